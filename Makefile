@@ -3,7 +3,9 @@ GO      ?= go
 BIN     := bin
 export CGO_ENABLED ?= 1
 
-.PHONY: all build test race check vet lint clean
+TOOLS   := $(CURDIR)/bin/tools
+
+.PHONY: all build test race check vet lint gen gen-check clean
 all: build
 
 build: ## build everything
@@ -21,7 +23,21 @@ vet:
 lint: vet ## gofmt and vet; prints the files that differ
 	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "gofmt:"; echo "$$out"; exit 1; fi
 
-check: build lint race ## what CI runs
+$(TOOLS)/buf:
+	GOBIN=$(TOOLS) $(GO) install github.com/bufbuild/buf/cmd/buf@v1.75.0
+$(TOOLS)/protoc-gen-go:
+	GOBIN=$(TOOLS) $(GO) install google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+$(TOOLS)/protoc-gen-connect-go:
+	GOBIN=$(TOOLS) $(GO) install connectrpc.com/connect/cmd/protoc-gen-connect-go@v1.21.1
+
+gen: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go ## rebuild the generated code
+	PATH="$(TOOLS):$$PATH" buf lint && PATH="$(TOOLS):$$PATH" buf generate
+
+gen-check: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go ## fails where committed generated code is stale
+	@rm -rf bin/gen && mkdir -p bin/gen && PATH="$(TOOLS):$$PATH" buf lint && PATH="$(TOOLS):$$PATH" buf generate -o bin/gen && \
+	for f in $$(cd bin/gen && find api -name '*.go'); do cmp -s "$$f" "bin/gen/$$f" || { echo "$$f is stale: run make gen"; exit 1; }; done
+
+check: build lint gen-check race ## what CI runs
 
 clean:
 	rm -rf $(BIN)
