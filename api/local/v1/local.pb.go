@@ -478,6 +478,7 @@ type SubmitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	Document      []byte                 `protobuf:"bytes,2,opt,name=document,proto3" json:"document,omitempty"`
+	Output        []byte                 `protobuf:"bytes,3,opt,name=output,proto3" json:"output,omitempty"` // with the release of an operation's output only: encrypted to the operator who asked, at most 4 MiB
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -522,6 +523,13 @@ func (x *SubmitRequest) GetRequestId() string {
 func (x *SubmitRequest) GetDocument() []byte {
 	if x != nil {
 		return x.Document
+	}
+	return nil
+}
+
+func (x *SubmitRequest) GetOutput() []byte {
+	if x != nil {
+		return x.Output
 	}
 	return nil
 }
@@ -1729,11 +1737,12 @@ const file_local_v1_local_proto_rawDesc = "" +
 	"public_key\x18\x02 \x01(\fR\tpublicKey\x12 \n" +
 	"\vendorsement\x18\x03 \x01(\fR\vendorsement\"$\n" +
 	"\vPinResponse\x12\x15\n" +
-	"\x06key_id\x18\x01 \x01(\tR\x05keyId\"J\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\"b\n" +
 	"\rSubmitRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1a\n" +
-	"\bdocument\x18\x02 \x01(\fR\bdocument\"o\n" +
+	"\bdocument\x18\x02 \x01(\fR\bdocument\x12\x16\n" +
+	"\x06output\x18\x03 \x01(\fR\x06output\"o\n" +
 	"\x0eSubmitResponse\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1f\n" +
