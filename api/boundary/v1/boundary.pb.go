@@ -452,7 +452,7 @@ type Up_Hello struct {
 }
 
 type Up_Beat struct {
-	Beat *Beat `protobuf:"bytes,2,opt,name=beat,proto3,oneof"` // the weather: may be lost, is not logged
+	Beat *Beat `protobuf:"bytes,2,opt,name=beat,proto3,oneof"` // keep-alive: may be lost, is not logged
 }
 
 type Up_Report struct {
@@ -479,6 +479,7 @@ type Down struct {
 	//	*Down_Welcome
 	//	*Down_Order
 	//	*Down_Ack
+	//	*Down_Beat
 	Body          isDown_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -548,6 +549,15 @@ func (x *Down) GetAck() *Ack {
 	return nil
 }
 
+func (x *Down) GetBeat() *Beat {
+	if x != nil {
+		if x, ok := x.Body.(*Down_Beat); ok {
+			return x.Beat
+		}
+	}
+	return nil
+}
+
 type isDown_Body interface {
 	isDown_Body()
 }
@@ -564,11 +574,17 @@ type Down_Ack struct {
 	Ack *Ack `protobuf:"bytes,3,opt,name=ack,proto3,oneof"` // all reports up to this number are in the vendor's book
 }
 
+type Down_Beat struct {
+	Beat *Beat `protobuf:"bytes,4,opt,name=beat,proto3,oneof"`
+}
+
 func (*Down_Welcome) isDown_Body() {}
 
 func (*Down_Order) isDown_Body() {}
 
 func (*Down_Ack) isDown_Body() {}
+
+func (*Down_Beat) isDown_Body() {}
 
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -742,15 +758,10 @@ func (x *Ack) GetUpto() uint64 {
 	return 0
 }
 
-// Beat is the present health, every few seconds.
+// Beat says that the channel is alive in both directions: each side answers the other's silence with one.
 type Beat struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Release       string                 `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"` // digest of the release that runs, empty for none
-	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"` // its version, as the vendor named it
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`     // offered waiting deploying deployed degraded failed
-	Posture       string                 `protobuf:"bytes,4,opt,name=posture,proto3" json:"posture,omitempty"` // closed private allowlist public; not the networks of an allowlist
-	Services      []*ServiceHealth       `protobuf:"bytes,5,rep,name=services,proto3" json:"services,omitempty"`
-	Secrets       []*SecretPresence      `protobuf:"bytes,6,rep,name=secrets,proto3" json:"secrets,omitempty"`
+	AtUnixMs      int64                  `protobuf:"varint,1,opt,name=at_unix_ms,json=atUnixMs,proto3" json:"at_unix_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -785,42 +796,68 @@ func (*Beat) Descriptor() ([]byte, []int) {
 	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{11}
 }
 
-func (x *Beat) GetRelease() string {
+func (x *Beat) GetAtUnixMs() int64 {
 	if x != nil {
-		return x.Release
+		return x.AtUnixMs
 	}
-	return ""
+	return 0
 }
 
-func (x *Beat) GetVersion() string {
-	if x != nil {
-		return x.Version
-	}
-	return ""
+// StatusReport is the present health. It is sent when it has changed, not by the clock.
+type StatusReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Posture       string                 `protobuf:"bytes,1,opt,name=posture,proto3" json:"posture,omitempty"` // closed private allowlist public; not the networks of an allowlist
+	Services      []*ServiceHealth       `protobuf:"bytes,2,rep,name=services,proto3" json:"services,omitempty"`
+	Secrets       []*SecretPresence      `protobuf:"bytes,3,rep,name=secrets,proto3" json:"secrets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Beat) GetState() string {
-	if x != nil {
-		return x.State
-	}
-	return ""
+func (x *StatusReport) Reset() {
+	*x = StatusReport{}
+	mi := &file_boundary_v1_boundary_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
 }
 
-func (x *Beat) GetPosture() string {
+func (x *StatusReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusReport) ProtoMessage() {}
+
+func (x *StatusReport) ProtoReflect() protoreflect.Message {
+	mi := &file_boundary_v1_boundary_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusReport.ProtoReflect.Descriptor instead.
+func (*StatusReport) Descriptor() ([]byte, []int) {
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *StatusReport) GetPosture() string {
 	if x != nil {
 		return x.Posture
 	}
 	return ""
 }
 
-func (x *Beat) GetServices() []*ServiceHealth {
+func (x *StatusReport) GetServices() []*ServiceHealth {
 	if x != nil {
 		return x.Services
 	}
 	return nil
 }
 
-func (x *Beat) GetSecrets() []*SecretPresence {
+func (x *StatusReport) GetSecrets() []*SecretPresence {
 	if x != nil {
 		return x.Secrets
 	}
@@ -838,7 +875,7 @@ type ServiceHealth struct {
 
 func (x *ServiceHealth) Reset() {
 	*x = ServiceHealth{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[12]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -850,7 +887,7 @@ func (x *ServiceHealth) String() string {
 func (*ServiceHealth) ProtoMessage() {}
 
 func (x *ServiceHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[12]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -863,7 +900,7 @@ func (x *ServiceHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceHealth.ProtoReflect.Descriptor instead.
 func (*ServiceHealth) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{12}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ServiceHealth) GetName() string {
@@ -898,7 +935,7 @@ type SecretPresence struct {
 
 func (x *SecretPresence) Reset() {
 	*x = SecretPresence{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[13]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -910,7 +947,7 @@ func (x *SecretPresence) String() string {
 func (*SecretPresence) ProtoMessage() {}
 
 func (x *SecretPresence) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[13]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -923,7 +960,7 @@ func (x *SecretPresence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretPresence.ProtoReflect.Descriptor instead.
 func (*SecretPresence) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{13}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SecretPresence) GetName() string {
@@ -952,6 +989,7 @@ type Report struct {
 	//	*Report_Probe
 	//	*Report_Checkpoint
 	//	*Report_Cosigned
+	//	*Report_Status
 	Body          isReport_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -959,7 +997,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[14]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -971,7 +1009,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[14]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -984,7 +1022,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{14}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Report) GetNumber() uint64 {
@@ -1053,6 +1091,15 @@ func (x *Report) GetCosigned() []byte {
 	return nil
 }
 
+func (x *Report) GetStatus() *StatusReport {
+	if x != nil {
+		if x, ok := x.Body.(*Report_Status); ok {
+			return x.Status
+		}
+	}
+	return nil
+}
+
 type isReport_Body interface {
 	isReport_Body()
 }
@@ -1077,6 +1124,10 @@ type Report_Cosigned struct {
 	Cosigned []byte `protobuf:"bytes,7,opt,name=cosigned,proto3,oneof"` // the vendor's checkpoint, countersigned by the appliance
 }
 
+type Report_Status struct {
+	Status *StatusReport `protobuf:"bytes,8,opt,name=status,proto3,oneof"`
+}
+
 func (*Report_Deploy) isReport_Body() {}
 
 func (*Report_Operation) isReport_Body() {}
@@ -1086,6 +1137,8 @@ func (*Report_Probe) isReport_Body() {}
 func (*Report_Checkpoint) isReport_Body() {}
 
 func (*Report_Cosigned) isReport_Body() {}
+
+func (*Report_Status) isReport_Body() {}
 
 type DeployReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1100,7 +1153,7 @@ type DeployReport struct {
 
 func (x *DeployReport) Reset() {
 	*x = DeployReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[15]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1112,7 +1165,7 @@ func (x *DeployReport) String() string {
 func (*DeployReport) ProtoMessage() {}
 
 func (x *DeployReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[15]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1125,7 +1178,7 @@ func (x *DeployReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployReport.ProtoReflect.Descriptor instead.
 func (*DeployReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{15}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DeployReport) GetRelease() string {
@@ -1176,7 +1229,7 @@ type OperationReport struct {
 
 func (x *OperationReport) Reset() {
 	*x = OperationReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[16]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1188,7 +1241,7 @@ func (x *OperationReport) String() string {
 func (*OperationReport) ProtoMessage() {}
 
 func (x *OperationReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[16]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1201,7 +1254,7 @@ func (x *OperationReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationReport.ProtoReflect.Descriptor instead.
 func (*OperationReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{16}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *OperationReport) GetId() string {
@@ -1249,7 +1302,7 @@ type ProbeReport struct {
 
 func (x *ProbeReport) Reset() {
 	*x = ProbeReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[17]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +1314,7 @@ func (x *ProbeReport) String() string {
 func (*ProbeReport) ProtoMessage() {}
 
 func (x *ProbeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[17]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1327,7 @@ func (x *ProbeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeReport.ProtoReflect.Descriptor instead.
 func (*ProbeReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{17}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ProbeReport) GetId() string {
@@ -1310,7 +1363,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[18]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1375,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[18]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1388,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{18}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Order) GetNumber() uint64 {
@@ -1457,7 +1510,7 @@ type ProbeOrder struct {
 
 func (x *ProbeOrder) Reset() {
 	*x = ProbeOrder{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1469,7 +1522,7 @@ func (x *ProbeOrder) String() string {
 func (*ProbeOrder) ProtoMessage() {}
 
 func (x *ProbeOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1482,7 +1535,7 @@ func (x *ProbeOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeOrder.ProtoReflect.Descriptor instead.
 func (*ProbeOrder) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{19}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ProbeOrder) GetId() string {
@@ -1509,7 +1562,7 @@ type ArtifactRequest struct {
 
 func (x *ArtifactRequest) Reset() {
 	*x = ArtifactRequest{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1521,7 +1574,7 @@ func (x *ArtifactRequest) String() string {
 func (*ArtifactRequest) ProtoMessage() {}
 
 func (x *ArtifactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1534,7 +1587,7 @@ func (x *ArtifactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactRequest.ProtoReflect.Descriptor instead.
 func (*ArtifactRequest) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{20}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ArtifactRequest) GetDigest() string {
@@ -1561,7 +1614,7 @@ type ArtifactChunk struct {
 
 func (x *ArtifactChunk) Reset() {
 	*x = ArtifactChunk{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1573,7 +1626,7 @@ func (x *ArtifactChunk) String() string {
 func (*ArtifactChunk) ProtoMessage() {}
 
 func (x *ArtifactChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1586,7 +1639,7 @@ func (x *ArtifactChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactChunk.ProtoReflect.Descriptor instead.
 func (*ArtifactChunk) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{21}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ArtifactChunk) GetTotal() int64 {
@@ -1632,11 +1685,12 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"\x04beat\x18\x02 \x01(\v2\x18.demarc.boundary.v1.BeatH\x00R\x04beat\x124\n" +
 	"\x06report\x18\x03 \x01(\v2\x1a.demarc.boundary.v1.ReportH\x00R\x06report\x12+\n" +
 	"\x03ack\x18\x04 \x01(\v2\x17.demarc.boundary.v1.AckH\x00R\x03ackB\x06\n" +
-	"\x04body\"\xa7\x01\n" +
+	"\x04body\"\xd7\x01\n" +
 	"\x04Down\x127\n" +
 	"\awelcome\x18\x01 \x01(\v2\x1b.demarc.boundary.v1.WelcomeH\x00R\awelcome\x121\n" +
 	"\x05order\x18\x02 \x01(\v2\x19.demarc.boundary.v1.OrderH\x00R\x05order\x12+\n" +
-	"\x03ack\x18\x03 \x01(\v2\x17.demarc.boundary.v1.AckH\x00R\x03ackB\x06\n" +
+	"\x03ack\x18\x03 \x01(\v2\x17.demarc.boundary.v1.AckH\x00R\x03ack\x12.\n" +
+	"\x04beat\x18\x04 \x01(\v2\x18.demarc.boundary.v1.BeatH\x00R\x04beatB\x06\n" +
 	"\x04body\"T\n" +
 	"\x05Hello\x12\x14\n" +
 	"\x05build\x18\x01 \x01(\tR\x05build\x12\x1f\n" +
@@ -1649,21 +1703,21 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"\freports_done\x18\x03 \x01(\x04R\vreportsDone\x12.\n" +
 	"\x13reconnect_spread_ms\x18\x04 \x01(\rR\x11reconnectSpreadMs\"\x19\n" +
 	"\x03Ack\x12\x12\n" +
-	"\x04upto\x18\x01 \x01(\x04R\x04upto\"\xe7\x01\n" +
-	"\x04Beat\x12\x18\n" +
-	"\arelease\x18\x01 \x01(\tR\arelease\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
-	"\x05state\x18\x03 \x01(\tR\x05state\x12\x18\n" +
-	"\aposture\x18\x04 \x01(\tR\aposture\x12=\n" +
-	"\bservices\x18\x05 \x03(\v2!.demarc.boundary.v1.ServiceHealthR\bservices\x12<\n" +
-	"\asecrets\x18\x06 \x03(\v2\".demarc.boundary.v1.SecretPresenceR\asecrets\"Y\n" +
+	"\x04upto\x18\x01 \x01(\x04R\x04upto\"$\n" +
+	"\x04Beat\x12\x1c\n" +
+	"\n" +
+	"at_unix_ms\x18\x01 \x01(\x03R\batUnixMs\"\xa5\x01\n" +
+	"\fStatusReport\x12\x18\n" +
+	"\aposture\x18\x01 \x01(\tR\aposture\x12=\n" +
+	"\bservices\x18\x02 \x03(\v2!.demarc.boundary.v1.ServiceHealthR\bservices\x12<\n" +
+	"\asecrets\x18\x03 \x03(\v2\".demarc.boundary.v1.SecretPresenceR\asecrets\"Y\n" +
 	"\rServiceHealth\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\ahealthy\x18\x02 \x01(\bR\ahealthy\x12\x1a\n" +
 	"\brestarts\x18\x03 \x01(\rR\brestarts\">\n" +
 	"\x0eSecretPresence\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\apresent\x18\x02 \x01(\bR\apresent\"\xc0\x02\n" +
+	"\apresent\x18\x02 \x01(\bR\apresent\"\xfc\x02\n" +
 	"\x06Report\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x1c\n" +
 	"\n" +
@@ -1674,7 +1728,8 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"\n" +
 	"checkpoint\x18\x06 \x01(\fH\x00R\n" +
 	"checkpoint\x12\x1c\n" +
-	"\bcosigned\x18\a \x01(\fH\x00R\bcosignedB\x06\n" +
+	"\bcosigned\x18\a \x01(\fH\x00R\bcosigned\x12:\n" +
+	"\x06status\x18\b \x01(\v2 .demarc.boundary.v1.StatusReportH\x00R\x06statusB\x06\n" +
 	"\x04body\"\x84\x01\n" +
 	"\fDeployReport\x12\x18\n" +
 	"\arelease\x18\x01 \x01(\tR\arelease\x12\x18\n" +
@@ -1732,7 +1787,7 @@ func file_boundary_v1_boundary_proto_rawDescGZIP() []byte {
 	return file_boundary_v1_boundary_proto_rawDescData
 }
 
-var file_boundary_v1_boundary_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_boundary_v1_boundary_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_boundary_v1_boundary_proto_goTypes = []any{
 	(*ChallengeRequest)(nil),  // 0: demarc.boundary.v1.ChallengeRequest
 	(*ChallengeResponse)(nil), // 1: demarc.boundary.v1.ChallengeResponse
@@ -1746,46 +1801,49 @@ var file_boundary_v1_boundary_proto_goTypes = []any{
 	(*Welcome)(nil),           // 9: demarc.boundary.v1.Welcome
 	(*Ack)(nil),               // 10: demarc.boundary.v1.Ack
 	(*Beat)(nil),              // 11: demarc.boundary.v1.Beat
-	(*ServiceHealth)(nil),     // 12: demarc.boundary.v1.ServiceHealth
-	(*SecretPresence)(nil),    // 13: demarc.boundary.v1.SecretPresence
-	(*Report)(nil),            // 14: demarc.boundary.v1.Report
-	(*DeployReport)(nil),      // 15: demarc.boundary.v1.DeployReport
-	(*OperationReport)(nil),   // 16: demarc.boundary.v1.OperationReport
-	(*ProbeReport)(nil),       // 17: demarc.boundary.v1.ProbeReport
-	(*Order)(nil),             // 18: demarc.boundary.v1.Order
-	(*ProbeOrder)(nil),        // 19: demarc.boundary.v1.ProbeOrder
-	(*ArtifactRequest)(nil),   // 20: demarc.boundary.v1.ArtifactRequest
-	(*ArtifactChunk)(nil),     // 21: demarc.boundary.v1.ArtifactChunk
+	(*StatusReport)(nil),      // 12: demarc.boundary.v1.StatusReport
+	(*ServiceHealth)(nil),     // 13: demarc.boundary.v1.ServiceHealth
+	(*SecretPresence)(nil),    // 14: demarc.boundary.v1.SecretPresence
+	(*Report)(nil),            // 15: demarc.boundary.v1.Report
+	(*DeployReport)(nil),      // 16: demarc.boundary.v1.DeployReport
+	(*OperationReport)(nil),   // 17: demarc.boundary.v1.OperationReport
+	(*ProbeReport)(nil),       // 18: demarc.boundary.v1.ProbeReport
+	(*Order)(nil),             // 19: demarc.boundary.v1.Order
+	(*ProbeOrder)(nil),        // 20: demarc.boundary.v1.ProbeOrder
+	(*ArtifactRequest)(nil),   // 21: demarc.boundary.v1.ArtifactRequest
+	(*ArtifactChunk)(nil),     // 22: demarc.boundary.v1.ArtifactChunk
 }
 var file_boundary_v1_boundary_proto_depIdxs = []int32{
 	8,  // 0: demarc.boundary.v1.Up.hello:type_name -> demarc.boundary.v1.Hello
 	11, // 1: demarc.boundary.v1.Up.beat:type_name -> demarc.boundary.v1.Beat
-	14, // 2: demarc.boundary.v1.Up.report:type_name -> demarc.boundary.v1.Report
+	15, // 2: demarc.boundary.v1.Up.report:type_name -> demarc.boundary.v1.Report
 	10, // 3: demarc.boundary.v1.Up.ack:type_name -> demarc.boundary.v1.Ack
 	9,  // 4: demarc.boundary.v1.Down.welcome:type_name -> demarc.boundary.v1.Welcome
-	18, // 5: demarc.boundary.v1.Down.order:type_name -> demarc.boundary.v1.Order
+	19, // 5: demarc.boundary.v1.Down.order:type_name -> demarc.boundary.v1.Order
 	10, // 6: demarc.boundary.v1.Down.ack:type_name -> demarc.boundary.v1.Ack
-	12, // 7: demarc.boundary.v1.Beat.services:type_name -> demarc.boundary.v1.ServiceHealth
-	13, // 8: demarc.boundary.v1.Beat.secrets:type_name -> demarc.boundary.v1.SecretPresence
-	15, // 9: demarc.boundary.v1.Report.deploy:type_name -> demarc.boundary.v1.DeployReport
-	16, // 10: demarc.boundary.v1.Report.operation:type_name -> demarc.boundary.v1.OperationReport
-	17, // 11: demarc.boundary.v1.Report.probe:type_name -> demarc.boundary.v1.ProbeReport
-	19, // 12: demarc.boundary.v1.Order.probe:type_name -> demarc.boundary.v1.ProbeOrder
-	0,  // 13: demarc.boundary.v1.Bootstrap.Challenge:input_type -> demarc.boundary.v1.ChallengeRequest
-	2,  // 14: demarc.boundary.v1.Bootstrap.Enrol:input_type -> demarc.boundary.v1.EnrolRequest
-	4,  // 15: demarc.boundary.v1.Boundary.Renew:input_type -> demarc.boundary.v1.RenewRequest
-	6,  // 16: demarc.boundary.v1.Boundary.Channel:input_type -> demarc.boundary.v1.Up
-	20, // 17: demarc.boundary.v1.Boundary.Artifact:input_type -> demarc.boundary.v1.ArtifactRequest
-	1,  // 18: demarc.boundary.v1.Bootstrap.Challenge:output_type -> demarc.boundary.v1.ChallengeResponse
-	3,  // 19: demarc.boundary.v1.Bootstrap.Enrol:output_type -> demarc.boundary.v1.EnrolResponse
-	5,  // 20: demarc.boundary.v1.Boundary.Renew:output_type -> demarc.boundary.v1.RenewResponse
-	7,  // 21: demarc.boundary.v1.Boundary.Channel:output_type -> demarc.boundary.v1.Down
-	21, // 22: demarc.boundary.v1.Boundary.Artifact:output_type -> demarc.boundary.v1.ArtifactChunk
-	18, // [18:23] is the sub-list for method output_type
-	13, // [13:18] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	11, // 7: demarc.boundary.v1.Down.beat:type_name -> demarc.boundary.v1.Beat
+	13, // 8: demarc.boundary.v1.StatusReport.services:type_name -> demarc.boundary.v1.ServiceHealth
+	14, // 9: demarc.boundary.v1.StatusReport.secrets:type_name -> demarc.boundary.v1.SecretPresence
+	16, // 10: demarc.boundary.v1.Report.deploy:type_name -> demarc.boundary.v1.DeployReport
+	17, // 11: demarc.boundary.v1.Report.operation:type_name -> demarc.boundary.v1.OperationReport
+	18, // 12: demarc.boundary.v1.Report.probe:type_name -> demarc.boundary.v1.ProbeReport
+	12, // 13: demarc.boundary.v1.Report.status:type_name -> demarc.boundary.v1.StatusReport
+	20, // 14: demarc.boundary.v1.Order.probe:type_name -> demarc.boundary.v1.ProbeOrder
+	0,  // 15: demarc.boundary.v1.Bootstrap.Challenge:input_type -> demarc.boundary.v1.ChallengeRequest
+	2,  // 16: demarc.boundary.v1.Bootstrap.Enrol:input_type -> demarc.boundary.v1.EnrolRequest
+	4,  // 17: demarc.boundary.v1.Boundary.Renew:input_type -> demarc.boundary.v1.RenewRequest
+	6,  // 18: demarc.boundary.v1.Boundary.Channel:input_type -> demarc.boundary.v1.Up
+	21, // 19: demarc.boundary.v1.Boundary.Artifact:input_type -> demarc.boundary.v1.ArtifactRequest
+	1,  // 20: demarc.boundary.v1.Bootstrap.Challenge:output_type -> demarc.boundary.v1.ChallengeResponse
+	3,  // 21: demarc.boundary.v1.Bootstrap.Enrol:output_type -> demarc.boundary.v1.EnrolResponse
+	5,  // 22: demarc.boundary.v1.Boundary.Renew:output_type -> demarc.boundary.v1.RenewResponse
+	7,  // 23: demarc.boundary.v1.Boundary.Channel:output_type -> demarc.boundary.v1.Down
+	22, // 24: demarc.boundary.v1.Boundary.Artifact:output_type -> demarc.boundary.v1.ArtifactChunk
+	20, // [20:25] is the sub-list for method output_type
+	15, // [15:20] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_boundary_v1_boundary_proto_init() }
@@ -1803,15 +1861,17 @@ func file_boundary_v1_boundary_proto_init() {
 		(*Down_Welcome)(nil),
 		(*Down_Order)(nil),
 		(*Down_Ack)(nil),
+		(*Down_Beat)(nil),
 	}
-	file_boundary_v1_boundary_proto_msgTypes[14].OneofWrappers = []any{
+	file_boundary_v1_boundary_proto_msgTypes[15].OneofWrappers = []any{
 		(*Report_Deploy)(nil),
 		(*Report_Operation)(nil),
 		(*Report_Probe)(nil),
 		(*Report_Checkpoint)(nil),
 		(*Report_Cosigned)(nil),
+		(*Report_Status)(nil),
 	}
-	file_boundary_v1_boundary_proto_msgTypes[18].OneofWrappers = []any{
+	file_boundary_v1_boundary_proto_msgTypes[19].OneofWrappers = []any{
 		(*Order_Release)(nil),
 		(*Order_Operation)(nil),
 		(*Order_Cancel)(nil),
@@ -1825,7 +1885,7 @@ func file_boundary_v1_boundary_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_boundary_v1_boundary_proto_rawDesc), len(file_boundary_v1_boundary_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
