@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package seal
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/demarc-dev/demarc/fault"
+)
+
+const maxDepth = 64 // nesting of a JSON document
+
+// StrictJSON reads exactly one JSON value into v. Unknown fields, a key that is given twice in one object, trailing
+// data, text that is not UTF-8 and nesting beyond 64 are refused, with line and column. The caller bounds the size.
+func StrictJSON(b []byte, v any) error {
+	const op = "seal.StrictJSON"
+	if !utf8.Valid(b) {
+		return fault.New(op, fault.Invalid, "the text is not UTF-8")
+	}
+	if err := shape(op, b); err != nil {
+		return err
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		if text, ok := written(err); ok {
+			return fault.Because(err, op, fault.Invalid, "%s", text)
+		}
+		at := d.InputOffset()
+		var te *json.UnmarshalTypeError
+		if errors.As(err, &te) {
+			return fault.Because(err, op, fault.Invalid, "%s: field %q can't hold a JSON %s", place(b, te.Offset), clip(te.Field), clip(te.Value))
+		}
+		return fault.Because(err, op, fault.Invalid, "%s: %s", place(b, at), clipText(strings.TrimPrefix(err.Error(), "json: ")))
+	}
+	return nil
+}
+
+// written finds the sentence of a fault that a type's own UnmarshalJSON gave.
+func written(err error) (string, bool) {
+	var f *fault.Error
+	if errors.As(err, &f) && f.Text != "" {
+		return f.Text, true
+	}
+	return "", false
+}
+
+// shape walks the tokens once: duplicate keys, depth, trailing data.
+func shape(op string, b []byte) error {
+	type level struct {
+		keys map[string]bool // nil for an array
+		key  bool            // the next token is a key
+	}
+	var stack []level
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.UseNumber()
+	done := false
+	for {
+		start := d.InputOffset()
+		tok, err := d.Token()
+		if errors.Is(err, io.EOF) && done {
+			return nil
+		}
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return fault.Because(err, op, fault.Invalid, "%s: not JSON: %s", place(b, max(start, d.InputOffset())), clipText(err.Error()))
+		}
+		if done {
+			return fault.New(op, fault.Invalid, "%s: data after the end of the document", place(b, d.InputOffset()))
+		}
+		top := len(stack) - 1
+		if top >= 0 && stack[top].keys != nil && stack[top].key {
+			if name, ok := tok.(string); ok {
+				if stack[top].keys[name] {
+					return fault.New(op, fault.Invalid, "%s: the key %q is given twice", place(b, d.InputOffset()), clip(name))
+				}
+				stack[top].keys[name], stack[top].key = true, false
+				continue
+			}
+		}
+		switch tok {
+		case json.Delim('{'):
+			stack = append(stack, level{keys: map[string]bool{}, key: true})
+		case json.Delim('['):
+			stack = append(stack, level{})
+		case json.Delim('}'), json.Delim(']'):
+			stack = stack[:top]
+		}
+		if len(stack) > maxDepth {
+			return fault.New(op, fault.Invalid, "%s: nested deeper than %d", place(b, d.InputOffset()), maxDepth)
+		}
+		if open := tok == json.Delim('{') || tok == json.Delim('['); !open {
+			if n := len(stack) - 1; n >= 0 {
+				stack[n].key = stack[n].keys != nil
+			}
+		}
+		done = len(stack) == 0
+	}
+}
+
+// place spells an offset for people.
+func place(b []byte, off int64) string {
+	off = min(max(off, 0), int64(len(b)))
+	before := b[:off]
+	line := bytes.Count(before, []byte("\n")) + 1
+	col := len(before) - (bytes.LastIndexByte(before, '\n') + 1) + 1
+	return fmt.Sprintf("line %d, column %d", line, col)
+}
+
+func clipText(s string) string {
+	if len(s) > 160 {
+		return s[:160] + "..."
+	}
+	return s
+}
