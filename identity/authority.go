@@ -42,9 +42,8 @@ type Authority struct {
 // NewCA makes the CA of a trust domain with a fresh ECDSA P-256 key. It signs leaves only, for that domain only.
 func NewCA(trustDomain string, now time.Time, rand io.Reader, ttl time.Duration) (*Authority, error) {
 	const op = "identity.NewCA"
-	td, err := spiffeid.TrustDomainFromString(trustDomain)
-	if err != nil || td.Name() != trustDomain {
-		return nil, fault.Because(err, op, fault.Invalid, "trust domain %q: use lower-case letters, digits, dots and hyphens, for instance acme.example", clip(trustDomain))
+	if err := CheckTrustDomain(trustDomain); err != nil {
+		return nil, err
 	}
 	if ttl <= 0 {
 		return nil, fault.New(op, fault.Invalid, "a CA that lives %s: its life must be positive", ttl)
@@ -63,17 +62,14 @@ func NewCA(trustDomain string, now time.Time, rand io.Reader, ttl time.Duration)
 		Subject:               pkix.Name{Organization: []string{"demarc"}, CommonName: cn(trustDomain) + " CA " + serial.Text(16)[:8]},
 		NotBefore:             now.Add(-DefaultBackdate).UTC(),
 		NotAfter:              now.Add(ttl).UTC(),
-		URIs:                  []*url.URL{td.ID().URL()},
+		URIs:                  []*url.URL{{Scheme: "spiffe", Host: trustDomain}},
 		IsCA:                  true,
 		BasicConstraintsValid: true,
 		MaxPathLenZero:        true,
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-	}
-	// A URI constraint is a host name in X.509. A trust domain with an underscore is none: there the check of
-	// principalOfChain stands alone.
-	if !strings.Contains(trustDomain, "_") {
-		t.PermittedDNSDomainsCritical = true
-		t.PermittedURIDomains = []string{trustDomain}
+		// Any verifier of X.509, not only ours, refuses a leaf of this CA for another domain.
+		PermittedDNSDomainsCritical: true,
+		PermittedURIDomains:         []string{trustDomain},
 	}
 	der, err := x509.CreateCertificate(rand, t, t, key.Public(), key)
 	if err != nil {
@@ -87,6 +83,21 @@ func NewCA(trustDomain string, now time.Time, rand io.Reader, ttl time.Duration)
 }
 
 func cn(s string) string { return s[:min(40, len(s))] }
+
+// CheckTrustDomain tells whether s may be a trust domain: a DNS name in lower case, and no address. SPIFFE allows
+// more; a name constraint in X.509, which holds a CA to its domain, does not.
+func CheckTrustDomain(s string) error {
+	const op = "identity.CheckTrustDomain"
+	_, notAddr := netip.ParseAddr(s)
+	ok := len(s) <= 253 && notAddr != nil
+	for label := range strings.SplitSeq(s, ".") {
+		ok = ok && fleet.CheckName("label", label) == nil
+	}
+	if !ok {
+		return fault.New(op, fault.Invalid, "trust domain %q: use a DNS name in lower case, for instance acme.example", clip(s))
+	}
+	return nil
+}
 
 // IssueOptions is what a leaf may carry besides its principal. DNS names and addresses are for nodes only.
 type IssueOptions struct {

@@ -13,8 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
 	"github.com/demarc-dev/demarc/fault"
 )
 
@@ -78,8 +76,8 @@ func nonceMAC(key, b []byte) []byte {
 // domain and is worth nothing anywhere else.
 func Audience(trustDomain, nonce string, csrDER []byte) (string, error) {
 	const op = "identity.Audience"
-	if td, err := spiffeid.TrustDomainFromString(trustDomain); err != nil || td.Name() != trustDomain {
-		return "", fault.Because(err, op, fault.Invalid, "%q is not a trust domain", clip(trustDomain))
+	if err := CheckTrustDomain(trustDomain); err != nil {
+		return "", err
 	}
 	if nonce == "" {
 		return "", fault.New(op, fault.Invalid, "there is no nonce: ask for one first")
