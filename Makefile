@@ -35,7 +35,7 @@ gen: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go ## rebui
 
 gen-check: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go ## fails where committed generated code is stale
 	@rm -rf bin/gen && mkdir -p bin/gen && PATH="$(TOOLS):$$PATH" buf lint && PATH="$(TOOLS):$$PATH" buf generate -o bin/gen && \
-	for f in $$(cd bin/gen && find api -name '*.go'); do cmp -s "$$f" "bin/gen/$$f" || { echo "$$f is stale: run make gen"; exit 1; }; done
+	for f in $$(cd bin/gen && find api -name '*.go'); do cmp -s "$$f" "bin/gen/$$f" || { echo "$$f is stale: run make gen"; exit 1; }; done; rm -rf bin/gen
 
 check: build lint gen-check race ## what CI runs
 

@@ -61,7 +61,7 @@ type LogReport struct {
 type DocumentReport struct {
 	Digest fleet.Digest
 	Type   string
-	By     []fleet.KeyID
+	By     []seal.KeyID
 }
 
 // Verify checks a bundle offline. Each log must be whole and as signed, each checkpoint of it (its own, cosigned, or
@@ -94,7 +94,7 @@ func Verify(bundle []byte, pinned Pins) (Report, error) {
 		if err != nil {
 			return Report{}, fault.Because(err, op, fault.Of(err), "document %d: %s", i, fault.Text(err))
 		}
-		dr := DocumentReport{Digest: seal.Digest([]byte(d)), Type: typ}
+		dr := DocumentReport{Digest: fleet.DigestOf([]byte(d)), Type: typ}
 		for _, k := range by {
 			dr.By = append(dr.By, k.ID)
 		}

@@ -17,13 +17,12 @@ import (
 	"github.com/demarc-dev/demarc/fault"
 )
 
-// The five kinds of name. Names match [NamePattern].
+// The kinds of name. Names match [NamePattern].
 type (
 	ApplianceID string
 	CustomerID  string
 	RequestID   string // chosen by the caller, unique for one principal; at most 64 bytes
 	Serial      string // of a certificate: lower-case hex, no leading zeros
-	KeyID       string // "SHA256:" and the unpadded base64 of the SHA-256 of the public key's PKIX form
 )
 
 // NamePattern is what a name may look like: a DNS label.

@@ -14,12 +14,14 @@ import (
 	"encoding/pem"
 
 	"github.com/demarc-dev/demarc/fault"
-	"github.com/demarc-dev/demarc/fleet"
 )
+
+// KeyID names a public key: "SHA256:" and the unpadded base64 of the SHA-256 of its PKIX form.
+type KeyID string
 
 // Key is a public key that documents are checked with: Ed25519, or ECDSA on P-256. KeyOf and ParseKey make one.
 type Key struct {
-	ID     fleet.KeyID
+	ID     KeyID
 	Public crypto.PublicKey
 }
 
@@ -51,7 +53,7 @@ func KeyOf(pub crypto.PublicKey) (Key, error) {
 		return Key{}, fault.Because(err, op, fault.Invalid, "the public key has no PKIX form")
 	}
 	h := sha256.Sum256(der)
-	return Key{ID: fleet.KeyID("SHA256:" + base64.RawStdEncoding.EncodeToString(h[:])), Public: pub}, nil
+	return Key{ID: KeyID("SHA256:" + base64.RawStdEncoding.EncodeToString(h[:])), Public: pub}, nil
 }
 
 // ParseKey reads exactly one PEM block "PUBLIC KEY" (PKIX), with nothing around it but white space.

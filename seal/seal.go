@@ -37,6 +37,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"io"
@@ -45,7 +46,6 @@ import (
 	"github.com/secure-systems-lab/go-securesystemslib/dsse"
 
 	"github.com/demarc-dev/demarc/fault"
-	"github.com/demarc-dev/demarc/fleet"
 )
 
 // Limits on what is made and on what is read.
@@ -169,18 +169,16 @@ func Peek[T Body](sealed []byte) (T, error) {
 	return parse[T](op, payload)
 }
 
-// Digest names the bytes of an envelope, signatures included.
-func Digest(sealed []byte) fleet.Digest { return fleet.DigestOf(sealed) }
-
 // Identity names the signed document inside an envelope: the digest of its type and payload, whoever signed it.
 // It stays the same however the signatures are added to, taken away or rewritten: uses are counted by it.
-// It checks no signature.
-func Identity(sealed []byte) (fleet.Digest, error) {
+// It is spelled sha256:<64 hex digits>. It checks no signature.
+func Identity(sealed []byte) (string, error) {
 	env, payload, err := unwrap("seal.Identity", sealed)
 	if err != nil {
 		return "", err
 	}
-	return fleet.DigestOf(dsse.PAE(env.PayloadType, payload)), nil
+	h := sha256.Sum256(dsse.PAE(env.PayloadType, payload))
+	return "sha256:" + hex.EncodeToString(h[:]), nil
 }
 
 // unwrap reads the envelope, strictly, and decodes the payload without looking inside.
@@ -221,7 +219,7 @@ func decode64(s string) ([]byte, bool) {
 
 // check gives the distinct trusted keys that signed env, at least one.
 func check(op string, env *dsse.Envelope, trusted []Key) ([]Key, error) {
-	byID := make(map[fleet.KeyID]Key, len(trusted))
+	byID := make(map[KeyID]Key, len(trusted))
 	verifiers := make([]dsse.Verifier, 0, len(trusted))
 	for _, k := range trusted {
 		// The ID is computed again: a key that was put together by hand can't pose as two.
@@ -246,9 +244,9 @@ func check(op string, env *dsse.Envelope, trusted []Key) ([]Key, error) {
 	if err != nil {
 		return nil, fault.Because(err, op, fault.Denied, "the document is not signed by any of the %d trusted keys", len(verifiers))
 	}
-	signed := make(map[fleet.KeyID]bool, len(accepted))
+	signed := make(map[KeyID]bool, len(accepted))
 	for _, a := range accepted {
-		signed[fleet.KeyID(a.KeyID)] = true
+		signed[KeyID(a.KeyID)] = true
 	}
 	var by []Key
 	for _, v := range verifiers {
