@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/demarc-dev/demarc/fault"
+)
+
+// Handshake runs the client's side of TLS over a connection of a route and names what is wrong with the path where it fails.
+// cfg does the verification: nothing is added to it and nothing taken away. On an error the connection is closed.
+func Handshake(ctx context.Context, c net.Conn, cfg *tls.Config) (*tls.Conn, error) {
+	t := tls.Client(c, cfg)
+	if err := t.HandshakeContext(ctx); err != nil {
+		_ = c.Close()
+		return nil, Explain(err)
+	}
+	return t, nil
+}
+
+// Explain names a failed TLS handshake: a proxy that opens TLS, a portal that answers in its place, a clock that is off.
+func Explain(err error) error {
+	const op = "mesh.Handshake"
+	if err == nil {
+		return nil
+	}
+	var expired x509.CertificateInvalidError
+	if errors.As(err, &expired) && expired.Reason == x509.Expired {
+		return fault.Because(err, op, fault.Expired, "the other side's certificate is not valid at this machine's time: check the clock first")
+	}
+	if cert, ok := stranger(err); ok {
+		return fault.Because(err, op, fault.Denied, "the certificate was issued by %s, which is not your vendor: a proxy on the path opens TLS; "+
+			"ask its administrator to let this address through unopened, or choose another route", issuer(cert))
+	}
+	var record tls.RecordHeaderError
+	if errors.As(err, &record) {
+		return fault.Because(err, op, fault.Denied, "what answers does not speak TLS: a portal or a proxy answers in the place of your vendor")
+	}
+	return fault.At(op, "", orUnavailable(err))
+}
+
+// orUnavailable keeps a written kind; a broken connection has none, and may be tried again.
+func orUnavailable(err error) error {
+	var f *fault.Error
+	if errors.As(err, &f) {
+		return err
+	}
+	return fault.At("mesh.Handshake", fault.Unavailable, err)
+}
+
+// stranger gives the certificate that no known authority has issued.
+func stranger(err error) (*x509.Certificate, bool) {
+	var unknown x509.UnknownAuthorityError
+	if !errors.As(err, &unknown) {
+		return nil, false
+	}
+	var failed *tls.CertificateVerificationError
+	if errors.As(err, &failed) && len(failed.UnverifiedCertificates) > 0 {
+		return failed.UnverifiedCertificates[0], true
+	}
+	return unknown.Cert, unknown.Cert != nil
+}
+
+// issuer spells the issuer, which a stranger chose: quoted and short.
+func issuer(c *x509.Certificate) string {
+	name := c.Issuer.CommonName
+	if len(c.Issuer.Organization) > 0 {
+		name = c.Issuer.Organization[0] + ": " + name
+	}
+	if name == "" || name == ": " {
+		return "an authority without a name"
+	}
+	return fmt.Sprintf("%.100q", name)
+}

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package mesh carries bytes to a peer over public HTTPS, PrivateLink or a tailnet (tsnet). It proves nobody.
+//
+// The promise: what is not on a route's list is never dialled, and no route is trusted with more than bytes: the same mutual
+// TLS runs over each of them, and this package neither makes nor checks an identity. A switch carries one session over an
+// ordered list of routes; it fails over, fails back, and changes live: the new session is up before the old one ends.
+//
+// On the wire there is nothing of this package's own: TCP, an HTTP CONNECT where a proxy stands in the way, or WireGuard
+// inside the process, with no interface on the host, no port mapping at the gateway and no log upload.
+package mesh
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/demarc-dev/demarc/fault"
+)
+
+// Names of the routes, as the operator's file spells them.
+const (
+	NameHTTPS       = "https"
+	NamePrivateLink = "privatelink"
+	NameTailscale   = "tailscale"
+)
+
+// MaxAddresses is how many addresses a route may list.
+const MaxAddresses = 32
+
+// Route is one way to a peer. Dial with addr "" takes the route's own addresses in order; any other addr must be one of
+// them. Safe for concurrent use.
+type Route interface {
+	Name() string
+	Dial(ctx context.Context, addr string) (net.Conn, error)
+}
+
+// HTTPS is the configuration of the route over the public network.
+type HTTPS struct {
+	Addresses []string // host:port, tried in order
+	Proxy     *Proxy   // nil: straight
+	Wait      time.Duration
+}
+
+// PrivateLink is the configuration of the route through a private endpoint: its DNS names or addresses, host:port. Only
+// where the bytes go differs: the name that TLS asks for, and its verification, stay the control plane's.
+type PrivateLink struct {
+	Addresses []string
+	Wait      time.Duration
+}
+
+// NewHTTPS gives the route over the public network, by the system's resolver, through a proxy where one is set.
+func NewHTTPS(c HTTPS) (Route, error) {
+	if c.Proxy != nil {
+		if err := c.Proxy.check(); err != nil {
+			return nil, err
+		}
+	}
+	return newDirect(NameHTTPS, c.Addresses, c.Proxy, c.Wait)
+}
+
+// NewPrivateLink gives the route through a private endpoint. It never uses a proxy.
+func NewPrivateLink(c PrivateLink) (Route, error) {
+	return newDirect(NamePrivateLink, c.Addresses, nil, c.Wait)
+}
+
+// direct is a route that dials from the host.
+type direct struct {
+	name      string
+	addresses []string
+	proxy     *Proxy
+	dialer    *net.Dialer
+	wait      time.Duration // for one address
+}
+
+func newDirect(name string, addresses []string, proxy *Proxy, wait time.Duration) (Route, error) {
+	if err := checkAddresses(name, addresses); err != nil {
+		return nil, err
+	}
+	if wait <= 0 {
+		wait = 10 * time.Second
+	}
+	alive := net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3}
+	return &direct{name: name, addresses: slices.Clone(addresses), proxy: proxy, dialer: &net.Dialer{KeepAliveConfig: alive}, wait: wait}, nil
+}
+
+func checkAddresses(name string, addresses []string) error {
+	const op = "mesh.Route"
+	if len(addresses) == 0 || len(addresses) > MaxAddresses {
+		return fault.New(op, fault.Invalid, "route %s: name 1 to %d addresses", name, MaxAddresses)
+	}
+	for _, a := range addresses {
+		host, port, err := net.SplitHostPort(a)
+		if n, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil || host == "" || n == 0 {
+			return fault.New(op, fault.Invalid, "route %s: address %.64q: use host:port", name, a)
+		}
+	}
+	return nil
+}
+
+// Name names the route.
+func (d *direct) Name() string { return d.name }
+
+// Dial connects to addr, or to the first of the route's addresses that answers.
+func (d *direct) Dial(ctx context.Context, addr string) (net.Conn, error) {
+	return dialList(ctx, d.name, addr, d.addresses, d.wait, func(ctx context.Context, a string) (net.Conn, error) {
+		if d.proxy != nil {
+			return d.proxy.dial(ctx, d.dialer, a)
+		}
+		return d.dialer.DialContext(ctx, "tcp", a)
+	})
+}
+
+// dialList dials what is listed, and nothing else.
+func dialList(ctx context.Context, name, addr string, listed []string, wait time.Duration, dial func(context.Context, string) (net.Conn, error)) (net.Conn, error) {
+	const op = "mesh.Dial"
+	if addr != "" {
+		if !slices.Contains(listed, addr) {
+			return nil, fault.New(op, fault.Denied, "route %s: %.64q is not on its list, and is not dialled", name, addr)
+		}
+		listed = []string{addr}
+	}
+	var errs []error
+	for _, a := range listed {
+		one, cancel := context.WithTimeout(ctx, wait)
+		c, err := dial(one, a)
+		cancel()
+		if err == nil {
+			return c, nil
+		}
+		errs = append(errs, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	err := errors.Join(errs...)
+	for _, e := range errs { // what needs a human is told before what may pass
+		if k := fault.Of(e); k == fault.Denied || k == fault.Invalid {
+			return nil, fault.Because(err, op, k, "route %s: %s", name, fault.Text(e))
+		}
+	}
+	return nil, fault.Because(err, op, fault.Unavailable, "route %s: none of its %d addresses answers", name, len(listed))
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package meshtest is a tailnet on loopback: control server, relay and STUN in memory, for tests and for the demo.
+//
+// The promise: nothing is sent beyond loopback, and Close leaves no listener behind. It is no tailnet for production: its
+// relay's certificate is made at the start and checked by nobody.
+package meshtest
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"log"
+	"math/big"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"tailscale.com/derp/derpserver"
+	"tailscale.com/net/stun"
+	"tailscale.com/tailcfg"
+	"tailscale.com/tstest/integration/testcontrol"
+	"tailscale.com/types/key"
+
+	"github.com/demarc-dev/demarc/fault"
+)
+
+// Tailnet is one tailnet with its own control server.
+type Tailnet struct {
+	URL     string // the control server's
+	AuthKey string // what a node must show
+
+	control *http.Server
+	relay   *http.Server
+	derp    *derpserver.Server
+	stun    *net.UDPConn
+	work    sync.WaitGroup
+}
+
+// Start opens a tailnet that takes in nodes with this auth key.
+func Start(authKey string) (*Tailnet, error) {
+	const op = "meshtest.Start"
+	t := &Tailnet{AuthKey: authKey}
+	var err error
+	if t.stun, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}); err != nil {
+		return nil, fault.At(op, fault.Unavailable, err)
+	}
+	t.work.Go(t.answer)
+	cert, err := selfSigned()
+	if err != nil {
+		return nil, errors.Join(fault.At(op, fault.Internal, err), t.Close())
+	}
+	relay, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		return nil, errors.Join(fault.At(op, fault.Unavailable, err), t.Close())
+	}
+	silent := log.New(io.Discard, "", 0)
+	t.derp = derpserver.New(key.NewNode(), func(string, ...any) {})
+	t.relay = &http.Server{Handler: derpserver.Handler(t.derp), ReadHeaderTimeout: 10 * time.Second, ErrorLog: silent, Protocols: new(http.Protocols)}
+	t.relay.Protocols.SetHTTP1(true)
+	t.serve(t.relay, tls.NewListener(relay, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}}))
+
+	control, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		return nil, errors.Join(fault.At(op, fault.Unavailable, err), t.Close())
+	}
+	t.URL = "http://" + control.Addr().String()
+	node := &tailcfg.DERPNode{Name: "1a", RegionID: 1, HostName: "127.0.0.1", IPv4: "127.0.0.1", IPv6: "none", InsecureForTests: true, STUNTestIP: "127.0.0.1",
+		DERPPort: relay.Addr().(*net.TCPAddr).Port, STUNPort: t.stun.LocalAddr().(*net.UDPAddr).Port}
+	handler := &testcontrol.Server{
+		Logf:            func(string, ...any) {},
+		ExplicitBaseURL: t.URL,
+		RequireAuthKey:  authKey,
+		AllOnline:       true,
+		MagicDNSDomain:  "tailnet.test",
+		DERPMap:         &tailcfg.DERPMap{OmitDefaultRegions: true, Regions: map[int]*tailcfg.DERPRegion{1: {RegionID: 1, RegionCode: "loopback", Nodes: []*tailcfg.DERPNode{node}}}},
+	}
+	t.control = &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, ErrorLog: silent}
+	t.serve(t.control, control)
+	return t, nil
+}
+
+func (t *Tailnet) serve(s *http.Server, l net.Listener) {
+	t.work.Go(func() { _ = s.Serve(l) }) // it ends with Close
+}
+
+// answer tells each caller the address that it comes from.
+func (t *Tailnet) answer() {
+	buf := make([]byte, 2048)
+	for {
+		n, from, err := t.stun.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			return // closed
+		}
+		id, err := stun.ParseBindingRequest(buf[:n])
+		if err != nil {
+			continue // not STUN
+		}
+		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+		_, _ = t.stun.WriteToUDPAddrPort(stun.Response(id, from), from) // a lost answer is asked for again
+	}
+}
+
+// Close ends the tailnet. Nodes that are still up lose their coordinator.
+func (t *Tailnet) Close() error {
+	var errs []error
+	if t.control != nil {
+		errs = append(errs, t.control.Close())
+	}
+	if t.relay != nil {
+		errs = append(errs, t.relay.Close())
+	}
+	if t.derp != nil {
+		errs = append(errs, t.derp.Close())
+	}
+	if t.stun != nil {
+		errs = append(errs, t.stun.Close())
+	}
+	t.work.Wait()
+	return fault.At("meshtest.Close", fault.Internal, errors.Join(errs...))
+}
+
+func selfSigned() (tls.Certificate, error) {
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, NotAfter: time.Now().Add(24 * time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, k.Public(), k)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: k}, err
+}

@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/mesh"
+)
+
+// fake is a route that can be taken down, with the sessions over it.
+type fake struct {
+	name  string
+	down  atomic.Bool
+	dials atomic.Int64
+	cut   atomic.Pointer[context.CancelCauseFunc]
+}
+
+func (f *fake) Name() string { return f.name }
+
+func (f *fake) Dial(context.Context, string) (net.Conn, error) {
+	f.dials.Add(1)
+	if f.down.Load() {
+		return nil, fault.New("test", fault.Unavailable, "%s is down", f.name)
+	}
+	a, b := net.Pipe()
+	_ = b.Close()
+	return a, nil
+}
+
+func (f *fake) fail(err error) {
+	f.down.Store(true)
+	if cut := f.cut.Load(); cut != nil {
+		(*cut)(err)
+	}
+}
+
+// moves counts the sessions that are up, and the fewest since the first.
+type moves struct{ now, low atomic.Int64 }
+
+// runSwitch runs s with sessions that stand until they are told to end.
+func runSwitch(t *testing.T, s *mesh.Switch, fakes ...*fake) *moves {
+	t.Helper()
+	m := &moves{}
+	m.low.Store(1)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- s.Run(ctx, func(ctx context.Context, route string, _ net.Conn, up func()) error {
+			own, cut := context.WithCancelCause(ctx)
+			defer cut(nil)
+			for _, f := range fakes {
+				if f.name == route {
+					f.cut.Store(&cut)
+				}
+			}
+			m.now.Add(1)
+			up()
+			<-own.Done()
+			if n := m.now.Add(-1); n < m.low.Load() {
+				m.low.Store(n)
+			}
+			return context.Cause(own)
+		})
+	}()
+	first := s.Changed()
+	if s.Current() == "" {
+		<-first
+	}
+	stop := func() {
+		low := m.low.Load()
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run = %v", err)
+		}
+		m.low.Store(low)
+		if s.Current() != "" || m.now.Load() != 0 {
+			t.Errorf("after Run: current %q, %d sessions", s.Current(), m.now.Load())
+		}
+	}
+	t.Cleanup(stop)
+	return m
+}
+
+func newSwitch(t *testing.T, fakes ...*fake) *mesh.Switch {
+	t.Helper()
+	cfg := mesh.SwitchConfig{Rand: func() float64 { return 0.5 }}
+	for _, f := range fakes {
+		cfg.Routes = append(cfg.Routes, f)
+	}
+	s, err := mesh.NewSwitch(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestFailOverAndBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := &fake{name: "a"}, &fake{name: "b"}
+		s := newSwitch(t, a, b)
+		m := runSwitch(t, s, a, b)
+		time.Sleep(time.Minute) // fake time: the session is a good one
+		a.fail(errors.New("cut"))
+		synctest.Wait()
+		if got := s.Current(); got != "b" {
+			t.Fatalf("after the cut: %q, want b at once", got)
+		}
+		if s.Last("a") == nil || s.Last("b") != nil {
+			t.Errorf("Last = %v, %v", s.Last("a"), s.Last("b"))
+		}
+		m.low.Store(1)
+		a.down.Store(false)
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if got := s.Current(); got != "a" {
+			t.Errorf("after the way back: %q, want a", got)
+		}
+		if m.low.Load() < 1 {
+			t.Error("the way back left a gap")
+		}
+	})
+}
+
+func TestUseKeepsTheOldWhenTheNewFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := &fake{name: "a"}, &fake{name: "b"}
+		s := newSwitch(t, a, b)
+		m := runSwitch(t, s, a, b)
+		b.down.Store(true)
+		if err := s.Use(t.Context(), "b"); fault.Of(err) != fault.Unavailable {
+			t.Errorf("Use of a dead route = %v, want unavailable", err)
+		}
+		if err := s.Use(t.Context(), "c"); fault.Of(err) != fault.NotFound {
+			t.Errorf("Use of no route = %v, want not_found", err)
+		}
+		if got := s.Current(); got != "a" || m.low.Load() < 1 {
+			t.Errorf("after failed changes: %q, fewest %d", got, m.low.Load())
+		}
+		b.down.Store(false)
+		if err := s.Use(t.Context(), "b"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Minute)
+		if got := s.Current(); got != "b" {
+			t.Errorf("a preferred route was left for %q", got)
+		}
+		if err := s.Use(t.Context(), ""); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.Current(); got != "a" || m.low.Load() < 1 {
+			t.Errorf("back to the configured order: %q, fewest %d", got, m.low.Load())
+		}
+	})
+}
+
+type later struct{ error }
+
+func (later) RetryAfter() time.Duration { return 5 * time.Minute }
+
+func TestBackoff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &fake{name: "a"}
+		s := newSwitch(t, a)
+		runSwitch(t, s, a)
+		time.Sleep(time.Minute)
+		a.fail(errors.New("cut"))
+		before := a.dials.Load()
+		time.Sleep(10 * time.Minute)
+		if n := a.dials.Load() - before; n < 20 || n > 60 {
+			t.Errorf("%d dials in ten minutes of outage", n)
+		}
+		a.down.Store(false)
+		time.Sleep(time.Minute)
+		if s.Current() != "a" {
+			t.Fatal("the route does not come back")
+		}
+		a.fail(later{errors.New("overload")}) // the peer asks for five minutes
+		a.down.Store(false)
+		before = a.dials.Load()
+		time.Sleep(4 * time.Minute)
+		if n := a.dials.Load() - before; n != 0 {
+			t.Errorf("%d dials in the time that the peer asked for", n)
+		}
+		time.Sleep(2 * time.Minute)
+		if s.Current() != "a" {
+			t.Error("the route does not come back after the time that the peer asked for")
+		}
+	})
+}
+
+// TestFlapping: a session that comes up and dies at once must not become a tight loop.
+func TestFlapping(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &fake{name: "a"}
+		s := newSwitch(t, a)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+		defer cancel()
+		if err := s.Run(ctx, func(_ context.Context, _ string, _ net.Conn, up func()) error { up(); return errors.New("refused") }); err != nil {
+			t.Fatal(err)
+		}
+		if n := a.dials.Load(); n > 60 {
+			t.Errorf("%d dials in ten minutes", n)
+		}
+	})
+}
+
+func TestNotUpInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := &fake{name: "a"}, &fake{name: "b"}
+		s := newSwitch(t, a, b)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			done <- s.Run(ctx, func(ctx context.Context, route string, _ net.Conn, up func()) error {
+				if route == "b" {
+					up()
+				}
+				<-ctx.Done()
+				return ctx.Err()
+			})
+		}()
+		time.Sleep(21 * time.Second)
+		if got := s.Current(); got != "b" {
+			t.Errorf("Current = %q, want b: a never comes up", got)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestNewSwitchRefuses(t *testing.T) {
+	r := func() float64 { return 0 }
+	for name, cfg := range map[string]mesh.SwitchConfig{
+		"no route":  {Rand: r},
+		"no jitter": {Routes: []mesh.Route{&fake{name: "a"}}},
+		"twice":     {Rand: r, Routes: []mesh.Route{&fake{name: "a"}, &fake{name: "a"}}},
+	} {
+		if _, err := mesh.NewSwitch(cfg); fault.Of(err) != fault.Invalid {
+			t.Errorf("%s: %v, want invalid", name, err)
+		}
+	}
+}
