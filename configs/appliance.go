@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package configs
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+)
+
+// Appliance configures the customer's side.
+type Appliance struct {
+	Version      string      `yaml:"version"`
+	Role         string      `yaml:"role"`
+	Name         string      `yaml:"name" is:"name" need:"yes"`
+	Customer     string      `yaml:"customer" is:"name" need:"yes"`
+	TrustDomain  string      `yaml:"trust_domain" is:"domain" need:"yes"` // the vendor's
+	Dir          string      `yaml:"dir" is:"path" need:"yes"`
+	Socket       string      `yaml:"socket" is:"path" need:"yes"` // who opens it is the customer's administrator
+	ControlPlane Vendor      `yaml:"control_plane"`
+	Transports   []Transport `yaml:"transports" need:"yes"` // in this order; what is not listed is never dialled
+	Proof        Proof       `yaml:"proof"`
+	Runtime      Runtime     `yaml:"runtime"`
+	Secrets      Secrets     `yaml:"secrets"`
+	Ingress      Ingress     `yaml:"ingress"`
+	Metrics      *Metrics    `yaml:"metrics,omitempty"` // absent: nothing listens
+}
+
+// Vendor is the control plane, and what it is recognised by.
+type Vendor struct {
+	Addresses   []string `yaml:"addresses" is:"addr" need:"yes"`
+	BundleFile  string   `yaml:"bundle_file" is:"path" need:"yes"`
+	ReleaseKeys []string `yaml:"release_keys" is:"path" need:"yes"` // public keys, a file each
+}
+
+// Transport is one way to the control plane.
+type Transport struct {
+	Name      string   `yaml:"name,omitempty" is:"name"` // the kind where absent; each its own
+	Kind      string   `yaml:"kind" need:"yes"`
+	Addresses []string `yaml:"addresses,omitempty" is:"addr"` // those of control_plane where absent
+	Proxy     *Proxy   `yaml:"proxy,omitempty"`
+	CAFile    string   `yaml:"ca_file,omitempty" is:"path"` // a private CA of the path, for instance of the proxy
+	Tailnet   *Tailnet `yaml:"tailnet,omitempty"`
+}
+
+// Proxy is an HTTP proxy that is asked to CONNECT.
+type Proxy struct {
+	URL      string `yaml:"url" is:"url" need:"yes"`
+	AuthFile string `yaml:"auth_file,omitempty" is:"path"` // user:password
+}
+
+// Proof is how the appliance shows the platform that it runs on.
+type Proof struct {
+	Kind         string   `yaml:"kind" need:"yes"`
+	TokenFile    string   `yaml:"token_file,omitempty" is:"path"`
+	TokenCommand []string `yaml:"token_command,omitempty"` // run with the audience as its last argument; prints a token
+}
+
+// Runtime is what carries the application.
+type Runtime struct {
+	Kind string `yaml:"kind" need:"yes"`
+}
+
+// Secrets is where the customer keeps secrets; they are looked at from outside only.
+type Secrets struct {
+	Kind string `yaml:"kind" need:"yes"`
+	Dir  string `yaml:"dir" is:"path" need:"yes"`
+}
+
+// Ingress is where a posture may open doors for end users.
+type Ingress struct {
+	Host    string            `yaml:"host" is:"host" need:"yes"`
+	Ports   map[string]string `yaml:"ports,omitempty"` // name of the release's port -> address on this host
+	TLS     *IngressTLS       `yaml:"tls,omitempty"`
+	Tailnet *Tailnet          `yaml:"tailnet,omitempty"` // the customer's own, for the posture private
+}
+
+// IngressTLS is the certificate that end users see.
+type IngressTLS struct {
+	CertFile string `yaml:"cert_file" is:"path" need:"yes"`
+	KeyFile  string `yaml:"key_file" is:"path" need:"yes"`
+}
+
+func (c *Appliance) problems() (out []problem) {
+	bad := func(key, format string, args ...any) { out = append(out, problem{key, fmt.Sprintf(format, args...)}) }
+	for i := range c.Transports {
+		t := &c.Transports[i]
+		key := fmt.Sprintf("transports[%d]", i)
+		switch t.Kind {
+		case HTTPS, "":
+		case PrivateLink:
+			if len(t.Addresses) == 0 {
+				bad(key+".addresses", "missing: name the endpoint's own DNS name or address")
+			}
+		case Tailscale:
+			if t.Tailnet == nil {
+				bad(key+".tailnet", "missing: the appliance joins the vendor's tailnet with it")
+			}
+		default:
+			bad(key+".kind", "%q: use %s, %s or %s", clip(t.Kind), HTTPS, PrivateLink, Tailscale)
+		}
+		if t.Kind != Tailscale && t.Tailnet != nil {
+			bad(key+".tailnet", "belongs to the kind %s only", Tailscale)
+		}
+		if t.Kind != HTTPS && t.Proxy != nil {
+			bad(key+".proxy", "belongs to the kind %s only", HTTPS)
+		}
+		fill(&t.Name, t.Kind)
+		if len(t.Addresses) == 0 {
+			t.Addresses = slices.Clone(c.ControlPlane.Addresses)
+		}
+		if t.Tailnet != nil {
+			fill(&t.Tailnet.Dir, filepath.Join(c.Dir, "transport-"+t.Name))
+		}
+	}
+	once(bad, "transports", c.Transports, "name", func(t Transport) string { return t.Name })
+	only(bad, "proof.kind", c.Proof.Kind, ProofKubernetes)
+	only(bad, "runtime.kind", c.Runtime.Kind, RuntimeProcess)
+	only(bad, "secrets.kind", c.Secrets.Kind, SecretsFiles)
+	if (c.Proof.TokenFile == "") == (len(c.Proof.TokenCommand) == 0) {
+		bad("proof", "name one of token_file and token_command")
+	}
+	c.ingress(bad)
+	socket(bad, c.Socket)
+	return out
+}
+
+func (c *Appliance) ingress(bad badFunc) {
+	at := map[string]string{}
+	names := make([]string, 0, len(c.Ingress.Ports))
+	for name := range c.Ingress.Ports {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		key, addr := "ingress.ports."+name, c.Ingress.Ports[name]
+		if why := wrong("listen", addr); why != "" {
+			bad(key, "%q: %s", clip(addr), why)
+		} else if other, taken := at[addr]; taken {
+			bad(key, "%s is that of %s too", addr, other)
+		}
+		at[addr] = key
+	}
+	if c.Ingress.Tailnet != nil {
+		fill(&c.Ingress.Tailnet.Dir, filepath.Join(c.Dir, "ingress-tailnet"))
+	}
+}
+
+func only(bad badFunc, key, got, want string) {
+	if got != "" && got != want {
+		bad(key, "%q: this build knows %s", clip(got), want)
+	}
+}
+
+// Effective implements Config. Arguments of token_command are left out: people put tokens there.
+func (c *Appliance) Effective() ([]byte, error) {
+	shown := *c
+	if n := len(c.Proof.TokenCommand); n > 1 {
+		shown.Proof.TokenCommand = []string{c.Proof.TokenCommand[0], fmt.Sprintf("(%d arguments not shown)", n-1)}
+	}
+	return effective(shown)
+}

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package configs
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// The closed set of roles.
+const (
+	RoleControl    = "control-plane"
+	RoleAppliance  = "appliance"
+	RoleManagement = "management-plane"
+)
+
+// Kinds of transport, of proof, of runtime and of secrets.
+const (
+	HTTPS       = "https"
+	PrivateLink = "privatelink"
+	Tailscale   = "tailscale"
+
+	ProofKubernetes = "kubernetes"
+	RuntimeProcess  = "process"
+	SecretsFiles    = "files"
+)
+
+// defaults is the one place of all defaults. What is absent here has none. nil for an unknown role.
+func defaults(role string) Config {
+	switch role {
+	case RoleControl:
+		return &Control{
+			Version: Version, Role: role, Dir: "/var/lib/demarc",
+			Listen:  "0.0.0.0:7443",
+			Raft:    Raft{Listen: "0.0.0.0:7444"},
+			Metrics: Metrics{Listen: "127.0.0.1:7480"},
+			Leaf:    Leaf{Life: 30 * 24 * time.Hour, Backdate: 12 * time.Hour},
+		}
+	case RoleAppliance:
+		return &Appliance{
+			Version: Version, Role: role, Dir: "/var/lib/demarc", Socket: "/run/demarc/appliance.sock",
+			Runtime: Runtime{Kind: RuntimeProcess},
+			Secrets: Secrets{Kind: SecretsFiles, Dir: "/etc/demarc/secrets"},
+			Ingress: Ingress{Host: "0.0.0.0"}, // where a posture may open doors; it opens none
+		}
+	case RoleManagement:
+		return &Management{
+			Version: Version, Role: role, Dir: "/var/lib/demarc", Socket: "/run/demarc/management.sock",
+			Listen:  "0.0.0.0:7453",
+			Metrics: Metrics{Listen: "127.0.0.1:7481"},
+		}
+	}
+	return nil
+}
+
+// Control configures one node of a vendor's control plane.
+type Control struct {
+	Version     string          `yaml:"version"`
+	Role        string          `yaml:"role"`
+	Name        string          `yaml:"name" is:"name" need:"yes"` // of this node
+	TrustDomain string          `yaml:"trust_domain" is:"domain" need:"yes"`
+	Dir         string          `yaml:"dir" is:"path" need:"yes"`
+	Listen      string          `yaml:"listen" is:"listen" need:"yes"` // for appliances and operators
+	Advertise   string          `yaml:"advertise,omitempty" is:"addr"` // where they reach it; that of cluster where absent
+	Raft        Raft            `yaml:"raft"`                          //
+	Cluster     []Member        `yaml:"cluster" need:"yes"`            // the first configuration, the same on each node
+	KEKFile     string          `yaml:"kek_file" is:"path" need:"yes"` // 32 bytes that seal the CA's key
+	Metrics     Metrics         `yaml:"metrics"`                       //
+	Management  *ManagementLink `yaml:"management,omitempty"`          // absent: nobody is told
+	Artifacts   string          `yaml:"artifacts" is:"path"`           // <dir>/artifacts where absent
+	Certificate Certificate     `yaml:"certificate"`                   //
+	Genesis     string          `yaml:"genesis,omitempty" is:"path"`   // what the first start of the cluster begins with
+	Tailnet     *Tailnet        `yaml:"tailnet,omitempty"`             // absent: no door on a tailnet
+	Leaf        Leaf            `yaml:"leaf"`                          // the certificates that it issues
+}
+
+// Raft is where the nodes of a control plane reach each other.
+type Raft struct {
+	Listen    string `yaml:"listen" is:"listen" need:"yes"`
+	Advertise string `yaml:"advertise,omitempty" is:"addr"` // that of cluster where absent
+}
+
+// Member is one voter of the first configuration.
+type Member struct {
+	Name string `yaml:"name" is:"name" need:"yes"`
+	Raft string `yaml:"raft" is:"addr" need:"yes"`
+	API  string `yaml:"api" is:"addr" need:"yes"`
+}
+
+// Metrics is where Prometheus and health checks ask; empty for nowhere.
+type Metrics struct {
+	Listen string `yaml:"listen,omitempty" is:"listen"`
+}
+
+// ManagementLink is the management plane that is told about this control plane.
+type ManagementLink struct {
+	URL    string `yaml:"url" is:"url" need:"yes"`
+	CAFile string `yaml:"ca_file" is:"path" need:"yes"`
+	Name   string `yaml:"name" is:"name" need:"yes"` // of this control plane there
+}
+
+// Certificate is the first certificate of a node, from files.
+type Certificate struct {
+	File   string `yaml:"file" is:"path" need:"yes"`
+	Key    string `yaml:"key" is:"path" need:"yes"`
+	Bundle string `yaml:"bundle" is:"path" need:"yes"`
+}
+
+// Leaf is the life of issued certificates.
+type Leaf struct {
+	Life     time.Duration `yaml:"life"`
+	Backdate time.Duration `yaml:"backdate"`
+}
+
+// Tailnet is a node of its own on a tailnet.
+type Tailnet struct {
+	ControlURL  string `yaml:"control_url,omitempty" is:"url"` // absent: Tailscale's own
+	AuthKeyFile string `yaml:"auth_key_file" is:"path" need:"yes"`
+	Hostname    string `yaml:"hostname" is:"name" need:"yes"`
+	Dir         string `yaml:"dir,omitempty" is:"path"` // <dir>/<key of the section> where absent
+}
+
+// Self is this node's own entry in the cluster.
+func (c *Control) Self() Member {
+	i := slices.IndexFunc(c.Cluster, func(m Member) bool { return m.Name == c.Name })
+	if i < 0 {
+		return Member{}
+	}
+	return c.Cluster[i]
+}
+
+func (c *Control) problems() (out []problem) {
+	bad := func(key, format string, args ...any) { out = append(out, problem{key, fmt.Sprintf(format, args...)}) }
+	if n := len(c.Cluster); n > 0 && n != 1 && n != 3 && n != 5 {
+		bad("cluster", "%d nodes: a cluster has 1, 3 or 5", n)
+	}
+	once(bad, "cluster", c.Cluster, "name", func(m Member) string { return m.Name })
+	once(bad, "cluster", c.Cluster, "raft", func(m Member) string { return m.Raft })
+	once(bad, "cluster", c.Cluster, "api", func(m Member) string { return m.API })
+	if self := c.Self(); len(c.Cluster) > 0 && self == (Member{}) {
+		bad("cluster", "this node, %q, is not among the nodes", c.Name)
+	} else {
+		fill(&c.Advertise, self.API)
+		fill(&c.Raft.Advertise, self.Raft)
+		if c.Raft.Advertise != self.Raft {
+			bad("raft.advertise", "%s, and the cluster names %s for this node", c.Raft.Advertise, self.Raft)
+		}
+	}
+	doors(bad, "listen", c.Listen, "raft.listen", c.Raft.Listen, "metrics.listen", c.Metrics.Listen)
+	if c.Leaf.Life < time.Minute || c.Leaf.Life > 366*24*time.Hour {
+		bad("leaf.life", "%s: use a minute to a year", c.Leaf.Life)
+	}
+	if c.Leaf.Backdate < 0 || c.Leaf.Backdate > 48*time.Hour {
+		bad("leaf.backdate", "%s: use 0s to 48h", c.Leaf.Backdate)
+	}
+	fill(&c.Artifacts, c.Dir+"/artifacts")
+	if c.Tailnet != nil {
+		fill(&c.Tailnet.Dir, c.Dir+"/tailnet")
+	}
+	return out
+}
+
+// Effective implements Config.
+func (c *Control) Effective() ([]byte, error) { return effective(c) }
+
+// Management configures the management plane.
+type Management struct {
+	Version       string         `yaml:"version"`
+	Role          string         `yaml:"role"`
+	Name          string         `yaml:"name" is:"name" need:"yes"`
+	Dir           string         `yaml:"dir" is:"path" need:"yes"`
+	Listen        string         `yaml:"listen" is:"listen" need:"yes"` // for control planes
+	Certificate   Certificate    `yaml:"certificate"`
+	ControlPlanes []ControlPlane `yaml:"control_planes" need:"yes"`
+	Socket        string         `yaml:"socket" is:"path" need:"yes"` // for the operator of this host
+	Metrics       Metrics        `yaml:"metrics"`
+}
+
+// ControlPlane is one that may report.
+type ControlPlane struct {
+	Name        string `yaml:"name" is:"name" need:"yes"`
+	TrustDomain string `yaml:"trust_domain" is:"domain" need:"yes"`
+	BundleFile  string `yaml:"bundle_file" is:"path" need:"yes"`
+}
+
+func (c *Management) problems() (out []problem) {
+	bad := func(key, format string, args ...any) { out = append(out, problem{key, fmt.Sprintf(format, args...)}) }
+	once(bad, "control_planes", c.ControlPlanes, "name", func(p ControlPlane) string { return p.Name })
+	once(bad, "control_planes", c.ControlPlanes, "trust_domain", func(p ControlPlane) string { return p.TrustDomain })
+	doors(bad, "listen", c.Listen, "metrics.listen", c.Metrics.Listen)
+	socket(bad, c.Socket)
+	return out
+}
+
+// Effective implements Config.
+func (c *Management) Effective() ([]byte, error) { return effective(c) }
+
+type badFunc func(key, format string, args ...any)
+
+// once tells of entries of a list that share what must be their own.
+func once[T any](bad badFunc, key string, list []T, field string, of func(T) string) {
+	first := map[string]int{}
+	for i, e := range list {
+		v := of(e)
+		if j, twice := first[v]; twice && v != "" {
+			bad(fmt.Sprintf("%s[%d].%s", key, i, field), "%q is that of entry %d too", clip(v), j)
+			continue
+		}
+		first[v] = i
+	}
+}
+
+// doors tells of two listeners on one address; port 0 is whatever is free.
+func doors(bad badFunc, pairs ...string) {
+	at := map[string]string{}
+	for i := 0; i+1 < len(pairs); i += 2 {
+		key, addr := pairs[i], pairs[i+1]
+		if other, taken := at[addr]; taken && addr != "" && addr[max(0, len(addr)-2):] != ":0" {
+			bad(key, "%s is that of %s too", addr, other)
+		}
+		at[addr] = key
+	}
+}
+
+func socket(bad badFunc, path string) {
+	if why := wrong("socket", path); why != "" {
+		bad("socket", "%s", why)
+	}
+}
+
+func fill(to *string, from string) {
+	if *to == "" {
+		*to = from
+	}
+}
