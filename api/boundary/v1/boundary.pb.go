@@ -136,8 +136,9 @@ type EnrolRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Appliance     string                 `protobuf:"bytes,1,opt,name=appliance,proto3" json:"appliance,omitempty"` // the name under which the vendor registered it
 	Nonce         string                 `protobuf:"bytes,2,opt,name=nonce,proto3" json:"nonce,omitempty"`
-	Csr           []byte                 `protobuf:"bytes,3,opt,name=csr,proto3" json:"csr,omitempty"`     // PKCS #10, DER; at most 8 KiB
-	Token         string                 `protobuf:"bytes,4,opt,name=token,proto3" json:"token,omitempty"` // the platform's proof: a projected service-account token, at most 16 KiB
+	Csr           []byte                 `protobuf:"bytes,3,opt,name=csr,proto3" json:"csr,omitempty"`                     // PKCS #10, DER; at most 8 KiB
+	Token         string                 `protobuf:"bytes,4,opt,name=token,proto3" json:"token,omitempty"`                 // the platform's proof: a projected service-account token, at most 16 KiB
+	LogKey        []byte                 `protobuf:"bytes,5,opt,name=log_key,json=logKey,proto3" json:"log_key,omitempty"` // PEM, Ed25519: with which this appliance signs the checkpoints of the customer's log
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -200,11 +201,19 @@ func (x *EnrolRequest) GetToken() string {
 	return ""
 }
 
+func (x *EnrolRequest) GetLogKey() []byte {
+	if x != nil {
+		return x.LogKey
+	}
+	return nil
+}
+
 type EnrolResponse struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Certificate    []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER
 	Bundle         [][]byte               `protobuf:"bytes,2,rep,name=bundle,proto3" json:"bundle,omitempty"`           // DER, the trust domain's CAs
 	ServerTimeUnix int64                  `protobuf:"varint,3,opt,name=server_time_unix,json=serverTimeUnix,proto3" json:"server_time_unix,omitempty"`
+	LogKey         []byte                 `protobuf:"bytes,4,opt,name=log_key,json=logKey,proto3" json:"log_key,omitempty"` // PEM, Ed25519: with which the vendor signs the checkpoints of its log
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -258,6 +267,13 @@ func (x *EnrolResponse) GetServerTimeUnix() int64 {
 		return x.ServerTimeUnix
 	}
 	return 0
+}
+
+func (x *EnrolResponse) GetLogKey() []byte {
+	if x != nil {
+		return x.LogKey
+	}
+	return nil
 }
 
 type RenewRequest struct {
@@ -1073,7 +1089,7 @@ func (x *Report) GetProbe() *ProbeReport {
 	return nil
 }
 
-func (x *Report) GetCheckpoint() []byte {
+func (x *Report) GetCheckpoint() *Checkpoint {
 	if x != nil {
 		if x, ok := x.Body.(*Report_Checkpoint); ok {
 			return x.Checkpoint
@@ -1117,7 +1133,7 @@ type Report_Probe struct {
 }
 
 type Report_Checkpoint struct {
-	Checkpoint []byte `protobuf:"bytes,6,opt,name=checkpoint,proto3,oneof"` // signed checkpoint of the customer's log: a size and a hash, for the vendor to countersign
+	Checkpoint *Checkpoint `protobuf:"bytes,6,opt,name=checkpoint,proto3,oneof"` // of the customer's log, for the vendor to countersign
 }
 
 type Report_Cosigned struct {
@@ -1140,6 +1156,68 @@ func (*Report_Cosigned) isReport_Body() {}
 
 func (*Report_Status) isReport_Body() {}
 
+// Checkpoint is a signed head of one side's log: a size and a hash, no entry. The proof shows that the log only grew
+// since the last head that the other side countersigned; without it the other side does not countersign.
+type Checkpoint struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Note          []byte                 `protobuf:"bytes,1,opt,name=note,proto3" json:"note,omitempty"`   // C2SP signed note, at most 4 KiB
+	From          int64                  `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"`  // size of the last head that was countersigned, 0 for none
+	Proof         [][]byte               `protobuf:"bytes,3,rep,name=proof,proto3" json:"proof,omitempty"` // RFC 6962 consistency proof from that head to this one, 32 bytes each
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Checkpoint) Reset() {
+	*x = Checkpoint{}
+	mi := &file_boundary_v1_boundary_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Checkpoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Checkpoint) ProtoMessage() {}
+
+func (x *Checkpoint) ProtoReflect() protoreflect.Message {
+	mi := &file_boundary_v1_boundary_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
+func (*Checkpoint) Descriptor() ([]byte, []int) {
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Checkpoint) GetNote() []byte {
+	if x != nil {
+		return x.Note
+	}
+	return nil
+}
+
+func (x *Checkpoint) GetFrom() int64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *Checkpoint) GetProof() [][]byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
 type DeployReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Release       string                 `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"` // digest
@@ -1153,7 +1231,7 @@ type DeployReport struct {
 
 func (x *DeployReport) Reset() {
 	*x = DeployReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[16]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1165,7 +1243,7 @@ func (x *DeployReport) String() string {
 func (*DeployReport) ProtoMessage() {}
 
 func (x *DeployReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[16]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1178,7 +1256,7 @@ func (x *DeployReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployReport.ProtoReflect.Descriptor instead.
 func (*DeployReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{16}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DeployReport) GetRelease() string {
@@ -1229,7 +1307,7 @@ type OperationReport struct {
 
 func (x *OperationReport) Reset() {
 	*x = OperationReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[17]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1241,7 +1319,7 @@ func (x *OperationReport) String() string {
 func (*OperationReport) ProtoMessage() {}
 
 func (x *OperationReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[17]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1254,7 +1332,7 @@ func (x *OperationReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationReport.ProtoReflect.Descriptor instead.
 func (*OperationReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{17}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *OperationReport) GetId() string {
@@ -1302,7 +1380,7 @@ type ProbeReport struct {
 
 func (x *ProbeReport) Reset() {
 	*x = ProbeReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[18]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1314,7 +1392,7 @@ func (x *ProbeReport) String() string {
 func (*ProbeReport) ProtoMessage() {}
 
 func (x *ProbeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[18]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1327,7 +1405,7 @@ func (x *ProbeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeReport.ProtoReflect.Descriptor instead.
 func (*ProbeReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{18}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ProbeReport) GetId() string {
@@ -1363,7 +1441,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1375,7 +1453,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1388,7 +1466,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{19}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Order) GetNumber() uint64 {
@@ -1441,7 +1519,7 @@ func (x *Order) GetProbe() *ProbeOrder {
 	return nil
 }
 
-func (x *Order) GetCheckpoint() []byte {
+func (x *Order) GetCheckpoint() *Checkpoint {
 	if x != nil {
 		if x, ok := x.Body.(*Order_Checkpoint); ok {
 			return x.Checkpoint
@@ -1480,7 +1558,7 @@ type Order_Probe struct {
 }
 
 type Order_Checkpoint struct {
-	Checkpoint []byte `protobuf:"bytes,6,opt,name=checkpoint,proto3,oneof"` // signed checkpoint of the vendor's log, for the appliance to countersign
+	Checkpoint *Checkpoint `protobuf:"bytes,6,opt,name=checkpoint,proto3,oneof"` // of the vendor's log, for the appliance to countersign
 }
 
 type Order_Cosigned struct {
@@ -1510,7 +1588,7 @@ type ProbeOrder struct {
 
 func (x *ProbeOrder) Reset() {
 	*x = ProbeOrder{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +1600,7 @@ func (x *ProbeOrder) String() string {
 func (*ProbeOrder) ProtoMessage() {}
 
 func (x *ProbeOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,7 +1613,7 @@ func (x *ProbeOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeOrder.ProtoReflect.Descriptor instead.
 func (*ProbeOrder) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{20}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ProbeOrder) GetId() string {
@@ -1562,7 +1640,7 @@ type ArtifactRequest struct {
 
 func (x *ArtifactRequest) Reset() {
 	*x = ArtifactRequest{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1574,7 +1652,7 @@ func (x *ArtifactRequest) String() string {
 func (*ArtifactRequest) ProtoMessage() {}
 
 func (x *ArtifactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1587,7 +1665,7 @@ func (x *ArtifactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactRequest.ProtoReflect.Descriptor instead.
 func (*ArtifactRequest) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{21}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ArtifactRequest) GetDigest() string {
@@ -1614,7 +1692,7 @@ type ArtifactChunk struct {
 
 func (x *ArtifactChunk) Reset() {
 	*x = ArtifactChunk{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1626,7 +1704,7 @@ func (x *ArtifactChunk) String() string {
 func (*ArtifactChunk) ProtoMessage() {}
 
 func (x *ArtifactChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1639,7 +1717,7 @@ func (x *ArtifactChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactChunk.ProtoReflect.Descriptor instead.
 func (*ArtifactChunk) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{22}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ArtifactChunk) GetTotal() int64 {
@@ -1665,16 +1743,18 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"\x11ChallengeResponse\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\tR\x05nonce\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x12(\n" +
-	"\x10server_time_unix\x18\x03 \x01(\x03R\x0eserverTimeUnix\"j\n" +
+	"\x10server_time_unix\x18\x03 \x01(\x03R\x0eserverTimeUnix\"\x83\x01\n" +
 	"\fEnrolRequest\x12\x1c\n" +
 	"\tappliance\x18\x01 \x01(\tR\tappliance\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\tR\x05nonce\x12\x10\n" +
 	"\x03csr\x18\x03 \x01(\fR\x03csr\x12\x14\n" +
-	"\x05token\x18\x04 \x01(\tR\x05token\"s\n" +
+	"\x05token\x18\x04 \x01(\tR\x05token\x12\x17\n" +
+	"\alog_key\x18\x05 \x01(\fR\x06logKey\"\x8c\x01\n" +
 	"\rEnrolResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x16\n" +
 	"\x06bundle\x18\x02 \x03(\fR\x06bundle\x12(\n" +
-	"\x10server_time_unix\x18\x03 \x01(\x03R\x0eserverTimeUnix\" \n" +
+	"\x10server_time_unix\x18\x03 \x01(\x03R\x0eserverTimeUnix\x12\x17\n" +
+	"\alog_key\x18\x04 \x01(\fR\x06logKey\" \n" +
 	"\fRenewRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"I\n" +
 	"\rRenewResponse\x12 \n" +
@@ -1717,20 +1797,25 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"\brestarts\x18\x03 \x01(\rR\brestarts\">\n" +
 	"\x0eSecretPresence\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\apresent\x18\x02 \x01(\bR\apresent\"\xfc\x02\n" +
+	"\apresent\x18\x02 \x01(\bR\apresent\"\x9c\x03\n" +
 	"\x06Report\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x1c\n" +
 	"\n" +
 	"at_unix_ms\x18\x02 \x01(\x03R\batUnixMs\x12:\n" +
 	"\x06deploy\x18\x03 \x01(\v2 .demarc.boundary.v1.DeployReportH\x00R\x06deploy\x12C\n" +
 	"\toperation\x18\x04 \x01(\v2#.demarc.boundary.v1.OperationReportH\x00R\toperation\x127\n" +
-	"\x05probe\x18\x05 \x01(\v2\x1f.demarc.boundary.v1.ProbeReportH\x00R\x05probe\x12 \n" +
+	"\x05probe\x18\x05 \x01(\v2\x1f.demarc.boundary.v1.ProbeReportH\x00R\x05probe\x12@\n" +
 	"\n" +
-	"checkpoint\x18\x06 \x01(\fH\x00R\n" +
+	"checkpoint\x18\x06 \x01(\v2\x1e.demarc.boundary.v1.CheckpointH\x00R\n" +
 	"checkpoint\x12\x1c\n" +
 	"\bcosigned\x18\a \x01(\fH\x00R\bcosigned\x12:\n" +
 	"\x06status\x18\b \x01(\v2 .demarc.boundary.v1.StatusReportH\x00R\x06statusB\x06\n" +
-	"\x04body\"\x84\x01\n" +
+	"\x04body\"J\n" +
+	"\n" +
+	"Checkpoint\x12\x12\n" +
+	"\x04note\x18\x01 \x01(\fR\x04note\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\x03R\x04from\x12\x14\n" +
+	"\x05proof\x18\x03 \x03(\fR\x05proof\"\x84\x01\n" +
 	"\fDeployReport\x12\x18\n" +
 	"\arelease\x18\x01 \x01(\tR\arelease\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
@@ -1745,15 +1830,15 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"\x06output\x18\x05 \x01(\fR\x06output\"3\n" +
 	"\vProbeReport\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\"\xf5\x01\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"\x95\x02\n" +
 	"\x05Order\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x1a\n" +
 	"\arelease\x18\x02 \x01(\fH\x00R\arelease\x12\x1e\n" +
 	"\toperation\x18\x03 \x01(\fH\x00R\toperation\x12\x18\n" +
 	"\x06cancel\x18\x04 \x01(\tH\x00R\x06cancel\x126\n" +
-	"\x05probe\x18\x05 \x01(\v2\x1e.demarc.boundary.v1.ProbeOrderH\x00R\x05probe\x12 \n" +
+	"\x05probe\x18\x05 \x01(\v2\x1e.demarc.boundary.v1.ProbeOrderH\x00R\x05probe\x12@\n" +
 	"\n" +
-	"checkpoint\x18\x06 \x01(\fH\x00R\n" +
+	"checkpoint\x18\x06 \x01(\v2\x1e.demarc.boundary.v1.CheckpointH\x00R\n" +
 	"checkpoint\x12\x1c\n" +
 	"\bcosigned\x18\a \x01(\fH\x00R\bcosignedB\x06\n" +
 	"\x04body\"2\n" +
@@ -1787,7 +1872,7 @@ func file_boundary_v1_boundary_proto_rawDescGZIP() []byte {
 	return file_boundary_v1_boundary_proto_rawDescData
 }
 
-var file_boundary_v1_boundary_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_boundary_v1_boundary_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_boundary_v1_boundary_proto_goTypes = []any{
 	(*ChallengeRequest)(nil),  // 0: demarc.boundary.v1.ChallengeRequest
 	(*ChallengeResponse)(nil), // 1: demarc.boundary.v1.ChallengeResponse
@@ -1805,13 +1890,14 @@ var file_boundary_v1_boundary_proto_goTypes = []any{
 	(*ServiceHealth)(nil),     // 13: demarc.boundary.v1.ServiceHealth
 	(*SecretPresence)(nil),    // 14: demarc.boundary.v1.SecretPresence
 	(*Report)(nil),            // 15: demarc.boundary.v1.Report
-	(*DeployReport)(nil),      // 16: demarc.boundary.v1.DeployReport
-	(*OperationReport)(nil),   // 17: demarc.boundary.v1.OperationReport
-	(*ProbeReport)(nil),       // 18: demarc.boundary.v1.ProbeReport
-	(*Order)(nil),             // 19: demarc.boundary.v1.Order
-	(*ProbeOrder)(nil),        // 20: demarc.boundary.v1.ProbeOrder
-	(*ArtifactRequest)(nil),   // 21: demarc.boundary.v1.ArtifactRequest
-	(*ArtifactChunk)(nil),     // 22: demarc.boundary.v1.ArtifactChunk
+	(*Checkpoint)(nil),        // 16: demarc.boundary.v1.Checkpoint
+	(*DeployReport)(nil),      // 17: demarc.boundary.v1.DeployReport
+	(*OperationReport)(nil),   // 18: demarc.boundary.v1.OperationReport
+	(*ProbeReport)(nil),       // 19: demarc.boundary.v1.ProbeReport
+	(*Order)(nil),             // 20: demarc.boundary.v1.Order
+	(*ProbeOrder)(nil),        // 21: demarc.boundary.v1.ProbeOrder
+	(*ArtifactRequest)(nil),   // 22: demarc.boundary.v1.ArtifactRequest
+	(*ArtifactChunk)(nil),     // 23: demarc.boundary.v1.ArtifactChunk
 }
 var file_boundary_v1_boundary_proto_depIdxs = []int32{
 	8,  // 0: demarc.boundary.v1.Up.hello:type_name -> demarc.boundary.v1.Hello
@@ -1819,31 +1905,33 @@ var file_boundary_v1_boundary_proto_depIdxs = []int32{
 	15, // 2: demarc.boundary.v1.Up.report:type_name -> demarc.boundary.v1.Report
 	10, // 3: demarc.boundary.v1.Up.ack:type_name -> demarc.boundary.v1.Ack
 	9,  // 4: demarc.boundary.v1.Down.welcome:type_name -> demarc.boundary.v1.Welcome
-	19, // 5: demarc.boundary.v1.Down.order:type_name -> demarc.boundary.v1.Order
+	20, // 5: demarc.boundary.v1.Down.order:type_name -> demarc.boundary.v1.Order
 	10, // 6: demarc.boundary.v1.Down.ack:type_name -> demarc.boundary.v1.Ack
 	11, // 7: demarc.boundary.v1.Down.beat:type_name -> demarc.boundary.v1.Beat
 	13, // 8: demarc.boundary.v1.StatusReport.services:type_name -> demarc.boundary.v1.ServiceHealth
 	14, // 9: demarc.boundary.v1.StatusReport.secrets:type_name -> demarc.boundary.v1.SecretPresence
-	16, // 10: demarc.boundary.v1.Report.deploy:type_name -> demarc.boundary.v1.DeployReport
-	17, // 11: demarc.boundary.v1.Report.operation:type_name -> demarc.boundary.v1.OperationReport
-	18, // 12: demarc.boundary.v1.Report.probe:type_name -> demarc.boundary.v1.ProbeReport
-	12, // 13: demarc.boundary.v1.Report.status:type_name -> demarc.boundary.v1.StatusReport
-	20, // 14: demarc.boundary.v1.Order.probe:type_name -> demarc.boundary.v1.ProbeOrder
-	0,  // 15: demarc.boundary.v1.Bootstrap.Challenge:input_type -> demarc.boundary.v1.ChallengeRequest
-	2,  // 16: demarc.boundary.v1.Bootstrap.Enrol:input_type -> demarc.boundary.v1.EnrolRequest
-	4,  // 17: demarc.boundary.v1.Boundary.Renew:input_type -> demarc.boundary.v1.RenewRequest
-	6,  // 18: demarc.boundary.v1.Boundary.Channel:input_type -> demarc.boundary.v1.Up
-	21, // 19: demarc.boundary.v1.Boundary.Artifact:input_type -> demarc.boundary.v1.ArtifactRequest
-	1,  // 20: demarc.boundary.v1.Bootstrap.Challenge:output_type -> demarc.boundary.v1.ChallengeResponse
-	3,  // 21: demarc.boundary.v1.Bootstrap.Enrol:output_type -> demarc.boundary.v1.EnrolResponse
-	5,  // 22: demarc.boundary.v1.Boundary.Renew:output_type -> demarc.boundary.v1.RenewResponse
-	7,  // 23: demarc.boundary.v1.Boundary.Channel:output_type -> demarc.boundary.v1.Down
-	22, // 24: demarc.boundary.v1.Boundary.Artifact:output_type -> demarc.boundary.v1.ArtifactChunk
-	20, // [20:25] is the sub-list for method output_type
-	15, // [15:20] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	17, // 10: demarc.boundary.v1.Report.deploy:type_name -> demarc.boundary.v1.DeployReport
+	18, // 11: demarc.boundary.v1.Report.operation:type_name -> demarc.boundary.v1.OperationReport
+	19, // 12: demarc.boundary.v1.Report.probe:type_name -> demarc.boundary.v1.ProbeReport
+	16, // 13: demarc.boundary.v1.Report.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
+	12, // 14: demarc.boundary.v1.Report.status:type_name -> demarc.boundary.v1.StatusReport
+	21, // 15: demarc.boundary.v1.Order.probe:type_name -> demarc.boundary.v1.ProbeOrder
+	16, // 16: demarc.boundary.v1.Order.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
+	0,  // 17: demarc.boundary.v1.Bootstrap.Challenge:input_type -> demarc.boundary.v1.ChallengeRequest
+	2,  // 18: demarc.boundary.v1.Bootstrap.Enrol:input_type -> demarc.boundary.v1.EnrolRequest
+	4,  // 19: demarc.boundary.v1.Boundary.Renew:input_type -> demarc.boundary.v1.RenewRequest
+	6,  // 20: demarc.boundary.v1.Boundary.Channel:input_type -> demarc.boundary.v1.Up
+	22, // 21: demarc.boundary.v1.Boundary.Artifact:input_type -> demarc.boundary.v1.ArtifactRequest
+	1,  // 22: demarc.boundary.v1.Bootstrap.Challenge:output_type -> demarc.boundary.v1.ChallengeResponse
+	3,  // 23: demarc.boundary.v1.Bootstrap.Enrol:output_type -> demarc.boundary.v1.EnrolResponse
+	5,  // 24: demarc.boundary.v1.Boundary.Renew:output_type -> demarc.boundary.v1.RenewResponse
+	7,  // 25: demarc.boundary.v1.Boundary.Channel:output_type -> demarc.boundary.v1.Down
+	23, // 26: demarc.boundary.v1.Boundary.Artifact:output_type -> demarc.boundary.v1.ArtifactChunk
+	22, // [22:27] is the sub-list for method output_type
+	17, // [17:22] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_boundary_v1_boundary_proto_init() }
@@ -1871,7 +1959,7 @@ func file_boundary_v1_boundary_proto_init() {
 		(*Report_Cosigned)(nil),
 		(*Report_Status)(nil),
 	}
-	file_boundary_v1_boundary_proto_msgTypes[19].OneofWrappers = []any{
+	file_boundary_v1_boundary_proto_msgTypes[20].OneofWrappers = []any{
 		(*Order_Release)(nil),
 		(*Order_Operation)(nil),
 		(*Order_Cancel)(nil),
@@ -1885,7 +1973,7 @@ func file_boundary_v1_boundary_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_boundary_v1_boundary_proto_rawDesc), len(file_boundary_v1_boundary_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
