@@ -51,8 +51,8 @@ func CheckNonce(key []byte, nonce string, now time.Time) (expires time.Time, err
 		return time.Time{}, fault.New(op, fault.Invalid, "this is no nonce: ask for one first")
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	// The decoder skips line ends: only the spelling that NewNonce gives is a nonce.
-	if err != nil || len(b) != nonceLen || base64.RawURLEncoding.EncodeToString(b) != s {
+	// The decoder skips line ends: the length of both forms leaves no room for one, so a nonce has one spelling.
+	if err != nil || len(b) != nonceLen {
 		return time.Time{}, fault.New(op, fault.Invalid, "this is no nonce: ask for one first")
 	}
 	if !hmac.Equal(b[nonceBody:], nonceMAC(key, b[:nonceBody])) {

@@ -223,8 +223,12 @@ func TestKubernetesForgery(t *testing.T) {
 		"the good one unharmed": {good, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if _, err := e.Verify(tc.token, aud, now); fault.Of(err) != tc.kind {
+			_, err := e.Verify(tc.token, aud, now)
+			if fault.Of(err) != tc.kind {
 				t.Errorf("%v, want %q", err, tc.kind)
+			}
+			if strings.Contains(name, " on the ") && !strings.Contains(fault.Text(err), "its key is for") {
+				t.Errorf("%v: it is the pinned key, not the token, that says the algorithm", err)
 			}
 		})
 	}

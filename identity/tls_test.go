@@ -10,11 +10,15 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"math/big"
 	"net"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -27,7 +31,48 @@ import (
 	"github.com/demarc-dev/demarc/identity/identitytest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// host is a CA that this process's host trusts, as hosts trust public CAs. No door may.
+var host *identity.Authority
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "identity")
+	if err == nil {
+		host, err = identity.NewCA(td, now, rand.Reader, identity.DefaultCALife)
+	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "ca.pem"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: host.Cert.Raw}), 0o600)
+	}
+	if err == nil {
+		err = errors.Join(os.Setenv("SSL_CERT_FILE", filepath.Join(dir, "ca.pem")), os.Setenv("SSL_CERT_DIR", dir))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		os.RemoveAll(dir)
+		os.Exit(code)
+	}))
+}
+
+// TestHostRootsCountForNothing: a Source without roots trusts nobody, not whomever the host trusts.
+func TestHostRootsCountForNothing(t *testing.T) {
+	n, a := leaf(t, host, fleet.Node, "n1"), leaf(t, host, fleet.Appliance, "eu-1")
+	if _, err := n.Leaf.Verify(x509.VerifyOptions{CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+		t.Skip("the host's roots can't be set on this system:", err)
+	}
+	pool := identity.Pool([]*x509.Certificate{host.Cert})
+	for name, tc := range map[string]struct {
+		server, client *x509.CertPool
+		ok             bool
+	}{"both given": {pool, pool, true}, "none at the server": {nil, pool, false}, "none at the client": {pool, nil, false}} {
+		client := identity.Client(source{a, tc.client, now}, identity.WantNode(td))
+		_, serr, cerr := shake(t, identity.Server(source{n, tc.server, now}, all, true), client)
+		if (serr == nil && cerr == nil) != tc.ok {
+			t.Errorf("%s: %v, %v", name, serr, cerr)
+		}
+	}
+}
 
 const (
 	td    = "acme.example"
