@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/mesh"
 )
@@ -60,17 +62,26 @@ func echoAll(l net.Listener) {
 
 func says(t *testing.T, c net.Conn) {
 	t.Helper()
-	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := roundTrip(c); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func roundTrip(c net.Conn) error {
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return err
+	}
 	if _, err := io.WriteString(c, "hello"); err != nil {
-		t.Fatal(err)
+		return err
 	}
 	got := make([]byte, 5)
 	if _, err := io.ReadFull(c, got); err != nil || string(got) != "hello" {
-		t.Fatalf("got %q, %v", got, err)
+		return fmt.Errorf("got %q, %w", got, err)
 	}
+	return nil
 }
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestDirectRoutes(t *testing.T) {
 	up := listen(t, echo)
@@ -128,7 +139,7 @@ func proxy(user, password string) func(net.Conn) {
 		}
 		defer func() { _ = up.Close() }()
 		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\nAHEAD")
-		go func() { _, _ = io.Copy(up, r) }()
+		go func() { _, _ = io.Copy(up, r); _ = up.Close() }()
 		_, _ = io.Copy(c, up)
 	}
 }

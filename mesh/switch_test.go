@@ -43,17 +43,30 @@ func (f *fake) fail(err error) {
 }
 
 // moves counts the sessions that are up, and the fewest since the first.
-type moves struct{ now, low atomic.Int64 }
+type moves struct {
+	now, low atomic.Int64
+	prove    func(net.Conn) error // that bytes pass, before the session is up
+}
 
 // runSwitch runs s with sessions that stand until they are told to end.
 func runSwitch(t *testing.T, s *mesh.Switch, fakes ...*fake) *moves {
 	t.Helper()
-	m := &moves{}
+	return proveSwitch(t, s, nil, fakes...)
+}
+
+func proveSwitch(t *testing.T, s *mesh.Switch, prove func(net.Conn) error, fakes ...*fake) *moves {
+	t.Helper()
+	m := &moves{prove: prove}
 	m.low.Store(1)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- s.Run(ctx, func(ctx context.Context, route string, _ net.Conn, up func()) error {
+		done <- s.Run(ctx, func(ctx context.Context, route string, c net.Conn, up func()) error {
+			if m.prove != nil {
+				if err := m.prove(c); err != nil {
+					return err
+				}
+			}
 			own, cut := context.WithCancelCause(ctx)
 			defer cut(nil)
 			for _, f := range fakes {

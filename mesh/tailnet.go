@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"tailscale.com/client/local"
@@ -50,6 +51,13 @@ type Node struct {
 	addrs  []netip.Addr
 }
 
+// quiet sees to it that no log leaves the process and that no gateway is asked to open a port. The library takes both from
+// the environment of the process alone, and reads it without a lock: so it is written once, before the first node.
+var quiet = sync.OnceFunc(func() {
+	envknob.SetNoLogsNoSupport()
+	envknob.Setenv("TS_DISABLE_PORTMAPPER", "true")
+})
+
 // Join brings a node up; ctx bounds the wait. The node lives until Close.
 func Join(ctx context.Context, cfg TailnetConfig) (*Node, error) {
 	const op = "mesh.Join"
@@ -67,10 +75,7 @@ func Join(ctx context.Context, cfg TailnetConfig) (*Node, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	// The library reads these from the environment alone. No log leaves the process, and no gateway is asked to open a port.
-	envknob.SetNoLogsNoSupport()
-	envknob.Setenv("TS_DISABLE_PORTMAPPER", "true")
-
+	quiet()
 	debug := func(format string, args ...any) { cfg.Logger.Debug("tailnet", "text", fmt.Sprintf(format, args...)) }
 	s := &tsnet.Server{Dir: cfg.Dir, Hostname: cfg.Hostname, ControlURL: cfg.ControlURL, AuthKey: cfg.AuthKey, Ephemeral: cfg.Ephemeral, Logf: debug, UserLogf: debug}
 	n := &Node{cfg: cfg, server: s}
@@ -113,7 +118,7 @@ func (n *Node) notUp(cause error) error {
 	switch {
 	case err != nil:
 		return fault.At(op, fault.Unavailable, cause)
-	case status.BackendState == ipn.NeedsLogin.String() && len(status.Health) == 0:
+	case strings.Contains(strings.ToLower(cause.Error()), "authkey"): // in the control server's own words
 		return fault.Because(cause, op, fault.Denied, "the tailnet does not let the node in: its auth key may be spent, expired or wrong")
 	case status.BackendState == ipn.NeedsMachineAuth.String():
 		return fault.Because(cause, op, fault.Denied, "the tailnet waits for its administrator to approve the node")

@@ -126,7 +126,7 @@ func liveSwitch(t *testing.T, appliance, control *mesh.Node) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	moves := runSwitch(t, s)
+	moves := proveSwitch(t, s, roundTrip)
 	for _, want := range []string{mesh.NameHTTPS, mesh.NameTailscale, mesh.NameHTTPS} {
 		if err := s.Use(t.Context(), want); err != nil {
 			t.Fatal(err)
@@ -157,8 +157,11 @@ func TestJoinRefused(t *testing.T) {
 		_ = n.Close()
 		t.Fatal("a wrong auth key joins")
 	}
-	if strings.Contains(err.Error(), "wrong\"") || ctx.Err() == nil && fault.Of(err) == fault.Internal {
-		t.Errorf("Join = %v", err)
+	if fault.Of(err) != fault.Denied || !strings.Contains(fault.Text(err), "auth key") {
+		t.Errorf("Join = %v, want denied with a word on the auth key", err)
+	}
+	if _, err := mesh.Join(ctx, mesh.TailnetConfig{ControlURL: "http://127.0.0.1:1", AuthKey: "k", Hostname: "x", Dir: t.TempDir()}); fault.Of(err) != fault.Unavailable {
+		t.Errorf("Join without a coordinator = %v, want unavailable", err)
 	}
 	if _, err := mesh.Join(ctx, mesh.TailnetConfig{}); fault.Of(err) != fault.Invalid {
 		t.Errorf("Join of nothing = %v, want invalid", err)
