@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/ledger"
+)
+
+func fill(t testing.TB, path string, n int) {
+	t.Helper()
+	l, _, _ := openLocal(t, path)
+	for i := range n {
+		if _, err := ledger.Submit(context.Background(), l, meta("ann", fmt.Sprint(i), 0), add{1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestLocalReplays(t *testing.T) {
+	path := bookPath(t)
+	l, b, rec := openLocal(t, path)
+	if rec.Changes != 0 || rec.Cut != 0 {
+		t.Fatalf("new file: %+v", rec)
+	}
+	for i, n := range []int{5, -9, 3} {
+		_, err := ledger.Submit(context.Background(), l, meta("ann", fmt.Sprint(i), 0), add{n})
+		if n == -9 {
+			wantFault(t, err, fault.Denied)
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := l.Propose(context.Background(), encoded(t, meta("ann", "x", 0), explode{})); err == nil {
+		t.Fatal("a panicking change was taken")
+	}
+	l2, b2, rec := openLocal(t, path)
+	if rec.Changes != 3 || rec.Cut != 0 || rootOf(b2) != rootOf(b) || b2.View().Sum != 8 || b2.Index() != 3 {
+		t.Fatalf("replayed %+v, %s, want %s", rec, rootOf(b2), rootOf(b))
+	}
+	got, err := ledger.Submit(context.Background(), l2, meta("ann", "0", 0), add{5})
+	if err != nil || got != 5 || b2.Log().Size() != 3 {
+		t.Fatalf("an answer was forgotten by a restart: %d, %v", got, err)
+	}
+}
+
+// A tail that is cut at any byte opens, loses at most the last record, and reports it.
+func TestLocalCutsATornTail(t *testing.T) {
+	path := bookPath(t)
+	fill(t, path, 3)
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const first = len("demarc-book/1\n")
+	record := (len(whole) - first) / 3
+	for n := 0; n <= len(whole); n++ {
+		if err := os.WriteFile(path, whole[:n], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l, b, rec := openLocal(t, path)
+		want := max(0, n-first) / record
+		if b.View().Sum != want {
+			t.Fatalf("%d of %d bytes: sum %d, want %d (%+v)", n, len(whole), b.View().Sum, want, rec)
+		}
+		if _, err := ledger.Submit(context.Background(), l, meta("bob", "after", 0), add{10}); err != nil {
+			t.Fatal(err)
+		}
+		if _, b, rec := openLocal(t, path); b.View().Sum != want+10 || rec.Cut != 0 {
+			t.Fatalf("%d bytes: after the cut and one change, sum %d, %+v", n, b.View().Sum, rec)
+		}
+	}
+}
+
+// Bytes that the disk never wrote are zeros: a file that grew and was not filled is a torn tail too.
+func TestLocalCutsAnUnwrittenTail(t *testing.T) {
+	path := bookPath(t)
+	fill(t, path, 2)
+	whole, _ := os.ReadFile(path)
+	if err := os.WriteFile(path, append(whole, make([]byte, 5000)...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, b, rec := openLocal(t, path); b.View().Sum != 2 || rec.Cut != 5000 {
+		t.Fatalf("sum %d, %+v", b.View().Sum, rec)
+	}
+}
+
+// No flipped bit goes unseen, and none is taken for a torn tail.
+func TestLocalRefusesDamage(t *testing.T) {
+	path := bookPath(t)
+	fill(t, path, 3)
+	whole, _ := os.ReadFile(path)
+	for i := range whole {
+		damaged := bytes.Clone(whole)
+		damaged[i] ^= 0x10
+		if err := os.WriteFile(path, damaged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := ledger.OpenLocal(openFile(t, path), newToy()); err == nil {
+			t.Fatalf("byte %d is flipped, and the file opens", i)
+		}
+		if after, _ := os.ReadFile(path); !bytes.Equal(after, damaged) {
+			t.Fatalf("byte %d: a damaged file was written to", i)
+		}
+	}
+}
+
+func TestLocalLeavesForeignFilesAlone(t *testing.T) {
+	for _, content := range []string{"hello", "hello, this is a longer file of someone else", "demarc-book/2\n"} {
+		path := bookPath(t)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := ledger.OpenLocal(openFile(t, path), newToy())
+		wantFault(t, err, fault.Invalid)
+		if after, _ := os.ReadFile(path); string(after) != content {
+			t.Fatalf("the file is now %q", after)
+		}
+	}
+}
+
+func TestLocalStopsAtADiskError(t *testing.T) {
+	for _, how := range []string{"write", "sync"} {
+		t.Run(how, func(t *testing.T) {
+			path := bookPath(t)
+			f := &flaky{File: openFile(t, path)}
+			b := newToy()
+			l, _, err := ledger.OpenLocal(f, b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := ledger.Submit(context.Background(), l, meta("ann", "1", 0), add{1}); err != nil {
+				t.Fatal(err)
+			}
+			f.failWrite, f.failSync = how == "write", how == "sync"
+			_, err = ledger.Submit(context.Background(), l, meta("ann", "2", 0), add{1})
+			wantFault(t, err, fault.Unsure)
+			if b.View().Sum != 1 {
+				t.Fatal("a change is seen that the disk may not have")
+			}
+			f.failWrite, f.failSync = false, false
+			_, err = ledger.Submit(context.Background(), l, meta("ann", "3", 0), add{1})
+			wantFault(t, err, fault.Unavailable)
+			if l.Failed() == nil {
+				t.Fatal("the book says that it is well")
+			}
+			l2, b2, _ := openLocal(t, path)
+			if _, err := ledger.Submit(context.Background(), l2, meta("ann", "2", 0), add{1}); err != nil || b2.View().Sum != 2 {
+				t.Fatalf("after a restart the same request gives %v and sum %d, want 2", err, b2.View().Sum)
+			}
+		})
+	}
+}
+
+func TestLocalSharesSyncs(t *testing.T) {
+	f := &flaky{File: openFile(t, bookPath(t))}
+	b := newToy()
+	l, _, err := ledger.OpenLocal(f, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const n = 200
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			if _, err := ledger.Submit(context.Background(), l, meta("ann", fmt.Sprint(i), 0), add{1}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if b.View().Sum != n || b.Log().Size() != n {
+		t.Fatalf("sum %d, %d leaves", b.View().Sum, b.Log().Size())
+	}
+	if f.syncs > n {
+		t.Fatalf("%d syncs for %d changes", f.syncs, n)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := l.Propose(ctx, encoded(t, meta("ann", "late", 0), add{1})); err == nil {
+		t.Fatal("a caller that had gone was served")
+	}
+}
+
+func FuzzOpenLocal(f *testing.F) {
+	path := bookPath(f)
+	fill(f, path, 2)
+	whole, _ := os.ReadFile(path)
+	f.Add(whole)
+	f.Add(whole[:len(whole)-3])
+	f.Fuzz(func(t *testing.T, data []byte) {
+		path := bookPath(t)
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l, _, err := ledger.OpenLocal(openFile(t, path), newToy())
+		if err != nil {
+			return
+		}
+		if _, err := ledger.Submit(context.Background(), l, meta("zoe", "fuzz", 0), add{1 << 20}); err != nil {
+			return
+		}
+		if _, _, err := ledger.OpenLocal(openFile(t, path), newToy()); err != nil {
+			t.Fatalf("what was written can't be read: %v", err)
+		}
+	})
+}
