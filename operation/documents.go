@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package operation
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+)
+
+// Decisions of the customer.
+const (
+	DecisionApprove  = "approve"
+	DecisionReject   = "reject"
+	DecisionRelease  = "release"
+	DecisionWithhold = "withhold"
+)
+
+// Request asks for an operation. An operator of the vendor signs it.
+type Request struct {
+	ID             string            `json:"id"` // chosen by the operator, unique at the appliance
+	Appliance      fleet.ApplianceID `json:"appliance"`
+	Operator       fleet.Principal   `json:"operator"`
+	Template       string            `json:"template"`
+	TemplateDigest fleet.Digest      `json:"template_digest"`
+	Release        fleet.Digest      `json:"release"` // that carries the template
+	Vars           map[string]string `json:"vars,omitempty"`
+	Reason         string            `json:"reason"`    // for the person who approves
+	Recipient      string            `json:"recipient"` // age: whom a released output is encrypted to
+	At             time.Time         `json:"at"`
+	NotAfter       time.Time         `json:"not_after"`
+	Nonce          string            `json:"nonce"`
+}
+
+// Approval says yes or no to one request. The customer signs it.
+type Approval struct {
+	ID        string            `json:"id"`
+	Appliance fleet.ApplianceID `json:"appliance"`
+	Request   fleet.Digest      `json:"request"`  // of the sealed request
+	Decision  string            `json:"decision"` // approve or reject
+	Argv      []string          `json:"argv,omitempty"`
+	Reason    string            `json:"reason,omitempty"`
+	At        time.Time         `json:"at"`
+	NotAfter  time.Time         `json:"not_after"`
+	Nonce     string            `json:"nonce"`
+}
+
+// Result says what ran and how it ended. The appliance signs it. The digests are of the output in clear.
+type Result struct {
+	ID         string            `json:"id"`
+	Appliance  fleet.ApplianceID `json:"appliance"`
+	Request    fleet.Digest      `json:"request"`
+	Approval   fleet.Digest      `json:"approval"`
+	Argv       []string          `json:"argv"`
+	State      State             `json:"state"` // held, failed or cancelled
+	Exit       int               `json:"exit"`
+	Signal     string            `json:"signal,omitempty"`
+	Stdout     fleet.Digest      `json:"stdout"`
+	Stderr     fleet.Digest      `json:"stderr"`
+	StdoutSize int64             `json:"stdout_size"`
+	StderrSize int64             `json:"stderr_size"`
+	Truncated  bool              `json:"truncated,omitempty"`
+	Reason     string            `json:"reason,omitempty"`
+	Started    time.Time         `json:"started"`
+	Ended      time.Time         `json:"ended"`
+}
+
+// Release lets an output out, or keeps it in. The customer signs it.
+type Release struct {
+	ID        string            `json:"id"`
+	Appliance fleet.ApplianceID `json:"appliance"`
+	Result    fleet.Digest      `json:"result"`           // of the sealed result
+	Decision  string            `json:"decision"`         // release or withhold
+	Output    fleet.Digest      `json:"output,omitempty"` // of the output as it goes out, encrypted to the operator
+	Reason    string            `json:"reason,omitempty"`
+	At        time.Time         `json:"at"`
+	Nonce     string            `json:"nonce"`
+}
+
+// Cancel calls an operation off. The customer signs it.
+type Cancel struct {
+	ID        string            `json:"id"`
+	Appliance fleet.ApplianceID `json:"appliance"`
+	Request   fleet.Digest      `json:"request"`
+	Reason    string            `json:"reason,omitempty"`
+	At        time.Time         `json:"at"`
+	Nonce     string            `json:"nonce"`
+}
+
+// PlanApproval lets one compiled plan of one release be deployed. The customer signs it.
+type PlanApproval struct {
+	Appliance fleet.ApplianceID `json:"appliance"`
+	Release   fleet.Digest      `json:"release"` // of the sealed release
+	Plan      fleet.Digest      `json:"plan"`    // of the compiled plan
+	Phases    []fleet.Phase     `json:"phases"`
+	At        time.Time         `json:"at"`
+	NotAfter  time.Time         `json:"not_after"`
+	Nonce     string            `json:"nonce"`
+}
+
+// PayloadType names the format of the payload: in-toto.
+func (Request) PayloadType() string { return payloadType }
+
+// PayloadType names the format of the payload: in-toto.
+func (Approval) PayloadType() string { return payloadType }
+
+// PayloadType names the format of the payload: in-toto.
+func (Result) PayloadType() string { return payloadType }
+
+// PayloadType names the format of the payload: in-toto.
+func (Release) PayloadType() string { return payloadType }
+
+// PayloadType names the format of the payload: in-toto.
+func (Cancel) PayloadType() string { return payloadType }
+
+// PayloadType names the format of the payload: in-toto.
+func (PlanApproval) PayloadType() string { return payloadType }
+
+// The predicates without methods.
+type (
+	plainRequest      Request
+	plainApproval     Approval
+	plainResult       Result
+	plainRelease      Release
+	plainCancel       Cancel
+	plainPlanApproval PlanApproval
+)
+
+// MarshalJSON writes the in-toto statement.
+func (r Request) MarshalJSON() ([]byte, error) {
+	return write(TypeRequest, join(about("template", r.TemplateDigest), about("release", r.Release)), plainRequest(r))
+}
+
+// UnmarshalJSON reads the in-toto statement.
+func (r *Request) UnmarshalJSON(b []byte) error {
+	if err := read(b, TypeRequest, (*plainRequest)(r)); err != nil {
+		return err
+	}
+	return same(b, r.MarshalJSON)
+}
+
+// MarshalJSON writes the in-toto statement.
+func (a Approval) MarshalJSON() ([]byte, error) {
+	return write(TypeApproval, about("request", a.Request), plainApproval(a))
+}
+
+// UnmarshalJSON reads the in-toto statement.
+func (a *Approval) UnmarshalJSON(b []byte) error {
+	if err := read(b, TypeApproval, (*plainApproval)(a)); err != nil {
+		return err
+	}
+	return same(b, a.MarshalJSON)
+}
+
+// MarshalJSON writes the in-toto statement.
+func (r Result) MarshalJSON() ([]byte, error) {
+	return write(TypeResult, join(about("approval", r.Approval), about("stdout", r.Stdout), about("stderr", r.Stderr)), plainResult(r))
+}
+
+// UnmarshalJSON reads the in-toto statement.
+func (r *Result) UnmarshalJSON(b []byte) error {
+	if err := read(b, TypeResult, (*plainResult)(r)); err != nil {
+		return err
+	}
+	return same(b, r.MarshalJSON)
+}
+
+// MarshalJSON writes the in-toto statement.
+func (r Release) MarshalJSON() ([]byte, error) {
+	return write(TypeRelease, join(about("result", r.Result), about("output", r.Output)), plainRelease(r))
+}
+
+// UnmarshalJSON reads the in-toto statement.
+func (r *Release) UnmarshalJSON(b []byte) error {
+	if err := read(b, TypeRelease, (*plainRelease)(r)); err != nil {
+		return err
+	}
+	return same(b, r.MarshalJSON)
+}
+
+// MarshalJSON writes the in-toto statement.
+func (c Cancel) MarshalJSON() ([]byte, error) {
+	return write(TypeCancel, about("request", c.Request), plainCancel(c))
+}
+
+// UnmarshalJSON reads the in-toto statement.
+func (c *Cancel) UnmarshalJSON(b []byte) error {
+	if err := read(b, TypeCancel, (*plainCancel)(c)); err != nil {
+		return err
+	}
+	return same(b, c.MarshalJSON)
+}
+
+// MarshalJSON writes the in-toto statement.
+func (p PlanApproval) MarshalJSON() ([]byte, error) {
+	return write(TypePlanApproval, join(about("plan", p.Plan), about("release", p.Release)), plainPlanApproval(p))
+}
+
+// UnmarshalJSON reads the in-toto statement.
+func (p *PlanApproval) UnmarshalJSON(b []byte) error {
+	if err := read(b, TypePlanApproval, (*plainPlanApproval)(p)); err != nil {
+		return err
+	}
+	return same(b, p.MarshalJSON)
+}
+
+// Limits of the documents.
+const (
+	maxReason = 1 << 10
+	maxNonce  = 64
+	minNonce  = 16
+)
+
+// check collects the first thing that is wrong with a document.
+type check struct {
+	doc string
+	err error
+}
+
+func (c *check) that(ok bool, format string, args ...any) {
+	if c.err == nil && !ok {
+		c.err = fault.New("operation."+c.doc, fault.Invalid, format, args...)
+	}
+}
+
+func (c *check) name(field, s string) {
+	if c.err == nil {
+		c.err = fleet.CheckName(field, s)
+	}
+}
+
+func (c *check) digest(field string, d fleet.Digest) {
+	if err := d.Check(); c.err == nil && err != nil {
+		c.err = fault.Because(err, "operation."+c.doc, fault.Invalid, "%s: %s", field, fault.Text(err))
+	}
+}
+
+func (c *check) nonce(s string) {
+	ok := len(s) >= minNonce && len(s) <= maxNonce && strings.IndexFunc(s, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_')
+	}) < 0
+	c.that(ok, "nonce: draw %d to %d characters of A-Z a-z 0-9 - _", minNonce, maxNonce)
+}
+
+func (c *check) reason(s string) {
+	c.that(len(s) <= maxReason, "reason: at most %d bytes", maxReason)
+}
+
+func (c *check) window(at, notAfter time.Time) {
+	c.that(!at.IsZero() && notAfter.After(at), "not_after: must be later than at")
+}
+
+func (c *check) argv(argv []string) {
+	size := 0
+	for _, a := range argv {
+		size += len(a)
+	}
+	c.that(len(argv) <= maxArgs && size <= maxArgs*maxArg/8, "argv: at most %d arguments", maxArgs)
+}
+
+// Check tells the first thing that is wrong with the request by itself.
+func (r Request) Check() error {
+	c := check{doc: "Request"}
+	c.name("operation", r.ID)
+	c.name("appliance", string(r.Appliance))
+	c.name("template", r.Template)
+	_, role, _, ok := r.Operator.Split()
+	c.that(ok && role == fleet.Operator, "operator: %q is not the name of an operator", clip(string(r.Operator)))
+	c.digest("template_digest", r.TemplateDigest)
+	c.digest("release", r.Release)
+	c.that(len(r.Vars) <= maxVars, "vars: at most %d", maxVars)
+	for k, v := range r.Vars {
+		c.that(len(k) <= 32 && len(v) <= MaxValue, "vars: a name has at most 32 bytes, a value %d", MaxValue)
+	}
+	c.reason(r.Reason)
+	c.that(strings.HasPrefix(r.Recipient, "age1") && len(r.Recipient) <= 128, "recipient: give the operator's age recipient, age1...")
+	c.window(r.At, r.NotAfter)
+	c.nonce(r.Nonce)
+	return c.err
+}
+
+// Check tells the first thing that is wrong with the approval by itself.
+func (a Approval) Check() error {
+	c := check{doc: "Approval"}
+	c.name("operation", a.ID)
+	c.name("appliance", string(a.Appliance))
+	c.digest("request", a.Request)
+	c.that(a.Decision == DecisionApprove || a.Decision == DecisionReject, "decision: %q is neither approve nor reject", clip(a.Decision))
+	c.that(a.Decision == DecisionReject || len(a.Argv) > 0, "argv: an approval names the command that it is for")
+	c.argv(a.Argv)
+	c.reason(a.Reason)
+	c.window(a.At, a.NotAfter)
+	c.nonce(a.Nonce)
+	return c.err
+}
+
+// Check tells the first thing that is wrong with the result by itself.
+func (r Result) Check() error {
+	c := check{doc: "Result"}
+	c.name("operation", r.ID)
+	c.name("appliance", string(r.Appliance))
+	c.digest("request", r.Request)
+	c.digest("approval", r.Approval)
+	c.digest("stdout", r.Stdout)
+	c.digest("stderr", r.Stderr)
+	c.argv(r.Argv)
+	c.that(slices.Contains([]State{Held, Failed, Cancelled}, r.State), "state: a result is held, failed or cancelled, not %q", clip(string(r.State)))
+	c.that(r.StdoutSize >= 0 && r.StderrSize >= 0, "sizes can't be negative")
+	c.that(len(r.Signal) <= 32, "signal: at most 32 bytes")
+	c.reason(r.Reason)
+	c.that(!r.Started.IsZero() && !r.Ended.Before(r.Started), "ended: must not be before started")
+	return c.err
+}
+
+// Check tells the first thing that is wrong with the release by itself.
+func (r Release) Check() error {
+	c := check{doc: "Release"}
+	c.name("operation", r.ID)
+	c.name("appliance", string(r.Appliance))
+	c.digest("result", r.Result)
+	switch r.Decision {
+	case DecisionRelease:
+		c.digest("output", r.Output)
+	case DecisionWithhold:
+		c.that(r.Output == "", "output: nothing goes out where the decision is withhold")
+	default:
+		c.that(false, "decision: %q is neither release nor withhold", clip(r.Decision))
+	}
+	c.reason(r.Reason)
+	c.that(!r.At.IsZero(), "at: is missing")
+	c.nonce(r.Nonce)
+	return c.err
+}
+
+// Check tells the first thing that is wrong with the cancellation by itself.
+func (x Cancel) Check() error {
+	c := check{doc: "Cancel"}
+	c.name("operation", x.ID)
+	c.name("appliance", string(x.Appliance))
+	c.digest("request", x.Request)
+	c.reason(x.Reason)
+	c.that(!x.At.IsZero(), "at: is missing")
+	c.nonce(x.Nonce)
+	return c.err
+}
+
+// Check tells the first thing that is wrong with the approval by itself.
+func (p PlanApproval) Check() error {
+	c := check{doc: "PlanApproval"}
+	c.name("appliance", string(p.Appliance))
+	c.digest("release", p.Release)
+	c.digest("plan", p.Plan)
+	c.that(len(p.Phases) > 0 && len(p.Phases) <= len(fleet.Phases()), "phases: name the phases that it needs")
+	for _, f := range p.Phases {
+		c.that(f == fleet.Install || f == fleet.Deploy, "phases: a plan needs install and deploy only, not %q", clip(string(f)))
+	}
+	c.window(p.At, p.NotAfter)
+	c.nonce(p.Nonce)
+	return c.err
+}
