@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package grant is who may do what, now, and which grant or deny said so. Cedar: forbids win.
+//
+// # Promise
+//
+// Nothing is allowed but what a document of the customer allows at this moment, with one exception that the customer can
+// switch off: observe, which reads and changes nothing. A deny wins over every grant, a built-in deny over everything.
+// A policy that can't be evaluated denies. No grant gives more than its own phase, scope, window and number of uses.
+//
+// # Documents
+//
+// Four documents, each sealed by package seal with a key that the customer pinned:
+//
+//	application/vnd.demarc.grant+json;v=1   Grant: a phase, within a scope and a window, so many times
+//	application/vnd.demarc.revoke+json;v=1  Revoke: one grant, a phase, or everything; good for ever, and harmless twice
+//	application/vnd.demarc.deny+json;v=1    Deny: forbid policies in Cedar
+//	application/vnd.demarc.lift+json;v=1    Lift: takes back one deny
+//
+// A document counts once, by seal.Identity: a grant that comes again, used up or revoked, gives nothing.
+//
+// # What a policy can speak of
+//
+//	principal  Vendor::"spiffe://acme.example/operator/ann"
+//	action     Action::"install" "observe" "deploy" "operate.read" "operate.write" "operate.admin"; the last three in Action::"operate"
+//	resource   Operation::"state" in Service::"store" in Appliance::"eu-1", as far as the act has them
+//	context    now (milliseconds since 1970), operation, service (strings, "" where there is none), effects (set of strings)
+package grant
+
+import (
+	"strings"
+	"time"
+
+	cedar "github.com/cedar-policy/cedar-go"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/seal"
+)
+
+// Limits.
+const (
+	MaxHeld   = 1024     // grants that have not run out
+	MaxDenies = 64       // denies in force
+	MaxLifted = 1024     // denies that were taken back
+	MaxCedar  = 16 << 10 // bytes of one deny
+	maxRules  = 32       // policies in one deny
+	maxScope  = 64       // names in a scope
+	minNonce  = 16
+	maxNonce  = 64
+)
+
+// Scope narrows a grant. An empty list means any.
+type Scope struct {
+	Operations []string `json:"operations,omitempty"` // names of templates
+	Services   []string `json:"services,omitempty"`
+}
+
+// Grant lets the vendor do the acts of one phase.
+type Grant struct {
+	Appliance fleet.ApplianceID `json:"appliance"`
+	Phase     fleet.Phase       `json:"phase"`
+	Scope     Scope             `json:"scope"`
+	From      time.Time         `json:"from"`
+	Until     time.Time         `json:"until,omitzero"` // zero: no end
+	Uses      int               `json:"uses,omitempty"` // 0: any number
+	Nonce     string            `json:"nonce"`
+}
+
+// Revoke ends one grant, all grants of a phase, or all. Exactly one of the three is set.
+type Revoke struct {
+	Appliance fleet.ApplianceID `json:"appliance"`
+	Grant     string            `json:"grant,omitempty"`
+	Phase     fleet.Phase       `json:"phase,omitempty"`
+	All       bool              `json:"all,omitempty"`
+	At        time.Time         `json:"at"`
+	Nonce     string            `json:"nonce"`
+}
+
+// Deny forbids, whatever is granted.
+type Deny struct {
+	Appliance fleet.ApplianceID `json:"appliance"`
+	Name      string            `json:"name"`
+	Cedar     string            `json:"cedar"`
+	At        time.Time         `json:"at"`
+	Nonce     string            `json:"nonce"`
+}
+
+// Lift takes back a deny.
+type Lift struct {
+	Appliance fleet.ApplianceID `json:"appliance"`
+	Deny      string            `json:"deny"` // id of the deny, not its name
+	At        time.Time         `json:"at"`
+	Nonce     string            `json:"nonce"`
+}
+
+// PayloadType names the document.
+func (Grant) PayloadType() string { return "application/vnd.demarc.grant+json;v=1" }
+
+// PayloadType names the document.
+func (Revoke) PayloadType() string { return "application/vnd.demarc.revoke+json;v=1" }
+
+// PayloadType names the document.
+func (Deny) PayloadType() string { return "application/vnd.demarc.deny+json;v=1" }
+
+// PayloadType names the document.
+func (Lift) PayloadType() string { return "application/vnd.demarc.lift+json;v=1" }
+
+func checkCommon(op string, a fleet.ApplianceID, nonce string) error {
+	if err := fleet.CheckName("appliance", string(a)); err != nil {
+		return err
+	}
+	bad := strings.IndexFunc(nonce, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_')
+	}) >= 0
+	if bad || len(nonce) < minNonce || len(nonce) > maxNonce {
+		return fault.New(op, fault.Invalid, "nonce: draw %d to %d characters of A-Z a-z 0-9 - _", minNonce, maxNonce)
+	}
+	return nil
+}
+
+// Check tells the first thing that is wrong with the grant by itself.
+func (g Grant) Check() error {
+	const op = "grant.Grant"
+	if err := checkCommon(op, g.Appliance, g.Nonce); err != nil {
+		return err
+	}
+	if err := g.Phase.Check(); err != nil {
+		return err
+	}
+	for field, names := range map[string][]string{"operation": g.Scope.Operations, "service": g.Scope.Services} {
+		if len(names) > maxScope {
+			return fault.New(op, fault.Invalid, "scope: at most %d names of a kind", maxScope)
+		}
+		for _, n := range names {
+			if err := fleet.CheckName(field, n); err != nil {
+				return err
+			}
+		}
+	}
+	operate := g.Phase == fleet.OperateRead || g.Phase == fleet.OperateWrite || g.Phase == fleet.OperateAdmin
+	switch {
+	case !operate && (len(g.Scope.Operations) > 0 || len(g.Scope.Services) > 0):
+		return fault.New(op, fault.Invalid, "scope: only the phases operate.* have operations and services, %s has none", g.Phase)
+	case g.From.IsZero():
+		return fault.New(op, fault.Invalid, "from: is missing")
+	case !g.Until.IsZero() && !g.Until.After(g.From):
+		return fault.New(op, fault.Invalid, "until: must be later than from")
+	case g.Uses < 0 || g.Uses > 1_000_000:
+		return fault.New(op, fault.Invalid, "uses: 0 for any number, or 1 to 1000000")
+	}
+	return nil
+}
+
+// Check tells the first thing that is wrong with the revocation by itself.
+func (r Revoke) Check() error {
+	const op = "grant.Revoke"
+	if err := checkCommon(op, r.Appliance, r.Nonce); err != nil {
+		return err
+	}
+	set := 0
+	for _, is := range []bool{r.Grant != "", r.Phase != "", r.All} {
+		if is {
+			set++
+		}
+	}
+	if set != 1 {
+		return fault.New(op, fault.Invalid, "name one grant, one phase, or all")
+	}
+	if r.Phase != "" {
+		if err := r.Phase.Check(); err != nil {
+			return err
+		}
+	}
+	if len(r.Grant) > 128 || r.At.IsZero() {
+		return fault.New(op, fault.Invalid, "grant: at most 128 bytes; at: must be there")
+	}
+	return nil
+}
+
+// Check tells the first thing that is wrong with the deny by itself; an error in the Cedar text carries its place.
+func (d Deny) Check() error {
+	const op = "grant.Deny"
+	if err := checkCommon(op, d.Appliance, d.Nonce); err != nil {
+		return err
+	}
+	if err := fleet.CheckName("deny", d.Name); err != nil {
+		return err
+	}
+	if d.At.IsZero() {
+		return fault.New(op, fault.Invalid, "at: is missing")
+	}
+	_, err := parse(d.Name, d.Cedar)
+	return err
+}
+
+// Check tells the first thing that is wrong with the document by itself.
+func (l Lift) Check() error {
+	const op = "grant.Lift"
+	if err := checkCommon(op, l.Appliance, l.Nonce); err != nil {
+		return err
+	}
+	if l.Deny == "" || len(l.Deny) > 128 || l.At.IsZero() {
+		return fault.New(op, fault.Invalid, "deny: the id of one, at most 128 bytes; at: must be there")
+	}
+	return nil
+}
+
+// parse reads forbid policies.
+func parse(name, text string) (cedar.PolicyList, error) {
+	const op = "grant.parse"
+	if len(text) > MaxCedar {
+		return nil, fault.New(op, fault.Invalid, "the policies have %d bytes, the limit is %d", len(text), MaxCedar)
+	}
+	list, err := cedar.NewPolicyListFromBytes(name, []byte(text))
+	if err != nil {
+		return nil, fault.Because(err, op, fault.Invalid, "the policies are not Cedar: %.300s", err.Error())
+	}
+	if len(list) == 0 || len(list) > maxRules {
+		return nil, fault.New(op, fault.Invalid, "write 1 to %d policies", maxRules)
+	}
+	for _, p := range list {
+		if p.Effect() != cedar.Forbid {
+			at := p.Position()
+			return nil, fault.New(op, fault.Invalid, "line %d, column %d: a deny holds forbid policies only; what is to be allowed is a grant", at.Line, at.Column)
+		}
+	}
+	return list, nil
+}
+
+// Held is a grant in the customer's book.
+type Held struct {
+	ID        string       `json:"id"` // seal.Identity of the document
+	Grant     Grant        `json:"grant"`
+	Used      int          `json:"used,omitempty"`
+	Since     time.Time    `json:"since"`
+	RevokedAt time.Time    `json:"revoked_at,omitzero"`
+	By        []seal.KeyID `json:"by"`
+}
+
+// Denied is a deny in the customer's book.
+type Denied struct {
+	ID    string       `json:"id"`
+	Name  string       `json:"name"`
+	Cedar string       `json:"cedar"`
+	Since time.Time    `json:"since"`
+	By    []seal.KeyID `json:"by"`
+}
