@@ -375,6 +375,7 @@ type PinRequest struct {
 	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	PublicKey     []byte                 `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // PEM
 	Endorsement   []byte                 `protobuf:"bytes,3,opt,name=endorsement,proto3" json:"endorsement,omitempty"`              // once a key is pinned, another is only pinned by a document that a pinned key signed
+	Recipient     string                 `protobuf:"bytes,4,opt,name=recipient,proto3" json:"recipient,omitempty"`                  // age recipient that belongs to the key: whom the output of operations is encrypted to
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -428,6 +429,13 @@ func (x *PinRequest) GetEndorsement() []byte {
 		return x.Endorsement
 	}
 	return nil
+}
+
+func (x *PinRequest) GetRecipient() string {
+	if x != nil {
+		return x.Recipient
+	}
+	return ""
 }
 
 type PinResponse struct {
@@ -1728,14 +1736,15 @@ const file_local_v1_local_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\apresent\x18\x02 \x01(\bR\apresent\x12\x1f\n" +
 	"\vcreate_with\x18\x03 \x01(\tR\n" +
-	"createWith\"l\n" +
+	"createWith\"\x8a\x01\n" +
 	"\n" +
 	"PinRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1d\n" +
 	"\n" +
 	"public_key\x18\x02 \x01(\fR\tpublicKey\x12 \n" +
-	"\vendorsement\x18\x03 \x01(\fR\vendorsement\"$\n" +
+	"\vendorsement\x18\x03 \x01(\fR\vendorsement\x12\x1c\n" +
+	"\trecipient\x18\x04 \x01(\tR\trecipient\"$\n" +
 	"\vPinResponse\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\"b\n" +
 	"\rSubmitRequest\x12\x1d\n" +
