@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raft
+
+import (
+	"bufio"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	hraft "github.com/hashicorp/raft"
+
+	"github.com/demarc-dev/demarc/fault"
+)
+
+// Bounds of a pack. One proposal may be larger than packBytes, and then is alone.
+const (
+	packVersion = 0x01
+	packCount   = 256
+	packBytes   = 512 << 10
+	// MaxProposal bounds one proposal in bytes.
+	MaxProposal = 16 << 20
+)
+
+// encodePack spells proposals as one entry.
+func encodePack(proposals [][]byte) []byte {
+	size := 1
+	for _, p := range proposals {
+		size += 4 + len(p)
+	}
+	b := append(make([]byte, 0, size), packVersion)
+	for _, p := range proposals {
+		b = binary.BigEndian.AppendUint32(b, uint32(len(p)))
+		b = append(b, p...)
+	}
+	return b
+}
+
+// decodePack is the inverse. The proposals share the bytes of the entry.
+func decodePack(b []byte) ([][]byte, error) {
+	bad := fault.New("raft.decodePack", fault.Internal, "an entry is not a pack of this version")
+	if len(b) < 1 || b[0] != packVersion {
+		return nil, bad
+	}
+	var out [][]byte
+	for b = b[1:]; len(b) > 0; {
+		if len(b) < 4 || uint64(len(b)-4) < uint64(binary.BigEndian.Uint32(b)) {
+			return nil, bad
+		}
+		n := binary.BigEndian.Uint32(b)
+		out, b = append(out, b[4:4+n:4+n]), b[4+n:]
+	}
+	return out, nil
+}
+
+// machine makes an hraft.FSM of a Machine.
+type machine struct {
+	m     Machine
+	index atomic.Uint64 // of the last command that was applied
+
+	mu    sync.Mutex
+	moved chan struct{} // closed when index moves
+	err   error
+	dead  chan struct{}
+}
+
+func newMachine(m Machine) *machine {
+	return &machine{m: m, moved: make(chan struct{}), dead: make(chan struct{})}
+}
+
+func (f *machine) failure() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
+}
+
+// answers is what Apply gives to the leader's future: one answer a proposal.
+type answers struct {
+	each [][]byte
+	err  error
+}
+
+// Apply implements hraft.FSM. After an error nothing more is applied: the entries after it would be applied to a state
+// that differs from the others'.
+func (f *machine) Apply(l *hraft.Log) any {
+	if err := f.failure(); err != nil {
+		return answers{err: err}
+	}
+	pack, err := decodePack(l.Data)
+	out := answers{each: make([][]byte, 0, len(pack))}
+	for _, data := range pack {
+		var ans []byte
+		if ans, err = f.m.Apply(l.Index, data); err != nil {
+			break
+		}
+		out.each = append(out.each, ans)
+	}
+	if err != nil {
+		err = fault.Because(err, "raft.Apply", fault.Internal, "entry %d can't be applied: this node must be replaced by a build that can", l.Index)
+		f.mu.Lock()
+		f.err = err
+		close(f.dead)
+		f.mu.Unlock()
+		return answers{err: err}
+	}
+	f.move(l.Index)
+	return out
+}
+
+func (f *machine) move(index uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.index.Store(index)
+	close(f.moved)
+	f.moved = make(chan struct{})
+}
+
+// changed gives a channel that is closed at the next entry.
+func (f *machine) changed() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.moved
+}
+
+const snapshotWord = "demarc-raft/1"
+
+// Snapshot implements hraft.FSM.
+func (f *machine) Snapshot() (hraft.FSMSnapshot, error) {
+	if err := f.failure(); err != nil {
+		return nil, err
+	}
+	w, err := f.m.Snapshot()
+	if err != nil {
+		return nil, fault.At("raft.Snapshot", "", err)
+	}
+	return &snapshot{w, f.index.Load()}, nil
+}
+
+type snapshot struct {
+	w     io.WriterTo
+	index uint64
+}
+
+// Persist implements hraft.FSMSnapshot.
+func (s *snapshot) Persist(sink hraft.SnapshotSink) error {
+	_, err := fmt.Fprintf(sink, "%s %d\n", snapshotWord, s.index)
+	if err == nil {
+		_, err = s.w.WriteTo(sink)
+	}
+	if err != nil {
+		_ = sink.Cancel()
+		return fault.At("raft.Snapshot", "", err)
+	}
+	return sink.Close()
+}
+
+// Release implements hraft.FSMSnapshot.
+func (*snapshot) Release() {}
+
+// Restore implements hraft.FSM.
+func (f *machine) Restore(r io.ReadCloser) error {
+	const op = "raft.Restore"
+	defer r.Close()
+	in := bufio.NewReaderSize(r, 64<<10)
+	line, err := in.ReadSlice('\n')
+	if err != nil {
+		return fault.Because(err, op, fault.Invalid, "the snapshot has no first line")
+	}
+	word, number, _ := strings.Cut(strings.TrimSuffix(string(line), "\n"), " ")
+	index, err := strconv.ParseUint(number, 10, 64)
+	if word != snapshotWord || err != nil {
+		return fault.New(op, fault.Invalid, "the snapshot is not of the format %s", snapshotWord)
+	}
+	if err := f.m.Restore(in); err != nil {
+		return fault.At(op, "", err)
+	}
+	f.move(index)
+	return nil
+}
