@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package artifact keeps what runs by its digest, and unpacks it without leaving its folder.
+//
+// # Promise
+//
+// What [Store.Get] and [Store.Unpack] give has the digest that was asked for: it was checked when it came in, while it was
+// streamed, and nothing is kept of what did not match. An archive can't write outside of its own folder, make a link or a
+// device, or grow beyond its bounds.
+//
+// # On disk
+//
+// The folder is laid out as an OCI image layout (https://github.com/opencontainers/image-spec/blob/main/image-layout.md):
+// oci-layout, index.json, and blobs/sha256/<hex>. A blob is a tar archive with plain files and folders only, sorted by
+// name, without times and owners, so that the same folder has the same digest on every machine. What is on its way lies
+// in partial/<hex>, to be gone on with.
+package artifact
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+)
+
+// Bounds.
+const (
+	MaxArtifact = 1 << 30 // bytes of an archive
+	MaxUnpacked = 4 << 30 // bytes of what is in it
+	MaxEntries  = 100_000
+)
+
+// Store is a folder of artifacts. Its methods may be called concurrently.
+type Store struct {
+	dir string
+	mu  sync.Mutex // guards busy
+	// busy are the digests that are being written now
+	busy map[fleet.Digest]bool
+}
+
+// Open makes or opens a store.
+func Open(dir string) (*Store, error) {
+	const op = "artifact.Open"
+	for _, d := range []string{"blobs/sha256", "partial"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+			return nil, fault.Because(err, op, fault.Unavailable, "can't make the folder of artifacts")
+		}
+	}
+	for name, text := range map[string]string{"oci-layout": `{"imageLayoutVersion":"1.0.0"}`, "index.json": `{"schemaVersion":2,"manifests":[]}`} {
+		path := filepath.Join(dir, name)
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+				return nil, fault.Because(err, op, fault.Unavailable, "can't write %s", name)
+			}
+		}
+	}
+	return &Store{dir: dir, busy: map[fleet.Digest]bool{}}, nil
+}
+
+func (s *Store) path(part string, d fleet.Digest) (string, error) {
+	if err := d.Check(); err != nil {
+		return "", err
+	}
+	return filepath.Join(s.dir, part, strings.TrimPrefix(string(d), "sha256:")), nil
+}
+
+// Has tells whether an artifact is there, whole.
+func (s *Store) Has(d fleet.Digest) bool {
+	p, err := s.path("blobs/sha256", d)
+	if err != nil {
+		return false
+	}
+	_, err = os.Stat(p)
+	return err == nil
+}
+
+// Blob is an open artifact.
+type Blob struct {
+	*os.File
+	size int64
+}
+
+// Size is in bytes.
+func (b *Blob) Size() int64 { return b.size }
+
+// Get opens an artifact.
+func (s *Store) Get(d fleet.Digest) (*Blob, error) {
+	const op = "artifact.Get"
+	p, err := s.path("blobs/sha256", d)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(p)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(op, fault.NotFound, "artifact %s is not here", d.Short())
+	}
+	if err != nil {
+		return nil, fault.At(op, fault.Unavailable, err)
+	}
+	info, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, fault.At(op, fault.Unavailable, err)
+	}
+	return &Blob{f, info.Size()}, nil
+}
+
+// Put takes an artifact from a stream. One that is there already is not read.
+func (s *Store) Put(ctx context.Context, d fleet.Digest, r io.Reader) (int64, error) {
+	p, err := s.Begin(d)
+	if err != nil {
+		return 0, err
+	}
+	defer p.Close()
+	if p.done {
+		return p.at, nil
+	}
+	if err := p.restart(); err != nil {
+		return 0, err
+	}
+	buf := make([]byte, 256<<10)
+	for ctx.Err() == nil {
+		n, err := r.Read(buf)
+		if _, err := p.Write(buf[:n]); err != nil {
+			return 0, err
+		}
+		if errors.Is(err, io.EOF) {
+			return p.at, p.Commit()
+		}
+		if err != nil {
+			return 0, fault.At("artifact.Put", "", err)
+		}
+	}
+	return 0, fault.At("artifact.Put", fault.Unavailable, ctx.Err())
+}
+
+// Partial is an artifact on its way. What came so far is kept when it is closed, unless it turned out to be another.
+type Partial struct {
+	s    *Store
+	d    fleet.Digest
+	f    *os.File
+	sum  hash.Hash
+	at   int64
+	done bool
+}
+
+// Begin starts or goes on with an artifact. One writer of one digest at a time: another is told that it is busy.
+func (s *Store) Begin(d fleet.Digest) (*Partial, error) {
+	const op = "artifact.Begin"
+	path, err := s.path("partial", d)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.Has(d) {
+		b, err := s.Get(d)
+		if err != nil {
+			return nil, err
+		}
+		defer b.Close()
+		return &Partial{s: s, d: d, at: b.Size(), done: true}, nil
+	}
+	if s.busy[d] {
+		return nil, fault.New(op, fault.Busy, "artifact %s is being written by another caller: try again in a moment", d.Short())
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fault.At(op, fault.Unavailable, err)
+	}
+	p := &Partial{s: s, d: d, f: f, sum: sha256.New()}
+	if p.at, err = io.Copy(p.sum, f); err != nil {
+		f.Close()
+		return nil, fault.At(op, fault.Unavailable, err)
+	}
+	s.busy[d] = true
+	return p, nil
+}
+
+// Offset is how many bytes are there already.
+func (p *Partial) Offset() int64 { return p.at }
+
+// Done tells that the artifact was there already.
+func (p *Partial) Done() bool { return p.done }
+
+func (p *Partial) restart() error {
+	p.sum.Reset()
+	p.at = 0
+	if err := p.f.Truncate(0); err != nil {
+		return fault.At("artifact.restart", fault.Unavailable, err)
+	}
+	_, err := p.f.Seek(0, io.SeekStart)
+	return fault.At("artifact.restart", fault.Unavailable, err)
+}
+
+// Write appends.
+func (p *Partial) Write(b []byte) (int, error) {
+	const op = "artifact.Write"
+	if p.done {
+		return 0, fault.New(op, fault.Conflict, "the artifact is whole already")
+	}
+	if p.at+int64(len(b)) > MaxArtifact {
+		return 0, fault.New(op, fault.Invalid, "the artifact has more than %d bytes, and that is the most", MaxArtifact)
+	}
+	n, err := p.f.Write(b)
+	p.sum.Write(b[:n])
+	p.at += int64(n)
+	return n, fault.At(op, fault.Unavailable, err)
+}
+
+// Commit puts the artifact into the store if it is the one that was announced; if not, nothing of it is kept.
+func (p *Partial) Commit() error {
+	const op = "artifact.Commit"
+	if p.done {
+		return nil
+	}
+	from, to := filepath.Join(p.s.dir, "partial", strings.TrimPrefix(string(p.d), "sha256:")), ""
+	if got := fleet.Digest("sha256:" + hex.EncodeToString(p.sum.Sum(nil))); got != p.d {
+		_ = os.Remove(from)
+		return fault.New(op, fault.Invalid, "the bytes have the digest %s, and %s was announced: nothing was kept", got.Short(), p.d.Short())
+	}
+	to, err := p.s.path("blobs/sha256", p.d)
+	if err != nil {
+		return err
+	}
+	if err := p.f.Sync(); err != nil {
+		return fault.At(op, fault.Unavailable, err)
+	}
+	if err := os.Rename(from, to); err != nil {
+		return fault.At(op, fault.Unavailable, err)
+	}
+	p.done = true
+	return fault.At(op, fault.Unavailable, syncDir(filepath.Dir(to)))
+}
+
+// Close ends the writing.
+func (p *Partial) Close() {
+	if p.f == nil {
+		return
+	}
+	_ = p.f.Close()
+	p.f = nil
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	delete(p.s.busy, p.d)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
