@@ -38,7 +38,7 @@ const (
 // Callers lists every class.
 func Callers() []Caller { return []Caller{Stranger, Appliance, Operator, Node, Owner} }
 
-// table is the only list of who may call what: exactly one class a procedure, and Bootstrap for anyone.
+// table is the only list of who may call what: one class a procedure, but for Bootstrap and Artifact.
 // A certificate where none is needed does no harm, so Bootstrap takes strangers and appliances (which come back
 // after their certificate has run out).
 var table = map[string][]Caller{
@@ -47,7 +47,7 @@ var table = map[string][]Caller{
 
 	boundaryv1connect.BoundaryRenewProcedure:    {Appliance},
 	boundaryv1connect.BoundaryChannelProcedure:  {Appliance},
-	boundaryv1connect.BoundaryArtifactProcedure: {Appliance},
+	boundaryv1connect.BoundaryArtifactProcedure: {Appliance, Node}, // a node asks the node that an artifact was uploaded to
 
 	controlv1connect.ControlStatusProcedure:            {Operator},
 	controlv1connect.ControlRegisterCustomerProcedure:  {Operator},

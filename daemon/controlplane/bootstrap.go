@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+
+	"connectrpc.com/connect"
+
+	"github.com/demarc-dev/demarc/api"
+	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/seal"
+)
+
+// bootstrap is the only service that a stranger may call. Messages are bounded at 32 KiB before they are parsed.
+type bootstrap struct{ *Server }
+
+// Challenge draws a nonce. It keeps nothing.
+func (b bootstrap) Challenge(context.Context, *connect.Request[boundaryv1.ChallengeRequest]) (*connect.Response[boundaryv1.ChallengeResponse], error) {
+	if !b.strangers.Allow() {
+		return nil, tooMany()
+	}
+	now := b.now()
+	nonce, err := identity.NewNonce(b.nonceKey, now, rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&boundaryv1.ChallengeResponse{Nonce: nonce, TrustDomain: b.book.View().TrustDomain, ServerTimeUnix: now.Unix()}), nil
+}
+
+func tooMany() error {
+	return fault.New("controlplane.Bootstrap", fault.Busy, "too many strangers call at once: try again in a few seconds")
+}
+
+// Enrol checks the proof and issues a certificate. Each refusal is on record with the reason that the caller is told.
+func (b bootstrap) Enrol(ctx context.Context, req *connect.Request[boundaryv1.EnrolRequest]) (*connect.Response[boundaryv1.EnrolResponse], error) {
+	if !b.strangers.Allow() {
+		return nil, tooMany()
+	}
+	m := req.Msg
+	res, err := b.enrol(ctx, m)
+	if err != nil {
+		if k := fault.Of(err); k != fault.Unavailable && k != fault.Unsure && k != fault.Busy && k != fault.NotLeader {
+			b.onRecord(ctx, b.self(), Refuse{What: "enrol", Name: clip(m.GetAppliance()), Fault: k, Reason: fault.Text(err)})
+		}
+		return nil, err
+	}
+	return connect.NewResponse(res), nil
+}
+
+func (b bootstrap) enrol(ctx context.Context, m *boundaryv1.EnrolRequest) (*boundaryv1.EnrolResponse, error) {
+	const op = "controlplane.Enrol"
+	now := b.now()
+	till, err := identity.CheckNonce(b.nonceKey, m.GetNonce(), now)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.Order.Read(ctx); err != nil {
+		return nil, fault.At(op, "", err)
+	}
+	page := b.book.View()
+	a, err := page.Appliance(fleet.ApplianceID(m.GetAppliance()))
+	if err != nil {
+		return nil, err
+	}
+	audience, err := identity.Audience(page.TrustDomain, m.GetNonce(), m.GetCsr())
+	if err != nil {
+		return nil, err
+	}
+	var expect identity.Expect
+	if err := seal.StrictJSON(a.Expect, &expect); err != nil {
+		return nil, fault.At(op, fault.Internal, err)
+	}
+	proven, err := expect.Verify(m.GetToken(), audience, now)
+	if err != nil {
+		return nil, err
+	}
+	if k, err := seal.ParseKey(m.GetLogKey()); err != nil {
+		return nil, err
+	} else if _, ok := k.Public.(ed25519.PublicKey); !ok {
+		return nil, fault.New(op, fault.Invalid, "the log key must be Ed25519")
+	}
+	leaf, err := b.issue(m.GetCsr(), fleet.Appliance, string(a.Name))
+	if err != nil {
+		return nil, err
+	}
+	_, err = submit(ctx, b.Server, fleet.PrincipalOf(page.TrustDomain, fleet.Appliance, string(a.Name)), "", Enrol{Name: a.Name,
+		Nonce: m.GetNonce(), NonceTill: till, Proven: proven.Kind + " " + proven.Issuer + " " + proven.Subject, Serial: identity.SerialOf(leaf), Till: leaf.NotAfter, LogKey: m.GetLogKey()})
+	if err != nil {
+		return nil, err
+	}
+	b.log.Info("appliance enrolled", "appliance", a.Name, "proven", proven.Subject)
+	return &boundaryv1.EnrolResponse{Certificate: leaf.Raw, Bundle: b.bundle(), ServerTimeUnix: now.Unix(), LogKey: b.logPublic()}, nil
+}
+
+// issue signs a leaf with the active authority.
+func (s *Server) issue(csrDER []byte, role fleet.Role, name string) (*x509.Certificate, error) {
+	csr, err := identity.ParseCSR(csrDER)
+	if err != nil {
+		return nil, err
+	}
+	page := s.book.View()
+	slot, err := identity.Issuer(page.Slots)
+	if err != nil {
+		return nil, err
+	}
+	ca, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, s.KEK)
+	if err != nil {
+		return nil, err
+	}
+	return ca.Issue(csr, fleet.PrincipalOf(page.TrustDomain, role, name), s.now(), s.LeafLife, identity.IssueOptions{Rand: rand.Reader})
+}
+
+// bundle is the certificates of every authority that is trusted now, DER.
+func (s *Server) bundle() [][]byte {
+	var out [][]byte
+	for _, slot := range s.book.View().Slots {
+		if slot.Stage == identity.Prepared || slot.Stage == identity.Active || slot.Stage == identity.Tainted {
+			out = append(out, slot.CertDER)
+		}
+	}
+	return out
+}
+
+// Renew issues the next certificate of the appliance that calls.
+func (s *Server) Renew(ctx context.Context, req *connect.Request[boundaryv1.RenewRequest]) (*connect.Response[boundaryv1.RenewResponse], error) {
+	who := api.From(ctx)
+	_, _, id, _ := who.Principal.Split()
+	a, err := s.book.View().Appliance(fleet.ApplianceID(id))
+	if err != nil {
+		return nil, err
+	}
+	if err := a.admits(who.Serial); err != nil {
+		return nil, err
+	}
+	leaf, err := s.issue(req.Msg.GetCsr(), fleet.Appliance, id)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := submit(ctx, s, who.Principal, "", Renew{Name: a.Name, Using: who.Serial, Serial: identity.SerialOf(leaf), Till: leaf.NotAfter}); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&boundaryv1.RenewResponse{Certificate: leaf.Raw, Bundle: s.bundle()}), nil
+}
+
+// chunk is how much of an artifact one message carries, in bytes.
+const chunk = 256 << 10
+
+// Artifact streams an artifact from an offset. An appliance may have those that a release offered to it names; they are
+// addressed by content, and what is not in the store is not there for anyone.
+func (s *Server) Artifact(ctx context.Context, req *connect.Request[boundaryv1.ArtifactRequest], stream *connect.ServerStream[boundaryv1.ArtifactChunk]) error {
+	const op = "controlplane.Artifact"
+	d := fleet.Digest(req.Msg.GetDigest())
+	if err := d.Check(); err != nil {
+		return err
+	}
+	f, err := s.Artifacts.Open(d)
+	if fault.Of(err) == fault.NotFound && api.From(ctx).Class != api.Node && s.Fetch != nil {
+		if err = s.Fetch(ctx, d); err == nil {
+			f, err = s.Artifacts.Open(d)
+		}
+	}
+	if err != nil {
+		return fault.At(op, "", err)
+	}
+	defer f.Close()
+	total, off := f.Size(), req.Msg.GetOffset()
+	if off < 0 || off > total {
+		return fault.New(op, fault.Invalid, "offset %d is outside of the artifact's %d bytes", off, total)
+	}
+	buf := make([]byte, chunk)
+	for first := true; first || off < total; first = false {
+		n := min(int64(len(buf)), total-off)
+		if _, err := f.ReadAt(buf[:n], off); err != nil && n > 0 {
+			return fault.At(op, fault.Internal, err)
+		}
+		if err := stream.Send(&boundaryv1.ArtifactChunk{Total: total, Data: buf[:n]}); err != nil {
+			return err
+		}
+		off += n
+	}
+	return nil
+}

@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"bytes"
+	"encoding/json"
+	"slices"
+	"time"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/ledger"
+)
+
+// none is the answer of a change that has nothing to say but that it was made.
+type none struct{}
+
+// Genesis is the first change of a book: the trust domain and its certificate authorities, their keys sealed.
+type Genesis struct {
+	TrustDomain string          `json:"trust_domain"`
+	Slots       []identity.Slot `json:"slots"`
+}
+
+// Kind names the change in the log.
+func (Genesis) Kind() string { return "genesis/1" }
+
+// Private keeps the sealed keys out of the audit log, which outsiders read.
+func (Genesis) Private() bool { return true }
+
+// Apply refuses a second genesis of another trust domain and takes the same one again in silence.
+func (c Genesis) Apply(s *State, _ ledger.Meta) (none, error) {
+	switch {
+	case s.TrustDomain == c.TrustDomain:
+		return none{}, nil
+	case s.TrustDomain != "":
+		return none{}, fault.New("genesis", fault.Conflict, "this book belongs to the trust domain %q", s.TrustDomain)
+	case c.TrustDomain == "" || len(c.Slots) == 0:
+		return none{}, fault.New("genesis", fault.Invalid, "a trust domain and at least one certificate authority are needed")
+	}
+	s.TrustDomain, s.Slots = c.TrustDomain, c.Slots
+	return none{}, nil
+}
+
+// RegisterCustomer adds a customer.
+type RegisterCustomer struct {
+	Name fleet.CustomerID `json:"name"`
+}
+
+// Kind names the change in the log.
+func (RegisterCustomer) Kind() string { return "customer.register/1" }
+
+// Apply refuses a name twice.
+func (c RegisterCustomer) Apply(s *State, m ledger.Meta) (none, error) {
+	if err := fleet.CheckName("customer", string(c.Name)); err != nil {
+		return none{}, err
+	}
+	if _, ok := s.customers.Get(c.Name); ok {
+		return none{}, fault.New("customer.register", fault.Conflict, "customer %q is registered already", c.Name)
+	}
+	s.customers = s.customers.Set(c.Name, Customer{Name: c.Name, Since: m.At})
+	return none{}, nil
+}
+
+// RegisterAppliance says which platform identity an appliance is expected to prove.
+type RegisterAppliance struct {
+	Name     fleet.ApplianceID `json:"name"`
+	Customer fleet.CustomerID  `json:"customer"`
+	Expect   json.RawMessage   `json:"expect"`
+}
+
+// Kind names the change in the log.
+func (RegisterAppliance) Kind() string { return "appliance.register/1" }
+
+// Apply refuses a name twice and an unknown customer.
+func (c RegisterAppliance) Apply(s *State, m ledger.Meta) (none, error) {
+	if err := fleet.CheckName("appliance", string(c.Name)); err != nil {
+		return none{}, err
+	}
+	if _, ok := s.customers.Get(c.Customer); !ok {
+		return none{}, fault.New("appliance.register", fault.NotFound, "no customer %q: register it first", clip(string(c.Customer)))
+	}
+	if _, ok := s.appliances.Get(c.Name); ok {
+		return none{}, fault.New("appliance.register", fault.Conflict, "appliance %q is registered already", c.Name)
+	}
+	s.appliances = s.appliances.Set(c.Name, Appliance{Name: c.Name, Customer: c.Customer, Expect: c.Expect, Status: Registered, Since: m.At})
+	return none{}, nil
+}
+
+// Enrol records that an appliance proved its identity and was given a certificate. It spends the nonce: of two that
+// race with one nonce, one is refused.
+type Enrol struct {
+	Name      fleet.ApplianceID `json:"name"`
+	Nonce     string            `json:"nonce"`
+	NonceTill time.Time         `json:"nonce_till"`
+	Proven    string            `json:"proven"` // the platform identity, in words
+	Serial    fleet.Serial      `json:"serial"`
+	Till      time.Time         `json:"till"`
+	LogKey    []byte            `json:"log_key"` // PEM; another one than before is refused
+}
+
+// Kind names the change in the log.
+func (Enrol) Kind() string { return "appliance.enrol/1" }
+
+// Apply spends the nonce and makes the serial the next one, or the current one of a new appliance.
+func (c Enrol) Apply(s *State, m ledger.Meta) (none, error) {
+	if _, spent := s.nonces.Get(c.Nonce); spent {
+		return none{}, fault.New("appliance.enrol", fault.Denied, "this nonce was used before: a proof is good for one enrolment, ask for a new challenge")
+	}
+	for it := s.nonces.Iterator(); !it.Done(); {
+		if k, till, _ := it.Next(); till.Before(m.At) {
+			s.nonces = s.nonces.Delete(k)
+		}
+	}
+	a, err := s.Appliance(c.Name)
+	if err != nil {
+		return none{}, err
+	}
+	if a.Status == Banned {
+		return none{}, fault.New("appliance.enrol", fault.Denied, "appliance %q is banned: the vendor must register it again under another name", c.Name)
+	}
+	if a.LogKey != nil && !bytes.Equal(a.LogKey, c.LogKey) {
+		return none{}, fault.New("appliance.enrol", fault.Denied, "appliance %q enrolled with another log key before: its state was lost or it is an impostor; the vendor must register it under a new name", c.Name)
+	}
+	s.nonces = s.nonces.Set(c.Nonce, c.NonceTill)
+	a.LogKey = c.LogKey
+	a.Status = Enrolled
+	if a.Current == "" || a.CurrentTill.Before(m.At) {
+		a.Current, a.CurrentTill, a.Next, a.NextTill = c.Serial, c.Till, "", time.Time{}
+	} else {
+		a.Next, a.NextTill = c.Serial, c.Till
+	}
+	s.appliances = s.appliances.Set(c.Name, a)
+	return none{}, nil
+}
+
+// Refuse puts a refused bootstrap or a refused call on record.
+type Refuse struct {
+	What   string     `json:"what"` // "enrol", or the procedure
+	Name   string     `json:"name"` // as claimed, cut to 64 bytes
+	Fault  fault.Kind `json:"fault"`
+	Reason string     `json:"reason"`
+}
+
+// Kind names the change in the log.
+func (Refuse) Kind() string { return "refused/1" }
+
+// Apply changes nothing: the record is the audit leaf.
+func (Refuse) Apply(*State, ledger.Meta) (none, error) { return none{}, nil }
+
+// Renew records the next certificate of an enrolled appliance.
+type Renew struct {
+	Name   fleet.ApplianceID `json:"name"`
+	Using  fleet.Serial      `json:"using"` // the certificate that asks: a stale one gets no successor
+	Serial fleet.Serial      `json:"serial"`
+	Till   time.Time         `json:"till"`
+}
+
+// Kind names the change in the log.
+func (Renew) Kind() string { return "appliance.renew/1" }
+
+// Apply sets the next serial; the current one stays valid until the next is used.
+func (c Renew) Apply(s *State, _ ledger.Meta) (none, error) {
+	a, err := s.Appliance(c.Name)
+	if err != nil {
+		return none{}, err
+	}
+	if err := a.admits(c.Using); err != nil {
+		return none{}, err
+	}
+	a.Next, a.NextTill = c.Serial, c.Till
+	s.appliances = s.appliances.Set(c.Name, a)
+	return none{}, nil
+}
+
+// Edge records that an appliance came, left, or used its next certificate for the first time.
+type Edge struct {
+	Name   fleet.ApplianceID `json:"name"`
+	Serial fleet.Serial      `json:"serial"`
+	Online bool              `json:"online"`
+	Node   string            `json:"node"`
+	Route  string            `json:"route"`
+}
+
+// Kind names the change in the log.
+func (Edge) Kind() string { return "appliance.edge/1" }
+
+// Apply moves the serials on and takes "left" only from the node that holds the channel.
+func (c Edge) Apply(s *State, _ ledger.Meta) (none, error) {
+	a, err := s.Appliance(c.Name)
+	if err != nil {
+		return none{}, err
+	}
+	if !c.Online {
+		if a.Node == c.Node {
+			a.Online = false
+		}
+		s.appliances = s.appliances.Set(c.Name, a)
+		return none{}, nil
+	}
+	switch c.Serial {
+	case "":
+		return none{}, fault.New("appliance.edge", fault.Denied, "no serial")
+	case a.Current:
+	case a.Next:
+		a.Current, a.CurrentTill, a.Next, a.NextTill = a.Next, a.NextTill, "", time.Time{}
+	default:
+		return none{}, fault.New("appliance.edge", fault.Denied, "certificate %s of appliance %q is no longer, or not yet, the valid one", c.Serial, c.Name)
+	}
+	a.Online, a.Node, a.Route = true, c.Node, c.Route
+	s.appliances = s.appliances.Set(c.Name, a)
+	return none{}, nil
+}
+
+// Ban empties an appliance's serials: no certificate of it is good any more.
+type Ban struct {
+	Name   fleet.ApplianceID `json:"name"`
+	Reason string            `json:"reason"`
+}
+
+// Kind names the change in the log.
+func (Ban) Kind() string { return "appliance.ban/1" }
+
+// Apply bans for good.
+func (c Ban) Apply(s *State, _ ledger.Meta) (none, error) {
+	a, err := s.Appliance(c.Name)
+	if err != nil {
+		return none{}, err
+	}
+	a.Status, a.Current, a.Next, a.Reason = Banned, "", "", c.Reason
+	s.appliances = s.appliances.Set(c.Name, a)
+	return none{}, nil
+}
+
+// Publish adds a signed release and offers it to appliances. An offer starts nothing: the customer's grants decide.
+type Publish struct {
+	Digest  fleet.Digest        `json:"digest"`
+	App     string              `json:"app"`
+	Version string              `json:"version"`
+	Sealed  []byte              `json:"sealed"`
+	To      []fleet.ApplianceID `json:"to"`
+}
+
+// Kind names the change in the log.
+func (Publish) Kind() string { return "release.publish/1" }
+
+// Apply offers the release to each appliance, or to none where one of them can't be asked.
+func (c Publish) Apply(s *State, m ledger.Meta) (none, error) {
+	if fleet.DigestOf(c.Sealed) != c.Digest {
+		return none{}, fault.New("release.publish", fault.Invalid, "the release does not have the digest %s", c.Digest)
+	}
+	for _, r := range values(s.releases) {
+		if r.App == c.App && r.Version == c.Version && r.Digest != c.Digest {
+			return none{}, fault.New("release.publish", fault.Conflict, "%s %s is published already with other content: a release is immutable, choose a new version", c.App, c.Version)
+		}
+	}
+	s.releases = s.releases.Set(c.Digest, Release{Digest: c.Digest, App: c.App, Version: c.Version, Sealed: c.Sealed, At: m.At, By: m.By})
+	for _, to := range c.To {
+		if err := s.ask(to, Order{Release: c.Sealed}); err != nil {
+			return none{}, err
+		}
+	}
+	return none{}, nil
+}
+
+// Ask sends a series of probes to an appliance.
+type Ask struct {
+	To    fleet.ApplianceID `json:"to"`
+	ID    string            `json:"id"`
+	First uint64            `json:"first"`
+	Count uint32            `json:"count"`
+}
+
+// MaxProbe is how many probes one call may send.
+const MaxProbe = 1000
+
+// Kind names the change in the log.
+func (Ask) Kind() string { return "probe.send/1" }
+
+// Apply queues the probes; a new id begins a new count.
+func (c Ask) Apply(s *State, _ ledger.Meta) (none, error) {
+	if c.Count == 0 || c.Count > MaxProbe || c.ID == "" || len(c.ID) > 64 {
+		return none{}, fault.New("probe.send", fault.Invalid, "a probe has an id of at most 64 bytes and 1 to %d messages", MaxProbe)
+	}
+	for i := range uint64(c.Count) {
+		if err := s.ask(c.To, Order{Probe: &ProbeIndex{c.ID, c.First + i}}); err != nil {
+			return none{}, err
+		}
+	}
+	a, _ := s.appliances.Get(c.To)
+	if a.Probe.ID != c.ID {
+		a.Probe = Probe{ID: c.ID}
+	}
+	a.Probe.Sent += uint64(c.Count)
+	s.appliances = s.appliances.Set(c.To, a)
+	return none{}, nil
+}
+
+// Countersign sends evidence down: a checkpoint of the vendor's log for the appliance to countersign, or the
+// appliance's own, countersigned.
+type Countersign struct {
+	To         fleet.ApplianceID `json:"to"`
+	Checkpoint *Checkpoint       `json:"checkpoint,omitempty"`
+	Cosigned   []byte            `json:"cosigned,omitempty"`
+}
+
+// Kind names the change in the log.
+func (Countersign) Kind() string { return "checkpoint.send/1" }
+
+// Apply queues it, and keeps what was countersigned: the next one must continue it.
+func (c Countersign) Apply(s *State, _ ledger.Meta) (none, error) {
+	if (c.Checkpoint == nil) == (c.Cosigned == nil) {
+		return none{}, fault.New("checkpoint.send", fault.Invalid, "one checkpoint at a time")
+	}
+	if err := s.ask(c.To, Order{Checkpoint: c.Checkpoint, Cosigned: c.Cosigned}); err != nil {
+		return none{}, err
+	}
+	if c.Cosigned != nil {
+		a, _ := s.appliances.Get(c.To)
+		a.Witnessed = keep(a.Witnessed, c.Cosigned)
+		s.appliances = s.appliances.Set(c.To, a)
+	}
+	return none{}, nil
+}
+
+// maxKept is how many checkpoints of each appliance are kept, of each kind; the oldest goes first.
+const maxKept = 64
+
+func keep(kept [][]byte, b []byte) [][]byte {
+	kept = append(slices.Clip(kept), b)
+	return kept[max(0, len(kept)-maxKept):]
+}
+
+// RequestOperation sends a sealed request to an appliance.
+type RequestOperation struct {
+	ID     string            `json:"id"`
+	To     fleet.ApplianceID `json:"to"`
+	Sealed []byte            `json:"sealed"`
+}
+
+// Kind names the change in the log.
+func (RequestOperation) Kind() string { return "operation.request/1" }
+
+// Apply queues the request.
+func (c RequestOperation) Apply(s *State, m ledger.Meta) (none, error) {
+	key := string(c.To) + "/" + c.ID
+	if _, ok := s.operations.Get(key); ok {
+		return none{}, fault.New("operation.request", fault.Conflict, "operation %q was requested already", clip(c.ID))
+	}
+	if err := s.ask(c.To, Order{Operation: c.Sealed}); err != nil {
+		return none{}, err
+	}
+	s.operations = s.operations.Set(key, Operation{ID: c.ID, Appliance: c.To, State: "requested", Request: c.Sealed, At: m.At, By: m.By})
+	return none{}, nil
+}
+
+// OrdersDone drops what the appliance has in its book.
+type OrdersDone struct {
+	Name fleet.ApplianceID `json:"name"`
+	Upto uint64            `json:"upto"`
+}
+
+// Kind names the change in the log.
+func (OrdersDone) Kind() string { return "orders.done/1" }
+
+// Apply refuses an acknowledgement of what was never sent; an old one changes nothing.
+func (c OrdersDone) Apply(s *State, _ ledger.Meta) (none, error) {
+	a, err := s.Appliance(c.Name)
+	if err != nil {
+		return none{}, err
+	}
+	if c.Upto > a.OrdersSent() {
+		return none{}, fault.New("orders.done", fault.Conflict, "appliance %q acknowledges order %d, and %d is the last that was sent", c.Name, c.Upto, a.OrdersSent())
+	}
+	if c.Upto > a.OrdersDone {
+		a.Orders = slices.Clone(a.Orders[c.Upto-a.OrdersDone:])
+		a.OrdersDone = c.Upto
+		s.appliances = s.appliances.Set(c.Name, a)
+	}
+	return none{}, nil
+}

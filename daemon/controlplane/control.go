@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"encoding/hex"
+	"slices"
+
+	"connectrpc.com/connect"
+
+	"github.com/demarc-dev/demarc/api"
+	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/manifest"
+	"github.com/demarc-dev/demarc/operation"
+	"github.com/demarc-dev/demarc/seal"
+)
+
+// Status tells what this node knows of the cluster and of the audit log.
+func (s *Server) Status(ctx context.Context, _ *connect.Request[controlv1.StatusRequest]) (*connect.Response[controlv1.StatusResponse], error) {
+	if err := s.Order.Read(ctx); err != nil {
+		return nil, err
+	}
+	log := s.book.Log()
+	root := log.Root()
+	out := &controlv1.StatusResponse{Node: s.name, Leader: s.Order.Leader(), TrustDomain: s.book.View().TrustDomain,
+		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:])}
+	for _, m := range s.Members {
+		out.Members = append(out.Members, &controlv1.Member{Name: m.Name, RaftAddress: m.Raft, ApiAddress: m.API})
+	}
+	return connect.NewResponse(out), nil
+}
+
+// RegisterCustomer adds a customer.
+func (s *Server) RegisterCustomer(ctx context.Context, req *connect.Request[controlv1.RegisterCustomerRequest]) (*connect.Response[controlv1.RegisterCustomerResponse], error) {
+	m := req.Msg
+	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), RegisterCustomer{Name: fleet.CustomerID(m.GetName())})
+	return connect.NewResponse(&controlv1.RegisterCustomerResponse{}), err
+}
+
+// RegisterAppliance adds an appliance and the platform identity that it must prove.
+func (s *Server) RegisterAppliance(ctx context.Context, req *connect.Request[controlv1.RegisterApplianceRequest]) (*connect.Response[controlv1.RegisterApplianceResponse], error) {
+	m := req.Msg
+	var expect identity.Expect
+	if err := seal.StrictJSON(m.GetExpect(), &expect); err != nil {
+		return nil, err
+	}
+	if err := expect.Check(); err != nil {
+		return nil, err
+	}
+	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
+		RegisterAppliance{Name: fleet.ApplianceID(m.GetName()), Customer: fleet.CustomerID(m.GetCustomer()), Expect: m.GetExpect()})
+	return connect.NewResponse(&controlv1.RegisterApplianceResponse{}), err
+}
+
+// ListAppliances tells what the vendor may know of each appliance.
+func (s *Server) ListAppliances(ctx context.Context, req *connect.Request[controlv1.ListAppliancesRequest]) (*connect.Response[controlv1.ListAppliancesResponse], error) {
+	if err := s.Order.Read(ctx); err != nil {
+		return nil, err
+	}
+	out := &controlv1.ListAppliancesResponse{}
+	for _, a := range s.book.View().Appliances() {
+		if c := req.Msg.GetCustomer(); c == "" || c == string(a.Customer) {
+			out.Appliances = append(out.Appliances, a.toWire())
+		}
+	}
+	return connect.NewResponse(out), nil
+}
+
+func (a Appliance) toWire() *controlv1.Appliance {
+	out := &controlv1.Appliance{Name: string(a.Name), Customer: string(a.Customer), Status: a.Status, Online: a.Online, Node: a.Node,
+		Route: a.Route, Serial: string(a.Current), Release: string(a.Release), Version: a.Version, State: string(a.State), Reason: a.Reason,
+		Posture: string(a.Health.Posture), Orders: a.OrdersSent(), OrdersDone: a.OrdersDone, ReportsDone: a.ReportsDone}
+	if !a.CurrentTill.IsZero() {
+		out.ExpiresUnix = a.CurrentTill.Unix()
+	}
+	for _, h := range a.Health.Services {
+		out.Services = append(out.Services, &controlv1.Service{Name: h.Name, Healthy: h.Healthy, Restarts: h.Restarts})
+	}
+	for _, p := range a.Health.Secrets {
+		out.Secrets = append(out.Secrets, &controlv1.Secret{Name: p.Name, Present: p.Present})
+	}
+	return out
+}
+
+// BanAppliance makes every certificate of an appliance worthless and closes its channel.
+func (s *Server) BanAppliance(ctx context.Context, req *connect.Request[controlv1.BanApplianceRequest]) (*connect.Response[controlv1.BanApplianceResponse], error) {
+	m := req.Msg
+	if len(m.GetReason()) > maxSentence {
+		return nil, fault.New("controlplane.Ban", fault.Invalid, "the reason has more than %d bytes", maxSentence)
+	}
+	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), Ban{Name: fleet.ApplianceID(m.GetName()), Reason: m.GetReason()})
+	return connect.NewResponse(&controlv1.BanApplianceResponse{}), err
+}
+
+// UploadArtifact takes an artifact; nothing is kept unless its bytes have the digest that was announced.
+func (s *Server) UploadArtifact(ctx context.Context, stream *connect.ClientStream[controlv1.UploadArtifactRequest]) (*connect.Response[controlv1.UploadArtifactResponse], error) {
+	if !stream.Receive() {
+		if err := stream.Err(); err != nil {
+			return nil, err
+		}
+		return nil, fault.New("controlplane.UploadArtifact", fault.Invalid, "an upload begins with the artifact's digest")
+	}
+	d := fleet.Digest(stream.Msg().GetDigest())
+	if err := d.Check(); err != nil {
+		return nil, err
+	}
+	first := true
+	n, err := s.Artifacts.Put(ctx, d, func() ([]byte, error) {
+		if first {
+			first = false
+			return stream.Msg().GetData(), nil
+		}
+		if !stream.Receive() {
+			return nil, stream.Err()
+		}
+		return stream.Msg().GetData(), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&controlv1.UploadArtifactResponse{Size: n}), nil
+}
+
+// PublishRelease puts a signed release into the book and offers it. Who may sign releases is pinned at each appliance.
+func (s *Server) PublishRelease(ctx context.Context, req *connect.Request[controlv1.PublishReleaseRequest]) (*connect.Response[controlv1.PublishReleaseResponse], error) {
+	const op = "controlplane.PublishRelease"
+	m := req.Msg
+	rel, err := seal.Peek[manifest.Release](m.GetRelease())
+	if err != nil {
+		return nil, err
+	}
+	for service, d := range rel.Artifacts {
+		f, err := s.Artifacts.Open(d)
+		if fault.Of(err) == fault.NotFound && s.Fetch != nil {
+			if err = s.Fetch(ctx, d); err == nil {
+				f, err = s.Artifacts.Open(d)
+			}
+		}
+		if err != nil {
+			return nil, fault.Because(err, op, fault.NotFound, "the artifact of service %q, %s, is on no node: upload it first", service, d.Short())
+		}
+		f.Close()
+	}
+	if err := s.Order.Read(ctx); err != nil {
+		return nil, err
+	}
+	c := Publish{Digest: fleet.DigestOf(m.GetRelease()), App: rel.App, Version: rel.Version, Sealed: m.GetRelease()}
+	out := &controlv1.PublishReleaseResponse{Digest: string(c.Digest)}
+	for _, a := range s.book.View().Appliances() {
+		if named := slices.Contains(m.GetAppliances(), string(a.Name)); named || (len(m.GetAppliances()) == 0 && a.Status != Banned) {
+			c.To = append(c.To, a.Name)
+			out.Appliances = append(out.Appliances, string(a.Name))
+		}
+	}
+	if want := len(m.GetAppliances()); want > 0 && len(c.To) != want {
+		return nil, fault.New(op, fault.NotFound, "of the %d appliances named, %d are registered", want, len(c.To))
+	}
+	_, err = submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), c)
+	return connect.NewResponse(out), err
+}
+
+// Probe sends numbered messages to an appliance, which echoes each.
+func (s *Server) Probe(ctx context.Context, req *connect.Request[controlv1.ProbeRequest]) (*connect.Response[controlv1.ProbeResponse], error) {
+	m := req.Msg
+	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
+		Ask{To: fleet.ApplianceID(m.GetAppliance()), ID: m.GetId(), First: m.GetFirst(), Count: m.GetCount()})
+	return connect.NewResponse(&controlv1.ProbeResponse{}), err
+}
+
+// GetProbe counts the echoes.
+func (s *Server) GetProbe(ctx context.Context, req *connect.Request[controlv1.GetProbeRequest]) (*connect.Response[controlv1.GetProbeResponse], error) {
+	if err := s.Order.Read(ctx); err != nil {
+		return nil, err
+	}
+	a, err := s.book.View().Appliance(fleet.ApplianceID(req.Msg.GetAppliance()))
+	if err != nil {
+		return nil, err
+	}
+	if a.Probe.ID != req.Msg.GetId() {
+		return nil, fault.New("controlplane.GetProbe", fault.NotFound, "no probe %q: the newest is kept, and it is %q", clip(req.Msg.GetId()), a.Probe.ID)
+	}
+	return connect.NewResponse(&controlv1.GetProbeResponse{Sent: a.Probe.Sent, Echoed: a.Probe.Echoed, Doubled: a.Probe.Doubled, OutOfOrder: a.Probe.OutOfOrder}), nil
+}
+
+// RequestOperation hands a sealed request on to an appliance, unchanged.
+func (s *Server) RequestOperation(ctx context.Context, req *connect.Request[controlv1.RequestOperationRequest]) (*connect.Response[controlv1.RequestOperationResponse], error) {
+	const op = "controlplane.RequestOperation"
+	m := req.Msg
+	r, err := seal.Peek[operation.Request](m.GetRequest())
+	if err != nil {
+		return nil, err
+	}
+	if string(r.Appliance) != m.GetAppliance() {
+		return nil, fault.New(op, fault.Invalid, "the request is signed for appliance %q and sent to %q", r.Appliance, clip(m.GetAppliance()))
+	}
+	_, err = submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
+		RequestOperation{ID: r.ID, To: fleet.ApplianceID(m.GetAppliance()), Sealed: m.GetRequest()})
+	return connect.NewResponse(&controlv1.RequestOperationResponse{Id: r.ID}), err
+}
+
+// ListOperations tells what became of operations; output only where the customer released it, and encrypted.
+func (s *Server) ListOperations(ctx context.Context, req *connect.Request[controlv1.ListOperationsRequest]) (*connect.Response[controlv1.ListOperationsResponse], error) {
+	if err := s.Order.Read(ctx); err != nil {
+		return nil, err
+	}
+	page := s.book.View()
+	if _, err := page.Appliance(fleet.ApplianceID(req.Msg.GetAppliance())); err != nil {
+		return nil, err
+	}
+	out := &controlv1.ListOperationsResponse{}
+	for _, o := range page.Operations(fleet.ApplianceID(req.Msg.GetAppliance())) {
+		if id := req.Msg.GetId(); id == "" || id == o.ID {
+			out.Operations = append(out.Operations, &controlv1.Operation{Id: o.ID, Appliance: string(o.Appliance), State: o.State, Reason: o.Reason,
+				Request: o.Request, Statements: o.Statements, Output: o.Output})
+		}
+	}
+	return connect.NewResponse(out), nil
+}

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"bytes"
+	"context"
+	"time"
+
+	"connectrpc.com/connect"
+	"golang.org/x/mod/sumdb/note"
+
+	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/audit"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/seal"
+)
+
+// Origin names the vendor's log in its checkpoints.
+func Origin(trustDomain string) string { return trustDomain + "/control-plane" }
+
+// ApplianceOrigin names a customer's log in its checkpoints.
+func ApplianceOrigin(trustDomain string, a fleet.ApplianceID) string {
+	return trustDomain + "/appliance/" + string(a)
+}
+
+// logPublic is the PEM form of the key that signs the vendor's checkpoints.
+func (s *Server) logPublic() []byte {
+	k, err := seal.KeyOf(s.logKey.Public())
+	if err != nil {
+		return nil // an Ed25519 key always has one
+	}
+	return k.PEM()
+}
+
+// head signs the present head of the vendor's log.
+func (s *Server) head() (audit.Log, []byte, error) {
+	log := s.book.Log()
+	origin := Origin(s.book.View().TrustDomain)
+	signer, err := audit.NoteSigner(origin, s.logKey)
+	if err != nil {
+		return log, nil, err
+	}
+	cp, err := audit.Checkpoint(origin, log.Size(), log.Root(), signer)
+	return log, cp, err
+}
+
+// countersign checks that a customer's checkpoint continues the last one that was countersigned, and sends it back
+// with this control plane's line. What does not continue it is a fork: it is refused and on record.
+func (s *Server) countersign(ctx context.Context, name fleet.ApplianceID, c Checkpoint) error {
+	page := s.book.View()
+	a, err := page.Appliance(name)
+	if err != nil {
+		return err
+	}
+	v, err := verifier(ApplianceOrigin(page.TrustDomain, name), a.LogKey)
+	if err != nil {
+		return err
+	}
+	if err := continues(c, v, a.Witnessed); err != nil {
+		s.onRecord(ctx, s.self(), Refuse{What: "checkpoint", Name: string(name), Fault: fault.Of(err), Reason: fault.Text(err)})
+		s.log.Error("a customer's log does not continue what was countersigned", "appliance", name, "error", err)
+		return nil // the channel stays: the fork is evidence, not a reason to stop listening
+	}
+	cosigned, err := audit.Cosign(c.Note, Origin(page.TrustDomain), s.logKey, s.now())
+	if err != nil {
+		return err
+	}
+	_, err = submit(ctx, s, s.self(), "", Countersign{To: name, Cosigned: cosigned})
+	return err
+}
+
+func verifier(origin string, pem []byte) (note.Verifier, error) {
+	k, err := seal.ParseKey(pem)
+	if err != nil {
+		return nil, err
+	}
+	return audit.NoteVerifier(origin, k.Public)
+}
+
+// continues tells whether a checkpoint is signed by its log and grew from the newest one that was kept.
+func continues(c Checkpoint, v note.Verifier, kept [][]byte) error {
+	const op = "controlplane.continues"
+	next, err := audit.OpenCheckpoint(c.Note, v)
+	if err != nil {
+		return err
+	}
+	if next.Origin != v.Name() {
+		return fault.New(op, fault.Denied, "the checkpoint is of log %q, and %q was wanted", next.Origin, v.Name())
+	}
+	if len(kept) == 0 {
+		return nil
+	}
+	last, err := audit.OpenCheckpoint(kept[len(kept)-1], v)
+	if err != nil {
+		return fault.At(op, fault.Internal, err)
+	}
+	proof := make([][32]byte, len(c.Proof))
+	for i, h := range c.Proof {
+		if copy(proof[i][:], h) != 32 {
+			return fault.New(op, fault.Invalid, "hash %d of the proof is not of 32 bytes", i)
+		}
+	}
+	return audit.Grown(last, next, proof)
+}
+
+// witness asks each online appliance, every so often, to countersign the vendor's log where it grew.
+func (s *Server) witness(ctx context.Context, every time.Duration) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		for _, name := range s.channels.names() {
+			if err := s.askWitness(ctx, name); err != nil && ctx.Err() == nil {
+				s.log.Warn("could not ask for a countersignature", "appliance", name, "error", err)
+			}
+		}
+	}
+}
+
+func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID) error {
+	page := s.book.View()
+	a, err := page.Appliance(name)
+	if err != nil {
+		return err
+	}
+	for _, o := range a.Orders {
+		if o.Checkpoint != nil {
+			return nil // one is on its way
+		}
+	}
+	log, cp, err := s.head()
+	if err != nil {
+		return err
+	}
+	c := &Checkpoint{Note: cp}
+	if n := len(a.Cosigned); n > 0 {
+		v, err := verifier(Origin(page.TrustDomain), s.logPublic())
+		if err != nil {
+			return err
+		}
+		last, err := audit.OpenCheckpoint(a.Cosigned[n-1], v)
+		if err != nil {
+			return err
+		}
+		// The question and its answer are entries themselves: a log that grew by those alone is not worth a question.
+		if log.Size() < last.Size+quiet {
+			return nil
+		}
+		c.From = last.Size
+		proof, err := log.Consistency(last.Size, log.Size())
+		if err != nil {
+			return err
+		}
+		for _, h := range proof {
+			c.Proof = append(c.Proof, bytes.Clone(h[:]))
+		}
+	}
+	_, err = submit(ctx, s, s.self(), "", Countersign{To: name, Checkpoint: c})
+	return err
+}
+
+// quiet is how many entries one round of countersigning adds to the vendor's log: question, acknowledgement, answer,
+// and the same for the customer's own checkpoint that follows.
+const quiet = 8
+
+// ExportEvidence streams the vendor's log with its countersignatures, and the customers' heads that it witnessed.
+func (s *Server) ExportEvidence(ctx context.Context, _ *connect.Request[controlv1.ExportEvidenceRequest], stream *connect.ServerStream[controlv1.ExportEvidenceResponse]) error {
+	if err := s.Order.Read(ctx); err != nil {
+		return err
+	}
+	page := s.book.View()
+	log, cp, err := s.head()
+	if err != nil {
+		return err
+	}
+	b := audit.Bundle{Version: audit.BundleVersion, Witnessed: []string{}, Documents: []string{}}
+	var cosigned [][]byte
+	for _, a := range page.Appliances() {
+		cosigned = append(cosigned, a.Cosigned...)
+		for _, w := range a.Witnessed {
+			b.Witnessed = append(b.Witnessed, string(w))
+		}
+	}
+	e, err := audit.Collect(Origin(page.TrustDomain), s.logKey.Public(), log, [][]byte{cp}, cosigned)
+	if err != nil {
+		return err
+	}
+	b.Logs = []audit.LogEvidence{e}
+	file, err := b.Encode()
+	if err != nil {
+		return err
+	}
+	for len(file) > 0 {
+		n := min(chunk, len(file))
+		if err := stream.Send(&controlv1.ExportEvidenceResponse{Data: file[:n]}); err != nil {
+			return err
+		}
+		file = file[n:]
+	}
+	return nil
+}

@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/ledger"
+	"github.com/demarc-dev/demarc/mesh"
+	"github.com/demarc-dev/demarc/raft"
+	"github.com/demarc-dev/demarc/seal"
+	"github.com/demarc-dev/demarc/telemetry"
+	"github.com/demarc-dev/demarc/workload/artifact"
+)
+
+// NewBook makes the vendor's book with every change that this build knows.
+func NewBook() *ledger.Book[State] {
+	return ledger.NewBook(NewState(), ledger.Learn[Genesis](), ledger.Learn[RegisterCustomer](), ledger.Learn[RegisterAppliance](),
+		ledger.Learn[Enrol](), ledger.Learn[Refuse](), ledger.Learn[Renew](), ledger.Learn[Edge](), ledger.Learn[Ban](), ledger.Learn[Publish](),
+		ledger.Learn[Ask](), ledger.Learn[Countersign](), ledger.Learn[RequestOperation](), ledger.Learn[OrdersDone](), ledger.Learn[Report]())
+}
+
+// node is one process of the control plane.
+type node struct {
+	cfg    *configs.Control
+	build  string
+	log    *slog.Logger
+	reg    *telemetry.Registry
+	book   *ledger.Book[State]
+	raft   *raft.Node
+	server *Server
+	files  *files
+	store  *artifact.Store
+}
+
+// witnessEvery is how often appliances are asked to countersign the vendor's log, where it grew.
+const witnessEvery = 10 * time.Second
+
+// Parts makes the parts of one node, in the order in which they start. Its sockets are bound here, so that an address
+// in use is an error at once; the parts close them.
+func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part, error) {
+	const op = "controlplane.Parts"
+	n := &node{cfg: cfg, build: build, log: log, book: NewBook(), reg: telemetry.New(configs.RoleControl, build)}
+	kek, err := os.ReadFile(cfg.KEKFile)
+	if err != nil {
+		return nil, fault.Because(err, op, fault.Invalid, "kek_file can't be read: %s", cfg.KEKFile)
+	}
+	if n.files, err = loadFiles(cfg, n.book); err != nil {
+		return nil, err
+	}
+	if n.store, err = artifact.Open(cfg.Artifacts); err != nil {
+		return nil, err
+	}
+	var members []Member
+	for _, m := range cfg.Cluster {
+		members = append(members, Member{m.Name, m.Raft, m.API})
+	}
+	n.server, err = NewServer(Options{Name: cfg.Name, Book: n.book, Order: n, Artifacts: blobs{n.store}, Fetch: n.fetch, KEK: kek, LeafLife: cfg.Leaf.Life,
+		Members: members, Now: time.Now, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	rln, err := net.Listen("tcp", cfg.Raft.Listen)
+	if err != nil {
+		return nil, fault.Because(err, op, fault.Unavailable, "raft.listen: %v", err)
+	}
+	if n.raft, err = raft.Open(n.raftConfig(rln)); err != nil {
+		_ = rln.Close()
+		return nil, err
+	}
+	n.describe()
+	parts := []daemon.Part{daemon.Func("raft", n.runRaft), daemon.Func("genesis", n.genesis)}
+	doors, err := n.doors()
+	if err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		_ = n.raft.Close(ctx)
+		return nil, err
+	}
+	parts = append(parts, doors...)
+	parts = append(parts, daemon.Func("witness", func(ctx context.Context, ready func()) error {
+		ready()
+		return n.server.witness(ctx, witnessEvery)
+	}))
+	if cfg.Management != nil {
+		parts = append(parts, daemon.Func("management", n.tellManagement))
+	}
+	return parts, nil
+}
+
+// doors binds what this node listens on for others than its peers.
+func (n *node) doors() ([]daemon.Part, error) {
+	const op = "controlplane.doors"
+	var parts []daemon.Part
+	if n.cfg.Metrics.Listen != "" {
+		ln, err := net.Listen("tcp", n.cfg.Metrics.Listen)
+		if err != nil {
+			return nil, fault.Because(err, op, fault.Unavailable, "metrics.listen: %v", err)
+		}
+		parts = append(parts, daemon.HTTP("metrics", ln, nil, n.reg.Handler(), n.log))
+	}
+	ln, err := net.Listen("tcp", n.cfg.Listen)
+	if err != nil {
+		return nil, fault.Because(err, op, fault.Unavailable, "listen: %v", err)
+	}
+	conf := identity.Server(n.files, n.server.Admit, false, "h2")
+	parts = append(parts, daemon.HTTP("door", ln, conf, n.server.Handler(), n.log))
+	if n.cfg.Tailnet != nil {
+		_, port, err := net.SplitHostPort(n.cfg.Listen)
+		if err != nil {
+			return nil, fault.At(op, fault.Invalid, err)
+		}
+		parts = append(parts, daemon.Func("tailnet", func(ctx context.Context, ready func()) error { return n.tailnetDoor(ctx, ready, port, conf) }))
+	}
+	return parts, nil
+}
+
+// tailnetDoor serves the same door on the vendor's tailnet. Its trouble is never the node's: it is tried again.
+func (n *node) tailnetDoor(ctx context.Context, ready func(), port string, conf *tls.Config) error {
+	t := n.cfg.Tailnet
+	ready()
+	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
+		err := func() error {
+			key, err := os.ReadFile(t.AuthKeyFile)
+			if err != nil {
+				return fault.Because(err, "controlplane.tailnet", fault.Invalid, "auth_key_file can't be read: %s", t.AuthKeyFile)
+			}
+			tn, err := mesh.Join(ctx, mesh.TailnetConfig{ControlURL: t.ControlURL, AuthKey: trimmed(key), Hostname: t.Hostname, Dir: t.Dir, Doors: true, Logger: n.log})
+			if err != nil {
+				return err
+			}
+			defer tn.Close()
+			ln, err := tn.Listen(ctx, ":"+port)
+			if err != nil {
+				return err
+			}
+			n.log.Info("the door on the tailnet is open", "hostname", t.Hostname, "addresses", tn.Addrs(), "port", port)
+			return daemon.HTTP("tailnet", ln, conf, n.server.Handler(), n.log).Run(ctx, func() {})
+		}()
+		if ctx.Err() != nil {
+			return nil
+		}
+		n.log.Warn("the door on the tailnet is shut", "err", err, "again in", wait)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (n *node) raftConfig(ln net.Listener) raft.Config {
+	nodesOnly := func(p fleet.Principal, _ fleet.Serial) error {
+		td, role, id, ok := p.Split()
+		if !ok || td != n.cfg.TrustDomain || role != fleet.Node {
+			return fault.New("controlplane.raft", fault.Denied, "%s is not a node of this control plane", clip(string(p)))
+		}
+		for _, m := range n.cfg.Cluster {
+			if m.Name == id {
+				return nil
+			}
+		}
+		return fault.New("controlplane.raft", fault.Denied, "node %q is not in the cluster", clip(id))
+	}
+	cfg := raft.Config{Dir: filepath.Join(n.cfg.Dir, "raft"), Machine: n.book, Listener: ln, Logger: n.log, Registerer: n.reg.Registerer(),
+		ServerTLS: identity.Server(n.files, nodesOnly, true, raft.ProtoRaft, raft.ProtoForward),
+		ClientTLS: func(id string) *tls.Config { return identity.Client(n.files, identity.WantNode(n.cfg.TrustDomain, id)) }}
+	for _, m := range n.cfg.Cluster {
+		cfg.First = append(cfg.First, raft.Member{ID: m.Name, Addr: m.Raft})
+		if m.Name == n.cfg.Name {
+			cfg.Self = raft.Member{ID: m.Name, Addr: m.Raft}
+		}
+	}
+	return cfg
+}
+
+// runRaft holds the node until all other parts have stopped.
+func (n *node) runRaft(ctx context.Context, ready func()) error {
+	ready()
+	var failed error
+	select {
+	case <-ctx.Done():
+	case <-n.raft.Fatal():
+		failed = n.raft.Failure()
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	err := n.raft.Close(stop)
+	if failed != nil {
+		return failed
+	}
+	return err
+}
+
+// Propose implements [Sequence].
+func (n *node) Propose(ctx context.Context, data []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	return n.raft.Propose(ctx, data)
+}
+
+// Read implements [Sequence].
+func (n *node) Read(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	return n.raft.Read(ctx)
+}
+
+// Leader implements [Sequence].
+func (n *node) Leader() string {
+	id, _ := n.raft.Leader()
+	return id
+}
+
+// genesis makes sure that the book has its trust domain before any door opens. Every node proposes the same; the book
+// takes it once.
+func (n *node) genesis(ctx context.Context, ready func()) error {
+	const op = "controlplane.genesis"
+	for wait := 50 * time.Millisecond; ctx.Err() == nil; wait = min(2*wait, time.Second) {
+		err := n.Read(ctx)
+		if td := n.book.View().TrustDomain; err == nil && td != "" {
+			if td != n.cfg.TrustDomain {
+				return fault.New(op, fault.Conflict, "the book is of the trust domain %q, the file says %q", td, n.cfg.TrustDomain)
+			}
+			ready()
+			<-ctx.Done()
+			return nil
+		}
+		if err == nil {
+			err = n.begin(ctx)
+			if k := fault.Of(err); k == fault.Invalid || k == fault.Conflict {
+				return err
+			}
+		}
+		if err != nil && ctx.Err() == nil {
+			n.log.Info("waiting for a majority of the nodes", "err", fault.Text(err))
+			select {
+			case <-ctx.Done():
+			case <-time.After(wait):
+			}
+		}
+	}
+	return nil
+}
+
+func (n *node) begin(ctx context.Context) error {
+	const op = "controlplane.begin"
+	if n.cfg.Genesis == "" {
+		return fault.New(op, fault.Invalid, "the book is empty and the file names no genesis: take the one that demarc control-plane init wrote")
+	}
+	b, err := os.ReadFile(n.cfg.Genesis)
+	if err != nil {
+		return fault.Because(err, op, fault.Invalid, "genesis can't be read: %s", n.cfg.Genesis)
+	}
+	var g Genesis
+	if err := seal.StrictJSON(b, &g); err != nil {
+		return fault.At(op, fault.Invalid, err)
+	}
+	if g.TrustDomain != n.cfg.TrustDomain {
+		return fault.New(op, fault.Invalid, "the genesis is of the trust domain %q, the file says %q", g.TrustDomain, n.cfg.TrustDomain)
+	}
+	by := fleet.PrincipalOf(g.TrustDomain, fleet.Node, n.cfg.Name)
+	_, err = ledger.Submit(ctx, n, ledger.Meta{At: time.Now().UTC(), By: by, Request: "genesis"}, g)
+	return err
+}
+
+// describe registers what Prometheus may know.
+func (n *node) describe() {
+	r := n.reg
+	count := func(is func(Appliance) bool) func() float64 {
+		return func() float64 {
+			c := 0
+			for _, a := range n.book.View().Appliances() {
+				if is(a) {
+					c++
+				}
+			}
+			return float64(c)
+		}
+	}
+	r.GaugeVec("demarc_appliances", "Appliances by status.", "status", []string{Registered, Enrolled, Banned}, func(status string) float64 {
+		return count(func(a Appliance) bool { return a.Status == status })()
+	})
+	r.Gauge("demarc_appliances_online", "Appliances with a channel to any node.", count(func(a Appliance) bool { return a.Online }))
+	r.Gauge("demarc_channels", "Channels of appliances at this node.", func() float64 { return float64(n.server.channels.count()) })
+	r.Gauge("demarc_audit_entries", "Entries of the vendor's audit log.", func() float64 { return float64(n.book.Log().Size()) })
+	r.Gauge("demarc_orders_waiting", "Orders that appliances have not acknowledged.", func() float64 {
+		c := 0
+		for _, a := range n.book.View().Appliances() {
+			c += len(a.Orders)
+		}
+		return float64(c)
+	})
+	r.Check("raft", func(ctx context.Context) error { return n.raft.Read(ctx) })
+	r.Alive("raft", func(context.Context) error { return n.raft.Failure() })
+}
+
+// files is the node's own certificate, from files; the CAs are those of the book once it has some.
+type files struct {
+	leaf  *tls.Certificate
+	first *x509.CertPool
+	book  *ledger.Book[State]
+}
+
+func loadFiles(cfg *configs.Control, book *ledger.Book[State]) (*files, error) {
+	const op = "controlplane.certificate"
+	leaf, err := tls.LoadX509KeyPair(cfg.Certificate.File, cfg.Certificate.Key)
+	if err != nil {
+		return nil, fault.Because(err, op, fault.Invalid, "the node's certificate can't be read: %v", err)
+	}
+	b, err := os.ReadFile(cfg.Certificate.Bundle)
+	if err != nil {
+		return nil, fault.Because(err, op, fault.Invalid, "the bundle can't be read: %s", cfg.Certificate.Bundle)
+	}
+	cas, err := identity.ParseBundle(b, cfg.TrustDomain)
+	if err != nil {
+		return nil, fault.At(op, "", err)
+	}
+	return &files{&leaf, identity.Pool(cas), book}, nil
+}
+
+// Leaf implements [identity.Source].
+func (f *files) Leaf() (*tls.Certificate, error) { return f.leaf, nil }
+
+// Roots implements [identity.Source].
+func (f *files) Roots() *x509.CertPool {
+	if slots := f.book.View().Slots; len(slots) > 0 {
+		if pool, err := identity.Bundle(slots); err == nil {
+			return pool
+		}
+	}
+	return f.first
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"slices"
+	"time"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/ledger"
+)
+
+// Report is one numbered report of an appliance. Exactly one of Deploy, Operation, Probe, Status, Checkpoint, Cosigned is set.
+type Report struct {
+	Name   fleet.ApplianceID `json:"name"`
+	Number uint64            `json:"number"`
+	At     time.Time         `json:"at"` // the appliance's clock
+
+	Deploy     *DeployReport    `json:"deploy,omitempty"`
+	Operation  *OperationReport `json:"operation,omitempty"`
+	Probe      *ProbeIndex      `json:"probe,omitempty"`
+	Checkpoint *Checkpoint      `json:"checkpoint,omitempty"`
+	Cosigned   []byte           `json:"cosigned,omitempty"`
+	Status     *Status          `json:"status,omitempty"`
+}
+
+// Status is the health of a deployment as the appliance last reported a change of it.
+type Status struct {
+	Posture  fleet.Exposure  `json:"posture"`
+	Services []ServiceHealth `json:"services,omitempty"`
+	Secrets  []Presence      `json:"secrets,omitempty"`
+}
+
+// ServiceHealth is the health of one service.
+type ServiceHealth struct {
+	Name     string `json:"name"`
+	Healthy  bool   `json:"healthy"`
+	Restarts uint32 `json:"restarts"`
+}
+
+// Presence says whether a secret exists; there is no field for its value.
+type Presence struct {
+	Name    string `json:"name"`
+	Present bool   `json:"present"`
+}
+
+// DeployReport is an edge of a deployment.
+type DeployReport struct {
+	Release fleet.Digest `json:"release"`
+	Version string       `json:"version"`
+	State   fleet.State  `json:"state"`
+	Plan    fleet.Digest `json:"plan"`
+	Reason  string       `json:"reason"`
+}
+
+// OperationReport is an edge of an operation.
+type OperationReport struct {
+	ID        string `json:"id"`
+	State     string `json:"state"`
+	Reason    string `json:"reason"`
+	Statement []byte `json:"statement,omitempty"`
+	Output    []byte `json:"output,omitempty"`
+}
+
+// Took says what became of a report.
+type Took struct {
+	Done uint64 `json:"done"` // number of the last report in the book
+	New  bool   `json:"new"`  // false where the report was in the book already
+}
+
+// Kind names the change in the log.
+func (Report) Kind() string { return "report/1" }
+
+// Apply takes each report once and in order: one that is in the book already is answered and changes nothing, one that
+// leaves a gap is refused.
+func (c Report) Apply(s *State, _ ledger.Meta) (Took, error) {
+	a, err := s.Appliance(c.Name)
+	if err != nil {
+		return Took{}, err
+	}
+	if c.Number <= a.ReportsDone {
+		return Took{Done: a.ReportsDone}, nil
+	}
+	if c.Number != a.ReportsDone+1 {
+		return Took{}, fault.New("report", fault.Conflict, "report %d of appliance %q leaves a gap: %d is the last one in the book", c.Number, c.Name, a.ReportsDone)
+	}
+	a.ReportsDone = c.Number
+	switch {
+	case c.Deploy != nil:
+		d := c.Deploy
+		a.Release, a.Version, a.State, a.Plan, a.Reason = d.Release, d.Version, d.State, d.Plan, d.Reason
+	case c.Operation != nil:
+		if err := s.progress(c.Name, *c.Operation); err != nil {
+			return Took{}, err
+		}
+	case c.Cosigned != nil:
+		a.Cosigned = keep(a.Cosigned, c.Cosigned)
+	case c.Status != nil:
+		a.Health = *c.Status
+	case c.Probe != nil:
+		a.Probe = a.Probe.heard(*c.Probe)
+	}
+	s.appliances = s.appliances.Set(c.Name, a)
+	return Took{Done: c.Number, New: true}, nil
+}
+
+// progress moves an operation on. A report of an operation that the vendor never asked for is refused.
+func (s *State) progress(name fleet.ApplianceID, r OperationReport) error {
+	key := string(name) + "/" + r.ID
+	o, ok := s.operations.Get(key)
+	if !ok {
+		return fault.New("report", fault.NotFound, "no operation %q was requested of appliance %q", clip(r.ID), name)
+	}
+	o.State, o.Reason = r.State, r.Reason
+	if r.Statement != nil {
+		o.Statements = append(slices.Clip(o.Statements), r.Statement)
+	}
+	if r.Output != nil {
+		o.Output = r.Output
+	}
+	s.operations = s.operations.Set(key, o)
+	return nil
+}
+
+// heard counts one echo. Indexes come in order, so one at or below the last is a double.
+func (p Probe) heard(e ProbeIndex) Probe {
+	if e.ID != p.ID {
+		return p
+	}
+	switch {
+	case e.Index <= p.Last:
+		p.Doubled++
+	case e.Index == p.Last+1:
+		p.Echoed, p.Last = p.Echoed+1, e.Index
+	default:
+		p.OutOfOrder, p.Echoed, p.Last = p.OutOfOrder+1, p.Echoed+1, e.Index
+	}
+	return p
+}

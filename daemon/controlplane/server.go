@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+	"golang.org/x/time/rate"
+
+	"github.com/demarc-dev/demarc/api"
+	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
+	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/ledger"
+)
+
+// Sequence is the order of changes: raft in a cluster, anything that puts bytes into one order in a test.
+type Sequence interface {
+	ledger.Proposer
+	// Read returns once the book's view is at least as new as everything that was answered before the call.
+	Read(ctx context.Context) error
+	// Leader names the node that orders now, "" where there is none.
+	Leader() string
+}
+
+// Artifacts keeps artifacts by their digest.
+type Artifacts interface {
+	Open(d fleet.Digest) (Artifact, error)
+	Put(ctx context.Context, d fleet.Digest, next func() ([]byte, error)) (int64, error)
+}
+
+// Artifact is one open artifact. Offsets and sizes are in bytes.
+type Artifact interface {
+	ReadAt(p []byte, off int64) (int, error)
+	Size() int64
+	Close() error
+}
+
+// Options is what a server is made of.
+type Options struct {
+	Name      string // of this node
+	Book      *ledger.Book[State]
+	Order     Sequence
+	Artifacts Artifacts
+	Fetch     func(ctx context.Context, d fleet.Digest) error // from the node that has it; may be nil
+	KEK       []byte                                          // 32 bytes; opens the CA keys
+	LeafLife  time.Duration
+	Members   []Member
+	Now       func() time.Time
+	Log       *slog.Logger
+}
+
+// Member is one node of the first cluster, as people know it.
+type Member struct{ Name, Raft, API string }
+
+// Server answers appliances and operators. Its methods may be called concurrently.
+type Server struct {
+	Options
+	name      string
+	book      *ledger.Book[State]
+	log       *slog.Logger
+	now       func() time.Time
+	nonceKey  []byte
+	logKey    ed25519.PrivateKey
+	strangers *rate.Limiter
+	channels  channels
+
+	controlv1connect.UnimplementedControlHandler
+}
+
+// Strangers may ask this often, all of them together; what is over that is told to come back.
+const (
+	strangerRate  = 200 // a second
+	strangerBurst = 400
+)
+
+// NewServer makes a server.
+func NewServer(o Options) (*Server, error) {
+	key, err := hkdf.Key(sha256.New, o.KEK, nil, "demarc-nonce-key/1", 32)
+	if err != nil || len(o.KEK) != 32 {
+		return nil, fault.Because(err, "controlplane.NewServer", fault.Invalid, "the key that seals the CA must have 32 bytes")
+	}
+	seed, err := hkdf.Key(sha256.New, o.KEK, nil, "demarc-log-key/1", ed25519.SeedSize)
+	if err != nil {
+		return nil, fault.At("controlplane.NewServer", fault.Internal, err)
+	}
+	return &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now, nonceKey: key, logKey: ed25519.NewKeyFromSeed(seed),
+		strangers: rate.NewLimiter(strangerRate, strangerBurst), channels: channels{open: map[fleet.ApplianceID]*live{}}}, nil
+}
+
+// Admit is the door's question in each handshake: may this certificate come in now.
+func (s *Server) Admit(p fleet.Principal, serial fleet.Serial) error {
+	td, role, id, ok := p.Split()
+	page := s.book.View()
+	if !ok || td != page.TrustDomain {
+		return fault.New("controlplane.Admit", fault.Denied, "%s is not of this trust domain", clip(string(p)))
+	}
+	if role != fleet.Appliance {
+		return nil
+	}
+	a, err := page.Appliance(fleet.ApplianceID(id))
+	if err != nil {
+		return err
+	}
+	return a.admits(serial)
+}
+
+// Handler serves all procedures of this role behind the table. It must be served with TLS by [identity.Server].
+func (s *Server) Handler() http.Handler {
+	opts := []connect.HandlerOption{connect.WithInterceptors(api.Guard(s.refused)), connect.WithReadMaxBytes(8 << 20)}
+	small := []connect.HandlerOption{connect.WithInterceptors(api.Guard(s.refused)), connect.WithReadMaxBytes(32 << 10)}
+	mux := http.NewServeMux()
+	mux.Handle(boundaryv1connect.NewBootstrapHandler(bootstrap{s}, small...))
+	mux.Handle(boundaryv1connect.NewBoundaryHandler(s, opts...))
+	mux.Handle(controlv1connect.NewControlHandler(s, opts...))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		who := api.Who{Class: api.Stranger}
+		if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+			p, serial, err := identity.PrincipalOf(r.TLS)
+			if err != nil {
+				http.Error(w, fault.Text(err), http.StatusForbidden)
+				return
+			}
+			who = api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial}
+		}
+		rc := http.NewResponseController(w)
+		ctx := context.WithValue(r.Context(), abortKey{}, func() {
+			if err := rc.SetReadDeadline(time.Unix(1, 0)); err != nil {
+				s.log.Warn("can't end the reading of a channel", "error", err)
+			}
+		})
+		mux.ServeHTTP(w, r.WithContext(api.With(ctx, who)))
+	})
+}
+
+// refused puts a call that the table refused on record, where the caller has a name.
+func (s *Server) refused(ctx context.Context, w api.Who, procedure string) {
+	s.log.Warn("call refused", "caller", w.Class, "principal", w.Principal, "procedure", procedure)
+	if w.Principal == "" {
+		return
+	}
+	s.onRecord(ctx, w.Principal, Refuse{What: procedure, Name: string(w.Principal), Fault: fault.Denied, Reason: "not in the table for " + string(w.Class)})
+}
+
+// onRecord submits a refusal. That it can't be recorded is logged: the refusal itself stands.
+func (s *Server) onRecord(ctx context.Context, by fleet.Principal, r Refuse) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if _, err := submit(ctx, s, by, "", r); err != nil {
+		s.log.Error("a refusal is not on record", "what", r.What, "reason", r.Reason, "error", err)
+	}
+}
+
+// self is the principal of this node.
+func (s *Server) self() fleet.Principal {
+	return fleet.PrincipalOf(s.book.View().TrustDomain, fleet.Node, s.name)
+}
+
+// submit stamps a change and puts it into the book. Without a request id it draws one: it then is retried by nobody.
+func submit[R any](ctx context.Context, s *Server, by fleet.Principal, id fleet.RequestID, c ledger.Change[State, R]) (R, error) {
+	if id == "" {
+		id = drawID()
+	}
+	if len(id) > 64 {
+		var zero R
+		return zero, fault.New("controlplane.submit", fault.Invalid, "a request id has at most 64 bytes")
+	}
+	return ledger.Submit(ctx, s.Order, ledger.Meta{At: s.now().UTC(), By: by, Request: id}, c)
+}
+
+func drawID() fleet.RequestID {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // crypto/rand.Read never fails
+	return fleet.RequestID(hex.EncodeToString(b[:]))
+}

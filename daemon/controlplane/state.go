@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package controlplane is the vendor's role: the book of record, the doors for appliances and operators, and the
+// channel to each appliance. It can ask a customer's appliance for anything and make it do nothing.
+package controlplane
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/benbjohnson/immutable"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/seal"
+)
+
+// State is one page of the vendor's book. A copy by assignment is a copy: every map in it is persistent.
+type State struct {
+	TrustDomain string
+	Slots       []identity.Slot // replaced whole, never edited in place
+	customers   *immutable.SortedMap[fleet.CustomerID, Customer]
+	appliances  *immutable.SortedMap[fleet.ApplianceID, Appliance]
+	releases    *immutable.SortedMap[fleet.Digest, Release]
+	operations  *immutable.SortedMap[string, Operation] // by appliance, a slash, and the operation's id
+	nonces      *immutable.SortedMap[string, time.Time] // spent ones, until they would have expired anyway
+}
+
+// Customer is one customer of the vendor.
+type Customer struct {
+	Name  fleet.CustomerID `json:"name"`
+	Since time.Time        `json:"since"`
+}
+
+// Appliance statuses.
+const (
+	Registered = "registered" // expected, has not enrolled
+	Enrolled   = "enrolled"
+	Banned     = "banned" // its serials are empty; its channel is closed
+)
+
+// Appliance is what the vendor's book knows of one appliance.
+type Appliance struct {
+	Name     fleet.ApplianceID `json:"name"`
+	Customer fleet.CustomerID  `json:"customer"`
+	Expect   json.RawMessage   `json:"expect"` // the platform identity that it must prove
+	Status   string            `json:"status"`
+	Since    time.Time         `json:"since"`
+
+	// Current passes; Next passes and becomes current on first use. Both empty is a ban, or not yet enrolled.
+	Current     fleet.Serial `json:"current,omitempty"`
+	CurrentTill time.Time    `json:"current_till,omitzero"`
+	Next        fleet.Serial `json:"next,omitempty"`
+	NextTill    time.Time    `json:"next_till,omitzero"`
+
+	// Edges, not weather.
+	Online  bool         `json:"online,omitempty"`
+	Node    string       `json:"node,omitempty"`
+	Route   string       `json:"route,omitempty"`
+	Release fleet.Digest `json:"release,omitempty"`
+	Version string       `json:"version,omitempty"`
+	State   fleet.State  `json:"state,omitempty"`
+	Reason  string       `json:"reason,omitempty"`
+	Plan    fleet.Digest `json:"plan,omitempty"`
+	Health  Status       `json:"health,omitzero"`
+
+	// Orders waits for the appliance's acknowledgement; numbers run from OrdersDone+1.
+	Orders      []Order `json:"orders,omitempty"` // replaced whole, never edited in place
+	OrdersDone  uint64  `json:"orders_done,omitempty"`
+	ReportsDone uint64  `json:"reports_done,omitempty"`
+
+	Probe Probe `json:"probe,omitzero"` // the newest one
+
+	LogKey    []byte   `json:"log_key,omitempty"`   // PEM; signs the checkpoints of the customer's log
+	Witnessed [][]byte `json:"witnessed,omitempty"` // the customer's heads that this control plane countersigned, oldest first
+	Cosigned  [][]byte `json:"cosigned,omitempty"`  // the vendor's heads that the appliance countersigned, oldest first
+}
+
+// OrdersSent is the number of the newest order.
+func (a Appliance) OrdersSent() uint64 { return a.OrdersDone + uint64(len(a.Orders)) }
+
+// Order is one numbered thing that the vendor asks, as it waits in the book. Exactly one of its fields is set.
+type Order struct {
+	Release    []byte      `json:"release,omitempty"`
+	Operation  []byte      `json:"operation,omitempty"`
+	Cancel     string      `json:"cancel,omitempty"`
+	Probe      *ProbeIndex `json:"probe,omitempty"`
+	Checkpoint *Checkpoint `json:"checkpoint,omitempty"`
+	Cosigned   []byte      `json:"cosigned,omitempty"`
+}
+
+// Checkpoint is a signed head with the proof that its log only grew since the last one that was countersigned.
+type Checkpoint struct {
+	Note  []byte   `json:"note"`
+	From  int64    `json:"from"`
+	Proof [][]byte `json:"proof,omitempty"`
+}
+
+// ProbeIndex is one message of a probe.
+type ProbeIndex struct {
+	ID    string `json:"id"`
+	Index uint64 `json:"index"`
+}
+
+// Probe counts the echoes of a series of numbered messages: it measures that none is lost and none comes twice.
+type Probe struct {
+	ID         string `json:"id"`
+	Sent       uint64 `json:"sent"`
+	Echoed     uint64 `json:"echoed"`
+	Doubled    uint64 `json:"doubled,omitempty"`
+	OutOfOrder uint64 `json:"out_of_order,omitempty"`
+	Last       uint64 `json:"last"`
+}
+
+// Release is a published release: the sealed document, by its digest.
+type Release struct {
+	Digest  fleet.Digest    `json:"digest"`
+	App     string          `json:"app"`
+	Version string          `json:"version"`
+	Sealed  []byte          `json:"sealed"`
+	At      time.Time       `json:"at"`
+	By      fleet.Principal `json:"by"`
+}
+
+// Operation is the vendor's side of an operation: the statements that the appliance let out, and no output in clear.
+type Operation struct {
+	ID         string            `json:"id"`
+	Appliance  fleet.ApplianceID `json:"appliance"`
+	State      string            `json:"state"`
+	Reason     string            `json:"reason,omitempty"`
+	Request    []byte            `json:"request"`
+	Statements [][]byte          `json:"statements,omitempty"` // replaced whole
+	Output     []byte            `json:"output,omitempty"`     // encrypted to the operator who asked
+	At         time.Time         `json:"at"`
+	By         fleet.Principal   `json:"by"`
+}
+
+// NewState is the empty first page.
+func NewState() State {
+	return State{
+		customers:  immutable.NewSortedMap[fleet.CustomerID, Customer](nil),
+		appliances: immutable.NewSortedMap[fleet.ApplianceID, Appliance](nil),
+		releases:   immutable.NewSortedMap[fleet.Digest, Release](nil),
+		operations: immutable.NewSortedMap[string, Operation](nil),
+		nonces:     immutable.NewSortedMap[string, time.Time](nil),
+	}
+}
+
+// Appliance looks one up.
+func (s State) Appliance(name fleet.ApplianceID) (Appliance, error) {
+	a, ok := s.appliances.Get(name)
+	if !ok {
+		return Appliance{}, fault.New("controlplane.Appliance", fault.NotFound, "no appliance is registered under the name %q", clip(string(name)))
+	}
+	return a, nil
+}
+
+// Appliances lists all, by name.
+func (s State) Appliances() []Appliance { return values(s.appliances) }
+
+// Customers lists all, by name.
+func (s State) Customers() []Customer { return values(s.customers) }
+
+// Release looks one up by its digest.
+func (s State) Release(d fleet.Digest) (Release, bool) { return s.releases.Get(d) }
+
+// Operations lists those of one appliance, by id.
+func (s State) Operations(a fleet.ApplianceID) []Operation {
+	var out []Operation
+	prefix := string(a) + "/"
+	for it := seek(s.operations, prefix); !it.Done(); {
+		k, o, _ := it.Next()
+		if !strings.HasPrefix(k, prefix) {
+			break
+		}
+		out = append(out, o)
+	}
+	return out
+}
+
+func seek[V any](m *immutable.SortedMap[string, V], from string) *immutable.SortedMapIterator[string, V] {
+	it := m.Iterator()
+	it.Seek(from)
+	return it
+}
+
+func values[K interface {
+	~string
+}, V any](m *immutable.SortedMap[K, V]) []V {
+	out := make([]V, 0, m.Len())
+	for it := m.Iterator(); !it.Done(); {
+		_, v, _ := it.Next()
+		out = append(out, v)
+	}
+	return out
+}
+
+// page is State as it stands in a snapshot.
+type page struct {
+	TrustDomain string               `json:"trust_domain"`
+	Slots       []identity.Slot      `json:"slots"`
+	Customers   []Customer           `json:"customers"`
+	Appliances  []Appliance          `json:"appliances"`
+	Releases    []Release            `json:"releases"`
+	Operations  []Operation          `json:"operations"`
+	Nonces      map[string]time.Time `json:"nonces"`
+}
+
+// MarshalJSON writes the page in a canonical order.
+func (s State) MarshalJSON() ([]byte, error) {
+	p := page{s.TrustDomain, s.Slots, s.Customers(), s.Appliances(), values(s.releases), values(s.operations), map[string]time.Time{}}
+	for it := s.nonces.Iterator(); !it.Done(); {
+		k, v, _ := it.Next()
+		p.Nonces[k] = v
+	}
+	return json.Marshal(p)
+}
+
+// UnmarshalJSON reads a page strictly.
+func (s *State) UnmarshalJSON(b []byte) error {
+	var p page
+	if err := seal.StrictJSON(b, &p); err != nil {
+		return fault.At("controlplane.State", "", err)
+	}
+	n := NewState()
+	n.TrustDomain, n.Slots = p.TrustDomain, p.Slots
+	for _, c := range p.Customers {
+		n.customers = n.customers.Set(c.Name, c)
+	}
+	for _, a := range p.Appliances {
+		n.appliances = n.appliances.Set(a.Name, a)
+	}
+	for _, r := range p.Releases {
+		n.releases = n.releases.Set(r.Digest, r)
+	}
+	for _, o := range p.Operations {
+		n.operations = n.operations.Set(string(o.Appliance)+"/"+o.ID, o)
+	}
+	for k, v := range p.Nonces {
+		n.nonces = n.nonces.Set(k, v)
+	}
+	*s = n
+	return nil
+}
+
+// ask appends an order to the appliance's outbox.
+func (s *State) ask(name fleet.ApplianceID, o Order) error {
+	a, err := s.Appliance(name)
+	if err != nil {
+		return err
+	}
+	if a.Status == Banned {
+		return fault.New("controlplane.ask", fault.Denied, "appliance %q is banned", name)
+	}
+	if len(a.Orders) >= MaxOutbox {
+		return fault.New("controlplane.ask", fault.Busy, "%d orders wait for appliance %q already: it has not acknowledged them", len(a.Orders), name)
+	}
+	a.Orders = append(slices.Clip(a.Orders), o)
+	s.appliances = s.appliances.Set(name, a)
+	return nil
+}
+
+// MaxOutbox is how many orders may wait for one appliance.
+const MaxOutbox = 4096
+
+func clip(s string) string {
+	if len(s) > 64 {
+		return s[:64] + "..."
+	}
+	return s
+}

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"time"
+
+	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+)
+
+// Bounds on what one report may carry; the appliance is another party's program.
+const (
+	maxSentence  = 1 << 10
+	maxName      = 128
+	maxStatement = 1 << 20
+	maxOutput    = 4 << 20
+	maxServices  = 256
+	maxSecrets   = 256
+	maxNote      = 4 << 10
+	maxProof     = 64
+)
+
+// reportOf turns a report from the wire into a change, every size checked. It names the field that is too large.
+func reportOf(from fleet.ApplianceID, r *boundaryv1.Report) (Report, error) {
+	out := Report{Name: from, Number: r.GetNumber(), At: time.UnixMilli(r.GetAtUnixMs()).UTC()}
+	var b bounds
+	switch body := r.GetBody().(type) {
+	case *boundaryv1.Report_Deploy:
+		d := body.Deploy
+		b.text("deploy.release", d.GetRelease(), maxName)
+		b.text("deploy.version", d.GetVersion(), maxName)
+		b.text("deploy.state", d.GetState(), maxName)
+		b.text("deploy.plan", d.GetPlan(), maxName)
+		b.text("deploy.reason", d.GetReason(), maxSentence)
+		out.Deploy = &DeployReport{fleet.Digest(d.GetRelease()), d.GetVersion(), fleet.State(d.GetState()), fleet.Digest(d.GetPlan()), d.GetReason()}
+	case *boundaryv1.Report_Operation:
+		o := body.Operation
+		b.text("operation.id", o.GetId(), maxName)
+		b.text("operation.state", o.GetState(), maxName)
+		b.text("operation.reason", o.GetReason(), maxSentence)
+		b.size("operation.statement", len(o.GetStatement()), maxStatement)
+		b.size("operation.output", len(o.GetOutput()), maxOutput)
+		out.Operation = &OperationReport{o.GetId(), o.GetState(), o.GetReason(), o.GetStatement(), o.GetOutput()}
+	case *boundaryv1.Report_Probe:
+		b.text("probe.id", body.Probe.GetId(), maxName)
+		out.Probe = &ProbeIndex{body.Probe.GetId(), body.Probe.GetIndex()}
+	case *boundaryv1.Report_Status:
+		out.Status = statusOf(body.Status, &b)
+	case *boundaryv1.Report_Checkpoint:
+		c := body.Checkpoint
+		b.size("checkpoint.note", len(c.GetNote()), maxNote)
+		b.size("checkpoint.proof", len(c.GetProof()), maxProof)
+		for _, h := range c.GetProof() {
+			b.size("checkpoint.proof hash", len(h), 32)
+		}
+		out.Checkpoint = &Checkpoint{c.GetNote(), c.GetFrom(), c.GetProof()}
+	case *boundaryv1.Report_Cosigned:
+		b.size("cosigned", len(body.Cosigned), maxNote)
+		out.Cosigned = body.Cosigned
+	default:
+		return Report{}, fault.New("controlplane.report", fault.Invalid, "report %d has no body that this build knows", r.GetNumber())
+	}
+	return out, b.err
+}
+
+func statusOf(s *boundaryv1.StatusReport, b *bounds) *Status {
+	b.text("status.posture", s.GetPosture(), maxName)
+	b.size("status.services", len(s.GetServices()), maxServices)
+	b.size("status.secrets", len(s.GetSecrets()), maxSecrets)
+	if b.err != nil {
+		return nil
+	}
+	out := &Status{Posture: fleet.Exposure(s.GetPosture())}
+	for _, h := range s.GetServices() {
+		b.text("status.services.name", h.GetName(), maxName)
+		out.Services = append(out.Services, ServiceHealth{h.GetName(), h.GetHealthy(), h.GetRestarts()})
+	}
+	for _, p := range s.GetSecrets() {
+		b.text("status.secrets.name", p.GetName(), maxName)
+		out.Secrets = append(out.Secrets, Presence{p.GetName(), p.GetPresent()})
+	}
+	return out
+}
+
+// bounds remembers the first field that is too large.
+type bounds struct{ err error }
+
+func (b *bounds) text(field, s string, limit int) { b.size(field, len(s), limit) }
+
+func (b *bounds) size(field string, n, limit int) {
+	if b.err == nil && n > limit {
+		b.err = fault.New("controlplane.report", fault.Invalid, "field %s has %d, and %d is the most that is taken", field, n, limit)
+	}
+}
+
+// toWire turns a waiting order into its message.
+func (o Order) toWire(number uint64) *boundaryv1.Down {
+	w := &boundaryv1.Order{Number: number}
+	switch {
+	case o.Release != nil:
+		w.Body = &boundaryv1.Order_Release{Release: o.Release}
+	case o.Operation != nil:
+		w.Body = &boundaryv1.Order_Operation{Operation: o.Operation}
+	case o.Cancel != "":
+		w.Body = &boundaryv1.Order_Cancel{Cancel: o.Cancel}
+	case o.Probe != nil:
+		w.Body = &boundaryv1.Order_Probe{Probe: &boundaryv1.ProbeOrder{Id: o.Probe.ID, Index: o.Probe.Index}}
+	case o.Checkpoint != nil:
+		c := o.Checkpoint
+		w.Body = &boundaryv1.Order_Checkpoint{Checkpoint: &boundaryv1.Checkpoint{Note: c.Note, From: c.From, Proof: c.Proof}}
+	case o.Cosigned != nil:
+		w.Body = &boundaryv1.Order_Cosigned{Cosigned: o.Cosigned}
+	}
+	return &boundaryv1.Down{Body: &boundaryv1.Down_Order{Order: w}}
+}
