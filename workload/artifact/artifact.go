@@ -11,7 +11,8 @@
 // # On disk
 //
 // The folder is laid out as an OCI image layout (https://github.com/opencontainers/image-spec/blob/main/image-layout.md):
-// oci-layout, index.json, and blobs/sha256/<hex>. A blob is a tar archive with plain files and folders only, sorted by
+// oci-layout, index.json, and blobs/sha256/<hex>, with an image manifest of artifact type application/vnd.demarc.artifact.v1
+// around each artifact, its only layer. The layer is a tar archive with plain files and folders only, sorted by
 // name, without times and owners, so that the same folder has the same digest on every machine. What is on its way lies
 // in partial/<hex>, to be gone on with.
 package artifact
@@ -46,6 +47,9 @@ type Store struct {
 	mu  sync.Mutex // guards busy
 	// busy are the digests that are being written now
 	busy map[fleet.Digest]bool
+
+	list    sync.Mutex // guards indexed and index.json
+	indexed map[fleet.Digest]bool
 }
 
 // Open makes or opens a store.
@@ -56,15 +60,11 @@ func Open(dir string) (*Store, error) {
 			return nil, fault.Because(err, op, fault.Unavailable, "can't make the folder of artifacts")
 		}
 	}
-	for name, text := range map[string]string{"oci-layout": `{"imageLayoutVersion":"1.0.0"}`, "index.json": `{"schemaVersion":2,"manifests":[]}`} {
-		path := filepath.Join(dir, name)
-		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-				return nil, fault.Because(err, op, fault.Unavailable, "can't write %s", name)
-			}
-		}
+	s := &Store{dir: dir, busy: map[fleet.Digest]bool{}, indexed: map[fleet.Digest]bool{}}
+	if err := s.loadIndex(); err != nil {
+		return nil, fault.At(op, "", err)
 	}
-	return &Store{dir: dir, busy: map[fleet.Digest]bool{}}, nil
+	return s, nil
 }
 
 func (s *Store) path(part string, d fleet.Digest) (string, error) {
@@ -123,7 +123,7 @@ func (s *Store) Put(ctx context.Context, d fleet.Digest, r io.Reader) (int64, er
 	}
 	defer p.Close()
 	if p.done {
-		return p.at, nil
+		return p.at, s.index(d, p.at)
 	}
 	if err := p.restart(); err != nil {
 		return 0, err
@@ -206,8 +206,8 @@ func (p *Partial) restart() error {
 // Write appends.
 func (p *Partial) Write(b []byte) (int, error) {
 	const op = "artifact.Write"
-	if p.done {
-		return 0, fault.New(op, fault.Conflict, "the artifact is whole already")
+	if p.done || p.f == nil {
+		return 0, fault.New(op, fault.Conflict, "the artifact is whole already, or closed")
 	}
 	if p.at+int64(len(b)) > MaxArtifact {
 		return 0, fault.New(op, fault.Invalid, "the artifact has more than %d bytes, and that is the most", MaxArtifact)
@@ -222,7 +222,10 @@ func (p *Partial) Write(b []byte) (int, error) {
 func (p *Partial) Commit() error {
 	const op = "artifact.Commit"
 	if p.done {
-		return nil
+		return fault.At(op, "", p.s.index(p.d, p.at))
+	}
+	if p.f == nil {
+		return fault.New(op, fault.Conflict, "the artifact is closed")
 	}
 	from, to := filepath.Join(p.s.dir, "partial", strings.TrimPrefix(string(p.d), "sha256:")), ""
 	if got := fleet.Digest("sha256:" + hex.EncodeToString(p.sum.Sum(nil))); got != p.d {
@@ -240,7 +243,10 @@ func (p *Partial) Commit() error {
 		return fault.At(op, fault.Unavailable, err)
 	}
 	p.done = true
-	return fault.At(op, fault.Unavailable, syncDir(filepath.Dir(to)))
+	if err := syncDir(filepath.Dir(to)); err != nil {
+		return fault.At(op, fault.Unavailable, err)
+	}
+	return fault.At(op, "", p.s.index(p.d, p.at))
 }
 
 // Close ends the writing.

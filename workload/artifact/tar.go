@@ -4,16 +4,14 @@ package artifact
 
 import (
 	"archive/tar"
-	"bufio"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -24,16 +22,22 @@ import (
 func Pack(dir string, w io.Writer) (fleet.Digest, error) {
 	const op = "artifact.Pack"
 	sum := sha256.New()
-	out := tar.NewWriter(io.MultiWriter(w, sum))
+	out := tar.NewWriter(&bounded{w: io.MultiWriter(w, sum), left: MaxArtifact})
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return "", fault.Because(err, op, fault.NotFound, "the folder of the artifact can't be read: %s", dir)
 	}
 	defer root.Close()
-	files := 0
+	files, entries := 0, 0
 	err = fs.WalkDir(root.FS(), ".", func(name string, e fs.DirEntry, err error) error {
 		if err != nil || name == "." {
 			return err
+		}
+		if err := checkName(name); err != nil {
+			return err
+		}
+		if entries++; entries > MaxEntries {
+			return fault.New(op, fault.Invalid, "the folder has more than %d entries", MaxEntries)
 		}
 		info, err := e.Info()
 		if err != nil {
@@ -48,10 +52,7 @@ func Pack(dir string, w io.Writer) (fleet.Digest, error) {
 			return fault.New(op, fault.Invalid, "%s is neither a file nor a folder: links and devices are not taken", name)
 		}
 		files++
-		h.Typeflag, h.Mode, h.Size = tar.TypeReg, 0o644, info.Size()
-		if info.Mode()&0o111 != 0 {
-			h.Mode = 0o755
-		}
+		h.Typeflag, h.Mode, h.Size = tar.TypeReg, int64(fileMode(info.Mode())), info.Size()
 		if err := out.WriteHeader(h); err != nil {
 			return err
 		}
@@ -75,93 +76,37 @@ func Pack(dir string, w io.Writer) (fleet.Digest, error) {
 	return fleet.Digest("sha256:" + hex.EncodeToString(sum.Sum(nil))), nil
 }
 
-// Unpack makes the folder into of an artifact, whole or not at all. A folder that is there already is left as it is.
-func (s *Store) Unpack(d fleet.Digest, into string) error {
-	const op = "artifact.Unpack"
-	if _, err := os.Stat(into); err == nil {
-		return nil
+func fileMode(m fs.FileMode) fs.FileMode {
+	if m&0o111 != 0 {
+		return 0o755
 	}
-	b, err := s.Get(d)
-	if err != nil {
-		return err
+	return 0o644
+}
+
+// checkName refuses each name that means something else than itself on some system: absolute, with .. or an empty part,
+// not UTF-8, or with a control character or backslash.
+func checkName(name string) error {
+	bad := !fs.ValidPath(name) || name == "." || len(name) > 1024 || !utf8.ValidString(name) ||
+		strings.ContainsFunc(name, func(r rune) bool { return r < 0x20 || r == 0x7f || r == '\\' })
+	for part := range strings.SplitSeq(name, "/") {
+		bad = bad || len(part) > 255
 	}
-	defer b.Close()
-	if err := os.MkdirAll(filepath.Dir(into), 0o700); err != nil {
-		return fault.At(op, fault.Unavailable, err)
-	}
-	tmp, err := os.MkdirTemp(filepath.Dir(into), ".unpack-")
-	if err != nil {
-		return fault.At(op, fault.Unavailable, err)
-	}
-	defer os.RemoveAll(tmp)
-	if err := unpack(b, tmp); err != nil {
-		return fault.At(op, "", err)
-	}
-	if err := os.Chmod(tmp, 0o755); err != nil {
-		return fault.At(op, fault.Unavailable, err)
-	}
-	if err := os.Rename(tmp, into); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fault.At(op, fault.Unavailable, err)
+	if bad {
+		return fault.New("artifact.checkName", fault.Invalid, "%.64q can't be the name of a file in an artifact: use a relative path without .., backslash or control characters", name)
 	}
 	return nil
 }
 
-// unpack writes an archive below a folder that exists. os.Root keeps every name inside.
-func unpack(r io.Reader, dir string) error {
-	const op = "artifact.unpack"
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return fault.At(op, fault.Unavailable, err)
-	}
-	defer root.Close()
-	in := tar.NewReader(bufio.NewReaderSize(r, 256<<10))
-	left := int64(MaxUnpacked)
-	for n := 0; ; n++ {
-		h, err := in.Next()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return fault.Because(err, op, fault.Invalid, "not an archive, or cut off")
-		}
-		if n >= MaxEntries {
-			return fault.New(op, fault.Invalid, "the archive has more than %d entries", MaxEntries)
-		}
-		name := strings.TrimSuffix(h.Name, "/")
-		if !filepath.IsLocal(name) || strings.ContainsRune(name, 0) || len(name) > 1024 {
-			return fault.New(op, fault.Invalid, "the archive holds the name %.64q, which leaves its folder", h.Name)
-		}
-		switch h.Typeflag {
-		case tar.TypeDir:
-			err = root.MkdirAll(name, 0o755)
-		case tar.TypeReg:
-			if left -= h.Size; h.Size < 0 || left < 0 {
-				return fault.New(op, fault.Invalid, "the archive unpacks to more than %d bytes", int64(MaxUnpacked))
-			}
-			err = file(root, name, h, in)
-		default:
-			return fault.New(op, fault.Invalid, "the archive holds %.64q, which is neither a file nor a folder", h.Name)
-		}
-		if err != nil {
-			return fault.Because(err, op, fault.Invalid, "%.64q can't be unpacked", h.Name)
-		}
-	}
+// bounded refuses to write more than left bytes.
+type bounded struct {
+	w    io.Writer
+	left int64
 }
 
-func file(root *os.Root, name string, h *tar.Header, r io.Reader) error {
-	if dir := filepath.Dir(name); dir != "." {
-		if err := root.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
+func (b *bounded) Write(p []byte) (int, error) {
+	if int64(len(p)) > b.left {
+		return 0, fault.New("artifact.Pack", fault.Invalid, "the artifact is larger than %d bytes", int64(MaxArtifact))
 	}
-	mode := fs.FileMode(0o644)
-	if h.Mode&0o111 != 0 {
-		mode = 0o755
-	}
-	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
-	if err != nil {
-		return err
-	}
-	_, err = io.CopyN(f, r, h.Size)
-	return errors.Join(err, f.Close())
+	b.left -= int64(len(p))
+	return b.w.Write(p)
 }
