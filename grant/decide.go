@@ -51,80 +51,94 @@ type Decision struct {
 	UsesLeft int       // -1 for any number
 }
 
+// law is the policies that decide the acts of one phase at one moment.
+type law struct {
+	state  State
+	phase  fleet.Phase
+	now    time.Time
+	set    *cedar.PolicySet
+	names  map[cedar.PolicyID]string // what By calls them
+	unread string                    // the first policy that can't be read, "" for none
+}
+
+// law compiles what the customer decided: forbids for the built-in set and the denies, permits for the grants.
+func (s State) law(p fleet.Phase, now time.Time) law {
+	l := law{state: s, phase: p, now: now, set: cedar.NewPolicySet(), names: map[cedar.PolicyID]string{}}
+	for _, e := range builtins() {
+		l.add("builtin:"+e, "builtin:"+e, builtin(e))
+	}
+	for _, d := range s.Denies {
+		l.add("deny:"+d.ID, d.Name, d.Cedar)
+	}
+	if !s.ObserveOff {
+		l.add(ObserveDefault, ObserveDefault, observe)
+	}
+	for _, h := range s.Held {
+		if h.Grant.Phase == p && h.stale(now) == "" {
+			l.add("grant:"+h.ID, h.ID, h.Grant.policy())
+		}
+	}
+	return l
+}
+
+func (l *law) add(id, name, text string) {
+	list, err := cedar.NewPolicyListFromBytes("", []byte(text))
+	if err != nil && l.unread == "" {
+		l.unread = name
+	}
+	for i, p := range list {
+		pid := cedar.PolicyID(fmt.Sprintf("%s#%d", id, i))
+		l.names[pid] = name
+		l.set.Add(pid, p)
+	}
+}
+
 // Decide says whether an act may be done now. It is pure: the same input and state give the same decision.
-func Decide(in Input, s State) Decision {
+func Decide(in Input, s State) Decision { return s.law(in.Phase, in.Now).decide(in) }
+
+func (l law) decide(in Input) Decision {
 	out := Decision{Phase: in.Phase, UsesLeft: -1}
 	if err := in.Phase.Check(); err != nil {
 		out.Why = "no such phase"
 		return out
 	}
-	set := cedar.NewPolicySet()
-	names := map[cedar.PolicyID]string{}
-	add := func(id, name, text string) bool {
-		list, err := cedar.NewPolicyListFromBytes(name, []byte(text))
-		if err != nil {
-			return false
-		}
-		for i, p := range list {
-			pid := cedar.PolicyID(fmt.Sprintf("%s#%d", id, i))
-			names[pid] = name
-			set.Add(pid, p)
-		}
-		return true
-	}
-	sound := true
-	for _, e := range builtins() {
-		sound = add("builtin:"+e, "builtin:"+e, builtin(e)) && sound
-	}
-	for _, d := range s.Denies {
-		sound = add("deny:"+d.ID, d.Name, d.Cedar) && sound
-	}
-	if !s.ObserveOff {
-		sound = add(ObserveDefault, ObserveDefault, `permit (principal, action == Action::"observe", resource);`) && sound
-	}
-	for _, h := range s.Held {
-		if h.Grant.Phase == in.Phase && h.stale(in.Now) == "" {
-			sound = add("grant:"+h.ID, h.ID, h.Grant.policy()) && sound
-		}
-	}
-	if !sound {
-		out.Why = "a policy in the book can't be read: nothing is allowed until it is lifted"
+	if l.unread != "" {
+		out.By = []string{l.unread}
+		out.Why = fmt.Sprintf("the policy %s in the book can't be read: nothing is allowed until it is lifted", l.unread)
 		return out
 	}
 	req, entities := in.request()
-	verdict, diag := cedar.Authorize(set, entities, req)
+	verdict, diag := cedar.Authorize(l.set, entities, req)
 	if len(diag.Errors) > 0 { // Cedar skips a policy that fails: a forbid that is skipped would be a hole
 		for _, e := range diag.Errors {
-			out.By = append(out.By, names[e.PolicyID])
+			out.By = append(out.By, l.names[e.PolicyID])
 		}
 		out.By = unique(out.By)
-		out.Why = fmt.Sprintf("the policy %s can't be evaluated for this act: what can't be judged is denied", strings.Join(out.By, ", "))
+		out.Why = fmt.Sprintf("the policy %s can't be evaluated for this act: what can't be judged is denied; lift it and write it anew", strings.Join(out.By, ", "))
 		return out
 	}
 	for _, r := range diag.Reasons {
-		out.By = append(out.By, names[r.PolicyID])
+		out.By = append(out.By, l.names[r.PolicyID])
 	}
 	out.By = unique(out.By)
 	if verdict != cedar.Allow {
-		out.Why = s.whyNot(in, out.By)
+		out.Why = l.state.whyNot(in, out.By)
 		return out
 	}
 	out.Allow = true
-	return s.choose(in, out)
+	return l.state.choose(in, out)
 }
 
 // choose picks the grant that the act is counted on: one without a limit of uses first, then the one that ends first.
+// What is allowed by default is counted on none.
 func (s State) choose(in Input, out Decision) Decision {
 	var best *Held
 	for i, h := range s.Held {
-		if !slices.Contains(out.By, h.ID) {
-			continue
-		}
-		if best == nil || h.before(*best) {
+		if slices.Contains(out.By, h.ID) && (best == nil || h.before(*best)) {
 			best = &s.Held[i]
 		}
 	}
-	if best == nil {
+	if best == nil || slices.Contains(out.By, ObserveDefault) {
 		out.Why = "observing is allowed by default; the customer can switch it off (demarc local revoke observe)"
 		return out
 	}
@@ -201,6 +215,9 @@ func (g Grant) policy() string {
 	return b.String()
 }
 
+// observe is the one permit that no document gave.
+const observe = `permit (principal, action == Action::"observe", resource);`
+
 func builtin(effect string) string {
 	return fmt.Sprintf("forbid (principal, action, resource)\nwhen { context.effects.contains(%q) };", effect)
 }
@@ -242,73 +259,6 @@ func (in Input) request() (cedar.Request, cedar.EntityMap) {
 	return cedar.Request{Principal: principal, Action: action, Resource: resource, Context: cedar.NewRecord(cedar.RecordMap{
 		"now": cedar.Long(in.Now.UnixMilli()), "operation": cedar.String(in.Operation), "service": cedar.String(in.Service), "effects": cedar.NewSet(effects...),
 	})}, entities
-}
-
-// Access is what the vendor can do right now, phase by phase. A phase that is allowed within a scope only is listed as
-// what that grant says.
-func (s State) Access(a fleet.ApplianceID, now time.Time) []Decision {
-	var out []Decision
-	for _, p := range fleet.Phases() {
-		d := Decide(Input{Appliance: a, Phase: p, Now: now}, s)
-		for _, h := range s.Held {
-			if d.Allow || h.Grant.Phase != p || h.Grant.Appliance != a || h.stale(now) != "" {
-				continue
-			}
-			in := Input{Appliance: a, Phase: p, Now: now}
-			if len(h.Grant.Scope.Operations) > 0 {
-				in.Operation = h.Grant.Scope.Operations[0]
-			}
-			if len(h.Grant.Scope.Services) > 0 {
-				in.Service = h.Grant.Scope.Services[0]
-			}
-			if within := Decide(in, s); within.Allow {
-				d = within
-				d.Why += ", for " + h.Grant.Scope.String() + " only"
-			}
-		}
-		out = append(out, d)
-	}
-	return out
-}
-
-// String names what is in the scope.
-func (s Scope) String() string {
-	var parts []string
-	if len(s.Operations) > 0 {
-		parts = append(parts, "operations "+strings.Join(s.Operations, ", "))
-	}
-	if len(s.Services) > 0 {
-		parts = append(parts, "services "+strings.Join(s.Services, ", "))
-	}
-	if len(parts) == 0 {
-		return "everything"
-	}
-	return strings.Join(parts, " and ")
-}
-
-// Policies is every policy that decides now, in Cedar, each after a comment with its name.
-func Policies(s State, now time.Time) []string {
-	var out []string
-	for _, e := range builtins() {
-		out = append(out, "// builtin:"+e+"\n"+builtin(e))
-	}
-	for _, d := range s.Denies {
-		out = append(out, "// deny "+d.Name+" "+d.ID+"\n"+d.Cedar)
-	}
-	if !s.ObserveOff {
-		out = append(out, "// "+ObserveDefault+"\npermit (principal, action == Action::\"observe\", resource);")
-	}
-	for _, h := range s.Held {
-		note := "// grant " + h.ID
-		if stale := h.stale(now); stale != "" {
-			continue
-		}
-		if h.Grant.Uses > 0 {
-			note += fmt.Sprintf(", used %d of %d times", h.Used, h.Grant.Uses)
-		}
-		out = append(out, note+"\n"+h.Grant.policy())
-	}
-	return out
 }
 
 func unique(s []string) []string {

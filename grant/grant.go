@@ -17,7 +17,8 @@
 //	application/vnd.demarc.deny+json;v=1    Deny: forbid policies in Cedar
 //	application/vnd.demarc.lift+json;v=1    Lift: takes back one deny
 //
-// A document counts once, by seal.Identity: a grant that comes again, used up or revoked, gives nothing.
+// A document counts once, by seal.Identity: a grant that comes again, used up or revoked, gives nothing. The book
+// remembers the last MaxGone documents that ended, and refuses whatever is dated before all that it remembers.
 //
 // # What a policy can speak of
 //
@@ -25,13 +26,14 @@
 //	action     Action::"install" "observe" "deploy" "operate.read" "operate.write" "operate.admin"; the last three in Action::"operate"
 //	resource   Operation::"state" in Service::"store" in Appliance::"eu-1", as far as the act has them
 //	context    now (milliseconds since 1970), operation, service (strings, "" where there is none), effects (set of strings)
+//
+// A deny that speaks of anything else is refused when it is signed and when it comes: in Cedar, a policy with a misspelt
+// name is no error, it just never applies.
 package grant
 
 import (
 	"strings"
 	"time"
-
-	cedar "github.com/cedar-policy/cedar-go"
 
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -42,8 +44,9 @@ import (
 const (
 	MaxHeld   = 1024     // grants that have not run out
 	MaxDenies = 64       // denies in force
-	MaxLifted = 1024     // denies that were taken back
+	MaxGone   = 1024     // documents that ended and are remembered one by one
 	MaxCedar  = 16 << 10 // bytes of one deny
+	MaxText   = 64 << 10 // bytes of all denies in force
 	maxRules  = 32       // policies in one deny
 	maxScope  = 64       // names in a scope
 	minNonce  = 16
@@ -128,12 +131,15 @@ func (g Grant) Check() error {
 	if err := g.Phase.Check(); err != nil {
 		return err
 	}
-	for field, names := range map[string][]string{"operation": g.Scope.Operations, "service": g.Scope.Services} {
-		if len(names) > maxScope {
+	for _, part := range []struct {
+		field string
+		names []string
+	}{{"operation", g.Scope.Operations}, {"service", g.Scope.Services}} { // in this order: the book's answers are replayed
+		if len(part.names) > maxScope {
 			return fault.New(op, fault.Invalid, "scope: at most %d names of a kind", maxScope)
 		}
-		for _, n := range names {
-			if err := fleet.CheckName(field, n); err != nil {
+		for _, n := range part.names {
+			if err := fleet.CheckName(part.field, n); err != nil {
 				return err
 			}
 		}
@@ -187,11 +193,13 @@ func (d Deny) Check() error {
 	if err := fleet.CheckName("deny", d.Name); err != nil {
 		return err
 	}
+	if d.Name == ObserveDefault {
+		return fault.New(op, fault.Invalid, "name: %s is taken by the built-in set, choose another", ObserveDefault)
+	}
 	if d.At.IsZero() {
 		return fault.New(op, fault.Invalid, "at: is missing")
 	}
-	_, err := parse(d.Name, d.Cedar)
-	return err
+	return checkCedar(d.Cedar)
 }
 
 // Check tells the first thing that is wrong with the document by itself.
@@ -204,28 +212,6 @@ func (l Lift) Check() error {
 		return fault.New(op, fault.Invalid, "deny: the id of one, at most 128 bytes; at: must be there")
 	}
 	return nil
-}
-
-// parse reads forbid policies.
-func parse(name, text string) (cedar.PolicyList, error) {
-	const op = "grant.parse"
-	if len(text) > MaxCedar {
-		return nil, fault.New(op, fault.Invalid, "the policies have %d bytes, the limit is %d", len(text), MaxCedar)
-	}
-	list, err := cedar.NewPolicyListFromBytes(name, []byte(text))
-	if err != nil {
-		return nil, fault.Because(err, op, fault.Invalid, "the policies are not Cedar: %.300s", err.Error())
-	}
-	if len(list) == 0 || len(list) > maxRules {
-		return nil, fault.New(op, fault.Invalid, "write 1 to %d policies", maxRules)
-	}
-	for _, p := range list {
-		if p.Effect() != cedar.Forbid {
-			at := p.Position()
-			return nil, fault.New(op, fault.Invalid, "line %d, column %d: a deny holds forbid policies only; what is to be allowed is a grant", at.Line, at.Column)
-		}
-	}
-	return list, nil
 }
 
 // Held is a grant in the customer's book.
@@ -243,6 +229,13 @@ type Denied struct {
 	ID    string       `json:"id"`
 	Name  string       `json:"name"`
 	Cedar string       `json:"cedar"`
+	At    time.Time    `json:"at,omitzero"` // that the document bears
 	Since time.Time    `json:"since"`
 	By    []seal.KeyID `json:"by"`
+}
+
+// Gone is a document that ended, and must not come back.
+type Gone struct {
+	ID string    `json:"id"`
+	At time.Time `json:"at"` // a grant's from, a deny's at
 }

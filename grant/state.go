@@ -14,14 +14,36 @@ import (
 // State is what the customer has decided, as it stands in the customer's book. A copy by assignment is a copy: its lists
 // are replaced whole, never edited. The documents were verified, and checked, before they get here.
 type State struct {
-	Held       []Held   `json:"held,omitempty"`
-	Denies     []Denied `json:"denies,omitempty"`
-	Lifted     []string `json:"lifted,omitempty"` // ids of denies that were taken back: they count no second time
-	ObserveOff bool     `json:"observe_off,omitempty"`
+	Held       []Held    `json:"held,omitempty"`
+	Denies     []Denied  `json:"denies,omitempty"`
+	ObserveOff bool      `json:"observe_off,omitempty"`
+	Gone       []Gone    `json:"gone,omitempty"` // ended, and not in the lists above any more; oldest first
+	Floor      time.Time `json:"floor,omitzero"` // what is dated at or before it may have been here, and be forgotten
 }
 
-// Give adds a grant. One that was there before, in whatever state, is refused. A grant is forgotten once it has run out:
-// when it comes again then it gives nothing.
+// known says whether a document that bears this time may have been here before.
+func (s State) known(id string, at time.Time) bool {
+	return !s.Floor.IsZero() && !at.After(s.Floor) || slices.ContainsFunc(s.Gone, func(g Gone) bool { return g.ID == id })
+}
+
+// forget remembers of a document only that it must not come back. Where that is too many, the oldest make way, and
+// nothing as old as they is accepted from then on: the memory is bounded, and a replay is still refused.
+func (s State) forget(id string, at time.Time) State {
+	i, _ := slices.BinarySearchFunc(s.Gone, at, func(g Gone, at time.Time) int { return g.At.Compare(at) })
+	gone := make([]Gone, 0, len(s.Gone)+1)
+	gone = append(append(append(gone, s.Gone[:i]...), Gone{id, at}), s.Gone[i:]...)
+	if over := len(gone) - MaxGone; over > 0 {
+		if last := gone[over-1].At; last.After(s.Floor) {
+			s.Floor = last
+		}
+		gone = gone[over:]
+	}
+	s.Gone = gone
+	return s
+}
+
+// Give adds a grant. One that was there before, in whatever state, is refused. A grant that has run out is dropped: its
+// own end refuses it when it comes again. Where the list is full the revoked make way, then the spent, oldest first.
 func (s State) Give(id string, g Grant, by []seal.KeyID, now time.Time) (State, error) {
 	const op = "grant.Give"
 	if err := g.Check(); err != nil {
@@ -30,27 +52,56 @@ func (s State) Give(id string, g Grant, by []seal.KeyID, now time.Time) (State, 
 	if !g.Until.IsZero() && !now.Before(g.Until) {
 		return s, fault.New(op, fault.Expired, "the grant ended at %s", g.Until.Format(time.RFC3339))
 	}
-	held := make([]Held, 0, len(s.Held)+1)
+	if s.known(id, g.From) || slices.ContainsFunc(s.Held, func(h Held) bool { return h.ID == id }) {
+		return s, fault.New(op, fault.Conflict, "this grant was given before, or is older than all that is remembered: sign a new one that begins now")
+	}
+	out := s
+	out.Held = make([]Held, 0, len(s.Held)+1)
 	for _, h := range s.Held {
-		if h.ID == id {
-			return s, fault.New(op, fault.Conflict, "this grant was given before: sign a new one")
-		}
 		if h.Grant.Until.IsZero() || now.Before(h.Grant.Until) {
-			held = append(held, h)
+			out.Held = append(out.Held, h)
 		}
 	}
-	if len(held) >= MaxHeld {
-		return s, fault.New(op, fault.Busy, "%d grants have not run out, and that is the most: give grants an end", len(held))
+	if len(out.Held) >= MaxHeld {
+		i := oldestEnded(out.Held)
+		if i < 0 {
+			return s, fault.New(op, fault.Busy, "%d grants are in force, and that is the most: revoke some first", len(out.Held))
+		}
+		out = out.forget(out.Held[i].ID, out.Held[i].Grant.From)
+		out.Held = slices.Delete(out.Held, i, i+1)
 	}
-	s.Held = append(held, Held{ID: id, Grant: g, Since: now, By: slices.Clone(by)})
-	if g.Phase == fleet.Observe {
-		s.ObserveOff = false
+	out.Held = append(out.Held, Held{ID: id, Grant: g, Since: now, By: slices.Clone(by)})
+	if g.plainObserve() && !now.Before(g.From) {
+		out.ObserveOff = false
 	}
-	return s, nil
+	return out, nil
+}
+
+// oldestEnded finds the grant that can make way: of the revoked, else of the spent, the one that was given first.
+func oldestEnded(held []Held) int {
+	best := -1
+	for i, h := range held {
+		revoked, spent := !h.RevokedAt.IsZero(), h.Grant.Uses > 0 && h.Used >= h.Grant.Uses
+		if !revoked && !spent {
+			continue
+		}
+		if best < 0 || revoked && held[best].RevokedAt.IsZero() ||
+			revoked == !held[best].RevokedAt.IsZero() && h.Since.Before(held[best].Since) {
+			best = i
+		}
+	}
+	return best
+}
+
+// plainObserve says whether the grant is the default itself, given back: observe without an end and without a number.
+// One with limits leaves the switch alone and gives what it says.
+func (g Grant) plainObserve() bool {
+	return g.Phase == fleet.Observe && g.Until.IsZero() && g.Uses == 0
 }
 
 // Revoke ends grants and says which. To revoke what is not there, or is revoked, is no error: what counts is that
-// afterwards it is not granted. Only a single grant must exist, so that a slip of the pen is seen.
+// afterwards it is not granted. Only a single grant must exist, so that a slip of the pen is seen. To revoke observe, all,
+// or a grant that had switched observe on again, switches it off.
 func (s State) Revoke(_ string, r Revoke, now time.Time) (State, []string, error) {
 	const op = "grant.Revoke"
 	if err := r.Check(); err != nil {
@@ -67,9 +118,10 @@ func (s State) Revoke(_ string, r Revoke, now time.Time) (State, []string, error
 		if h.RevokedAt.IsZero() {
 			held[i].RevokedAt = now
 			ended = append(ended, h.ID)
+			s.ObserveOff = s.ObserveOff || h.Grant.plainObserve()
 		}
 	}
-	if r.Grant != "" && !found {
+	if r.Grant != "" && !found && !slices.ContainsFunc(s.Gone, func(g Gone) bool { return g.ID == r.Grant }) {
 		return s, nil, fault.New(op, fault.NotFound, "no grant %.64q: demarc local access lists them", r.Grant)
 	}
 	s.Held = held
@@ -85,18 +137,23 @@ func (s State) Forbid(id string, d Deny, by []seal.KeyID, now time.Time) (State,
 	if err := d.Check(); err != nil {
 		return s, err
 	}
-	if slices.Contains(s.Lifted, id) {
-		return s, fault.New(op, fault.Conflict, "this deny was lifted: sign a new one")
+	if s.known(id, d.At) {
+		return s, fault.New(op, fault.Conflict, "this deny was lifted, or is older than all that is remembered: sign a new one")
 	}
+	size := len(d.Cedar)
 	for _, h := range s.Denies {
 		if h.ID == id || h.Name == d.Name {
-			return s, fault.New(op, fault.Conflict, "a deny %q is in force already", d.Name)
+			return s, fault.New(op, fault.Conflict, "a deny %q is in force already: lift it first, or choose another name", d.Name)
 		}
+		size += len(h.Cedar)
+	}
+	if size > MaxText {
+		return s, fault.New(op, fault.Busy, "the denies in force would have %d bytes, the limit is %d: lift one first", size, MaxText)
 	}
 	if len(s.Denies) >= MaxDenies {
-		return s, fault.New(op, fault.Busy, "%d denies are in force, and that is the most", len(s.Denies))
+		return s, fault.New(op, fault.Busy, "%d denies are in force, and that is the most: lift one first", len(s.Denies))
 	}
-	s.Denies = append(slices.Clone(s.Denies), Denied{id, d.Name, d.Cedar, now, slices.Clone(by)})
+	s.Denies = append(slices.Clone(s.Denies), Denied{ID: id, Name: d.Name, Cedar: d.Cedar, At: d.At, Since: now, By: slices.Clone(by)})
 	return s, nil
 }
 
@@ -110,11 +167,8 @@ func (s State) Lift(_ string, l Lift, _ time.Time) (State, error) {
 	if i < 0 {
 		return s, fault.New(op, fault.NotFound, "no deny %.64q is in force", l.Deny)
 	}
-	if len(s.Lifted) >= MaxLifted {
-		return s, fault.New(op, fault.Busy, "%d denies were lifted, and that is the most", len(s.Lifted))
-	}
+	s = s.forget(s.Denies[i].ID, s.Denies[i].At)
 	s.Denies = slices.Delete(slices.Clone(s.Denies), i, i+1)
-	s.Lifted = append(slices.Clone(s.Lifted), l.Deny)
 	return s, nil
 }
 
