@@ -39,6 +39,7 @@ const (
 	MaxArtifact = 1 << 30 // bytes of an archive
 	MaxUnpacked = 4 << 30 // bytes of what is in it
 	MaxEntries  = 100_000
+	maxDepth    = 32 // parts of a name: each is walked for each file
 )
 
 // Store is a folder of artifacts. Its methods may be called concurrently.

@@ -147,12 +147,8 @@ func TestBombs(t *testing.T) {
 	for i := range many {
 		many[i] = &tar.Header{Name: "a/", Typeflag: tar.TypeDir}
 	}
-	deep := make([]*tar.Header, 250)
-	for i := range deep { // each name is 500 folders
-		deep[i] = &tar.Header{Name: fmt.Sprintf("%d/", i) + strings.Repeat("d/", 490), Typeflag: tar.TypeDir}
-	}
 	for name, b := range map[string][]byte{
-		"sparse": sparse(t), "many entries": archive(t, many...), "many folders": archive(t, deep...),
+		"sparse": sparse(t), "many entries": archive(t, many...), "deep": archive(t, &tar.Header{Name: strings.Repeat("d/", 400), Typeflag: tar.TypeDir}),
 		"attributes": archive(t, &tar.Header{Name: "a", Typeflag: tar.TypeReg, PAXRecords: map[string]string{"SCHILY.xattr.user.x": "y"}}),
 		"cut short":  archive(t, &tar.Header{Name: "a", Typeflag: tar.TypeReg, Size: 4096})[:1500],
 	} {

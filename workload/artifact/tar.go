@@ -86,13 +86,13 @@ func fileMode(m fs.FileMode) fs.FileMode {
 // checkName refuses each name that means something else than itself on some system: absolute, with .. or an empty part,
 // not UTF-8, or with a control character or backslash.
 func checkName(name string) error {
-	bad := !fs.ValidPath(name) || name == "." || len(name) > 1024 || !utf8.ValidString(name) ||
+	bad := !fs.ValidPath(name) || strings.Count(name, "/") >= maxDepth || name == "." || len(name) > 1024 || !utf8.ValidString(name) ||
 		strings.ContainsFunc(name, func(r rune) bool { return r < 0x20 || r == 0x7f || r == '\\' })
 	for part := range strings.SplitSeq(name, "/") {
 		bad = bad || len(part) > 255
 	}
 	if bad {
-		return fault.New("artifact.checkName", fault.Invalid, "%.64q can't be the name of a file in an artifact: use a relative path without .., backslash or control characters", name)
+		return fault.New("artifact.checkName", fault.Invalid, "%.64q can't be the name of a file in an artifact: use a relative path of at most %d parts, without .., backslash or control characters", name, maxDepth)
 	}
 	return nil
 }
