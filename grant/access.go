@@ -14,10 +14,11 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 )
 
-// Bounds of what Access does for one phase: acts that are tried, and policies that are asked.
+// Bounds of what Access does for one phase: acts that are tried, and what asking the policies about them costs. A policy
+// costs one, and one more for each eight bytes that a customer wrote.
 const (
 	maxTries = 4096
-	maxAsked = 1 << 19
+	maxCost  = 1 << 18
 )
 
 // Access is what the vendor can do right now, phase by phase. A phase that is allowed for some acts only counts as
@@ -36,7 +37,11 @@ func (s State) access(in Input, words []string) Decision {
 	l := s.law(in.Phase, in.Now)
 	found := l.decide(in)
 	refused := slices.Clone(found.By)
-	left := min(maxTries, maxAsked/len(l.names))
+	cost := len(l.names)
+	for _, d := range s.Denies {
+		cost += len(d.Cedar) / 8
+	}
+	left := min(maxTries, maxCost/cost)
 	var within []string
 	for _, scope := range s.scopes(in) {
 		d, by := l.try(scope.acts(in, words), &left)

@@ -33,7 +33,8 @@ action "operate.read", "operate.write", "operate.admin" in ["operate"] appliesTo
 // Shape of a text that is read at all. A path a.b.c costs the square of its length, brackets cost stack.
 const (
 	maxDepth = 32
-	maxPath  = 16
+	maxPath  = 8
+	maxSigns = 8 // of ! and - before one value
 )
 
 // checkCedar tells whether text is forbid policies in our vocabulary. The same text gives the same words, on every run:
@@ -96,13 +97,18 @@ func place(text string) string {
 // parser takes, are refused.
 func shape(text string) (line, column int, what string) {
 	line = 1
-	depth, path := 0, 0
-	var in rune           // '"' inside a string, '/' inside a comment
-	var before, mark rune // the last rune, and the last that is neither space nor comment
+	depth, path, signs := 0, 0, 0
+	var in rune     // '"' inside a string, '/' inside a comment
+	var before rune // the one before r
 	for _, r := range text {
 		column++
 		if r == '\n' {
 			line, column = line+1, 0
+		}
+		if in == 0 && (r == '!' || r == '-') {
+			signs++
+		} else if in == 0 && !strings.ContainsRune(" \t\r\n/", r) { // neither space nor a comment parts them
+			signs = 0
 		}
 		switch {
 		case in == '"' && before == '\\':
@@ -111,6 +117,8 @@ func shape(text string) (line, column int, what string) {
 		case in == '"' && r == '"', in == '/' && r == '\n':
 			in = 0
 		case in != 0:
+		case signs > maxSigns:
+			return line, column, "too many signs before a value"
 		case r == '"':
 			in, path = r, 0
 		case r == '/' && before == '/':
@@ -128,22 +136,10 @@ func shape(text string) (line, column int, what string) {
 			if path++; path > maxPath {
 				return line, column, "the path has too many parts"
 			}
-		case word(r):
-			if word(mark) && before != mark { // a second word after a space begins another path
-				path = 0
-			}
-		case !space(r) && r != '/':
+		case strings.ContainsRune("=!<>&|+-*,;:@", r):
 			path = 0
 		}
-		if before = r; in == 0 && !space(r) {
-			mark = r
-		}
+		before = r
 	}
 	return 0, 0, ""
 }
-
-func word(r rune) bool {
-	return r == '_' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
-}
-
-func space(r rune) bool { return r == ' ' || r == '\t' || r == '\r' || r == '\n' }

@@ -48,6 +48,9 @@ func TestObserveComesBackOnlyAsFarAsItIsGranted(t *testing.T) {
 			t.Errorf("%s: %+v", name, d)
 		}
 	}
+	if given(t, off, g(fleet.Observe)).ObserveOff {
+		t.Error("a plain grant of observe left the switch off")
+	}
 	once := given(t, off, g(fleet.Observe, func(x *grant.Grant) { x.Uses = 1 }))
 	once, err := once.Use("g0-0", start)
 	if err != nil {
@@ -164,11 +167,12 @@ func TestDeniesThatWouldNotWorkAreRefused(t *testing.T) {
 		fine + `forbid (principal, action, resource) when { "true" };`:                                                                  "Bool",
 		fine + `forbid (principal, action, resource`:                                                                                    "line 2, column ",
 		fine + `permit (principal, action, resource);`:                                                                                  "line 2, column 3: a deny holds forbid policies only",
-		fine + `forbid (principal, action, resource) when { context has ` + strings.Repeat("a.", 40):                                    "line 2, column 92: the path has too many parts",
+		fine + `forbid (principal, action, resource) when { context has ` + strings.Repeat("a.", 40):                                    "line 2, column 76: the path has too many parts",
 		fine + `forbid (principal, action, resource) when { context has ` + strings.Repeat("a // \" (\n . ", 40):                        "the path has too many parts",
 		fine + `forbid (principal, action, resource) when { ` + strings.Repeat("(", 5000) + "true" + strings.Repeat(")", 5000) + " };":  "nested too deep",
 		fine + `forbid (principal, action, resource) when { "\")" == "` + `\\" || ` + strings.Repeat("[", 40) + strings.Repeat("]", 40): "nested too deep",
 		fine + `forbid (principal, action, resource) when { /* " */ ` + strings.Repeat("(", 5000):                                       "comments begin with //",
+		fine + `forbid (principal, action, resource) when { ` + strings.Repeat("! -", 20) + "1 == 1 };":                                 "too many signs",
 		"": "1 to 32",
 		strings.Repeat("forbid (principal, action, resource);", 33): "1 to 32",
 		"forbid (principal, action, resource) when { \xff };":       "not Cedar",
@@ -186,8 +190,8 @@ func TestDeniesThatWouldNotWorkAreRefused(t *testing.T) {
 		}
 	}
 	for _, text := range []string{
-		`forbid (principal, action, resource) when { context.operation like "a.b.c.d.e.f.g.h.i.j.k.l.m.n.o.p.q.r.s.t.u/*((((" };`,
-		"// it's (((((((((((((((((((((((((((((((((((((((((((((((( a comment /* too\nforbid (principal, action, resource);",
+		`forbid (principal, action, resource) when { context.operation like "a.b.c.d.e.f.g.h.i.j.k.l.m.n.o.p.q.r.s.t.u/*((((!!!!!!!!!!!!!!" };`,
+		"// it's (((((((((((((((((((((((((((((((((((((((((((((((( a comment /* too !!!!!!!!!!!!\nforbid (principal, action, resource);",
 		`forbid (principal, action, resource) when { if context.operation like "a" then context.now > 1 else context.service != "x" };`,
 		`forbid (principal, action, resource) when { ["\"", "\\"].contains(context.operation) };`,
 	} {
@@ -197,6 +201,21 @@ func TestDeniesThatWouldNotWorkAreRefused(t *testing.T) {
 	}
 	if err := (grant.Deny{Appliance: "eu-1", Name: grant.ObserveDefault, Cedar: fine, At: start, Nonce: nonce}).Check(); !errors.Is(err, fault.Invalid) {
 		t.Error("a deny poses as the built-in permit", err)
+	}
+}
+
+func TestAllDeniesTogetherAreBounded(t *testing.T) {
+	text := "forbid (principal, action, resource);" + strings.Repeat(" ", grant.MaxCedar-40)
+	var s grant.State
+	var err error
+	for i := range 5 {
+		d := grant.Deny{Appliance: "eu-1", Name: fmt.Sprint("d", i), Cedar: text, At: start, Nonce: nonce}
+		if s, err = s.Forbid(d.Name, d, nil, start); (err != nil) != (i == 4) {
+			t.Fatal(i, err)
+		}
+	}
+	if !errors.Is(err, fault.Busy) {
+		t.Fatal(err)
 	}
 }
 
@@ -226,6 +245,7 @@ func TestAccessLeavesNothingOut(t *testing.T) {
 	}{
 		"the first name is forbidden": {[]grant.Grant{g(fleet.OperateRead, only("a", "b"))}, `forbid (principal, action, resource == Operation::"a");`, true, []string{"operations a, b only", "denies hold: d"}},
 		"each name is forbidden":      {[]grant.Grant{g(fleet.OperateRead, only("a", "b"))}, `forbid (principal, action, resource);`, false, []string{"forbidden by d"}},
+		"each name by itself":         {[]grant.Grant{g(fleet.OperateRead, only("a", "b"))}, `forbid (principal, action, resource) when { ["a", "b"].contains(context.operation) };`, false, []string{"forbidden by d"}},
 		"several scopes":              {[]grant.Grant{g(fleet.OperateRead, only("a")), g(fleet.OperateRead, only("b"))}, "", true, []string{"operations a; or operations b only"}},
 		"a scope and everything":      {[]grant.Grant{g(fleet.OperateRead, only("a")), g(fleet.OperateRead)}, "", true, []string{"granted operate.read"}},
 		"all but one operation":       {[]grant.Grant{g(fleet.OperateRead)}, `forbid (principal, action, resource) unless { context.operation == "state" };`, true, []string{"denies hold: d"}},
@@ -254,6 +274,28 @@ func TestAccessLeavesNothingOut(t *testing.T) {
 				t.Errorf("%s: %q", name, d.Why)
 			}
 		}
+	}
+}
+
+// Where the denies leave more acts than Access tries, it does not call the phase shut.
+func TestAccessSaysWhenItDoesNotKnow(t *testing.T) {
+	text := `forbid (principal, action, resource) unless { context.operation == "zz" && context.service == "zz" && (`
+	for i := range 62 {
+		text += fmt.Sprintf(`context.operation != "w%02d" && `, i)
+	}
+	text += strings.Repeat("context.now > 1 && ", 600) + "true) };"
+	s := denied(t, given(t, grant.State{}, g(fleet.OperateRead)), "d", text)
+	for _, d := range s.Access("eu-1", start) {
+		if d.Phase == fleet.OperateRead && (!d.Allow || d.Grant != "" || !strings.Contains(d.Why, "may be allowed")) {
+			t.Errorf("%+v", d)
+		}
+		if d.Phase == fleet.OperateWrite && d.Allow {
+			t.Errorf("no grant, and %+v", d)
+		}
+	}
+	open := act(fleet.OperateRead, func(i *grant.Input) { i.Operation, i.Service = "zz", "zz" })
+	if d := grant.Decide(open, s); !d.Allow {
+		t.Errorf("the act that Access could not find: %+v", d)
 	}
 }
 
