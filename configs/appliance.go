@@ -28,9 +28,10 @@ type Appliance struct {
 
 // Vendor is the control plane, and what it is recognised by.
 type Vendor struct {
-	Addresses   []string `yaml:"addresses" is:"addr" need:"yes"`
-	BundleFile  string   `yaml:"bundle_file" is:"path" need:"yes"`
-	ReleaseKeys []string `yaml:"release_keys" is:"path" need:"yes"` // public keys, a file each
+	Addresses    []string `yaml:"addresses" is:"addr" need:"yes"`
+	BundleFile   string   `yaml:"bundle_file" is:"path" need:"yes"`
+	ReleaseKeys  []string `yaml:"release_keys" is:"path" need:"yes"` // public keys, a file each
+	OperatorKeys []string `yaml:"operator_keys,omitempty" is:"path"` // who may ask for operations: public keys, a file each
 }
 
 // Transport is one way to the control plane.

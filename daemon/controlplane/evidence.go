@@ -5,6 +5,9 @@ package controlplane
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/hkdf"
+	"crypto/sha256"
 	"time"
 
 	"connectrpc.com/connect"
@@ -16,14 +19,6 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/seal"
 )
-
-// Origin names the vendor's log in its checkpoints.
-func Origin(trustDomain string) string { return trustDomain + "/control-plane" }
-
-// ApplianceOrigin names a customer's log in its checkpoints.
-func ApplianceOrigin(trustDomain string, a fleet.ApplianceID) string {
-	return trustDomain + "/appliance/" + string(a)
-}
 
 // logPublic is the PEM form of the key that signs the vendor's checkpoints.
 func (s *Server) logPublic() []byte {
@@ -37,7 +32,7 @@ func (s *Server) logPublic() []byte {
 // head signs the present head of the vendor's log.
 func (s *Server) head() (audit.Log, []byte, error) {
 	log := s.book.Log()
-	origin := Origin(s.book.View().TrustDomain)
+	origin := audit.VendorOrigin(s.book.View().TrustDomain)
 	signer, err := audit.NoteSigner(origin, s.logKey)
 	if err != nil {
 		return log, nil, err
@@ -54,16 +49,20 @@ func (s *Server) countersign(ctx context.Context, name fleet.ApplianceID, c Chec
 	if err != nil {
 		return err
 	}
-	v, err := verifier(ApplianceOrigin(page.TrustDomain, name), a.LogKey)
+	v, err := verifier(audit.CustomerOrigin(page.TrustDomain, name), a.LogKey)
 	if err != nil {
 		return err
 	}
-	if err := continues(c, v, a.Witnessed); err != nil {
+	var last []byte
+	if n := len(a.Witnessed); n > 0 {
+		last = a.Witnessed[n-1]
+	}
+	if _, err := audit.Continues(c.Note, c.Proof, v, last); err != nil {
 		s.onRecord(ctx, s.self(), Refuse{What: "checkpoint", Name: string(name), Fault: fault.Of(err), Reason: fault.Text(err)})
 		s.log.Error("a customer's log does not continue what was countersigned", "appliance", name, "error", err)
 		return nil // the channel stays: the fork is evidence, not a reason to stop listening
 	}
-	cosigned, err := audit.Cosign(c.Note, Origin(page.TrustDomain), s.logKey, s.now())
+	cosigned, err := audit.Cosign(c.Note, audit.VendorOrigin(page.TrustDomain), s.logKey, s.now())
 	if err != nil {
 		return err
 	}
@@ -77,32 +76,6 @@ func verifier(origin string, pem []byte) (note.Verifier, error) {
 		return nil, err
 	}
 	return audit.NoteVerifier(origin, k.Public)
-}
-
-// continues tells whether a checkpoint is signed by its log and grew from the newest one that was kept.
-func continues(c Checkpoint, v note.Verifier, kept [][]byte) error {
-	const op = "controlplane.continues"
-	next, err := audit.OpenCheckpoint(c.Note, v)
-	if err != nil {
-		return err
-	}
-	if next.Origin != v.Name() {
-		return fault.New(op, fault.Denied, "the checkpoint is of log %q, and %q was wanted", next.Origin, v.Name())
-	}
-	if len(kept) == 0 {
-		return nil
-	}
-	last, err := audit.OpenCheckpoint(kept[len(kept)-1], v)
-	if err != nil {
-		return fault.At(op, fault.Internal, err)
-	}
-	proof := make([][32]byte, len(c.Proof))
-	for i, h := range c.Proof {
-		if copy(proof[i][:], h) != 32 {
-			return fault.New(op, fault.Invalid, "hash %d of the proof is not of 32 bytes", i)
-		}
-	}
-	return audit.Grown(last, next, proof)
 }
 
 // witness asks each online appliance, every so often, to countersign the vendor's log where it grew.
@@ -140,7 +113,7 @@ func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID) error {
 	}
 	c := &Checkpoint{Note: cp}
 	if n := len(a.Cosigned); n > 0 {
-		v, err := verifier(Origin(page.TrustDomain), s.logPublic())
+		v, err := verifier(audit.VendorOrigin(page.TrustDomain), s.logPublic())
 		if err != nil {
 			return err
 		}
@@ -187,7 +160,7 @@ func (s *Server) ExportEvidence(ctx context.Context, _ *connect.Request[controlv
 			b.Witnessed = append(b.Witnessed, string(w))
 		}
 	}
-	e, err := audit.Collect(Origin(page.TrustDomain), s.logKey.Public(), log, [][]byte{cp}, cosigned)
+	e, err := audit.Collect(audit.VendorOrigin(page.TrustDomain), s.logKey.Public(), log, [][]byte{cp}, cosigned)
 	if err != nil {
 		return err
 	}
@@ -204,4 +177,30 @@ func (s *Server) ExportEvidence(ctx context.Context, _ *connect.Request[controlv
 		file = file[n:]
 	}
 	return nil
+}
+
+// LogKey is the public half, in PEM, of the key that signs the checkpoints of the vendor's log: auditors pin it.
+func LogKey(kek []byte) ([]byte, error) {
+	key, err := logKey(kek)
+	if err != nil {
+		return nil, err
+	}
+	k, err := seal.KeyOf(key.Public())
+	if err != nil {
+		return nil, err
+	}
+	return k.PEM(), nil
+}
+
+// logKey derives the signing key of the vendor's log: every node that has the key-encryption key has it.
+func logKey(kek []byte) (ed25519.PrivateKey, error) {
+	const op = "controlplane.logKey"
+	if len(kek) != 32 {
+		return nil, fault.New(op, fault.Invalid, "the key that seals the CA must have 32 bytes, this one has %d", len(kek))
+	}
+	seed, err := hkdf.Key(sha256.New, kek, nil, "demarc-log-key/1", ed25519.SeedSize)
+	if err != nil {
+		return nil, fault.At(op, fault.Internal, err)
+	}
+	return ed25519.NewKeyFromSeed(seed), nil
 }

@@ -91,11 +91,11 @@ func NewServer(o Options) (*Server, error) {
 	if err != nil || len(o.KEK) != 32 {
 		return nil, fault.Because(err, "controlplane.NewServer", fault.Invalid, "the key that seals the CA must have 32 bytes")
 	}
-	seed, err := hkdf.Key(sha256.New, o.KEK, nil, "demarc-log-key/1", ed25519.SeedSize)
+	signer, err := logKey(o.KEK)
 	if err != nil {
-		return nil, fault.At("controlplane.NewServer", fault.Internal, err)
+		return nil, err
 	}
-	return &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now, nonceKey: key, logKey: ed25519.NewKeyFromSeed(seed),
+	return &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now, nonceKey: key, logKey: signer,
 		strangers: rate.NewLimiter(strangerRate, strangerBurst), channels: channels{open: map[fleet.ApplianceID]*live{}}}, nil
 }
 

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"filippo.io/age"
+	"github.com/spf13/cobra"
+
+	localv1 "github.com/demarc-dev/demarc/api/local/v1"
+	"github.com/demarc-dev/demarc/api/local/v1/localv1connect"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/operation"
+	"github.com/demarc-dev/demarc/seal"
+)
+
+// consent is the customer's side of operations.
+func (a *app) consent() *cobra.Command {
+	list := a.own(&cobra.Command{Use: "list", Short: "List what the vendor asked for", Args: exactly(0, "no arguments")},
+		func(ctx context.Context, l localv1connect.LocalClient, _ []string) error {
+			m, err := wire(l.ListOperations(ctx, connect.NewRequest(&localv1.ListOperationsRequest{})))
+			if err != nil {
+				return err
+			}
+			return a.emit(m, func(w io.Writer) {
+				fmt.Fprintln(w, "ID\tSTATE\tCOMMAND\tREASON")
+				for _, o := range m.GetOperations() {
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", o.GetId(), o.GetState(), strings.Join(o.GetArgv(), " "), o.GetReason())
+				}
+			})
+		})
+	show := a.own(&cobra.Command{Use: "show ID", Short: "Show who asks for what, why, and exactly what would run", Args: exactly(1, "the operation's id")},
+		func(ctx context.Context, l localv1connect.LocalClient, args []string) error {
+			o, r, err := asked(ctx, l, args[0])
+			if err != nil {
+				return err
+			}
+			return a.emit(o, func(w io.Writer) {
+				fmt.Fprintf(w, "operation\t%s, %s\nasked by\t%s at %s\nreason\t%s\ncommand\t%q\ngood until\t%s\n", o.GetId(), o.GetState(), r.Operator, r.At.Format(time.RFC3339), r.Reason, o.GetArgv(), r.NotAfter.Format(time.RFC3339))
+			})
+		})
+	return group("consent", "What the vendor asked for, and the customer decides", list, show, a.decide("approve", "Let an operation run, once"), a.decide("reject", "Refuse an operation"),
+		a.readHeld(), a.letOut("release", "Let the output of an operation out, to the operator who asked"), a.letOut("withhold", "Keep the output of an operation in"), a.cancelOperation())
+}
+
+// asked finds one operation and its request. The appliance checked the request's signature when it came in.
+func asked(ctx context.Context, l localv1connect.LocalClient, id string) (*localv1.Operation, operation.Request, error) {
+	m, err := wire(l.ListOperations(ctx, connect.NewRequest(&localv1.ListOperationsRequest{Id: id})))
+	if err != nil {
+		return nil, operation.Request{}, err
+	}
+	if len(m.GetOperations()) != 1 {
+		return nil, operation.Request{}, fault.New("demarc.consent", fault.NotFound, "no operation %q: demarc consent list", id)
+	}
+	o := m.GetOperations()[0]
+	r, err := seal.Peek[operation.Request](o.GetRequest())
+	return o, r, err
+}
+
+func (a *app) decide(decision, short string) *cobra.Command {
+	var reason string
+	var good time.Duration
+	var k keyFlags
+	c := a.own(&cobra.Command{Use: decision + " ID", Short: short, Args: exactly(1, "the operation's id"), Example: "  demarc consent " + decision + " op-1 --key globex.key"},
+		func(ctx context.Context, l localv1connect.LocalClient, args []string) error {
+			o, r, err := asked(ctx, l, args[0])
+			if err != nil {
+				return err
+			}
+			signer, err := k.signer()
+			if err != nil {
+				return err
+			}
+			doc := operation.Approval{ID: o.GetId(), Appliance: r.Appliance, Request: fleet.DigestOf(o.GetRequest()), Decision: decision, Reason: reason, At: time.Now().UTC(), Nonce: draw()}
+			doc.NotAfter = doc.At.Add(good)
+			if decision == operation.DecisionApprove {
+				doc.Argv = o.GetArgv()
+			}
+			m, err := send(ctx, l, doc, signer, nil)
+			if err != nil {
+				return err
+			}
+			return a.say(m, "%s: %s %q", decision, o.GetId(), o.GetArgv())
+		})
+	c.Flags().StringVar(&reason, "reason", "", "for the vendor")
+	c.Flags().DurationVar(&good, "good-for", time.Hour, "within which it must begin")
+	k.add(c.Flags())
+	return c
+}
+
+// held opens the output of an operation that waits for the customer.
+func held(ctx context.Context, l localv1connect.LocalClient, id string, k keyFlags) (operation.Output, operation.Result, operation.Request, []byte, error) {
+	o, r, err := asked(ctx, l, id)
+	if err != nil {
+		return operation.Output{}, operation.Result{}, r, nil, err
+	}
+	sealed := statement(o.GetStatements(), operation.TypeResult)
+	if sealed == nil || len(o.GetOutput()) == 0 {
+		return operation.Output{}, operation.Result{}, r, nil, fault.New("demarc.consent", fault.Conflict, "operation %s is %s: it holds no output", id, o.GetState())
+	}
+	key, err := k.reader()
+	if err != nil {
+		return operation.Output{}, operation.Result{}, r, nil, err
+	}
+	out, res, err := opened(o.GetOutput(), sealed, key)
+	return out, res, r, sealed, err
+}
+
+func (a *app) readHeld() *cobra.Command {
+	var k keyFlags
+	c := a.own(&cobra.Command{Use: "output ID", Short: "Read the output of an operation before anyone else does", Args: exactly(1, "the operation's id")},
+		func(ctx context.Context, l localv1connect.LocalClient, args []string) error {
+			out, res, _, _, err := held(ctx, l, args[0], k)
+			if err != nil {
+				return err
+			}
+			return a.printOutput(out, res)
+		})
+	k.add(c.Flags())
+	return c
+}
+
+func (a *app) letOut(decision, short string) *cobra.Command {
+	var reason string
+	var k keyFlags
+	c := a.own(&cobra.Command{Use: decision + " ID", Short: short, Args: exactly(1, "the operation's id"),
+		Long:    short + ".\n\nThe output is opened here, compared with what the appliance signed for, and encrypted anew to the operator who asked: neither the appliance nor\nthe control plane sees it in clear.",
+		Example: "  demarc consent " + decision + " op-1 --key globex.key"},
+		func(ctx context.Context, l localv1connect.LocalClient, args []string) error {
+			out, res, r, sealed, err := held(ctx, l, args[0], k)
+			if err != nil {
+				return err
+			}
+			signer, err := k.signer()
+			if err != nil {
+				return err
+			}
+			doc := operation.Release{ID: res.ID, Appliance: r.Appliance, Result: fleet.DigestOf(sealed), Decision: decision, Reason: reason, At: time.Now().UTC(), Nonce: draw()}
+			var hidden []byte
+			if decision == operation.DecisionRelease {
+				if hidden, err = encryptTo(r.Recipient, out.Encode()); err != nil {
+					return err
+				}
+				doc.Output = fleet.DigestOf(hidden)
+			}
+			m, err := send(ctx, l, doc, signer, hidden)
+			if err != nil {
+				return err
+			}
+			return a.say(m, "%s: the output of %s, %d bytes", decision, res.ID, res.StdoutSize+res.StderrSize)
+		})
+	c.Flags().StringVar(&reason, "reason", "", "for the vendor")
+	k.add(c.Flags())
+	return c
+}
+
+func encryptTo(recipient string, plain []byte) ([]byte, error) {
+	const op = "demarc.encrypt"
+	to, err := age.ParseX25519Recipient(recipient)
+	if err != nil {
+		return nil, fault.Because(err, op, fault.Invalid, "the request names no age recipient for its output")
+	}
+	var b bytes.Buffer
+	w, err := age.Encrypt(&b, to)
+	if err == nil {
+		_, err = w.Write(plain)
+	}
+	if err == nil {
+		err = w.Close()
+	}
+	return b.Bytes(), fault.At(op, fault.Internal, err)
+}
+
+func (a *app) cancelOperation() *cobra.Command {
+	var k keyFlags
+	c := a.own(&cobra.Command{Use: "cancel ID", Short: "Call an operation off, and kill it where it runs", Args: exactly(1, "the operation's id")},
+		func(ctx context.Context, l localv1connect.LocalClient, args []string) error {
+			o, r, err := asked(ctx, l, args[0])
+			if err != nil {
+				return err
+			}
+			signer, err := k.signer()
+			if err != nil {
+				return err
+			}
+			m, err := send(ctx, l, operation.Cancel{ID: o.GetId(), Appliance: r.Appliance, Request: fleet.DigestOf(o.GetRequest()), At: time.Now().UTC(), Nonce: draw()}, signer, nil)
+			if err != nil {
+				return err
+			}
+			return a.say(m, "%s is cancelled", o.GetId())
+		})
+	k.add(c.Flags())
+	return c
+}

@@ -1,0 +1,425 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	"github.com/demarc-dev/demarc/api"
+	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	managementv1 "github.com/demarc-dev/demarc/api/management/v1"
+	"github.com/demarc-dev/demarc/api/management/v1/managementv1connect"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/manifest"
+	"github.com/demarc-dev/demarc/operation"
+	"github.com/demarc-dev/demarc/seal"
+	"github.com/demarc-dev/demarc/workload/artifact"
+)
+
+// online makes a command that speaks to the control plane.
+func (a *app) online(c *cobra.Command, do func(ctx context.Context, v *vendor, args []string) error) *cobra.Command {
+	c.RunE = func(c *cobra.Command, args []string) error {
+		v, err := a.vendor()
+		if err != nil {
+			return err
+		}
+		ctx, cancel := a.bounded(c)
+		defer cancel()
+		return do(ctx, v, args)
+	}
+	return c
+}
+
+func (a *app) status() *cobra.Command {
+	return a.online(&cobra.Command{Use: "status", Short: "Show the control plane's nodes, leader and audit log", Args: exactly(0, "no arguments"), Example: "  demarc status --context operator.yaml"},
+		func(ctx context.Context, v *vendor, _ []string) error {
+			m, err := ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.StatusResponse, error) {
+				return wire(c.Status(ctx, connect.NewRequest(&controlv1.StatusRequest{})))
+			})
+			if err != nil {
+				return err
+			}
+			return a.emit(m, func(w io.Writer) {
+				fmt.Fprintf(w, "trust domain\t%s\nasked\t%s\nleader\t%s\naudit log\t%d entries, root %.16s\n", m.GetTrustDomain(), m.GetNode(), m.GetLeader(), m.GetAuditSize(), m.GetAuditRoot())
+				for _, n := range m.GetMembers() {
+					fmt.Fprintf(w, "node\t%s\traft %s\tapi %s\n", n.GetName(), n.GetRaftAddress(), n.GetApiAddress())
+				}
+			})
+		})
+}
+
+func (a *app) customer() *cobra.Command {
+	add := a.online(&cobra.Command{Use: "add NAME", Short: "Register a customer", Args: exactly(1, "the customer's name"), Example: "  demarc customer add globex"},
+		func(ctx context.Context, v *vendor, args []string) error {
+			id := draw()
+			_, err := ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.RegisterCustomerResponse, error) {
+				return wire(c.RegisterCustomer(ctx, connect.NewRequest(&controlv1.RegisterCustomerRequest{RequestId: id, Name: args[0]})))
+			})
+			if err != nil {
+				return err
+			}
+			return a.say(map[string]string{"customer": args[0]}, "customer %s is registered", args[0])
+		})
+	return group("customer", "The vendor's customers", add)
+}
+
+func (a *app) appliance() *cobra.Command {
+	var customer, expect, reason string
+	add := a.online(&cobra.Command{Use: "add NAME", Short: "Register an appliance and the platform identity that it must prove", Args: exactly(1, "the appliance's name"),
+		Long:    "The file of --expect says which identity of its platform the appliance proves when it enrols; no secret is handed over:\n\n  {\"kind\":\"kubernetes\",\"issuer\":\"https://...\",\"jwks\":{...},\"namespace\":\"demarc\",\"service_account\":\"appliance\"}",
+		Example: "  demarc appliance add eu-1 --customer globex --expect eu-1.json"},
+		func(ctx context.Context, v *vendor, args []string) error {
+			b, err := os.ReadFile(expect)
+			if err != nil {
+				return usage("--expect: %v", err)
+			}
+			id := draw()
+			_, err = ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.RegisterApplianceResponse, error) {
+				return wire(c.RegisterAppliance(ctx, connect.NewRequest(&controlv1.RegisterApplianceRequest{RequestId: id, Name: args[0], Customer: customer, Expect: bytes.TrimSpace(b)})))
+			})
+			if err != nil {
+				return err
+			}
+			return a.say(map[string]string{"appliance": args[0], "customer": customer}, "appliance %s of %s is registered: it may enrol", args[0], customer)
+		})
+	add.Flags().StringVar(&customer, "customer", "", "whose it is")
+	add.Flags().StringVar(&expect, "expect", "", "file with the platform identity")
+
+	list := a.online(&cobra.Command{Use: "list", Short: "List appliances and what runs on them", Args: exactly(0, "no arguments")},
+		func(ctx context.Context, v *vendor, _ []string) error {
+			all, err := v.appliances(ctx)
+			if err != nil {
+				return err
+			}
+			return a.emit(all, func(w io.Writer) {
+				fmt.Fprintln(w, "APPLIANCE\tCUSTOMER\tSTATUS\tONLINE\tROUTE\tVERSION\tSTATE\tPOSTURE")
+				for _, x := range all {
+					fmt.Fprintf(w, "%s\t%s\t%s\t%v\t%s\t%s\t%s\t%s\n", x.GetName(), x.GetCustomer(), x.GetStatus(), x.GetOnline(), x.GetRoute(), x.GetVersion(), x.GetState(), x.GetPosture())
+				}
+			})
+		})
+	show := a.online(&cobra.Command{Use: "show NAME", Short: "Show one appliance: its deployment, health, and which secrets are present", Args: exactly(1, "the appliance's name")},
+		func(ctx context.Context, v *vendor, args []string) error {
+			x, err := v.appliance(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			return a.emit(x, func(w io.Writer) {
+				fmt.Fprintf(w, "appliance\t%s of %s, %s\n", x.GetName(), x.GetCustomer(), x.GetStatus())
+				fmt.Fprintf(w, "channel\tonline %v, at node %s by %s\n", x.GetOnline(), x.GetNode(), x.GetRoute())
+				fmt.Fprintf(w, "deployment\t%s %s\t%s\n", x.GetVersion(), x.GetState(), x.GetReason())
+				fmt.Fprintf(w, "posture\t%s\n", x.GetPosture())
+				for _, s := range x.GetServices() {
+					fmt.Fprintf(w, "service\t%s\thealthy %v, restarts %d\n", s.GetName(), s.GetHealthy(), s.GetRestarts())
+				}
+				for _, s := range x.GetSecrets() {
+					fmt.Fprintf(w, "secret\t%s\tpresent %v\n", s.GetName(), s.GetPresent())
+				}
+			})
+		})
+	ban := a.online(&cobra.Command{Use: "ban NAME", Short: "Make every certificate of an appliance worthless, and close its channel", Args: exactly(1, "the appliance's name")},
+		func(ctx context.Context, v *vendor, args []string) error {
+			id := draw()
+			_, err := ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.BanApplianceResponse, error) {
+				return wire(c.BanAppliance(ctx, connect.NewRequest(&controlv1.BanApplianceRequest{RequestId: id, Name: args[0], Reason: reason})))
+			})
+			if err != nil {
+				return err
+			}
+			return a.say(map[string]string{"banned": args[0]}, "appliance %s is banned", args[0])
+		})
+	ban.Flags().StringVar(&reason, "reason", "", "for the record")
+	return group("appliance", "The appliances at the vendor's customers", add, list, show, ban)
+}
+
+func (v *vendor) appliances(ctx context.Context) ([]*controlv1.Appliance, error) {
+	m, err := ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.ListAppliancesResponse, error) {
+		return wire(c.ListAppliances(ctx, connect.NewRequest(&controlv1.ListAppliancesRequest{})))
+	})
+	return m.GetAppliances(), err
+}
+
+func (v *vendor) appliance(ctx context.Context, name string) (*controlv1.Appliance, error) {
+	all, err := v.appliances(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, x := range all {
+		if x.GetName() == name {
+			return x, nil
+		}
+	}
+	return nil, fault.New("demarc.appliance", fault.NotFound, "no appliance %q is registered: demarc appliance list", name)
+}
+
+func (a *app) release() *cobra.Command {
+	var compose string
+	var to []string
+	c := a.online(&cobra.Command{Use: "publish", Short: "Pack, upload, sign and offer a release", Args: exactly(0, "no arguments"),
+		Long:    "publish reads a Compose file with x-demarc, packs the folders that it names, uploads what the control plane does not have, signs the release\nwith the operator's signing key and offers it. It starts nothing: each customer decides.",
+		Example: "  demarc release publish --compose app/compose.yaml --appliance eu-1"},
+		func(ctx context.Context, v *vendor, _ []string) error {
+			rel, packed, err := packRelease(compose)
+			if err != nil {
+				return err
+			}
+			defer packed.remove()
+			key, err := v.signer()
+			if err != nil {
+				return err
+			}
+			sealed, err := seal.Seal(rel, key)
+			if err != nil {
+				return err
+			}
+			id := draw()
+			m, err := ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.PublishReleaseResponse, error) {
+				for name, d := range rel.Artifacts { // to the node that is asked: all the rest it fetches by itself
+					if err := packed.upload(ctx, c, d); err != nil {
+						return nil, err
+					}
+					fmt.Fprintf(a.errs, "uploaded %s %s\n", name, d.Short())
+				}
+				return wire(c.PublishRelease(ctx, connect.NewRequest(&controlv1.PublishReleaseRequest{RequestId: id, Release: sealed, Appliances: to})))
+			})
+			if err != nil {
+				return err
+			}
+			return a.say(m, "%s %s is published as %s and offered to %d appliances", rel.App, rel.Version, fleet.Digest(m.GetDigest()).Short(), len(m.GetAppliances()))
+		})
+	c.Flags().StringVar(&compose, "compose", "compose.yaml", "the Compose file")
+	c.Flags().StringArrayVar(&to, "appliance", nil, "to whom it is offered; left out, to every appliance")
+	return group("release", "Releases of the vendor's application", c)
+}
+
+// packs is a folder with packed artifacts.
+type packs struct{ dir string }
+
+func (p packs) remove() { _ = os.RemoveAll(p.dir) }
+
+// packRelease reads a Compose file and packs what it names.
+func packRelease(compose string) (manifest.Release, packs, error) {
+	const op = "demarc.pack"
+	text, err := os.ReadFile(compose)
+	if err != nil {
+		return manifest.Release{}, packs{}, usage("--compose: %v", err)
+	}
+	spec, err := manifest.ParseCompose(text)
+	if err != nil {
+		return manifest.Release{}, packs{}, err
+	}
+	dir, err := os.MkdirTemp("", "demarc-release-")
+	if err != nil {
+		return manifest.Release{}, packs{}, fault.At(op, fault.Unavailable, err)
+	}
+	p := packs{dir}
+	rel := manifest.Release{App: spec.App, Version: spec.Version, Compose: string(text), Artifacts: map[string]fleet.Digest{}, Templates: map[string]string{}}
+	beside := filepath.Dir(compose)
+	for _, s := range spec.Services {
+		d, err := p.pack(filepath.Join(beside, s.ArtifactDir))
+		if err != nil {
+			p.remove()
+			return rel, p, err
+		}
+		rel.Artifacts[s.Name] = d
+	}
+	for _, file := range spec.Operations {
+		b, err := os.ReadFile(filepath.Join(beside, file))
+		if err == nil {
+			var t operation.Template
+			if t, err = operation.ParseTemplate(b); err == nil && t.Name != manifest.TemplateName(file) {
+				err = fault.New(op, fault.Invalid, "%s holds the template %q: the file is called after its template", file, t.Name)
+			}
+		}
+		if err != nil {
+			p.remove()
+			return rel, p, err
+		}
+		rel.Templates[manifest.TemplateName(file)] = string(b)
+	}
+	return rel, p, nil
+}
+
+func (p packs) pack(dir string) (fleet.Digest, error) {
+	const op = "demarc.pack"
+	f, err := os.CreateTemp(p.dir, "a")
+	if err != nil {
+		return "", fault.At(op, fault.Unavailable, err)
+	}
+	defer f.Close()
+	d, err := artifact.Pack(dir, f)
+	if err != nil {
+		return "", err
+	}
+	return d, fault.At(op, fault.Unavailable, os.Rename(f.Name(), p.path(d)))
+}
+
+func (p packs) path(d fleet.Digest) string { return filepath.Join(p.dir, string(d)[len("sha256:"):]) }
+
+// upload streams one artifact.
+func (p packs) upload(ctx context.Context, c controlv1connect.ControlClient, d fleet.Digest) error {
+	const op = "demarc.upload"
+	f, err := os.Open(p.path(d))
+	if err != nil {
+		return fault.At(op, fault.Internal, err)
+	}
+	defer f.Close()
+	stream := c.UploadArtifact(ctx)
+	buf := make([]byte, 256<<10)
+	for first := true; ; first = false {
+		n, err := f.Read(buf)
+		if n > 0 || first {
+			m := &controlv1.UploadArtifactRequest{Data: buf[:n]}
+			if first {
+				m.Digest = string(d)
+			}
+			if stream.Send(m) != nil {
+				break // the answer says why
+			}
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return fault.At(op, fault.Unavailable, err)
+		}
+	}
+	_, err = stream.CloseAndReceive()
+	return api.FromWire(op, err)
+}
+
+func (a *app) evidence() *cobra.Command {
+	var file string
+	c := a.online(&cobra.Command{Use: "export", Short: "Export the vendor's log with its countersignatures", Args: exactly(0, "no arguments"), Example: "  demarc evidence export --out vendor.json"},
+		func(ctx context.Context, v *vendor, _ []string) error {
+			b, err := ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) ([]byte, error) {
+				s, err := c.ExportEvidence(ctx, connect.NewRequest(&controlv1.ExportEvidenceRequest{}))
+				if err != nil {
+					return nil, api.FromWire("demarc.export", err)
+				}
+				defer s.Close()
+				var b bytes.Buffer
+				for s.Receive() {
+					b.Write(s.Msg().GetData())
+				}
+				return b.Bytes(), api.FromWire("demarc.export", s.Err())
+			})
+			if err != nil {
+				return err
+			}
+			return a.save(file, b)
+		})
+	c.Flags().StringVar(&file, "out", "", "the file to write")
+	return group("evidence", "The vendor's evidence", c)
+}
+
+// save writes evidence to a new file.
+func (a *app) save(file string, b []byte) error {
+	if file == "" {
+		return usage("name the file with --out FILE")
+	}
+	if err := create(file, b, 0o600); err != nil {
+		return err
+	}
+	return a.say(map[string]any{"file": file, "bytes": len(b)}, "%d bytes of evidence are in %s; check it with: demarc verify %s", len(b), file, file)
+}
+
+func (a *app) probe() *cobra.Command {
+	var to string
+	var count, rate int
+	c := a.online(&cobra.Command{Use: "probe", Short: "Send numbered messages to an appliance and count the echoes", Args: exactly(0, "no arguments"),
+		Long:    "probe measures the channel: each message must come back once and in order. It fails unless all do.",
+		Example: "  demarc probe --appliance eu-1 --count 200 --rate 50"},
+		func(ctx context.Context, v *vendor, _ []string) error { return a.sendProbes(ctx, v, to, count, rate) })
+	c.Flags().StringVar(&to, "appliance", "", "to whom")
+	c.Flags().IntVar(&count, "count", 100, "messages")
+	c.Flags().IntVar(&rate, "rate", 100, "messages a second")
+	return c
+}
+
+func (a *app) sendProbes(ctx context.Context, v *vendor, to string, count, rate int) error {
+	if count < 1 || count > 100_000 || rate < 1 || rate > 10_000 {
+		return usage("--count is 1 to 100000, --rate 1 to 10000")
+	}
+	id := draw()
+	began := time.Now()
+	step := max(1, rate/10) // ten batches a second
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for sent := 0; sent < count; sent += step {
+		n, req := min(step, count-sent), draw()
+		_, err := ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.ProbeResponse, error) {
+			return wire(c.Probe(ctx, connect.NewRequest(&controlv1.ProbeRequest{RequestId: req, Appliance: to, Id: id, First: uint64(sent + 1), Count: uint32(n)})))
+		})
+		if err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fault.At("demarc.probe", fault.Unavailable, ctx.Err())
+		case <-tick.C:
+		}
+	}
+	for {
+		m, err := ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.GetProbeResponse, error) {
+			return wire(c.GetProbe(ctx, connect.NewRequest(&controlv1.GetProbeRequest{Appliance: to, Id: id})))
+		})
+		if err != nil {
+			return err
+		}
+		if m.GetEchoed() >= uint64(count) || m.GetDoubled() > 0 || m.GetOutOfOrder() > 0 {
+			took := time.Since(began)
+			if err := a.say(m, "sent %d, echoed %d, doubled %d, out of order %d, in %s", m.GetSent(), m.GetEchoed(), m.GetDoubled(), m.GetOutOfOrder(), took.Round(time.Millisecond)); err != nil {
+				return err
+			}
+			if m.GetDoubled() > 0 || m.GetOutOfOrder() > 0 {
+				return fault.New("demarc.probe", fault.Internal, "messages came twice or out of order")
+			}
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fault.New("demarc.probe", fault.Unavailable, "%d of %d messages were not echoed in time", uint64(count)-m.GetEchoed(), count)
+		case <-tick.C:
+		}
+	}
+}
+
+func (a *app) management() *cobra.Command {
+	list := &cobra.Command{Use: "list", Short: "List the control planes that this management plane hears of", Args: exactly(0, "no arguments"), Example: "  demarc management list --socket management.sock"}
+	list.RunE = func(c *cobra.Command, _ []string) error {
+		if a.socket == "" {
+			return usage("name the management plane's socket with --socket PATH")
+		}
+		ctx, cancel := a.bounded(c)
+		defer cancel()
+		m, err := wire(managementv1connect.NewOverviewClient(a.unix(), "http://management").List(ctx, connect.NewRequest(&managementv1.ListRequest{})))
+		if err != nil {
+			return err
+		}
+		return a.emit(m, func(w io.Writer) {
+			fmt.Fprintln(w, "CONTROL PLANE\tHEALTH\tNODES\tAPPLIANCES\tONLINE\tBUILD")
+			for _, p := range m.GetControlPlanes() {
+				l := p.GetLast()
+				if l == nil {
+					fmt.Fprintf(w, "%s\tnever heard\n", p.GetName())
+					continue
+				}
+				fmt.Fprintf(w, "%s\t%s\t%d of %d\t%d\t%d\t%s\n", p.GetName(), l.GetHealth(), l.GetNodesReachable(), l.GetNodesVoting(),
+					l.GetAppliancesRegistered()+l.GetAppliancesEnrolled(), l.GetAppliancesOnline(), l.GetBuild())
+			}
+		})
+	}
+	return group("management", "The management plane, for its operator", list)
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package appliance
+
+import (
+	"time"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/grant"
+	"github.com/demarc-dev/demarc/ledger"
+	"github.com/demarc-dev/demarc/operation"
+	"github.com/demarc-dev/demarc/seal"
+)
+
+// The changes of this file are made by the appliance itself, before and after each act. What they allow is decided here,
+// in the book, at the moment of the act, and not when it was asked for.
+
+// BeginDeploy asks whether the newest approval may be carried out, and counts the uses before the act.
+type BeginDeploy struct {
+	Approval string `json:"approval"`
+}
+
+// Kind names the change in the log.
+func (BeginDeploy) Kind() string { return "deploy.begin/1" }
+
+// Apply refuses what no grant allows now; the refusal is on record and reported.
+func (c BeginDeploy) Apply(s *State, m ledger.Meta) (none, error) {
+	const op = "deploy.begin"
+	if s.Approved.ID == "" || s.Approved.ID != c.Approval {
+		return none{}, fault.New(op, fault.Conflict, "another approval took the place of this one")
+	}
+	if s.Deploy.Approval == c.Approval && s.Deploy.State == fleet.StateDeploying {
+		return none{}, nil // this process was started anew in the middle of it
+	}
+	plan, rel, o, err := s.Plan(s.Approved.Release)
+	if err != nil {
+		return none{}, fault.At(op, "", err)
+	}
+	if plan.Digest() != s.Approved.Plan {
+		return none{}, fault.New(op, fault.Conflict, "the release compiles to another plan than the one that was approved: review again")
+	}
+	grants := s.Grants
+	for _, p := range s.phases() {
+		d := grant.Decide(grant.Input{Appliance: s.Appliance, Phase: p, Now: m.At}, grants)
+		if !d.Allow {
+			return none{}, fault.New(op, fault.Denied, "%s", d.Why)
+		}
+		if grants, err = grants.Use(d.Grant, m.At); err != nil {
+			return none{}, fault.At(op, "", err)
+		}
+	}
+	s.Grants = grants
+	return none{}, s.deployed(Deploy{Approval: c.Approval, Release: o.Digest, Version: rel.Version, Plan: s.Approved.Plan, State: fleet.StateDeploying}, m)
+}
+
+// EndDeploy records where a deployment stands.
+type EndDeploy struct {
+	Approval string      `json:"approval"`
+	State    fleet.State `json:"state"` // waiting, deployed, degraded or failed
+	Reason   string      `json:"reason,omitempty"`
+}
+
+// Kind names the change in the log.
+func (EndDeploy) Kind() string { return "deploy.state/1" }
+
+// Apply records the edge and reports it.
+func (c EndDeploy) Apply(s *State, m ledger.Meta) (none, error) {
+	const op = "deploy.state"
+	var a Approved
+	switch c.Approval {
+	case "":
+		return none{}, fault.New(op, fault.Invalid, "no approval is named")
+	case s.Approved.ID:
+		a = s.Approved
+	case s.Good.ID:
+		a = s.Good
+	default:
+		return none{}, fault.New(op, fault.Conflict, "another approval took the place of this one")
+	}
+	o, err := s.Offer(a.Release)
+	if err != nil {
+		return none{}, fault.At(op, "", err)
+	}
+	if c.State == fleet.StateDeployed {
+		s.Good = a
+	}
+	return none{}, s.deployed(Deploy{Approval: a.ID, Release: a.Release, Version: o.Version, Plan: a.Plan, State: c.State, Reason: c.Reason}, m)
+}
+
+func (s *State) deployed(d Deploy, m ledger.Meta) error {
+	if s.Deploy == d {
+		return nil
+	}
+	s.Deploy = d
+	if !s.may(fleet.Observe, m.At).Allow {
+		return nil
+	}
+	return s.report(Report{At: m.At, Deploy: &d})
+}
+
+// Start asks whether an approved operation may begin now, and counts its use before the act.
+type Start struct {
+	ID string `json:"id"`
+}
+
+// Kind names the change in the log.
+func (Start) Kind() string { return "operation.start/1" }
+
+// Apply decides anew: a grant that was revoked, ran out or was spent since the approval ends the operation here.
+func (c Start) Apply(s *State, m ledger.Meta) (operation.State, error) {
+	const op = "operation.start"
+	o, err := s.Operation(c.ID)
+	if err != nil {
+		return "", err
+	}
+	if o.State != operation.Approved {
+		return "", fault.New(op, fault.Conflict, "operation %q is %s", o.ID, o.State)
+	}
+	r, err := seal.Peek[operation.Request](o.Request)
+	if err != nil {
+		return "", fault.At(op, fault.Internal, err)
+	}
+	a, err := seal.Peek[operation.Approval](o.Approval)
+	if err != nil {
+		return "", fault.At(op, fault.Internal, err)
+	}
+	if !m.At.Before(r.NotAfter) || !m.At.Before(a.NotAfter) {
+		err := s.move(&o, operation.Expire, "its time ran out before it began", m, nil, nil)
+		return operation.Expired, err
+	}
+	t, err := s.template(r)
+	if err == nil {
+		d := s.decide(r, t, m.At)
+		if !d.Allow {
+			err = fault.New(op, fault.Denied, "%s", d.Why)
+		} else if s.Grants, err = s.Grants.Use(d.Grant, m.At); err == nil {
+			o.Grant = d.Grant
+			return operation.Running, s.move(&o, operation.Start, "", m, nil, nil)
+		}
+	}
+	return operation.Cancelled, s.move(&o, operation.Stop, fault.Text(err), m, nil, nil)
+}
+
+// Finish records the sealed result of an operation, and its output, encrypted to the customer.
+type Finish struct {
+	ID     string `json:"id"`
+	Result []byte `json:"result"`
+	Output []byte `json:"output,omitempty"`
+	Failed string `json:"failed,omitempty"` // why it did not come to its end
+}
+
+// Kind names the change in the log.
+func (Finish) Kind() string { return "operation.finish/1" }
+
+// Apply holds the output. For an operation that was cancelled while it ran, the result is kept as evidence and the output
+// is not.
+func (c Finish) Apply(s *State, m ledger.Meta) (operation.State, error) {
+	const op = "operation.finish"
+	o, err := s.Operation(c.ID)
+	if err != nil {
+		return "", err
+	}
+	if len(c.Output) > MaxOutput {
+		return "", fault.New(op, fault.Invalid, "the output has %d bytes, and %d is the most", len(c.Output), MaxOutput)
+	}
+	o.Result = c.Result
+	switch {
+	case o.State == operation.Cancelled:
+		s.operations = s.operations.Set(o.ID, o)
+		return o.State, s.report(Report{At: m.At, Operation: &OperationReport{ID: o.ID, State: string(o.State), Reason: o.Reason, Statement: c.Result}})
+	case c.Failed != "":
+		return operation.Failed, s.move(&o, operation.Fail, c.Failed, m, c.Result, nil)
+	}
+	o.Output = c.Output
+	return operation.Held, s.move(&o, operation.Finish, "", m, c.Result, nil)
+}
+
+// Expire ends what waited too long for an answer.
+type Expire struct {
+	ID string `json:"id"`
+}
+
+// Kind names the change in the log.
+func (Expire) Kind() string { return "operation.expire/1" }
+
+// Apply refuses to expire what is still good.
+func (c Expire) Apply(s *State, m ledger.Meta) (none, error) {
+	o, err := s.Operation(c.ID)
+	if err != nil {
+		return none{}, err
+	}
+	r, err := seal.Peek[operation.Request](o.Request)
+	if err != nil {
+		return none{}, fault.At("operation.expire", fault.Internal, err)
+	}
+	if m.At.Before(r.NotAfter) {
+		return none{}, fault.New("operation.expire", fault.Conflict, "it is good until %s", r.NotAfter.Format(time.RFC3339))
+	}
+	return none{}, s.move(&o, operation.Expire, "nobody answered in time", m, nil, nil)
+}

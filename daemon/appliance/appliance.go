@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package appliance
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/hex"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/ingress"
+	"github.com/demarc-dev/demarc/ledger"
+	"github.com/demarc-dev/demarc/manifest"
+	"github.com/demarc-dev/demarc/mesh"
+	"github.com/demarc-dev/demarc/workload"
+	"github.com/demarc-dev/demarc/workload/artifact"
+)
+
+// Runtime makes what runs equal to a plan. *workload.Process is one.
+type Runtime interface {
+	Missing(plan manifest.Plan) ([]manifest.Secret, error)
+	Apply(ctx context.Context, plan manifest.Plan) error
+	Status() workload.Status
+	Changed() <-chan struct{}
+	Addr(service string, port int) (string, bool)
+	Exec(ctx context.Context, service string, argv []string, l workload.Limits) (workload.ExecResult, error)
+	Close(ctx context.Context) error
+}
+
+// Appliance is the customer's side, put together. Its methods may be called concurrently.
+type Appliance struct {
+	cfg    *configs.Appliance
+	build  string
+	log    *slog.Logger
+	now    func() time.Time
+	book   *ledger.Book[State]
+	local  *ledger.Local[State]
+	wallet *wallet
+	signer ed25519.PrivateKey
+	store  *artifact.Store
+	run    Runtime
+	secret workload.Secrets
+	gate   *ingress.Gate
+	sw     *mesh.Switch
+
+	link    atomic.Pointer[link]
+	linked  chan struct{} // holds one token each time a channel comes up
+	running runner
+	door    sync.Mutex // one change of doors at a time
+	private privateSide
+	file    *os.File
+}
+
+// NewBook makes the customer's book with every change that this build knows.
+func NewBook(name fleet.ApplianceID, customer fleet.CustomerID) *ledger.Book[State] {
+	return ledger.NewBook(NewState(name, customer), ledger.Learn[SetSite](), ledger.Learn[MeetVendor](), ledger.Learn[Pin](), ledger.Learn[SetPosture](),
+		ledger.Learn[UseTransport](), ledger.Learn[ReportsDone](), ledger.Learn[Observe](), ledger.Learn[Checkpointed](), ledger.Learn[Take](),
+		ledger.Learn[Consent](), ledger.Learn[BeginDeploy](), ledger.Learn[EndDeploy](), ledger.Learn[Start](), ledger.Learn[Finish](), ledger.Learn[Expire]())
+}
+
+// New opens the customer's book, the keys and the runtime. Close gives them back.
+func New(ctx context.Context, cfg *configs.Appliance, build string, log *slog.Logger) (*Appliance, error) {
+	const op = "appliance.New"
+	a := &Appliance{cfg: cfg, build: build, log: log, now: time.Now, linked: make(chan struct{}, 1)}
+	a.running.live = map[string]*act{}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fault.Because(err, op, fault.Unavailable, "can't make the directory %s", cfg.Dir)
+	}
+	if err := a.openBook(ctx); err != nil {
+		return nil, err
+	}
+	if err := a.openRest(ctx); err != nil {
+		a.Close(ctx)
+		return nil, err
+	}
+	return a, nil
+}
+
+// openBook locks and replays the book, and puts the file's decisions into it.
+func (a *Appliance) openBook(ctx context.Context) error {
+	const op = "appliance.openBook"
+	path := filepath.Join(a.cfg.Dir, "book")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return fault.Because(err, op, fault.Unavailable, "the book can't be opened: %s", path)
+	}
+	a.file = f
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return fault.Because(err, op, fault.Conflict, "another process has the book %s: one appliance, one process", path)
+	}
+	a.book = NewBook(fleet.ApplianceID(a.cfg.Name), fleet.CustomerID(a.cfg.Customer))
+	local, rec, err := ledger.OpenLocal(f, a.book)
+	if err != nil {
+		f.Close()
+		return fault.At(op, "", err)
+	}
+	a.local = local
+	if rec.Cut > 0 {
+		a.log.Warn("the book ended in a write that nobody was told of: it was cut off", "bytes", rec.Cut)
+	}
+	site := Site{TrustDomain: a.cfg.TrustDomain, Runtime: a.cfg.Runtime.Kind}
+	if site.ReleaseKeys, err = readAll(a.cfg.ControlPlane.ReleaseKeys); err == nil {
+		site.OperatorKeys, err = readAll(a.cfg.ControlPlane.OperatorKeys)
+	}
+	if err != nil {
+		return fault.At(op, "", err)
+	}
+	if s := a.book.View().Site; !sameSite(s, site) {
+		if _, err := submit(ctx, a, SetSite{Site: site}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *Appliance) openRest(ctx context.Context) error {
+	const op = "appliance.open"
+	cfg := a.cfg
+	b, err := os.ReadFile(cfg.ControlPlane.BundleFile)
+	if err != nil {
+		return fault.Because(err, op, fault.Invalid, "control_plane.bundle_file can't be read: %s", cfg.ControlPlane.BundleFile)
+	}
+	cas, err := identity.ParseBundle(b, cfg.TrustDomain)
+	if err != nil {
+		return fault.At(op, "", err)
+	}
+	if a.wallet, err = openWallet(filepath.Join(cfg.Dir, "wallet.json"), cfg.TrustDomain, cas); err != nil {
+		return err
+	}
+	if a.signer, err = openSigner(filepath.Join(cfg.Dir, "signing.key")); err != nil {
+		return err
+	}
+	if a.store, err = artifact.Open(filepath.Join(cfg.Dir, "artifacts")); err != nil {
+		return err
+	}
+	files := workload.NewFiles(cfg.Secrets.Dir)
+	a.secret = files
+	if a.run, err = workload.Open(workload.Config{Dir: filepath.Join(cfg.Dir, "run"), Artifacts: a.store, Secrets: files, Logger: a.log, Now: a.now}); err != nil {
+		return err
+	}
+	return a.openGate()
+}
+
+// Close stops the application and closes the book.
+func (a *Appliance) Close(ctx context.Context) {
+	if a.gate != nil {
+		_ = a.gate.Close()
+	}
+	a.private.close()
+	if a.run != nil {
+		if err := a.run.Close(ctx); err != nil {
+			a.log.Warn("the application did not stop cleanly", "err", err)
+		}
+	}
+	if a.file != nil {
+		_ = a.file.Close()
+	}
+}
+
+func readAll(paths []string) ([][]byte, error) {
+	var out [][]byte
+	for _, p := range paths {
+		b, err := os.ReadFile(p)
+		if err != nil || len(b) > 64<<10 {
+			return nil, fault.Because(err, "appliance.readAll", fault.Invalid, "the key file can't be read: %s", p)
+		}
+		out = append(out, b)
+	}
+	return out, nil
+}
+
+func sameSite(a, b Site) bool {
+	same := func(x, y [][]byte) bool {
+		if len(x) != len(y) {
+			return false
+		}
+		for i := range x {
+			if string(x[i]) != string(y[i]) {
+				return false
+			}
+		}
+		return true
+	}
+	return a.TrustDomain == b.TrustDomain && a.Runtime == b.Runtime && same(a.ReleaseKeys, b.ReleaseKeys) && same(a.OperatorKeys, b.OperatorKeys)
+}
+
+// submit stamps a change of the appliance itself and puts it into the customer's book.
+func submit[R any](ctx context.Context, a *Appliance, c ledger.Change[State, R]) (R, error) {
+	return submitAs(ctx, a, drawID(), c)
+}
+
+// submitAs is submit with a request id of the caller.
+func submitAs[R any](ctx context.Context, a *Appliance, id fleet.RequestID, c ledger.Change[State, R]) (R, error) {
+	if id == "" {
+		id = drawID()
+	}
+	// What is in the book must not depend on whether a connection lives.
+	return ledger.Submit(context.WithoutCancel(ctx), a.local, ledger.Meta{At: a.now().UTC(), By: fleet.Local, Request: id}, c)
+}
+
+func drawID() fleet.RequestID {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // crypto/rand.Read never fails
+	return fleet.RequestID(hex.EncodeToString(b[:]))
+}
+
+// setLink makes l the connection for artifacts and renewals.
+func (a *Appliance) setLink(l *link) {
+	a.link.Store(l)
+	select {
+	case a.linked <- struct{}{}:
+	default:
+	}
+}
+
+func (a *Appliance) dropLink(l *link) { a.link.CompareAndSwap(l, nil) }
+
+func kindOf(ts []configs.Transport, name string) string {
+	for _, t := range ts {
+		if t.Name == name {
+			return t.Kind
+		}
+	}
+	return name
+}

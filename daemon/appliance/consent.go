@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package appliance
+
+import (
+	"slices"
+	"time"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/grant"
+	"github.com/demarc-dev/demarc/ledger"
+	"github.com/demarc-dev/demarc/operation"
+	"github.com/demarc-dev/demarc/seal"
+)
+
+// Consent is one document that the customer signed. What it is, its own payload type says. It is opened here, in the
+// book, with the keys that are pinned at this moment: the log holds the document itself.
+type Consent struct {
+	Document []byte `json:"document"`
+	Output   []byte `json:"output,omitempty"` // with the release of an output only: encrypted to the operator who asked
+}
+
+// Consented says what a document did.
+type Consented struct {
+	What    string   `json:"what"`              // grant, revocation, deny, lift, plan approval, approval, release, cancel
+	ID      string   `json:"id"`                // of the grant, the deny or the operation
+	Stopped []string `json:"stopped,omitempty"` // operations that ran and may not go on
+}
+
+// Kind names the change in the log.
+func (Consent) Kind() string { return "consent/1" }
+
+// The documents by their payload types: those of grants have one each, in-toto statements share one.
+var consents = map[string]func(Consent, *State, []seal.Key, ledger.Meta) (Consented, error){
+	grant.Grant{}.PayloadType():  give,
+	grant.Revoke{}.PayloadType(): revoke,
+	grant.Deny{}.PayloadType():   forbid,
+	grant.Lift{}.PayloadType():   lift,
+	operation.TypePlanApproval:   approvePlan,
+	operation.TypeApproval:       approve,
+	operation.TypeRelease:        release,
+	operation.TypeCancel:         cancel,
+}
+
+// Apply verifies the document and does what it says to the book; the act follows from the book.
+func (c Consent) Apply(s *State, m ledger.Meta) (Consented, error) {
+	const op = "consent"
+	keys, err := s.Keys()
+	if err != nil {
+		return Consented{}, fault.At(op, fault.Internal, err)
+	}
+	if len(keys) == 0 {
+		return Consented{}, fault.New(op, fault.Denied, "no key is pinned on this appliance: demarc local pin KEY.pub")
+	}
+	kind, _, err := seal.Verify(c.Document, keys)
+	if err != nil {
+		return Consented{}, fault.At(op, "", err)
+	}
+	if kind == (operation.Approval{}).PayloadType() {
+		if kind, err = operation.Kind(c.Document); err != nil {
+			return Consented{}, fault.At(op, "", err)
+		}
+	}
+	do, ok := consents[kind]
+	if !ok {
+		return Consented{}, fault.New(op, fault.Invalid, "a document of type %q decides nothing here", clip(kind))
+	}
+	return do(c, s, keys, m)
+}
+
+// open opens a document and checks that it is for this appliance.
+func open[T interface {
+	seal.Body
+	Check() error
+}](c Consent, s *State, keys []seal.Key, of func(T) fleet.ApplianceID) (T, string, []seal.KeyID, error) {
+	const op = "consent"
+	v, by, err := seal.Open[T](c.Document, keys)
+	if err != nil {
+		return v, "", nil, fault.At(op, "", err)
+	}
+	if err := v.Check(); err != nil {
+		return v, "", nil, fault.At(op, "", err)
+	}
+	if a := of(v); a != s.Appliance {
+		return v, "", nil, fault.New(op, fault.Denied, "the document is for appliance %q, this is %q", clip(string(a)), s.Appliance)
+	}
+	id, err := seal.Identity(c.Document)
+	if err != nil {
+		return v, "", nil, fault.At(op, "", err)
+	}
+	ids := make([]seal.KeyID, 0, len(by))
+	for _, k := range by {
+		ids = append(ids, k.ID)
+	}
+	return v, id, ids, nil
+}
+
+func give(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented, error) {
+	g, id, by, err := open(c, s, keys, func(g grant.Grant) fleet.ApplianceID { return g.Appliance })
+	if err != nil {
+		return Consented{}, err
+	}
+	s.Grants, err = s.Grants.Give(id, g, by, m.At)
+	return Consented{What: "grant", ID: id}, err
+}
+
+func revoke(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented, error) {
+	r, id, _, err := open(c, s, keys, func(r grant.Revoke) fleet.ApplianceID { return r.Appliance })
+	if err != nil {
+		return Consented{}, err
+	}
+	if s.Grants, _, err = s.Grants.Revoke(id, r, m.At); err != nil {
+		return Consented{}, err
+	}
+	return s.settle(Consented{What: "revocation", ID: id}, m)
+}
+
+func forbid(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented, error) {
+	d, id, by, err := open(c, s, keys, func(d grant.Deny) fleet.ApplianceID { return d.Appliance })
+	if err != nil {
+		return Consented{}, err
+	}
+	if s.Grants, err = s.Grants.Forbid(id, d, by, m.At); err != nil {
+		return Consented{}, err
+	}
+	return s.settle(Consented{What: "deny", ID: id}, m)
+}
+
+func lift(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented, error) {
+	l, id, _, err := open(c, s, keys, func(l grant.Lift) fleet.ApplianceID { return l.Appliance })
+	if err != nil {
+		return Consented{}, err
+	}
+	s.Grants, err = s.Grants.Lift(id, l, m.At)
+	return Consented{What: "lift", ID: id}, err
+}
+
+// settle ends, in the same change, every operation that the grants no longer allow: those that wait are rejected, those
+// that run are cancelled and named, so that their processes can be killed before the customer is answered.
+func (s *State) settle(out Consented, m ledger.Meta) (Consented, error) {
+	for _, o := range s.Operations() {
+		if o.State != operation.Requested && o.State != operation.Approved && o.State != operation.Running {
+			continue
+		}
+		r, err := seal.Peek[operation.Request](o.Request)
+		if err != nil {
+			return out, fault.At("consent.settle", fault.Internal, err)
+		}
+		grants := s.Grants
+		if o.State == operation.Running {
+			grants = unspent(grants, o.Grant) // its own use is counted already
+		}
+		var d grant.Decision
+		if t, err := s.template(r); err == nil {
+			with := *s
+			with.Grants = grants
+			d = with.decide(r, t, m.At)
+		} else {
+			d.Why = fault.Text(err)
+		}
+		if d.Allow {
+			continue
+		}
+		event := operation.Stop
+		if o.State == operation.Requested {
+			event = operation.Reject
+		}
+		if o.State == operation.Running {
+			out.Stopped = append(out.Stopped, o.ID)
+		}
+		if err := s.move(&o, event, "the customer revoked the consent: "+d.Why, m, nil, nil); err != nil {
+			return out, err
+		}
+	}
+	return out, nil
+}
+
+// unspent gives back one use of a grant, in a copy.
+func unspent(g grant.State, id string) grant.State {
+	g.Held = slices.Clone(g.Held)
+	for i := range g.Held {
+		if g.Held[i].ID == id {
+			g.Held[i].Used--
+		}
+	}
+	return g
+}
+
+// phases lists what a deploy needs: install for the first one, deploy for each.
+func (s State) phases() []fleet.Phase {
+	if s.Good.Release == "" {
+		return []fleet.Phase{fleet.Install, fleet.Deploy}
+	}
+	return []fleet.Phase{fleet.Deploy}
+}
+
+func approvePlan(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented, error) {
+	const op = "consent.plan"
+	a, id, _, err := open(c, s, keys, func(a operation.PlanApproval) fleet.ApplianceID { return a.Appliance })
+	if err != nil {
+		return Consented{}, err
+	}
+	if !m.At.Before(a.NotAfter) {
+		return Consented{}, fault.New(op, fault.Expired, "the approval was good until %s", a.NotAfter.Format(time.RFC3339))
+	}
+	if s.Approved.ID == id || s.Good.ID == id {
+		return Consented{}, fault.New(op, fault.Conflict, "this approval was used before: sign a new one")
+	}
+	plan, _, o, err := s.Plan(a.Release)
+	if err != nil {
+		return Consented{}, fault.At(op, "", err)
+	}
+	if plan.Digest() != a.Plan {
+		return Consented{}, fault.New(op, fault.Conflict, "the approval binds plan %s, and the release compiles to %s now: review again", a.Plan.Short(), plan.Digest().Short())
+	}
+	for _, p := range s.phases() {
+		if !slices.Contains(a.Phases, p) {
+			return Consented{}, fault.New(op, fault.Denied, "this deploy needs the phase %s, and the approval does not name it", p)
+		}
+	}
+	s.Approved = Approved{ID: id, Release: o.Digest, Plan: a.Plan, At: m.At}
+	return Consented{What: "plan approval", ID: id}, nil
+}
+
+func approve(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented, error) {
+	const op = "consent.operation"
+	a, _, _, err := open(c, s, keys, func(a operation.Approval) fleet.ApplianceID { return a.Appliance })
+	if err != nil {
+		return Consented{}, err
+	}
+	o, err := s.Operation(a.ID)
+	if err != nil {
+		return Consented{}, err
+	}
+	out := Consented{What: "approval", ID: a.ID}
+	if a.Request != fleet.DigestOf(o.Request) {
+		return out, fault.New(op, fault.Conflict, "the approval binds another request: look at it again (demarc consent show %s)", a.ID)
+	}
+	if a.Decision == operation.DecisionReject {
+		o.Approval = c.Document
+		return out, s.move(&o, operation.Reject, a.Reason, m, c.Document, nil)
+	}
+	if !m.At.Before(a.NotAfter) {
+		return out, fault.New(op, fault.Expired, "the approval was good until %s", a.NotAfter.Format(time.RFC3339))
+	}
+	if !slices.Equal(a.Argv, o.Argv) {
+		return out, fault.New(op, fault.Conflict, "the approval is for another command than the one that would run")
+	}
+	if why := s.admit(&o, m.At); why != nil {
+		return out, fault.At(op, "", why)
+	}
+	o.Approval = c.Document
+	return out, s.move(&o, operation.Approve, "", m, c.Document, nil)
+}
+
+func release(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented, error) {
+	const op = "consent.release"
+	r, _, _, err := open(c, s, keys, func(r operation.Release) fleet.ApplianceID { return r.Appliance })
+	if err != nil {
+		return Consented{}, err
+	}
+	o, err := s.Operation(r.ID)
+	if err != nil {
+		return Consented{}, err
+	}
+	out := Consented{What: "release", ID: r.ID}
+	if o.Result == nil || r.Result != fleet.DigestOf(o.Result) {
+		return out, fault.New(op, fault.Conflict, "the document binds another result than that of operation %q", r.ID)
+	}
+	o.Release, o.Output = c.Document, nil
+	if r.Decision == operation.DecisionWithhold {
+		return out, s.move(&o, operation.Withhold, r.Reason, m, c.Document, nil)
+	}
+	if len(c.Output) == 0 || len(c.Output) > MaxOutput || fleet.DigestOf(c.Output) != r.Output {
+		return out, fault.New(op, fault.Conflict, "the output that came along is not the one that the document binds, or is larger than %d bytes", MaxOutput)
+	}
+	return out, s.move(&o, operation.LetOut, r.Reason, m, c.Document, c.Output)
+}
+
+func cancel(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented, error) {
+	r, _, _, err := open(c, s, keys, func(r operation.Cancel) fleet.ApplianceID { return r.Appliance })
+	if err != nil {
+		return Consented{}, err
+	}
+	o, err := s.Operation(r.ID)
+	if err != nil {
+		return Consented{}, err
+	}
+	out := Consented{What: "cancel", ID: r.ID}
+	if r.Request != fleet.DigestOf(o.Request) {
+		return out, fault.New("consent.cancel", fault.Conflict, "the document binds another request")
+	}
+	if o.State == operation.Running {
+		out.Stopped = []string{o.ID}
+	}
+	return out, s.move(&o, operation.Stop, "cancelled by the customer", m, nil, nil)
+}

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/demarc-dev/demarc/api"
+	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
+	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/grant"
+	"github.com/demarc-dev/demarc/manifest"
+)
+
+// lookEvery is how often the world is looked at that gives no word of its own: the store of secrets.
+const lookEvery = 500 * time.Millisecond
+
+// reconcile makes what runs equal to what the customer approved. It is level-triggered: each round looks at the book and
+// at the world, and does the one next thing.
+func (a *Appliance) reconcile(ctx context.Context, ready func()) error {
+	ready()
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	r := &rounds{a: a}
+	for ctx.Err() == nil {
+		changed, moved := a.book.Changed(), a.run.Changed()
+		if err := r.round(ctx); err != nil && ctx.Err() == nil {
+			a.log.Error("the deployment can't go on for now", "err", err)
+		}
+		if err := a.observe(ctx); err != nil && ctx.Err() == nil {
+			a.log.Error("the status is not on record", "err", err)
+		}
+		if err := a.followDoors(ctx); err != nil && ctx.Err() == nil {
+			a.log.Warn("the doors are not as the posture wants them", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		case <-moved:
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// rounds remembers what this process has done.
+type rounds struct {
+	a       *Appliance
+	applied string // id of the approval whose plan the runtime has
+}
+
+func (r *rounds) round(ctx context.Context) error {
+	page := r.a.book.View()
+	next := page.Approved
+	failed := page.Deploy.Approval == next.ID && page.Deploy.State == fleet.StateFailed
+	if next.ID == "" || next.ID == page.Good.ID || failed {
+		return r.hold(ctx, page)
+	}
+	return r.advance(ctx, page, next)
+}
+
+// hold keeps the last good plan running: after a restart of this process, and while a newer one can't be deployed. It
+// needs no grant: the customer approved it, and the application does not need the vendor.
+func (r *rounds) hold(ctx context.Context, page State) error {
+	if page.Good.ID == "" {
+		return nil
+	}
+	if r.applied != page.Good.ID {
+		plan, _, _, err := page.Plan(page.Good.Release)
+		if err != nil {
+			return err
+		}
+		if plan.Digest() != page.Good.Plan {
+			return fault.New("appliance.hold", fault.Internal, "this build compiles release %s to another plan than the one that was approved: approve it again", page.Good.Release.Short())
+		}
+		if err := r.a.run.Apply(ctx, plan); err != nil {
+			return err
+		}
+		r.applied = page.Good.ID
+	}
+	if page.Deploy.Approval != page.Good.ID {
+		return nil // a newer one failed: that is what is to be told
+	}
+	state, reason := fleet.StateDeployed, ""
+	for _, s := range r.a.run.Status().Services {
+		if !s.Healthy {
+			state, reason = fleet.StateDegraded, fmt.Sprintf("service %s is not healthy", s.Name)
+			break
+		}
+	}
+	return r.tell(ctx, page, page.Good.ID, state, reason)
+}
+
+// advance does the next step towards an approved plan.
+func (r *rounds) advance(ctx context.Context, page State, next Approved) error {
+	if page.Deploy.Approval == "" || page.Deploy.Approval != next.ID { // what runs goes on while this one is prepared
+		if err := r.keepGood(ctx, page); err != nil {
+			return err
+		}
+	}
+	plan, rel, _, err := page.Plan(next.Release)
+	if err != nil {
+		return err
+	}
+	if err := r.a.fetchAll(ctx, rel); err != nil {
+		return r.tell(ctx, page, next.ID, fleet.StateWaiting, fault.Text(err))
+	}
+	missing, err := r.a.run.Missing(plan)
+	if err != nil {
+		return err
+	}
+	if len(missing) > 0 {
+		return r.tell(ctx, page, next.ID, fleet.StateWaiting, r.a.missingSentence(missing))
+	}
+	if _, err := submit(ctx, r.a, BeginDeploy{Approval: next.ID}); err != nil {
+		if fault.Of(err) == fault.Denied {
+			return r.tell(ctx, page, next.ID, fleet.StateWaiting, fault.Text(err))
+		}
+		return err
+	}
+	err = r.apply(ctx, plan)
+	if ctx.Err() != nil {
+		return nil
+	}
+	r.applied = ""
+	if err != nil {
+		r.a.log.Warn("a deploy failed", "version", rel.Version, "err", err)
+		return r.tell(ctx, r.a.book.View(), next.ID, fleet.StateFailed, fault.Text(err))
+	}
+	r.applied = next.ID
+	return r.tell(ctx, r.a.book.View(), next.ID, fleet.StateDeployed, "")
+}
+
+func (r *rounds) keepGood(ctx context.Context, page State) error {
+	if page.Good.ID == "" || r.applied == page.Good.ID {
+		return nil
+	}
+	plan, _, _, err := page.Plan(page.Good.Release)
+	if err == nil {
+		err = r.a.run.Apply(ctx, plan)
+	}
+	if err == nil {
+		r.applied = page.Good.ID
+	}
+	return err
+}
+
+// apply runs the plan, and stops at once where the customer takes the consent back in the middle of it.
+func (r *rounds) apply(ctx context.Context, plan manifest.Plan) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		for {
+			changed := r.a.book.Changed()
+			if !r.a.book.View().deploying() {
+				cancel(fault.New("appliance.apply", fault.Denied, "the customer revoked the consent while it was being deployed"))
+				return
+			}
+			select {
+			case <-changed:
+			case <-done:
+				return
+			}
+		}
+	}()
+	err := r.a.run.Apply(ctx, plan)
+	if cause := context.Cause(ctx); err != nil && fault.Of(cause) == fault.Denied {
+		return cause
+	}
+	return err
+}
+
+// deploying tells whether a grant to deploy stands, its uses aside: that of the deploy under way is counted already.
+func (s State) deploying() bool {
+	return slices.ContainsFunc(s.Grants.Held, func(h grant.Held) bool { return h.Grant.Phase == fleet.Deploy && h.RevokedAt.IsZero() })
+}
+
+// tell puts an edge on record where it is one.
+func (r *rounds) tell(ctx context.Context, page State, approval string, state fleet.State, reason string) error {
+	d := page.Deploy
+	if d.Approval == approval && d.State == state && d.Reason == reason {
+		return nil
+	}
+	_, err := submit(ctx, r.a, EndDeploy{Approval: approval, State: state, Reason: reason})
+	return err
+}
+
+// missingSentence says which command creates what is missing.
+func (a *Appliance) missingSentence(missing []manifest.Secret) string {
+	var parts []string
+	for _, s := range missing {
+		parts = append(parts, fmt.Sprintf("secret %s is missing, create it with: %s", s.Name, a.createWith(s)))
+	}
+	return strings.Join(parts, "; ")
+}
+
+func (a *Appliance) createWith(s manifest.Secret) string {
+	return fmt.Sprintf("demarc secret create %s --dir %s --from-file FILE", s.Store, a.cfg.Secrets.Dir)
+}
+
+// fetchAll brings the artifacts of a release here.
+func (a *Appliance) fetchAll(ctx context.Context, rel manifest.Release) error {
+	for _, d := range rel.Artifacts {
+		if a.store.Has(d) {
+			continue
+		}
+		if err := a.fetch(ctx, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fetch streams one artifact, going on where an earlier try ended.
+func (a *Appliance) fetch(ctx context.Context, d fleet.Digest) error {
+	const op = "appliance.fetch"
+	l := a.link.Load()
+	if l == nil {
+		return fault.New(op, fault.Unavailable, "artifact %s is not here yet, and the control plane is not reached", d.Short())
+	}
+	p, err := a.store.Begin(d)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	client := boundaryv1connect.NewBoundaryClient(l.http, base, connect.WithReadMaxBytes(1<<20))
+	stream, err := client.Artifact(ctx, connect.NewRequest(&boundaryv1.ArtifactRequest{Digest: string(d), Offset: p.Offset()}))
+	if err != nil {
+		return api.FromWire(op, err)
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		if _, err := p.Write(stream.Msg().GetData()); err != nil {
+			return err
+		}
+	}
+	if err := stream.Err(); err != nil && !errors.Is(err, io.EOF) {
+		return api.FromWire(op, err)
+	}
+	return p.Commit()
+}
+
+// observe puts a change of health, presence or posture on record.
+func (a *Appliance) observe(ctx context.Context) error {
+	page := a.book.View()
+	now := Status{Posture: page.Posture.Exposure}
+	for _, s := range a.run.Status().Services {
+		now.Services = append(now.Services, ServiceHealth{Name: s.Name, Healthy: s.Healthy, Restarts: uint32(s.Restarts)})
+	}
+	if d := page.current(); d != "" {
+		plan, _, _, err := page.Plan(d)
+		if err != nil {
+			return err
+		}
+		for _, s := range plan.Secrets {
+			there, err := a.secret.Present(s.Store)
+			if err != nil {
+				return err
+			}
+			now.Secrets = append(now.Secrets, Presence{s.Name, there})
+		}
+	}
+	if page.Status.Posture == now.Posture && slices.Equal(page.Status.Services, now.Services) && slices.Equal(page.Status.Secrets, now.Secrets) {
+		return nil
+	}
+	_, err := submit(ctx, a, Observe{Status: now})
+	return err
+}
+
+// current is the release whose secrets matter: the one that is being deployed, or the one that runs.
+func (s State) current() fleet.Digest {
+	if s.Approved.ID != "" {
+		return s.Approved.Release
+	}
+	return s.Good.Release
+}

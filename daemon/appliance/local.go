@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package appliance
+
+import (
+	"context"
+	"encoding/hex"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/demarc-dev/demarc/api"
+	localv1 "github.com/demarc-dev/demarc/api/local/v1"
+	"github.com/demarc-dev/demarc/api/local/v1/localv1connect"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/ingress"
+	"github.com/demarc-dev/demarc/manifest"
+	"github.com/demarc-dev/demarc/seal"
+)
+
+// local is what the customer says to the customer's own appliance.
+type local struct{ *Appliance }
+
+// Handler serves the owner of the Unix socket.
+func (a *Appliance) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle(localv1connect.NewLocalHandler(local{a}, connect.WithInterceptors(api.Guard(nil)), connect.WithReadMaxBytes(8<<20)))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mux.ServeHTTP(w, r.WithContext(api.With(r.Context(), api.Who{Class: api.Owner, Principal: fleet.Local})))
+	})
+}
+
+// Status tells everything: it is the customer's own.
+func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) (*connect.Response[localv1.StatusResponse], error) {
+	page, log := l.book.Both()
+	root := log.Root()
+	out := &localv1.StatusResponse{Appliance: string(page.Appliance), Customer: string(page.Customer), TrustDomain: page.Site.TrustDomain, Route: l.sw.Current(),
+		State: string(page.Deploy.State), Reason: page.Deploy.Reason, Release: string(page.Deploy.Release), Version: page.Deploy.Version,
+		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:]), ProbesSeen: page.ProbesSeen}
+	if k := l.link.Load(); k != nil {
+		out.Connected, out.Node = true, k.node
+	}
+	for _, t := range l.cfg.Transports {
+		out.Routes = append(out.Routes, t.Name)
+	}
+	if leaf, _ := l.wallet.Leaf(); leaf != nil {
+		out.ExpiresUnix = leaf.Leaf.NotAfter.Unix()
+	}
+	for _, s := range l.run.Status().Services {
+		out.Services = append(out.Services, &localv1.Service{Name: s.Name, Healthy: s.Healthy, Restarts: uint32(s.Restarts), Pid: int32(s.PID)})
+	}
+	for _, p := range page.Pinned {
+		out.Pinned = append(out.Pinned, string(p.ID))
+	}
+	if d := page.current(); d != "" {
+		plan, _, _, err := page.Plan(d)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range plan.Secrets {
+			there, err := l.secret.Present(s.Store)
+			if err != nil {
+				return nil, err
+			}
+			out.Secrets = append(out.Secrets, &localv1.Secret{Name: s.Name, Present: there, CreateWith: l.createWith(s)})
+		}
+	}
+	return connect.NewResponse(out), nil
+}
+
+// Pin pins a key. It refuses one whose private half it can read: such a key proves nothing about the customer.
+func (l local) Pin(ctx context.Context, req *connect.Request[localv1.PinRequest]) (*connect.Response[localv1.PinResponse], error) {
+	m := req.Msg
+	if len(m.GetPublicKey()) > 16<<10 || len(m.GetEndorsement()) > seal.MaxSealed || len(m.GetRecipient()) > 256 {
+		return nil, fault.New("appliance.Pin", fault.Invalid, "the key is larger than any key")
+	}
+	if at := l.readableKey(); at != "" {
+		return nil, fault.New("appliance.Pin", fault.Denied, "a private key lies readable in %s: keep it on a workstation, encrypted (demarc key create), and never on the appliance", at)
+	}
+	id, err := submitAs(ctx, l.Appliance, fleet.RequestID(m.GetRequestId()), Pin{Public: m.GetPublicKey(), Recipient: m.GetRecipient(), Endorsement: m.GetEndorsement()})
+	return connect.NewResponse(&localv1.PinResponse{KeyId: string(id)}), err
+}
+
+// readableKey looks for an unencrypted private key that is not the appliance's own, where the customer may have dropped
+// one: in the appliance's directory and beside its socket.
+func (l local) readableKey() string {
+	own := map[string]bool{filepath.Join(l.cfg.Dir, "signing.key"): true, filepath.Join(l.cfg.Dir, "wallet.json"): true}
+	for _, dir := range []string{l.cfg.Dir, filepath.Dir(l.cfg.Socket)} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			continue
+		}
+		for _, e := range entries {
+			path := filepath.Join(dir, e.Name())
+			info, err := e.Info()
+			if err != nil || !info.Mode().IsRegular() || own[path] || info.Size() > 64<<10 {
+				continue
+			}
+			if b, err := os.ReadFile(path); err == nil && seal.LooksReadable(b) {
+				return path
+			}
+		}
+	}
+	return ""
+}
+
+// Receipt is what the appliance signs after a revocation: from the customer's word to the last act refused.
+type Receipt struct {
+	Appliance  fleet.ApplianceID `json:"appliance"`
+	Document   fleet.Digest      `json:"document"` // the revocation
+	At         time.Time         `json:"at"`
+	TookMicros int64             `json:"took_micros"`
+	Stopped    []string          `json:"stopped,omitempty"`
+}
+
+// PayloadType names the document.
+func (Receipt) PayloadType() string { return "application/vnd.demarc.receipt+json;v=1" }
+
+// Submit takes one document of the customer. After a revocation it answers once the processes that may not go on are gone.
+func (l local) Submit(ctx context.Context, req *connect.Request[localv1.SubmitRequest]) (*connect.Response[localv1.SubmitResponse], error) {
+	began := time.Now()
+	m := req.Msg
+	done, err := submitAs(ctx, l.Appliance, fleet.RequestID(m.GetRequestId()), Consent{Document: m.GetDocument(), Output: m.GetOutput()})
+	if err != nil {
+		return nil, err
+	}
+	l.running.kill(done.Stopped)
+	out := &localv1.SubmitResponse{Kind: done.What, Id: done.ID, TookMicros: time.Since(began).Microseconds()}
+	if done.What == "revocation" || done.What == "deny" || done.What == "cancel" {
+		out.Receipt, err = seal.Seal(Receipt{l.book.View().Appliance, fleet.DigestOf(m.GetDocument()), l.now().UTC(), out.TookMicros, done.Stopped}, l.signer)
+	}
+	return connect.NewResponse(out), err
+}
+
+// Review compiles what would run, and how it differs from what runs.
+func (l local) Review(_ context.Context, req *connect.Request[localv1.ReviewRequest]) (*connect.Response[localv1.ReviewResponse], error) {
+	page := l.book.View()
+	plan, _, o, err := page.Plan(fleet.Digest(req.Msg.GetRelease()))
+	if err != nil {
+		return nil, err
+	}
+	var old manifest.Plan
+	if page.Good.Release != "" {
+		if old, _, _, err = page.Plan(page.Good.Release); err != nil {
+			return nil, err
+		}
+	}
+	var phases []string
+	for _, p := range page.phases() {
+		phases = append(phases, string(p))
+	}
+	return connect.NewResponse(&localv1.ReviewResponse{Release: string(o.Digest), Version: o.Version, PlanDigest: string(plan.Digest()), Plan: plan.JSON(),
+		Diff: manifest.Diff(old, plan), Phase: strings.Join(phases, ",")}), nil
+}
+
+// Access tells what the vendor can do right now, why, and until when.
+func (l local) Access(_ context.Context, req *connect.Request[localv1.AccessRequest]) (*connect.Response[localv1.AccessResponse], error) {
+	page := l.book.View()
+	want := fleet.Phase(req.Msg.GetPhase())
+	if want != "" {
+		if err := want.Check(); err != nil {
+			return nil, err
+		}
+	}
+	out := &localv1.AccessResponse{}
+	for _, d := range page.Grants.Access(page.Appliance, l.now()) {
+		if want != "" && d.Phase != want {
+			continue
+		}
+		x := &localv1.Access{Phase: string(d.Phase), Allowed: d.Allow, Why: d.Why, By: d.By}
+		if !d.Until.IsZero() {
+			x.UntilUnix = d.Until.Unix()
+		}
+		out.Access = append(out.Access, x)
+	}
+	return connect.NewResponse(out), nil
+}
+
+// SetPosture opens and shuts doors.
+func (l local) SetPosture(ctx context.Context, req *connect.Request[localv1.SetPostureRequest]) (*connect.Response[localv1.SetPostureResponse], error) {
+	p := fleet.Posture{Exposure: fleet.Exposure(req.Msg.GetExposure())}
+	for _, s := range req.Msg.GetAllow() {
+		if len(p.Allow) >= 256 {
+			return nil, fault.New("appliance.SetPosture", fault.Invalid, "at most 256 networks")
+		}
+		n, err := netip.ParsePrefix(s)
+		if err != nil {
+			ip, ipErr := netip.ParseAddr(s)
+			if ipErr != nil {
+				return nil, fault.New("appliance.SetPosture", fault.Invalid, "%.64q is neither a network nor an address", s)
+			}
+			n = netip.PrefixFrom(ip, ip.BitLen())
+		}
+		p.Allow = append(p.Allow, n)
+	}
+	return connect.NewResponse(&localv1.SetPostureResponse{}), l.setPosture(ctx, fleet.RequestID(req.Msg.GetRequestId()), p)
+}
+
+// GetPosture tells which doors stand open, and why the others are shut.
+func (l local) GetPosture(context.Context, *connect.Request[localv1.GetPostureRequest]) (*connect.Response[localv1.GetPostureResponse], error) {
+	p := l.book.View().Posture
+	out := &localv1.GetPostureResponse{Exposure: string(p.Exposure)}
+	for _, n := range p.Allow {
+		out.Allow = append(out.Allow, n.String())
+	}
+	plan := l.gate.Plan()
+	standing := l.gate.Doors()
+	for _, d := range plan.Doors {
+		x := &localv1.Door{Name: d.Name, Side: string(d.Side), Address: d.Addr, Tls: d.TLS, To: d.To}
+		for _, n := range d.From {
+			x.From = append(x.From, n.String())
+		}
+		if i := slices.IndexFunc(standing, func(s ingress.Standing) bool { return s.Name == d.Name && s.Addr != nil }); i >= 0 {
+			x.Address = standing[i].Addr.String()
+		}
+		out.Doors = append(out.Doors, x)
+	}
+	for _, s := range plan.Shut {
+		out.Shut = append(out.Shut, &localv1.Shut{Port: s.Port, Why: s.Why})
+	}
+	return connect.NewResponse(out), nil
+}
+
+// SetTransport moves the channel to another route of the customer's list. The old channel ends when the new one is up.
+func (l local) SetTransport(ctx context.Context, req *connect.Request[localv1.SetTransportRequest]) (*connect.Response[localv1.SetTransportResponse], error) {
+	name := req.Msg.GetKind()
+	if err := l.sw.Use(ctx, name); err != nil {
+		return nil, err
+	}
+	_, err := submitAs(ctx, l.Appliance, fleet.RequestID(req.Msg.GetRequestId()), UseTransport{Name: name})
+	return connect.NewResponse(&localv1.SetTransportResponse{Kind: l.sw.Current()}), err
+}
+
+// ListOperations tells what the vendor asked for and what became of it.
+func (l local) ListOperations(_ context.Context, req *connect.Request[localv1.ListOperationsRequest]) (*connect.Response[localv1.ListOperationsResponse], error) {
+	page := l.book.View()
+	ops := page.Operations()
+	if id := req.Msg.GetId(); id != "" {
+		o, err := page.Operation(id)
+		if err != nil {
+			return nil, err
+		}
+		ops = []Operation{o}
+	}
+	out := &localv1.ListOperationsResponse{}
+	for _, o := range ops {
+		x := &localv1.Operation{Id: o.ID, State: string(o.State), Reason: o.Reason, Request: o.Request, Statements: o.statements(), Argv: o.Argv}
+		if req.Msg.GetId() != "" {
+			x.Output = o.Output
+		}
+		out.Operations = append(out.Operations, x)
+	}
+	return connect.NewResponse(out), nil
+}
+
+// ListLog gives a stretch of the customer's log.
+func (l local) ListLog(_ context.Context, req *connect.Request[localv1.ListLogRequest]) (*connect.Response[localv1.ListLogResponse], error) {
+	log := l.book.Log()
+	from := min(max(req.Msg.GetFrom(), 0), log.Size())
+	n := int64(req.Msg.GetLimit())
+	if n <= 0 || n > 1000 {
+		n = 1000
+	}
+	leaves, err := log.Entries(from, min(from+n, log.Size()))
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&localv1.ListLogResponse{Entries: leaves, Size: log.Size()}), nil
+}

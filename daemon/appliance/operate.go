@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package appliance
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"sync"
+	"time"
+
+	"filippo.io/age"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/operation"
+	"github.com/demarc-dev/demarc/seal"
+	"github.com/demarc-dev/demarc/workload"
+)
+
+// maxPlain bounds an operation's output in clear: encrypted it must fit in MaxOutput.
+const maxPlain = 3 << 20
+
+// runner holds the operations that run now.
+type runner struct {
+	mu   sync.Mutex
+	live map[string]*act
+	wg   sync.WaitGroup
+}
+
+// act is one operation that runs.
+type act struct {
+	cancel context.CancelFunc
+	ended  chan struct{} // closed when its processes are gone
+}
+
+// kill ends operations and returns when their processes are gone.
+func (r *runner) kill(ids []string) {
+	var gone []chan struct{}
+	r.mu.Lock()
+	for _, id := range ids {
+		if l := r.live[id]; l != nil {
+			l.cancel()
+			gone = append(gone, l.ended)
+		}
+	}
+	r.mu.Unlock()
+	for _, ch := range gone {
+		<-ch
+	}
+}
+
+// operate starts what was approved, kills what was cancelled, and expires what waited too long.
+func (a *Appliance) operate(ctx context.Context, ready func()) error {
+	for _, o := range a.book.View().Operations() {
+		if o.State == operation.Running { // of an earlier process: its own processes are gone
+			if err := a.finish(ctx, o, workload.ExecResult{}, time.Time{}, "the appliance was started anew while it ran"); err != nil {
+				return err
+			}
+		}
+	}
+	ready()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	defer a.running.wg.Wait()
+	for ctx.Err() == nil {
+		changed := a.book.Changed()
+		for _, o := range a.book.View().Operations() {
+			if err := a.step(ctx, o); err != nil && ctx.Err() == nil {
+				a.log.Error("an operation can't go on", "id", o.ID, "err", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+func (a *Appliance) step(ctx context.Context, o Operation) error {
+	switch o.State {
+	case operation.Cancelled:
+		a.running.mu.Lock()
+		if l := a.running.live[o.ID]; l != nil {
+			l.cancel()
+		}
+		a.running.mu.Unlock()
+	case operation.Requested:
+		r, err := seal.Peek[operation.Request](o.Request)
+		if err != nil {
+			return err
+		}
+		if !a.now().Before(r.NotAfter) {
+			_, err = submit(ctx, a, Expire{ID: o.ID})
+		}
+		return err
+	case operation.Approved:
+		state, err := submit(ctx, a, Start{ID: o.ID})
+		if err != nil || state != operation.Running {
+			return err
+		}
+		a.begin(ctx, o.ID)
+	}
+	return nil
+}
+
+// begin runs an operation whose use was counted.
+func (a *Appliance) begin(ctx context.Context, id string) {
+	ctx, cancel := context.WithCancel(ctx)
+	l := &act{cancel: cancel, ended: make(chan struct{})}
+	a.running.mu.Lock()
+	a.running.live[id] = l
+	a.running.mu.Unlock()
+	a.running.wg.Go(func() {
+		defer func() {
+			a.running.mu.Lock()
+			delete(a.running.live, id)
+			a.running.mu.Unlock()
+			cancel()
+		}()
+		o, err := a.book.View().Operation(id)
+		if err == nil {
+			err = a.exec(ctx, o, l)
+		}
+		if err != nil {
+			a.log.Error("the result of an operation is not on record", "id", id, "err", err)
+		}
+	})
+}
+
+func (a *Appliance) exec(ctx context.Context, o Operation, l *act) error {
+	ended := sync.OnceFunc(func() { close(l.ended) })
+	defer ended()
+	began := a.now()
+	r, err := seal.Peek[operation.Request](o.Request)
+	if err != nil {
+		return err
+	}
+	t, err := a.book.View().template(r)
+	var res workload.ExecResult
+	// The act is registered by now: a revocation that came earlier is seen here, a later one finds it.
+	if o.State != operation.Running {
+		err = fault.New("appliance.exec", fault.Denied, "the consent was revoked before it began")
+	}
+	if err == nil {
+		res, err = a.run.Exec(ctx, t.Service, o.Argv, workload.Limits{Timeout: t.Limit(), Output: min(t.Output, maxPlain), Network: t.Effects.Network,
+			Credentials: t.Effects.Credentials, Writes: t.Effects.Writes})
+	}
+	ended()
+	failed := ""
+	switch {
+	case err != nil:
+		failed = fault.Text(err)
+	case res.TimedOut:
+		failed = "its time was up: it was killed"
+	case res.Killed:
+		failed = "it was killed"
+	}
+	return a.finish(context.WithoutCancel(ctx), o, res, began, failed)
+}
+
+// finish signs the result, encrypts the output to the customer, and puts both into the book.
+func (a *Appliance) finish(ctx context.Context, o Operation, res workload.ExecResult, began time.Time, failed string) error {
+	now := a.now().UTC()
+	if began.IsZero() {
+		began = now
+	}
+	out := operation.Output{Stdout: res.Stdout, Stderr: res.Stderr}
+	state := operation.Held
+	if failed != "" {
+		state = operation.Failed
+	}
+	if cur, err := a.book.View().Operation(o.ID); err == nil && cur.State == operation.Cancelled {
+		state = operation.Cancelled
+	}
+	var hidden []byte
+	if state == operation.Held {
+		var err error
+		if hidden, err = a.encrypt(out.Encode()); err != nil {
+			state, failed = operation.Failed, fault.Text(err)
+		}
+	}
+	sealed, err := seal.Seal(operation.Result{ID: o.ID, Appliance: a.book.View().Appliance, Request: fleet.DigestOf(o.Request), Approval: fleet.DigestOf(o.Approval),
+		Argv: o.Argv, State: state, Exit: res.Exit, Signal: res.Signal, Stdout: fleet.DigestOf(out.Stdout), Stderr: fleet.DigestOf(out.Stderr),
+		StdoutSize: int64(len(out.Stdout)), StderrSize: int64(len(out.Stderr)), Truncated: res.Truncated, Reason: clipSentence(failed), Started: began.UTC(), Ended: now}, a.signer)
+	if err != nil {
+		return err
+	}
+	_, err = submit(ctx, a, Finish{ID: o.ID, Result: sealed, Output: hidden, Failed: failed})
+	return err
+}
+
+// encrypt hides an output from everybody but the customer.
+func (a *Appliance) encrypt(plain []byte) ([]byte, error) {
+	const op = "appliance.encrypt"
+	var to []age.Recipient
+	for _, p := range a.book.View().Pinned {
+		if p.Recipient == "" {
+			continue
+		}
+		r, err := age.ParseX25519Recipient(p.Recipient)
+		if err != nil {
+			return nil, fault.At(op, fault.Internal, err)
+		}
+		to = append(to, r)
+	}
+	if len(to) == 0 {
+		return nil, fault.New(op, fault.Invalid, "no pinned key has a recipient for output: pin one that demarc key create made")
+	}
+	var b bytes.Buffer
+	w, err := age.Encrypt(&b, to...)
+	if err != nil {
+		return nil, fault.At(op, fault.Internal, err)
+	}
+	if _, err := io.Copy(w, bytes.NewReader(plain)); err != nil {
+		return nil, fault.At(op, fault.Internal, err)
+	}
+	if err := w.Close(); err != nil {
+		return nil, fault.At(op, fault.Internal, err)
+	}
+	return b.Bytes(), nil
+}

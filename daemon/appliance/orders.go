@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package appliance
+
+import (
+	"slices"
+	"time"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/grant"
+	"github.com/demarc-dev/demarc/ledger"
+	"github.com/demarc-dev/demarc/manifest"
+	"github.com/demarc-dev/demarc/operation"
+	"github.com/demarc-dev/demarc/seal"
+)
+
+// Take puts one numbered order of the vendor into the customer's book, before it is acknowledged. Exactly one of its
+// fields is set. It starts nothing: an order that is not signed by a key of the customer's file, or that no grant
+// allows, is on record with the reason, and that is all that becomes of it.
+type Take struct {
+	Number    uint64      `json:"number"`
+	Release   []byte      `json:"release,omitempty"`
+	Operation []byte      `json:"operation,omitempty"`
+	Cancel    string      `json:"cancel,omitempty"`
+	Probe     *ProbeIndex `json:"probe,omitempty"`
+	Witnessed []byte      `json:"witnessed,omitempty"` // the vendor's checkpoint, found to continue the last one, countersigned here
+	Cosigned  []byte      `json:"cosigned,omitempty"`  // our checkpoint, countersigned by the vendor
+	Refused   string      `json:"refused,omitempty"`   // why a checkpoint was not countersigned
+}
+
+// Took says what became of an order.
+type Took struct {
+	Done   uint64 `json:"done"`             // number of the last order in the book
+	Reason string `json:"reason,omitempty"` // why nothing came of it
+}
+
+// Kind names the change in the log.
+func (Take) Kind() string { return "order.take/1" }
+
+// Apply takes each order once and in order: one that is in the book already is answered and changes nothing, one that
+// leaves a gap is refused.
+func (c Take) Apply(s *State, m ledger.Meta) (Took, error) {
+	if c.Number <= s.OrdersDone {
+		return Took{Done: s.OrdersDone}, nil
+	}
+	if c.Number != s.OrdersDone+1 {
+		return Took{}, fault.New("order.take", fault.Conflict, "order %d leaves a gap: %d is the last one in the book", c.Number, s.OrdersDone)
+	}
+	s.OrdersDone = c.Number
+	var err error
+	switch {
+	case c.Release != nil:
+		err = s.offer(c.Release, m.At)
+	case c.Operation != nil:
+		err = s.request(c.Operation, m)
+	case c.Cancel != "":
+		err = s.cancel(c.Cancel, m)
+	case c.Probe != nil:
+		s.ProbesSeen++
+		probe := *c.Probe
+		err = s.report(Report{At: m.At, Probe: &probe})
+	case c.Witnessed != nil:
+		s.Witnessed = keep(s.Witnessed, c.Witnessed)
+		err = s.report(Report{At: m.At, Cosigned: c.Witnessed})
+	case c.Cosigned != nil:
+		s.Cosigned = keep(s.Cosigned, c.Cosigned)
+	}
+	if fault.Of(err) == fault.Busy {
+		return Took{}, err // not taken: it comes again when there is room
+	}
+	out := Took{Done: c.Number, Reason: c.Refused}
+	if err != nil {
+		out.Reason = fault.Text(err)
+	}
+	return out, nil
+}
+
+// offer keeps a signed release. The newest [MaxOffers] are kept; one that is deployed or approved stays in any case.
+func (s *State) offer(sealed []byte, at time.Time) error {
+	const op = "order.release"
+	keys, err := keysOf(s.Site.ReleaseKeys)
+	if err != nil {
+		return err
+	}
+	rel, _, err := seal.Open[manifest.Release](sealed, keys)
+	if err != nil {
+		return fault.At(op, "", err)
+	}
+	if err := rel.Check(); err != nil {
+		return fault.At(op, "", err)
+	}
+	d := fleet.DigestOf(sealed)
+	if slices.ContainsFunc(s.Offers, func(o Offer) bool { return o.Digest == d }) {
+		return nil
+	}
+	offers := append(slices.Clone(s.Offers), Offer{Digest: d, App: rel.App, Version: rel.Version, Sealed: sealed, At: at})
+	for i := 0; len(offers) > MaxOffers && i < len(offers); {
+		if d := offers[i].Digest; d == s.Approved.Release || d == s.Deploy.Release || d == s.Good.Release {
+			i++
+			continue
+		}
+		offers = slices.Delete(offers, i, i+1)
+	}
+	s.Offers = offers
+	return nil
+}
+
+// release opens an offered release, whose signature was checked when it entered the book.
+func (s State) release(d fleet.Digest) (manifest.Release, Offer, error) {
+	o, err := s.Offer(d)
+	if err != nil {
+		return manifest.Release{}, o, err
+	}
+	rel, err := seal.Peek[manifest.Release](o.Sealed)
+	return rel, o, err
+}
+
+// Plan compiles what would run of a release, with the customer's choices.
+func (s State) Plan(d fleet.Digest) (manifest.Plan, manifest.Release, Offer, error) {
+	rel, o, err := s.release(d)
+	if err != nil {
+		return manifest.Plan{}, rel, o, err
+	}
+	p, err := manifest.Compile(rel, manifest.Choices{Runtime: s.Site.Runtime})
+	return p, rel, o, err
+}
+
+// may tells whether a phase is granted at all now.
+func (s State) may(p fleet.Phase, at time.Time) grant.Decision {
+	return grant.Decide(grant.Input{Appliance: s.Appliance, Phase: p, Now: at}, s.Grants)
+}
+
+// request puts an operation on the list, or rejects it with the reason.
+func (s *State) request(sealed []byte, m ledger.Meta) error {
+	claimed, err := seal.Peek[operation.Request](sealed)
+	if err != nil {
+		return err
+	}
+	if fleet.CheckName("operation", claimed.ID) != nil {
+		return fault.New("order.operation", fault.Invalid, "the operation has no proper id")
+	}
+	if _, known := s.operations.Get(claimed.ID); known {
+		return fault.New("order.operation", fault.Conflict, "operation %q was requested before", claimed.ID)
+	}
+	if err := s.makeRoom(); err != nil {
+		return err
+	}
+	o := Operation{ID: claimed.ID, State: operation.Requested, Request: sealed, At: m.At}
+	why := s.admit(&o, m.At)
+	if why == nil {
+		s.operations = s.operations.Set(o.ID, o)
+		return nil
+	}
+	if err := s.move(&o, operation.Reject, fault.Text(why), m, nil, nil); err != nil {
+		return err
+	}
+	return why
+}
+
+// admit checks everything about a request that can be checked before a person looks at it.
+func (s State) admit(o *Operation, at time.Time) error {
+	const op = "order.operation"
+	keys, err := keysOf(s.Site.OperatorKeys)
+	if err != nil {
+		return err
+	}
+	if len(keys) == 0 {
+		return fault.New(op, fault.Denied, "the customer's file names no operator key: nobody may ask for operations")
+	}
+	r, _, err := seal.Open[operation.Request](o.Request, keys)
+	if err != nil {
+		return fault.At(op, "", err)
+	}
+	if err := r.Check(); err != nil {
+		return fault.At(op, "", err)
+	}
+	if r.Appliance != s.Appliance {
+		return fault.New(op, fault.Denied, "the request is for appliance %q", r.Appliance)
+	}
+	if !at.Before(r.NotAfter) {
+		return fault.New(op, fault.Expired, "the request was good until %s", r.NotAfter.Format(time.RFC3339))
+	}
+	t, err := s.template(r)
+	if err != nil {
+		return err
+	}
+	if o.Argv, err = t.Argv(r.Vars); err != nil {
+		return fault.At(op, "", err)
+	}
+	o.Phase, o.Service = t.Tier, t.Service
+	if d := s.decide(r, t, at); !d.Allow {
+		return fault.New(op, fault.Denied, "%s", d.Why)
+	}
+	return nil
+}
+
+// template finds the template that a request names in the release that runs.
+func (s State) template(r operation.Request) (operation.Template, error) {
+	const op = "order.operation"
+	if s.Good.Release == "" || s.Good.Release != r.Release {
+		return operation.Template{}, fault.New(op, fault.Conflict, "the request is for release %s, and that is not what runs here", r.Release.Short())
+	}
+	rel, _, err := s.release(r.Release)
+	if err != nil {
+		return operation.Template{}, err
+	}
+	text, ok := rel.Templates[r.Template]
+	if !ok {
+		return operation.Template{}, fault.New(op, fault.NotFound, "the release has no operation %q", clip(r.Template))
+	}
+	t, err := operation.ParseTemplate([]byte(text))
+	if err != nil {
+		return t, fault.At(op, "", err)
+	}
+	if t.Digest() != r.TemplateDigest {
+		return t, fault.New(op, fault.Conflict, "the request binds another text of the template %q", clip(r.Template))
+	}
+	return t, nil
+}
+
+func (s State) decide(r operation.Request, t operation.Template, at time.Time) grant.Decision {
+	return grant.Decide(grant.Input{Appliance: s.Appliance, Phase: t.Tier, Who: r.Operator, Operation: r.Template, Service: t.Service, Effects: effects(t), Now: at}, s.Grants)
+}
+
+// effects names what a template declares, so that a deny can speak of it.
+func effects(t operation.Template) []string {
+	var out []string
+	if len(t.Effects.Writes) > 0 {
+		out = append(out, "writes")
+	}
+	if t.Effects.Network {
+		out = append(out, "network")
+	}
+	if t.Effects.Credentials {
+		out = append(out, "credentials")
+	}
+	return out
+}
+
+// makeRoom drops the oldest operation that is over where the list is full.
+func (s *State) makeRoom() error {
+	live, oldest, at := 0, "", time.Time{}
+	for _, o := range s.Operations() {
+		if !o.State.Final() {
+			live++
+		} else if oldest == "" || o.At.Before(at) {
+			oldest, at = o.ID, o.At
+		}
+	}
+	switch {
+	case live >= MaxHeld:
+		return fault.New("order.operation", fault.Busy, "%d operations wait for the customer or run, and that is the most", live)
+	case s.operations.Len() < MaxOperations:
+		return nil
+	}
+	s.operations = s.operations.Delete(oldest)
+	return nil
+}
+
+// cancel calls off an operation at the vendor's wish: one that runs is killed by the runner, which watches the book.
+func (s *State) cancel(id string, m ledger.Meta) error {
+	o, err := s.Operation(id)
+	if err != nil {
+		return err
+	}
+	return s.move(&o, operation.Stop, "cancelled by the vendor", m, nil, nil)
+}

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package appliance
+
+import (
+	"context"
+	"crypto/x509"
+	"log/slog"
+	mrand "math/rand/v2"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/demarc-dev/demarc/api"
+	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
+	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
+	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/mesh"
+	"github.com/demarc-dev/demarc/telemetry"
+)
+
+// Parts makes the parts of an appliance, in the order in which they start.
+func Parts(ctx context.Context, cfg *configs.Appliance, build string, log *slog.Logger) ([]daemon.Part, error) {
+	a, err := New(ctx, cfg, build, log)
+	if err != nil {
+		return nil, err
+	}
+	parts, err := a.parts()
+	if err != nil {
+		a.Close(ctx)
+		return nil, err
+	}
+	return parts, nil
+}
+
+func (a *Appliance) parts() ([]daemon.Part, error) {
+	const op = "appliance.Parts"
+	var err error
+	if a.sw, err = a.transports(); err != nil {
+		return nil, err
+	}
+	own, err := daemon.Socket(a.cfg.Socket)
+	if err != nil {
+		return nil, err
+	}
+	reg := telemetry.New(configs.RoleAppliance, a.build)
+	a.describe(reg)
+	parts := []daemon.Part{
+		daemon.Func("book", func(ctx context.Context, ready func()) error {
+			ready()
+			<-ctx.Done()
+			stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 12*time.Second)
+			defer cancel()
+			a.Close(stop)
+			return nil
+		}),
+		daemon.Func("deploy", a.reconcile),
+		daemon.Func("operations", a.operate),
+		daemon.HTTP("socket", own, nil, a.Handler(), a.log),
+	}
+	if m := a.cfg.Metrics; m != nil && m.Listen != "" {
+		ln, err := net.Listen("tcp", m.Listen)
+		if err != nil {
+			_ = own.Close()
+			return nil, fault.Because(err, op, fault.Unavailable, "metrics.listen: %v", err)
+		}
+		parts = append(parts, daemon.HTTP("metrics", ln, nil, reg.Handler(), a.log))
+	}
+	return append(parts,
+		daemon.Func("channel", a.channel),
+		daemon.Func("witness", a.witness),
+		daemon.Func("renewal", a.renewal)), nil
+}
+
+// channel keeps the channel up over the customer's list of routes.
+func (a *Appliance) channel(ctx context.Context, ready func()) error {
+	ready()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	if want := a.book.View().Transport; want != "" {
+		wg.Go(func() { // what the customer chose before a restart
+			wait, cancel := context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+			if err := a.sw.Use(wait, want); err != nil && ctx.Err() == nil {
+				a.log.Warn("the transport that was chosen does not work", "transport", want, "err", err)
+			}
+		})
+	}
+	return a.sw.Run(ctx, a.session)
+}
+
+// transports makes the switch of the customer's list.
+func (a *Appliance) transports() (*mesh.Switch, error) {
+	var routes []mesh.Route
+	for _, t := range a.cfg.Transports {
+		r, err := a.route(t)
+		if err != nil {
+			return nil, err
+		}
+		routes = append(routes, named{r, t.Name})
+	}
+	return mesh.NewSwitch(mesh.SwitchConfig{Routes: routes, Rand: mrand.Float64, Logger: a.log})
+}
+
+// named is a route by the name that the customer's file gives it.
+type named struct {
+	mesh.Route
+	name string
+}
+
+// Name implements [mesh.Route].
+func (n named) Name() string { return n.name }
+
+func (a *Appliance) route(t configs.Transport) (mesh.Route, error) {
+	const op = "appliance.transports"
+	addresses := t.Addresses
+	if len(addresses) == 0 {
+		addresses = a.cfg.ControlPlane.Addresses
+	}
+	switch t.Kind {
+	case configs.HTTPS:
+		h := mesh.HTTPS{Addresses: addresses}
+		if t.Proxy != nil {
+			p := &mesh.Proxy{URL: t.Proxy.URL}
+			if t.Proxy.AuthFile != "" {
+				b, err := os.ReadFile(t.Proxy.AuthFile)
+				if err != nil {
+					return nil, fault.Because(err, op, fault.Invalid, "proxy.auth_file can't be read: %s", t.Proxy.AuthFile)
+				}
+				var ok bool
+				if p.User, p.Password, ok = strings.Cut(trimmed(b), ":"); !ok {
+					return nil, fault.New(op, fault.Invalid, "proxy.auth_file must hold user:password: %s", t.Proxy.AuthFile)
+				}
+			}
+			if t.CAFile != "" {
+				b, err := os.ReadFile(t.CAFile)
+				p.CAs = x509.NewCertPool()
+				if err != nil || !p.CAs.AppendCertsFromPEM(b) {
+					return nil, fault.Because(err, op, fault.Invalid, "ca_file holds no certificate: %s", t.CAFile)
+				}
+			}
+			h.Proxy = p
+		}
+		return mesh.NewHTTPS(h)
+	case configs.PrivateLink:
+		return mesh.NewPrivateLink(mesh.PrivateLink{Addresses: addresses})
+	case configs.Tailscale:
+		return &tailnetRoute{a: a, t: *t.Tailnet, addresses: addresses}, nil
+	}
+	return nil, fault.New(op, fault.Invalid, "the transport %q is not one of https, privatelink, tailscale", t.Kind)
+}
+
+// tailnetRoute joins the vendor's tailnet when it is first dialled. It listens for nothing there.
+type tailnetRoute struct {
+	a         *Appliance
+	t         configs.Tailnet
+	addresses []string
+	mu        sync.Mutex
+	node      *mesh.Node
+}
+
+// Name implements [mesh.Route].
+func (*tailnetRoute) Name() string { return mesh.NameTailscale }
+
+// Dial implements [mesh.Route].
+func (r *tailnetRoute) Dial(ctx context.Context, addr string) (net.Conn, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.node == nil {
+		key, err := os.ReadFile(r.t.AuthKeyFile)
+		if err != nil {
+			return nil, fault.Because(err, "appliance.tailnet", fault.Invalid, "tailnet.auth_key_file can't be read: %s", r.t.AuthKeyFile)
+		}
+		if r.node, err = mesh.Join(ctx, mesh.TailnetConfig{ControlURL: r.t.ControlURL, AuthKey: trimmed(key), Hostname: r.t.Hostname, Dir: r.t.Dir, Addresses: r.addresses, Logger: r.a.log}); err != nil {
+			return nil, err
+		}
+	}
+	return r.node.Dial(ctx, addr)
+}
+
+// renewal asks for the next certificate from half of its life on.
+func (a *Appliance) renewal(ctx context.Context, ready func()) error {
+	ready()
+	tick := time.NewTicker(10 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		leaf, _ := a.wallet.Leaf()
+		l := a.link.Load()
+		if leaf == nil || l == nil || a.now().Before(identity.RenewFrom(leaf.Leaf, identity.DefaultBackdate)) {
+			continue
+		}
+		if err := a.renew(ctx, l); err != nil && ctx.Err() == nil {
+			a.log.Warn("the certificate was not renewed", "until", leaf.Leaf.NotAfter, "err", err)
+		}
+	}
+}
+
+func (a *Appliance) renew(ctx context.Context, l *link) error {
+	const op = "appliance.renew"
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	key, request, err := csr()
+	if err != nil {
+		return err
+	}
+	client := boundaryv1connect.NewBoundaryClient(l.http, base, connect.WithReadMaxBytes(256<<10))
+	res, err := client.Renew(ctx, connect.NewRequest(&boundaryv1.RenewRequest{Csr: request}))
+	if err != nil {
+		return api.FromWire(op, err)
+	}
+	if err := a.wallet.keep(key, res.Msg.GetCertificate(), res.Msg.GetBundle()); err != nil {
+		return err
+	}
+	a.log.Info("certificate renewed")
+	return l.cc.Close() // the switch dials again at once, with the new certificate; what is under way is sent again
+}
+
+// describe registers what Prometheus may know.
+func (a *Appliance) describe(r *telemetry.Registry) {
+	r.Gauge("demarc_channel_up", "1 while a channel to the control plane is up.", func() float64 {
+		if a.link.Load() != nil {
+			return 1
+		}
+		return 0
+	})
+	r.Gauge("demarc_audit_entries", "Entries of the customer's audit log.", func() float64 { return float64(a.book.Log().Size()) })
+	r.Gauge("demarc_reports_waiting", "Reports that the control plane has not acknowledged.", func() float64 { return float64(len(a.book.View().Reports)) })
+	r.Gauge("demarc_services_healthy", "Services of the application that are healthy.", func() float64 {
+		n := 0
+		for _, s := range a.run.Status().Services {
+			if s.Healthy {
+				n++
+			}
+		}
+		return float64(n)
+	})
+	r.Gauge("demarc_doors_open", "Doors for end users that stand open.", func() float64 { return float64(len(a.gate.Doors())) })
+	r.Gauge("demarc_certificate_expires_seconds", "When the certificate runs out, seconds since 1970; 0 for none.", func() float64 {
+		if leaf, _ := a.wallet.Leaf(); leaf != nil {
+			return float64(leaf.Leaf.NotAfter.Unix())
+		}
+		return 0
+	})
+	r.Check("book", func(context.Context) error { return a.local.Failed() })
+	r.Alive("book", func(context.Context) error { return a.local.Failed() })
+}

@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package appliance is the customer's role: it dials out, keeps the customer's own book, and does only what the
+// customer's signed grants allow. What the control plane sends is a request; this package decides.
+package appliance
+
+import (
+	"encoding/json"
+	"slices"
+	"time"
+
+	"github.com/benbjohnson/immutable"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/grant"
+	"github.com/demarc-dev/demarc/operation"
+	"github.com/demarc-dev/demarc/seal"
+)
+
+// State is one page of the customer's book. A copy by assignment is a copy.
+type State struct {
+	Appliance fleet.ApplianceID
+	Customer  fleet.CustomerID
+
+	Site   Site     // what the customer's file says, as far as decisions rest on it
+	Pinned []Pinned // the customer's keys, replaced whole
+	Grants grant.State
+
+	VendorLogKey []byte // PEM; learned at the first enrolment, never replaced
+	Posture      fleet.Posture
+	Transport    string // the route that the customer prefers, "" for the first of the configured list
+
+	Offers     []Offer // releases that the vendor offered, oldest first, replaced whole, at most [MaxOffers]
+	Approved   Approved
+	Good       Approved // the newest plan that came up healthy
+	Deploy     Deploy
+	operations *immutable.SortedMap[string, Operation]
+
+	OrdersDone  uint64
+	Reports     []Report // not acknowledged yet, replaced whole; numbers run from ReportsDone+1
+	ReportsDone uint64
+	ProbesSeen  uint64
+
+	Status    Status   // as last reported
+	Witnessed [][]byte // the vendor's checkpoints that this appliance countersigned, oldest first
+	Cosigned  [][]byte // own checkpoints that the vendor countersigned, oldest first
+}
+
+// Site is the part of the customer's file that decisions rest on. It is in the book, so that the log shows under which
+// of the vendor's keys a decision was made.
+type Site struct {
+	TrustDomain  string   `json:"trust_domain"`
+	Runtime      string   `json:"runtime"`
+	ReleaseKeys  [][]byte `json:"release_keys"`  // PEM: who may sign releases
+	OperatorKeys [][]byte `json:"operator_keys"` // PEM: who may ask for operations
+}
+
+// Bounds on what the vendor can make this book hold.
+const (
+	MaxOffers     = 32
+	MaxOperations = 1024
+	MaxReports    = 16384
+	MaxWitnessed  = 256
+	MaxPinned     = 16
+	MaxOutput     = 4 << 20 // bytes of one operation's output, encrypted
+	MaxHeld       = 64      // operations that run or whose output waits for the customer
+)
+
+// Pinned is a key of the customer, pinned by the customer's own act.
+type Pinned struct {
+	ID        seal.KeyID `json:"id"`
+	Public    []byte     `json:"public"`              // PEM
+	Recipient string     `json:"recipient,omitempty"` // age recipient for output
+	Since     time.Time  `json:"since"`
+}
+
+// Offer is a release on offer, whose signature was checked before it entered the book.
+type Offer struct {
+	Digest  fleet.Digest `json:"digest"`
+	App     string       `json:"app"`
+	Version string       `json:"version"`
+	Sealed  []byte       `json:"sealed"`
+	At      time.Time    `json:"at"`
+}
+
+// Approved is the newest plan that the customer approved.
+type Approved struct {
+	ID      string       `json:"id"` // digest of the sealed approval
+	Release fleet.Digest `json:"release"`
+	Plan    fleet.Digest `json:"plan"`
+	At      time.Time    `json:"at"`
+}
+
+// Deploy is where the deployment stands.
+type Deploy struct {
+	Approval string       `json:"approval,omitempty"` // id of the approval that it carries out
+	Release  fleet.Digest `json:"release,omitempty"`
+	Version  string       `json:"version,omitempty"`
+	Plan     fleet.Digest `json:"plan,omitempty"`
+	State    fleet.State  `json:"state,omitempty"`
+	Reason   string       `json:"reason,omitempty"`
+}
+
+// Status is the health that the vendor was told last.
+type Status struct {
+	Posture  fleet.Exposure  `json:"posture,omitempty"`
+	Services []ServiceHealth `json:"services,omitempty"`
+	Secrets  []Presence      `json:"secrets,omitempty"`
+}
+
+// ServiceHealth is the health of one service.
+type ServiceHealth struct {
+	Name     string `json:"name"`
+	Healthy  bool   `json:"healthy"`
+	Restarts uint32 `json:"restarts"`
+}
+
+// Presence says whether a secret exists.
+type Presence struct {
+	Name    string `json:"name"`
+	Present bool   `json:"present"`
+}
+
+// Operation is one operation of the vendor, with everything that the customer knows of it.
+type Operation struct {
+	ID       string          `json:"id"`
+	State    operation.State `json:"state"`
+	Reason   string          `json:"reason,omitempty"`
+	Phase    fleet.Phase     `json:"phase"`
+	Request  []byte          `json:"request"`
+	Approval []byte          `json:"approval,omitempty"`
+	Result   []byte          `json:"result,omitempty"`
+	Release  []byte          `json:"release,omitempty"`
+	Argv     []string        `json:"argv,omitempty"`
+	Service  string          `json:"service,omitempty"`
+	Grant    string          `json:"grant,omitempty"`  // whose use was counted when it began
+	Output   []byte          `json:"output,omitempty"` // encrypted to the customer, while it is held
+	At       time.Time       `json:"at"`
+}
+
+// statements lists those that there are, oldest first.
+func (o Operation) statements() [][]byte {
+	var out [][]byte
+	for _, b := range [][]byte{o.Approval, o.Result, o.Release} {
+		if b != nil {
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
+// Report is one numbered thing that the vendor may know. Exactly one of its fields is set.
+type Report struct {
+	At         time.Time        `json:"at"`
+	Deploy     *Deploy          `json:"deploy,omitempty"`
+	Operation  *OperationReport `json:"operation,omitempty"`
+	Probe      *ProbeIndex      `json:"probe,omitempty"`
+	Checkpoint *Checkpoint      `json:"checkpoint,omitempty"`
+	Cosigned   []byte           `json:"cosigned,omitempty"`
+	Status     *Status          `json:"status,omitempty"`
+}
+
+// Checkpoint is a signed head with the proof that its log only grew since the last one that was countersigned.
+type Checkpoint struct {
+	Note  []byte   `json:"note"`
+	From  int64    `json:"from"`
+	Proof [][]byte `json:"proof,omitempty"`
+}
+
+// OperationReport is an edge of an operation.
+type OperationReport struct {
+	ID        string `json:"id"`
+	State     string `json:"state"`
+	Reason    string `json:"reason,omitempty"`
+	Statement []byte `json:"statement,omitempty"`
+	Output    []byte `json:"output,omitempty"` // with state released only; encrypted to the operator who asked
+}
+
+// ProbeIndex is one message of a probe.
+type ProbeIndex struct {
+	ID    string `json:"id"`
+	Index uint64 `json:"index"`
+}
+
+// NewState is the first page of an appliance's book: everything closed, nobody trusted.
+func NewState(name fleet.ApplianceID, customer fleet.CustomerID) State {
+	return State{Appliance: name, Customer: customer, Posture: fleet.Posture{Exposure: fleet.Closed},
+		operations: immutable.NewSortedMap[string, Operation](nil)}
+}
+
+// Keys gives the pinned keys as they verify documents.
+func (s State) Keys() ([]seal.Key, error) {
+	pem := make([][]byte, 0, len(s.Pinned))
+	for _, p := range s.Pinned {
+		pem = append(pem, p.Public)
+	}
+	return keysOf(pem)
+}
+
+func keysOf(pem [][]byte) ([]seal.Key, error) {
+	out := make([]seal.Key, 0, len(pem))
+	for _, p := range pem {
+		k, err := seal.ParseKey(p)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, k)
+	}
+	return out, nil
+}
+
+// Offer looks up an offered release, the newest one for the empty digest.
+func (s State) Offer(d fleet.Digest) (Offer, error) {
+	for _, o := range slices.Backward(s.Offers) {
+		if d == "" || o.Digest == d {
+			return o, nil
+		}
+	}
+	if d == "" {
+		return Offer{}, fault.New("appliance.Offer", fault.NotFound, "the vendor has offered no release yet")
+	}
+	return Offer{}, fault.New("appliance.Offer", fault.NotFound, "no release %s is on offer", d.Short())
+}
+
+// Operation looks one up.
+func (s State) Operation(id string) (Operation, error) {
+	o, ok := s.operations.Get(id)
+	if !ok {
+		return o, fault.New("appliance.Operation", fault.NotFound, "no operation %q", clip(id))
+	}
+	return o, nil
+}
+
+// Operations lists all, by id.
+func (s State) Operations() []Operation {
+	out := make([]Operation, 0, s.operations.Len())
+	for it := s.operations.Iterator(); !it.Done(); {
+		_, o, _ := it.Next()
+		out = append(out, o)
+	}
+	return out
+}
+
+// report appends to the outbox.
+func (s *State) report(r Report) error {
+	if len(s.Reports) >= MaxReports {
+		return fault.New("appliance.report", fault.Busy, "%d reports wait for the control plane already", len(s.Reports))
+	}
+	s.Reports = append(slices.Clip(s.Reports), r)
+	return nil
+}
+
+// ReportsSent is the number of the newest report.
+func (s State) ReportsSent() uint64 { return s.ReportsDone + uint64(len(s.Reports)) }
+
+type plain State // without methods
+
+type page struct {
+	plain
+	Operations []Operation
+}
+
+// MarshalJSON writes the page in a canonical order.
+func (s State) MarshalJSON() ([]byte, error) { return json.Marshal(page{plain(s), s.Operations()}) }
+
+// UnmarshalJSON reads a page strictly.
+func (s *State) UnmarshalJSON(b []byte) error {
+	var p page
+	if err := seal.StrictJSON(b, &p); err != nil {
+		return fault.At("appliance.State", "", err)
+	}
+	n := State(p.plain)
+	n.operations = immutable.NewSortedMap[string, Operation](nil)
+	for _, o := range p.Operations {
+		n.operations = n.operations.Set(o.ID, o)
+	}
+	*s = n
+	return nil
+}
+
+func clip(s string) string {
+	if len(s) > 64 {
+		return s[:64] + "..."
+	}
+	return s
+}
