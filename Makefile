@@ -5,11 +5,21 @@ export CGO_ENABLED ?= 1
 
 TOOLS   := $(CURDIR)/bin/tools
 
-.PHONY: all build test race check vet lint gen gen-check clean
+.PHONY: all bin demo demo-check build test race check vet lint gen gen-check clean
 all: build
 
 build: ## build everything
 	$(GO) build ./...
+
+bin: ## demarc, demarcd, the demo and its sample application, in bin
+	$(GO) build -trimpath -o $(BIN)/ ./cmd/demarc ./cmd/demarcd ./demo
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/sample/ ./demo/sample/web ./demo/sample/store
+
+demo: bin ## the whole story on loopback; stays up until Ctrl-C
+	$(BIN)/demo -bin $(BIN)
+
+demo-check: bin ## the same, without staying: fails at the first thing that is not as promised
+	$(BIN)/demo -check -bin $(BIN)
 
 test: ## all tests
 	$(GO) test ./...

@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -79,6 +80,9 @@ type Server struct {
 	controlv1connect.UnimplementedControlHandler
 }
 
+// maxStranger bounds a message of a stranger, in bytes.
+const maxStranger = 32 << 10
+
 // Strangers may ask this often, all of them together; what is over that is told to come back.
 const (
 	strangerRate  = 200 // a second
@@ -119,11 +123,12 @@ func (s *Server) Admit(p fleet.Principal, serial fleet.Serial) error {
 // Handler serves all procedures of this role behind the table. It must be served with TLS by [identity.Server].
 func (s *Server) Handler() http.Handler {
 	opts := []connect.HandlerOption{connect.WithInterceptors(api.Guard(s.refused)), connect.WithReadMaxBytes(8 << 20)}
-	small := []connect.HandlerOption{connect.WithInterceptors(api.Guard(s.refused)), connect.WithReadMaxBytes(32 << 10)}
+	small := []connect.HandlerOption{connect.WithInterceptors(api.Guard(s.refused)), connect.WithReadMaxBytes(maxStranger)}
 	mux := http.NewServeMux()
 	mux.Handle(boundaryv1connect.NewBootstrapHandler(bootstrap{s}, small...))
 	mux.Handle(boundaryv1connect.NewBoundaryHandler(s, opts...))
 	mux.Handle(controlv1connect.NewControlHandler(s, opts...))
+	errors := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		who := api.Who{Class: api.Stranger}
 		if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
@@ -133,6 +138,14 @@ func (s *Server) Handler() http.Handler {
 				return
 			}
 			who = api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial}
+		}
+		if strings.HasPrefix(r.URL.Path, "/"+boundaryv1connect.BootstrapName+"/") && r.ContentLength > maxStranger {
+			err := fault.New("controlplane.Bootstrap", fault.Invalid, "the message has %d bytes, at most %d are taken from a stranger", r.ContentLength, maxStranger)
+			if s.strangers.Allow() {
+				s.onRecord(r.Context(), s.self(), Refuse{What: r.URL.Path, Fault: fault.Invalid, Reason: fault.Text(err)})
+			}
+			_ = errors.Write(w, r, api.ToWire(err))
+			return
 		}
 		rc := http.NewResponseController(w)
 		ctx := context.WithValue(r.Context(), abortKey{}, func() {
