@@ -2,6 +2,8 @@
 GO      ?= go
 BIN     := bin
 export CGO_ENABLED ?= 1
+# Without it the tailnet node would open a TCP listener on the host: mesh refuses to start one in such a build.
+export GOFLAGS := $(GOFLAGS) -tags=ts_omit_peerapiserver
 
 TOOLS   := $(CURDIR)/bin/tools
 

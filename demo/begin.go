@@ -247,7 +247,7 @@ func (s *story) refusals() {
 	n, csr, aud := challenge()
 	try("another audience", "audience", n, csr, mint("appliance", "https://somewhere.else", 0))
 	n, csr, aud = challenge()
-	try("another subject", "service account", n, csr, mint("default", aud, 0))
+	try("another subject", "is registered", n, csr, mint("default", aud, 0))
 	n, csr, aud = challenge()
 	try("an expired token", "expired", n, csr, mint("appliance", aud, -3*time.Hour))
 	n, csr, aud = challenge()

@@ -15,6 +15,7 @@ import (
 
 	"tailscale.com/client/local"
 	"tailscale.com/envknob"
+	"tailscale.com/feature/buildfeatures"
 	"tailscale.com/ipn"
 	"tailscale.com/ipn/ipnstate"
 	"tailscale.com/tsnet"
@@ -61,6 +62,11 @@ var quiet = sync.OnceFunc(func() {
 // Join brings a node up; ctx bounds the wait. The node lives until Close.
 func Join(ctx context.Context, cfg TailnetConfig) (*Node, error) {
 	const op = "mesh.Join"
+	if buildfeatures.HasPeerAPIServer {
+		// tsnet would open a TCP listener of its own on every address of the host, for services between peers that nobody
+		// here uses. No setting keeps it shut, only this tag does; a process that promises to listen to nobody must not start it.
+		return nil, fault.New(op, fault.Unavailable, "this build would listen on the host for the tailnet: build with the tag ts_omit_peerapiserver, as make does")
+	}
 	if cfg.Dir == "" || cfg.Hostname == "" {
 		return nil, fault.New(op, fault.Invalid, "a tailnet node needs a host name and a folder for its state")
 	}

@@ -53,6 +53,7 @@ type Appliance struct {
 	secret workload.Secrets
 	gate   *ingress.Gate
 	sw     *mesh.Switch
+	routes map[string]mesh.Route // by name
 
 	link    atomic.Pointer[link]
 	linked  chan struct{} // holds one token each time a channel comes up
@@ -72,7 +73,7 @@ func NewBook(name fleet.ApplianceID, customer fleet.CustomerID) *ledger.Book[Sta
 // New opens the customer's book, the keys and the runtime. Close gives them back.
 func New(ctx context.Context, cfg *configs.Appliance, build string, log *slog.Logger) (*Appliance, error) {
 	const op = "appliance.New"
-	a := &Appliance{cfg: cfg, build: build, log: log, now: time.Now, linked: make(chan struct{}, 1)}
+	a := &Appliance{cfg: cfg, build: build, log: log, now: time.Now, linked: make(chan struct{}, 1), routes: map[string]mesh.Route{}}
 	a.running.live = map[string]*act{}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "can't make the directory %s", cfg.Dir)

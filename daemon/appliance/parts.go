@@ -105,6 +105,7 @@ func (a *Appliance) transports() (*mesh.Switch, error) {
 			return nil, err
 		}
 		routes = append(routes, named{r, t.Name})
+		a.routes[t.Name] = r
 	}
 	return mesh.NewSwitch(mesh.SwitchConfig{Routes: routes, Rand: mrand.Float64, Logger: a.log})
 }

@@ -76,7 +76,10 @@ func (a *Appliance) session(ctx context.Context, route string, c net.Conn, up fu
 			return err
 		}
 		a.log.Info("enrolled", "route", route)
-		return fault.New(op, fault.Unavailable, "enrolled just now: the channel begins on a connection of its own")
+		if c, err = a.routes[route].Dial(ctx, ""); err != nil { // the certificate is shown on a connection of its own
+			return err
+		}
+		defer c.Close()
 	}
 	l, err := a.open(ctx, route, c, a.wallet)
 	if err != nil {
