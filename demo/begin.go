@@ -249,7 +249,7 @@ func (s *story) refusals() {
 	n, csr, aud = challenge()
 	try("another subject", "is registered", n, csr, mint("default", aud, 0))
 	n, csr, aud = challenge()
-	try("an expired token", "expired", n, csr, mint("appliance", aud, -3*time.Hour))
+	try("an expired token", "ran out", n, csr, mint("appliance", aud, -3*time.Hour))
 	n, csr, aud = challenge()
 	good := mint("appliance", aud, 0)
 	try("a good token", "", n, csr, good)
