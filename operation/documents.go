@@ -3,9 +3,14 @@
 package operation
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"filippo.io/age"
 
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -129,82 +134,94 @@ type (
 	plainPlanApproval PlanApproval
 )
 
-// MarshalJSON writes the in-toto statement.
+// MarshalJSON writes the in-toto statement. Times are spelled in UTC, in each document.
 func (r Request) MarshalJSON() ([]byte, error) {
+	r.At, r.NotAfter = r.At.UTC(), r.NotAfter.UTC()
 	return write(TypeRequest, join(about("template", r.TemplateDigest), about("release", r.Release)), plainRequest(r))
 }
 
 // UnmarshalJSON reads the in-toto statement.
 func (r *Request) UnmarshalJSON(b []byte) error {
-	if err := read(b, TypeRequest, (*plainRequest)(r)); err != nil {
-		return err
+	d, err := read(b, TypeRequest, func(p plainRequest) Request { return Request(p) })
+	if err == nil {
+		*r = d
 	}
-	return same(b, r.MarshalJSON)
+	return err
 }
 
 // MarshalJSON writes the in-toto statement.
 func (a Approval) MarshalJSON() ([]byte, error) {
+	a.At, a.NotAfter = a.At.UTC(), a.NotAfter.UTC()
 	return write(TypeApproval, about("request", a.Request), plainApproval(a))
 }
 
 // UnmarshalJSON reads the in-toto statement.
 func (a *Approval) UnmarshalJSON(b []byte) error {
-	if err := read(b, TypeApproval, (*plainApproval)(a)); err != nil {
-		return err
+	d, err := read(b, TypeApproval, func(p plainApproval) Approval { return Approval(p) })
+	if err == nil {
+		*a = d
 	}
-	return same(b, a.MarshalJSON)
+	return err
 }
 
 // MarshalJSON writes the in-toto statement.
 func (r Result) MarshalJSON() ([]byte, error) {
+	r.Started, r.Ended = r.Started.UTC(), r.Ended.UTC()
 	return write(TypeResult, join(about("approval", r.Approval), about("stdout", r.Stdout), about("stderr", r.Stderr)), plainResult(r))
 }
 
 // UnmarshalJSON reads the in-toto statement.
 func (r *Result) UnmarshalJSON(b []byte) error {
-	if err := read(b, TypeResult, (*plainResult)(r)); err != nil {
-		return err
+	d, err := read(b, TypeResult, func(p plainResult) Result { return Result(p) })
+	if err == nil {
+		*r = d
 	}
-	return same(b, r.MarshalJSON)
+	return err
 }
 
 // MarshalJSON writes the in-toto statement.
 func (r Release) MarshalJSON() ([]byte, error) {
+	r.At = r.At.UTC()
 	return write(TypeRelease, join(about("result", r.Result), about("output", r.Output)), plainRelease(r))
 }
 
 // UnmarshalJSON reads the in-toto statement.
 func (r *Release) UnmarshalJSON(b []byte) error {
-	if err := read(b, TypeRelease, (*plainRelease)(r)); err != nil {
-		return err
+	d, err := read(b, TypeRelease, func(p plainRelease) Release { return Release(p) })
+	if err == nil {
+		*r = d
 	}
-	return same(b, r.MarshalJSON)
+	return err
 }
 
 // MarshalJSON writes the in-toto statement.
 func (c Cancel) MarshalJSON() ([]byte, error) {
+	c.At = c.At.UTC()
 	return write(TypeCancel, about("request", c.Request), plainCancel(c))
 }
 
 // UnmarshalJSON reads the in-toto statement.
 func (c *Cancel) UnmarshalJSON(b []byte) error {
-	if err := read(b, TypeCancel, (*plainCancel)(c)); err != nil {
-		return err
+	d, err := read(b, TypeCancel, func(p plainCancel) Cancel { return Cancel(p) })
+	if err == nil {
+		*c = d
 	}
-	return same(b, c.MarshalJSON)
+	return err
 }
 
 // MarshalJSON writes the in-toto statement.
 func (p PlanApproval) MarshalJSON() ([]byte, error) {
+	p.At, p.NotAfter = p.At.UTC(), p.NotAfter.UTC()
 	return write(TypePlanApproval, join(about("plan", p.Plan), about("release", p.Release)), plainPlanApproval(p))
 }
 
 // UnmarshalJSON reads the in-toto statement.
 func (p *PlanApproval) UnmarshalJSON(b []byte) error {
-	if err := read(b, TypePlanApproval, (*plainPlanApproval)(p)); err != nil {
-		return err
+	d, err := read(b, TypePlanApproval, func(p plainPlanApproval) PlanApproval { return PlanApproval(p) })
+	if err == nil {
+		*p = d
 	}
-	return same(b, p.MarshalJSON)
+	return err
 }
 
 // Limits of the documents.
@@ -212,6 +229,7 @@ const (
 	maxReason = 1 << 10
 	maxNonce  = 64
 	minNonce  = 16
+	maxSignal = 32
 )
 
 // check collects the first thing that is wrong with a document.
@@ -247,6 +265,7 @@ func (c *check) nonce(s string) {
 
 func (c *check) reason(s string) {
 	c.that(len(s) <= maxReason, "reason: at most %d bytes", maxReason)
+	c.that(legible(s), "reason: %s", notLegible)
 }
 
 func (c *check) window(at, notAfter time.Time) {
@@ -255,10 +274,20 @@ func (c *check) window(at, notAfter time.Time) {
 
 func (c *check) argv(argv []string) {
 	size := 0
-	for _, a := range argv {
+	for i, a := range argv {
 		size += len(a)
+		c.that(len(a) <= maxArg, "argv %d: at most %d bytes", i, maxArg)
+		c.that(legible(a), "argv %d: %s", i, notLegible)
 	}
-	c.that(len(argv) <= maxArgs && size <= maxArgs*maxArg/8, "argv: at most %d arguments", maxArgs)
+	c.that(len(argv) <= maxArgs && size <= maxArgv, "argv: at most %d arguments and %d bytes", maxArgs, maxArgv)
+}
+
+const notLegible = "must be UTF-8 without control characters and invisible ones: a person reads it before it runs"
+
+// legible tells whether a person sees s as it is: no escape sequence that redraws a terminal, no mark that turns the
+// direction of the text, nothing that JSON could not carry. Line breaks and tabs are seen for what they are.
+func legible(s string) bool {
+	return utf8.ValidString(s) && strings.IndexFunc(s, func(r rune) bool { return !unicode.IsGraphic(r) && r != '\n' && r != '\t' }) < 0
 }
 
 // Check tells the first thing that is wrong with the request by itself.
@@ -272,11 +301,14 @@ func (r Request) Check() error {
 	c.digest("template_digest", r.TemplateDigest)
 	c.digest("release", r.Release)
 	c.that(len(r.Vars) <= maxVars, "vars: at most %d", maxVars)
-	for k, v := range r.Vars {
-		c.that(len(k) <= 32 && len(v) <= MaxValue, "vars: a name has at most 32 bytes, a value %d", MaxValue)
+	for _, k := range slices.Sorted(maps.Keys(r.Vars)) {
+		c.that(varName.MatchString(k), "vars %q: not the name of a variable", clip(k))
+		c.that(len(r.Vars[k]) <= MaxValue, "vars %s: a value has at most %d bytes", k, MaxValue)
+		c.that(legible(r.Vars[k]), "vars %s: %s", k, notLegible)
 	}
 	c.reason(r.Reason)
-	c.that(strings.HasPrefix(r.Recipient, "age1") && len(r.Recipient) <= 128, "recipient: give the operator's age recipient, age1...")
+	_, err := age.ParseX25519Recipient(r.Recipient)
+	c.that(err == nil && len(r.Recipient) <= 128, "recipient: give the operator's age recipient, age1... of 62 characters")
 	c.window(r.At, r.NotAfter)
 	c.nonce(r.Nonce)
 	return c.err
@@ -306,10 +338,13 @@ func (r Result) Check() error {
 	c.digest("approval", r.Approval)
 	c.digest("stdout", r.Stdout)
 	c.digest("stderr", r.Stderr)
+	c.that(len(r.Argv) > 0, "argv: a result names the command that it is of")
 	c.argv(r.Argv)
 	c.that(slices.Contains([]State{Held, Failed, Cancelled}, r.State), "state: a result is held, failed or cancelled, not %q", clip(string(r.State)))
-	c.that(r.StdoutSize >= 0 && r.StderrSize >= 0, "sizes can't be negative")
-	c.that(len(r.Signal) <= 32, "signal: at most 32 bytes")
+	for _, n := range []int64{r.StdoutSize, r.StderrSize, r.StdoutSize + r.StderrSize} {
+		c.that(n >= 0 && n <= maxOutput, "stdout_size, stderr_size: 0 to %d bytes together", maxOutput)
+	}
+	c.that(len(r.Signal) <= maxSignal && legible(r.Signal), "signal: its name in at most %d bytes", maxSignal)
 	c.reason(r.Reason)
 	c.that(!r.Started.IsZero() && !r.Ended.Before(r.Started), "ended: must not be before started")
 	return c.err
@@ -354,7 +389,8 @@ func (p PlanApproval) Check() error {
 	c.digest("release", p.Release)
 	c.digest("plan", p.Plan)
 	c.that(len(p.Phases) > 0 && len(p.Phases) <= len(fleet.Phases()), "phases: name the phases that it needs")
-	for _, f := range p.Phases {
+	for i, f := range p.Phases {
+		c.that(!slices.Contains(p.Phases[:i], f), "phases: %q is named twice", clip(string(f)))
 		c.that(f == fleet.Install || f == fleet.Deploy, "phases: a plan needs install and deploy only, not %q", clip(string(f)))
 	}
 	c.window(p.At, p.NotAfter)

@@ -69,37 +69,44 @@ func write(kind string, subjects []subject, plain any) ([]byte, error) {
 	return json.Marshal(statement{statementType, subjects, kind, b})
 }
 
-// read takes a statement of one kind into plain. Its subjects are compared by whoever calls: seal refuses a payload that
-// is not spelled as write spells it, and write computes the subjects.
-func read(b []byte, kind string, plain any) error {
+// read takes a statement of one kind apart, and refuses one whose bytes are not those that its predicate gives: other
+// subjects, another spelling of a field, a time that is not in UTC. P is the document D without methods.
+func read[P any, D json.Marshaler](b []byte, kind string, doc func(P) D) (D, error) {
 	const op = "operation.read"
-	var s statement
-	if err := seal.StrictJSON(b, &s); err != nil {
-		return fault.At(op, fault.Invalid, err)
+	var none D
+	s, err := outer(b)
+	if err != nil {
+		return none, err
 	}
-	switch {
-	case s.Type != statementType:
-		return fault.New(op, fault.Invalid, "the document is not an in-toto statement of version 1")
-	case s.PredicateType != kind:
-		return fault.New(op, fault.Invalid, "the document is a %q, and a %q is wanted", clip(s.PredicateType), kind)
+	if s.PredicateType != kind {
+		return none, fault.New(op, fault.Invalid, "the document is a %q, and a %q is wanted", clip(s.PredicateType), kind)
 	}
-	if err := seal.StrictJSON(s.Predicate, plain); err != nil {
-		return fault.At(op, fault.Invalid, err)
+	var plain P
+	if err := seal.StrictJSON(s.Predicate, &plain); err != nil {
+		return none, fault.At(op, fault.Invalid, err)
 	}
-	return nil
+	d := doc(plain)
+	want, err := d.MarshalJSON()
+	if err != nil {
+		return none, fault.At(op, fault.Invalid, err)
+	}
+	var got, again bytes.Buffer
+	if json.Compact(&got, b) != nil || json.Compact(&again, want) != nil || !bytes.Equal(got.Bytes(), again.Bytes()) {
+		return none, fault.New(op, fault.Invalid, "the statement's subjects, or its spelling, are not those of its predicate")
+	}
+	return d, nil
 }
 
-// same refuses a statement whose bytes are not those that its predicate gives.
-func same(got []byte, again func() ([]byte, error)) error {
-	want, err := again()
-	if err != nil {
-		return err
+// outer reads what is around a predicate.
+func outer(b []byte) (statement, error) {
+	var s statement
+	if err := seal.StrictJSON(b, &s); err != nil {
+		return s, fault.At("operation.read", fault.Invalid, err)
 	}
-	var a, b bytes.Buffer
-	if json.Compact(&a, got) != nil || json.Compact(&b, want) != nil || !bytes.Equal(a.Bytes(), b.Bytes()) {
-		return fault.New("operation.read", fault.Invalid, "the statement's subjects, or its spelling, are not those of its predicate")
+	if s.Type != statementType {
+		return s, fault.New("operation.read", fault.Invalid, "the document is not an in-toto statement of version 1")
 	}
-	return nil
+	return s, nil
 }
 
 // kindOf reads nothing but the type of a statement and keeps its bytes.
@@ -113,8 +120,8 @@ func (kindOf) PayloadType() string { return payloadType }
 func (k kindOf) MarshalJSON() ([]byte, error) { return k.raw, nil }
 
 func (k *kindOf) UnmarshalJSON(b []byte) error {
-	var s statement
-	if err := seal.StrictJSON(b, &s); err != nil {
+	s, err := outer(b)
+	if err != nil {
 		return err
 	}
 	k.raw, k.kind = bytes.Clone(b), s.PredicateType
@@ -122,10 +129,16 @@ func (k *kindOf) UnmarshalJSON(b []byte) error {
 }
 
 // Kind tells the predicate type of a sealed statement, UNVERIFIED: it chooses what to open it as, and nothing else.
+// It is one of the types of this package; any other is fault.Invalid.
 func Kind(sealed []byte) (string, error) {
+	const op = "operation.Kind"
 	k, err := seal.Peek[kindOf](sealed)
 	if err != nil {
-		return "", fault.At("operation.Kind", "", err)
+		return "", fault.At(op, "", err)
 	}
-	return k.kind, nil
+	switch k.kind {
+	case TypeRequest, TypeApproval, TypeResult, TypeRelease, TypeCancel, TypePlanApproval:
+		return k.kind, nil
+	}
+	return "", fault.New(op, fault.Invalid, "a statement of type %q is not known here: it may be from a newer version", clip(k.kind))
 }

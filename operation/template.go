@@ -7,8 +7,13 @@
 //
 // What ran is what was asked for, what was asked for is what the customer approved, and what left is what the customer
 // released: each statement carries the digest of the one before it, each is signed by the one party whose word it is,
-// and VerifyChain checks all of it offline. A value that the vendor fills in is one argument of one program: there is
-// no shell, no word splitting and no option that a value could turn into.
+// and all of it is checked offline: VerifyChain the documents, VerifyTemplate the command, VerifyOutput what was let out.
+// A value that the vendor fills in stays inside one argument of one program: nothing here splits or expands it, it never
+// begins an argument with "-", and a template that would paste it into the script of a shell is refused. What a program
+// makes of its arguments is the program's affair: the person who approves sees each of them, and no invisible character.
+//
+// What is signed is a party's word: which of its keys signed, and how many had to, is for the caller of seal.Open to
+// decide. Standing approval: not yet.
 //
 // # Wire format
 //
@@ -26,19 +31,15 @@
 package operation
 
 import (
-	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"maps"
+	"path"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-
-	"go.yaml.in/yaml/v3"
 
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -51,11 +52,13 @@ const (
 	MaxValue        = 4096 // bytes of one value
 	maxArgs         = 256
 	maxArg          = 8 << 10
+	maxArgv         = 64 << 10 // bytes of all arguments: with every byte escaped they still fit a sealed document
 	maxVars         = 64
 	maxPattern      = 512
 	defaultValue    = 256
 	maxTimeout      = 24 * time.Hour
 	maxOutput       = 64 << 20
+	maxWrites       = 64
 )
 
 // Kinds of template.
@@ -108,55 +111,6 @@ var (
 	placeholder = regexp.MustCompile(`\$\{([^}]*)\}`)
 )
 
-// ParseTemplate reads one YAML document. Unknown and repeated keys are refused with their line.
-func ParseTemplate(file []byte) (Template, error) {
-	const op = "operation.ParseTemplate"
-	if len(file) > MaxTemplate {
-		return Template{}, fault.New(op, fault.Invalid, "the template has %d bytes, at most %d are allowed", len(file), MaxTemplate)
-	}
-	if err := plainYAML(op, file); err != nil {
-		return Template{}, err
-	}
-	var t Template
-	d := yaml.NewDecoder(bytes.NewReader(file))
-	d.KnownFields(true)
-	if err := d.Decode(&t); err != nil {
-		return Template{}, fault.Because(err, op, fault.Invalid, "not a template: %s", clipText(strings.TrimPrefix(err.Error(), "yaml: ")))
-	}
-	if err := t.Check(); err != nil {
-		return Template{}, err
-	}
-	return t, nil
-}
-
-// plainYAML refuses a second document and aliases: what one sees is what there is.
-func plainYAML(op string, file []byte) error {
-	d := yaml.NewDecoder(bytes.NewReader(file))
-	var n yaml.Node
-	if err := d.Decode(&n); err != nil {
-		if errors.Is(err, io.EOF) {
-			return fault.New(op, fault.Invalid, "the template is empty")
-		}
-		return fault.Because(err, op, fault.Invalid, "not YAML: %s", clipText(strings.TrimPrefix(err.Error(), "yaml: ")))
-	}
-	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return fault.New(op, fault.Invalid, "the template must be one YAML document")
-	}
-	var walk func(*yaml.Node) error
-	walk = func(n *yaml.Node) error {
-		if n.Kind == yaml.AliasNode || n.Anchor != "" {
-			return fault.New(op, fault.Invalid, "line %d: anchors and aliases are not allowed in a template", n.Line)
-		}
-		for _, c := range n.Content {
-			if err := walk(c); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	return walk(&n)
-}
-
 // Check tells whether the template is whole.
 func (t Template) Check() error {
 	const op = "operation.Template"
@@ -169,8 +123,8 @@ func (t Template) Check() error {
 	if err := fleet.CheckName("template", t.Name); err != nil {
 		return err
 	}
-	if t.About == "" || len(t.About) > 2048 {
-		return bad("about: say in 1 to 2048 bytes what it does, for the person who approves it")
+	if t.About == "" || len(t.About) > 2048 || !legible(t.About) {
+		return bad("about: say in 1 to 2048 bytes of plain text what it does, for the person who approves it")
 	}
 	switch t.Kind {
 	case KindExec:
@@ -193,9 +147,12 @@ func (t Template) Check() error {
 	if t.Output < 0 || t.Output > maxOutput {
 		return bad("output %d: use 0 to %d bytes", t.Output, maxOutput)
 	}
+	if len(t.Effects.Writes) > maxWrites {
+		return bad("effects.writes: at most %d", maxWrites)
+	}
 	for _, w := range t.Effects.Writes {
-		if !strings.HasPrefix(w, "/") || w == "/" || strings.Contains(w+"/", "/../") || len(w) > 512 || strings.ContainsRune(w, 0) {
-			return bad("effects.writes %q: use absolute paths below the root, without ..", clip(w))
+		if !path.IsAbs(w) || w == "/" || path.Clean(w) != w || len(w) > 512 || !legible(w) {
+			return bad("effects.writes %q: use absolute paths below the root in their shortest form, without ..", clip(w))
 		}
 	}
 	if t.Tier == fleet.OperateRead && len(t.Effects.Writes) > 0 {
@@ -213,8 +170,8 @@ func (t Template) checkArgs(bad func(string, ...any) error) error {
 	}
 	used := map[string]bool{}
 	for i, a := range t.Run {
-		if len(a) > maxArg || strings.ContainsRune(a, 0) {
-			return bad("argv %d: at most %d bytes and no NUL", i, maxArg)
+		if len(a) > maxArg || !legible(a) {
+			return bad("argv %d: at most %d bytes of plain text, no invisible characters", i, maxArg)
 		}
 		for _, m := range placeholder.FindAllStringSubmatch(a, -1) {
 			if i == 0 {
@@ -229,6 +186,69 @@ func (t Template) checkArgs(bad func(string, ...any) error) error {
 			return bad("argv %d: ${ without its }", i)
 		}
 	}
+	if err := t.checkOptions(bad); err != nil {
+		return err
+	}
+	return t.checkVars(bad, used)
+}
+
+// checkOptions refuses templates whose arguments a value could turn into something else than an argument.
+func (t Template) checkOptions(bad func(string, ...any) error) error {
+	for i, a := range t.Run {
+		literal, _, filled := strings.Cut(a, "${")
+		if !filled {
+			continue
+		}
+		if strings.Trim(literal, "-") == "" && literal != "" || strings.HasPrefix(literal, "--") && !strings.Contains(literal, "=") {
+			return bad("argv %d: a value would choose the option: write its name out, as in --name=${value}", i)
+		}
+		before := t.Run[i-1] // argv 0 has no placeholder
+		if i > 1 && strings.HasPrefix(before, "-") && before != "--" && !strings.ContainsAny(before, "=$") && t.optional(a) {
+			return bad("argv %d: left out, it would leave %q before it alone: write --name=${value} as one argument", i, clip(before))
+		}
+	}
+	if i := shellScript(t.Run); i >= 0 && strings.Contains(t.Run[i], "${") {
+		return bad("argv %d: a shell would read the value as commands: hand it over as an argument, as in sh -c 'cat -- \"$1\"' sh ${value}", i)
+	}
+	return nil
+}
+
+func (t Template) optional(arg string) bool {
+	for _, m := range placeholder.FindAllStringSubmatch(arg, -1) {
+		if t.Vars[m[1]].Optional {
+			return true
+		}
+	}
+	return false
+}
+
+// shellScript finds the argument that a shell among argv would read as its script after -c, or gives -1. It guards
+// against an honest mistake; a program that is no shell by name and acts like one is beyond it.
+func shellScript(argv []string) int {
+	shell, command := false, false
+	for i := 0; i < len(argv); i++ {
+		a := argv[i]
+		switch option := len(a) > 1 && (a[0] == '-' || a[0] == '+'); {
+		case !shell:
+			shell = slices.Contains(shells(), path.Base(a))
+		case option && !strings.HasPrefix(a, "--"):
+			command = command || a[0] == '-' && strings.Contains(a, "c")
+			if strings.HasSuffix(a, "o") { // takes the next argument, the name of a setting
+				i++
+			}
+		case option:
+		case command:
+			return i
+		}
+	}
+	return -1
+}
+
+func shells() []string {
+	return []string{"sh", "ash", "bash", "csh", "dash", "fish", "ksh", "mksh", "rbash", "tcsh", "zsh"}
+}
+
+func (t Template) checkVars(bad func(string, ...any) error, used map[string]bool) error {
 	for _, name := range slices.Sorted(maps.Keys(t.Vars)) {
 		v := t.Vars[name]
 		switch {
@@ -240,6 +260,8 @@ func (t Template) checkArgs(bad func(string, ...any) error) error {
 			return bad("vars %s: type %q: use string, int or bool", name, clip(v.Type))
 		case v.Type == TypeString && v.Pattern == "":
 			return bad("vars %s: a string needs a pattern, for instance ^[a-z0-9-]+$", name)
+		case len(v.About) > maxReason || !legible(v.About) || !legible(v.Pattern):
+			return bad("vars %s: about and pattern: at most %d bytes of plain text", name, maxReason)
 		case v.Max < 0 || v.Max > MaxValue:
 			return bad("vars %s: max %d: use 1 to %d", name, v.Max, MaxValue)
 		}
@@ -311,7 +333,7 @@ func (t Template) Argv(vars map[string]string) ([]string, error) {
 			return nil, fault.New(op, fault.Invalid, "the variable %q has no value", name)
 		}
 	}
-	argv := make([]string, 0, len(t.Run))
+	argv, size := make([]string, 0, len(t.Run)), 0
 	for i, a := range t.Run {
 		left := false
 		for _, m := range placeholder.FindAllStringSubmatch(a, -1) {
@@ -326,8 +348,8 @@ func (t Template) Argv(vars map[string]string) ([]string, error) {
 		if strings.HasPrefix(a, "${") && strings.HasPrefix(arg, "-") {
 			return nil, fault.New(op, fault.Invalid, "argument %d would begin with the value %q: a value can't be an option", i, clip(arg))
 		}
-		if len(arg) > maxArg {
-			return nil, fault.New(op, fault.Invalid, "argument %d has %d bytes, at most %d are allowed", i, len(arg), maxArg)
+		if size += len(arg); len(arg) > maxArg || size > maxArgv {
+			return nil, fault.New(op, fault.Invalid, "argument %d: at most %d bytes, and %d with those before it", i, maxArg, maxArgv)
 		}
 		argv = append(argv, arg)
 	}
@@ -339,8 +361,11 @@ func (v Var) accept(op, name, value string) error {
 	if limit == 0 {
 		limit = defaultValue
 	}
-	if len(value) > limit || strings.ContainsRune(value, 0) {
-		return fault.New(op, fault.Invalid, "the variable %q: at most %d bytes and no NUL", name, limit)
+	if len(value) > limit {
+		return fault.New(op, fault.Invalid, "the variable %q: at most %d bytes", name, limit)
+	}
+	if !legible(value) {
+		return fault.New(op, fault.Invalid, "the value of the variable %q %s", name, notLegible)
 	}
 	switch v.Type {
 	case TypeInt:
@@ -368,13 +393,6 @@ func (v Var) accept(op, name, value string) error {
 func clip(s string) string {
 	if len(s) > 64 {
 		return s[:64] + "..."
-	}
-	return s
-}
-
-func clipText(s string) string {
-	if len(s) > 200 {
-		return s[:200] + "..."
 	}
 	return s
 }

@@ -36,6 +36,9 @@ type list struct {
 	lines []string
 	index uint64
 	last  map[uint64]int // proposals an entry
+
+	refuse bool // to restore
+	tried  int  // to restore
 }
 
 func (l *list) Rehearse(data []byte) error {
@@ -67,6 +70,9 @@ func (l *list) Snapshot() (io.WriterTo, error) {
 }
 
 func (l *list) Restore(r io.Reader) error {
+	if l.tried++; l.refuse {
+		return errors.New("refused")
+	}
 	var lines []string
 	for s := bufio.NewScanner(r); s.Scan(); {
 		lines = append(lines, s.Text())
@@ -131,16 +137,22 @@ func onlyNodes(p fleet.Principal, _ fleet.Serial) error {
 	return nil
 }
 
+// free gives an address that nobody listens at.
+func free(t testing.TB) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
 func start(t testing.TB, n int, edit func(i int, c *raft.Config)) *cluster {
 	t.Helper()
 	c := &cluster{t: t, ca: newCA(t), edit: edit}
 	for i := range n {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.members = append(c.members, raft.Member{ID: fmt.Sprintf("n%d", i), Addr: ln.Addr().String()})
-		ln.Close()
+		c.members = append(c.members, raft.Member{ID: fmt.Sprintf("n%d", i), Addr: free(t)})
 		c.dirs = append(c.dirs, filepath.Join(t.TempDir(), fmt.Sprint(i)))
 	}
 	c.lists, c.nodes = make([]*list, n), make([]*raft.Node, n)
@@ -157,7 +169,13 @@ func start(t testing.TB, n int, edit func(i int, c *raft.Config)) *cluster {
 
 func (c *cluster) config(i int) raft.Config {
 	c.t.Helper()
-	ln, err := net.Listen("tcp", c.members[i].Addr)
+	return c.configAt(i, c.members[i].Addr)
+}
+
+// configAt is the config of node i with a listener anywhere.
+func (c *cluster) configAt(i int, addr string) raft.Config {
+	c.t.Helper()
+	ln, err := net.Listen("tcp", addr)
 	if err != nil {
 		c.t.Fatal(err)
 	}

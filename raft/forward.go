@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/binary"
 	"io"
+	"net"
 	"strings"
 	"sync"
 	"time"
@@ -18,18 +19,25 @@ import (
 //
 //	length of the rest, 4 bytes | id of the question, 8 bytes | kind, 1 byte | payload
 //
-// Questions: 'p' a proposal, 'r' a read index. Answers: 'a' the machine's answer or 8 bytes of index, 'f' a fault: its kind, a line
-// feed, its sentence. A question that came by this way is never forwarded again.
+// Questions: 'p' and 4 bytes of patience in ms and a proposal; 'r' a read index, 4 bytes of patience; 't' the term of the
+// answerer. Answers: 'a' the machine's answer, or 8 bytes of index or term; 'f' a fault: its kind, a line feed, its
+// sentence. A question that came by this way is never forwarded again.
+//
+// Who asks says 't' with id 0 every 2 s. Either side drops a connection on which it hears nothing for 6 s.
 const (
 	askPropose = 'p'
 	askRead    = 'r'
+	askTerm    = 't'
 	answerOK   = 'a'
 	answerBad  = 'f'
 
 	frameHead   = 9
-	maxFrame    = MaxProposal + frameHead
-	maxAsking   = 1024 // questions of one peer at a time
+	maxFrame    = MaxProposal + frameHead + 4
+	maxAsking   = 4096 // questions of one connection at a time; the next is told to come back
 	forwardWait = 30 * time.Second
+
+	pulseEvery = 2 * time.Second
+	pulseWait  = 3 * pulseEvery
 )
 
 type frame struct {
@@ -64,63 +72,134 @@ func readFrame(r io.Reader) (frame, error) {
 	return frame{binary.BigEndian.Uint64([]byte(s[:8])), s[8], []byte(s[9:])}, nil
 }
 
-// serveForward answers the questions of one peer.
+// heard is a connection that breaks when nothing comes for a while, or when it is told to stop reading.
+type heard struct {
+	*tracked
+	mu      sync.Mutex
+	stopped bool
+}
+
+func (h *heard) Read(b []byte) (int, error) {
+	h.mu.Lock()
+	if h.stopped {
+		h.mu.Unlock()
+		return 0, net.ErrClosed
+	}
+	_ = h.SetReadDeadline(time.Now().Add(pulseWait))
+	h.mu.Unlock()
+	return h.tracked.Read(b)
+}
+
+func (h *heard) stop() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.stopped = true
+	_ = h.SetReadDeadline(time.Unix(1, 0))
+}
+
+// serveForward answers the questions of one peer. When its connection ends, what it still waits for is given up; when the
+// node ends, what was asked is answered first.
 func (n *Node) serveForward(c *tracked) {
 	var (
 		wg    sync.WaitGroup
 		mu    sync.Mutex // guards writing
 		slots = make(chan struct{}, maxAsking)
-		in    = bufio.NewReaderSize(c, 64<<10)
+		from  = &heard{tracked: c}
+		in    = bufio.NewReaderSize(from, 64<<10)
 	)
-	defer wg.Wait()
-	defer c.Close()
+	ctx, cancel := context.WithCancel(context.Background()) // not the node's: who is being answered gets the answer
+	defer context.AfterFunc(n.ctx, from.stop)()
+	defer func() {
+		if n.ctx.Err() == nil {
+			cancel()
+		}
+		wg.Wait()
+		cancel()
+		c.abort()
+	}()
+	answer := func(f frame) {
+		mu.Lock()
+		defer mu.Unlock()
+		_ = c.SetWriteDeadline(time.Now().Add(pulseWait))
+		if writeFrame(c, f) != nil {
+			c.abort()
+		}
+	}
 	for {
 		f, err := readFrame(in)
 		if err != nil {
 			return
 		}
+		if f.kind == askTerm {
+			answer(frame{f.id, answerOK, binary.BigEndian.AppendUint64(nil, n.raft.CurrentTerm())})
+			continue
+		}
 		select {
 		case slots <- struct{}{}:
-		case <-n.ctx.Done():
-			return
+		default:
+			answer(bad(f.id, fault.New("raft.serve", fault.Busy, "too many questions at once: try again in a moment")))
+			continue
 		}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			ans := n.serve(f)
-			mu.Lock()
-			defer mu.Unlock()
-			_ = c.SetWriteDeadline(time.Now().Add(rpcWait))
-			if writeFrame(c, ans) != nil {
-				_ = c.Close()
-			}
+			answer(n.serve(ctx, f))
 		})
 	}
 }
 
-func (n *Node) serve(f frame) frame {
-	ctx, cancel := context.WithTimeout(n.ctx, forwardWait)
+func bad(id uint64, err error) frame {
+	return frame{id, answerBad, []byte(string(fault.Of(err)) + "\n" + fault.Text(err))}
+}
+
+func (n *Node) serve(ctx context.Context, f frame) frame {
+	const op = "raft.serve"
+	if len(f.payload) < 4 {
+		return bad(f.id, fault.New(op, fault.Invalid, "a question of kind %q without patience", f.kind))
+	}
+	wait := min(time.Duration(binary.BigEndian.Uint32(f.payload))*time.Millisecond, forwardWait)
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	var ans []byte
-	err := error(fault.New("raft.serve", fault.Invalid, "a question of kind %q", f.kind))
+	err := error(fault.New(op, fault.Invalid, "a question of kind %q", f.kind))
 	switch f.kind {
 	case askPropose:
-		ans, err = n.propose(ctx, f.payload)
+		if len(f.payload)-4 > MaxProposal {
+			return bad(f.id, fault.New(op, fault.Invalid, "the proposal is too large"))
+		}
+		if ans, err = n.propose(ctx, f.payload[4:]); len(ans) > MaxProposal {
+			err = fault.New(op, fault.Unsure, "it has happened, and the machine's answer is too large to be sent")
+		}
 	case askRead:
 		var index uint64
-		index, err = n.readIndex()
+		index, err = n.readIndex(ctx)
 		ans = binary.BigEndian.AppendUint64(nil, index)
 	}
 	if err != nil {
-		return frame{f.id, answerBad, []byte(string(fault.Of(err)) + "\n" + fault.Text(err))}
+		return bad(f.id, err)
 	}
 	return frame{f.id, answerOK, ans}
 }
 
-// forwarder asks leaders: one connection each, made when it is needed.
+// forwarder asks members: one connection each, made when it is needed.
 type forwarder struct {
 	n     *Node
-	mu    sync.Mutex
-	lines map[string]*line
+	peers map[string]*peer
+}
+
+type peer struct {
+	Member
+	dialing chan struct{} // holds one token: who has it may dial
+	mu      sync.Mutex
+	line    *line
+}
+
+func newForwarder(n *Node) forwarder {
+	f := forwarder{n, map[string]*peer{}}
+	for _, m := range n.cfg.First {
+		f.peers[m.ID] = &peer{Member: m, dialing: make(chan struct{}, 1)}
+		f.peers[m.ID].dialing <- struct{}{}
+	}
+	return f
 }
 
 // line is one connection to a leader.
@@ -134,45 +213,69 @@ type line struct {
 	broken  bool
 }
 
-func (f *forwarder) close() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, l := range f.lines {
-		_ = l.c.Close()
-	}
-}
-
-// line gives the connection to a leader.
+// line gives the connection to a member. One caller dials, the others wait for it.
 func (f *forwarder) line(ctx context.Context, id string) (*line, error) {
-	f.mu.Lock()
-	l := f.lines[id]
-	f.mu.Unlock()
+	const op = "raft.forward"
+	p := f.peers[id]
+	if p == nil {
+		return nil, fault.New(op, fault.Unavailable, "no member is called %q", id)
+	}
+	ctx, cancel := context.WithTimeout(ctx, min(rpcWait, max(time.Second, 2*f.n.cfg.Timing.Election)))
+	defer cancel()
+	defer context.AfterFunc(f.n.ctx, cancel)()
+	select {
+	case <-p.dialing:
+	case <-ctx.Done():
+		return nil, fault.Because(ctx.Err(), op, fault.Unavailable, "node %s is not reached", id)
+	}
+	defer func() { p.dialing <- struct{}{} }()
+	p.mu.Lock()
+	l := p.line
+	p.mu.Unlock()
 	if l != nil && !l.isBroken() {
 		return l, nil
 	}
-	addr, err := f.n.addrOf(id)
-	if err != nil {
-		return nil, err
-	}
-	dctx, cancel := context.WithTimeout(ctx, rpcWait)
-	defer cancel()
-	c, err := f.n.net.dial(dctx, id, addr, ProtoForward)
+	c, err := f.n.net.dial(ctx, id, p.Addr, ProtoForward)
 	if err != nil {
 		return nil, err
 	}
 	l = &line{c: c, waiting: map[uint64]chan frame{}}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if was := f.lines[id]; was != nil && !was.isBroken() { // another caller was faster
-		_ = c.Close()
-		return was, nil
+	if !f.n.net.spawn(l.read, l.pulse) {
+		c.abort()
+		return nil, errClosing
 	}
-	if f.lines == nil {
-		f.lines = map[string]*line{}
-	}
-	f.lines[id] = l
-	f.n.net.wg.Go(l.read)
+	p.mu.Lock()
+	p.line = l
+	p.mu.Unlock()
 	return l, nil
+}
+
+// send writes one frame, and ends the connection where it can't.
+func (l *line) send(f frame) error {
+	l.write.Lock()
+	defer l.write.Unlock()
+	_ = l.c.SetWriteDeadline(time.Now().Add(pulseWait))
+	err := writeFrame(l.c, f)
+	if err != nil {
+		l.c.abort()
+	}
+	return err
+}
+
+// pulse lets both sides hear that the other is there.
+func (l *line) pulse() {
+	t := time.NewTicker(pulseEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-l.c.done:
+			return
+		case <-t.C:
+			if l.send(frame{kind: askTerm}) != nil {
+				return
+			}
+		}
+	}
 }
 
 func (l *line) isBroken() bool {
@@ -183,7 +286,7 @@ func (l *line) isBroken() bool {
 
 // read hands answers to those who asked, until the connection ends.
 func (l *line) read() {
-	in := bufio.NewReaderSize(l.c, 64<<10)
+	in := bufio.NewReaderSize(&heard{tracked: l.c}, 64<<10)
 	for {
 		f, err := readFrame(in)
 		l.mu.Lock()
@@ -194,7 +297,7 @@ func (l *line) read() {
 				close(ch)
 			}
 			l.mu.Unlock()
-			_ = l.c.Close()
+			l.c.abort()
 			return
 		}
 		if ch := l.waiting[f.id]; ch != nil {
@@ -205,7 +308,7 @@ func (l *line) read() {
 	}
 }
 
-// ask puts a question to the leader. Once it began to be sent, a broken line means that it may have been acted upon.
+// ask puts a question to a member. Once it began to be sent, a broken line means that it may have been acted upon.
 func (f *forwarder) ask(ctx context.Context, leader string, kind byte, payload []byte) ([]byte, error) {
 	const op = "raft.forward"
 	l, err := f.line(ctx, leader)
@@ -222,13 +325,14 @@ func (f *forwarder) ask(ctx context.Context, leader string, kind byte, payload [
 	id := l.next
 	l.waiting[id] = ch
 	l.mu.Unlock()
-	l.write.Lock()
-	_ = l.c.SetWriteDeadline(time.Now().Add(rpcWait))
-	err = writeFrame(l.c, frame{id, kind, payload})
-	l.write.Unlock()
-	if err != nil {
-		_ = l.c.Close()
+	if kind != askTerm {
+		wait := forwardWait
+		if t, ok := ctx.Deadline(); ok {
+			wait = min(wait, max(time.Until(t), time.Millisecond))
+		}
+		payload = append(binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(payload)), uint32(wait.Milliseconds())), payload...)
 	}
+	_ = l.send(frame{id, kind, payload}) // where it fails the line breaks, and that is heard below
 	unsure := fault.New(op, fault.Unsure, "the line to the leader broke: it may have happened, propose the same again with the same request id")
 	select {
 	case got, ok := <-ch:
@@ -250,21 +354,4 @@ func (f *forwarder) ask(ctx context.Context, leader string, kind byte, payload [
 		l.mu.Unlock()
 		return nil, fault.Because(ctx.Err(), op, fault.Unsure, "the time was up while the leader was asked: it may happen, propose the same again with the same request id")
 	}
-}
-
-// readIndex asks a leader how far a reader must be. To ask again is always safe.
-func (f *forwarder) readIndex(ctx context.Context, leader string) (uint64, error) {
-	const op = "raft.forward"
-	b, err := f.ask(ctx, leader, askRead, nil)
-	if err != nil {
-		k := fault.Of(err)
-		if k == fault.Unsure && ctx.Err() == nil {
-			k = fault.Unavailable
-		}
-		return 0, fault.At(op, k, err)
-	}
-	if len(b) != 8 {
-		return 0, fault.New(op, fault.Internal, "the leader gave an index of %d bytes", len(b))
-	}
-	return binary.BigEndian.Uint64(b), nil
 }

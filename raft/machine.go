@@ -78,37 +78,50 @@ func (f *machine) failure() error {
 	return f.err
 }
 
-// answers is what Apply gives to the leader's future: one answer a proposal.
-type answers struct {
-	each [][]byte
-	err  error
-}
-
-// Apply implements hraft.FSM. After an error nothing more is applied: the entries after it would be applied to a state
-// that differs from the others'.
+// Apply implements hraft.FSM. It gives []result, one a proposal, or one for all. After an error nothing more is applied:
+// the entries after it would be applied to a state that differs from the others'. An entry that is not applied here is
+// in the log all the same, and others may apply it: its proposers are unsure.
 func (f *machine) Apply(l *hraft.Log) any {
+	const op = "raft.Apply"
+	unsure := func(err error) result {
+		return result{err: fault.Because(err, op, fault.Unsure, "this is in the log, and this node can't apply it: ask another one")}
+	}
 	if err := f.failure(); err != nil {
-		return answers{err: err}
+		return []result{unsure(err)}
 	}
 	pack, err := decodePack(l.Data)
-	out := answers{each: make([][]byte, 0, len(pack))}
+	out := make([]result, 0, max(1, len(pack)))
 	for _, data := range pack {
+		if err != nil {
+			out = append(out, unsure(err))
+			continue
+		}
 		var ans []byte
 		if ans, err = f.m.Apply(l.Index, data); err != nil {
-			break
+			out = append(out, unsure(err))
+			continue
 		}
-		out.each = append(out.each, ans)
+		out = append(out, result{ans: ans})
 	}
 	if err != nil {
-		err = fault.Because(err, "raft.Apply", fault.Internal, "entry %d can't be applied: this node must be replaced by a build that can", l.Index)
-		f.mu.Lock()
-		f.err = err
-		close(f.dead)
-		f.mu.Unlock()
-		return answers{err: err}
+		f.fail(fault.Because(err, op, fault.Internal, "entry %d can't be applied: this node must be replaced by a build that can", l.Index))
+		if len(out) == 0 {
+			out = append(out, unsure(err))
+		}
+		return out
 	}
 	f.move(l.Index)
 	return out
+}
+
+// fail stops the machine for ever.
+func (f *machine) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err == nil {
+		f.err = err
+		close(f.dead)
+	}
 }
 
 func (f *machine) move(index uint64) {
@@ -161,23 +174,33 @@ func (s *snapshot) Persist(sink hraft.SnapshotSink) error {
 // Release implements hraft.FSMSnapshot.
 func (*snapshot) Release() {}
 
-// Restore implements hraft.FSM.
+// Restore implements hraft.FSM. A snapshot that can't be restored stops the node: the library would fall back to an older
+// one, or be sent the same again, for ever.
 func (f *machine) Restore(r io.ReadCloser) error {
-	const op = "raft.Restore"
 	defer r.Close()
-	in := bufio.NewReaderSize(r, 64<<10)
+	if err := f.failure(); err != nil {
+		return err
+	}
+	index, err := f.restore(bufio.NewReaderSize(r, 64<<10))
+	if err != nil {
+		err = fault.Because(err, "raft.Restore", fault.Internal, "the snapshot can't be restored: this node must be replaced by a build that can")
+		f.fail(err)
+		return err
+	}
+	f.move(index)
+	return nil
+}
+
+func (f *machine) restore(in *bufio.Reader) (uint64, error) {
+	const op = "raft.Restore"
 	line, err := in.ReadSlice('\n')
 	if err != nil {
-		return fault.Because(err, op, fault.Invalid, "the snapshot has no first line")
+		return 0, fault.Because(err, op, fault.Invalid, "the snapshot has no first line")
 	}
 	word, number, _ := strings.Cut(strings.TrimSuffix(string(line), "\n"), " ")
 	index, err := strconv.ParseUint(number, 10, 64)
 	if word != snapshotWord || err != nil {
-		return fault.New(op, fault.Invalid, "the snapshot is not of the format %s", snapshotWord)
+		return 0, fault.New(op, fault.Invalid, "the snapshot is not of the format %s", snapshotWord)
 	}
-	if err := f.m.Restore(in); err != nil {
-		return fault.At(op, "", err)
-	}
-	f.move(index)
-	return nil
+	return index, f.m.Restore(in)
 }

@@ -24,8 +24,9 @@ const (
 	ProtoForward = "demarc-forward/1"
 )
 
-// maxConns bounds the connections that are open at the listener; peers need a handful each.
-const maxConns = 512
+// maxGreetings bounds the handshakes that are going on at the listener. Connections that have proven who they are do
+// not count: a stranger can keep strangers out, not cut the peers off from each other.
+const maxGreetings = 128
 
 // network is one listener with two protocols, and the way out to the peers. It is hraft's StreamLayer.
 type network struct {
@@ -35,14 +36,16 @@ type network struct {
 	wg    sync.WaitGroup
 	slots chan struct{}
 
-	mu     sync.Mutex
-	conns  map[net.Conn]struct{}
-	isCut  bool
-	closed bool
+	mu       sync.Mutex
+	conns    map[*tracked]struct{}
+	serving  sync.WaitGroup // forward connections whose questions are being answered
+	isCut    bool
+	draining bool // no forward connection begins any more
+	closed   bool
 }
 
 func newNetwork(n *Node) *network {
-	return &network{n: n, tls: n.cfg.ServerTLS, raft: make(chan net.Conn), slots: make(chan struct{}, maxConns), conns: map[net.Conn]struct{}{}}
+	return &network{n: n, tls: n.cfg.ServerTLS, raft: make(chan net.Conn), slots: make(chan struct{}, maxGreetings), conns: map[*tracked]struct{}{}}
 }
 
 // accept takes connections until the listener closes.
@@ -68,25 +71,42 @@ func (w *network) accept() {
 			continue
 		}
 		w.wg.Go(func() {
-			defer func() { <-w.slots }()
-			w.welcome(c)
+			t, err := w.greet(c)
+			<-w.slots
+			if err == nil {
+				w.welcome(t)
+				return
+			}
+			_ = c.Close()
+			if w.n.ctx.Err() == nil {
+				w.n.log.Warn("a peer was refused", "remote", c.RemoteAddr().String(), "err", err)
+			}
 		})
 	}
 }
 
-// welcome proves the peer and hands the connection to its protocol.
-func (w *network) welcome(c net.Conn) {
-	t := tls.Server(c, w.tls)
+// greet shakes hands. The TLS config has verified the caller; that it has is looked at again here.
+func (w *network) greet(c net.Conn) (*tls.Conn, error) {
+	const op = "raft.greet"
 	ctx, cancel := context.WithTimeout(w.n.ctx, handshakeWait)
-	err := t.HandshakeContext(ctx)
-	cancel()
-	if err != nil {
-		_ = c.Close()
-		if w.n.ctx.Err() == nil {
-			w.n.log.Warn("a peer was refused", "remote", c.RemoteAddr().String(), "err", err)
-		}
-		return
+	defer cancel()
+	t := tls.Server(c, w.tls)
+	if err := t.HandshakeContext(ctx); err != nil {
+		return nil, fault.At(op, fault.Denied, err)
 	}
+	switch s := t.ConnectionState(); {
+	case len(s.VerifiedChains) == 0:
+		return nil, fault.New(op, fault.Denied, "the caller proved no identity")
+	case s.Version < tls.VersionTLS13:
+		return nil, fault.New(op, fault.Denied, "the caller speaks TLS older than 1.3")
+	case s.NegotiatedProtocol != ProtoRaft && s.NegotiatedProtocol != ProtoForward:
+		return nil, fault.New(op, fault.Denied, "the caller chose none of the protocols %s and %s", ProtoRaft, ProtoForward)
+	}
+	return t, nil
+}
+
+// welcome hands a proven connection to its protocol.
+func (w *network) welcome(t *tls.Conn) {
 	tracked, ok := w.track(t)
 	if !ok {
 		return
@@ -95,11 +115,21 @@ func (w *network) welcome(c net.Conn) {
 	case ProtoRaft:
 		select {
 		case w.raft <- tracked:
-			<-tracked.done
+			return // the library closes it, or the network does
 		case <-w.n.ctx.Done():
+		case <-tracked.done:
 		}
 	case ProtoForward:
-		w.n.serveForward(tracked)
+		w.mu.Lock()
+		serve := !w.draining
+		if serve {
+			w.serving.Add(1)
+		}
+		w.mu.Unlock()
+		if serve {
+			w.n.serveForward(tracked)
+			w.serving.Done()
+		}
 	}
 	_ = tracked.Close()
 }
@@ -141,7 +171,7 @@ func (t *tracked) Close() error {
 func (w *network) cut(on bool) {
 	w.mu.Lock()
 	w.isCut = on
-	var open []net.Conn
+	var open []*tracked
 	if on {
 		for c := range w.conns {
 			open = append(open, c)
@@ -149,12 +179,44 @@ func (w *network) cut(on bool) {
 	}
 	w.mu.Unlock()
 	for _, c := range open {
-		_ = c.Close()
+		c.abort()
 	}
 }
 
-func (w *network) close() {
-	_ = w.n.cfg.Listener.Close()
+// abort closes the connection without a goodbye, which would wait for a peer that does not read.
+func (t *tracked) abort() {
+	if c, ok := t.Conn.(*tls.Conn); ok {
+		_ = c.NetConn().Close()
+	}
+	_ = t.Close()
+}
+
+// drain waits until all questions of peers are answered. No new ones are read since the node's context ended.
+func (w *network) drain() {
+	w.mu.Lock()
+	w.draining = true
+	w.mu.Unlock()
+	w.serving.Wait()
+}
+
+// spawn runs goroutines that end with their connection, unless the network has been closed.
+func (w *network) spawn(fs ...func()) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return false
+	}
+	for _, f := range fs {
+		w.wg.Go(f)
+	}
+	return true
+}
+
+// close ends every connection for ever. A node that did not begin leaves the listener to its caller.
+func (w *network) close(listener bool) {
+	if listener {
+		_ = w.n.cfg.Listener.Close()
+	}
 	w.mu.Lock()
 	w.closed = true
 	w.mu.Unlock()
@@ -167,8 +229,13 @@ func (w *network) dial(ctx context.Context, id, addr, proto string) (*tracked, e
 	if err != nil {
 		return nil, fault.Because(err, "raft.dial", fault.Unavailable, "node %s is not reached", id)
 	}
-	conf := w.n.cfg.ClientTLS(id).Clone()
-	conf.NextProtos = []string{proto}
+	conf := w.n.cfg.ClientTLS(id)
+	if conf == nil {
+		_ = c.Close()
+		return nil, fault.New("raft.dial", fault.Unavailable, "there is no TLS config for node %s", id)
+	}
+	conf = conf.Clone()
+	conf.NextProtos, conf.MinVersion = []string{proto}, tls.VersionTLS13
 	t := tls.Client(c, conf)
 	if err := t.HandshakeContext(ctx); err != nil {
 		_ = c.Close()

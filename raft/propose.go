@@ -5,6 +5,7 @@ package raft
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,13 +32,20 @@ type queue struct {
 	mu     sync.Mutex
 	list   []*waiting
 	bytes  int
-	wake   chan struct{}
+	busy   int           // packs that are being written
+	wake   chan struct{} // something waits
+	quiet  chan struct{} // closed, and made anew, when nothing waits and nothing is being written
 	closed bool
 }
 
-const queueBytes = 64 << 20
+const (
+	queueBytes = 64 << 20
+	queueCount = 16 << 10
+	// packers is how many entries are on their way at once: while one is replicated the next is written.
+	packers = 2
+)
 
-func newQueue() *queue { return &queue{wake: make(chan struct{}, 1)} }
+func newQueue() *queue { return &queue{wake: make(chan struct{}, 1), quiet: make(chan struct{})} }
 
 func (q *queue) put(w *waiting) error {
 	q.mu.Lock()
@@ -45,8 +53,8 @@ func (q *queue) put(w *waiting) error {
 	if q.closed {
 		return errClosing
 	}
-	if q.bytes+len(w.data) > queueBytes {
-		return fault.New("raft.Propose", fault.Busy, "proposals of %d bytes wait already: try again in a moment", q.bytes)
+	if q.bytes+len(w.data) > queueBytes || len(q.list) >= queueCount {
+		return fault.New("raft.Propose", fault.Busy, "%d proposals of %d bytes wait already: try again in a moment", len(q.list), q.bytes)
 	}
 	q.list, q.bytes = append(q.list, w), q.bytes+len(w.data)
 	select {
@@ -56,7 +64,7 @@ func (q *queue) put(w *waiting) error {
 	return nil
 }
 
-// take gives the next pack, nil where nothing waits.
+// take gives the next pack, nil where nothing waits. Who gets one says done.
 func (q *queue) take() []*waiting {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -67,6 +75,7 @@ func (q *queue) take() []*waiting {
 		if len(out) > 0 && size+len(w.data) > packBytes {
 			break
 		}
+		q.list[0] = nil
 		q.list, q.bytes = q.list[1:], q.bytes-len(w.data)
 		if w.taken.CompareAndSwap(false, true) {
 			out, size = append(out, w), size+len(w.data)
@@ -78,70 +87,131 @@ func (q *queue) take() []*waiting {
 		default:
 		}
 	}
+	if len(out) > 0 {
+		q.busy++
+	}
+	q.settle()
 	return out
+}
+
+func (q *queue) done() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.busy--
+	q.settle()
+}
+
+// settle tells those that wait for quiet. The lock is held.
+func (q *queue) settle() {
+	if q.busy == 0 && len(q.list) == 0 {
+		close(q.quiet)
+		q.quiet = make(chan struct{})
+	}
+}
+
+// idle waits until nothing waits and nothing is being written.
+func (q *queue) idle(ctx context.Context) error {
+	for {
+		q.mu.Lock()
+		quiet, done := q.quiet, q.busy == 0 && len(q.list) == 0
+		q.mu.Unlock()
+		if done {
+			return nil
+		}
+		select {
+		case <-quiet:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// refuse answers all that wait.
+func (q *queue) refuse(err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, w := range q.list {
+		if w.taken.CompareAndSwap(false, true) {
+			w.answer <- result{err: err}
+		}
+	}
+	q.list, q.bytes = nil, 0
+	q.settle()
 }
 
 func (q *queue) close() {
 	q.mu.Lock()
-	defer q.mu.Unlock()
 	q.closed = true
-	for _, w := range q.list {
-		if w.taken.CompareAndSwap(false, true) {
-			w.answer <- result{err: errClosing}
-		}
-	}
-	q.list = nil
+	q.mu.Unlock()
+	q.refuse(errClosing)
 }
 
-var errClosing = fault.New("raft.Propose", fault.Unavailable, "this node is stopping: ask another one")
+var (
+	errClosing   = fault.New("raft.Propose", fault.Unavailable, "this node is stopping: ask another one")
+	errHung      = fault.New("raft.Propose", fault.Unavailable, "the disk of this node hangs: the others elect another leader")
+	errNotLeader = fault.New("raft.Propose", fault.NotLeader, "this node does not lead")
+)
 
-// pack writes one entry after another, each of all that waited while the one before was written.
+// pack writes one entry after another, each of all that waited while the ones before were written.
 func (n *Node) pack() {
 	for {
+		if batch := n.queue.take(); len(batch) > 0 {
+			n.write(batch)
+			n.queue.done()
+			continue
+		}
 		select {
 		case <-n.ctx.Done():
 			return
 		case <-n.queue.wake:
 		}
-		batch := n.queue.take()
-		proposals := make([][]byte, 0, len(batch))
-		kept := batch[:0]
-		for _, w := range batch {
-			if err := n.cfg.Machine.Rehearse(w.data); err != nil {
-				w.answer <- result{err: fault.At("raft.Propose", fault.Invalid, err)}
-				continue
-			}
-			kept, proposals = append(kept, w), append(proposals, w.data)
-		}
-		if len(kept) == 0 {
+	}
+}
+
+// write rehearses a pack, puts it into the log as one entry, and answers each proposal.
+func (n *Node) write(batch []*waiting) {
+	proposals := make([][]byte, 0, len(batch))
+	kept := batch[:0]
+	for _, w := range batch {
+		if !n.leads() {
+			w.answer <- result{err: errNotLeader}
 			continue
 		}
-		out, err := n.write(encodePack(proposals))
-		for i, w := range kept {
-			switch {
-			case err != nil:
-				w.answer <- result{err: err}
-			case i < len(out):
-				w.answer <- result{ans: out[i]}
-			default:
-				w.answer <- result{err: fault.New("raft.Propose", fault.Unsure, "the machine stopped")}
-			}
+		if err := n.cfg.Machine.Rehearse(w.data); err != nil {
+			w.answer <- result{err: fault.At("raft.Propose", fault.Invalid, err)}
+			continue
+		}
+		kept, proposals = append(kept, w), append(proposals, w.data)
+	}
+	if len(kept) == 0 {
+		return
+	}
+	n.meters.packs.Observe(float64(len(kept)))
+	out, err := n.apply(encodePack(proposals))
+	for i, w := range kept {
+		switch {
+		case err != nil:
+			w.answer <- result{err: err}
+		case len(out) == len(kept):
+			w.answer <- out[i]
+		case len(out) == 1:
+			w.answer <- out[0]
+		default:
+			w.answer <- result{err: fault.New("raft.write", fault.Unsure, "this is in the log, and its answer was lost")}
 		}
 	}
 }
 
-// write puts one entry into the log and gives the machine's answers.
-func (n *Node) write(entry []byte) ([][]byte, error) {
+// apply puts one entry into the log and gives the machine's answers. Only the errors that the library gives before it
+// writes mean that nothing was written.
+func (n *Node) apply(entry []byte) ([]result, error) {
 	const op = "raft.write"
 	f := n.raft.Apply(entry, applyWait)
 	err := f.Error()
 	switch {
 	case err == nil:
-		a, ok := f.Response().(answers)
-		if !ok {
-			return nil, fault.New(op, fault.Internal, "the machine gave no answer")
-		}
-		return a.each, a.err
+		out, _ := f.Response().([]result)
+		return out, nil
 	case errors.Is(err, hraft.ErrNotLeader), errors.Is(err, hraft.ErrLeadershipTransferInProgress):
 		return nil, fault.Because(err, op, fault.NotLeader, "this node does not lead")
 	case errors.Is(err, hraft.ErrEnqueueTimeout):
@@ -166,6 +236,7 @@ func (n *Node) Propose(ctx context.Context, data []byte) ([]byte, error) {
 		ans, err = n.propose(ctx, data)
 		return err
 	})
+	n.meters.answered(err)
 	return ans, fault.At(op, "", err)
 }
 
@@ -177,12 +248,12 @@ func (n *Node) retry(ctx context.Context, f func() error) error {
 		if k := fault.Of(err); err == nil || (k != fault.NotLeader && k != fault.Unavailable) || errors.Is(err, errClosing) {
 			return err
 		}
-		t := time.NewTimer(wait)
+		t := time.NewTimer(wait/2 + rand.N(wait))
 		select {
 		case <-ctx.Done():
 			t.Stop()
 			return fault.Because(errors.Join(ctx.Err(), err), "raft.retry", fault.Unavailable, "no leader was found in time: a majority of the nodes must be up and reach each other")
-		case <-n.ctx.Done():
+		case <-n.closing:
 			t.Stop()
 			return errClosing
 		case <-t.C:
@@ -193,80 +264,33 @@ func (n *Node) retry(ctx context.Context, f func() error) error {
 
 // propose is Propose on the leader itself.
 func (n *Node) propose(ctx context.Context, data []byte) ([]byte, error) {
-	if n.raft.State() != hraft.Leader {
-		return nil, fault.New("raft.propose", fault.NotLeader, "this node does not lead")
+	switch {
+	case n.hung.Load():
+		return nil, errHung
+	case !n.leads():
+		return nil, errNotLeader
+	case ctx.Err() != nil:
+		return nil, fault.Because(ctx.Err(), "raft.propose", fault.Unavailable, "the time was up before it was written")
 	}
 	w := &waiting{data: data, answer: make(chan result, 1)}
 	if err := n.queue.put(w); err != nil {
 		return nil, err
 	}
+	if n.hung.Load() { // since the question above: whoever refused what waits may not have seen this
+		n.queue.refuse(errHung)
+	}
 	select {
-	case r := <-w.answer:
+	case r := <-w.answer: // the queue is refused, and packs are answered, before the node ends
 		return r.ans, r.err
 	case <-ctx.Done():
-		if w.taken.CompareAndSwap(false, true) {
-			return nil, fault.Because(ctx.Err(), "raft.propose", fault.Unavailable, "the time was up before it was written")
-		}
+	}
+	if w.taken.CompareAndSwap(false, true) {
+		return nil, fault.Because(ctx.Err(), "raft.propose", fault.Unavailable, "the time was up before it was written")
+	}
+	select {
+	case r := <-w.answer: // just in time
+		return r.ans, r.err
+	default:
 		return nil, fault.Because(ctx.Err(), "raft.propose", fault.Unsure, "the time was up while it was being written: it may happen, propose the same again with the same request id")
-	case <-n.ctx.Done():
-		if w.taken.CompareAndSwap(false, true) {
-			return nil, errClosing
-		}
-		return nil, fault.New("raft.propose", fault.Unsure, "this node stopped while it was being written: propose the same again with the same request id")
 	}
-}
-
-// Read returns once the machine of this node has everything that was answered, by any node, before the call.
-func (n *Node) Read(ctx context.Context) error {
-	const op = "raft.Read"
-	var index uint64
-	err := n.retry(ctx, func() error {
-		var err error
-		if id, ok := n.Leader(); ok && id != n.cfg.Self.ID {
-			index, err = n.forward.readIndex(ctx, id)
-			return err
-		}
-		index, err = n.readIndex()
-		return err
-	})
-	if err != nil {
-		return fault.At(op, "", err)
-	}
-	for {
-		moved := n.fsm.changed()
-		if n.fsm.index.Load() >= index {
-			return nil
-		}
-		select {
-		case <-moved:
-		case <-ctx.Done():
-			return fault.Because(ctx.Err(), op, fault.Unavailable, "this node is behind and did not catch up in time")
-		case <-n.ctx.Done():
-			return fault.At(op, "", errClosing)
-		case <-n.fsm.dead:
-			return fault.At(op, "", n.fsm.failure())
-		}
-	}
-}
-
-// readIndex is asked of the leader. What it answered itself it has applied itself; what an earlier leader answered it has
-// after one barrier in its own term; and that nobody else leads by now a majority confirms afterwards.
-func (n *Node) readIndex() (uint64, error) {
-	const op = "raft.readIndex"
-	if n.raft.State() != hraft.Leader {
-		return 0, fault.New(op, fault.NotLeader, "this node does not lead")
-	}
-	if term := n.raft.CurrentTerm(); n.barrier.Load() != term {
-		if err := n.raft.Barrier(applyWait).Error(); err != nil {
-			return 0, fault.Because(err, op, fault.Unavailable, "the leader has not caught up yet")
-		}
-		if n.raft.CurrentTerm() == term {
-			n.barrier.Store(term)
-		}
-	}
-	index := n.fsm.index.Load()
-	if err := n.raft.VerifyLeader().Error(); err != nil {
-		return 0, fault.Because(err, op, fault.NotLeader, "this node does not lead any more")
-	}
-	return index, nil
 }

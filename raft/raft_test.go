@@ -307,9 +307,11 @@ func TestADirectoryBelongsToOneNode(t *testing.T) {
 	c.stop(0)
 	cfg := c.config(0)
 	cfg.Self.ID = "other"
+	cfg.First = []raft.Member{cfg.Self}
 	if n, err := raft.Open(cfg); !errors.Is(err, fault.Conflict) {
 		t.Fatalf("%v, %v", n, err)
 	}
+	cfg.Listener.Close() // Open failed: it is still ours
 	c.open(0)
 }
 

@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package operation_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"math"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/operation"
+	"github.com/demarc-dev/demarc/seal"
+)
+
+func called(req []byte) operation.Cancel {
+	return operation.Cancel{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf(req), Reason: "no more", At: start, Nonce: nonce}
+}
+
+// again seals and opens a document and gives what came back, its kind, and what the unverified look at it says.
+func again[T seal.Body](t testing.TB, v T) (T, string) {
+	t.Helper()
+	b := sealed(t, v, operator)
+	got, _, err := seal.Open[T](b, public(t, operator))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if twice := sealed(t, got, operator); !bytes.Equal(twice, b) {
+		t.Errorf("%T: sealed again it has other bytes", v)
+	}
+	kind, err := operation.Kind(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got, kind
+}
+
+func same[T seal.Body](t *testing.T, v T, kind string) {
+	t.Helper()
+	if got, k := again(t, v); !reflect.DeepEqual(got, v) || k != kind {
+		t.Errorf("%T: %s, %+v, want %+v", v, k, got, v)
+	}
+}
+
+func TestDocumentsComeBackAsTheyWere(t *testing.T) {
+	req, app, res, _ := chain(t)
+	same(t, request(), operation.TypeRequest)
+	same(t, approval(req), operation.TypeApproval)
+	same(t, result(req, app), operation.TypeResult)
+	same(t, released(res), operation.TypeRelease)
+	same(t, called(req), operation.TypeCancel)
+	same(t, plan(), operation.TypePlanApproval)
+}
+
+// The same instant is the same bytes, whatever zone the signer's clock is set to.
+func TestTimesAreInUTC(t *testing.T) {
+	r := request()
+	east := time.FixedZone("", 3*3600)
+	r.At, r.NotAfter = r.At.In(east), r.NotAfter.In(east)
+	if !bytes.Equal(sealed(t, r, operator), sealed(t, request(), operator)) {
+		t.Error("a zone changed the bytes")
+	}
+	b, err := request().MarshalJSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range []string{"2026-03-01T15:00:00+03:00", "2026-03-01T12:00:00+00:00", "2026-03-01T12:00:00.0Z"} {
+		var got operation.Request
+		if err := got.UnmarshalJSON(bytes.Replace(b, []byte(`"at":"2026-03-01T12:00:00Z"`), []byte(`"at":"`+at+`"`), 1)); err == nil {
+			t.Errorf("%s: a second spelling of an instant was taken", at)
+		}
+	}
+}
+
+// A refused statement leaves what it was read into as it was, and nothing of an older one shines through a new one.
+func TestReadingIsWholeOrNotAtAll(t *testing.T) {
+	r := request()
+	if err := r.UnmarshalJSON([]byte(`{"_type":"https://in-toto.io/Statement/v1"}`)); err == nil || !reflect.DeepEqual(r, request()) {
+		t.Errorf("%v, %+v", err, r)
+	}
+	bare := request()
+	bare.Vars = nil
+	b, err := bare.MarshalJSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.UnmarshalJSON(b); err != nil || !reflect.DeepEqual(r, bare) {
+		t.Errorf("%v, %+v", err, r)
+	}
+}
+
+func TestStatementsHaveOneForm(t *testing.T) {
+	_, app, _, _ := chain(t)
+	b, err := result(nil, app).MarshalJSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(b)
+	swap := func(old, new string) string {
+		s := strings.Replace(text, old, new, 1)
+		if s == text {
+			t.Fatalf("%q is not in the statement", old)
+		}
+		return s
+	}
+	for name, s := range map[string]string{
+		"nothing":              "",
+		"null":                 "null",
+		"null predicate":       text[:strings.Index(text, `"predicate":`)] + `"predicate":null}`,
+		"no predicate":         text[:strings.Index(text, `,"predicate":`)] + `}`,
+		"list as predicate":    text[:strings.Index(text, `"predicate":`)] + `"predicate":[]}`,
+		"subjects in an order": strings.NewReplacer(`"name":"stdout"`, `"name":"stderr"`, `"name":"stderr"`, `"name":"stdout"`).Replace(text),
+		"subject more":         swap(`"subject":[`, `"subject":[{"name":"x","digest":{"sha256":"00"}},`),
+		"subject's other hash": swap(`{"sha256":`, `{"sha512":"00","sha256":`),
+		"another digest":       swap(`"sha256":"`, `"sha256":"0`),
+		"key in capitals":      swap(`"id":`, `"ID":`),
+		"key twice":            swap(`"id":`, `"id":"op-2","id":`),
+		"key twice outside":    swap(`"_type":`, `"_type":"x","_type":`),
+		"unknown outside":      swap(`"_type":`, `"x":1,"_type":`),
+		"default spelled out":  swap(`"truncated":true`, `"truncated":false`),
+		"number as fraction":   swap(`"exit":1`, `"exit":1.0`),
+		"escaped letter":       swap(`"held"`, `"hel\u0064"`),
+		"trailing":             text + "{}",
+		"other order":          swap(`"exit":1,"signal":"none"`, `"signal":"none","exit":1`),
+	} {
+		var r operation.Result
+		if err := r.UnmarshalJSON([]byte(s)); !errors.Is(err, fault.Invalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	var r operation.Result
+	if err := r.UnmarshalJSON(b); err != nil {
+		t.Errorf("the untouched statement: %v", err)
+	}
+}
+
+type foreign struct {
+	Type          string   `json:"_type"`
+	Subject       []string `json:"subject"`
+	PredicateType string   `json:"predicateType"`
+	Predicate     struct{} `json:"predicate"`
+}
+
+func (foreign) PayloadType() string { return "application/vnd.in-toto+json" }
+
+type other struct{}
+
+func (other) PayloadType() string { return "application/vnd.demarc.grant+json;v=1" }
+
+func TestKindRefuses(t *testing.T) {
+	for name, b := range map[string][]byte{
+		"nothing":        nil,
+		"not sealed":     []byte(`{}`),
+		"other type":     sealed(t, other{}, operator),
+		"newer version":  sealed(t, foreign{Type: "https://in-toto.io/Statement/v1", PredicateType: "https://demarc.dev/operation/request/v2"}, operator),
+		"no statement":   sealed(t, foreign{Type: "https://in-toto.io/Statement/v0.1", PredicateType: operation.TypeRequest}, operator),
+		"strange type":   sealed(t, foreign{Type: "https://in-toto.io/Statement/v1", PredicateType: strings.Repeat("x", 4096)}, operator),
+		"without a type": sealed(t, foreign{Type: "https://in-toto.io/Statement/v1"}, operator),
+	} {
+		kind, err := operation.Kind(b)
+		if !errors.Is(err, fault.Invalid) || kind != "" || len(fault.Text(err)) > 400 {
+			t.Errorf("%s: %q, %v", name, kind, err)
+		}
+	}
+}
+
+func TestEachFieldIsChecked(t *testing.T) {
+	req, app, res, _ := chain(t)
+	type checked interface{ Check() error }
+	rq := func(f func(*operation.Request)) checked { x := request(); f(&x); return x }
+	ap := func(f func(*operation.Approval)) checked { x := approval(req); f(&x); return x }
+	rs := func(f func(*operation.Result)) checked { x := result(req, app); f(&x); return x }
+	rl := func(f func(*operation.Release)) checked { x := released(res); f(&x); return x }
+	cn := func(f func(*operation.Cancel)) checked { x := called(req); f(&x); return x }
+	pl := func(f func(*operation.PlanApproval)) checked { x := plan(); f(&x); return x }
+	for _, ok := range []checked{request(), approval(req), result(req, app), released(res), called(req), plan()} {
+		if err := ok.Check(); err != nil {
+			t.Fatalf("%T: %v", ok, err)
+		}
+		// Nothing at all is never a document.
+		if err := reflect.Zero(reflect.TypeOf(ok)).Interface().(checked).Check(); !errors.Is(err, fault.Invalid) {
+			t.Errorf("%T without anything: %v", ok, err)
+		}
+	}
+	for name, c := range map[string]struct {
+		c    checked
+		want string
+	}{
+		"id":                       {rq(func(x *operation.Request) { x.ID = "Op 1" }), "operation name"},
+		"appliance":                {rq(func(x *operation.Request) { x.Appliance = "" }), "appliance name"},
+		"template":                 {rq(func(x *operation.Request) { x.Template = "../x" }), "template name"},
+		"template digest":          {rq(func(x *operation.Request) { x.TemplateDigest = "" }), "template_digest"},
+		"variable's name":          {rq(func(x *operation.Request) { x.Vars = map[string]string{"A": ""} }), `vars "A"`},
+		"value too long":           {rq(func(x *operation.Request) { x.Vars = map[string]string{"a": strings.Repeat("x", 4097)} }), "vars a: a value"},
+		"value that hides":         {rq(func(x *operation.Request) { x.Vars = map[string]string{"a": "\u202e"} }), "vars a: must be"},
+		"value no UTF-8":           {rq(func(x *operation.Request) { x.Vars = map[string]string{"a": "\xff"} }), "vars a: must be"},
+		"reason redraws":           {rq(func(x *operation.Request) { x.Reason = "\x1b[1A approved" }), "reason: must be"},
+		"reason returns":           {rq(func(x *operation.Request) { x.Reason = "bad\rgood" }), "reason: must be"},
+		"recipient":                {rq(func(x *operation.Request) { x.Recipient = "age1xyz" }), "recipient"},
+		"recipient in capitals":    {rq(func(x *operation.Request) { x.Recipient = strings.ToUpper(recipient) + "A" }), "recipient"},
+		"no time":                  {rq(func(x *operation.Request) { x.At = time.Time{} }), "not_after"},
+		"long nonce":               {rq(func(x *operation.Request) { x.Nonce = strings.Repeat("a", 65) }), "nonce"},
+		"customer as operator":     {rq(func(x *operation.Request) { x.Operator = "local" }), "operator"},
+		"approval's request":       {ap(func(x *operation.Approval) { x.Request = "md5:00" }), "request"},
+		"approval's argument":      {ap(func(x *operation.Approval) { x.Argv = []string{"a", "b\x00"} }), "argv 1"},
+		"approval's long argument": {ap(func(x *operation.Approval) { x.Argv = []string{strings.Repeat("x", 8<<10+1)} }), "argv 0"},
+		"approval's many":          {ap(func(x *operation.Approval) { x.Argv = make([]string, 257) }), "argv: at most 256"},
+		"approval's bytes": {ap(func(x *operation.Approval) {
+			x.Argv = strings.Split(strings.Repeat(strings.Repeat("x", 8000)+" ", 9), " ")
+		}), "argv: at most 256"},
+		"approval's end":           {ap(func(x *operation.Approval) { x.NotAfter = x.At }), "not_after"},
+		"result's command":         {rs(func(x *operation.Result) { x.Argv = nil }), "argv"},
+		"result's stdout":          {rs(func(x *operation.Result) { x.Stdout = "" }), "stdout"},
+		"result's stderr":          {rs(func(x *operation.Result) { x.Stderr = "" }), "stderr"},
+		"result's approval":        {rs(func(x *operation.Result) { x.Approval = "" }), "approval"},
+		"result's size":            {rs(func(x *operation.Result) { x.StdoutSize = -1 }), "stdout_size"},
+		"result's sizes":           {rs(func(x *operation.Result) { x.StdoutSize, x.StderrSize = 64<<20, 1 }), "stdout_size"},
+		"result's sizes that wrap": {rs(func(x *operation.Result) { x.StdoutSize, x.StderrSize = math.MaxInt64, math.MaxInt64 }), "stdout_size"},
+		"result's signal":          {rs(func(x *operation.Result) { x.Signal = strings.Repeat("x", 33) }), "signal"},
+		"release's result":         {rl(func(x *operation.Release) { x.Result = "" }), "result"},
+		"release of nothing":       {rl(func(x *operation.Release) { x.Output = "" }), "output"},
+		"release's decision":       {rl(func(x *operation.Release) { x.Decision = "approve" }), "decision"},
+		"release's time":           {rl(func(x *operation.Release) { x.At = time.Time{} }), "at"},
+		"release's nonce":          {rl(func(x *operation.Release) { x.Nonce = "" }), "nonce"},
+		"cancel's request":         {cn(func(x *operation.Cancel) { x.Request = "" }), "request"},
+		"cancel's time":            {cn(func(x *operation.Cancel) { x.At = time.Time{} }), "at"},
+		"cancel's nonce":           {cn(func(x *operation.Cancel) { x.Nonce = "a" }), "nonce"},
+		"plan":                     {pl(func(x *operation.PlanApproval) { x.Plan = "" }), "plan"},
+		"plan's release":           {pl(func(x *operation.PlanApproval) { x.Release = "" }), "release"},
+		"plan without phases":      {pl(func(x *operation.PlanApproval) { x.Phases = nil }), "phases"},
+		"plan's phase twice":       {pl(func(x *operation.PlanApproval) { x.Phases = []fleet.Phase{fleet.Deploy, fleet.Deploy} }), "twice"},
+		"plan's end":               {pl(func(x *operation.PlanApproval) { x.NotAfter = time.Time{} }), "not_after"},
+	} {
+		if err := c.c.Check(); !errors.Is(err, fault.Invalid) || !strings.Contains(fault.Text(err), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+}
+
+// A third party's tool reads the statement with nothing but the in-toto specification.
+func TestInTotoShape(t *testing.T) {
+	req, app, _, _ := chain(t)
+	b, err := result(req, app).MarshalJSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s struct {
+		Type    string `json:"_type"`
+		Subject []struct {
+			Name   string            `json:"name"`
+			Digest map[string]string `json:"digest"`
+		} `json:"subject"`
+		PredicateType string         `json:"predicateType"`
+		Predicate     map[string]any `json:"predicate"`
+	}
+	if err := json.Unmarshal(b, &s); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]fleet.Digest{"approval": fleet.DigestOf(app), "stdout": fleet.DigestOf([]byte("out")), "stderr": fleet.DigestOf([]byte("err!"))}
+	for _, sub := range s.Subject {
+		if "sha256:"+sub.Digest["sha256"] != string(want[sub.Name]) {
+			t.Errorf("subject %s: %v", sub.Name, sub.Digest)
+		}
+	}
+	if len(s.Subject) != len(want) || s.Type != "https://in-toto.io/Statement/v1" || s.PredicateType != operation.TypeResult || s.Predicate["exit"] != 1.0 {
+		t.Errorf("%+v", s)
+	}
+}
