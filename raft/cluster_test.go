@@ -37,8 +37,9 @@ type list struct {
 	index uint64
 	last  map[uint64]int // proposals an entry
 
-	refuse bool // to restore
-	tried  int  // to restore
+	hold   func(line string) // where it is not nil, before a line is applied
+	refuse bool              // to restore
+	tried  int               // to restore
 }
 
 func (l *list) Rehearse(data []byte) error {
@@ -49,6 +50,12 @@ func (l *list) Rehearse(data []byte) error {
 }
 
 func (l *list) Apply(index uint64, data []byte) ([]byte, error) {
+	l.mu.Lock()
+	hold := l.hold
+	l.mu.Unlock()
+	if hold != nil {
+		hold(string(data))
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if string(data) == "poison" {

@@ -39,6 +39,9 @@ func (n *Node) StepDown() error { return n.raft.LeadershipTransfer().Error() }
 // Cut cuts the node off from its peers.
 func (n *Node) Cut(on bool) { n.net.cut(on) }
 
+// Writing tells whether the node is writing to its disk.
+func (n *Node) Writing() bool { return !n.store.since().IsZero() }
+
 // Fast is timing for tests.
 func Fast() Timing {
 	return Timing{Heartbeat: 150 * time.Millisecond, Election: 150 * time.Millisecond, Lease: 100 * time.Millisecond, Commit: 5 * time.Millisecond,
