@@ -7,7 +7,7 @@ export GOFLAGS := $(GOFLAGS) -tags=ts_omit_peerapiserver
 
 TOOLS   := $(CURDIR)/bin/tools
 
-.PHONY: all bin demo demo-check build test race check vet lint gen gen-check clean
+.PHONY: all bin demo demo-check build test race check vet lint vuln gen gen-check clean
 all: build
 
 build: ## build everything
@@ -49,7 +49,13 @@ gen-check: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go ##
 	@rm -rf bin/gen && mkdir -p bin/gen && PATH="$(TOOLS):$$PATH" buf lint && PATH="$(TOOLS):$$PATH" buf generate -o bin/gen && \
 	for f in $$(cd bin/gen && find api -name '*.go'); do cmp -s "$$f" "bin/gen/$$f" || { echo "$$f is stale: run make gen"; exit 1; }; done; rm -rf bin/gen
 
-check: build lint gen-check race ## what CI runs
+vuln: ## known vulnerabilities in what is called, where the database can be reached
+	@if $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.1.4 -version >/dev/null 2>&1; then \
+	  out=$$($(GO) run golang.org/x/vuln/cmd/govulncheck@v1.1.4 ./... 2>&1); code=$$?; \
+	  if [ $$code = 3 ]; then echo "$$out"; exit 1; elif [ $$code != 0 ]; then echo "govulncheck did not run here:"; echo "$$out" | tail -3; else echo "$$out" | tail -3; fi; \
+	else echo "govulncheck can't be had here"; fi
+
+check: build lint gen-check race vuln demo-check ## what CI runs
 
 clean:
 	rm -rf $(BIN)
