@@ -22,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -230,4 +231,19 @@ func clip(s string) string {
 		return s[:64] + "..."
 	}
 	return s
+}
+
+// Keys lists the keys of all roles that a flag of the same name may set, in order.
+func Keys() []string {
+	var out []string
+	for _, c := range []any{Control{}, Appliance{}, Management{}} {
+		each(reflect.ValueOf(c), "", func(key string, f reflect.StructField, _ reflect.Value) {
+			list := f.Type.Kind() == reflect.Map || f.Type.Kind() == reflect.Slice && f.Type.Elem().Kind() != reflect.String
+			if key != "version" && key != "role" && !list && !slices.Contains(out, key) {
+				out = append(out, key)
+			}
+		})
+	}
+	slices.Sort(out)
+	return out
 }

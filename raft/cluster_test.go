@@ -117,6 +117,10 @@ func newCA(t testing.TB) *identity.Authority {
 }
 
 func source(t testing.TB, ca *identity.Authority, role fleet.Role, name string) identity.Source {
+	return sourceAt(t, ca, role, name, time.Now())
+}
+
+func sourceAt(t testing.TB, ca *identity.Authority, role fleet.Role, name string, now time.Time) identity.Source {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -130,7 +134,7 @@ func source(t testing.TB, ca *identity.Authority, role fleet.Role, name string) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	leaf, err := ca.Issue(csr, fleet.PrincipalOf(domain, role, name), time.Now(), time.Hour, identity.IssueOptions{Rand: rand.Reader})
+	leaf, err := ca.Issue(csr, fleet.PrincipalOf(domain, role, name), now, 20*time.Minute, identity.IssueOptions{Rand: rand.Reader})
 	if err != nil {
 		t.Fatal(err)
 	}

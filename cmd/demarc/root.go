@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -71,10 +72,11 @@ func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) 
 
 // sentence is what a person reads. The causes of an internal fault are shown too: this is the person's own machine.
 func sentence(err error) string {
-	if errors.Is(err, errUsage) || fault.Of(err) == fault.Internal {
+	text := fault.Text(err)
+	if errors.Is(err, errUsage) || fault.Of(err) == fault.Internal || strings.HasPrefix(text, "the call failed") {
 		return err.Error()
 	}
-	return string(fault.Of(err)) + ": " + fault.Text(err)
+	return string(fault.Of(err)) + ": " + text
 }
 
 func (a *app) root() *cobra.Command {

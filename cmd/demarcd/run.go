@@ -40,11 +40,7 @@ func run(ctx context.Context, args []string, out, errs io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
-	text := fault.Text(err)
-	if errors.Is(err, errUsage) || fault.Of(err) == fault.Internal {
-		text = err.Error()
-	}
-	fmt.Fprintf(errs, "demarcd: %s\n", text)
+	fmt.Fprintf(errs, "demarcd: %v\n", err) // this is the operator's own machine: the cause is told too
 	if errors.Is(err, errUsage) {
 		return exitUsage
 	}
@@ -72,6 +68,9 @@ func command(out, errs io.Writer) *cobra.Command {
 
 func file(c *cobra.Command) *string {
 	path := c.Flags().StringP("config", "c", "", "the file of this daemon")
+	for _, key := range configs.Keys() {
+		c.Flags().String(key, "", "goes before "+key+" of the file and of the environment")
+	}
 	_ = c.MarkFlagFilename("config", "yaml", "yml")
 	return path
 }
@@ -96,7 +95,7 @@ func runCommand(errs io.Writer) *cobra.Command {
 		if *format != "text" && *format != "json" {
 			return fmt.Errorf("%w: --log-format %q: use text or json", errUsage, *format)
 		}
-		cfg, err := load(*path, nil)
+		cfg, err := load(*path, c.Flags())
 		if err != nil {
 			return err
 		}
@@ -127,8 +126,8 @@ func partsOf(ctx context.Context, cfg configs.Config, log *slog.Logger) ([]daemo
 func checkCommand(out io.Writer) *cobra.Command {
 	c := &cobra.Command{Use: "check", Short: "Check a file, and print the configuration as it holds, without secrets", Example: "  demarcd check -c appliance.yaml", Args: noArgs}
 	path := file(c)
-	c.RunE = func(*cobra.Command, []string) error {
-		cfg, err := load(*path, nil)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		cfg, err := load(*path, c.Flags())
 		if err != nil {
 			return err
 		}

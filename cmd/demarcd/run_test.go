@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func demarcd(args ...string) (code int, out, errs string) {
+	var o, e bytes.Buffer
+	code = run(context.Background(), args, &o, &e)
+	return code, o.String(), e.String()
+}
+
+func TestCheckPrintsWhatHolds(t *testing.T) {
+	file := filepath.Join("..", "..", "configs", "control-plane.example.yaml")
+	if _, err := os.Stat(file); err != nil {
+		all, _ := filepath.Glob(filepath.Join("..", "..", "configs", "control*.example.yaml"))
+		file = all[0]
+	}
+	t.Setenv("DEMARC_METRICS_LISTEN", "127.0.0.1:1111")
+	code, out, errs := demarcd("check", "-c", file)
+	if code != exitOK || !strings.Contains(out, "127.0.0.1:1111") || !strings.Contains(out, "backdate: 12h") {
+		t.Fatalf("%d\n%s%s", code, out, errs)
+	}
+	code, out, _ = demarcd("check", "-c", file, "--metrics.listen", "127.0.0.1:2222")
+	if code != exitOK || !strings.Contains(out, "127.0.0.1:2222") || strings.Contains(out, ":1111") {
+		t.Fatalf("a flag goes before the environment: %d\n%s", code, out)
+	}
+}
+
+func TestErrorsNameTheirPlace(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "a.yaml")
+	if err := os.WriteFile(file, []byte("version: demarc/1\nrole: appliance\nname: eu-1\ncolour: red\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"check", "-c", file}, exitFailed, "a.yaml:4"},
+		{[]string{"check"}, exitUsage, "-c FILE"},
+		{[]string{"check", "-c", file, "extra"}, exitUsage, "no arguments"},
+		{[]string{"check", "-c", file + ".none"}, exitFailed, ".none"},
+		{[]string{"run", "-c", file, "--log-format", "xml"}, exitUsage, "text or json"},
+		{[]string{"run", "-c", file, "--log-level", "loud"}, exitUsage, "debug"},
+		{[]string{"check", "--unknown"}, exitUsage, "--unknown"},
+	} {
+		code, _, errs := demarcd(c.args...)
+		if code != c.code || !strings.Contains(errs, c.want) {
+			t.Errorf("%q: %d %q, want %d %q", c.args, code, errs, c.code, c.want)
+		}
+	}
+}
