@@ -163,3 +163,11 @@ func sentence(err error) string {
 	}
 	return text
 }
+
+// orDash stands in for what is not there.
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
