@@ -271,3 +271,79 @@ func TestInTotoShape(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 }
+
+// Each field of each document that is a name, a digest, a text, a command or a nonce is looked at.
+func TestNoFieldIsForgotten(t *testing.T) {
+	type checked interface{ Check() error }
+	req, app, res, _ := chain(t)
+	wrong := map[string][]string{
+		"ID": {"", "Op 1", "../x", strings.Repeat("x", 64)}, "Nonce": {"", "short", nonce + "\n", nonce + "é"}, "Reason": {"\x1b[2J", "\u202e", "\xff", strings.Repeat("x", 1025)},
+		"Signal": {"\x1b", strings.Repeat("x", 33)}, "Template": {"", "A"}, "Decision": {"", "yes", "Approve"}, "Recipient": {"", "age1", "AGE-SECRET-KEY-1"},
+	}
+	for _, doc := range []checked{request(), approval(req), result(req, app), released(res), called(req), plan()} {
+		typ := reflect.TypeOf(doc)
+		for i := range typ.NumField() {
+			var bad []any
+			switch reflect.ValueOf(doc).Field(i).Interface().(type) {
+			case fleet.Digest:
+				bad = []any{fleet.Digest("x"), fleet.Digest("")}
+			case fleet.ApplianceID:
+				bad = []any{fleet.ApplianceID(""), fleet.ApplianceID("EU 1")}
+			case fleet.Principal:
+				bad = []any{fleet.Principal(""), fleet.Local, fleet.PrincipalOf("acme.example", fleet.Appliance, "ann")}
+			case operation.State:
+				bad = []any{operation.State(""), operation.Running, operation.Released}
+			case time.Time:
+				bad = []any{time.Time{}}
+			case []string:
+				bad = []any{[]string{"a", "\x1b"}, []string{strings.Repeat("x", 8<<10+1)}, make([]string, 257)}
+			case []fleet.Phase:
+				bad = []any{[]fleet.Phase{}, []fleet.Phase{fleet.OperateRead}}
+			case map[string]string:
+				many := map[string]string{}
+				for n := range 65 {
+					many["a"+strings.Repeat("b", n%31)+string(rune('a'+n/31))] = ""
+				}
+				if len(many) != 65 {
+					t.Fatalf("%d variables", len(many))
+				}
+				bad = []any{many, map[string]string{"": ""}}
+			case string:
+				for _, s := range wrong[typ.Field(i).Name] {
+					bad = append(bad, s)
+				}
+			case bool, int:
+				continue // each value is one
+			case int64:
+				bad = []any{int64(-1), int64(64<<20 + 1)}
+			}
+			if len(bad) == 0 {
+				t.Errorf("%s.%s: the test knows no wrong value", typ, typ.Field(i).Name)
+			}
+			for _, v := range bad {
+				c := reflect.New(typ).Elem()
+				c.Set(reflect.ValueOf(doc))
+				c.Field(i).Set(reflect.ValueOf(v))
+				if err := c.Interface().(checked).Check(); !errors.Is(err, fault.Invalid) {
+					t.Errorf("%s.%s: %.40q was taken: %v", typ, typ.Field(i).Name, v, err)
+				}
+			}
+		}
+	}
+}
+
+func TestStatementSaysWhatItIs(t *testing.T) {
+	b, err := plan().MarshalJSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r operation.Request
+	if err := r.UnmarshalJSON(b); err == nil || !strings.Contains(fault.Text(err), "plan-approval/v1\", and a ") {
+		t.Error(err)
+	}
+	l := released(nil)
+	l.Decision, l.Output = operation.DecisionWithhold, ""
+	if b, err = l.MarshalJSON(); err != nil || strings.Count(string(b), `"sha256":`) != 1 || strings.Contains(string(b), `"name":"output"`) {
+		t.Errorf("an output that is not let out is a subject: %s, %v", b, err)
+	}
+}

@@ -240,3 +240,85 @@ func TestDigestCoversTheTemplate(t *testing.T) {
 		}
 	}
 }
+
+func TestTemplateLimits(t *testing.T) {
+	whole := func() operation.Template {
+		return operation.Template{Version: operation.TemplateVersion, Name: "p", About: "x", Kind: operation.KindScript, Tier: "operate.write", Timeout: "1s",
+			Run: []string{"x", "${v}"}, Vars: map[string]operation.Var{"v": {Type: operation.TypeInt}}}
+	}
+	if err := whole().Check(); err != nil {
+		t.Fatal(err)
+	}
+	one := func(v operation.Var) func(*operation.Template) {
+		return func(x *operation.Template) { x.Vars = map[string]operation.Var{"v": v} }
+	}
+	for name, c := range map[string]struct {
+		f    func(*operation.Template)
+		want string
+	}{
+		"no argv":        {func(x *operation.Template) { x.Run = nil }, "argv: give"},
+		"empty program":  {func(x *operation.Template) { x.Run = []string{"", "${v}"} }, "argv: give"},
+		"many arguments": {func(x *operation.Template) { x.Run = append(x.Run, make([]string, 256)...) }, "argv: give"},
+		"long argument":  {func(x *operation.Template) { x.Run = append(x.Run, strings.Repeat("x", 8<<10+1)) }, "argv 2: at most"},
+		"many variables": {func(x *operation.Template) {
+			for n := range 65 {
+				name := fmt.Sprintf("v%d", n)
+				x.Vars[name], x.Run = operation.Var{Type: operation.TypeInt}, append(x.Run, "${"+name+"}")
+			}
+		}, "vars: at most 64"},
+		"variable's name": {func(x *operation.Template) {
+			x.Run, x.Vars = []string{"x", "${V}"}, map[string]operation.Var{"V": {Type: operation.TypeInt}}
+		}, `vars "V": use lower-case`},
+		"variable's type":  {one(operation.Var{Type: "float"}), "use string, int or bool"},
+		"variable's about": {one(operation.Var{Type: operation.TypeInt, About: "\x1b"}), "about and pattern"},
+		"pattern hides":    {one(operation.Var{Type: operation.TypeString, Pattern: "^\u202ea$"}), "about and pattern"},
+		"negative max":     {one(operation.Var{Type: operation.TypeInt, Max: -1}), "max -1"},
+		"large max":        {one(operation.Var{Type: operation.TypeInt, Max: operation.MaxValue + 1}), "max 4097"},
+		"many writes":      {func(x *operation.Template) { x.Effects.Writes = slices.Repeat([]string{"/data"}, 65) }, "effects.writes: at most 64"},
+		"long about":       {func(x *operation.Template) { x.About = strings.Repeat("x", 2049) }, "about: say"},
+		"negative output":  {func(x *operation.Template) { x.Output = -1 }, "output -1"},
+		"kind":             {func(x *operation.Template) { x.Kind = "shell" }, `kind "shell"`},
+	} {
+		tpl := whole()
+		c.f(&tpl)
+		if err := tpl.Check(); !errors.Is(err, fault.Invalid) || !strings.Contains(fault.Text(err), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+		if argv, err := tpl.Argv(map[string]string{"v": "1"}); err == nil {
+			t.Errorf("%s: a command was made of it: %q", name, argv)
+		}
+	}
+	padded := good + "#" + strings.Repeat("x", operation.MaxTemplate-len(good)-1)
+	if _, err := operation.ParseTemplate([]byte(padded)); err != nil {
+		t.Errorf("64 KiB: %v", err)
+	}
+	if _, err := operation.ParseTemplate([]byte(padded + "x")); !errors.Is(err, fault.Invalid) {
+		t.Errorf("64 KiB and one byte: %v", err)
+	}
+}
+
+func TestTypesOfValues(t *testing.T) {
+	for _, c := range []struct {
+		v       operation.Var
+		yes, no []string
+	}{
+		{operation.Var{Type: operation.TypeBool}, []string{"true", "false"}, []string{"", "True", "1", "yes", "true "}},
+		{operation.Var{Type: operation.TypeInt}, []string{"0", "-1", "9223372036854775807"}, []string{"", "00", "-0", "1e3", "0x1", "1.0", " 1", "9223372036854775808", "１"}},
+		{operation.Var{Type: operation.TypeInt, Pattern: "^[1-9]$"}, []string{"1"}, []string{"0", "10"}},
+		{operation.Var{Type: operation.TypeString, Pattern: "^a*$"}, []string{"", strings.Repeat("a", 256)}, []string{strings.Repeat("a", 257)}},
+		{operation.Var{Type: operation.TypeString, Pattern: "^a*$", Max: 2}, []string{"aa"}, []string{"aaa"}},
+	} {
+		tpl := operation.Template{Version: operation.TemplateVersion, Name: "p", About: "x", Kind: operation.KindScript, Tier: "operate.read", Timeout: "1s",
+			Run: []string{"x", "--v=${v}"}, Vars: map[string]operation.Var{"v": c.v}}
+		for _, v := range c.yes {
+			if _, err := tpl.Argv(map[string]string{"v": v}); err != nil {
+				t.Errorf("%+v: %.20q: %v", c.v, v, err)
+			}
+		}
+		for _, v := range c.no {
+			if _, err := tpl.Argv(map[string]string{"v": v}); !errors.Is(err, fault.Invalid) {
+				t.Errorf("%+v: %.20q: %v", c.v, v, err)
+			}
+		}
+	}
+}

@@ -7,7 +7,6 @@ import (
 	"crypto"
 	"crypto/ed25519"
 	"crypto/rand"
-	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -16,7 +15,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/seal"
 	"github.com/demarc-dev/demarc/workload"
@@ -205,52 +203,6 @@ func (a *app) secret() *cobra.Command {
 	return group("secret", "Secrets in the customer's store", c)
 }
 
-func (a *app) verify() *cobra.Command {
-	var pins, witnesses, signers []string
-	var need bool
-	c := &cobra.Command{Use: "verify BUNDLE", Short: "Check evidence offline, with nothing but pinned keys", Args: exactly(1, "the file of a bundle"),
-		Long: "verify finds edited, missing and forked history in a bundle of either side. It exits 0 when all is as it was signed, and 3 with the reason when not.\n" +
-			"All trust comes from the keys that are pinned here.",
-		Example: "  demarc verify vendor.json --pin acme.example/control-plane=log.pub --witness acme.example/appliance/eu-1=eu-1-log.pub"}
-	c.Flags().StringArrayVar(&pins, "pin", nil, "ORIGIN=FILE: public key of a log")
-	c.Flags().StringArrayVar(&witnesses, "witness", nil, "NAME=FILE: public key of a witness")
-	c.Flags().StringArrayVar(&signers, "signer", nil, "FILE: public key of who may have signed documents")
-	c.Flags().BoolVar(&need, "need-witness", false, "refuse a log that no pinned witness countersigned")
-	c.RunE = func(_ *cobra.Command, args []string) error {
-		b, err := readBounded(args[0], audit.MaxBundle)
-		if err != nil {
-			return err
-		}
-		p := audit.Pins{Logs: map[string]crypto.PublicKey{}, Witnesses: map[string]crypto.PublicKey{}, NeedWitness: need}
-		for to, list := range map[*map[string]crypto.PublicKey][]string{&p.Logs: pins, &p.Witnesses: witnesses} {
-			for _, s := range list {
-				name, file, ok := strings.Cut(s, "=")
-				if !ok {
-					return usage("%q: write ORIGIN=FILE", s)
-				}
-				k, err := publicKey(file)
-				if err != nil {
-					return err
-				}
-				(*to)[name] = k.Public
-			}
-		}
-		for _, file := range signers {
-			k, err := publicKey(file)
-			if err != nil {
-				return err
-			}
-			p.Documents = append(p.Documents, k)
-		}
-		report, err := audit.Verify(b, p)
-		if err != nil {
-			return err
-		}
-		return a.emit(report, func(w io.Writer) { printReport(w, report) })
-	}
-	return c
-}
-
 func readBounded(file string, limit int64) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -269,12 +221,9 @@ func publicKey(file string) (seal.Key, error) {
 	if err != nil {
 		return seal.Key{}, err
 	}
-	return seal.ParseKey(b)
-}
-
-func printReport(w io.Writer, r audit.Report) {
-	for _, l := range r.Logs {
-		fmt.Fprintf(w, "log\t%s\t%d entries, root %x\n", l.Origin, l.Size, l.Root[:8])
+	k, err := seal.ParseKey(b)
+	if err != nil {
+		return k, fault.Because(err, "demarc.publicKey", fault.Of(err), "%s: %s", file, fault.Text(err))
 	}
-	fmt.Fprintln(w, "verified: nothing was edited, left out or forked")
+	return k, nil
 }

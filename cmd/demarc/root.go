@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -28,8 +27,11 @@ const (
 	exitRefused = 3 // consent or verification says no
 )
 
-// errUsage marks what the caller wrote wrongly.
-var errUsage = errors.New("usage")
+// errUsage marks what the caller wrote wrongly, errTold what the command has printed itself.
+var (
+	errUsage = errors.New("usage")
+	errTold  = errors.New("told")
+)
 
 func usage(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", errUsage, fmt.Sprintf(format, args...))
@@ -59,7 +61,9 @@ func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) 
 	if err == nil {
 		return exitOK
 	}
-	fmt.Fprintf(errs, "demarc: %s\n", sentence(err))
+	if !errors.Is(err, errTold) {
+		a.complain(err)
+	}
 	var breach audit.Breach
 	switch {
 	case errors.Is(err, errUsage):
@@ -84,16 +88,18 @@ func (a *app) root() *cobra.Command {
 		Use:   "demarc",
 		Short: "Deploy into your customers' environments without crossing the trust boundary",
 		Long: "demarc is for three kinds of people.\n\n" +
-			"  Vendor    control-plane, status, customer, appliance, release, operation, probe, evidence\n" +
-			"            speak to the vendor's control plane; they need the operator's file (--context).\n" +
-			"  Customer  key, secret work on files; local, consent, grant, revoke, access, posture, transport, review, approve\n" +
-			"            speak to the customer's own appliance over its socket (--socket). The vendor can't call any of it.\n" +
-			"  Auditor   verify works offline, with nothing but a bundle and pinned keys.",
+			"  A vendor's operator speaks to the vendor's control plane, with the operator's file (--context).\n" +
+			"  A customer speaks to the customer's own appliance, over its socket (--socket). The vendor can't call any of it.\n" +
+			"  An auditor needs no connection: verify works with nothing but a bundle and pinned keys.\n\n" +
+			"Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 refused by consent or by verification.",
 		Example:       "  demarc appliance list --context operator.yaml\n  demarc posture set allowlist --allow 192.0.2.0/24\n  demarc verify evidence.json --pin acme.example/control-plane=vendor-log.pub",
-		SilenceErrors: true, SilenceUsage: true, Version: build(),
+		SilenceErrors: true, SilenceUsage: true, Version: build(), Args: known, RunE: helpless,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			if a.output != "text" && a.output != "json" {
 				return usage("--output %q: use text or json", a.output)
+			}
+			if a.timeout <= 0 {
+				return usage("--timeout %s: use a time above zero", a.timeout)
 			}
 			return nil
 		},
@@ -105,22 +111,44 @@ func (a *app) root() *cobra.Command {
 	f.StringVar(&a.context, "context", os.Getenv("DEMARC_CONTEXT"), "the operator's file, by default $DEMARC_CONTEXT")
 	f.StringVar(&a.socket, "socket", os.Getenv("DEMARC_SOCKET"), "the appliance's socket, by default $DEMARC_SOCKET")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
-	root.AddCommand(a.controlPlane(), a.status(), a.customer(), a.appliance(), a.release(), a.operation(), a.probe(), a.evidence(), a.management(),
-		a.key(), a.secret(), a.local(), a.consent(), a.verify())
-	root.AddCommand(a.customersVerbs()...)
+	for _, g := range []struct {
+		id, title string
+		commands  []*cobra.Command
+	}{
+		{"vendor", "The vendor's operator types:", []*cobra.Command{a.controlPlane(), a.status(), a.customer(), a.appliance(), a.release(), a.operation(), a.probe(), a.evidence(), a.management()}},
+		{"customer", "The customer types:", append([]*cobra.Command{a.key(), a.secret(), a.local(), a.consent()}, a.customersVerbs()...)},
+		{"anyone", "Anyone types:", []*cobra.Command{a.verify()}},
+	} {
+		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
+		for _, c := range g.commands {
+			c.GroupID = g.id
+			root.AddCommand(c)
+		}
+	}
+	root.SetHelpCommandGroupID("anyone")
+	root.SetCompletionCommandGroupID("anyone")
 	return root
 }
 
-// group is a command that only holds others.
+// group is a command that only holds others: by itself it is a mistake, and says what there is.
 func group(use, short string, sub ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: use, Short: short, Args: func(c *cobra.Command, args []string) error {
-		if len(args) > 0 {
-			return usage("%s has no command %q (see %s --help)", c.CommandPath(), args[0], c.CommandPath())
-		}
-		return nil
-	}, RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
+	c := &cobra.Command{Use: use, Short: short, Args: known, RunE: helpless}
 	c.AddCommand(sub...)
 	return c
+}
+
+// known refuses a word that is no command.
+func known(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usage("%s has no command %q (see %s --help)", c.CommandPath(), args[0], c.CommandPath())
+	}
+	return nil
+}
+
+// helpless shows the help on standard error: what was asked for was not done.
+func helpless(c *cobra.Command, _ []string) error {
+	c.SetOut(c.ErrOrStderr())
+	return errors.Join(usage("no command"), errTold, c.Help())
 }
 
 // exactly is cobra.ExactArgs with our exit code.
@@ -136,23 +164,6 @@ func exactly(n int, names string) cobra.PositionalArgs {
 // bounded gives the context of the command its time.
 func (a *app) bounded(c *cobra.Command) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(c.Context(), a.timeout)
-}
-
-// emit prints a document: as JSON, or as text writes it.
-func (a *app) emit(v any, text func(w io.Writer)) error {
-	if a.output == "json" {
-		e := json.NewEncoder(a.out)
-		e.SetIndent("", "  ")
-		return e.Encode(v)
-	}
-	w := tabwriter.NewWriter(a.out, 0, 4, 2, ' ', 0)
-	text(w)
-	return w.Flush()
-}
-
-// say is emit for a short word that has no document of its own.
-func (a *app) say(v any, format string, args ...any) error {
-	return a.emit(v, func(w io.Writer) { fmt.Fprintf(w, format+"\n", args...) })
 }
 
 func build() string {
