@@ -11,8 +11,6 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	hraft "github.com/hashicorp/raft"
-	wal "github.com/hashicorp/raft-wal"
-	"github.com/hashicorp/raft-wal/metadb"
 
 	"github.com/demarc-dev/demarc/fault"
 )
@@ -20,8 +18,7 @@ import (
 // disk is what a member keeps.
 type disk struct {
 	lock  *os.File
-	wal   *wal.WAL
-	meta  *metadb.BoltMetaDB
+	wal   *boltLog
 	snaps hraft.SnapshotStore
 }
 
@@ -38,16 +35,14 @@ func openDisk(dir, self string, log hclog.Logger) (_ *disk, err error) {
 	if err := os.MkdirAll(logs, 0o700); err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "can't make the directory of the log")
 	}
-	// The meta store of the log has a lock too, and would wait for it for ever.
+	// The file of the log has a lock too; this one tells why at once.
 	if d.lock, err = os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "can't make the lock of the directory")
 	}
 	if err := lockFile(d.lock); err != nil {
 		return nil, fault.Because(err, op, fault.Conflict, "the directory is in use by another process: stop it first")
 	}
-	// raft-wal's Close does not close its meta store: it is opened here, so that close can.
-	d.meta = &metadb.BoltMetaDB{}
-	if d.wal, err = wal.Open(logs, wal.WithMetaStore(d.meta), wal.WithLogger(log)); err != nil {
+	if d.wal, err = openBoltLog(filepath.Join(logs, "log.db")); err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "the log can't be opened")
 	}
 	if d.snaps, err = hraft.NewFileSnapshotStoreWithLogger(dir, 2, log); err != nil {
@@ -90,9 +85,6 @@ func (d *disk) close() error {
 	var errs []error
 	if d.wal != nil {
 		errs = append(errs, d.wal.Close())
-	}
-	if d.meta != nil {
-		errs = append(errs, d.meta.Close())
 	}
 	if d.lock != nil {
 		errs = append(errs, d.lock.Close())
