@@ -75,7 +75,7 @@ func (a *app) decide(decision, short string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			signer, err := k.signer()
+			signer, err := k.signer(a)
 			if err != nil {
 				return err
 			}
@@ -97,7 +97,7 @@ func (a *app) decide(decision, short string) *cobra.Command {
 }
 
 // held opens the output of an operation that waits for the customer.
-func held(ctx context.Context, l localv1connect.LocalClient, id string, k keyFlags) (operation.Output, operation.Result, operation.Request, []byte, error) {
+func (a *app) held(ctx context.Context, l localv1connect.LocalClient, id string, k *keyFlags) (operation.Output, operation.Result, operation.Request, []byte, error) {
 	o, r, err := asked(ctx, l, id)
 	if err != nil {
 		return operation.Output{}, operation.Result{}, r, nil, err
@@ -106,7 +106,7 @@ func held(ctx context.Context, l localv1connect.LocalClient, id string, k keyFla
 	if sealed == nil || len(o.GetOutput()) == 0 {
 		return operation.Output{}, operation.Result{}, r, nil, fault.New("demarc.consent", fault.Conflict, "operation %s is %s: it holds no output", id, o.GetState())
 	}
-	key, err := k.reader()
+	key, err := k.reader(a)
 	if err != nil {
 		return operation.Output{}, operation.Result{}, r, nil, err
 	}
@@ -118,7 +118,7 @@ func (a *app) readHeld() *cobra.Command {
 	var k keyFlags
 	c := a.own(&cobra.Command{Use: "output ID", Short: "Read the output of an operation before anyone else does", Args: exactly(1, "the operation's id")},
 		func(ctx context.Context, l localv1connect.LocalClient, args []string) error {
-			out, res, _, _, err := held(ctx, l, args[0], k)
+			out, res, _, _, err := a.held(ctx, l, args[0], &k)
 			if err != nil {
 				return err
 			}
@@ -135,11 +135,11 @@ func (a *app) letOut(decision, short string) *cobra.Command {
 		Long:    short + ".\n\nThe output is opened here, compared with what the appliance signed for, and encrypted anew to the operator who asked: neither the appliance nor\nthe control plane sees it in clear.",
 		Example: "  demarc consent " + decision + " op-1 --key globex.key"},
 		func(ctx context.Context, l localv1connect.LocalClient, args []string) error {
-			out, res, r, sealed, err := held(ctx, l, args[0], k)
+			out, res, r, sealed, err := a.held(ctx, l, args[0], &k)
 			if err != nil {
 				return err
 			}
-			signer, err := k.signer()
+			signer, err := k.signer(a)
 			if err != nil {
 				return err
 			}
@@ -187,7 +187,7 @@ func (a *app) cancelOperation() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			signer, err := k.signer()
+			signer, err := k.signer(a)
 			if err != nil {
 				return err
 			}

@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -121,13 +120,13 @@ func (a *app) pin() *cobra.Command {
 		})
 	c.Flags().StringVar(&recipient, "recipient-file", "", "whom output is encrypted to")
 	c.Flags().StringVar(&endorse, "endorse-with", "", "a key that is pinned already")
-	c.Flags().StringVar(&k.passphrase, "passphrase-file", os.Getenv("DEMARC_PASSPHRASE_FILE"), "file with its passphrase")
+	k.addPassphrase(c.Flags())
 	return c
 }
 
 func (a *app) endorse(ctx context.Context, l localv1connect.LocalClient, pem []byte, with string, k keyFlags) ([]byte, error) {
 	k.file = with
-	signer, err := k.signer()
+	signer, err := k.signer(a)
 	if err != nil {
 		return nil, err
 	}
@@ -198,7 +197,7 @@ func (a *app) approve() *cobra.Command {
 			if m.GetPlanDigest() != plan {
 				return fault.New("demarc.approve", fault.Conflict, "the release compiles to plan %s now, not to the one that you reviewed: review again", m.GetPlanDigest())
 			}
-			signer, err := k.signer()
+			signer, err := k.signer(a)
 			if err != nil {
 				return err
 			}
@@ -232,7 +231,7 @@ func (a *app) grant() *cobra.Command {
 		Long:    "The phases are " + strings.Join(phaseNames(), ", ") + ". Each stands alone: none includes another.",
 		Example: "  demarc grant deploy --for 720h --key globex.key\n  demarc grant operate.read --uses 1 --operation state --key globex.key"},
 		func(ctx context.Context, l localv1connect.LocalClient, args []string) error {
-			signer, err := k.signer()
+			signer, err := k.signer(a)
 			if err != nil {
 				return err
 			}
@@ -277,7 +276,7 @@ func (a *app) revoke() *cobra.Command {
 			if all == (len(args) == 1) || len(args) > 1 {
 				return usage("name one phase or grant, or --all")
 			}
-			signer, err := k.signer()
+			signer, err := k.signer(a)
 			if err != nil {
 				return err
 			}
