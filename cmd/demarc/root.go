@@ -9,8 +9,6 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
-	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -72,15 +70,6 @@ func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) 
 		return exitRefused
 	}
 	return exitFailed
-}
-
-// sentence is what a person reads. The causes of an internal fault are shown too: this is the person's own machine.
-func sentence(err error) string {
-	text := fault.Text(err)
-	if errors.Is(err, errUsage) || fault.Of(err) == fault.Internal || strings.HasPrefix(text, "the call failed") {
-		return err.Error()
-	}
-	return string(fault.Of(err)) + ": " + text
 }
 
 func (a *app) root() *cobra.Command {
