@@ -167,6 +167,15 @@ func (n *Node) handOver(ctx context.Context) {
 			return
 		}
 	}
+	// The others learn of it within a heartbeat. Until then they still ask here: they are told to ask again, and not left
+	// with a line that breaks under their question.
+	t := time.NewTimer(n.cfg.Timing.Heartbeat)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-n.gone:
+	case <-ctx.Done():
+	}
 }
 
 // leads tells whether this node can take a proposal.
