@@ -12,10 +12,13 @@ import (
 	"encoding/pem"
 	"errors"
 	"io"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -89,11 +92,17 @@ func (o operator) signer() (ed25519.PrivateKey, error) {
 	return ed, nil
 }
 
-// vendor speaks to the control plane.
+// vendor speaks to the control plane. Who answers is proven by its certificate, never by its address.
 type vendor struct {
 	operator
 	clients []controlv1connect.ControlClient
+	ways    []*http.Transport
+	at      int           // the node that answered last is asked first
+	total   time.Duration // of a call, all tries together
+	try     time.Duration // of one try, and of silence on a stream
 }
+
+const tryTimeout = 10 * time.Second
 
 func (a *app) vendor() (*vendor, error) {
 	const op = "demarc.vendor"
@@ -103,51 +112,138 @@ func (a *app) vendor() (*vendor, error) {
 	}
 	leaf, err := tls.LoadX509KeyPair(o.Certificate, o.Key)
 	if err != nil {
-		return nil, fault.Because(err, op, fault.Invalid, "the operator's certificate can't be read: %v", err)
+		return nil, fault.Because(err, op, fault.Invalid, "the operator's certificate and key can't be read: see certificate and key in %s", a.context)
 	}
-	b, err := os.ReadFile(o.Bundle)
-	if err != nil {
-		return nil, fault.Because(err, op, fault.NotFound, "the bundle can't be read: %s", o.Bundle)
-	}
-	cas, err := identity.ParseBundle(b, o.TrustDomain)
+	b, err := readBounded(o.Bundle, identity.MaxBundle)
 	if err != nil {
 		return nil, err
 	}
-	v := &vendor{operator: o}
-	conf := identity.Client(identity.Fixed(&leaf, identity.Pool(cas)), identity.WantNode(o.TrustDomain), "h2")
-	for _, n := range o.Nodes {
-		h := &http.Client{Transport: &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 5 * time.Second,
-			DialContext: (&net.Dialer{Timeout: 3 * time.Second}).DialContext}}
-		v.clients = append(v.clients, controlv1connect.NewControlClient(h, "https://"+n, connect.WithReadMaxBytes(64<<20)))
+	cas, err := identity.ParseBundle(b, o.TrustDomain)
+	if err != nil {
+		return nil, fault.Because(err, op, fault.Of(err), "%s: %s", o.Bundle, fault.Text(err))
 	}
-	return v, nil
+	return newVendor(o, identity.Fixed(&leaf, identity.Pool(cas)), a.timeout), nil
+}
+
+func newVendor(o operator, who identity.Source, total time.Duration) *vendor {
+	v := &vendor{operator: o, total: total, try: min(tryTimeout, total)}
+	conf := identity.Client(who, identity.WantNode(o.TrustDomain), "h2")
+	for _, n := range o.Nodes {
+		t := &http.Transport{TLSClientConfig: conf, TLSHandshakeTimeout: 5 * time.Second, DialContext: (&net.Dialer{Timeout: 3 * time.Second}).DialContext,
+			HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second}, Protocols: new(http.Protocols)}
+		t.Protocols.SetHTTP2(true)
+		v.ways = append(v.ways, t)
+		v.clients = append(v.clients, controlv1connect.NewControlClient(&http.Client{Transport: t}, "https://"+n, connect.WithReadMaxBytes(64<<20)))
+	}
+	return v
+}
+
+// close lets the connections go.
+func (v *vendor) close() {
+	for _, t := range v.ways {
+		t.CloseIdleConnections()
+	}
 }
 
 // ask calls one node after another until one answers. What is asked carries its own request id, so that asking twice
 // does it once.
 func ask[Res any](ctx context.Context, v *vendor, do func(ctx context.Context, c controlv1connect.ControlClient) (Res, error)) (Res, error) {
-	const op = "demarc.ask"
 	var res Res
-	var err error
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, time.Second) {
-		for _, c := range v.clients {
-			if res, err = do(ctx, c); err == nil {
-				return res, nil
-			}
-			err = api.FromWire(op, err)
-			switch fault.Of(err) {
-			case fault.Unavailable, fault.NotLeader, fault.Unsure, fault.Busy:
-			default:
-				return res, err
-			}
+	ctx, cancel := context.WithTimeout(ctx, v.total)
+	defer cancel()
+	err := v.each(ctx, 0, func(c controlv1connect.ControlClient) (err error) {
+		ctx, cancel := context.WithTimeout(ctx, v.try)
+		defer cancel()
+		res, err = do(ctx, c)
+		return err
+	})
+	return res, err
+}
+
+// bulk is ask for a stream: its time is not bounded as long as it moves, which it tells with alive.
+func (v *vendor) bulk(ctx context.Context, do func(ctx context.Context, c controlv1connect.ControlClient, alive func()) error) error {
+	return v.each(ctx, 3, func(c controlv1connect.ControlClient) error {
+		sub, cancel := context.WithCancel(ctx)
+		defer cancel()
+		stalled := time.AfterFunc(v.try, cancel)
+		defer stalled.Stop()
+		err := do(sub, c, func() { stalled.Reset(v.try) })
+		if err != nil && sub.Err() != nil && ctx.Err() == nil {
+			return fault.New("demarc.bulk", fault.Unavailable, "nothing moved for %s", v.try)
 		}
-		select {
-		case <-ctx.Done():
-			return res, fault.Because(errors.Join(ctx.Err(), err), op, fault.Unavailable, "no node of the control plane did it in time: %s", fault.Text(err))
-		case <-time.After(wait):
+		return err
+	})
+}
+
+// each tries the nodes in turn, the one that answered last first, in so many rounds that come further and further
+// apart; until the context ends where rounds is 0.
+func (v *vendor) each(ctx context.Context, rounds int, do func(c controlv1connect.ControlClient) error) error {
+	const op = "demarc.ask"
+	began := time.Now()
+	var last error
+	for round := 1; ; round++ {
+		hope := false
+		for range v.clients {
+			err := do(v.clients[v.at])
+			if err == nil {
+				return nil
+			}
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return fault.Because(ctx.Err(), op, fault.Unavailable, "interrupted")
+			}
+			var one nodeError
+			retry := passing(err)
+			if !retry && !errors.As(err, &one) {
+				return err
+			}
+			// That an answer may have been lost is told rather than that nobody could be reached after.
+			if last == nil || ctx.Err() == nil && !errors.Is(last, fault.Unsure) {
+				last = fault.Because(err, op, fault.Of(err), "node %s: %s", v.Nodes[v.at], fault.Text(err))
+			}
+			v.at = (v.at + 1) % len(v.clients)
+			hope = hope || retry
+		}
+		if !hope {
+			return last
+		}
+		if round == rounds || !pause(ctx, round) {
+			return giveUp(last, time.Since(began))
 		}
 	}
 }
+
+// passing tells of a failure that may be over at the next try, here or at another node.
+func passing(err error) bool {
+	return slices.Contains([]fault.Kind{fault.Unavailable, fault.NotLeader, fault.Unsure, fault.Busy}, fault.Of(err))
+}
+
+func giveUp(last error, after time.Duration) error {
+	const op = "demarc.ask"
+	after = after.Round(time.Second / 10)
+	if errors.Is(last, fault.Unsure) {
+		return fault.Because(last, op, fault.Unsure, "it may have happened, and no node could say so within %s: look before you do it again (%s)", after, fault.Text(last))
+	}
+	return fault.Because(last, op, fault.Of(last), "no node of the control plane did it within %s: %s", after, fault.Text(last))
+}
+
+// pause waits between rounds: longer each time, and each caller differently long. It is false where the time is over.
+func pause(ctx context.Context, round int) bool {
+	most := min(100*time.Millisecond<<min(round, 5), 2*time.Second)
+	t := time.NewTimer(most/2 + mathrand.N(most/2+1))
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// nodeError is what is wrong with one node, and not with what was asked.
+type nodeError struct{ error }
+
+// Unwrap gives the cause.
+func (n nodeError) Unwrap() error { return n.error }
 
 // appliance speaks to the customer's own appliance.
 func (a *app) applianceClient() (localv1connect.LocalClient, error) {
@@ -171,9 +267,27 @@ func (a *app) unix() *http.Client {
 // wire gives the typed fault of a call.
 func wire[Res any](res *connect.Response[Res], err error) (*Res, error) {
 	if err != nil {
-		return nil, api.FromWire("demarc.call", err)
+		return nil, explain(err)
 	}
 	return res.Msg, nil
+}
+
+// explain makes a fault of what a server, or the way to it, answered.
+func explain(err error) error {
+	const op = "demarc.call"
+	var wire *connect.Error
+	if !errors.As(err, &wire) {
+		return fault.At(op, "", err)
+	}
+	var own *fault.Error
+	var alert tls.AlertError
+	switch cause := wire.Unwrap(); {
+	case errors.As(cause, &own): // of our own side: the handshake, or the socket
+		return fault.Because(nodeError{err}, op, own.Kind, "%s", fault.Text(own))
+	case errors.As(cause, &alert), strings.Contains(err.Error(), "remote error: tls:"):
+		return fault.Because(nodeError{err}, op, fault.Denied, "it refused this operator's certificate: that ran out, was banned, or is of another trust domain")
+	}
+	return api.FromWire(op, err)
 }
 
 // draw makes a request id, a nonce, or an operation's id.

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"encoding/json"
@@ -16,7 +15,6 @@ import (
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
-	"github.com/demarc-dev/demarc/api"
 	localv1 "github.com/demarc-dev/demarc/api/local/v1"
 	"github.com/demarc-dev/demarc/api/local/v1/localv1connect"
 	"github.com/demarc-dev/demarc/audit"
@@ -415,19 +413,13 @@ func (a *app) localEvidence() *cobra.Command {
 	var file string
 	c := a.own(&cobra.Command{Use: "evidence", Short: "Export the customer's log with its countersignatures", Args: exactly(0, "no arguments"), Example: "  demarc local evidence --out customer.json"},
 		func(ctx context.Context, l localv1connect.LocalClient, _ []string) error {
-			s, err := l.ExportEvidence(ctx, connect.NewRequest(&localv1.ExportEvidenceRequest{}))
-			if err != nil {
-				return api.FromWire("demarc.export", err)
-			}
-			defer s.Close()
-			var b bytes.Buffer
-			for s.Receive() {
-				b.Write(s.Msg().GetData())
-			}
-			if err := s.Err(); err != nil {
-				return api.FromWire("demarc.export", err)
-			}
-			return a.save(file, b.Bytes())
+			return a.save(file, func(restart func() io.Writer) error {
+				s, err := l.ExportEvidence(ctx, connect.NewRequest(&localv1.ExportEvidenceRequest{}))
+				if err != nil {
+					return explain(err)
+				}
+				return receive(s, restart(), func() {})
+			})
 		})
 	c.Flags().StringVar(&file, "out", "", "the file to write")
 	return c

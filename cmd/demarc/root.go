@@ -96,7 +96,7 @@ func (a *app) root() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage("%v (see %s --help)", err, c.CommandPath()) })
 	f := root.PersistentFlags()
 	f.StringVarP(&a.output, "output", "o", "text", "text or json")
-	f.DurationVar(&a.timeout, "timeout", 30*time.Second, "for the whole command")
+	f.DurationVar(&a.timeout, "timeout", 30*time.Second, "of a call, all its tries together")
 	f.StringVar(&a.context, "context", os.Getenv("DEMARC_CONTEXT"), "the operator's file, by default $DEMARC_CONTEXT")
 	f.StringVar(&a.socket, "socket", os.Getenv("DEMARC_SOCKET"), "the appliance's socket, by default $DEMARC_SOCKET")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))

@@ -7,14 +7,14 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
-	"time"
+	"slices"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
-	"github.com/demarc-dev/demarc/api"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
 	managementv1 "github.com/demarc-dev/demarc/api/management/v1"
@@ -34,9 +34,8 @@ func (a *app) online(c *cobra.Command, do func(ctx context.Context, v *vendor, a
 		if err != nil {
 			return err
 		}
-		ctx, cancel := a.bounded(c)
-		defer cancel()
-		return do(ctx, v, args)
+		defer v.close()
+		return do(c.Context(), v, args)
 	}
 	return c
 }
@@ -183,14 +182,13 @@ func (a *app) release() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			for _, name := range slices.Sorted(maps.Keys(rel.Artifacts)) { // to one node: the others fetch what they need from it
+				if err := a.upload(ctx, v, name, packed.path(rel.Artifacts[name]), rel.Artifacts[name]); err != nil {
+					return err
+				}
+			}
 			id := draw()
 			m, err := ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.PublishReleaseResponse, error) {
-				for name, d := range rel.Artifacts { // to the node that is asked: all the rest it fetches by itself
-					if err := packed.upload(ctx, c, d); err != nil {
-						return nil, err
-					}
-					fmt.Fprintf(a.errs, "uploaded %s %s\n", name, d.Short())
-				}
 				return wire(c.PublishRelease(ctx, connect.NewRequest(&controlv1.PublishReleaseRequest{RequestId: id, Release: sealed, Appliances: to})))
 			})
 			if err != nil {
@@ -267,133 +265,22 @@ func (p packs) pack(dir string) (fleet.Digest, error) {
 
 func (p packs) path(d fleet.Digest) string { return filepath.Join(p.dir, string(d)[len("sha256:"):]) }
 
-// upload streams one artifact.
-func (p packs) upload(ctx context.Context, c controlv1connect.ControlClient, d fleet.Digest) error {
-	const op = "demarc.upload"
-	f, err := os.Open(p.path(d))
-	if err != nil {
-		return fault.At(op, fault.Internal, err)
-	}
-	defer f.Close()
-	stream := c.UploadArtifact(ctx)
-	buf := make([]byte, 256<<10)
-	for first := true; ; first = false {
-		n, err := f.Read(buf)
-		if n > 0 || first {
-			m := &controlv1.UploadArtifactRequest{Data: buf[:n]}
-			if first {
-				m.Digest = string(d)
-			}
-			if stream.Send(m) != nil {
-				break // the answer says why
-			}
-		}
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return fault.At(op, fault.Unavailable, err)
-		}
-	}
-	_, err = stream.CloseAndReceive()
-	return api.FromWire(op, err)
-}
-
 func (a *app) evidence() *cobra.Command {
 	var file string
 	c := a.online(&cobra.Command{Use: "export", Short: "Export the vendor's log with its countersignatures", Args: exactly(0, "no arguments"), Example: "  demarc evidence export --out vendor.json"},
 		func(ctx context.Context, v *vendor, _ []string) error {
-			b, err := ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) ([]byte, error) {
-				s, err := c.ExportEvidence(ctx, connect.NewRequest(&controlv1.ExportEvidenceRequest{}))
-				if err != nil {
-					return nil, api.FromWire("demarc.export", err)
-				}
-				defer s.Close()
-				var b bytes.Buffer
-				for s.Receive() {
-					b.Write(s.Msg().GetData())
-				}
-				return b.Bytes(), api.FromWire("demarc.export", s.Err())
+			return a.save(file, func(restart func() io.Writer) error {
+				return v.bulk(ctx, func(ctx context.Context, c controlv1connect.ControlClient, alive func()) error {
+					s, err := c.ExportEvidence(ctx, connect.NewRequest(&controlv1.ExportEvidenceRequest{}))
+					if err != nil {
+						return explain(err)
+					}
+					return receive(s, restart(), alive)
+				})
 			})
-			if err != nil {
-				return err
-			}
-			return a.save(file, b)
 		})
 	c.Flags().StringVar(&file, "out", "", "the file to write")
 	return group("evidence", "The vendor's evidence", c)
-}
-
-// save writes evidence to a new file.
-func (a *app) save(file string, b []byte) error {
-	if file == "" {
-		return usage("name the file with --out FILE")
-	}
-	if err := create(file, b, 0o600); err != nil {
-		return err
-	}
-	return a.say(map[string]any{"file": file, "bytes": len(b)}, "%d bytes of evidence are in %s; check it with: demarc verify %s", len(b), file, file)
-}
-
-func (a *app) probe() *cobra.Command {
-	var to string
-	var count, rate int
-	c := a.online(&cobra.Command{Use: "probe", Short: "Send numbered messages to an appliance and count the echoes", Args: exactly(0, "no arguments"),
-		Long:    "probe measures the channel: each message must come back once and in order. It fails unless all do.",
-		Example: "  demarc probe --appliance eu-1 --count 200 --rate 50"},
-		func(ctx context.Context, v *vendor, _ []string) error { return a.sendProbes(ctx, v, to, count, rate) })
-	c.Flags().StringVar(&to, "appliance", "", "to whom")
-	c.Flags().IntVar(&count, "count", 100, "messages")
-	c.Flags().IntVar(&rate, "rate", 100, "messages a second")
-	return c
-}
-
-func (a *app) sendProbes(ctx context.Context, v *vendor, to string, count, rate int) error {
-	if count < 1 || count > 100_000 || rate < 1 || rate > 10_000 {
-		return usage("--count is 1 to 100000, --rate 1 to 10000")
-	}
-	id := draw()
-	began := time.Now()
-	step := max(1, rate/10) // ten batches a second
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for sent := 0; sent < count; sent += step {
-		n, req := min(step, count-sent), draw()
-		_, err := ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.ProbeResponse, error) {
-			return wire(c.Probe(ctx, connect.NewRequest(&controlv1.ProbeRequest{RequestId: req, Appliance: to, Id: id, First: uint64(sent + 1), Count: uint32(n)})))
-		})
-		if err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return fault.At("demarc.probe", fault.Unavailable, ctx.Err())
-		case <-tick.C:
-		}
-	}
-	for {
-		m, err := ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.GetProbeResponse, error) {
-			return wire(c.GetProbe(ctx, connect.NewRequest(&controlv1.GetProbeRequest{Appliance: to, Id: id})))
-		})
-		if err != nil {
-			return err
-		}
-		if m.GetEchoed() >= uint64(count) || m.GetDoubled() > 0 || m.GetOutOfOrder() > 0 {
-			took := time.Since(began)
-			if err := a.say(m, "sent %d, echoed %d, doubled %d, out of order %d, in %s", m.GetSent(), m.GetEchoed(), m.GetDoubled(), m.GetOutOfOrder(), took.Round(time.Millisecond)); err != nil {
-				return err
-			}
-			if m.GetDoubled() > 0 || m.GetOutOfOrder() > 0 {
-				return fault.New("demarc.probe", fault.Internal, "messages came twice or out of order")
-			}
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fault.New("demarc.probe", fault.Unavailable, "%d of %d messages were not echoed in time", uint64(count)-m.GetEchoed(), count)
-		case <-tick.C:
-		}
-	}
 }
 
 func (a *app) management() *cobra.Command {
