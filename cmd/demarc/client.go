@@ -126,7 +126,7 @@ func (a *app) vendor() (*vendor, error) {
 }
 
 func newVendor(o operator, who identity.Source, total time.Duration) *vendor {
-	v := &vendor{operator: o, total: total, try: min(tryTimeout, total)}
+	v := &vendor{operator: o, total: total, try: min(tryTimeout, total/time.Duration(len(o.Nodes)))} // so that one that hangs leaves time for the others
 	conf := identity.Client(who, identity.WantNode(o.TrustDomain), "h2")
 	for _, n := range o.Nodes {
 		t := &http.Transport{TLSClientConfig: conf, TLSHandshakeTimeout: 5 * time.Second, DialContext: (&net.Dialer{Timeout: 3 * time.Second}).DialContext,
