@@ -14,10 +14,13 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -66,8 +69,9 @@ type initOptions struct {
 
 type nodeSpec struct{ name, raft, api, metrics string }
 
-func (in initOptions) specs() ([]nodeSpec, error) {
+func (in *initOptions) specs() ([]nodeSpec, error) {
 	var out []nodeSpec
+	beside := map[string]int{} // nodes on one machine, as where they meet tells
 	for _, s := range in.nodes {
 		name, rest, ok := strings.Cut(s, "=")
 		parts := strings.Split(rest, ",")
@@ -77,10 +81,18 @@ func (in initOptions) specs() ([]nodeSpec, error) {
 		if err := fleet.CheckName("node", name); err != nil {
 			return nil, err
 		}
-		n := nodeSpec{name: name, raft: parts[0], api: parts[1]}
+		if name == "operator" {
+			return nil, usage("--node %q: its folder would be that of the operator: choose another name", s)
+		}
+		host, _, err := net.SplitHostPort(parts[0])
+		if err != nil {
+			return nil, usage("--node %q: %q is not HOST:PORT", s, parts[0])
+		}
+		n := nodeSpec{name: name, raft: parts[0], api: parts[1], metrics: net.JoinHostPort("127.0.0.1", strconv.Itoa(7480+10*beside[host]))}
 		if len(parts) == 3 {
 			n.metrics = parts[2]
 		}
+		beside[host]++
 		out = append(out, n)
 	}
 	if len(out) != 1 && len(out) != 3 && len(out) != 5 {
@@ -89,7 +101,19 @@ func (in initOptions) specs() ([]nodeSpec, error) {
 	return out, nil
 }
 
-// book of what init writes: it refuses to overwrite.
+// bind is where a node listens so that others reach it at addr: there, where that is an address, else on all.
+func bind(addr string) string {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return addr // refused with its line when the file is read
+	}
+	if _, err := netip.ParseAddr(host); err != nil && host != "localhost" {
+		host = "0.0.0.0"
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// folder is where init writes; it refuses to overwrite.
 type folder struct{ dir string }
 
 func (f folder) path(parts ...string) string {
@@ -119,24 +143,80 @@ func create(path string, b []byte, mode fs.FileMode) error {
 }
 
 func (a *app) initTrustDomain(in initOptions) error {
-	const op = "demarc.init"
-	if in.dir == "" || in.domain == "" {
-		return usage("give --dir and --trust-domain")
-	}
-	specs, err := in.specs()
+	specs, err := in.check()
 	if err != nil {
 		return err
 	}
+	if err := in.whole(func(f folder) error { return in.write(f, specs, time.Now()) }); err != nil {
+		return err
+	}
+	f := folder{in.dir}
+	doc := map[string]any{"trust_domain": in.domain, "dir": in.dir, "nodes": len(specs), "operator": in.operator,
+		"operator_file": f.path("operator", "operator.yaml"), "bundle": f.path("bundle.pem"), "release_key": f.path("operator", "signing.pub"), "log_key": f.path("log.pub")}
+	return a.emit(doc, func(w io.Writer) {
+		fmt.Fprintf(w, "trust domain %s with %d nodes is in %s\nstart each node with its own file:\n", in.domain, len(specs), in.dir)
+		for _, n := range specs {
+			fmt.Fprintf(w, "  demarcd run -c %s\n", f.path(n.name, "node.yaml"))
+		}
+		fmt.Fprintf(w, "then, as %s:\n  export DEMARC_CONTEXT=%s\n  demarc status\n", in.operator, f.path("operator", "operator.yaml"))
+	})
+}
+
+// check finds what is wrong before anything is made.
+func (in *initOptions) check() ([]nodeSpec, error) {
+	if in.dir == "" || in.domain == "" {
+		return nil, usage("give --dir and --trust-domain")
+	}
+	if (in.managementURL == "") != (in.managementCA == "") || (in.tailnetURL == "") != (in.tailnetKey == "") {
+		return nil, usage("--management-url goes with --management-ca, and --tailnet-url with --tailnet-auth-key-file")
+	}
+	if in.managementName == "" {
+		in.managementName, _, _ = strings.Cut(in.domain, ".")
+	}
+	specs, err := in.specs()
+	if err != nil {
+		return nil, err
+	}
 	if err := identity.CheckTrustDomain(in.domain); err != nil {
-		return err
+		return nil, err
 	}
-	if err := fleet.CheckName("operator", in.operator); err != nil {
-		return err
-	}
-	if left, err := os.ReadDir(in.dir); err == nil && len(left) > 0 {
+	return specs, fleet.CheckName("operator", in.operator)
+}
+
+// whole makes the folder with all that do writes into it, or nothing. A folder that holds anything is left alone.
+func (in *initOptions) whole(do func(folder) error) error {
+	const op = "demarc.init"
+	switch left, err := os.ReadDir(in.dir); {
+	case err == nil && len(left) > 0:
 		return fault.New(op, fault.Conflict, "%s is not empty: nothing is overwritten", in.dir)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return fault.Because(err, op, fault.Unavailable, "%s can't be used as a folder", in.dir)
 	}
-	now := time.Now()
+	abs, err := filepath.Abs(in.dir)
+	if err != nil {
+		return fault.At(op, fault.Internal, err)
+	}
+	if err := os.MkdirAll(filepath.Dir(abs), 0o755); err != nil {
+		return fault.Because(err, op, fault.Unavailable, "the folder of %s can't be made", in.dir)
+	}
+	tmp, err := os.MkdirTemp(filepath.Dir(abs), ".init-*") // mode 0700
+	if err != nil {
+		return fault.Because(err, op, fault.Unavailable, "can't write beside %s", in.dir)
+	}
+	defer os.RemoveAll(tmp)
+	if err := do(folder{tmp}); err != nil {
+		return err
+	}
+	_ = os.Remove(abs) // an empty folder; anything else stays, and then the rename says so
+	if err := os.Rename(tmp, abs); err != nil {
+		return fault.Because(err, op, fault.Conflict, "%s can't be made: something else came to be there", in.dir)
+	}
+	return nil
+}
+
+// write draws all keys and writes all files.
+func (in *initOptions) write(f folder, specs []nodeSpec, now time.Time) error {
+	const op = "demarc.init"
 	kek := make([]byte, 32)
 	_, _ = rand.Read(kek) // crypto/rand.Read never fails
 	ca, err := identity.NewCA(in.domain, now, rand.Reader, identity.DefaultCALife)
@@ -156,28 +236,28 @@ func (a *app) initTrustDomain(in initOptions) error {
 	if err != nil {
 		return err
 	}
-	f := folder{in.dir}
-	if err := errors.Join(f.write(kek, 0o600, "kek"), f.write(genesis, 0o600, "genesis.json"), f.write(bundle, 0o644, "bundle.pem")); err != nil {
-		return err
-	}
 	logKey, err := controlplane.LogKey(kek)
 	if err != nil {
 		return err
 	}
-	if err := f.write(logKey, 0o644, "log.pub"); err != nil {
+	if err := errors.Join(f.write(kek, 0o600, "kek"), f.write(genesis, 0o600, "genesis.json"), f.write(bundle, 0o644, "bundle.pem"), f.write(logKey, 0o644, "log.pub")); err != nil {
 		return err
+	}
+	if in.managementCA != "" {
+		b, err := readBounded(in.managementCA, identity.MaxBundle)
+		if err != nil {
+			return err
+		}
+		if err := f.write(b, 0o644, "management.pem"); err != nil {
+			return err
+		}
 	}
 	for _, n := range specs {
 		if err := in.writeNode(f, ca, n, specs, now); err != nil {
 			return err
 		}
 	}
-	if err := in.writeOperator(f, ca, specs, now); err != nil {
-		return err
-	}
-	return a.say(map[string]any{"trust_domain": in.domain, "dir": in.dir, "nodes": len(specs), "operator": in.operator},
-		"trust domain %s with %d nodes is in %s\nstart each node:   demarcd run -c %s\noperator's file:   %s", in.domain, len(specs), in.dir,
-		f.path(specs[0].name, "node.yaml"), f.path("operator", "operator.yaml"))
+	return in.writeOperator(f, ca, specs, now)
 }
 
 // leaf issues a certificate and writes it with its key.
@@ -214,26 +294,20 @@ func keyPEM(k crypto.Signer) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
-func (in initOptions) writeNode(f folder, ca *identity.Authority, n nodeSpec, all []nodeSpec, now time.Time) error {
+func (in *initOptions) writeNode(f folder, ca *identity.Authority, n nodeSpec, all []nodeSpec, now time.Time) error {
 	if err := leaf(f, ca, fleet.PrincipalOf(in.domain, fleet.Node, n.name), now, nil, nil, n.name); err != nil {
 		return err
 	}
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "version: %s\nrole: %s\nname: %s\ntrust_domain: %s\ndir: data\nlisten: %q\nraft: {listen: %q}\ncluster:\n",
-		configs.Version, configs.RoleControl, n.name, in.domain, n.api, n.raft)
+		configs.Version, configs.RoleControl, n.name, in.domain, bind(n.api), bind(n.raft))
 	for _, m := range all {
 		fmt.Fprintf(&b, "  - {name: %s, raft: %q, api: %q}\n", m.name, m.raft, m.api)
 	}
 	fmt.Fprintf(&b, "kek_file: ../kek\ncertificate: {file: cert.pem, key: cert.key, bundle: ../bundle.pem}\ngenesis: ../genesis.json\n")
-	if n.metrics != "" {
-		fmt.Fprintf(&b, "metrics: {listen: %q}\n", n.metrics)
-	}
+	fmt.Fprintf(&b, "metrics: {listen: %q}\n", n.metrics)
 	if in.managementURL != "" {
-		ca, err := filepath.Abs(in.managementCA)
-		if err != nil {
-			return fault.At("demarc.init", fault.Internal, err)
-		}
-		fmt.Fprintf(&b, "management: {url: %q, ca_file: %q, name: %q}\n", in.managementURL, ca, in.managementName)
+		fmt.Fprintf(&b, "management: {url: %q, ca_file: ../management.pem, name: %q}\n", in.managementURL, in.managementName)
 	}
 	if in.tailnetURL != "" {
 		key, err := filepath.Abs(in.tailnetKey)
@@ -242,13 +316,13 @@ func (in initOptions) writeNode(f folder, ca *identity.Authority, n nodeSpec, al
 		}
 		fmt.Fprintf(&b, "tailnet: {control_url: %q, auth_key_file: %q, hostname: %s}\n", in.tailnetURL, key, n.name)
 	}
-	if _, err := configs.Parse(f.path(n.name, "node.yaml"), b.Bytes(), nil); err != nil {
+	if _, err := configs.Parse(filepath.Join(in.dir, n.name, "node.yaml"), b.Bytes(), nil); err != nil {
 		return err // an address that is none, with its line
 	}
 	return f.write(b.Bytes(), 0o644, n.name, "node.yaml")
 }
 
-func (in initOptions) writeOperator(f folder, ca *identity.Authority, all []nodeSpec, now time.Time) error {
+func (in *initOptions) writeOperator(f folder, ca *identity.Authority, all []nodeSpec, now time.Time) error {
 	const op = "demarc.init"
 	if err := leaf(f, ca, fleet.PrincipalOf(in.domain, fleet.Operator, in.operator), now, nil, nil, "operator"); err != nil {
 		return err
