@@ -129,7 +129,7 @@ func newVendor(o operator, who identity.Source, total time.Duration) *vendor {
 	v := &vendor{operator: o, total: total, try: min(tryTimeout, total/time.Duration(len(o.Nodes)))} // so that one that hangs leaves time for the others
 	conf := identity.Client(who, identity.WantNode(o.TrustDomain), "h2")
 	for _, n := range o.Nodes {
-		t := &http.Transport{TLSClientConfig: conf, TLSHandshakeTimeout: 5 * time.Second, DialContext: (&net.Dialer{Timeout: 3 * time.Second}).DialContext,
+		t := &http.Transport{TLSClientConfig: conf.Clone(), TLSHandshakeTimeout: 5 * time.Second, DialContext: (&net.Dialer{Timeout: 3 * time.Second}).DialContext,
 			HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second}, Protocols: new(http.Protocols)}
 		t.Protocols.SetHTTP2(true)
 		v.ways = append(v.ways, t)
