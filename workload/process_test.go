@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package workload_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/manifest"
+	"github.com/demarc-dev/demarc/workload"
+	"github.com/demarc-dev/demarc/workload/artifact"
+)
+
+// The test binary is the application too: its first argument says what to be.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == "child" {
+		os.Exit(child(os.Args[2], os.Args[3:]))
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func child(what string, args []string) int {
+	switch what {
+	case "serve": // answers with its environment variable, its argument and its token
+		token, _ := os.ReadFile(os.Getenv("TOKEN_FILE"))
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/die" {
+				os.Exit(7)
+			}
+			fmt.Fprintf(w, "%s|%s|%s|%s|%d", os.Getenv("WORD"), strings.Join(args, ","), token, os.Getenv("PEER"), os.Getpid())
+		})
+		fmt.Fprintln(os.Stderr, http.ListenAndServe(os.Getenv("LISTEN"), h))
+	case "crash":
+		return 3
+	case "deaf": // never healthy, and does not mind SIGTERM
+		select {}
+	case "print":
+		fmt.Print(strings.Repeat("x", 100))
+		fmt.Fprint(os.Stderr, strings.Repeat("y", 100))
+		return 5
+	case "sleep": // with a grandchild in the same group
+		cmd := exec.Command(os.Args[0], "child", "deaf")
+		if cmd.Start() == nil {
+			fmt.Println(cmd.Process.Pid)
+		}
+		time.Sleep(time.Hour)
+	case "net":
+		_, err := http.Get("http://" + args[0])
+		fmt.Print(err)
+	case "env":
+		fmt.Print(strings.Join(os.Environ(), "\n"))
+	}
+	return 1
+}
+
+type world struct {
+	t       *testing.T
+	dir     string
+	secrets string
+	store   *artifact.Store
+	app     fleet.Digest
+	p       *workload.Process
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{t: t, dir: t.TempDir(), secrets: t.TempDir()}
+	var err error
+	if w.store, err = artifact.Open(filepath.Join(w.dir, "store")); err != nil {
+		t.Fatal(err)
+	}
+	folder := t.TempDir()
+	exe, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(folder, "app"), exe, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	if w.app, err = artifact.Pack(folder, &b); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.store.Put(t.Context(), w.app, &b); err != nil {
+		t.Fatal(err)
+	}
+	w.open()
+	t.Cleanup(w.close)
+	return w
+}
+
+func (w *world) open() {
+	w.t.Helper()
+	var err error
+	if w.p, err = workload.Open(workload.Config{Dir: filepath.Join(w.dir, "run"), Artifacts: w.store, Secrets: workload.NewFiles(w.secrets), Stop: 300 * time.Millisecond}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) close() {
+	if err := w.p.Close(context.Background()); err != nil {
+		w.t.Error(err)
+	}
+}
+
+// plan is one service that serves, and another that knows where it is.
+func (w *world) plan(word string) manifest.Plan {
+	health := &manifest.Health{HTTP: "/", Port: 80, IntervalMS: 100, TimeoutMS: 1000, StartMS: 20_000, Retries: 2}
+	return manifest.Plan{Version: manifest.PlanVersion, App: "app", AppVersion: word, Runtime: fleet.RuntimeProcess,
+		Secrets: []manifest.Secret{{Name: "token", Store: "token", Required: true}},
+		Services: []manifest.Service{
+			{Name: "back", Artifact: w.app, Argv: []string{"app", "child", "serve", "a b", "$(c)"}, Listen: []manifest.Listen{{Env: "LISTEN", Port: 80}}, Health: health,
+				Env: []manifest.Env{{Name: "TOKEN_FILE", Secret: "token"}, {Name: "WORD", Value: "same"}}},
+			{Name: "front", Artifact: w.app, Argv: []string{"app", "child", "serve"}, Listen: []manifest.Listen{{Env: "LISTEN", Port: 80}}, Health: health, DependsOn: []string{"back"},
+				Env: []manifest.Env{{Name: "PEER", Wire: "back:80"}, {Name: "WORD", Value: word}}},
+		}}
+}
+
+func (w *world) secret() {
+	w.t.Helper()
+	if err := workload.CreateFile(w.secrets, "token", []byte("s3cret")); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) ask(service, path string) string {
+	w.t.Helper()
+	addr, ok := w.p.Addr(service, 80)
+	if !ok {
+		w.t.Fatalf("%s has no address", service)
+	}
+	res, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Get("http://" + addr + path)
+	if err != nil {
+		return err.Error()
+	}
+	defer res.Body.Close()
+	b, _ := io.ReadAll(res.Body)
+	return string(b)
+}
+
+func (w *world) wait(what string, is func() bool) {
+	w.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			w.t.Fatalf("it does not come to be: %s; %+v", what, w.p.Status())
+		}
+	}
+}
+
+func gone(pid int) bool { return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) }
+
+func TestAPlanComesUpWired(t *testing.T) {
+	w := newWorld(t)
+	missing, err := w.p.Missing(w.plan("one"))
+	if err != nil || len(missing) != 1 || missing[0].Name != "token" {
+		t.Fatal(missing, err)
+	}
+	w.secret()
+	if missing, _ := w.p.Missing(w.plan("one")); len(missing) != 0 {
+		t.Fatal(missing)
+	}
+	if err := w.p.Apply(t.Context(), w.plan("one")); err != nil {
+		t.Fatal(err)
+	}
+	back, _ := w.p.Addr("back", 80)
+	if got := w.ask("back", "/"); !strings.HasPrefix(got, "same|a b,$(c)|s3cret||") {
+		t.Errorf("back says %q", got)
+	}
+	if got := w.ask("front", "/"); !strings.HasPrefix(got, "one|||"+back+"|") {
+		t.Errorf("front says %q", got)
+	}
+	before := w.p.Status()
+	if err := w.p.Apply(t.Context(), w.plan("two")); err != nil {
+		t.Fatal(err)
+	}
+	after := w.p.Status()
+	if before.Services[0].PID != after.Services[0].PID || before.Services[1].PID == after.Services[1].PID {
+		t.Errorf("the service that did not change was touched, or the other was not: %+v, %+v", before.Services, after.Services)
+	}
+	if now, _ := w.p.Addr("back", 80); now != back || after.Plan != w.plan("two").Digest() {
+		t.Errorf("the address moved from %s to %s", back, now)
+	}
+}
+
+func TestAServiceThatEndsIsStartedAgain(t *testing.T) {
+	w := newWorld(t)
+	w.secret()
+	if err := w.p.Apply(t.Context(), w.plan("one")); err != nil {
+		t.Fatal(err)
+	}
+	pid := w.p.Status().Services[0].PID
+	w.ask("back", "/die")
+	w.wait("back runs again", func() bool {
+		s := w.p.Status().Services[0]
+		return s.Restarts == 1 && s.Healthy && s.PID != pid
+	})
+}
+
+func TestAFailedPlanGoesBack(t *testing.T) {
+	w := newWorld(t)
+	w.secret()
+	for _, how := range []string{"crash", "deaf"} {
+		bad := w.plan("bad")
+		bad.Services[1].Argv = []string{"app", "child", how}
+		bad.Services[1].Health = &manifest.Health{HTTP: "/", Port: 80, IntervalMS: 100, TimeoutMS: 100, StartMS: 1000, Retries: 1}
+		err := w.p.Apply(t.Context(), bad)
+		if err == nil || !strings.Contains(fault.Text(err), "front") || !strings.Contains(fault.Text(err), "nothing runs") || len(w.p.Status().Services) != 0 {
+			t.Fatalf("%s, with nothing before: %v, %+v", how, err, w.p.Status())
+		}
+	}
+	if err := w.p.Apply(t.Context(), w.plan("one")); err != nil {
+		t.Fatal(err)
+	}
+	bad := w.plan("bad")
+	bad.Services[1].Argv = []string{"app", "child", "crash"}
+	bad.Services[1].Health.StartMS = 1000
+	err := w.p.Apply(t.Context(), bad)
+	if err == nil || !strings.Contains(fault.Text(err), "version one, the last that was well, runs on") {
+		t.Fatal(err)
+	}
+	if got := w.ask("front", "/"); !strings.HasPrefix(got, "one|") || w.p.Status().Plan != w.plan("one").Digest() {
+		t.Fatalf("front says %q", got)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	deaf := w.plan("deaf")
+	deaf.Services[1].Argv = []string{"app", "child", "deaf"}
+	time.AfterFunc(200*time.Millisecond, cancel)
+	if err := w.p.Apply(ctx, deaf); err == nil || !strings.HasPrefix(w.ask("front", "/"), "one|") {
+		t.Fatalf("called off: %v", err)
+	}
+	other := w.plan("x")
+	other.Runtime = "docker"
+	if err := w.p.Apply(t.Context(), other); !errors.Is(err, fault.Invalid) {
+		t.Fatal(err)
+	}
+}
+
+func TestExec(t *testing.T) {
+	w := newWorld(t)
+	w.secret()
+	if err := w.p.Apply(t.Context(), w.plan("one")); err != nil {
+		t.Fatal(err)
+	}
+	limits := workload.Limits{Timeout: 10 * time.Second, Output: 150, Network: true}
+	res, err := w.p.Exec(t.Context(), "back", []string{"app", "child", "print"}, limits)
+	if err != nil || res.Exit != 5 || len(res.Stdout)+len(res.Stderr) != 150 || !res.Truncated || res.TimedOut || res.Killed {
+		t.Fatalf("%+v, %v", res, err)
+	}
+	limits.Output = 1 << 20
+	for _, credentials := range []bool{true, false} {
+		limits.Credentials = credentials
+		res, err = w.p.Exec(t.Context(), "back", []string{"app", "child", "env"}, limits)
+		if err != nil || strings.Contains(string(res.Stdout), "TOKEN_FILE=") != credentials || !strings.Contains(string(res.Stdout), "LISTEN=127.0.0.1:") {
+			t.Fatalf("credentials %v: %s, %v", credentials, res.Stdout, err)
+		}
+	}
+	addr, _ := w.p.Addr("back", 80)
+	limits.Network = false
+	res, err = w.p.Exec(t.Context(), "back", []string{"app", "child", "net", addr}, limits)
+	if errors.Is(err, fault.Unavailable) {
+		t.Logf("this host does not allow it: %v", err)
+	} else if err != nil || string(res.Stdout) == "<nil>" {
+		t.Fatalf("a program without network reached %s: %q, %v", addr, res.Stdout, err)
+	}
+	limits.Network = true
+	for name, bad := range map[string][]string{"outside": {"../app"}, "absolute": {"/bin/sh"}, "nothing": {}} {
+		if _, err := w.p.Exec(t.Context(), "back", bad, limits); !errors.Is(err, fault.Invalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := w.p.Exec(t.Context(), "nobody", []string{"app"}, limits); !errors.Is(err, fault.NotFound) {
+		t.Error(err)
+	}
+}
+
+// A program that is called off, or takes too long, is gone when Exec returns, and so is what it started.
+func TestExecKillsTheWholeGroup(t *testing.T) {
+	w := newWorld(t)
+	w.secret()
+	if err := w.p.Apply(t.Context(), w.plan("one")); err != nil {
+		t.Fatal(err)
+	}
+	for _, how := range []string{"time", "cancel"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		limits := workload.Limits{Timeout: time.Minute, Output: 100, Network: true}
+		if how == "time" {
+			limits.Timeout = 500 * time.Millisecond
+		} else {
+			time.AfterFunc(500*time.Millisecond, cancel)
+		}
+		began := time.Now()
+		res, err := w.p.Exec(ctx, "back", []string{"app", "child", "sleep"}, limits)
+		cancel()
+		var pid int
+		if _, scan := fmt.Sscan(string(res.Stdout), &pid); err != nil || scan != nil || res.TimedOut != (how == "time") || res.Killed != (how == "cancel") || res.Signal == "" {
+			t.Fatalf("%s: %+v, %v", how, res, err)
+		}
+		if took := time.Since(began); took > 10*time.Second {
+			t.Fatalf("%s: it took %s", how, took)
+		}
+		w.wait("the grandchild is gone", func() bool { return gone(pid) || zombie(pid) })
+	}
+}
+
+func zombie(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err != nil || strings.Contains(string(b), ") Z ")
+}
+
+func TestCloseLeavesNothing(t *testing.T) {
+	w := newWorld(t)
+	w.secret()
+	if err := w.p.Apply(t.Context(), w.plan("one")); err != nil {
+		t.Fatal(err)
+	}
+	pids := []int{w.p.Status().Services[0].PID, w.p.Status().Services[1].PID}
+	if _, err := workload.Open(workload.Config{Dir: filepath.Join(w.dir, "run"), Artifacts: w.store, Secrets: workload.NewFiles(w.secrets)}); !errors.Is(err, fault.Conflict) {
+		t.Fatal("two runtimes in one folder:", err)
+	}
+	w.close()
+	for _, pid := range pids {
+		if !gone(pid) {
+			t.Errorf("process %d lives", pid)
+		}
+	}
+	if err := w.p.Apply(t.Context(), w.plan("one")); err == nil {
+		t.Error("a closed runtime starts something")
+	}
+	w.open()
+	if err := w.p.Apply(t.Context(), w.plan("one")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestSecretsAreLookedAtFromOutside(t *testing.T) {
+	dir := t.TempDir()
+	f := workload.NewFiles(dir)
+	if there, err := f.Present("token"); there || err != nil {
+		t.Fatal(there, err)
+	}
+	if err := workload.CreateFile(dir, "token", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if there, err := f.Present("token"); !there || err != nil {
+		t.Fatal(there, err)
+	}
+	if info, err := os.Stat(f.Path("token")); err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatal(info.Mode(), err)
+	}
+	for _, name := range []string{"../token", "", "a/b", "Token"} {
+		if there, err := f.Present(name); there || err == nil {
+			t.Errorf("%q: %v, %v", name, there, err)
+		}
+		if workload.CreateFile(dir, name, []byte("x")) == nil {
+			t.Errorf("%q was created", name)
+		}
+	}
+}
