@@ -31,6 +31,7 @@ func (s *story) evidence() {
 	vendorFile, customerFile := s.path("vendor.json"), s.path("customer.json")
 	s.ok("evidence", "export", "--out", vendorFile)
 	s.ok("local", "evidence", "--out", customerFile)
+	s.onRecord(vendorFile)
 	pins := []string{"--pin", domain + "/control-plane=" + s.path("acme", "log.pub"), "--pin", domain + "/appliance/eu-1=" + s.path("customer", "data", "log.pub"),
 		"--witness", domain + "/control-plane=" + s.path("acme", "log.pub"), "--witness", domain + "/appliance/eu-1=" + s.path("customer", "data", "log.pub"),
 		"--signer", s.path("acme", "operator", "signing.pub"), "--signer", s.path("customer", "globex.key.pub"), "--signer", s.path("customer", "data", "log.pub"), "--need-witness"}
@@ -53,6 +54,26 @@ func (s *story) evidence() {
 			s.fail("the value of a secret is in %s", f)
 		}
 	}
+}
+
+// onRecord finds each refusal of step 2 in the vendor's log.
+func (s *story) onRecord(file string) {
+	b, err := audit.ParseBundle(s.read(file))
+	s.must(err, file)
+	var refused []string
+	for _, leaf := range b.Logs[0].Entries {
+		e, err := audit.ParseEntry([]byte(leaf))
+		s.must(err, "entry")
+		if e.Kind == "refused/1" || e.Fault != "" {
+			refused = append(refused, string(e.Body)+e.Detail)
+		}
+	}
+	for _, want := range []string{"audience", "is registered", "ran out", "used before", "at most"} {
+		if !strings.Contains(strings.Join(refused, "\n"), want) {
+			s.fail("the refusal with %q is not on record", want)
+		}
+	}
+	s.note("each refusal of step 2 is on record in the vendor's log: %d entries", len(refused))
 }
 
 // witnessed tells whether evidence of both sides carries a countersignature of the other.
