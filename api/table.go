@@ -43,9 +43,11 @@ func Callers() []Caller { return []Caller{Stranger, Appliance, Operator, Node, O
 // after their certificate has run out).
 var table = map[string][]Caller{
 	boundaryv1connect.BootstrapChallengeProcedure: {Stranger, Appliance},
+	boundaryv1connect.BootstrapBundleProcedure:    {Stranger, Appliance},
 	boundaryv1connect.BootstrapEnrolProcedure:     {Stranger, Appliance},
 
 	boundaryv1connect.BoundaryRenewProcedure:    {Appliance},
+	boundaryv1connect.BoundaryRollKeysProcedure: {Appliance},
 	boundaryv1connect.BoundaryChannelProcedure:  {Appliance},
 	boundaryv1connect.BoundaryArtifactProcedure: {Appliance, Node}, // a node asks the node that an artifact was uploaded to
 
@@ -54,6 +56,12 @@ var table = map[string][]Caller{
 	controlv1connect.ControlRegisterApplianceProcedure: {Operator},
 	controlv1connect.ControlListAppliancesProcedure:    {Operator},
 	controlv1connect.ControlBanApplianceProcedure:      {Operator},
+	controlv1connect.ControlSetExpectProcedure:         {Operator},
+	controlv1connect.ControlListAuthoritiesProcedure:   {Operator},
+	controlv1connect.ControlPrepareAuthorityProcedure:  {Operator},
+	controlv1connect.ControlActivateAuthorityProcedure: {Operator},
+	controlv1connect.ControlRetireAuthorityProcedure:   {Operator},
+	controlv1connect.ControlRenewOperatorProcedure:     {Operator},
 	controlv1connect.ControlUploadArtifactProcedure:    {Operator},
 	controlv1connect.ControlPublishReleaseProcedure:    {Operator},
 	controlv1connect.ControlProbeProcedure:             {Operator},

@@ -12,6 +12,7 @@ import (
 
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
+	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -19,7 +20,10 @@ import (
 )
 
 // bootstrap is the only service that a stranger may call. Messages are bounded at 32 KiB before they are parsed.
-type bootstrap struct{ *Server }
+type bootstrap struct {
+	*Server
+	boundaryv1connect.UnimplementedBootstrapHandler
+}
 
 // Challenge draws a nonce. It keeps nothing.
 func (b bootstrap) Challenge(context.Context, *connect.Request[boundaryv1.ChallengeRequest]) (*connect.Response[boundaryv1.ChallengeResponse], error) {

@@ -78,6 +78,7 @@ type Server struct {
 	channels  channels
 
 	controlv1connect.UnimplementedControlHandler
+	boundaryv1connect.UnimplementedBoundaryHandler
 }
 
 // maxStranger bounds a message of a stranger, in bytes.
@@ -140,7 +141,7 @@ func (s *Server) Handler() http.Handler {
 	opts := []connect.HandlerOption{connect.WithInterceptors(api.Guard(s.refused)), connect.WithReadMaxBytes(8 << 20)}
 	small := []connect.HandlerOption{connect.WithInterceptors(api.Guard(s.refused)), connect.WithReadMaxBytes(maxStranger)}
 	mux := http.NewServeMux()
-	mux.Handle(boundaryv1connect.NewBootstrapHandler(bootstrap{s}, small...))
+	mux.Handle(boundaryv1connect.NewBootstrapHandler(bootstrap{Server: s}, small...))
 	mux.Handle(boundaryv1connect.NewBoundaryHandler(s, opts...))
 	mux.Handle(controlv1connect.NewControlHandler(s, opts...))
 	errors := connect.NewErrorWriter()

@@ -5,8 +5,10 @@
 // Read this file alone to know what can leave the customer's environment. The appliance dials out; the control plane
 // never dials in. Both services below are called by the appliance, over TLS 1.3, at an address that the customer chose.
 //
-//   Outward (customer to vendor):  every field of ChallengeRequest, EnrolRequest, RenewRequest, Up and ArtifactRequest.
-//   Inward  (vendor to customer):  every field of ChallengeResponse, EnrolResponse, RenewResponse, Down and ArtifactChunk.
+//   Outward (customer to vendor):  every field of ChallengeRequest, BundleRequest, EnrolRequest, RenewRequest,
+//                                  RollKeysRequest, Up and ArtifactRequest.
+//   Inward  (vendor to customer):  every field of ChallengeResponse, BundleResponse, EnrolResponse, RenewResponse,
+//                                  RollKeysResponse, Down and ArtifactChunk.
 //
 // What has no field here has no way out: no secret value, no application data, no environment, no customer credential,
 // and no output of an operation but what the customer released. Each outward message of the channel passes through one
@@ -132,20 +134,109 @@ func (x *ChallengeResponse) GetServerTimeUnix() int64 {
 	return 0
 }
 
+type BundleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nonce         []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"` // 16 to 32 random bytes that the signed answer repeats: it was made now, for this question
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BundleRequest) Reset() {
+	*x = BundleRequest{}
+	mi := &file_boundary_v1_boundary_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BundleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BundleRequest) ProtoMessage() {}
+
+func (x *BundleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_boundary_v1_boundary_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BundleRequest.ProtoReflect.Descriptor instead.
+func (*BundleRequest) Descriptor() ([]byte, []int) {
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *BundleRequest) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+type BundleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sealed        []byte                 `protobuf:"bytes,1,opt,name=sealed,proto3" json:"sealed,omitempty"` // DSSE: number, CAs, server time and the nonce, signed with the key of the vendor's log
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BundleResponse) Reset() {
+	*x = BundleResponse{}
+	mi := &file_boundary_v1_boundary_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BundleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BundleResponse) ProtoMessage() {}
+
+func (x *BundleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_boundary_v1_boundary_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BundleResponse.ProtoReflect.Descriptor instead.
+func (*BundleResponse) Descriptor() ([]byte, []int) {
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *BundleResponse) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
 type EnrolRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Appliance     string                 `protobuf:"bytes,1,opt,name=appliance,proto3" json:"appliance,omitempty"` // the name under which the vendor registered it
 	Nonce         string                 `protobuf:"bytes,2,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	Csr           []byte                 `protobuf:"bytes,3,opt,name=csr,proto3" json:"csr,omitempty"`                     // PKCS #10, DER; at most 8 KiB
-	Token         string                 `protobuf:"bytes,4,opt,name=token,proto3" json:"token,omitempty"`                 // the platform's proof: a projected service-account token, at most 16 KiB
+	Token         string                 `protobuf:"bytes,4,opt,name=token,proto3" json:"token,omitempty"`                 // Kubernetes: a projected service-account token; GCP: an identity token. At most 16 KiB
 	LogKey        []byte                 `protobuf:"bytes,5,opt,name=log_key,json=logKey,proto3" json:"log_key,omitempty"` // PEM, Ed25519: with which this appliance signs the checkpoints of the customer's log
+	Aws           *SignedIdentity        `protobuf:"bytes,6,opt,name=aws,proto3" json:"aws,omitempty"`                     // AWS, in place of token
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EnrolRequest) Reset() {
 	*x = EnrolRequest{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[2]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -157,7 +248,7 @@ func (x *EnrolRequest) String() string {
 func (*EnrolRequest) ProtoMessage() {}
 
 func (x *EnrolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[2]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -170,7 +261,7 @@ func (x *EnrolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolRequest.ProtoReflect.Descriptor instead.
 func (*EnrolRequest) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{2}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *EnrolRequest) GetAppliance() string {
@@ -208,19 +299,106 @@ func (x *EnrolRequest) GetLogKey() []byte {
 	return nil
 }
 
+func (x *EnrolRequest) GetAws() *SignedIdentity {
+	if x != nil {
+		return x.Aws
+	}
+	return nil
+}
+
+// SignedIdentity is what is needed to rebuild one request, sts:GetCallerIdentity, whose signature (AWS Signature
+// Version 4) covers the nonce and the key. The request itself is never sent: each field has one form, and the control
+// plane writes the request anew. It is no credential: the signature is good for this one question, for minutes.
+type SignedIdentity struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Region        string                 `protobuf:"bytes,1,opt,name=region,proto3" json:"region,omitempty"`                                 // of the STS endpoint, from a fixed list; it is also that of the signature
+	Date          string                 `protobuf:"bytes,2,opt,name=date,proto3" json:"date,omitempty"`                                     // X-Amz-Date, 20060102T150405Z
+	AccessKeyId   string                 `protobuf:"bytes,3,opt,name=access_key_id,json=accessKeyId,proto3" json:"access_key_id,omitempty"`  // names the key, and is not secret
+	SessionToken  string                 `protobuf:"bytes,4,opt,name=session_token,json=sessionToken,proto3" json:"session_token,omitempty"` // X-Amz-Security-Token of a role's temporary credentials; at most 8 KiB
+	Signature     []byte                 `protobuf:"bytes,5,opt,name=signature,proto3" json:"signature,omitempty"`                           // 32 bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignedIdentity) Reset() {
+	*x = SignedIdentity{}
+	mi := &file_boundary_v1_boundary_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignedIdentity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignedIdentity) ProtoMessage() {}
+
+func (x *SignedIdentity) ProtoReflect() protoreflect.Message {
+	mi := &file_boundary_v1_boundary_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignedIdentity.ProtoReflect.Descriptor instead.
+func (*SignedIdentity) Descriptor() ([]byte, []int) {
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SignedIdentity) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *SignedIdentity) GetDate() string {
+	if x != nil {
+		return x.Date
+	}
+	return ""
+}
+
+func (x *SignedIdentity) GetAccessKeyId() string {
+	if x != nil {
+		return x.AccessKeyId
+	}
+	return ""
+}
+
+func (x *SignedIdentity) GetSessionToken() string {
+	if x != nil {
+		return x.SessionToken
+	}
+	return ""
+}
+
+func (x *SignedIdentity) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
 type EnrolResponse struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Certificate    []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER
 	Bundle         [][]byte               `protobuf:"bytes,2,rep,name=bundle,proto3" json:"bundle,omitempty"`           // DER, the trust domain's CAs
 	ServerTimeUnix int64                  `protobuf:"varint,3,opt,name=server_time_unix,json=serverTimeUnix,proto3" json:"server_time_unix,omitempty"`
-	LogKey         []byte                 `protobuf:"bytes,4,opt,name=log_key,json=logKey,proto3" json:"log_key,omitempty"` // PEM, Ed25519: with which the vendor signs the checkpoints of its log
+	LogKey         []byte                 `protobuf:"bytes,4,opt,name=log_key,json=logKey,proto3" json:"log_key,omitempty"`                    // PEM, Ed25519: with which the vendor signs the checkpoints of its log
+	BundleNumber   uint64                 `protobuf:"varint,5,opt,name=bundle_number,json=bundleNumber,proto3" json:"bundle_number,omitempty"` // grows with each change of the CAs
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *EnrolResponse) Reset() {
 	*x = EnrolResponse{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[3]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -232,7 +410,7 @@ func (x *EnrolResponse) String() string {
 func (*EnrolResponse) ProtoMessage() {}
 
 func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[3]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -245,7 +423,7 @@ func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolResponse.ProtoReflect.Descriptor instead.
 func (*EnrolResponse) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{3}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *EnrolResponse) GetCertificate() []byte {
@@ -276,6 +454,13 @@ func (x *EnrolResponse) GetLogKey() []byte {
 	return nil
 }
 
+func (x *EnrolResponse) GetBundleNumber() uint64 {
+	if x != nil {
+		return x.BundleNumber
+	}
+	return 0
+}
+
 type RenewRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
@@ -285,7 +470,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[4]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -297,7 +482,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[4]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -310,7 +495,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{4}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -324,13 +509,14 @@ type RenewResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
 	Bundle        [][]byte               `protobuf:"bytes,2,rep,name=bundle,proto3" json:"bundle,omitempty"`
+	BundleNumber  uint64                 `protobuf:"varint,3,opt,name=bundle_number,json=bundleNumber,proto3" json:"bundle_number,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[5]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -342,7 +528,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[5]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -355,7 +541,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{5}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RenewResponse) GetCertificate() []byte {
@@ -372,6 +558,101 @@ func (x *RenewResponse) GetBundle() [][]byte {
 	return nil
 }
 
+func (x *RenewResponse) GetBundleNumber() uint64 {
+	if x != nil {
+		return x.BundleNumber
+	}
+	return 0
+}
+
+type RollKeysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Jwks          []byte                 `protobuf:"bytes,1,opt,name=jwks,proto3" json:"jwks,omitempty"`   // the public keys that the cluster publishes now, at most 64 KiB
+	Token         string                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"` // signed with one of them, for the service account that is registered; its audience is bound to jwks
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollKeysRequest) Reset() {
+	*x = RollKeysRequest{}
+	mi := &file_boundary_v1_boundary_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollKeysRequest) ProtoMessage() {}
+
+func (x *RollKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_boundary_v1_boundary_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollKeysRequest.ProtoReflect.Descriptor instead.
+func (*RollKeysRequest) Descriptor() ([]byte, []int) {
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *RollKeysRequest) GetJwks() []byte {
+	if x != nil {
+		return x.Jwks
+	}
+	return nil
+}
+
+func (x *RollKeysRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+type RollKeysResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollKeysResponse) Reset() {
+	*x = RollKeysResponse{}
+	mi := &file_boundary_v1_boundary_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollKeysResponse) ProtoMessage() {}
+
+func (x *RollKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_boundary_v1_boundary_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollKeysResponse.ProtoReflect.Descriptor instead.
+func (*RollKeysResponse) Descriptor() ([]byte, []int) {
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{10}
+}
+
 // Up is everything that an appliance says on its channel.
 type Up struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -381,6 +662,7 @@ type Up struct {
 	//	*Up_Beat
 	//	*Up_Report
 	//	*Up_Ack
+	//	*Up_BundleHeld
 	Body          isUp_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -388,7 +670,7 @@ type Up struct {
 
 func (x *Up) Reset() {
 	*x = Up{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[6]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -400,7 +682,7 @@ func (x *Up) String() string {
 func (*Up) ProtoMessage() {}
 
 func (x *Up) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[6]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -413,7 +695,7 @@ func (x *Up) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Up.ProtoReflect.Descriptor instead.
 func (*Up) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{6}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Up) GetBody() isUp_Body {
@@ -459,6 +741,15 @@ func (x *Up) GetAck() *Ack {
 	return nil
 }
 
+func (x *Up) GetBundleHeld() uint64 {
+	if x != nil {
+		if x, ok := x.Body.(*Up_BundleHeld); ok {
+			return x.BundleHeld
+		}
+	}
+	return 0
+}
+
 type isUp_Body interface {
 	isUp_Body()
 }
@@ -479,6 +770,10 @@ type Up_Ack struct {
 	Ack *Ack `protobuf:"bytes,4,opt,name=ack,proto3,oneof"` // all orders up to this number are in the customer's book
 }
 
+type Up_BundleHeld struct {
+	BundleHeld uint64 `protobuf:"varint,5,opt,name=bundle_held,json=bundleHeld,proto3,oneof"` // number of the newest bundle of CAs that the appliance has stored
+}
+
 func (*Up_Hello) isUp_Body() {}
 
 func (*Up_Beat) isUp_Body() {}
@@ -486,6 +781,8 @@ func (*Up_Beat) isUp_Body() {}
 func (*Up_Report) isUp_Body() {}
 
 func (*Up_Ack) isUp_Body() {}
+
+func (*Up_BundleHeld) isUp_Body() {}
 
 // Down is everything that a control plane says on a channel.
 type Down struct {
@@ -496,6 +793,7 @@ type Down struct {
 	//	*Down_Order
 	//	*Down_Ack
 	//	*Down_Beat
+	//	*Down_Bundle
 	Body          isDown_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -503,7 +801,7 @@ type Down struct {
 
 func (x *Down) Reset() {
 	*x = Down{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[7]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -515,7 +813,7 @@ func (x *Down) String() string {
 func (*Down) ProtoMessage() {}
 
 func (x *Down) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[7]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -528,7 +826,7 @@ func (x *Down) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Down.ProtoReflect.Descriptor instead.
 func (*Down) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{7}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Down) GetBody() isDown_Body {
@@ -574,6 +872,15 @@ func (x *Down) GetBeat() *Beat {
 	return nil
 }
 
+func (x *Down) GetBundle() []byte {
+	if x != nil {
+		if x, ok := x.Body.(*Down_Bundle); ok {
+			return x.Bundle
+		}
+	}
+	return nil
+}
+
 type isDown_Body interface {
 	isDown_Body()
 }
@@ -594,6 +901,10 @@ type Down_Beat struct {
 	Beat *Beat `protobuf:"bytes,4,opt,name=beat,proto3,oneof"`
 }
 
+type Down_Bundle struct {
+	Bundle []byte `protobuf:"bytes,5,opt,name=bundle,proto3,oneof"` // DSSE, as BundleResponse.sealed but without a nonce: the CAs have changed
+}
+
 func (*Down_Welcome) isDown_Body() {}
 
 func (*Down_Order) isDown_Body() {}
@@ -602,18 +913,21 @@ func (*Down_Ack) isDown_Body() {}
 
 func (*Down_Beat) isDown_Body() {}
 
+func (*Down_Bundle) isDown_Body() {}
+
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Build         string                 `protobuf:"bytes,1,opt,name=build,proto3" json:"build,omitempty"`                              // version of the appliance's program
 	OrdersDone    uint64                 `protobuf:"varint,2,opt,name=orders_done,json=ordersDone,proto3" json:"orders_done,omitempty"` // number of the last order in the customer's book
 	Route         string                 `protobuf:"bytes,3,opt,name=route,proto3" json:"route,omitempty"`                              // https, privatelink or tailscale
+	BundleHeld    uint64                 `protobuf:"varint,4,opt,name=bundle_held,json=bundleHeld,proto3" json:"bundle_held,omitempty"` // number of the newest bundle of CAs that the appliance has stored
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[8]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -625,7 +939,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[8]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -638,7 +952,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{8}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Hello) GetBuild() string {
@@ -662,19 +976,27 @@ func (x *Hello) GetRoute() string {
 	return ""
 }
 
+func (x *Hello) GetBundleHeld() uint64 {
+	if x != nil {
+		return x.BundleHeld
+	}
+	return 0
+}
+
 type Welcome struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Node              string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // name of the control-plane node that answers
 	ServerTimeUnix    int64                  `protobuf:"varint,2,opt,name=server_time_unix,json=serverTimeUnix,proto3" json:"server_time_unix,omitempty"`
 	ReportsDone       uint64                 `protobuf:"varint,3,opt,name=reports_done,json=reportsDone,proto3" json:"reports_done,omitempty"`                     // number of the last report in the vendor's book
 	ReconnectSpreadMs uint32                 `protobuf:"varint,4,opt,name=reconnect_spread_ms,json=reconnectSpreadMs,proto3" json:"reconnect_spread_ms,omitempty"` // spread the next reconnection over this long
+	BeatMs            uint32                 `protobuf:"varint,5,opt,name=beat_ms,json=beatMs,proto3" json:"beat_ms,omitempty"`                                    // say something at least this often; three times that in silence ends the channel
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[9]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -686,7 +1008,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[9]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -699,7 +1021,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{9}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Welcome) GetNode() string {
@@ -730,6 +1052,13 @@ func (x *Welcome) GetReconnectSpreadMs() uint32 {
 	return 0
 }
 
+func (x *Welcome) GetBeatMs() uint32 {
+	if x != nil {
+		return x.BeatMs
+	}
+	return 0
+}
+
 type Ack struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Upto          uint64                 `protobuf:"varint,1,opt,name=upto,proto3" json:"upto,omitempty"`
@@ -739,7 +1068,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[10]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -751,7 +1080,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[10]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -764,7 +1093,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{10}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Ack) GetUpto() uint64 {
@@ -784,7 +1113,7 @@ type Beat struct {
 
 func (x *Beat) Reset() {
 	*x = Beat{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[11]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -796,7 +1125,7 @@ func (x *Beat) String() string {
 func (*Beat) ProtoMessage() {}
 
 func (x *Beat) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[11]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -809,7 +1138,7 @@ func (x *Beat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Beat.ProtoReflect.Descriptor instead.
 func (*Beat) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{11}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Beat) GetAtUnixMs() int64 {
@@ -831,7 +1160,7 @@ type StatusReport struct {
 
 func (x *StatusReport) Reset() {
 	*x = StatusReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[12]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -843,7 +1172,7 @@ func (x *StatusReport) String() string {
 func (*StatusReport) ProtoMessage() {}
 
 func (x *StatusReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[12]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -856,7 +1185,7 @@ func (x *StatusReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReport.ProtoReflect.Descriptor instead.
 func (*StatusReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{12}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StatusReport) GetPosture() string {
@@ -891,7 +1220,7 @@ type ServiceHealth struct {
 
 func (x *ServiceHealth) Reset() {
 	*x = ServiceHealth{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[13]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -903,7 +1232,7 @@ func (x *ServiceHealth) String() string {
 func (*ServiceHealth) ProtoMessage() {}
 
 func (x *ServiceHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[13]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -916,7 +1245,7 @@ func (x *ServiceHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceHealth.ProtoReflect.Descriptor instead.
 func (*ServiceHealth) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{13}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ServiceHealth) GetName() string {
@@ -951,7 +1280,7 @@ type SecretPresence struct {
 
 func (x *SecretPresence) Reset() {
 	*x = SecretPresence{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[14]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -963,7 +1292,7 @@ func (x *SecretPresence) String() string {
 func (*SecretPresence) ProtoMessage() {}
 
 func (x *SecretPresence) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[14]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -976,7 +1305,7 @@ func (x *SecretPresence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretPresence.ProtoReflect.Descriptor instead.
 func (*SecretPresence) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{14}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SecretPresence) GetName() string {
@@ -1013,7 +1342,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[15]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1025,7 +1354,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[15]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1038,7 +1367,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{15}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Report) GetNumber() uint64 {
@@ -1169,7 +1498,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[16]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1181,7 +1510,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[16]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1194,7 +1523,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{16}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Checkpoint) GetNote() []byte {
@@ -1231,7 +1560,7 @@ type DeployReport struct {
 
 func (x *DeployReport) Reset() {
 	*x = DeployReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[17]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1243,7 +1572,7 @@ func (x *DeployReport) String() string {
 func (*DeployReport) ProtoMessage() {}
 
 func (x *DeployReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[17]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1256,7 +1585,7 @@ func (x *DeployReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployReport.ProtoReflect.Descriptor instead.
 func (*DeployReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{17}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DeployReport) GetRelease() string {
@@ -1307,7 +1636,7 @@ type OperationReport struct {
 
 func (x *OperationReport) Reset() {
 	*x = OperationReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[18]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1648,7 @@ func (x *OperationReport) String() string {
 func (*OperationReport) ProtoMessage() {}
 
 func (x *OperationReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[18]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1661,7 @@ func (x *OperationReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationReport.ProtoReflect.Descriptor instead.
 func (*OperationReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{18}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *OperationReport) GetId() string {
@@ -1380,7 +1709,7 @@ type ProbeReport struct {
 
 func (x *ProbeReport) Reset() {
 	*x = ProbeReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1392,7 +1721,7 @@ func (x *ProbeReport) String() string {
 func (*ProbeReport) ProtoMessage() {}
 
 func (x *ProbeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1405,7 +1734,7 @@ func (x *ProbeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeReport.ProtoReflect.Descriptor instead.
 func (*ProbeReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{19}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ProbeReport) GetId() string {
@@ -1441,7 +1770,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +1782,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1466,7 +1795,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{20}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Order) GetNumber() uint64 {
@@ -1588,7 +1917,7 @@ type ProbeOrder struct {
 
 func (x *ProbeOrder) Reset() {
 	*x = ProbeOrder{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1600,7 +1929,7 @@ func (x *ProbeOrder) String() string {
 func (*ProbeOrder) ProtoMessage() {}
 
 func (x *ProbeOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1613,7 +1942,7 @@ func (x *ProbeOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeOrder.ProtoReflect.Descriptor instead.
 func (*ProbeOrder) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{21}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ProbeOrder) GetId() string {
@@ -1640,7 +1969,7 @@ type ArtifactRequest struct {
 
 func (x *ArtifactRequest) Reset() {
 	*x = ArtifactRequest{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1652,7 +1981,7 @@ func (x *ArtifactRequest) String() string {
 func (*ArtifactRequest) ProtoMessage() {}
 
 func (x *ArtifactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1665,7 +1994,7 @@ func (x *ArtifactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactRequest.ProtoReflect.Descriptor instead.
 func (*ArtifactRequest) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{22}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ArtifactRequest) GetDigest() string {
@@ -1692,7 +2021,7 @@ type ArtifactChunk struct {
 
 func (x *ArtifactChunk) Reset() {
 	*x = ArtifactChunk{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1704,7 +2033,7 @@ func (x *ArtifactChunk) String() string {
 func (*ArtifactChunk) ProtoMessage() {}
 
 func (x *ArtifactChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1717,7 +2046,7 @@ func (x *ArtifactChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactChunk.ProtoReflect.Descriptor instead.
 func (*ArtifactChunk) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{23}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ArtifactChunk) GetTotal() int64 {
@@ -1743,45 +2072,68 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"\x11ChallengeResponse\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\tR\x05nonce\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x12(\n" +
-	"\x10server_time_unix\x18\x03 \x01(\x03R\x0eserverTimeUnix\"\x83\x01\n" +
+	"\x10server_time_unix\x18\x03 \x01(\x03R\x0eserverTimeUnix\"%\n" +
+	"\rBundleRequest\x12\x14\n" +
+	"\x05nonce\x18\x01 \x01(\fR\x05nonce\"(\n" +
+	"\x0eBundleResponse\x12\x16\n" +
+	"\x06sealed\x18\x01 \x01(\fR\x06sealed\"\xb9\x01\n" +
 	"\fEnrolRequest\x12\x1c\n" +
 	"\tappliance\x18\x01 \x01(\tR\tappliance\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\tR\x05nonce\x12\x10\n" +
 	"\x03csr\x18\x03 \x01(\fR\x03csr\x12\x14\n" +
 	"\x05token\x18\x04 \x01(\tR\x05token\x12\x17\n" +
-	"\alog_key\x18\x05 \x01(\fR\x06logKey\"\x8c\x01\n" +
+	"\alog_key\x18\x05 \x01(\fR\x06logKey\x124\n" +
+	"\x03aws\x18\x06 \x01(\v2\".demarc.boundary.v1.SignedIdentityR\x03aws\"\xa3\x01\n" +
+	"\x0eSignedIdentity\x12\x16\n" +
+	"\x06region\x18\x01 \x01(\tR\x06region\x12\x12\n" +
+	"\x04date\x18\x02 \x01(\tR\x04date\x12\"\n" +
+	"\raccess_key_id\x18\x03 \x01(\tR\vaccessKeyId\x12#\n" +
+	"\rsession_token\x18\x04 \x01(\tR\fsessionToken\x12\x1c\n" +
+	"\tsignature\x18\x05 \x01(\fR\tsignature\"\xb1\x01\n" +
 	"\rEnrolResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x16\n" +
 	"\x06bundle\x18\x02 \x03(\fR\x06bundle\x12(\n" +
 	"\x10server_time_unix\x18\x03 \x01(\x03R\x0eserverTimeUnix\x12\x17\n" +
-	"\alog_key\x18\x04 \x01(\fR\x06logKey\" \n" +
+	"\alog_key\x18\x04 \x01(\fR\x06logKey\x12#\n" +
+	"\rbundle_number\x18\x05 \x01(\x04R\fbundleNumber\" \n" +
 	"\fRenewRequest\x12\x10\n" +
-	"\x03csr\x18\x01 \x01(\fR\x03csr\"I\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\"n\n" +
 	"\rRenewResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x16\n" +
-	"\x06bundle\x18\x02 \x03(\fR\x06bundle\"\xd2\x01\n" +
+	"\x06bundle\x18\x02 \x03(\fR\x06bundle\x12#\n" +
+	"\rbundle_number\x18\x03 \x01(\x04R\fbundleNumber\";\n" +
+	"\x0fRollKeysRequest\x12\x12\n" +
+	"\x04jwks\x18\x01 \x01(\fR\x04jwks\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\"\x12\n" +
+	"\x10RollKeysResponse\"\xf5\x01\n" +
 	"\x02Up\x121\n" +
 	"\x05hello\x18\x01 \x01(\v2\x19.demarc.boundary.v1.HelloH\x00R\x05hello\x12.\n" +
 	"\x04beat\x18\x02 \x01(\v2\x18.demarc.boundary.v1.BeatH\x00R\x04beat\x124\n" +
 	"\x06report\x18\x03 \x01(\v2\x1a.demarc.boundary.v1.ReportH\x00R\x06report\x12+\n" +
-	"\x03ack\x18\x04 \x01(\v2\x17.demarc.boundary.v1.AckH\x00R\x03ackB\x06\n" +
-	"\x04body\"\xd7\x01\n" +
+	"\x03ack\x18\x04 \x01(\v2\x17.demarc.boundary.v1.AckH\x00R\x03ack\x12!\n" +
+	"\vbundle_held\x18\x05 \x01(\x04H\x00R\n" +
+	"bundleHeldB\x06\n" +
+	"\x04body\"\xf1\x01\n" +
 	"\x04Down\x127\n" +
 	"\awelcome\x18\x01 \x01(\v2\x1b.demarc.boundary.v1.WelcomeH\x00R\awelcome\x121\n" +
 	"\x05order\x18\x02 \x01(\v2\x19.demarc.boundary.v1.OrderH\x00R\x05order\x12+\n" +
 	"\x03ack\x18\x03 \x01(\v2\x17.demarc.boundary.v1.AckH\x00R\x03ack\x12.\n" +
-	"\x04beat\x18\x04 \x01(\v2\x18.demarc.boundary.v1.BeatH\x00R\x04beatB\x06\n" +
-	"\x04body\"T\n" +
+	"\x04beat\x18\x04 \x01(\v2\x18.demarc.boundary.v1.BeatH\x00R\x04beat\x12\x18\n" +
+	"\x06bundle\x18\x05 \x01(\fH\x00R\x06bundleB\x06\n" +
+	"\x04body\"u\n" +
 	"\x05Hello\x12\x14\n" +
 	"\x05build\x18\x01 \x01(\tR\x05build\x12\x1f\n" +
 	"\vorders_done\x18\x02 \x01(\x04R\n" +
 	"ordersDone\x12\x14\n" +
-	"\x05route\x18\x03 \x01(\tR\x05route\"\x9a\x01\n" +
+	"\x05route\x18\x03 \x01(\tR\x05route\x12\x1f\n" +
+	"\vbundle_held\x18\x04 \x01(\x04R\n" +
+	"bundleHeld\"\xb3\x01\n" +
 	"\aWelcome\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12(\n" +
 	"\x10server_time_unix\x18\x02 \x01(\x03R\x0eserverTimeUnix\x12!\n" +
 	"\freports_done\x18\x03 \x01(\x04R\vreportsDone\x12.\n" +
-	"\x13reconnect_spread_ms\x18\x04 \x01(\rR\x11reconnectSpreadMs\"\x19\n" +
+	"\x13reconnect_spread_ms\x18\x04 \x01(\rR\x11reconnectSpreadMs\x12\x17\n" +
+	"\abeat_ms\x18\x05 \x01(\rR\x06beatMs\"\x19\n" +
 	"\x03Ack\x12\x12\n" +
 	"\x04upto\x18\x01 \x01(\x04R\x04upto\"$\n" +
 	"\x04Beat\x12\x1c\n" +
@@ -1851,12 +2203,14 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\"9\n" +
 	"\rArtifactChunk\x12\x14\n" +
 	"\x05total\x18\x01 \x01(\x03R\x05total\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data2\xb3\x01\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data2\x84\x02\n" +
 	"\tBootstrap\x12X\n" +
-	"\tChallenge\x12$.demarc.boundary.v1.ChallengeRequest\x1a%.demarc.boundary.v1.ChallengeResponse\x12L\n" +
-	"\x05Enrol\x12 .demarc.boundary.v1.EnrolRequest\x1a!.demarc.boundary.v1.EnrolResponse2\xef\x01\n" +
+	"\tChallenge\x12$.demarc.boundary.v1.ChallengeRequest\x1a%.demarc.boundary.v1.ChallengeResponse\x12O\n" +
+	"\x06Bundle\x12!.demarc.boundary.v1.BundleRequest\x1a\".demarc.boundary.v1.BundleResponse\x12L\n" +
+	"\x05Enrol\x12 .demarc.boundary.v1.EnrolRequest\x1a!.demarc.boundary.v1.EnrolResponse2\xc6\x02\n" +
 	"\bBoundary\x12L\n" +
-	"\x05Renew\x12 .demarc.boundary.v1.RenewRequest\x1a!.demarc.boundary.v1.RenewResponse\x12?\n" +
+	"\x05Renew\x12 .demarc.boundary.v1.RenewRequest\x1a!.demarc.boundary.v1.RenewResponse\x12U\n" +
+	"\bRollKeys\x12#.demarc.boundary.v1.RollKeysRequest\x1a$.demarc.boundary.v1.RollKeysResponse\x12?\n" +
 	"\aChannel\x12\x16.demarc.boundary.v1.Up\x1a\x18.demarc.boundary.v1.Down(\x010\x01\x12T\n" +
 	"\bArtifact\x12#.demarc.boundary.v1.ArtifactRequest\x1a!.demarc.boundary.v1.ArtifactChunk0\x01B9Z7github.com/demarc-dev/demarc/api/boundary/v1;boundaryv1b\x06proto3"
 
@@ -1872,66 +2226,76 @@ func file_boundary_v1_boundary_proto_rawDescGZIP() []byte {
 	return file_boundary_v1_boundary_proto_rawDescData
 }
 
-var file_boundary_v1_boundary_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_boundary_v1_boundary_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_boundary_v1_boundary_proto_goTypes = []any{
 	(*ChallengeRequest)(nil),  // 0: demarc.boundary.v1.ChallengeRequest
 	(*ChallengeResponse)(nil), // 1: demarc.boundary.v1.ChallengeResponse
-	(*EnrolRequest)(nil),      // 2: demarc.boundary.v1.EnrolRequest
-	(*EnrolResponse)(nil),     // 3: demarc.boundary.v1.EnrolResponse
-	(*RenewRequest)(nil),      // 4: demarc.boundary.v1.RenewRequest
-	(*RenewResponse)(nil),     // 5: demarc.boundary.v1.RenewResponse
-	(*Up)(nil),                // 6: demarc.boundary.v1.Up
-	(*Down)(nil),              // 7: demarc.boundary.v1.Down
-	(*Hello)(nil),             // 8: demarc.boundary.v1.Hello
-	(*Welcome)(nil),           // 9: demarc.boundary.v1.Welcome
-	(*Ack)(nil),               // 10: demarc.boundary.v1.Ack
-	(*Beat)(nil),              // 11: demarc.boundary.v1.Beat
-	(*StatusReport)(nil),      // 12: demarc.boundary.v1.StatusReport
-	(*ServiceHealth)(nil),     // 13: demarc.boundary.v1.ServiceHealth
-	(*SecretPresence)(nil),    // 14: demarc.boundary.v1.SecretPresence
-	(*Report)(nil),            // 15: demarc.boundary.v1.Report
-	(*Checkpoint)(nil),        // 16: demarc.boundary.v1.Checkpoint
-	(*DeployReport)(nil),      // 17: demarc.boundary.v1.DeployReport
-	(*OperationReport)(nil),   // 18: demarc.boundary.v1.OperationReport
-	(*ProbeReport)(nil),       // 19: demarc.boundary.v1.ProbeReport
-	(*Order)(nil),             // 20: demarc.boundary.v1.Order
-	(*ProbeOrder)(nil),        // 21: demarc.boundary.v1.ProbeOrder
-	(*ArtifactRequest)(nil),   // 22: demarc.boundary.v1.ArtifactRequest
-	(*ArtifactChunk)(nil),     // 23: demarc.boundary.v1.ArtifactChunk
+	(*BundleRequest)(nil),     // 2: demarc.boundary.v1.BundleRequest
+	(*BundleResponse)(nil),    // 3: demarc.boundary.v1.BundleResponse
+	(*EnrolRequest)(nil),      // 4: demarc.boundary.v1.EnrolRequest
+	(*SignedIdentity)(nil),    // 5: demarc.boundary.v1.SignedIdentity
+	(*EnrolResponse)(nil),     // 6: demarc.boundary.v1.EnrolResponse
+	(*RenewRequest)(nil),      // 7: demarc.boundary.v1.RenewRequest
+	(*RenewResponse)(nil),     // 8: demarc.boundary.v1.RenewResponse
+	(*RollKeysRequest)(nil),   // 9: demarc.boundary.v1.RollKeysRequest
+	(*RollKeysResponse)(nil),  // 10: demarc.boundary.v1.RollKeysResponse
+	(*Up)(nil),                // 11: demarc.boundary.v1.Up
+	(*Down)(nil),              // 12: demarc.boundary.v1.Down
+	(*Hello)(nil),             // 13: demarc.boundary.v1.Hello
+	(*Welcome)(nil),           // 14: demarc.boundary.v1.Welcome
+	(*Ack)(nil),               // 15: demarc.boundary.v1.Ack
+	(*Beat)(nil),              // 16: demarc.boundary.v1.Beat
+	(*StatusReport)(nil),      // 17: demarc.boundary.v1.StatusReport
+	(*ServiceHealth)(nil),     // 18: demarc.boundary.v1.ServiceHealth
+	(*SecretPresence)(nil),    // 19: demarc.boundary.v1.SecretPresence
+	(*Report)(nil),            // 20: demarc.boundary.v1.Report
+	(*Checkpoint)(nil),        // 21: demarc.boundary.v1.Checkpoint
+	(*DeployReport)(nil),      // 22: demarc.boundary.v1.DeployReport
+	(*OperationReport)(nil),   // 23: demarc.boundary.v1.OperationReport
+	(*ProbeReport)(nil),       // 24: demarc.boundary.v1.ProbeReport
+	(*Order)(nil),             // 25: demarc.boundary.v1.Order
+	(*ProbeOrder)(nil),        // 26: demarc.boundary.v1.ProbeOrder
+	(*ArtifactRequest)(nil),   // 27: demarc.boundary.v1.ArtifactRequest
+	(*ArtifactChunk)(nil),     // 28: demarc.boundary.v1.ArtifactChunk
 }
 var file_boundary_v1_boundary_proto_depIdxs = []int32{
-	8,  // 0: demarc.boundary.v1.Up.hello:type_name -> demarc.boundary.v1.Hello
-	11, // 1: demarc.boundary.v1.Up.beat:type_name -> demarc.boundary.v1.Beat
-	15, // 2: demarc.boundary.v1.Up.report:type_name -> demarc.boundary.v1.Report
-	10, // 3: demarc.boundary.v1.Up.ack:type_name -> demarc.boundary.v1.Ack
-	9,  // 4: demarc.boundary.v1.Down.welcome:type_name -> demarc.boundary.v1.Welcome
-	20, // 5: demarc.boundary.v1.Down.order:type_name -> demarc.boundary.v1.Order
-	10, // 6: demarc.boundary.v1.Down.ack:type_name -> demarc.boundary.v1.Ack
-	11, // 7: demarc.boundary.v1.Down.beat:type_name -> demarc.boundary.v1.Beat
-	13, // 8: demarc.boundary.v1.StatusReport.services:type_name -> demarc.boundary.v1.ServiceHealth
-	14, // 9: demarc.boundary.v1.StatusReport.secrets:type_name -> demarc.boundary.v1.SecretPresence
-	17, // 10: demarc.boundary.v1.Report.deploy:type_name -> demarc.boundary.v1.DeployReport
-	18, // 11: demarc.boundary.v1.Report.operation:type_name -> demarc.boundary.v1.OperationReport
-	19, // 12: demarc.boundary.v1.Report.probe:type_name -> demarc.boundary.v1.ProbeReport
-	16, // 13: demarc.boundary.v1.Report.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
-	12, // 14: demarc.boundary.v1.Report.status:type_name -> demarc.boundary.v1.StatusReport
-	21, // 15: demarc.boundary.v1.Order.probe:type_name -> demarc.boundary.v1.ProbeOrder
-	16, // 16: demarc.boundary.v1.Order.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
-	0,  // 17: demarc.boundary.v1.Bootstrap.Challenge:input_type -> demarc.boundary.v1.ChallengeRequest
-	2,  // 18: demarc.boundary.v1.Bootstrap.Enrol:input_type -> demarc.boundary.v1.EnrolRequest
-	4,  // 19: demarc.boundary.v1.Boundary.Renew:input_type -> demarc.boundary.v1.RenewRequest
-	6,  // 20: demarc.boundary.v1.Boundary.Channel:input_type -> demarc.boundary.v1.Up
-	22, // 21: demarc.boundary.v1.Boundary.Artifact:input_type -> demarc.boundary.v1.ArtifactRequest
-	1,  // 22: demarc.boundary.v1.Bootstrap.Challenge:output_type -> demarc.boundary.v1.ChallengeResponse
-	3,  // 23: demarc.boundary.v1.Bootstrap.Enrol:output_type -> demarc.boundary.v1.EnrolResponse
-	5,  // 24: demarc.boundary.v1.Boundary.Renew:output_type -> demarc.boundary.v1.RenewResponse
-	7,  // 25: demarc.boundary.v1.Boundary.Channel:output_type -> demarc.boundary.v1.Down
-	23, // 26: demarc.boundary.v1.Boundary.Artifact:output_type -> demarc.boundary.v1.ArtifactChunk
-	22, // [22:27] is the sub-list for method output_type
-	17, // [17:22] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	5,  // 0: demarc.boundary.v1.EnrolRequest.aws:type_name -> demarc.boundary.v1.SignedIdentity
+	13, // 1: demarc.boundary.v1.Up.hello:type_name -> demarc.boundary.v1.Hello
+	16, // 2: demarc.boundary.v1.Up.beat:type_name -> demarc.boundary.v1.Beat
+	20, // 3: demarc.boundary.v1.Up.report:type_name -> demarc.boundary.v1.Report
+	15, // 4: demarc.boundary.v1.Up.ack:type_name -> demarc.boundary.v1.Ack
+	14, // 5: demarc.boundary.v1.Down.welcome:type_name -> demarc.boundary.v1.Welcome
+	25, // 6: demarc.boundary.v1.Down.order:type_name -> demarc.boundary.v1.Order
+	15, // 7: demarc.boundary.v1.Down.ack:type_name -> demarc.boundary.v1.Ack
+	16, // 8: demarc.boundary.v1.Down.beat:type_name -> demarc.boundary.v1.Beat
+	18, // 9: demarc.boundary.v1.StatusReport.services:type_name -> demarc.boundary.v1.ServiceHealth
+	19, // 10: demarc.boundary.v1.StatusReport.secrets:type_name -> demarc.boundary.v1.SecretPresence
+	22, // 11: demarc.boundary.v1.Report.deploy:type_name -> demarc.boundary.v1.DeployReport
+	23, // 12: demarc.boundary.v1.Report.operation:type_name -> demarc.boundary.v1.OperationReport
+	24, // 13: demarc.boundary.v1.Report.probe:type_name -> demarc.boundary.v1.ProbeReport
+	21, // 14: demarc.boundary.v1.Report.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
+	17, // 15: demarc.boundary.v1.Report.status:type_name -> demarc.boundary.v1.StatusReport
+	26, // 16: demarc.boundary.v1.Order.probe:type_name -> demarc.boundary.v1.ProbeOrder
+	21, // 17: demarc.boundary.v1.Order.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
+	0,  // 18: demarc.boundary.v1.Bootstrap.Challenge:input_type -> demarc.boundary.v1.ChallengeRequest
+	2,  // 19: demarc.boundary.v1.Bootstrap.Bundle:input_type -> demarc.boundary.v1.BundleRequest
+	4,  // 20: demarc.boundary.v1.Bootstrap.Enrol:input_type -> demarc.boundary.v1.EnrolRequest
+	7,  // 21: demarc.boundary.v1.Boundary.Renew:input_type -> demarc.boundary.v1.RenewRequest
+	9,  // 22: demarc.boundary.v1.Boundary.RollKeys:input_type -> demarc.boundary.v1.RollKeysRequest
+	11, // 23: demarc.boundary.v1.Boundary.Channel:input_type -> demarc.boundary.v1.Up
+	27, // 24: demarc.boundary.v1.Boundary.Artifact:input_type -> demarc.boundary.v1.ArtifactRequest
+	1,  // 25: demarc.boundary.v1.Bootstrap.Challenge:output_type -> demarc.boundary.v1.ChallengeResponse
+	3,  // 26: demarc.boundary.v1.Bootstrap.Bundle:output_type -> demarc.boundary.v1.BundleResponse
+	6,  // 27: demarc.boundary.v1.Bootstrap.Enrol:output_type -> demarc.boundary.v1.EnrolResponse
+	8,  // 28: demarc.boundary.v1.Boundary.Renew:output_type -> demarc.boundary.v1.RenewResponse
+	10, // 29: demarc.boundary.v1.Boundary.RollKeys:output_type -> demarc.boundary.v1.RollKeysResponse
+	12, // 30: demarc.boundary.v1.Boundary.Channel:output_type -> demarc.boundary.v1.Down
+	28, // 31: demarc.boundary.v1.Boundary.Artifact:output_type -> demarc.boundary.v1.ArtifactChunk
+	25, // [25:32] is the sub-list for method output_type
+	18, // [18:25] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_boundary_v1_boundary_proto_init() }
@@ -1939,19 +2303,21 @@ func file_boundary_v1_boundary_proto_init() {
 	if File_boundary_v1_boundary_proto != nil {
 		return
 	}
-	file_boundary_v1_boundary_proto_msgTypes[6].OneofWrappers = []any{
+	file_boundary_v1_boundary_proto_msgTypes[11].OneofWrappers = []any{
 		(*Up_Hello)(nil),
 		(*Up_Beat)(nil),
 		(*Up_Report)(nil),
 		(*Up_Ack)(nil),
+		(*Up_BundleHeld)(nil),
 	}
-	file_boundary_v1_boundary_proto_msgTypes[7].OneofWrappers = []any{
+	file_boundary_v1_boundary_proto_msgTypes[12].OneofWrappers = []any{
 		(*Down_Welcome)(nil),
 		(*Down_Order)(nil),
 		(*Down_Ack)(nil),
 		(*Down_Beat)(nil),
+		(*Down_Bundle)(nil),
 	}
-	file_boundary_v1_boundary_proto_msgTypes[15].OneofWrappers = []any{
+	file_boundary_v1_boundary_proto_msgTypes[20].OneofWrappers = []any{
 		(*Report_Deploy)(nil),
 		(*Report_Operation)(nil),
 		(*Report_Probe)(nil),
@@ -1959,7 +2325,7 @@ func file_boundary_v1_boundary_proto_init() {
 		(*Report_Cosigned)(nil),
 		(*Report_Status)(nil),
 	}
-	file_boundary_v1_boundary_proto_msgTypes[20].OneofWrappers = []any{
+	file_boundary_v1_boundary_proto_msgTypes[25].OneofWrappers = []any{
 		(*Order_Release)(nil),
 		(*Order_Operation)(nil),
 		(*Order_Cancel)(nil),
@@ -1973,7 +2339,7 @@ func file_boundary_v1_boundary_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_boundary_v1_boundary_proto_rawDesc), len(file_boundary_v1_boundary_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

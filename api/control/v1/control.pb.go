@@ -889,6 +889,729 @@ func (*BanApplianceResponse) Descriptor() ([]byte, []int) {
 	return file_control_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
+// SetExpect replaces the platform identity that an appliance must prove, for instance after its cluster's keys were
+// rotated while it was away. Its name, its certificates and its history stay.
+type SetExpectRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Expect        []byte                 `protobuf:"bytes,3,opt,name=expect,proto3" json:"expect,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetExpectRequest) Reset() {
+	*x = SetExpectRequest{}
+	mi := &file_control_v1_control_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetExpectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetExpectRequest) ProtoMessage() {}
+
+func (x *SetExpectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetExpectRequest.ProtoReflect.Descriptor instead.
+func (*SetExpectRequest) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *SetExpectRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *SetExpectRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetExpectRequest) GetExpect() []byte {
+	if x != nil {
+		return x.Expect
+	}
+	return nil
+}
+
+type SetExpectResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetExpectResponse) Reset() {
+	*x = SetExpectResponse{}
+	mi := &file_control_v1_control_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetExpectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetExpectResponse) ProtoMessage() {}
+
+func (x *SetExpectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetExpectResponse.ProtoReflect.Descriptor instead.
+func (*SetExpectResponse) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{15}
+}
+
+type ListAuthoritiesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuthoritiesRequest) Reset() {
+	*x = ListAuthoritiesRequest{}
+	mi := &file_control_v1_control_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuthoritiesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuthoritiesRequest) ProtoMessage() {}
+
+func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuthoritiesRequest.ProtoReflect.Descriptor instead.
+func (*ListAuthoritiesRequest) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{16}
+}
+
+type ListAuthoritiesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Authorities   []*Authority           `protobuf:"bytes,1,rep,name=authorities,proto3" json:"authorities,omitempty"`
+	BundleNumber  uint64                 `protobuf:"varint,2,opt,name=bundle_number,json=bundleNumber,proto3" json:"bundle_number,omitempty"`
+	Missing       []*Missing             `protobuf:"bytes,3,rep,name=missing,proto3" json:"missing,omitempty"` // who does not hold this bundle, by name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuthoritiesResponse) Reset() {
+	*x = ListAuthoritiesResponse{}
+	mi := &file_control_v1_control_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuthoritiesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuthoritiesResponse) ProtoMessage() {}
+
+func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuthoritiesResponse.ProtoReflect.Descriptor instead.
+func (*ListAuthoritiesResponse) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ListAuthoritiesResponse) GetAuthorities() []*Authority {
+	if x != nil {
+		return x.Authorities
+	}
+	return nil
+}
+
+func (x *ListAuthoritiesResponse) GetBundleNumber() uint64 {
+	if x != nil {
+		return x.BundleNumber
+	}
+	return 0
+}
+
+func (x *ListAuthoritiesResponse) GetMissing() []*Missing {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+type Authority struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`       // digest of the certificate
+	Stage         string                 `protobuf:"bytes,2,opt,name=stage,proto3" json:"stage,omitempty"` // prepared active tainted retired
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	NotAfterUnix  int64                  `protobuf:"varint,4,opt,name=not_after_unix,json=notAfterUnix,proto3" json:"not_after_unix,omitempty"`
+	Appliances    uint32                 `protobuf:"varint,5,opt,name=appliances,proto3" json:"appliances,omitempty"` // whose current or next certificate it issued
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Authority) Reset() {
+	*x = Authority{}
+	mi := &file_control_v1_control_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Authority) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Authority) ProtoMessage() {}
+
+func (x *Authority) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Authority.ProtoReflect.Descriptor instead.
+func (*Authority) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Authority) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Authority) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *Authority) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Authority) GetNotAfterUnix() int64 {
+	if x != nil {
+		return x.NotAfterUnix
+	}
+	return 0
+}
+
+func (x *Authority) GetAppliances() uint32 {
+	if x != nil {
+		return x.Appliances
+	}
+	return 0
+}
+
+// Missing is an enrolled appliance or a node that has not acknowledged the newest bundle.
+type Missing struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"` // appliance or node
+	Online        bool                   `protobuf:"varint,3,opt,name=online,proto3" json:"online,omitempty"`
+	Holds         uint64                 `protobuf:"varint,4,opt,name=holds,proto3" json:"holds,omitempty"` // the number of the bundle that it has acknowledged
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Missing) Reset() {
+	*x = Missing{}
+	mi := &file_control_v1_control_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Missing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Missing) ProtoMessage() {}
+
+func (x *Missing) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Missing.ProtoReflect.Descriptor instead.
+func (*Missing) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Missing) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Missing) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Missing) GetOnline() bool {
+	if x != nil {
+		return x.Online
+	}
+	return false
+}
+
+func (x *Missing) GetHolds() uint64 {
+	if x != nil {
+		return x.Holds
+	}
+	return 0
+}
+
+type PrepareAuthorityRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	LifeSeconds   int64                  `protobuf:"varint,2,opt,name=life_seconds,json=lifeSeconds,proto3" json:"life_seconds,omitempty"` // 0: five years
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareAuthorityRequest) Reset() {
+	*x = PrepareAuthorityRequest{}
+	mi := &file_control_v1_control_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareAuthorityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareAuthorityRequest) ProtoMessage() {}
+
+func (x *PrepareAuthorityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareAuthorityRequest.ProtoReflect.Descriptor instead.
+func (*PrepareAuthorityRequest) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *PrepareAuthorityRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *PrepareAuthorityRequest) GetLifeSeconds() int64 {
+	if x != nil {
+		return x.LifeSeconds
+	}
+	return 0
+}
+
+type PrepareAuthorityResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	BundleNumber  uint64                 `protobuf:"varint,2,opt,name=bundle_number,json=bundleNumber,proto3" json:"bundle_number,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareAuthorityResponse) Reset() {
+	*x = PrepareAuthorityResponse{}
+	mi := &file_control_v1_control_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareAuthorityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareAuthorityResponse) ProtoMessage() {}
+
+func (x *PrepareAuthorityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareAuthorityResponse.ProtoReflect.Descriptor instead.
+func (*PrepareAuthorityResponse) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *PrepareAuthorityResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *PrepareAuthorityResponse) GetBundleNumber() uint64 {
+	if x != nil {
+		return x.BundleNumber
+	}
+	return 0
+}
+
+type ActivateAuthorityRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActivateAuthorityRequest) Reset() {
+	*x = ActivateAuthorityRequest{}
+	mi := &file_control_v1_control_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActivateAuthorityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActivateAuthorityRequest) ProtoMessage() {}
+
+func (x *ActivateAuthorityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActivateAuthorityRequest.ProtoReflect.Descriptor instead.
+func (*ActivateAuthorityRequest) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ActivateAuthorityRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ActivateAuthorityRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type ActivateAuthorityResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActivateAuthorityResponse) Reset() {
+	*x = ActivateAuthorityResponse{}
+	mi := &file_control_v1_control_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActivateAuthorityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActivateAuthorityResponse) ProtoMessage() {}
+
+func (x *ActivateAuthorityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActivateAuthorityResponse.ProtoReflect.Descriptor instead.
+func (*ActivateAuthorityResponse) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{23}
+}
+
+type RetireAuthorityRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Compromised   bool                   `protobuf:"varint,3,opt,name=compromised,proto3" json:"compromised,omitempty"` // do not wait for those who still use its certificates: they prove themselves again
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireAuthorityRequest) Reset() {
+	*x = RetireAuthorityRequest{}
+	mi := &file_control_v1_control_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireAuthorityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireAuthorityRequest) ProtoMessage() {}
+
+func (x *RetireAuthorityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireAuthorityRequest.ProtoReflect.Descriptor instead.
+func (*RetireAuthorityRequest) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *RetireAuthorityRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RetireAuthorityRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RetireAuthorityRequest) GetCompromised() bool {
+	if x != nil {
+		return x.Compromised
+	}
+	return false
+}
+
+type RetireAuthorityResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireAuthorityResponse) Reset() {
+	*x = RetireAuthorityResponse{}
+	mi := &file_control_v1_control_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireAuthorityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireAuthorityResponse) ProtoMessage() {}
+
+func (x *RetireAuthorityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireAuthorityResponse.ProtoReflect.Descriptor instead.
+func (*RetireAuthorityResponse) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{25}
+}
+
+type RenewOperatorRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewOperatorRequest) Reset() {
+	*x = RenewOperatorRequest{}
+	mi := &file_control_v1_control_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewOperatorRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewOperatorRequest) ProtoMessage() {}
+
+func (x *RenewOperatorRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewOperatorRequest.ProtoReflect.Descriptor instead.
+func (*RenewOperatorRequest) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *RenewOperatorRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+type RenewOperatorResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	Bundle        [][]byte               `protobuf:"bytes,2,rep,name=bundle,proto3" json:"bundle,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewOperatorResponse) Reset() {
+	*x = RenewOperatorResponse{}
+	mi := &file_control_v1_control_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewOperatorResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewOperatorResponse) ProtoMessage() {}
+
+func (x *RenewOperatorResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewOperatorResponse.ProtoReflect.Descriptor instead.
+func (*RenewOperatorResponse) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *RenewOperatorResponse) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *RenewOperatorResponse) GetBundle() [][]byte {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
 type UploadArtifactRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"` // in the first message
@@ -899,7 +1622,7 @@ type UploadArtifactRequest struct {
 
 func (x *UploadArtifactRequest) Reset() {
 	*x = UploadArtifactRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[14]
+	mi := &file_control_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -911,7 +1634,7 @@ func (x *UploadArtifactRequest) String() string {
 func (*UploadArtifactRequest) ProtoMessage() {}
 
 func (x *UploadArtifactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[14]
+	mi := &file_control_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -924,7 +1647,7 @@ func (x *UploadArtifactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadArtifactRequest.ProtoReflect.Descriptor instead.
 func (*UploadArtifactRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *UploadArtifactRequest) GetDigest() string {
@@ -950,7 +1673,7 @@ type UploadArtifactResponse struct {
 
 func (x *UploadArtifactResponse) Reset() {
 	*x = UploadArtifactResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[15]
+	mi := &file_control_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -962,7 +1685,7 @@ func (x *UploadArtifactResponse) String() string {
 func (*UploadArtifactResponse) ProtoMessage() {}
 
 func (x *UploadArtifactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[15]
+	mi := &file_control_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -975,7 +1698,7 @@ func (x *UploadArtifactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadArtifactResponse.ProtoReflect.Descriptor instead.
 func (*UploadArtifactResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *UploadArtifactResponse) GetSize() int64 {
@@ -996,7 +1719,7 @@ type PublishReleaseRequest struct {
 
 func (x *PublishReleaseRequest) Reset() {
 	*x = PublishReleaseRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[16]
+	mi := &file_control_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1008,7 +1731,7 @@ func (x *PublishReleaseRequest) String() string {
 func (*PublishReleaseRequest) ProtoMessage() {}
 
 func (x *PublishReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[16]
+	mi := &file_control_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1021,7 +1744,7 @@ func (x *PublishReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishReleaseRequest.ProtoReflect.Descriptor instead.
 func (*PublishReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PublishReleaseRequest) GetRequestId() string {
@@ -1055,7 +1778,7 @@ type PublishReleaseResponse struct {
 
 func (x *PublishReleaseResponse) Reset() {
 	*x = PublishReleaseResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[17]
+	mi := &file_control_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +1790,7 @@ func (x *PublishReleaseResponse) String() string {
 func (*PublishReleaseResponse) ProtoMessage() {}
 
 func (x *PublishReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[17]
+	mi := &file_control_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +1803,7 @@ func (x *PublishReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishReleaseResponse.ProtoReflect.Descriptor instead.
 func (*PublishReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PublishReleaseResponse) GetDigest() string {
@@ -1110,7 +1833,7 @@ type ProbeRequest struct {
 
 func (x *ProbeRequest) Reset() {
 	*x = ProbeRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[18]
+	mi := &file_control_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1122,7 +1845,7 @@ func (x *ProbeRequest) String() string {
 func (*ProbeRequest) ProtoMessage() {}
 
 func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[18]
+	mi := &file_control_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1135,7 +1858,7 @@ func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeRequest.ProtoReflect.Descriptor instead.
 func (*ProbeRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ProbeRequest) GetRequestId() string {
@@ -1181,7 +1904,7 @@ type ProbeResponse struct {
 
 func (x *ProbeResponse) Reset() {
 	*x = ProbeResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[19]
+	mi := &file_control_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1193,7 +1916,7 @@ func (x *ProbeResponse) String() string {
 func (*ProbeResponse) ProtoMessage() {}
 
 func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[19]
+	mi := &file_control_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1206,7 +1929,7 @@ func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResponse.ProtoReflect.Descriptor instead.
 func (*ProbeResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 type GetProbeRequest struct {
@@ -1219,7 +1942,7 @@ type GetProbeRequest struct {
 
 func (x *GetProbeRequest) Reset() {
 	*x = GetProbeRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[20]
+	mi := &file_control_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1231,7 +1954,7 @@ func (x *GetProbeRequest) String() string {
 func (*GetProbeRequest) ProtoMessage() {}
 
 func (x *GetProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[20]
+	mi := &file_control_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1244,7 +1967,7 @@ func (x *GetProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProbeRequest.ProtoReflect.Descriptor instead.
 func (*GetProbeRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetProbeRequest) GetAppliance() string {
@@ -1273,7 +1996,7 @@ type GetProbeResponse struct {
 
 func (x *GetProbeResponse) Reset() {
 	*x = GetProbeResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[21]
+	mi := &file_control_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1285,7 +2008,7 @@ func (x *GetProbeResponse) String() string {
 func (*GetProbeResponse) ProtoMessage() {}
 
 func (x *GetProbeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[21]
+	mi := &file_control_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1298,7 +2021,7 @@ func (x *GetProbeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProbeResponse.ProtoReflect.Descriptor instead.
 func (*GetProbeResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetProbeResponse) GetSent() uint64 {
@@ -1340,7 +2063,7 @@ type RequestOperationRequest struct {
 
 func (x *RequestOperationRequest) Reset() {
 	*x = RequestOperationRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[22]
+	mi := &file_control_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1352,7 +2075,7 @@ func (x *RequestOperationRequest) String() string {
 func (*RequestOperationRequest) ProtoMessage() {}
 
 func (x *RequestOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[22]
+	mi := &file_control_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1365,7 +2088,7 @@ func (x *RequestOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestOperationRequest.ProtoReflect.Descriptor instead.
 func (*RequestOperationRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RequestOperationRequest) GetRequestId() string {
@@ -1398,7 +2121,7 @@ type RequestOperationResponse struct {
 
 func (x *RequestOperationResponse) Reset() {
 	*x = RequestOperationResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[23]
+	mi := &file_control_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1410,7 +2133,7 @@ func (x *RequestOperationResponse) String() string {
 func (*RequestOperationResponse) ProtoMessage() {}
 
 func (x *RequestOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[23]
+	mi := &file_control_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1423,7 +2146,7 @@ func (x *RequestOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestOperationResponse.ProtoReflect.Descriptor instead.
 func (*RequestOperationResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RequestOperationResponse) GetId() string {
@@ -1443,7 +2166,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[24]
+	mi := &file_control_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1455,7 +2178,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[24]
+	mi := &file_control_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1468,7 +2191,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListOperationsRequest) GetAppliance() string {
@@ -1494,7 +2217,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[25]
+	mi := &file_control_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1506,7 +2229,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[25]
+	mi := &file_control_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1519,7 +2242,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -1544,7 +2267,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_control_v1_control_proto_msgTypes[26]
+	mi := &file_control_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1556,7 +2279,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[26]
+	mi := &file_control_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1569,7 +2292,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Operation) GetId() string {
@@ -1629,7 +2352,7 @@ type ExportEvidenceRequest struct {
 
 func (x *ExportEvidenceRequest) Reset() {
 	*x = ExportEvidenceRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[27]
+	mi := &file_control_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1641,7 +2364,7 @@ func (x *ExportEvidenceRequest) String() string {
 func (*ExportEvidenceRequest) ProtoMessage() {}
 
 func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[27]
+	mi := &file_control_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1654,7 +2377,7 @@ func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceRequest.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 type ExportEvidenceResponse struct {
@@ -1666,7 +2389,7 @@ type ExportEvidenceResponse struct {
 
 func (x *ExportEvidenceResponse) Reset() {
 	*x = ExportEvidenceResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[28]
+	mi := &file_control_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1678,7 +2401,7 @@ func (x *ExportEvidenceResponse) String() string {
 func (*ExportEvidenceResponse) ProtoMessage() {}
 
 func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[28]
+	mi := &file_control_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1691,7 +2414,7 @@ func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceResponse.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ExportEvidenceResponse) GetData() []byte {
@@ -1774,7 +2497,54 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x16\n" +
-	"\x14BanApplianceResponse\"C\n" +
+	"\x14BanApplianceResponse\"]\n" +
+	"\x10SetExpectRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06expect\x18\x03 \x01(\fR\x06expect\"\x13\n" +
+	"\x11SetExpectResponse\"\x18\n" +
+	"\x16ListAuthoritiesRequest\"\xb4\x01\n" +
+	"\x17ListAuthoritiesResponse\x12>\n" +
+	"\vauthorities\x18\x01 \x03(\v2\x1c.demarc.control.v1.AuthorityR\vauthorities\x12#\n" +
+	"\rbundle_number\x18\x02 \x01(\x04R\fbundleNumber\x124\n" +
+	"\amissing\x18\x03 \x03(\v2\x1a.demarc.control.v1.MissingR\amissing\"\x8b\x01\n" +
+	"\tAuthority\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05stage\x18\x02 \x01(\tR\x05stage\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12$\n" +
+	"\x0enot_after_unix\x18\x04 \x01(\x03R\fnotAfterUnix\x12\x1e\n" +
+	"\n" +
+	"appliances\x18\x05 \x01(\rR\n" +
+	"appliances\"_\n" +
+	"\aMissing\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06online\x18\x03 \x01(\bR\x06online\x12\x14\n" +
+	"\x05holds\x18\x04 \x01(\x04R\x05holds\"[\n" +
+	"\x17PrepareAuthorityRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12!\n" +
+	"\flife_seconds\x18\x02 \x01(\x03R\vlifeSeconds\"O\n" +
+	"\x18PrepareAuthorityResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
+	"\rbundle_number\x18\x02 \x01(\x04R\fbundleNumber\"I\n" +
+	"\x18ActivateAuthorityRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"\x1b\n" +
+	"\x19ActivateAuthorityResponse\"i\n" +
+	"\x16RetireAuthorityRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12 \n" +
+	"\vcompromised\x18\x03 \x01(\bR\vcompromised\"\x19\n" +
+	"\x17RetireAuthorityResponse\"(\n" +
+	"\x14RenewOperatorRequest\x12\x10\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\"Q\n" +
+	"\x15RenewOperatorResponse\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x16\n" +
+	"\x06bundle\x18\x02 \x03(\fR\x06bundle\"C\n" +
 	"\x15UploadArtifactRequest\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\",\n" +
@@ -1835,13 +2605,19 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\x06output\x18\a \x01(\fR\x06output\"\x17\n" +
 	"\x15ExportEvidenceRequest\",\n" +
 	"\x16ExportEvidenceResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\xab\t\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\x98\x0e\n" +
 	"\aControl\x12M\n" +
 	"\x06Status\x12 .demarc.control.v1.StatusRequest\x1a!.demarc.control.v1.StatusResponse\x12k\n" +
 	"\x10RegisterCustomer\x12*.demarc.control.v1.RegisterCustomerRequest\x1a+.demarc.control.v1.RegisterCustomerResponse\x12n\n" +
 	"\x11RegisterAppliance\x12+.demarc.control.v1.RegisterApplianceRequest\x1a,.demarc.control.v1.RegisterApplianceResponse\x12e\n" +
 	"\x0eListAppliances\x12(.demarc.control.v1.ListAppliancesRequest\x1a).demarc.control.v1.ListAppliancesResponse\x12_\n" +
-	"\fBanAppliance\x12&.demarc.control.v1.BanApplianceRequest\x1a'.demarc.control.v1.BanApplianceResponse\x12g\n" +
+	"\fBanAppliance\x12&.demarc.control.v1.BanApplianceRequest\x1a'.demarc.control.v1.BanApplianceResponse\x12V\n" +
+	"\tSetExpect\x12#.demarc.control.v1.SetExpectRequest\x1a$.demarc.control.v1.SetExpectResponse\x12h\n" +
+	"\x0fListAuthorities\x12).demarc.control.v1.ListAuthoritiesRequest\x1a*.demarc.control.v1.ListAuthoritiesResponse\x12k\n" +
+	"\x10PrepareAuthority\x12*.demarc.control.v1.PrepareAuthorityRequest\x1a+.demarc.control.v1.PrepareAuthorityResponse\x12n\n" +
+	"\x11ActivateAuthority\x12+.demarc.control.v1.ActivateAuthorityRequest\x1a,.demarc.control.v1.ActivateAuthorityResponse\x12h\n" +
+	"\x0fRetireAuthority\x12).demarc.control.v1.RetireAuthorityRequest\x1a*.demarc.control.v1.RetireAuthorityResponse\x12b\n" +
+	"\rRenewOperator\x12'.demarc.control.v1.RenewOperatorRequest\x1a(.demarc.control.v1.RenewOperatorResponse\x12g\n" +
 	"\x0eUploadArtifact\x12(.demarc.control.v1.UploadArtifactRequest\x1a).demarc.control.v1.UploadArtifactResponse(\x01\x12e\n" +
 	"\x0ePublishRelease\x12(.demarc.control.v1.PublishReleaseRequest\x1a).demarc.control.v1.PublishReleaseResponse\x12J\n" +
 	"\x05Probe\x12\x1f.demarc.control.v1.ProbeRequest\x1a .demarc.control.v1.ProbeResponse\x12S\n" +
@@ -1862,7 +2638,7 @@ func file_control_v1_control_proto_rawDescGZIP() []byte {
 	return file_control_v1_control_proto_rawDescData
 }
 
-var file_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_control_v1_control_proto_goTypes = []any{
 	(*StatusRequest)(nil),             // 0: demarc.control.v1.StatusRequest
 	(*StatusResponse)(nil),            // 1: demarc.control.v1.StatusResponse
@@ -1878,57 +2654,85 @@ var file_control_v1_control_proto_goTypes = []any{
 	(*Secret)(nil),                    // 11: demarc.control.v1.Secret
 	(*BanApplianceRequest)(nil),       // 12: demarc.control.v1.BanApplianceRequest
 	(*BanApplianceResponse)(nil),      // 13: demarc.control.v1.BanApplianceResponse
-	(*UploadArtifactRequest)(nil),     // 14: demarc.control.v1.UploadArtifactRequest
-	(*UploadArtifactResponse)(nil),    // 15: demarc.control.v1.UploadArtifactResponse
-	(*PublishReleaseRequest)(nil),     // 16: demarc.control.v1.PublishReleaseRequest
-	(*PublishReleaseResponse)(nil),    // 17: demarc.control.v1.PublishReleaseResponse
-	(*ProbeRequest)(nil),              // 18: demarc.control.v1.ProbeRequest
-	(*ProbeResponse)(nil),             // 19: demarc.control.v1.ProbeResponse
-	(*GetProbeRequest)(nil),           // 20: demarc.control.v1.GetProbeRequest
-	(*GetProbeResponse)(nil),          // 21: demarc.control.v1.GetProbeResponse
-	(*RequestOperationRequest)(nil),   // 22: demarc.control.v1.RequestOperationRequest
-	(*RequestOperationResponse)(nil),  // 23: demarc.control.v1.RequestOperationResponse
-	(*ListOperationsRequest)(nil),     // 24: demarc.control.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),    // 25: demarc.control.v1.ListOperationsResponse
-	(*Operation)(nil),                 // 26: demarc.control.v1.Operation
-	(*ExportEvidenceRequest)(nil),     // 27: demarc.control.v1.ExportEvidenceRequest
-	(*ExportEvidenceResponse)(nil),    // 28: demarc.control.v1.ExportEvidenceResponse
+	(*SetExpectRequest)(nil),          // 14: demarc.control.v1.SetExpectRequest
+	(*SetExpectResponse)(nil),         // 15: demarc.control.v1.SetExpectResponse
+	(*ListAuthoritiesRequest)(nil),    // 16: demarc.control.v1.ListAuthoritiesRequest
+	(*ListAuthoritiesResponse)(nil),   // 17: demarc.control.v1.ListAuthoritiesResponse
+	(*Authority)(nil),                 // 18: demarc.control.v1.Authority
+	(*Missing)(nil),                   // 19: demarc.control.v1.Missing
+	(*PrepareAuthorityRequest)(nil),   // 20: demarc.control.v1.PrepareAuthorityRequest
+	(*PrepareAuthorityResponse)(nil),  // 21: demarc.control.v1.PrepareAuthorityResponse
+	(*ActivateAuthorityRequest)(nil),  // 22: demarc.control.v1.ActivateAuthorityRequest
+	(*ActivateAuthorityResponse)(nil), // 23: demarc.control.v1.ActivateAuthorityResponse
+	(*RetireAuthorityRequest)(nil),    // 24: demarc.control.v1.RetireAuthorityRequest
+	(*RetireAuthorityResponse)(nil),   // 25: demarc.control.v1.RetireAuthorityResponse
+	(*RenewOperatorRequest)(nil),      // 26: demarc.control.v1.RenewOperatorRequest
+	(*RenewOperatorResponse)(nil),     // 27: demarc.control.v1.RenewOperatorResponse
+	(*UploadArtifactRequest)(nil),     // 28: demarc.control.v1.UploadArtifactRequest
+	(*UploadArtifactResponse)(nil),    // 29: demarc.control.v1.UploadArtifactResponse
+	(*PublishReleaseRequest)(nil),     // 30: demarc.control.v1.PublishReleaseRequest
+	(*PublishReleaseResponse)(nil),    // 31: demarc.control.v1.PublishReleaseResponse
+	(*ProbeRequest)(nil),              // 32: demarc.control.v1.ProbeRequest
+	(*ProbeResponse)(nil),             // 33: demarc.control.v1.ProbeResponse
+	(*GetProbeRequest)(nil),           // 34: demarc.control.v1.GetProbeRequest
+	(*GetProbeResponse)(nil),          // 35: demarc.control.v1.GetProbeResponse
+	(*RequestOperationRequest)(nil),   // 36: demarc.control.v1.RequestOperationRequest
+	(*RequestOperationResponse)(nil),  // 37: demarc.control.v1.RequestOperationResponse
+	(*ListOperationsRequest)(nil),     // 38: demarc.control.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),    // 39: demarc.control.v1.ListOperationsResponse
+	(*Operation)(nil),                 // 40: demarc.control.v1.Operation
+	(*ExportEvidenceRequest)(nil),     // 41: demarc.control.v1.ExportEvidenceRequest
+	(*ExportEvidenceResponse)(nil),    // 42: demarc.control.v1.ExportEvidenceResponse
 }
 var file_control_v1_control_proto_depIdxs = []int32{
 	2,  // 0: demarc.control.v1.StatusResponse.members:type_name -> demarc.control.v1.Member
 	9,  // 1: demarc.control.v1.ListAppliancesResponse.appliances:type_name -> demarc.control.v1.Appliance
 	10, // 2: demarc.control.v1.Appliance.services:type_name -> demarc.control.v1.Service
 	11, // 3: demarc.control.v1.Appliance.secrets:type_name -> demarc.control.v1.Secret
-	26, // 4: demarc.control.v1.ListOperationsResponse.operations:type_name -> demarc.control.v1.Operation
-	0,  // 5: demarc.control.v1.Control.Status:input_type -> demarc.control.v1.StatusRequest
-	3,  // 6: demarc.control.v1.Control.RegisterCustomer:input_type -> demarc.control.v1.RegisterCustomerRequest
-	5,  // 7: demarc.control.v1.Control.RegisterAppliance:input_type -> demarc.control.v1.RegisterApplianceRequest
-	7,  // 8: demarc.control.v1.Control.ListAppliances:input_type -> demarc.control.v1.ListAppliancesRequest
-	12, // 9: demarc.control.v1.Control.BanAppliance:input_type -> demarc.control.v1.BanApplianceRequest
-	14, // 10: demarc.control.v1.Control.UploadArtifact:input_type -> demarc.control.v1.UploadArtifactRequest
-	16, // 11: demarc.control.v1.Control.PublishRelease:input_type -> demarc.control.v1.PublishReleaseRequest
-	18, // 12: demarc.control.v1.Control.Probe:input_type -> demarc.control.v1.ProbeRequest
-	20, // 13: demarc.control.v1.Control.GetProbe:input_type -> demarc.control.v1.GetProbeRequest
-	22, // 14: demarc.control.v1.Control.RequestOperation:input_type -> demarc.control.v1.RequestOperationRequest
-	24, // 15: demarc.control.v1.Control.ListOperations:input_type -> demarc.control.v1.ListOperationsRequest
-	27, // 16: demarc.control.v1.Control.ExportEvidence:input_type -> demarc.control.v1.ExportEvidenceRequest
-	1,  // 17: demarc.control.v1.Control.Status:output_type -> demarc.control.v1.StatusResponse
-	4,  // 18: demarc.control.v1.Control.RegisterCustomer:output_type -> demarc.control.v1.RegisterCustomerResponse
-	6,  // 19: demarc.control.v1.Control.RegisterAppliance:output_type -> demarc.control.v1.RegisterApplianceResponse
-	8,  // 20: demarc.control.v1.Control.ListAppliances:output_type -> demarc.control.v1.ListAppliancesResponse
-	13, // 21: demarc.control.v1.Control.BanAppliance:output_type -> demarc.control.v1.BanApplianceResponse
-	15, // 22: demarc.control.v1.Control.UploadArtifact:output_type -> demarc.control.v1.UploadArtifactResponse
-	17, // 23: demarc.control.v1.Control.PublishRelease:output_type -> demarc.control.v1.PublishReleaseResponse
-	19, // 24: demarc.control.v1.Control.Probe:output_type -> demarc.control.v1.ProbeResponse
-	21, // 25: demarc.control.v1.Control.GetProbe:output_type -> demarc.control.v1.GetProbeResponse
-	23, // 26: demarc.control.v1.Control.RequestOperation:output_type -> demarc.control.v1.RequestOperationResponse
-	25, // 27: demarc.control.v1.Control.ListOperations:output_type -> demarc.control.v1.ListOperationsResponse
-	28, // 28: demarc.control.v1.Control.ExportEvidence:output_type -> demarc.control.v1.ExportEvidenceResponse
-	17, // [17:29] is the sub-list for method output_type
-	5,  // [5:17] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	18, // 4: demarc.control.v1.ListAuthoritiesResponse.authorities:type_name -> demarc.control.v1.Authority
+	19, // 5: demarc.control.v1.ListAuthoritiesResponse.missing:type_name -> demarc.control.v1.Missing
+	40, // 6: demarc.control.v1.ListOperationsResponse.operations:type_name -> demarc.control.v1.Operation
+	0,  // 7: demarc.control.v1.Control.Status:input_type -> demarc.control.v1.StatusRequest
+	3,  // 8: demarc.control.v1.Control.RegisterCustomer:input_type -> demarc.control.v1.RegisterCustomerRequest
+	5,  // 9: demarc.control.v1.Control.RegisterAppliance:input_type -> demarc.control.v1.RegisterApplianceRequest
+	7,  // 10: demarc.control.v1.Control.ListAppliances:input_type -> demarc.control.v1.ListAppliancesRequest
+	12, // 11: demarc.control.v1.Control.BanAppliance:input_type -> demarc.control.v1.BanApplianceRequest
+	14, // 12: demarc.control.v1.Control.SetExpect:input_type -> demarc.control.v1.SetExpectRequest
+	16, // 13: demarc.control.v1.Control.ListAuthorities:input_type -> demarc.control.v1.ListAuthoritiesRequest
+	20, // 14: demarc.control.v1.Control.PrepareAuthority:input_type -> demarc.control.v1.PrepareAuthorityRequest
+	22, // 15: demarc.control.v1.Control.ActivateAuthority:input_type -> demarc.control.v1.ActivateAuthorityRequest
+	24, // 16: demarc.control.v1.Control.RetireAuthority:input_type -> demarc.control.v1.RetireAuthorityRequest
+	26, // 17: demarc.control.v1.Control.RenewOperator:input_type -> demarc.control.v1.RenewOperatorRequest
+	28, // 18: demarc.control.v1.Control.UploadArtifact:input_type -> demarc.control.v1.UploadArtifactRequest
+	30, // 19: demarc.control.v1.Control.PublishRelease:input_type -> demarc.control.v1.PublishReleaseRequest
+	32, // 20: demarc.control.v1.Control.Probe:input_type -> demarc.control.v1.ProbeRequest
+	34, // 21: demarc.control.v1.Control.GetProbe:input_type -> demarc.control.v1.GetProbeRequest
+	36, // 22: demarc.control.v1.Control.RequestOperation:input_type -> demarc.control.v1.RequestOperationRequest
+	38, // 23: demarc.control.v1.Control.ListOperations:input_type -> demarc.control.v1.ListOperationsRequest
+	41, // 24: demarc.control.v1.Control.ExportEvidence:input_type -> demarc.control.v1.ExportEvidenceRequest
+	1,  // 25: demarc.control.v1.Control.Status:output_type -> demarc.control.v1.StatusResponse
+	4,  // 26: demarc.control.v1.Control.RegisterCustomer:output_type -> demarc.control.v1.RegisterCustomerResponse
+	6,  // 27: demarc.control.v1.Control.RegisterAppliance:output_type -> demarc.control.v1.RegisterApplianceResponse
+	8,  // 28: demarc.control.v1.Control.ListAppliances:output_type -> demarc.control.v1.ListAppliancesResponse
+	13, // 29: demarc.control.v1.Control.BanAppliance:output_type -> demarc.control.v1.BanApplianceResponse
+	15, // 30: demarc.control.v1.Control.SetExpect:output_type -> demarc.control.v1.SetExpectResponse
+	17, // 31: demarc.control.v1.Control.ListAuthorities:output_type -> demarc.control.v1.ListAuthoritiesResponse
+	21, // 32: demarc.control.v1.Control.PrepareAuthority:output_type -> demarc.control.v1.PrepareAuthorityResponse
+	23, // 33: demarc.control.v1.Control.ActivateAuthority:output_type -> demarc.control.v1.ActivateAuthorityResponse
+	25, // 34: demarc.control.v1.Control.RetireAuthority:output_type -> demarc.control.v1.RetireAuthorityResponse
+	27, // 35: demarc.control.v1.Control.RenewOperator:output_type -> demarc.control.v1.RenewOperatorResponse
+	29, // 36: demarc.control.v1.Control.UploadArtifact:output_type -> demarc.control.v1.UploadArtifactResponse
+	31, // 37: demarc.control.v1.Control.PublishRelease:output_type -> demarc.control.v1.PublishReleaseResponse
+	33, // 38: demarc.control.v1.Control.Probe:output_type -> demarc.control.v1.ProbeResponse
+	35, // 39: demarc.control.v1.Control.GetProbe:output_type -> demarc.control.v1.GetProbeResponse
+	37, // 40: demarc.control.v1.Control.RequestOperation:output_type -> demarc.control.v1.RequestOperationResponse
+	39, // 41: demarc.control.v1.Control.ListOperations:output_type -> demarc.control.v1.ListOperationsResponse
+	42, // 42: demarc.control.v1.Control.ExportEvidence:output_type -> demarc.control.v1.ExportEvidenceResponse
+	25, // [25:43] is the sub-list for method output_type
+	7,  // [7:25] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_control_v1_control_proto_init() }
@@ -1942,7 +2746,7 @@ func file_control_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_v1_control_proto_rawDesc), len(file_control_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -5,8 +5,10 @@
 // Read this file alone to know what can leave the customer's environment. The appliance dials out; the control plane
 // never dials in. Both services below are called by the appliance, over TLS 1.3, at an address that the customer chose.
 //
-//   Outward (customer to vendor):  every field of ChallengeRequest, EnrolRequest, RenewRequest, Up and ArtifactRequest.
-//   Inward  (vendor to customer):  every field of ChallengeResponse, EnrolResponse, RenewResponse, Down and ArtifactChunk.
+//   Outward (customer to vendor):  every field of ChallengeRequest, BundleRequest, EnrolRequest, RenewRequest,
+//                                  RollKeysRequest, Up and ArtifactRequest.
+//   Inward  (vendor to customer):  every field of ChallengeResponse, BundleResponse, EnrolResponse, RenewResponse,
+//                                  RollKeysResponse, Down and ArtifactChunk.
 //
 // What has no field here has no way out: no secret value, no application data, no environment, no customer credential,
 // and no output of an operation but what the customer released. Each outward message of the channel passes through one
@@ -52,10 +54,14 @@ const (
 const (
 	// BootstrapChallengeProcedure is the fully-qualified name of the Bootstrap's Challenge RPC.
 	BootstrapChallengeProcedure = "/demarc.boundary.v1.Bootstrap/Challenge"
+	// BootstrapBundleProcedure is the fully-qualified name of the Bootstrap's Bundle RPC.
+	BootstrapBundleProcedure = "/demarc.boundary.v1.Bootstrap/Bundle"
 	// BootstrapEnrolProcedure is the fully-qualified name of the Bootstrap's Enrol RPC.
 	BootstrapEnrolProcedure = "/demarc.boundary.v1.Bootstrap/Enrol"
 	// BoundaryRenewProcedure is the fully-qualified name of the Boundary's Renew RPC.
 	BoundaryRenewProcedure = "/demarc.boundary.v1.Boundary/Renew"
+	// BoundaryRollKeysProcedure is the fully-qualified name of the Boundary's RollKeys RPC.
+	BoundaryRollKeysProcedure = "/demarc.boundary.v1.Boundary/RollKeys"
 	// BoundaryChannelProcedure is the fully-qualified name of the Boundary's Channel RPC.
 	BoundaryChannelProcedure = "/demarc.boundary.v1.Boundary/Channel"
 	// BoundaryArtifactProcedure is the fully-qualified name of the Boundary's Artifact RPC.
@@ -66,6 +72,9 @@ const (
 type BootstrapClient interface {
 	// Challenge gives a single-use nonce. It keeps no state for a stranger.
 	Challenge(context.Context, *connect.Request[v1.ChallengeRequest]) (*connect.Response[v1.ChallengeResponse], error)
+	// Bundle gives the CAs of the trust domain and the time, signed with the key of the vendor's log. An appliance that
+	// slept through a change of CA, or whose clock is wrong, trusts that signature and not the connection it came over.
+	Bundle(context.Context, *connect.Request[v1.BundleRequest]) (*connect.Response[v1.BundleResponse], error)
 	// Enrol trades a platform identity, bound to the nonce and to the CSR's key, for a certificate.
 	Enrol(context.Context, *connect.Request[v1.EnrolRequest]) (*connect.Response[v1.EnrolResponse], error)
 }
@@ -87,6 +96,12 @@ func NewBootstrapClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(bootstrapMethods.ByName("Challenge")),
 			connect.WithClientOptions(opts...),
 		),
+		bundle: connect.NewClient[v1.BundleRequest, v1.BundleResponse](
+			httpClient,
+			baseURL+BootstrapBundleProcedure,
+			connect.WithSchema(bootstrapMethods.ByName("Bundle")),
+			connect.WithClientOptions(opts...),
+		),
 		enrol: connect.NewClient[v1.EnrolRequest, v1.EnrolResponse](
 			httpClient,
 			baseURL+BootstrapEnrolProcedure,
@@ -99,12 +114,18 @@ func NewBootstrapClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 // bootstrapClient implements BootstrapClient.
 type bootstrapClient struct {
 	challenge *connect.Client[v1.ChallengeRequest, v1.ChallengeResponse]
+	bundle    *connect.Client[v1.BundleRequest, v1.BundleResponse]
 	enrol     *connect.Client[v1.EnrolRequest, v1.EnrolResponse]
 }
 
 // Challenge calls demarc.boundary.v1.Bootstrap.Challenge.
 func (c *bootstrapClient) Challenge(ctx context.Context, req *connect.Request[v1.ChallengeRequest]) (*connect.Response[v1.ChallengeResponse], error) {
 	return c.challenge.CallUnary(ctx, req)
+}
+
+// Bundle calls demarc.boundary.v1.Bootstrap.Bundle.
+func (c *bootstrapClient) Bundle(ctx context.Context, req *connect.Request[v1.BundleRequest]) (*connect.Response[v1.BundleResponse], error) {
+	return c.bundle.CallUnary(ctx, req)
 }
 
 // Enrol calls demarc.boundary.v1.Bootstrap.Enrol.
@@ -116,6 +137,9 @@ func (c *bootstrapClient) Enrol(ctx context.Context, req *connect.Request[v1.Enr
 type BootstrapHandler interface {
 	// Challenge gives a single-use nonce. It keeps no state for a stranger.
 	Challenge(context.Context, *connect.Request[v1.ChallengeRequest]) (*connect.Response[v1.ChallengeResponse], error)
+	// Bundle gives the CAs of the trust domain and the time, signed with the key of the vendor's log. An appliance that
+	// slept through a change of CA, or whose clock is wrong, trusts that signature and not the connection it came over.
+	Bundle(context.Context, *connect.Request[v1.BundleRequest]) (*connect.Response[v1.BundleResponse], error)
 	// Enrol trades a platform identity, bound to the nonce and to the CSR's key, for a certificate.
 	Enrol(context.Context, *connect.Request[v1.EnrolRequest]) (*connect.Response[v1.EnrolResponse], error)
 }
@@ -133,6 +157,12 @@ func NewBootstrapHandler(svc BootstrapHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(bootstrapMethods.ByName("Challenge")),
 		connect.WithHandlerOptions(opts...),
 	)
+	bootstrapBundleHandler := connect.NewUnaryHandler(
+		BootstrapBundleProcedure,
+		svc.Bundle,
+		connect.WithSchema(bootstrapMethods.ByName("Bundle")),
+		connect.WithHandlerOptions(opts...),
+	)
 	bootstrapEnrolHandler := connect.NewUnaryHandler(
 		BootstrapEnrolProcedure,
 		svc.Enrol,
@@ -143,6 +173,8 @@ func NewBootstrapHandler(svc BootstrapHandler, opts ...connect.HandlerOption) (s
 		switch r.URL.Path {
 		case BootstrapChallengeProcedure:
 			bootstrapChallengeHandler.ServeHTTP(w, r)
+		case BootstrapBundleProcedure:
+			bootstrapBundleHandler.ServeHTTP(w, r)
 		case BootstrapEnrolProcedure:
 			bootstrapEnrolHandler.ServeHTTP(w, r)
 		default:
@@ -158,6 +190,10 @@ func (UnimplementedBootstrapHandler) Challenge(context.Context, *connect.Request
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.boundary.v1.Bootstrap.Challenge is not implemented"))
 }
 
+func (UnimplementedBootstrapHandler) Bundle(context.Context, *connect.Request[v1.BundleRequest]) (*connect.Response[v1.BundleResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.boundary.v1.Bootstrap.Bundle is not implemented"))
+}
+
 func (UnimplementedBootstrapHandler) Enrol(context.Context, *connect.Request[v1.EnrolRequest]) (*connect.Response[v1.EnrolResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.boundary.v1.Bootstrap.Enrol is not implemented"))
 }
@@ -166,6 +202,8 @@ func (UnimplementedBootstrapHandler) Enrol(context.Context, *connect.Request[v1.
 type BoundaryClient interface {
 	// Renew trades a CSR for the next certificate. The current one stays valid until the next is first used.
 	Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error)
+	// RollKeys replaces the pinned keys of the appliance's Kubernetes cluster, which the cluster has rotated.
+	RollKeys(context.Context, *connect.Request[v1.RollKeysRequest]) (*connect.Response[v1.RollKeysResponse], error)
 	// Channel carries commands down and reports up. One is open at a time; a newer one replaces the older.
 	Channel(context.Context) *connect.BidiStreamForClient[v1.Up, v1.Down]
 	// Artifact streams one artifact by its digest, from an offset. The appliance checks the digest before it uses a byte.
@@ -189,6 +227,12 @@ func NewBoundaryClient(httpClient connect.HTTPClient, baseURL string, opts ...co
 			connect.WithSchema(boundaryMethods.ByName("Renew")),
 			connect.WithClientOptions(opts...),
 		),
+		rollKeys: connect.NewClient[v1.RollKeysRequest, v1.RollKeysResponse](
+			httpClient,
+			baseURL+BoundaryRollKeysProcedure,
+			connect.WithSchema(boundaryMethods.ByName("RollKeys")),
+			connect.WithClientOptions(opts...),
+		),
 		channel: connect.NewClient[v1.Up, v1.Down](
 			httpClient,
 			baseURL+BoundaryChannelProcedure,
@@ -207,6 +251,7 @@ func NewBoundaryClient(httpClient connect.HTTPClient, baseURL string, opts ...co
 // boundaryClient implements BoundaryClient.
 type boundaryClient struct {
 	renew    *connect.Client[v1.RenewRequest, v1.RenewResponse]
+	rollKeys *connect.Client[v1.RollKeysRequest, v1.RollKeysResponse]
 	channel  *connect.Client[v1.Up, v1.Down]
 	artifact *connect.Client[v1.ArtifactRequest, v1.ArtifactChunk]
 }
@@ -214,6 +259,11 @@ type boundaryClient struct {
 // Renew calls demarc.boundary.v1.Boundary.Renew.
 func (c *boundaryClient) Renew(ctx context.Context, req *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error) {
 	return c.renew.CallUnary(ctx, req)
+}
+
+// RollKeys calls demarc.boundary.v1.Boundary.RollKeys.
+func (c *boundaryClient) RollKeys(ctx context.Context, req *connect.Request[v1.RollKeysRequest]) (*connect.Response[v1.RollKeysResponse], error) {
+	return c.rollKeys.CallUnary(ctx, req)
 }
 
 // Channel calls demarc.boundary.v1.Boundary.Channel.
@@ -230,6 +280,8 @@ func (c *boundaryClient) Artifact(ctx context.Context, req *connect.Request[v1.A
 type BoundaryHandler interface {
 	// Renew trades a CSR for the next certificate. The current one stays valid until the next is first used.
 	Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error)
+	// RollKeys replaces the pinned keys of the appliance's Kubernetes cluster, which the cluster has rotated.
+	RollKeys(context.Context, *connect.Request[v1.RollKeysRequest]) (*connect.Response[v1.RollKeysResponse], error)
 	// Channel carries commands down and reports up. One is open at a time; a newer one replaces the older.
 	Channel(context.Context, *connect.BidiStream[v1.Up, v1.Down]) error
 	// Artifact streams one artifact by its digest, from an offset. The appliance checks the digest before it uses a byte.
@@ -249,6 +301,12 @@ func NewBoundaryHandler(svc BoundaryHandler, opts ...connect.HandlerOption) (str
 		connect.WithSchema(boundaryMethods.ByName("Renew")),
 		connect.WithHandlerOptions(opts...),
 	)
+	boundaryRollKeysHandler := connect.NewUnaryHandler(
+		BoundaryRollKeysProcedure,
+		svc.RollKeys,
+		connect.WithSchema(boundaryMethods.ByName("RollKeys")),
+		connect.WithHandlerOptions(opts...),
+	)
 	boundaryChannelHandler := connect.NewBidiStreamHandler(
 		BoundaryChannelProcedure,
 		svc.Channel,
@@ -265,6 +323,8 @@ func NewBoundaryHandler(svc BoundaryHandler, opts ...connect.HandlerOption) (str
 		switch r.URL.Path {
 		case BoundaryRenewProcedure:
 			boundaryRenewHandler.ServeHTTP(w, r)
+		case BoundaryRollKeysProcedure:
+			boundaryRollKeysHandler.ServeHTTP(w, r)
 		case BoundaryChannelProcedure:
 			boundaryChannelHandler.ServeHTTP(w, r)
 		case BoundaryArtifactProcedure:
@@ -280,6 +340,10 @@ type UnimplementedBoundaryHandler struct{}
 
 func (UnimplementedBoundaryHandler) Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.boundary.v1.Boundary.Renew is not implemented"))
+}
+
+func (UnimplementedBoundaryHandler) RollKeys(context.Context, *connect.Request[v1.RollKeysRequest]) (*connect.Response[v1.RollKeysResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.boundary.v1.Boundary.RollKeys is not implemented"))
 }
 
 func (UnimplementedBoundaryHandler) Channel(context.Context, *connect.BidiStream[v1.Up, v1.Down]) error {

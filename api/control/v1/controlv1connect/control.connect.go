@@ -49,6 +49,20 @@ const (
 	ControlListAppliancesProcedure = "/demarc.control.v1.Control/ListAppliances"
 	// ControlBanApplianceProcedure is the fully-qualified name of the Control's BanAppliance RPC.
 	ControlBanApplianceProcedure = "/demarc.control.v1.Control/BanAppliance"
+	// ControlSetExpectProcedure is the fully-qualified name of the Control's SetExpect RPC.
+	ControlSetExpectProcedure = "/demarc.control.v1.Control/SetExpect"
+	// ControlListAuthoritiesProcedure is the fully-qualified name of the Control's ListAuthorities RPC.
+	ControlListAuthoritiesProcedure = "/demarc.control.v1.Control/ListAuthorities"
+	// ControlPrepareAuthorityProcedure is the fully-qualified name of the Control's PrepareAuthority
+	// RPC.
+	ControlPrepareAuthorityProcedure = "/demarc.control.v1.Control/PrepareAuthority"
+	// ControlActivateAuthorityProcedure is the fully-qualified name of the Control's ActivateAuthority
+	// RPC.
+	ControlActivateAuthorityProcedure = "/demarc.control.v1.Control/ActivateAuthority"
+	// ControlRetireAuthorityProcedure is the fully-qualified name of the Control's RetireAuthority RPC.
+	ControlRetireAuthorityProcedure = "/demarc.control.v1.Control/RetireAuthority"
+	// ControlRenewOperatorProcedure is the fully-qualified name of the Control's RenewOperator RPC.
+	ControlRenewOperatorProcedure = "/demarc.control.v1.Control/RenewOperator"
 	// ControlUploadArtifactProcedure is the fully-qualified name of the Control's UploadArtifact RPC.
 	ControlUploadArtifactProcedure = "/demarc.control.v1.Control/UploadArtifact"
 	// ControlPublishReleaseProcedure is the fully-qualified name of the Control's PublishRelease RPC.
@@ -73,6 +87,12 @@ type ControlClient interface {
 	RegisterAppliance(context.Context, *connect.Request[v1.RegisterApplianceRequest]) (*connect.Response[v1.RegisterApplianceResponse], error)
 	ListAppliances(context.Context, *connect.Request[v1.ListAppliancesRequest]) (*connect.Response[v1.ListAppliancesResponse], error)
 	BanAppliance(context.Context, *connect.Request[v1.BanApplianceRequest]) (*connect.Response[v1.BanApplianceResponse], error)
+	SetExpect(context.Context, *connect.Request[v1.SetExpectRequest]) (*connect.Response[v1.SetExpectResponse], error)
+	ListAuthorities(context.Context, *connect.Request[v1.ListAuthoritiesRequest]) (*connect.Response[v1.ListAuthoritiesResponse], error)
+	PrepareAuthority(context.Context, *connect.Request[v1.PrepareAuthorityRequest]) (*connect.Response[v1.PrepareAuthorityResponse], error)
+	ActivateAuthority(context.Context, *connect.Request[v1.ActivateAuthorityRequest]) (*connect.Response[v1.ActivateAuthorityResponse], error)
+	RetireAuthority(context.Context, *connect.Request[v1.RetireAuthorityRequest]) (*connect.Response[v1.RetireAuthorityResponse], error)
+	RenewOperator(context.Context, *connect.Request[v1.RenewOperatorRequest]) (*connect.Response[v1.RenewOperatorResponse], error)
 	UploadArtifact(context.Context) *connect.ClientStreamForClient[v1.UploadArtifactRequest, v1.UploadArtifactResponse]
 	PublishRelease(context.Context, *connect.Request[v1.PublishReleaseRequest]) (*connect.Response[v1.PublishReleaseResponse], error)
 	Probe(context.Context, *connect.Request[v1.ProbeRequest]) (*connect.Response[v1.ProbeResponse], error)
@@ -121,6 +141,42 @@ func NewControlClient(httpClient connect.HTTPClient, baseURL string, opts ...con
 			httpClient,
 			baseURL+ControlBanApplianceProcedure,
 			connect.WithSchema(controlMethods.ByName("BanAppliance")),
+			connect.WithClientOptions(opts...),
+		),
+		setExpect: connect.NewClient[v1.SetExpectRequest, v1.SetExpectResponse](
+			httpClient,
+			baseURL+ControlSetExpectProcedure,
+			connect.WithSchema(controlMethods.ByName("SetExpect")),
+			connect.WithClientOptions(opts...),
+		),
+		listAuthorities: connect.NewClient[v1.ListAuthoritiesRequest, v1.ListAuthoritiesResponse](
+			httpClient,
+			baseURL+ControlListAuthoritiesProcedure,
+			connect.WithSchema(controlMethods.ByName("ListAuthorities")),
+			connect.WithClientOptions(opts...),
+		),
+		prepareAuthority: connect.NewClient[v1.PrepareAuthorityRequest, v1.PrepareAuthorityResponse](
+			httpClient,
+			baseURL+ControlPrepareAuthorityProcedure,
+			connect.WithSchema(controlMethods.ByName("PrepareAuthority")),
+			connect.WithClientOptions(opts...),
+		),
+		activateAuthority: connect.NewClient[v1.ActivateAuthorityRequest, v1.ActivateAuthorityResponse](
+			httpClient,
+			baseURL+ControlActivateAuthorityProcedure,
+			connect.WithSchema(controlMethods.ByName("ActivateAuthority")),
+			connect.WithClientOptions(opts...),
+		),
+		retireAuthority: connect.NewClient[v1.RetireAuthorityRequest, v1.RetireAuthorityResponse](
+			httpClient,
+			baseURL+ControlRetireAuthorityProcedure,
+			connect.WithSchema(controlMethods.ByName("RetireAuthority")),
+			connect.WithClientOptions(opts...),
+		),
+		renewOperator: connect.NewClient[v1.RenewOperatorRequest, v1.RenewOperatorResponse](
+			httpClient,
+			baseURL+ControlRenewOperatorProcedure,
+			connect.WithSchema(controlMethods.ByName("RenewOperator")),
 			connect.WithClientOptions(opts...),
 		),
 		uploadArtifact: connect.NewClient[v1.UploadArtifactRequest, v1.UploadArtifactResponse](
@@ -175,6 +231,12 @@ type controlClient struct {
 	registerAppliance *connect.Client[v1.RegisterApplianceRequest, v1.RegisterApplianceResponse]
 	listAppliances    *connect.Client[v1.ListAppliancesRequest, v1.ListAppliancesResponse]
 	banAppliance      *connect.Client[v1.BanApplianceRequest, v1.BanApplianceResponse]
+	setExpect         *connect.Client[v1.SetExpectRequest, v1.SetExpectResponse]
+	listAuthorities   *connect.Client[v1.ListAuthoritiesRequest, v1.ListAuthoritiesResponse]
+	prepareAuthority  *connect.Client[v1.PrepareAuthorityRequest, v1.PrepareAuthorityResponse]
+	activateAuthority *connect.Client[v1.ActivateAuthorityRequest, v1.ActivateAuthorityResponse]
+	retireAuthority   *connect.Client[v1.RetireAuthorityRequest, v1.RetireAuthorityResponse]
+	renewOperator     *connect.Client[v1.RenewOperatorRequest, v1.RenewOperatorResponse]
 	uploadArtifact    *connect.Client[v1.UploadArtifactRequest, v1.UploadArtifactResponse]
 	publishRelease    *connect.Client[v1.PublishReleaseRequest, v1.PublishReleaseResponse]
 	probe             *connect.Client[v1.ProbeRequest, v1.ProbeResponse]
@@ -207,6 +269,36 @@ func (c *controlClient) ListAppliances(ctx context.Context, req *connect.Request
 // BanAppliance calls demarc.control.v1.Control.BanAppliance.
 func (c *controlClient) BanAppliance(ctx context.Context, req *connect.Request[v1.BanApplianceRequest]) (*connect.Response[v1.BanApplianceResponse], error) {
 	return c.banAppliance.CallUnary(ctx, req)
+}
+
+// SetExpect calls demarc.control.v1.Control.SetExpect.
+func (c *controlClient) SetExpect(ctx context.Context, req *connect.Request[v1.SetExpectRequest]) (*connect.Response[v1.SetExpectResponse], error) {
+	return c.setExpect.CallUnary(ctx, req)
+}
+
+// ListAuthorities calls demarc.control.v1.Control.ListAuthorities.
+func (c *controlClient) ListAuthorities(ctx context.Context, req *connect.Request[v1.ListAuthoritiesRequest]) (*connect.Response[v1.ListAuthoritiesResponse], error) {
+	return c.listAuthorities.CallUnary(ctx, req)
+}
+
+// PrepareAuthority calls demarc.control.v1.Control.PrepareAuthority.
+func (c *controlClient) PrepareAuthority(ctx context.Context, req *connect.Request[v1.PrepareAuthorityRequest]) (*connect.Response[v1.PrepareAuthorityResponse], error) {
+	return c.prepareAuthority.CallUnary(ctx, req)
+}
+
+// ActivateAuthority calls demarc.control.v1.Control.ActivateAuthority.
+func (c *controlClient) ActivateAuthority(ctx context.Context, req *connect.Request[v1.ActivateAuthorityRequest]) (*connect.Response[v1.ActivateAuthorityResponse], error) {
+	return c.activateAuthority.CallUnary(ctx, req)
+}
+
+// RetireAuthority calls demarc.control.v1.Control.RetireAuthority.
+func (c *controlClient) RetireAuthority(ctx context.Context, req *connect.Request[v1.RetireAuthorityRequest]) (*connect.Response[v1.RetireAuthorityResponse], error) {
+	return c.retireAuthority.CallUnary(ctx, req)
+}
+
+// RenewOperator calls demarc.control.v1.Control.RenewOperator.
+func (c *controlClient) RenewOperator(ctx context.Context, req *connect.Request[v1.RenewOperatorRequest]) (*connect.Response[v1.RenewOperatorResponse], error) {
+	return c.renewOperator.CallUnary(ctx, req)
 }
 
 // UploadArtifact calls demarc.control.v1.Control.UploadArtifact.
@@ -251,6 +343,12 @@ type ControlHandler interface {
 	RegisterAppliance(context.Context, *connect.Request[v1.RegisterApplianceRequest]) (*connect.Response[v1.RegisterApplianceResponse], error)
 	ListAppliances(context.Context, *connect.Request[v1.ListAppliancesRequest]) (*connect.Response[v1.ListAppliancesResponse], error)
 	BanAppliance(context.Context, *connect.Request[v1.BanApplianceRequest]) (*connect.Response[v1.BanApplianceResponse], error)
+	SetExpect(context.Context, *connect.Request[v1.SetExpectRequest]) (*connect.Response[v1.SetExpectResponse], error)
+	ListAuthorities(context.Context, *connect.Request[v1.ListAuthoritiesRequest]) (*connect.Response[v1.ListAuthoritiesResponse], error)
+	PrepareAuthority(context.Context, *connect.Request[v1.PrepareAuthorityRequest]) (*connect.Response[v1.PrepareAuthorityResponse], error)
+	ActivateAuthority(context.Context, *connect.Request[v1.ActivateAuthorityRequest]) (*connect.Response[v1.ActivateAuthorityResponse], error)
+	RetireAuthority(context.Context, *connect.Request[v1.RetireAuthorityRequest]) (*connect.Response[v1.RetireAuthorityResponse], error)
+	RenewOperator(context.Context, *connect.Request[v1.RenewOperatorRequest]) (*connect.Response[v1.RenewOperatorResponse], error)
 	UploadArtifact(context.Context, *connect.ClientStream[v1.UploadArtifactRequest]) (*connect.Response[v1.UploadArtifactResponse], error)
 	PublishRelease(context.Context, *connect.Request[v1.PublishReleaseRequest]) (*connect.Response[v1.PublishReleaseResponse], error)
 	Probe(context.Context, *connect.Request[v1.ProbeRequest]) (*connect.Response[v1.ProbeResponse], error)
@@ -295,6 +393,42 @@ func NewControlHandler(svc ControlHandler, opts ...connect.HandlerOption) (strin
 		ControlBanApplianceProcedure,
 		svc.BanAppliance,
 		connect.WithSchema(controlMethods.ByName("BanAppliance")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlSetExpectHandler := connect.NewUnaryHandler(
+		ControlSetExpectProcedure,
+		svc.SetExpect,
+		connect.WithSchema(controlMethods.ByName("SetExpect")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlListAuthoritiesHandler := connect.NewUnaryHandler(
+		ControlListAuthoritiesProcedure,
+		svc.ListAuthorities,
+		connect.WithSchema(controlMethods.ByName("ListAuthorities")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlPrepareAuthorityHandler := connect.NewUnaryHandler(
+		ControlPrepareAuthorityProcedure,
+		svc.PrepareAuthority,
+		connect.WithSchema(controlMethods.ByName("PrepareAuthority")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlActivateAuthorityHandler := connect.NewUnaryHandler(
+		ControlActivateAuthorityProcedure,
+		svc.ActivateAuthority,
+		connect.WithSchema(controlMethods.ByName("ActivateAuthority")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlRetireAuthorityHandler := connect.NewUnaryHandler(
+		ControlRetireAuthorityProcedure,
+		svc.RetireAuthority,
+		connect.WithSchema(controlMethods.ByName("RetireAuthority")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlRenewOperatorHandler := connect.NewUnaryHandler(
+		ControlRenewOperatorProcedure,
+		svc.RenewOperator,
+		connect.WithSchema(controlMethods.ByName("RenewOperator")),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlUploadArtifactHandler := connect.NewClientStreamHandler(
@@ -351,6 +485,18 @@ func NewControlHandler(svc ControlHandler, opts ...connect.HandlerOption) (strin
 			controlListAppliancesHandler.ServeHTTP(w, r)
 		case ControlBanApplianceProcedure:
 			controlBanApplianceHandler.ServeHTTP(w, r)
+		case ControlSetExpectProcedure:
+			controlSetExpectHandler.ServeHTTP(w, r)
+		case ControlListAuthoritiesProcedure:
+			controlListAuthoritiesHandler.ServeHTTP(w, r)
+		case ControlPrepareAuthorityProcedure:
+			controlPrepareAuthorityHandler.ServeHTTP(w, r)
+		case ControlActivateAuthorityProcedure:
+			controlActivateAuthorityHandler.ServeHTTP(w, r)
+		case ControlRetireAuthorityProcedure:
+			controlRetireAuthorityHandler.ServeHTTP(w, r)
+		case ControlRenewOperatorProcedure:
+			controlRenewOperatorHandler.ServeHTTP(w, r)
 		case ControlUploadArtifactProcedure:
 			controlUploadArtifactHandler.ServeHTTP(w, r)
 		case ControlPublishReleaseProcedure:
@@ -392,6 +538,30 @@ func (UnimplementedControlHandler) ListAppliances(context.Context, *connect.Requ
 
 func (UnimplementedControlHandler) BanAppliance(context.Context, *connect.Request[v1.BanApplianceRequest]) (*connect.Response[v1.BanApplianceResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.control.v1.Control.BanAppliance is not implemented"))
+}
+
+func (UnimplementedControlHandler) SetExpect(context.Context, *connect.Request[v1.SetExpectRequest]) (*connect.Response[v1.SetExpectResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.control.v1.Control.SetExpect is not implemented"))
+}
+
+func (UnimplementedControlHandler) ListAuthorities(context.Context, *connect.Request[v1.ListAuthoritiesRequest]) (*connect.Response[v1.ListAuthoritiesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.control.v1.Control.ListAuthorities is not implemented"))
+}
+
+func (UnimplementedControlHandler) PrepareAuthority(context.Context, *connect.Request[v1.PrepareAuthorityRequest]) (*connect.Response[v1.PrepareAuthorityResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.control.v1.Control.PrepareAuthority is not implemented"))
+}
+
+func (UnimplementedControlHandler) ActivateAuthority(context.Context, *connect.Request[v1.ActivateAuthorityRequest]) (*connect.Response[v1.ActivateAuthorityResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.control.v1.Control.ActivateAuthority is not implemented"))
+}
+
+func (UnimplementedControlHandler) RetireAuthority(context.Context, *connect.Request[v1.RetireAuthorityRequest]) (*connect.Response[v1.RetireAuthorityResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.control.v1.Control.RetireAuthority is not implemented"))
+}
+
+func (UnimplementedControlHandler) RenewOperator(context.Context, *connect.Request[v1.RenewOperatorRequest]) (*connect.Response[v1.RenewOperatorResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.control.v1.Control.RenewOperator is not implemented"))
 }
 
 func (UnimplementedControlHandler) UploadArtifact(context.Context, *connect.ClientStream[v1.UploadArtifactRequest]) (*connect.Response[v1.UploadArtifactResponse], error) {
