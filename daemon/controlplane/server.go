@@ -24,6 +24,7 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/ledger"
+	"github.com/demarc-dev/demarc/telemetry"
 )
 
 // Sequence is the order of changes: raft in a cluster, anything that puts bytes into one order in a test.
@@ -60,6 +61,15 @@ type Options struct {
 	Members   []Member
 	Now       func() time.Time
 	Log       *slog.Logger
+	Meter     Meter
+}
+
+// Meter takes the measurements of the doors. A field that is nil takes none.
+type Meter struct {
+	Admission telemetry.Observer // seconds that a connection waited for its handshake to begin
+	Handshake telemetry.Observer // seconds of a handshake that succeeded
+	Arrival   telemetry.Observer // seconds after the door's opening at which a channel came up
+	Rejected  telemetry.Counter  // connections that were closed before their handshake began
 }
 
 // Member is one node of the first cluster, as people know it.
@@ -76,10 +86,33 @@ type Server struct {
 	logKey    ed25519.PrivateKey
 	strangers *rate.Limiter
 	channels  channels
+	meter     Meter
 
 	controlv1connect.UnimplementedControlHandler
 	boundaryv1connect.UnimplementedBoundaryHandler
 }
+
+// orNone fills what is nil with what takes nothing.
+func (m Meter) orNone() Meter {
+	for _, o := range []*telemetry.Observer{&m.Admission, &m.Handshake, &m.Arrival} {
+		if *o == nil {
+			*o = none{}
+		}
+	}
+	if m.Rejected == nil {
+		m.Rejected = none{}
+	}
+	return m
+}
+
+// Observe implements [telemetry.Observer].
+func (none) Observe(float64) {}
+
+// Inc implements [telemetry.Counter].
+func (none) Inc() {}
+
+// Add implements [telemetry.Counter].
+func (none) Add(float64) {}
 
 // maxStranger bounds a message of a stranger, in bytes.
 const maxStranger = 32 << 10
@@ -101,7 +134,7 @@ func NewServer(o Options) (*Server, error) {
 		return nil, err
 	}
 	return &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now, nonceKey: key, logKey: signer,
-		strangers: rate.NewLimiter(strangerRate, strangerBurst), channels: channels{open: map[fleet.ApplianceID]*live{}}}, nil
+		strangers: rate.NewLimiter(strangerRate, strangerBurst), channels: channels{open: map[fleet.ApplianceID]*live{}}, meter: o.Meter.orNone()}, nil
 }
 
 // Admit is the door's question in each handshake: may this certificate come in now.
@@ -163,13 +196,7 @@ func (s *Server) Handler() http.Handler {
 			_ = errors.Write(w, r, api.ToWire(err))
 			return
 		}
-		rc := http.NewResponseController(w)
-		ctx := context.WithValue(r.Context(), abortKey{}, func() {
-			if err := rc.SetReadDeadline(time.Unix(1, 0)); err != nil {
-				s.log.Warn("can't end the reading of a channel", "error", err)
-			}
-		})
-		mux.ServeHTTP(w, r.WithContext(api.With(ctx, who)))
+		mux.ServeHTTP(w, r.WithContext(api.With(r.Context(), who)))
 	})
 }
 
