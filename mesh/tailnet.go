@@ -32,6 +32,7 @@ type TailnetConfig struct {
 	Ephemeral  bool     // the tailnet forgets the node when it leaves
 	Addresses  []string // that the route may dial, host:port; none: it dials nothing
 	Doors      bool     // the node may listen; else it accepts nothing from the tailnet
+	Tags       []string // asked for, tag:NAME each; the policy says whether the credentials may hand them out
 	Wait       time.Duration
 	Logger     *slog.Logger
 }
@@ -83,7 +84,7 @@ func Join(ctx context.Context, cfg TailnetConfig) (*Node, error) {
 	}
 	quiet()
 	debug := func(format string, args ...any) { cfg.Logger.Debug("tailnet", "text", fmt.Sprintf(format, args...)) }
-	s := &tsnet.Server{Dir: cfg.Dir, Hostname: cfg.Hostname, ControlURL: cfg.ControlURL, AuthKey: cfg.AuthKey, Ephemeral: cfg.Ephemeral, Logf: debug, UserLogf: debug}
+	s := &tsnet.Server{Dir: cfg.Dir, Hostname: cfg.Hostname, ControlURL: cfg.ControlURL, AuthKey: cfg.AuthKey, Ephemeral: cfg.Ephemeral, AdvertiseTags: cfg.Tags, Logf: debug, UserLogf: debug}
 	n := &Node{cfg: cfg, server: s}
 	if err := n.up(ctx); err != nil {
 		_ = s.Close() // it never came up

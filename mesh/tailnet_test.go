@@ -4,7 +4,6 @@ package mesh_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -165,27 +164,5 @@ func TestJoinRefused(t *testing.T) {
 	}
 	if _, err := mesh.Join(ctx, mesh.TailnetConfig{}); fault.Of(err) != fault.Invalid {
 		t.Errorf("Join of nothing = %v, want invalid", err)
-	}
-}
-
-func TestACLDeniesBetweenAppliances(t *testing.T) {
-	b, err := mesh.ACL(8443)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var policy struct {
-		ACLs []struct {
-			Action, Proto string
-			Src, Dst      []string
-		}
-	}
-	if err := json.Unmarshal(b, &policy); err != nil {
-		t.Fatal(err)
-	}
-	if len(policy.ACLs) != 1 || strings.Join(policy.ACLs[0].Src, " ") != mesh.TagAppliance || strings.Join(policy.ACLs[0].Dst, " ") != mesh.TagControl+":8443" {
-		t.Errorf("the policy accepts more than appliance to control plane: %s", b)
-	}
-	if _, err := mesh.ACL(0); fault.Of(err) != fault.Invalid {
-		t.Errorf("ACL(0) = %v, want invalid", err)
 	}
 }
