@@ -31,11 +31,16 @@ func tailnet(t *testing.T) *meshtest.Tailnet {
 	return tn
 }
 
+// key gives an auth key as credentials.
+func key(k string) func() (mesh.Credentials, error) {
+	return func() (mesh.Credentials, error) { return mesh.Credentials{AuthKey: k}, nil }
+}
+
 func join(t *testing.T, tn *meshtest.Tailnet, cfg mesh.TailnetConfig) *mesh.Node {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
-	cfg.ControlURL, cfg.AuthKey, cfg.Dir, cfg.Ephemeral = tn.URL, tn.AuthKey, t.TempDir(), true
+	cfg.ControlURL, cfg.Credentials, cfg.Dir, cfg.Ephemeral = tn.URL, key(tn.AuthKey), t.TempDir(), true
 	n, err := mesh.Join(ctx, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -151,7 +156,7 @@ func TestJoinRefused(t *testing.T) {
 	tn := tailnet(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
-	n, err := mesh.Join(ctx, mesh.TailnetConfig{ControlURL: tn.URL, AuthKey: "wrong", Hostname: "x", Dir: t.TempDir(), Ephemeral: true})
+	n, err := mesh.Join(ctx, mesh.TailnetConfig{ControlURL: tn.URL, Credentials: key("wrong"), Hostname: "x", Dir: t.TempDir(), Ephemeral: true})
 	if err == nil {
 		_ = n.Close()
 		t.Fatal("a wrong auth key joins")
@@ -159,7 +164,7 @@ func TestJoinRefused(t *testing.T) {
 	if fault.Of(err) != fault.Denied || !strings.Contains(fault.Text(err), "auth key") {
 		t.Errorf("Join = %v, want denied with a word on the auth key", err)
 	}
-	if _, err := mesh.Join(ctx, mesh.TailnetConfig{ControlURL: "http://127.0.0.1:1", AuthKey: "k", Hostname: "x", Dir: t.TempDir()}); fault.Of(err) != fault.Unavailable {
+	if _, err := mesh.Join(ctx, mesh.TailnetConfig{ControlURL: "http://127.0.0.1:1", Credentials: key("k"), Hostname: "x", Dir: t.TempDir()}); fault.Of(err) != fault.Unavailable {
 		t.Errorf("Join without a coordinator = %v, want unavailable", err)
 	}
 	if _, err := mesh.Join(ctx, mesh.TailnetConfig{}); fault.Of(err) != fault.Invalid {
