@@ -45,6 +45,7 @@ type Tailnet struct {
 
 	mu      sync.Mutex
 	keyed   sync.Mutex    // over the handler's auth key
+	api     *API          // nil: none
 	policy  *Policy       // nil: everybody reaches everybody
 	changed chan struct{} // closed when the maps of nodes are old
 }
@@ -101,7 +102,7 @@ func start(authKey string, p *Policy) (*Tailnet, error) {
 		handler.TagOwners, handler.AltMapStream = p.TagOwners, t.stream
 	}
 	t.handler = handler
-	t.control = &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, ErrorLog: silent}
+	t.control = &http.Server{Handler: t.front(handler), ReadHeaderTimeout: 10 * time.Second, ErrorLog: silent}
 	t.serve(t.control, control)
 	return t, nil
 }
