@@ -19,7 +19,6 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/ledger"
-	"github.com/demarc-dev/demarc/mesh"
 	"github.com/demarc-dev/demarc/raft"
 	"github.com/demarc-dev/demarc/seal"
 	"github.com/demarc-dev/demarc/telemetry"
@@ -134,40 +133,6 @@ func (n *node) doors() ([]daemon.Part, error) {
 		parts = append(parts, daemon.Func("tailnet", func(ctx context.Context, ready func()) error { return n.tailnetDoor(ctx, ready, port, conf) }))
 	}
 	return parts, nil
-}
-
-// tailnetDoor serves the same door on the vendor's tailnet. Its trouble is never the node's: it is tried again.
-func (n *node) tailnetDoor(ctx context.Context, ready func(), port string, conf *tls.Config) error {
-	t := n.cfg.Tailnet
-	ready()
-	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
-		err := func() error {
-			key, err := os.ReadFile(t.AuthKeyFile)
-			if err != nil {
-				return fault.Because(err, "controlplane.tailnet", fault.Invalid, "auth_key_file can't be read: %s", t.AuthKeyFile)
-			}
-			tn, err := mesh.Join(ctx, mesh.TailnetConfig{ControlURL: t.ControlURL, AuthKey: trimmed(key), Hostname: t.Hostname, Dir: t.Dir, Doors: true, Logger: n.log})
-			if err != nil {
-				return err
-			}
-			defer tn.Close()
-			ln, err := tn.Listen(ctx, ":"+port)
-			if err != nil {
-				return err
-			}
-			n.log.Info("the door on the tailnet is open", "hostname", t.Hostname, "addresses", tn.Addrs(), "port", port)
-			return n.server.Door("tailnet", ln, conf, n.log).Run(ctx, func() {})
-		}()
-		if ctx.Err() != nil {
-			return nil
-		}
-		n.log.Warn("the door on the tailnet is shut", "err", err, "again in", wait)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(wait):
-		}
-	}
 }
 
 func (n *node) raftConfig(ln net.Listener) raft.Config {
