@@ -6,7 +6,7 @@ export GOFLAGS := $(GOFLAGS) -tags=ts_omit_peerapiserver
 
 TOOLS   := $(CURDIR)/bin/tools
 
-.PHONY: all bin demo demo-check build test test-roads race check vet lint vuln gen gen-check clean
+.PHONY: all bin demo demo-check build test test-kubernetes test-roads race check vet lint vuln gen gen-check clean
 all: build
 
 build: ## build everything
@@ -30,6 +30,9 @@ test-roads: ## real processes in network namespaces, a fault at a time (needs ro
 
 race: ## all tests with the race detector, in random order (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on ./...
+
+test-kubernetes: ## proofs of a real kube-apiserver; the first time it is built, which takes minutes
+	dir=$$(fleettest/kubernetes/build.sh) && DEMARC_KUBE_APISERVER=$$dir/kube-apiserver $(GO) test -count=1 -run RealCluster ./daemon/controlplane
 
 vet:
 	$(GO) vet ./...
@@ -57,7 +60,7 @@ vuln: ## known vulnerabilities in what is called, where the database can be reac
 	  if [ $$code = 3 ]; then echo "$$out"; exit 1; elif [ $$code != 0 ]; then echo "govulncheck did not run here:"; echo "$$out" | tail -3; else echo "$$out" | tail -3; fi; \
 	else echo "govulncheck can't be had here"; fi
 
-check: build lint gen-check race test-roads vuln demo-check ## what CI runs
+check: build lint gen-check race test-kubernetes test-roads vuln demo-check ## what CI runs
 
 clean:
 	rm -rf $(BIN)

@@ -50,13 +50,6 @@ type Proxy struct {
 	AuthFile string `yaml:"auth_file,omitempty" is:"path"` // user:password
 }
 
-// Proof is how the appliance shows the platform that it runs on.
-type Proof struct {
-	Kind         string   `yaml:"kind" need:"yes"`
-	TokenFile    string   `yaml:"token_file,omitempty" is:"path"`
-	TokenCommand []string `yaml:"token_command,omitempty"` // run with the audience as its last argument; prints a token
-}
-
 // Runtime is what carries the application.
 type Runtime struct {
 	Kind string `yaml:"kind" need:"yes"`
@@ -116,12 +109,9 @@ func (c *Appliance) problems() (out []problem) {
 		}
 	}
 	once(bad, "transports", c.Transports, "name", func(t Transport) string { return t.Name })
-	only(bad, "proof.kind", c.Proof.Kind, ProofKubernetes)
+	c.Proof.problems(bad)
 	only(bad, "runtime.kind", c.Runtime.Kind, RuntimeProcess)
 	only(bad, "secrets.kind", c.Secrets.Kind, SecretsFiles)
-	if (c.Proof.TokenFile == "") == (len(c.Proof.TokenCommand) == 0) {
-		bad("proof", "name one of token_file and token_command")
-	}
 	c.ingress(bad)
 	socket(bad, c.Socket)
 	return out

@@ -93,7 +93,7 @@ trust_domain: acme.example
 control_plane: {addresses: ["127.0.0.1:2"], bundle_file: b, release_keys: [k]}
 transports:
   - kind: https
-proof: {kind: kubernetes, token_file: token}
+proof: {kind: kubernetes, kubernetes: {token_file: token}}
 `
 
 func TestDefaultsAndPaths(t *testing.T) {
@@ -117,7 +117,7 @@ func TestDefaultsAndPaths(t *testing.T) {
 		t.Fatal(err)
 	}
 	app := a.(*configs.Appliance)
-	if app.Metrics != nil || app.Transports[0].Name != "https" || app.Transports[0].Addresses[0] != "127.0.0.1:2" || app.Proof.TokenFile != "/etc/demarc/token" || app.ControlPlane.ReleaseKeys[0] != "/etc/demarc/k" {
+	if app.Metrics != nil || app.Transports[0].Name != "https" || app.Transports[0].Addresses[0] != "127.0.0.1:2" || app.Proof.Kubernetes.TokenFile != "/etc/demarc/token" || app.ControlPlane.ReleaseKeys[0] != "/etc/demarc/k" {
 		t.Errorf("%+v", app)
 	}
 }
@@ -238,8 +238,13 @@ func TestRefused(t *testing.T) {
 		"tailnet misplaced":  {appliance, "kind: https", "kind: https\n    tailnet: {auth_key_file: a, hostname: b}", "belongs to the kind tailscale"},
 		"proxy misplaced":    {appliance, "kind: https", "kind: privatelink\n    addresses: [\"h:1\"]\n    proxy: {url: \"http://p:1\"}", "belongs to the kind https"},
 		"proof kind":         {appliance, "kind: kubernetes", "kind: trust-me", "proof.kind"},
-		"no token":           {appliance, ", token_file: token", "", "name one of"},
-		"both tokens":        {appliance, "token_file: token", "token_file: token, token_command: [a]", "name one of"},
+		"token file alone":   {appliance, "kubernetes: {token_file: token}", "token_file: token", "unknown key"},
+		"both tokens":        {appliance, "kubernetes: {token_file: token}", "kubernetes: {token_file: token}, token_command: [a]", "name one of"},
+		"proof unknown":      {appliance, "{kind: kubernetes, kubernetes: {token_file: token}}", "{kind: azure}", "use aws, gcp or kubernetes"},
+		"foreign proof":      {appliance, "{kind: kubernetes,", "{kind: aws,", "belongs to the kind kubernetes only"},
+		"foreign region":     {appliance, "{kind: kubernetes,", "{kind: kubernetes, aws: {region: eu-central-1},", "belongs to the kind aws only"},
+		"command on gcp":     {appliance, "{kind: kubernetes, kubernetes: {token_file: token}}", "{kind: gcp, token_command: [a]}", "belongs to the kind kubernetes only"},
+		"odd region":         {appliance, "{kind: kubernetes, kubernetes: {token_file: token}}", "{kind: aws, aws: {region: Frankfurt}}", "proof.aws.region"},
 		"runtime":            {appliance, "proof:", "runtime: {kind: chroot}\nproof:", "runtime.kind"},
 		"port name":          {appliance, "proof:", "ingress: {ports: {Web: \"0.0.0.0:1\"}}\nproof:", "ingress.ports.Web"},
 		"port address":       {appliance, "proof:", "ingress: {ports: {web: \"1\"}}\nproof:", "ingress.ports.web"},
@@ -279,7 +284,7 @@ func TestAllProblemsAtOnce(t *testing.T) {
 }
 
 func TestEffectiveHidesSecrets(t *testing.T) {
-	file := strings.Replace(appliance, "token_file: token", "token_command: [/bin/token, --password, hunter2]", 1)
+	file := strings.Replace(appliance, "kubernetes: {token_file: token}", "token_command: [/bin/token, --password, hunter2]", 1)
 	c, err := configs.Parse("f.yaml", []byte(file), nil)
 	if err != nil {
 		t.Fatal(err)

@@ -22,6 +22,8 @@ const (
 	PrivateLink = "privatelink"
 	Tailscale   = "tailscale"
 
+	ProofAWS        = "aws"
+	ProofGCP        = "gcp"
 	ProofKubernetes = "kubernetes"
 	RuntimeProcess  = "process"
 	SecretsFiles    = "files"
@@ -74,6 +76,7 @@ type Control struct {
 	Genesis     string          `yaml:"genesis,omitempty" is:"path"`   // what the first start of the cluster begins with
 	Tailnet     *Tailnet        `yaml:"tailnet,omitempty"`             // absent: no door on a tailnet
 	Leaf        Leaf            `yaml:"leaf"`                          // the certificates that it issues
+	Platforms   Platforms       `yaml:"platforms,omitempty"`           // what is asked about the proofs of appliances
 }
 
 // Raft is where the nodes of a control plane reach each other.
@@ -193,6 +196,7 @@ func (c *Control) problems() (out []problem) {
 	if c.Leaf.Backdate < 0 || c.Leaf.Backdate > 48*time.Hour {
 		bad("leaf.backdate", "%s: use 0s to 48h", c.Leaf.Backdate)
 	}
+	c.Platforms.problems(bad)
 	fill(&c.Artifacts, c.Dir+"/artifacts")
 	if c.Tailnet != nil {
 		fill(&c.Tailnet.Dir, c.Dir+"/tailnet")

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -74,26 +73,8 @@ func (a *app) customer() *cobra.Command {
 }
 
 func (a *app) appliance() *cobra.Command {
-	var customer, expect, reason string
-	add := a.online(&cobra.Command{Use: "add NAME", Short: "Register an appliance and the platform identity that it must prove", Args: exactly(1, "the appliance's name"),
-		Long:    "The file of --expect says which identity of its platform the appliance proves when it enrols; no secret is handed over:\n\n  {\"kind\":\"kubernetes\",\"issuer\":\"https://...\",\"jwks\":{...},\"namespace\":\"demarc\",\"service_account\":\"appliance\"}",
-		Example: "  demarc appliance add eu-1 --customer globex --expect eu-1.json"},
-		func(ctx context.Context, v *vendor, args []string) error {
-			b, err := os.ReadFile(expect)
-			if err != nil {
-				return usage("--expect: %v", err)
-			}
-			id := draw()
-			_, err = ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.RegisterApplianceResponse, error) {
-				return wire(c.RegisterAppliance(ctx, connect.NewRequest(&controlv1.RegisterApplianceRequest{RequestId: id, Name: args[0], Customer: customer, Expect: bytes.TrimSpace(b)})))
-			})
-			if err != nil {
-				return err
-			}
-			return a.say(map[string]string{"appliance": args[0], "customer": customer}, "appliance %s of %s is registered: it may enrol", args[0], customer)
-		})
-	add.Flags().StringVar(&customer, "customer", "", "whose it is")
-	add.Flags().StringVar(&expect, "expect", "", "file with the platform identity")
+	var reason string
+	add, expect := a.register(), a.expect()
 
 	list := a.online(&cobra.Command{Use: "list", Short: "List appliances and what runs on them", Args: exactly(0, "no arguments")},
 		func(ctx context.Context, v *vendor, _ []string) error {
@@ -139,7 +120,7 @@ func (a *app) appliance() *cobra.Command {
 			return a.say(map[string]string{"banned": args[0]}, "appliance %s is banned", args[0])
 		})
 	ban.Flags().StringVar(&reason, "reason", "", "for the record")
-	return group("appliance", "The appliances at the vendor's customers", add, list, show, ban)
+	return group("appliance", "The appliances at the vendor's customers", add, expect, list, show, ban)
 }
 
 func (v *vendor) appliances(ctx context.Context) ([]*controlv1.Appliance, error) {

@@ -76,7 +76,8 @@ func (a *Appliance) parts() ([]daemon.Part, error) {
 	return append(parts,
 		daemon.Func("channel", a.channel),
 		daemon.Func("witness", a.witness),
-		daemon.Func("renewal", a.renewal)), nil
+		daemon.Func("renewal", a.renewal),
+		daemon.Func("cluster-keys", a.clusterKeys)), nil
 }
 
 // channel keeps the channel up over the customer's list of routes.

@@ -15,7 +15,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"time"
@@ -25,7 +24,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
-	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon/appliance/platform"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/seal"
@@ -170,7 +169,7 @@ func (a *Appliance) enrol(ctx context.Context, c *link) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	token, err := token(ctx, a.cfg.Proof, audience)
+	proof, err := platform.Prove(ctx, a.cfg.Proof, audience, time.Unix(ch.Msg.GetServerTimeUnix(), 0))
 	if err != nil {
 		return nil, err
 	}
@@ -178,7 +177,7 @@ func (a *Appliance) enrol(ctx context.Context, c *link) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	res, err := client.Enrol(ctx, connect.NewRequest(&boundaryv1.EnrolRequest{Appliance: a.cfg.Name, Nonce: ch.Msg.GetNonce(), Csr: request, Token: token, LogKey: own.PEM()}))
+	res, err := client.Enrol(ctx, connect.NewRequest(&boundaryv1.EnrolRequest{Appliance: a.cfg.Name, Nonce: ch.Msg.GetNonce(), Csr: request, Token: proof.Token, Aws: awsToWire(proof.AWS), LogKey: own.PEM()}))
 	if err != nil {
 		return nil, api.FromWire(op, err)
 	}
@@ -186,30 +185,6 @@ func (a *Appliance) enrol(ctx context.Context, c *link) ([]byte, error) {
 		return nil, err
 	}
 	return res.Msg.GetLogKey(), nil
-}
-
-// token asks the platform for a token for this audience.
-func token(ctx context.Context, p configs.Proof, audience string) (string, error) {
-	const op = "appliance.token"
-	var out []byte
-	var err error
-	if p.TokenFile != "" {
-		out, err = os.ReadFile(p.TokenFile)
-	} else if len(p.TokenCommand) > 0 {
-		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-		defer cancel()
-		argv := append(append([]string{}, p.TokenCommand...), audience)
-		cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-		cmd.WaitDelay = time.Second
-		out, err = cmd.Output()
-	}
-	if err != nil {
-		return "", fault.Because(err, op, fault.Unavailable, "the platform gave no token: see proof in the file of this appliance")
-	}
-	if len(out) == 0 || len(out) > identity.MaxToken {
-		return "", fault.New(op, fault.Invalid, "the platform's token has %d bytes, 1 to %d are taken", len(out), identity.MaxToken)
-	}
-	return trimmed(out), nil
 }
 
 // openSigner reads or draws the key that signs this appliance's log and results.

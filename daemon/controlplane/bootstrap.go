@@ -77,11 +77,7 @@ func (b bootstrap) enrol(ctx context.Context, m *boundaryv1.EnrolRequest) (*boun
 	if err != nil {
 		return nil, err
 	}
-	var expect identity.Expect
-	if err := seal.StrictJSON(a.Expect, &expect); err != nil {
-		return nil, fault.At(op, fault.Internal, err)
-	}
-	proven, err := expect.Verify(m.GetToken(), audience, now)
+	proven, err := b.prove(ctx, a, m, audience, now)
 	if err != nil {
 		return nil, err
 	}
@@ -94,8 +90,8 @@ func (b bootstrap) enrol(ctx context.Context, m *boundaryv1.EnrolRequest) (*boun
 	if err != nil {
 		return nil, err
 	}
-	_, err = submit(ctx, b.Server, fleet.PrincipalOf(page.TrustDomain, fleet.Appliance, string(a.Name)), "", Enrol{Name: a.Name,
-		Nonce: m.GetNonce(), NonceTill: till, Proven: proven.Kind + " " + proven.Issuer + " " + proven.Subject, Serial: identity.SerialOf(leaf), Till: leaf.NotAfter, LogKey: m.GetLogKey()})
+	_, err = submit(ctx, b.Server, fleet.PrincipalOf(page.TrustDomain, fleet.Appliance, string(a.Name)), "", EnrolProven{UID: proven.UID, Expect: fleet.DigestOf(a.Expect), Enrol: Enrol{Name: a.Name,
+		Nonce: m.GetNonce(), NonceTill: till, Proven: proven.Kind + " " + proven.Issuer + " " + proven.Subject, Serial: identity.SerialOf(leaf), Till: leaf.NotAfter, LogKey: m.GetLogKey()}})
 	if err != nil {
 		return nil, err
 	}

@@ -13,7 +13,6 @@ import (
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
-	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/manifest"
 	"github.com/demarc-dev/demarc/operation"
 	"github.com/demarc-dev/demarc/seal"
@@ -44,11 +43,7 @@ func (s *Server) RegisterCustomer(ctx context.Context, req *connect.Request[cont
 // RegisterAppliance adds an appliance and the platform identity that it must prove.
 func (s *Server) RegisterAppliance(ctx context.Context, req *connect.Request[controlv1.RegisterApplianceRequest]) (*connect.Response[controlv1.RegisterApplianceResponse], error) {
 	m := req.Msg
-	var expect identity.Expect
-	if err := seal.StrictJSON(m.GetExpect(), &expect); err != nil {
-		return nil, err
-	}
-	if err := expect.Check(); err != nil {
+	if err := s.checkExpect(m.GetExpect()); err != nil {
 		return nil, err
 	}
 	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),

@@ -29,7 +29,8 @@ import (
 func NewBook() *ledger.Book[State] {
 	return ledger.NewBook(NewState(), ledger.Learn[Genesis](), ledger.Learn[RegisterCustomer](), ledger.Learn[RegisterAppliance](),
 		ledger.Learn[Enrol](), ledger.Learn[Refuse](), ledger.Learn[Renew](), ledger.Learn[Edge](), ledger.Learn[Ban](), ledger.Learn[Publish](),
-		ledger.Learn[Ask](), ledger.Learn[Countersign](), ledger.Learn[RequestOperation](), ledger.Learn[OrdersDone](), ledger.Learn[Report]())
+		ledger.Learn[Ask](), ledger.Learn[Countersign](), ledger.Learn[RequestOperation](), ledger.Learn[OrdersDone](), ledger.Learn[Report](),
+		ledger.Learn[EnrolProven](), ledger.Learn[RollKeys](), ledger.Learn[SetExpect]())
 }
 
 // node is one process of the control plane.
@@ -67,8 +68,12 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	for _, m := range cfg.Cluster {
 		members = append(members, Member{m.Name, m.Raft, m.API})
 	}
+	platforms, err := platformsOf(cfg.Platforms)
+	if err != nil {
+		return nil, err
+	}
 	n.server, err = NewServer(Options{Name: cfg.Name, Book: n.book, Order: n, Artifacts: blobs{n.store}, Fetch: n.fetch, KEK: kek, LeafLife: cfg.Leaf.Life,
-		Members: members, Now: time.Now, Log: log, Meter: meterOf(n.reg)})
+		Platforms: platforms, Members: members, Now: time.Now, Log: log, Meter: meterOf(n.reg)})
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/daemon/controlplane/platform"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -58,6 +59,7 @@ type Options struct {
 	Fetch     func(ctx context.Context, d fleet.Digest) error // from the node that has it; may be nil
 	KEK       []byte                                          // 32 bytes; opens the CA keys
 	LeafLife  time.Duration
+	Platforms *platform.Verifier // asks AWS, Google and listed issuers; nil: pinned keys are all that is known
 	Members   []Member
 	Now       func() time.Time
 	Log       *slog.Logger

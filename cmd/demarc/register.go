@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/identity"
+)
+
+const expectHelp = `Flags, or the file of --expect, say which identity of its platform the appliance proves when it enrols; no secret is handed over:
+
+  AWS         --aws-account 123456789012 --aws-role-arn arn:aws:iam::123456789012:role/appliance [--aws-region eu-central-1]
+  GCP         --gcp-project acme-prod --gcp-service-account appliance@acme-prod.iam.gserviceaccount.com
+  Kubernetes  --kubernetes-issuer URL --namespace demarc --service-account appliance, and the cluster's keys: --jwks FILE
+              (kubectl get --raw /openid/v1/jwks) pins them, --discovery lets the control plane fetch them where its file lists the issuer`
+
+// expected is the flags that say what an appliance must prove.
+type expected struct {
+	file, jwks string
+	e          identity.Expect
+}
+
+func (x *expected) flags(c *cobra.Command) {
+	f := c.Flags()
+	f.StringVar(&x.file, "expect", "", "file with the platform identity, in place of the flags below")
+	f.StringVar(&x.e.Account, "aws-account", "", "12 digits")
+	f.StringVar(&x.e.RoleARN, "aws-role-arn", "", "the role of the appliance")
+	f.StringArrayVar(&x.e.Regions, "aws-region", nil, "a region whose STS may vouch; left out, any of the role's partition")
+	f.StringVar(&x.e.Project, "gcp-project", "", "the project's ID")
+	gcp := ""
+	f.StringVar(&gcp, "gcp-service-account", "", "email address of the service account of the virtual machine")
+	f.StringVar(&x.e.UniqueID, "gcp-unique-id", "", "unique id of the service account; left out, that of the first proof")
+	f.StringVar(&x.e.Zone, "gcp-zone", "", "left out, any")
+	f.StringVar(&x.e.Instance, "gcp-instance", "", "name of the virtual machine; left out, any")
+	f.StringVar(&x.e.Issuer, "kubernetes-issuer", "", "the cluster's --service-account-issuer")
+	f.StringVar(&x.e.Namespace, "namespace", "", "of the appliance in its cluster")
+	f.StringVar(&x.e.ServiceAccount, "service-account", "", "of the appliance in its cluster")
+	f.StringVar(&x.jwks, "jwks", "", "file with the cluster's public keys, which are pinned")
+	f.BoolVar(&x.e.Discovery, "discovery", false, "fetch the cluster's keys from the issuer, where the control plane lists it")
+	c.PreRunE = func(*cobra.Command, []string) error {
+		if gcp == "" {
+			return nil
+		}
+		if x.e.ServiceAccount != "" {
+			return usage("--service-account is of Kubernetes, --gcp-service-account of GCP: give one of them")
+		}
+		x.e.ServiceAccount = gcp
+		return nil
+	}
+}
+
+// document is the registration, checked.
+func (x *expected) document() ([]byte, error) {
+	e := x.e
+	if x.file != "" {
+		e.Regions = nil
+		if b, err := json.Marshal(e); err != nil || string(b) != `{"kind":""}` || len(x.e.Regions) > 0 || x.jwks != "" {
+			return nil, usage("--expect says all that is registered: leave the other flags out")
+		}
+		b, err := os.ReadFile(x.file)
+		if err != nil {
+			return nil, usage("--expect: %v", err)
+		}
+		return bytes.TrimSpace(b), nil
+	}
+	switch {
+	case e.Account != "" || e.RoleARN != "":
+		e.Kind = identity.KindAWS
+	case e.Project != "":
+		e.Kind = identity.KindGCP
+	case e.Issuer != "":
+		e.Kind = identity.KindKubernetes
+	default:
+		return nil, usage("say what the appliance proves: --aws-role-arn, --gcp-project, --kubernetes-issuer or --expect FILE")
+	}
+	if x.jwks != "" {
+		b, err := os.ReadFile(x.jwks)
+		if err != nil {
+			return nil, usage("--jwks: %v", err)
+		}
+		e.JWKS = bytes.TrimSpace(b)
+	}
+	if err := e.Check(); err != nil {
+		return nil, err
+	}
+	return json.Marshal(e)
+}
+
+func (a *app) register() *cobra.Command {
+	var customer string
+	var x expected
+	c := a.online(&cobra.Command{Use: "register NAME", Aliases: []string{"add"}, Short: "Register an appliance and the platform identity that it must prove", Args: exactly(1, "the appliance's name"),
+		Long:    expectHelp,
+		Example: "  demarc appliance register eu-1 --customer globex --aws-account 123456789012 --aws-role-arn arn:aws:iam::123456789012:role/appliance"},
+		func(ctx context.Context, v *vendor, args []string) error {
+			b, err := x.document()
+			if err != nil {
+				return err
+			}
+			id := draw()
+			_, err = ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.RegisterApplianceResponse, error) {
+				return wire(c.RegisterAppliance(ctx, connect.NewRequest(&controlv1.RegisterApplianceRequest{RequestId: id, Name: args[0], Customer: customer, Expect: b})))
+			})
+			if err != nil {
+				return err
+			}
+			return a.say(map[string]string{"appliance": args[0], "customer": customer}, "appliance %s of %s is registered: it may enrol", args[0], customer)
+		})
+	c.Flags().StringVar(&customer, "customer", "", "whose it is")
+	x.flags(c)
+	return c
+}
+
+func (a *app) expect() *cobra.Command {
+	var x expected
+	c := a.online(&cobra.Command{Use: "expect NAME", Short: "Replace the platform identity that an appliance must prove", Args: exactly(1, "the appliance's name"),
+		Long: "expect is for an appliance whose cluster rotated its keys while it was away, that moved, or whose service account or role was made anew.\n" +
+			"Its name, certificates and history stay; which account proved it before is forgotten. The change is in the vendor's log.\n\n" + expectHelp,
+		Example: "  demarc appliance expect eu-1 --kubernetes-issuer https://kubernetes.default.svc --namespace demarc --service-account appliance --jwks keys.json"},
+		func(ctx context.Context, v *vendor, args []string) error {
+			b, err := x.document()
+			if err != nil {
+				return err
+			}
+			id := draw()
+			_, err = ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.SetExpectResponse, error) {
+				return wire(c.SetExpect(ctx, connect.NewRequest(&controlv1.SetExpectRequest{RequestId: id, Name: args[0], Expect: b})))
+			})
+			if err != nil {
+				return err
+			}
+			return a.say(map[string]string{"appliance": args[0]}, "appliance %s proves what is registered now when it enrols next", args[0])
+		})
+	x.flags(c)
+	return c
+}
