@@ -6,7 +6,7 @@ export GOFLAGS := $(GOFLAGS) -tags=ts_omit_peerapiserver
 
 TOOLS   := $(CURDIR)/bin/tools
 
-.PHONY: all bin demo demo-check build test test-kubernetes test-roads race check vet lint vuln gen gen-check clean
+.PHONY: all bin demo demo-check bench-channels build test test-kubernetes test-roads race check vet lint vuln gen gen-check clean
 all: build
 
 build: ## build everything
@@ -21,6 +21,10 @@ demo: bin ## the whole story on loopback; stays up until Ctrl-C
 
 demo-check: bin ## the same, without staying: fails at the first thing that is not as promised
 	$(BIN)/demo -check -bin $(BIN)
+
+bench-channels: bin ## memory of idle channels and their return after kill -9, beside a bare HTTP/2 server (N=10000)
+	$(GO) build -o $(BIN)/channels ./bench/channels
+	$(BIN)/channels -n $(or $(N),10000) -bin $(BIN)
 
 test: ## all tests
 	$(GO) test ./...
