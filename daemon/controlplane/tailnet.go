@@ -53,5 +53,5 @@ func (n *node) serveTailnet(ctx context.Context, port string, conf *tls.Config) 
 		return false, err
 	}
 	n.log.Info("the door on the tailnet is open", "hostname", cfg.Hostname, "addresses", tn.Addrs(), "port", port)
-	return true, daemon.HTTP("tailnet", ln, conf, n.server.Handler(), n.log).Run(ctx, func() {})
+	return true, n.server.Door("tailnet", ln, conf, n.log).Run(ctx, func() {})
 }
