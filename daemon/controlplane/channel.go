@@ -118,6 +118,9 @@ func (s *Server) Channel(ctx context.Context, stream *connect.BidiStream[boundar
 	if err := s.done(ctx, who.Principal, name, hello.GetOrdersDone()); err != nil {
 		return err
 	}
+	if err := s.holds(ctx, who.Principal, name, hello.GetBundleHeld()); err != nil {
+		return err
+	}
 	out := &outbox{wake: make(chan struct{}, 1)}
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -192,6 +195,8 @@ func (s *Server) hear(ctx context.Context, by fleet.Principal, name fleet.Applia
 		return nil
 	case *boundaryv1.Up_Ack:
 		return s.done(ctx, by, name, body.Ack.GetUpto())
+	case *boundaryv1.Up_BundleHeld:
+		return s.holds(ctx, by, name, body.BundleHeld)
 	case *boundaryv1.Up_Report:
 		r, err := reportOf(name, body.Report)
 		if err != nil {
@@ -233,7 +238,7 @@ func (s *Server) speak(ctx context.Context, who api.Who, name fleet.ApplianceID,
 	}
 	tick := time.NewTicker(beatEvery)
 	defer tick.Stop()
-	var sent, acked uint64
+	var sent, acked, bundle uint64
 	for {
 		changed := s.book.Changed()
 		if a, err = s.book.View().Appliance(name); err != nil {
@@ -241,6 +246,16 @@ func (s *Server) speak(ctx context.Context, who api.Who, name fleet.ApplianceID,
 		}
 		if err := a.admits(who.Serial); err != nil {
 			return err
+		}
+		if number := s.book.View().Bundle(); number > max(bundle, a.Bundle) {
+			sealed, err := s.signedBundle()
+			if err != nil {
+				return err
+			}
+			if err := stream.Send(&boundaryv1.Down{Body: &boundaryv1.Down_Bundle{Bundle: sealed}}); err != nil {
+				return err
+			}
+			bundle = number
 		}
 		sent = max(sent, a.OrdersDone)
 		for ; sent < a.OrdersSent(); sent++ {

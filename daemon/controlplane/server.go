@@ -78,6 +78,7 @@ type Server struct {
 	logKey    ed25519.PrivateKey
 	strangers *rate.Limiter
 	channels  channels
+	told      told
 
 	controlv1connect.UnimplementedControlHandler
 	boundaryv1connect.UnimplementedBoundaryHandler
