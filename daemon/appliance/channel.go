@@ -35,7 +35,7 @@ func (a *Appliance) carry(ctx context.Context, route string, c net.Conn, up func
 
 	stream := boundaryv1connect.NewBoundaryClient(l.http, base, connect.WithReadMaxBytes(8<<20)).Channel(ctx)
 	page := a.book.View()
-	hello := &boundaryv1.Hello{Build: a.build, OrdersDone: page.OrdersDone, Route: kindOf(a.cfg.Transports, route)}
+	hello := &boundaryv1.Hello{Build: a.build, OrdersDone: page.OrdersDone, BundleHeld: a.wallet.number(), Route: kindOf(a.cfg.Transports, route)}
 	if err := stream.Send(&boundaryv1.Up{Body: &boundaryv1.Up_Hello{Hello: hello}}); err != nil {
 		_, got := stream.Receive()
 		return api.FromWire(op, errors.Join(got, err))
@@ -52,6 +52,7 @@ func (a *Appliance) carry(ctx context.Context, route string, c net.Conn, up func
 	if welcome == nil {
 		return fault.New(op, fault.Invalid, "the control plane's first message is not a welcome")
 	}
+	a.welcomed(welcome)
 	if err := a.acked(ctx, welcome.GetReportsDone()); err != nil {
 		return err
 	}
@@ -88,6 +89,7 @@ func because(ctx context.Context, err error) error {
 type outbox struct {
 	mu   sync.Mutex
 	upto uint64 // orders to acknowledge
+	held uint64 // bundle to acknowledge
 	wake chan struct{}
 	sent uint64 // number of the last report on this channel; the writer's own
 }
@@ -100,6 +102,22 @@ func (o *outbox) ack(upto uint64) {
 	case o.wake <- struct{}{}:
 	default:
 	}
+}
+
+func (o *outbox) holds(number uint64) {
+	o.mu.Lock()
+	o.held = max(o.held, number)
+	o.mu.Unlock()
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (o *outbox) bundle() uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.held
 }
 
 func (o *outbox) acked() uint64 {
@@ -115,6 +133,12 @@ func (a *Appliance) hear(ctx context.Context, down *boundaryv1.Down, out *outbox
 		return nil
 	case *boundaryv1.Down_Ack:
 		return a.acked(ctx, body.Ack.GetUpto())
+	case *boundaryv1.Down_Bundle:
+		if err := a.newBundle(body.Bundle); err != nil {
+			return err
+		}
+		out.holds(a.wallet.number())
+		return nil
 	case *boundaryv1.Down_Order:
 		took, err := submit(ctx, a, a.take(body.Order))
 		if err != nil {
@@ -200,7 +224,7 @@ func (a *Appliance) countersign(c *boundaryv1.Checkpoint) ([]byte, error) {
 func (a *Appliance) speak(ctx context.Context, stream *connect.BidiStreamForClient[boundaryv1.Up, boundaryv1.Down], out *outbox) error {
 	tick := time.NewTicker(beatEvery)
 	defer tick.Stop()
-	var acked uint64
+	var acked, held uint64
 	for {
 		changed := a.book.Changed()
 		page := a.book.View()
@@ -215,6 +239,12 @@ func (a *Appliance) speak(ctx context.Context, stream *connect.BidiStreamForClie
 		if upto := out.acked(); upto > acked {
 			acked = upto
 			if err := stream.Send(&boundaryv1.Up{Body: &boundaryv1.Up_Ack{Ack: &boundaryv1.Ack{Upto: upto}}}); err != nil {
+				return fault.At("appliance.speak", fault.Unavailable, err)
+			}
+		}
+		if number := out.bundle(); number > held {
+			held = number
+			if err := stream.Send(&boundaryv1.Up{Body: &boundaryv1.Up_BundleHeld{BundleHeld: number}}); err != nil {
 				return fault.At("appliance.speak", fault.Unavailable, err)
 			}
 		}
