@@ -52,7 +52,7 @@ type Fleet struct {
 
 	mu     sync.Mutex
 	record [][]byte // the log of changes: what survives a crash of the node
-	after  func(kind string)
+	after  func(kind string, by fleet.Principal)
 	book   *ledger.Book[controlplane.State]
 	server *controlplane.Server
 	door   *door
@@ -161,10 +161,11 @@ func (o order) Propose(ctx context.Context, data []byte) ([]byte, error) {
 	f.mu.Unlock()
 	if after != nil {
 		var in struct {
-			Kind string `json:"kind"`
+			Kind string      `json:"kind"`
+			Meta ledger.Meta `json:"meta"`
 		}
 		_ = json.Unmarshal(data, &in)
-		after(in.Kind)
+		after(in.Kind, in.Meta.By)
 	}
 	return ans, err
 }
@@ -176,7 +177,7 @@ func (order) Read(context.Context) error { return nil }
 func (order) Leader() string { return nodeName }
 
 // After has f called after each change that is on record, before its answer goes anywhere: a place to crash at.
-func (f *Fleet) After(hook func(kind string)) {
+func (f *Fleet) After(hook func(kind string, by fleet.Principal)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.after = hook

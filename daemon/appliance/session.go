@@ -173,15 +173,17 @@ func (a *Appliance) prove(ctx context.Context, route string, c net.Conn) error {
 		p.mu.Unlock()
 		return later{fault.New("appliance.prove", fault.Busy, "the platform identity is proven again in %s", wait.Round(time.Second)), wait}
 	}
-	wait := min(proveCap, proveBase<<min(p.tries, 16))
-	wait = wait/2 + time.Duration(a.opts.Rand()*float64(wait)/2)
-	p.tries, p.next = p.tries+1, now.Add(wait)
 	p.mu.Unlock()
 
 	l, err := a.open(ctx, route, c, stranger{a.wallet})
 	if err != nil {
-		return err
+		return err // nothing was proven to anybody: it does not count
 	}
+	p.mu.Lock()
+	wait := min(proveCap, proveBase<<min(p.tries, 16))
+	wait = wait/2 + time.Duration(a.opts.Rand()*float64(wait)/2)
+	p.tries, p.next = p.tries+1, now.Add(wait)
+	p.mu.Unlock()
 	logKey, err := a.enrol(ctx, l)
 	_ = l.cc.Close()
 	if err != nil {

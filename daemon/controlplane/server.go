@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -174,7 +175,15 @@ func (s *Server) Handler() http.Handler {
 			}
 			r.Body = http.MaxBytesReader(w, r.Body, maxStranger) // Connect would read on, and throw away, for as long as bytes come
 		}
+		var mu sync.Mutex
+		over := false // the answer is gone: net/http panics where its deadlines are set after that
+		defer func() { mu.Lock(); over = true; mu.Unlock() }()
 		ctx := context.WithValue(r.Context(), abortKey{}, func() {
+			mu.Lock()
+			defer mu.Unlock()
+			if over {
+				return
+			}
 			if err := rc.SetReadDeadline(time.Unix(1, 0)); err != nil {
 				s.log.Warn("can't end the reading of a channel", "error", err)
 			}
