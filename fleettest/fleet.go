@@ -25,7 +25,6 @@ import (
 
 	"github.com/demarc-dev/demarc/api"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
-	"github.com/demarc-dev/demarc/daemon"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -207,9 +206,10 @@ func (f *Fleet) StartNode() {
 	d := newDoor()
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		_ = daemon.HTTP("door", d, identity.Server(source, server.Admit, false, "h2"), server.Handler(), f.log).Run(ctx, func() {})
+		_ = server.Door("door", d, identity.Server(source, server.Admit, false, controlplane.Protocols()...), f.log).Run(ctx, func() {})
 	})
-	wg.Go(func() { _ = server.Follow(ctx, source) })
+	wg.Go(func() { _ = server.Follow(ctx, func() {}) })
+	wg.Go(func() { _ = server.Tend(ctx, source) })
 	f.mu.Lock()
 	f.server, f.door = server, d
 	f.stop = func() { cancel(); wg.Wait() }

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"sync"
@@ -22,19 +23,21 @@ import (
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// Timing of a channel.
+// welcomeWait bounds the wait for the first word on a channel.
+const welcomeWait = 10 * time.Second
+
+// Of an HTTP/2 connection: after how much silence it is pinged, and how long the answer may take.
 const (
-	beatEvery   = 5 * time.Second
-	beatLost    = 3 * beatEvery
-	welcomeWait = 10 * time.Second
+	pingAfter = 10 * time.Second
+	pingWait  = 5 * time.Second
 )
 
 // base stands for the control plane in URLs: who answers is proven by its certificate, not by a name.
 const base = "https://control-plane"
 
-// link is one HTTP/2 connection to a node of the control plane.
+// link is what a node of the control plane is called over. Closing cc ends it.
 type link struct {
-	cc   *http2.ClientConn
+	cc   io.Closer
 	http *http.Client
 	node string
 	at   string // route
@@ -53,7 +56,7 @@ func (a *Appliance) open(ctx context.Context, route string, c net.Conn, s identi
 }
 
 func speakHTTP2(route string, c net.Conn, op string) (*link, error) {
-	tr := &http2.Transport{ReadIdleTimeout: 2 * beatEvery, PingTimeout: beatEvery}
+	tr := &http2.Transport{ReadIdleTimeout: pingAfter, PingTimeout: pingWait}
 	cc, err := tr.NewClientConn(c)
 	if err != nil {
 		_ = c.Close()
@@ -120,18 +123,6 @@ const (
 	proveCap  = 10 * time.Minute
 )
 
-// later is an error that says when to come again.
-type later struct {
-	error
-	wait time.Duration
-}
-
-// RetryAfter implements [mesh.RetryAfter].
-func (l later) RetryAfter() time.Duration { return l.wait }
-
-// Unwrap gives what was the matter.
-func (l later) Unwrap() error { return l.error }
-
 // session is the work over one connection: it proves the platform identity where there is no good certificate, then
 // carries the channel. Where the node that answers can't be recognised, it asks for the signed bundle.
 func (a *Appliance) session(ctx context.Context, route string, c net.Conn, up func()) error {
@@ -139,6 +130,9 @@ func (a *Appliance) session(ctx context.Context, route string, c net.Conn, up fu
 	ctx = context.WithValue(ctx, seenKey{}, s)
 	if a.mustProve() {
 		if err := a.prove(ctx, route, c); err != nil {
+			if s.proven.Load() {
+				return err
+			}
 			return a.lost(ctx, route, s, err)
 		}
 		var err error
@@ -206,7 +200,7 @@ func (a *Appliance) lost(ctx context.Context, route string, s *seen, err error) 
 		return err
 	}
 	if s.proven.Load() {
-		if s.refused.Load() || (fault.Of(err) == fault.Denied && !errors.As(err, new(later))) {
+		if s.refused.Load() || fault.Of(err) == fault.Denied {
 			a.proving.mu.Lock()
 			a.proving.wanted = true
 			a.proving.mu.Unlock()

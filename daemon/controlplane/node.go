@@ -66,7 +66,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 		members = append(members, Member{m.Name, m.Raft, m.API})
 	}
 	n.server, err = NewServer(Options{Name: cfg.Name, Book: n.book, Order: n, Artifacts: blobs{n.store}, Fetch: n.fetch, KEK: kek, LeafLife: cfg.Leaf.Life,
-		Members: members, Now: time.Now, Log: log})
+		Members: members, Now: time.Now, Log: log, Meter: meterOf(n.reg)})
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +97,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	}))
 	parts = append(parts, daemon.Func("bundle", func(ctx context.Context, ready func()) error {
 		ready()
-		return n.server.Follow(ctx, n.files)
+		return n.server.Tend(ctx, n.files)
 	}))
 	if cfg.Management != nil {
 		parts = append(parts, daemon.Func("management", n.tellManagement))
@@ -120,8 +120,16 @@ func (n *node) doors() ([]daemon.Part, error) {
 	if err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "listen: %v", err)
 	}
-	conf := identity.Server(n.files, n.server.Admit, false, "h2")
-	parts = append(parts, daemon.HTTP("door", ln, conf, n.server.Handler(), n.log))
+	conf := identity.Server(n.files, n.server.Admit, false, Protocols()...)
+	parts = append(parts, daemon.Func("hub", n.server.Follow), n.server.Door("door", ln, conf, n.log))
+	parts = append(parts, daemon.Func("roll-call", func(ctx context.Context, ready func()) error {
+		ready()
+		if err := n.server.RollCall(ctx, absentAfter); err != nil {
+			return err
+		}
+		<-ctx.Done()
+		return nil
+	}))
 	if n.cfg.Tailnet != nil {
 		_, port, err := net.SplitHostPort(n.cfg.Listen)
 		if err != nil {
@@ -152,7 +160,7 @@ func (n *node) tailnetDoor(ctx context.Context, ready func(), port string, conf 
 				return err
 			}
 			n.log.Info("the door on the tailnet is open", "hostname", t.Hostname, "addresses", tn.Addrs(), "port", port)
-			return daemon.HTTP("tailnet", ln, conf, n.server.Handler(), n.log).Run(ctx, func() {})
+			return n.server.Door("tailnet", ln, conf, n.log).Run(ctx, func() {})
 		}()
 		if ctx.Err() != nil {
 			return nil
@@ -279,6 +287,16 @@ func (n *node) begin(ctx context.Context) error {
 	by := fleet.PrincipalOf(g.TrustDomain, fleet.Node, n.cfg.Name)
 	_, err = ledger.Submit(ctx, n, ledger.Meta{At: time.Now().UTC(), By: by, Request: "genesis"}, g)
 	return err
+}
+
+// meterOf registers what the doors measure.
+func meterOf(r *telemetry.Registry) Meter {
+	return Meter{
+		Admission: r.Histogram("demarc_admission_wait_seconds", "Time that a connection waited for its handshake to begin.", []float64{.001, .01, .1, .5, 1, 2, 5, 10, 20}),
+		Handshake: r.Histogram("demarc_handshake_seconds", "Time of a handshake that succeeded.", []float64{.001, .005, .01, .05, .1, .5, 1, 2, 5, 10}),
+		Arrival:   r.Histogram("demarc_channel_arrival_seconds", "Time after the opening of the door at which a channel came up.", []float64{.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 30, 60, 300}),
+		Rejected:  r.Counter("demarc_connections_rejected_total", "Connections that were closed before their handshake began: too many waited, or for too long."),
+	}
 }
 
 // describe registers what Prometheus may know.

@@ -155,8 +155,8 @@ func (f *Source) serves() uint64 {
 	return number
 }
 
-// Follow puts on record which bundle this node serves, each time that it changes, until ctx ends.
-func (s *Server) Follow(ctx context.Context, f *Source) error {
+// Tend puts on record which bundle this node serves, each time that it changes, until ctx ends.
+func (s *Server) Tend(ctx context.Context, f *Source) error {
 	wait := time.Second
 	for {
 		changed := s.book.Changed()

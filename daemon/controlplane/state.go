@@ -25,7 +25,7 @@ type State struct {
 	number      uint64          // of the bundle that Slots make; see Bundle
 	nodes       *immutable.SortedMap[string, uint64]
 	customers   *immutable.SortedMap[fleet.CustomerID, Customer]
-	appliances  *immutable.SortedMap[fleet.ApplianceID, Appliance]
+	appliances  roll
 	releases    *immutable.SortedMap[fleet.Digest, Release]
 	operations  *immutable.SortedMap[string, Operation] // by appliance, a slash, and the operation's id
 	nonces      *immutable.SortedMap[string, time.Time] // spent ones, until they would have expired anyway
@@ -151,7 +151,7 @@ func NewState() State {
 	return State{
 		nodes:      immutable.NewSortedMap[string, uint64](nil),
 		customers:  immutable.NewSortedMap[fleet.CustomerID, Customer](nil),
-		appliances: immutable.NewSortedMap[fleet.ApplianceID, Appliance](nil),
+		appliances: newRoll(),
 		releases:   immutable.NewSortedMap[fleet.Digest, Release](nil),
 		operations: immutable.NewSortedMap[string, Operation](nil),
 		nonces:     immutable.NewSortedMap[string, time.Time](nil),
@@ -168,7 +168,7 @@ func (s State) Appliance(name fleet.ApplianceID) (Appliance, error) {
 }
 
 // Appliances lists all, by name.
-func (s State) Appliances() []Appliance { return values(s.appliances) }
+func (s State) Appliances() []Appliance { return values(s.appliances.SortedMap) }
 
 // Customers lists all, by name.
 func (s State) Customers() []Customer { return values(s.customers) }
