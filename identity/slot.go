@@ -33,6 +33,7 @@ type Slot struct {
 	Stage     Stage  `json:"stage"`
 	CertDER   []byte `json:"cert"`
 	SealedKey []byte `json:"sealed_key"`
+	Since     uint64 `json:"since,omitempty"` // number of the first bundle that held it
 }
 
 // ID is the digest of the CA's certificate: it names the slot.

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"log/slog"
+	mrand "math/rand/v2"
 	"os"
 	"path/filepath"
 	"sync"
@@ -57,6 +58,9 @@ type Appliance struct {
 
 	link    atomic.Pointer[link]
 	linked  chan struct{} // holds one token each time a channel comes up
+	nudge   chan struct{} // holds one token each time the renewal has something to look at
+	opts    Options
+	proving proving
 	running runner
 	door    sync.Mutex // one change of doors at a time
 	private privateSide
@@ -70,10 +74,25 @@ func NewBook(name fleet.ApplianceID, customer fleet.CustomerID) *ledger.Book[Sta
 		ledger.Learn[Consent](), ledger.Learn[BeginDeploy](), ledger.Learn[EndDeploy](), ledger.Learn[Start](), ledger.Learn[Finish](), ledger.Learn[Expire]())
 }
 
+// Options is what a test puts in the place of the world. The zero value is the world.
+type Options struct {
+	Now    func() time.Time      // the host's clock
+	Routes map[string]mesh.Route // by the name of the transport, in the place of those that the file describes
+	Proof  func(ctx context.Context, audience string) (string, error)
+	Rand   func() float64 // jitter, from 0 to 1
+}
+
 // New opens the customer's book, the keys and the runtime. Close gives them back.
-func New(ctx context.Context, cfg *configs.Appliance, build string, log *slog.Logger) (*Appliance, error) {
+func New(ctx context.Context, cfg *configs.Appliance, build string, log *slog.Logger, opts Options) (*Appliance, error) {
 	const op = "appliance.New"
-	a := &Appliance{cfg: cfg, build: build, log: log, now: time.Now, linked: make(chan struct{}, 1), routes: map[string]mesh.Route{}}
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	if opts.Rand == nil {
+		opts.Rand = mrand.Float64
+	}
+	a := &Appliance{cfg: cfg, build: build, log: log, now: opts.Now, opts: opts, linked: make(chan struct{}, 1), nudge: make(chan struct{}, 1),
+		routes: map[string]mesh.Route{}}
 	a.running.live = map[string]*act{}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "can't make the directory %s", cfg.Dir)
@@ -137,7 +156,7 @@ func (a *Appliance) openRest(ctx context.Context) error {
 	if err != nil {
 		return fault.At(op, "", err)
 	}
-	if a.wallet, err = openWallet(filepath.Join(cfg.Dir, "wallet.json"), cfg.TrustDomain, cas); err != nil {
+	if a.wallet, err = openWallet(filepath.Join(cfg.Dir, "wallet.json"), cfg.TrustDomain, cas, a.now); err != nil {
 		return err
 	}
 	if a.signer, err = openSigner(filepath.Join(cfg.Dir, "signing.key")); err != nil {
@@ -151,7 +170,11 @@ func (a *Appliance) openRest(ctx context.Context) error {
 	if a.run, err = workload.Open(workload.Config{Dir: filepath.Join(cfg.Dir, "run"), Artifacts: a.store, Secrets: files, Logger: a.log, Now: a.now}); err != nil {
 		return err
 	}
-	return a.openGate()
+	if err := a.openGate(); err != nil {
+		return err
+	}
+	a.sw, err = a.transports()
+	return err
 }
 
 // Close stops the application and closes the book.
@@ -227,6 +250,15 @@ func (a *Appliance) setLink(l *link) {
 	a.link.Store(l)
 	select {
 	case a.linked <- struct{}{}:
+	default:
+	}
+	a.look()
+}
+
+// look has the renewal look at the wallet again.
+func (a *Appliance) look() {
+	select {
+	case a.nudge <- struct{}{}:
 	default:
 	}
 }

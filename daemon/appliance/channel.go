@@ -47,13 +47,17 @@ func (a *Appliance) carry(ctx context.Context, route string, c net.Conn, up func
 	}
 	defer t.Close()
 	defer context.AfterFunc(ctx, func() { _ = t.Close() })()
+	seen := seenIn(ctx)
+	seen.proven.Store(true)
+	told := alerted{t, seen}
 	l, bulk := a.bulk(route, t)
 	defer bulk.CloseIdleConnections()
 
-	welcome, err := a.greet(ctx, route, t)
+	welcome, err := a.greet(ctx, route, told)
 	if err != nil {
 		return err
 	}
+	a.welcomed(welcome)
 	if err := a.acked(ctx, welcome.GetReportsDone()); err != nil {
 		return err
 	}
@@ -62,7 +66,7 @@ func (a *Appliance) carry(ctx context.Context, route string, c net.Conn, up func
 	defer a.dropLink(l)
 	up()
 	a.log.Info("channel is up", "route", route, "node", l.node)
-	err = a.converse(ctx, t, welcome)
+	err = a.converse(ctx, told, welcome)
 	var own later
 	if ctx.Err() == nil && !errors.As(err, &own) {
 		spread := min(time.Duration(welcome.GetReconnectSpreadMs())*time.Millisecond, maxSpread)
@@ -107,7 +111,7 @@ func (a *Appliance) bulk(route string, c io.Closer) (*link, *http2.Transport) {
 func (a *Appliance) greet(ctx context.Context, route string, t net.Conn) (*boundaryv1.Welcome, error) {
 	const op = "appliance.greet"
 	_ = t.SetDeadline(time.Now().Add(welcomeWait))
-	hello := &boundaryv1.Hello{Build: a.build, OrdersDone: a.book.View().OrdersDone, Route: kindOf(a.cfg.Transports, route)}
+	hello := &boundaryv1.Hello{Build: a.build, OrdersDone: a.book.View().OrdersDone, BundleHeld: a.wallet.number(), Route: kindOf(a.cfg.Transports, route)}
 	failed := channel.Write(t, &boundaryv1.Up{Body: &boundaryv1.Up_Hello{Hello: hello}}, channel.MaxHello)
 	var first boundaryv1.Down
 	if err := channel.Read(t, &first, channel.MaxDown); err != nil {
@@ -186,6 +190,7 @@ func because(ctx context.Context, err error) error {
 type outbox struct {
 	mu   sync.Mutex
 	upto uint64 // orders to acknowledge
+	held uint64 // bundle to acknowledge
 	wake chan struct{}
 	sent uint64 // number of the last report on this channel; the writer's own
 }
@@ -198,6 +203,22 @@ func (o *outbox) ack(upto uint64) {
 	case o.wake <- struct{}{}:
 	default:
 	}
+}
+
+func (o *outbox) holds(number uint64) {
+	o.mu.Lock()
+	o.held = max(o.held, number)
+	o.mu.Unlock()
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (o *outbox) bundle() uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.held
 }
 
 func (o *outbox) acked() uint64 {
@@ -215,6 +236,12 @@ func (a *Appliance) hear(ctx context.Context, down *boundaryv1.Down, out *outbox
 		return closed(body.Closed)
 	case *boundaryv1.Down_Ack:
 		return a.acked(ctx, body.Ack.GetUpto())
+	case *boundaryv1.Down_Bundle:
+		if err := a.newBundle(body.Bundle); err != nil {
+			return err
+		}
+		out.holds(a.wallet.number())
+		return nil
 	case *boundaryv1.Down_Order:
 		took, err := submit(ctx, a, a.take(body.Order))
 		if err != nil {
@@ -304,7 +331,7 @@ func (a *Appliance) speak(ctx context.Context, t net.Conn, beat time.Duration, o
 	}
 	tick := time.NewTimer(jitter(beat))
 	defer tick.Stop()
-	var acked uint64
+	var acked, held uint64
 	for {
 		changed := a.book.Changed()
 		page := a.book.View()
@@ -319,6 +346,12 @@ func (a *Appliance) speak(ctx context.Context, t net.Conn, beat time.Duration, o
 		if upto := out.acked(); upto > acked {
 			acked = upto
 			if err := say(&boundaryv1.Up{Body: &boundaryv1.Up_Ack{Ack: &boundaryv1.Ack{Upto: upto}}}); err != nil {
+				return err
+			}
+		}
+		if number := out.bundle(); number > held {
+			held = number
+			if err := say(&boundaryv1.Up{Body: &boundaryv1.Up_BundleHeld{BundleHeld: number}}); err != nil {
 				return err
 			}
 		}

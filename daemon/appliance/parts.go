@@ -6,29 +6,22 @@ import (
 	"context"
 	"crypto/x509"
 	"log/slog"
-	mrand "math/rand/v2"
 	"net"
 	"os"
 	"strings"
 	"sync"
 	"time"
 
-	"connectrpc.com/connect"
-
-	"github.com/demarc-dev/demarc/api"
-	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
-	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon"
 	"github.com/demarc-dev/demarc/fault"
-	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/mesh"
 	"github.com/demarc-dev/demarc/telemetry"
 )
 
 // Parts makes the parts of an appliance, in the order in which they start.
 func Parts(ctx context.Context, cfg *configs.Appliance, build string, log *slog.Logger) ([]daemon.Part, error) {
-	a, err := New(ctx, cfg, build, log)
+	a, err := New(ctx, cfg, build, log, Options{})
 	if err != nil {
 		return nil, err
 	}
@@ -42,10 +35,6 @@ func Parts(ctx context.Context, cfg *configs.Appliance, build string, log *slog.
 
 func (a *Appliance) parts() ([]daemon.Part, error) {
 	const op = "appliance.Parts"
-	var err error
-	if a.sw, err = a.transports(); err != nil {
-		return nil, err
-	}
 	own, err := daemon.Socket(a.cfg.Socket)
 	if err != nil {
 		return nil, err
@@ -73,11 +62,12 @@ func (a *Appliance) parts() ([]daemon.Part, error) {
 		}
 		parts = append(parts, daemon.HTTP("metrics", ln, nil, reg.Handler(), a.log))
 	}
-	return append(parts,
-		daemon.Func("channel", a.channel),
-		daemon.Func("witness", a.witness),
-		daemon.Func("renewal", a.renewal),
-		daemon.Func("cluster-keys", a.clusterKeys)), nil
+	return append(append(parts, a.Link()...), daemon.Func("witness", a.witness), daemon.Func("cluster-keys", a.clusterKeys)), nil
+}
+
+// Link is the parts that keep the appliance connected, and nothing of what it runs or serves.
+func (a *Appliance) Link() []daemon.Part {
+	return []daemon.Part{daemon.Func("channel", a.channel), daemon.Func("renewal", a.renewal)}
 }
 
 // channel keeps the channel up over the customer's list of routes.
@@ -101,14 +91,17 @@ func (a *Appliance) channel(ctx context.Context, ready func()) error {
 func (a *Appliance) transports() (*mesh.Switch, error) {
 	var routes []mesh.Route
 	for _, t := range a.cfg.Transports {
-		r, err := a.route(t)
-		if err != nil {
-			return nil, err
+		r := a.opts.Routes[t.Name]
+		if r == nil {
+			var err error
+			if r, err = a.route(t); err != nil {
+				return nil, err
+			}
 		}
 		routes = append(routes, named{r, t.Name})
 		a.routes[t.Name] = r
 	}
-	return mesh.NewSwitch(mesh.SwitchConfig{Routes: routes, Rand: mrand.Float64, Logger: a.log})
+	return mesh.NewSwitch(mesh.SwitchConfig{Routes: routes, Rand: a.opts.Rand, Logger: a.log})
 }
 
 // named is a route by the name that the customer's file gives it.
@@ -159,48 +152,6 @@ func (a *Appliance) route(t configs.Transport) (mesh.Route, error) {
 		return newTailnetRoute(join), nil
 	}
 	return nil, fault.New(op, fault.Invalid, "the transport %q is not one of https, privatelink, tailscale", t.Kind)
-}
-
-// renewal asks for the next certificate from half of its life on.
-func (a *Appliance) renewal(ctx context.Context, ready func()) error {
-	ready()
-	tick := time.NewTicker(10 * time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		leaf, _ := a.wallet.Leaf()
-		l := a.link.Load()
-		if leaf == nil || l == nil || a.now().Before(identity.RenewFrom(leaf.Leaf, identity.DefaultBackdate)) {
-			continue
-		}
-		if err := a.renew(ctx, l); err != nil && ctx.Err() == nil {
-			a.log.Warn("the certificate was not renewed", "until", leaf.Leaf.NotAfter, "err", err)
-		}
-	}
-}
-
-func (a *Appliance) renew(ctx context.Context, l *link) error {
-	const op = "appliance.renew"
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	key, request, err := csr()
-	if err != nil {
-		return err
-	}
-	client := boundaryv1connect.NewBoundaryClient(l.http, base, connect.WithReadMaxBytes(256<<10))
-	res, err := client.Renew(ctx, connect.NewRequest(&boundaryv1.RenewRequest{Csr: request}))
-	if err != nil {
-		return api.FromWire(op, err)
-	}
-	if err := a.wallet.keep(key, res.Msg.GetCertificate(), res.Msg.GetBundle()); err != nil {
-		return err
-	}
-	a.log.Info("certificate renewed")
-	return l.cc.Close() // the switch dials again at once, with the new certificate; what is under way is sent again
 }
 
 // describe registers what Prometheus may know.

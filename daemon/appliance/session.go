@@ -4,16 +4,23 @@ package appliance
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"io"
 	"net"
 	"net/http"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
 
+	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/mesh"
+	"github.com/demarc-dev/demarc/seal"
 )
 
 // welcomeWait bounds the wait for the first word on a channel.
@@ -43,35 +50,210 @@ func (a *Appliance) open(ctx context.Context, route string, c net.Conn, s identi
 	if err != nil {
 		return nil, mesh.Explain(err)
 	}
+	seen := seenIn(ctx)
+	seen.proven.Store(true)
+	return speakHTTP2(route, alerted{t, seen}, op)
+}
+
+func speakHTTP2(route string, c net.Conn, op string) (*link, error) {
 	tr := &http2.Transport{ReadIdleTimeout: pingAfter, PingTimeout: pingWait}
-	cc, err := tr.NewClientConn(t)
+	cc, err := tr.NewClientConn(c)
 	if err != nil {
+		_ = c.Close()
 		return nil, fault.At(op, fault.Unavailable, err)
 	}
 	return &link{cc: cc, http: &http.Client{Transport: cc}, at: route}, nil
 }
 
-// session is the work over one connection: it enrols where there is no good certificate, then carries the channel.
+// seen is what a session learned of the node that answered.
+type seen struct {
+	proven  atomic.Bool // it is a node of the vendor's
+	refused atomic.Bool // and it refused our certificate
+}
+
+type seenKey struct{}
+
+func seenIn(ctx context.Context) *seen {
+	if s, ok := ctx.Value(seenKey{}).(*seen); ok {
+		return s
+	}
+	return &seen{}
+}
+
+// alerted notes when the other side refuses the certificate. In TLS 1.3 the client is done before the server has looked
+// at it, so that the refusal comes as an alert in place of the first answer. It is encrypted: only the node sends it.
+type alerted struct {
+	*tls.Conn
+	seen *seen
+}
+
+// Read implements net.Conn.
+func (c alerted) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if refusal(err) {
+		c.seen.refused.Store(true)
+	}
+	return n, err
+}
+
+// refusal tells whether an error is an alert about our certificate (RFC 8446, 6.2).
+func refusal(err error) bool {
+	var alert tls.AlertError
+	if !errors.As(err, &alert) {
+		return false
+	}
+	switch alert {
+	case 42, 43, 44, 45, 46, 48, 49: // bad, unsupported, revoked, expired, unknown certificate; unknown CA; access denied
+		return true
+	}
+	return false
+}
+
+// proving spaces out the proofs of the platform identity: an appliance that is banned must not run hot.
+type proving struct {
+	mu     sync.Mutex
+	wanted bool // the certificate was refused
+	tries  int  // since the last channel that stood
+	next   time.Time
+}
+
+// Waits between proofs.
+const (
+	proveBase = 2 * time.Second // doubles
+	proveCap  = 10 * time.Minute
+)
+
+// session is the work over one connection: it proves the platform identity where there is no good certificate, then
+// carries the channel. Where the node that answers can't be recognised, it asks for the signed bundle.
 func (a *Appliance) session(ctx context.Context, route string, c net.Conn, up func()) error {
-	if !a.wallet.good(a.now()) {
-		l, err := a.open(ctx, route, c, stranger{a.wallet})
-		if err != nil {
-			return err
+	s := &seen{}
+	ctx = context.WithValue(ctx, seenKey{}, s)
+	if a.mustProve() {
+		if err := a.prove(ctx, route, c); err != nil {
+			if s.proven.Load() {
+				return err
+			}
+			return a.lost(ctx, route, s, err)
 		}
-		logKey, err := a.enrol(ctx, l)
-		_ = l.cc.Close()
-		if err != nil {
-			a.log.Warn("not enrolled", "route", route, "err", err)
-			return err
-		}
-		if _, err := submit(ctx, a, MeetVendor{LogKey: logKey}); err != nil {
-			return err
-		}
-		a.log.Info("enrolled", "route", route)
+		var err error
 		if c, err = a.routes[route].Dial(ctx, ""); err != nil { // the certificate is shown on a connection of its own
 			return err
 		}
 		defer c.Close()
+		s = &seen{}
+		ctx = context.WithValue(ctx, seenKey{}, s)
 	}
-	return a.carry(ctx, route, c, up)
+	err := a.carry(ctx, route, c, func() {
+		a.proving.mu.Lock()
+		a.proving.tries, a.proving.wanted, a.proving.next = 0, false, time.Time{}
+		a.proving.mu.Unlock()
+		up()
+	})
+	return a.lost(ctx, route, s, err)
+}
+
+func (a *Appliance) mustProve() bool {
+	a.proving.mu.Lock()
+	defer a.proving.mu.Unlock()
+	return a.proving.wanted || !a.wallet.good() || a.book.View().VendorLogKey == nil
+}
+
+// prove trades the platform identity for a certificate. The one of before stays until another is stored.
+func (a *Appliance) prove(ctx context.Context, route string, c net.Conn) error {
+	p := &a.proving
+	p.mu.Lock()
+	now := a.now()
+	if wait := p.next.Sub(now); wait > 0 {
+		p.mu.Unlock()
+		return later{fault.New("appliance.prove", fault.Busy, "the platform identity is proven again in %s", wait.Round(time.Second)), wait}
+	}
+	p.mu.Unlock()
+
+	l, err := a.open(ctx, route, c, stranger{a.wallet})
+	if err != nil {
+		return err // nothing was proven to anybody: it does not count
+	}
+	p.mu.Lock()
+	wait := min(proveCap, proveBase<<min(p.tries, 16))
+	wait = wait/2 + time.Duration(a.opts.Rand()*float64(wait)/2)
+	p.tries, p.next = p.tries+1, now.Add(wait)
+	p.mu.Unlock()
+	logKey, err := a.enrol(ctx, l)
+	_ = l.cc.Close()
+	if err != nil {
+		a.log.Warn("not enrolled", "route", route, "err", err)
+		return later{err, wait}
+	}
+	if _, err := submit(ctx, a, MeetVendor{LogKey: logKey}); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	p.wanted = false
+	p.mu.Unlock()
+	a.log.Info("enrolled", "route", route)
+	return nil
+}
+
+// lost looks at why a session ended, and prepares the next one.
+func (a *Appliance) lost(ctx context.Context, route string, s *seen, err error) error {
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	if s.proven.Load() {
+		if s.refused.Load() || fault.Of(err) == fault.Denied {
+			a.proving.mu.Lock()
+			a.proving.wanted = true
+			a.proving.mu.Unlock()
+			a.log.Warn("the certificate was refused: the platform identity is proven again, the certificate is kept until then", "route", route, "err", err)
+		}
+		return err
+	}
+	var foreign x509.UnknownAuthorityError
+	if fault.Of(err) != fault.Expired && !errors.As(err, &foreign) {
+		return err
+	}
+	if a.book.View().VendorLogKey == nil {
+		return err // never enrolled: the customer's bundle file is all that can be trusted
+	}
+	if again := a.recover(ctx, route); again != nil {
+		a.log.Warn("no signed bundle", "route", route, "err", again)
+		return err
+	}
+	return fault.Because(err, "appliance.session", fault.Unavailable, "the CAs or the clock were behind and were set right by the vendor's signature: dialling again")
+}
+
+// newBundle takes a bundle that came down the channel. Its time says nothing: nobody asked for it.
+func (a *Appliance) newBundle(sealed []byte) error {
+	pinned, err := seal.ParseKey(a.book.View().VendorLogKey)
+	if err != nil {
+		return err
+	}
+	b, err := identity.OpenBundle(sealed, pinned, a.cfg.TrustDomain, nil, 0)
+	if err != nil {
+		return err
+	}
+	return a.takeBundle(b) // which leaves one aside that is older than the one held: that node is behind
+}
+
+func (a *Appliance) takeBundle(b identity.SignedBundle) error {
+	news, err := a.wallet.trust(b)
+	if err == nil && news {
+		a.log.Info("the vendor's CAs changed", "bundle", b.Number, "certificates", len(b.CAs))
+		a.look()
+	}
+	return err
+}
+
+// welcomed looks at the clock: who answers is proven.
+func (a *Appliance) welcomed(w *boundaryv1.Welcome) {
+	if at := w.GetServerTimeUnix(); at > 0 {
+		a.setClock(time.Unix(at, 0))
+	}
+}
+
+func (a *Appliance) setClock(at time.Time) {
+	if off, news := a.wallet.heard(at); news {
+		a.log.Warn("this host's clock differs from the vendor's: certificates are judged by the vendor's", "difference", off.Round(time.Second))
+		a.look()
+	}
 }

@@ -24,8 +24,8 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
-	"github.com/demarc-dev/demarc/daemon/appliance/platform"
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/seal"
 )
@@ -35,10 +35,13 @@ type wallet struct {
 	path   string
 	domain string
 
-	mu    sync.Mutex
-	held  held
-	leaf  *tls.Certificate
-	roots *x509.CertPool
+	clock func() time.Time // of this host
+
+	mu     sync.Mutex
+	held   held
+	leaf   *tls.Certificate
+	roots  *x509.CertPool
+	offset time.Duration // from the host's clock to the vendor's, where they differ by much; never kept on disk
 }
 
 // held is the wallet on disk.
@@ -47,14 +50,22 @@ type held struct {
 	Key         []byte   `json:"key"`         // PKCS #8
 	Certificate []byte   `json:"certificate"` // DER
 	Bundle      [][]byte `json:"bundle"`      // DER
+
+	Number  uint64       `json:"number,omitempty"`  // of the bundle; it never goes back
+	Issuer  fleet.Digest `json:"issuer,omitempty"`  // the CA of the bundle that issues now, as far as is known
+	Pending []byte       `json:"pending,omitempty"` // PKCS #8: a key that a certificate was asked for, and none came yet
 }
 
 const walletVersion = "demarc-wallet/1"
 
 // openWallet reads the wallet. Before the first enrolment there is none, and the CAs are those of the customer's file.
-func openWallet(path, domain string, first []*x509.Certificate) (*wallet, error) {
+func openWallet(path, domain string, first []*x509.Certificate, clock func() time.Time) (*wallet, error) {
 	const op = "appliance.wallet"
-	w := &wallet{path: path, domain: domain, roots: identity.Pool(first)}
+	w := &wallet{path: path, domain: domain, clock: clock, roots: identity.Pool(first)}
+	w.held.Version = walletVersion
+	for _, c := range first {
+		w.held.Bundle = append(w.held.Bundle, c.Raw)
+	}
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return w, nil
@@ -72,36 +83,36 @@ func openWallet(path, domain string, first []*x509.Certificate) (*wallet, error)
 // use takes over what was held. The lock is not taken: nobody else knows the wallet yet, or the caller has it.
 func (w *wallet) use(h held) error {
 	const op = "appliance.wallet"
-	key, err := x509.ParsePKCS8PrivateKey(h.Key)
-	if err != nil {
-		return fault.At(op, fault.Invalid, err)
+	var own *tls.Certificate
+	if len(h.Certificate) > 0 {
+		key, err := x509.ParsePKCS8PrivateKey(h.Key)
+		if err != nil {
+			return fault.At(op, fault.Invalid, err)
+		}
+		leaf, err := x509.ParseCertificate(h.Certificate)
+		if err != nil {
+			return fault.At(op, fault.Invalid, err)
+		}
+		signer, ok := key.(crypto.Signer)
+		if pub, same := leaf.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !same || !pub.Equal(signer.Public()) {
+			return fault.New(op, fault.Invalid, "the certificate is not of the key that asked for it")
+		}
+		own = &tls.Certificate{Certificate: [][]byte{h.Certificate}, PrivateKey: key, Leaf: leaf}
 	}
-	leaf, err := x509.ParseCertificate(h.Certificate)
-	if err != nil {
-		return fault.At(op, fault.Invalid, err)
-	}
-	var text []byte
-	for _, der := range h.Bundle {
-		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
-	}
-	cas, err := identity.ParseBundle(text, w.domain)
+	cas, err := identity.ParseDER(h.Bundle, w.domain)
 	if err != nil {
 		return fault.At(op, "", err)
 	}
-	w.held, w.leaf, w.roots = h, &tls.Certificate{Certificate: [][]byte{h.Certificate}, PrivateKey: key, Leaf: leaf}, identity.Pool(cas)
+	w.held, w.leaf, w.roots = h, own, identity.Pool(cas)
 	return nil
 }
 
-// keep puts a new certificate on disk, then uses it.
-func (w *wallet) keep(key crypto.Signer, certificate []byte, bundle [][]byte) error {
-	const op = "appliance.wallet"
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return fault.At(op, fault.Internal, err)
-	}
-	h := held{walletVersion, der, certificate, bundle}
+// store puts a changed wallet on disk, then uses it: a crash in between finds what was stored.
+func (w *wallet) store(change func(h *held)) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	h := w.held
+	change(&h)
 	probe := &wallet{domain: w.domain}
 	if err := probe.use(h); err != nil {
 		return err
@@ -110,6 +121,124 @@ func (w *wallet) keep(key crypto.Signer, certificate []byte, bundle [][]byte) er
 		return err
 	}
 	return w.use(h)
+}
+
+// pending gives the key that a certificate is asked for. It is on disk before the request leaves, so that whatever
+// happens to the answer, the key of a certificate that was issued is here.
+func (w *wallet) pending() (crypto.Signer, []byte, error) {
+	const op = "appliance.wallet"
+	w.mu.Lock()
+	der := w.held.Pending
+	w.mu.Unlock()
+	if len(der) == 0 {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			return nil, nil, fault.At(op, fault.Internal, err)
+		}
+		if der, err = x509.MarshalPKCS8PrivateKey(key); err != nil {
+			return nil, nil, fault.At(op, fault.Internal, err)
+		}
+		if err := w.store(func(h *held) { h.Pending = der }); err != nil {
+			return nil, nil, err
+		}
+	}
+	key, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		return nil, nil, fault.At(op, fault.Invalid, err)
+	}
+	signer, ok := key.(crypto.Signer)
+	if !ok {
+		return nil, nil, fault.New(op, fault.Invalid, "the pending key does not sign")
+	}
+	request, err := identity.NewCSR(signer, rand.Reader)
+	return signer, request, err
+}
+
+// keep puts a new certificate on disk, then uses it. The one of before stays until then. A bundle that came with it
+// and is older than the one that is held is left aside.
+func (w *wallet) keep(key crypto.Signer, certificate []byte, bundle [][]byte, number uint64) error {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return fault.At("appliance.wallet", fault.Internal, err)
+	}
+	return w.store(func(h *held) {
+		h.Version, h.Key, h.Certificate, h.Pending = walletVersion, der, certificate, nil
+		if number >= h.Number {
+			h.Bundle, h.Number = bundle, number
+		}
+		if ca := issuerOf(certificate, h.Bundle); ca != "" {
+			h.Issuer = ca // it issues now: it has just done so
+		}
+	})
+}
+
+// trust stores the CAs of a bundle that was verified. It reports whether that was news.
+func (w *wallet) trust(b identity.SignedBundle) (bool, error) {
+	if b.Number < w.number() || (b.Number == w.number() && w.issuer() == b.Issuer) {
+		return false, nil
+	}
+	return true, w.store(func(h *held) { h.Bundle, h.Number, h.Issuer = b.CAs, b.Number, b.Issuer })
+}
+
+// number is that of the bundle that is held.
+func (w *wallet) number() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.held.Number
+}
+
+func (w *wallet) issuer() fleet.Digest {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.held.Issuer
+}
+
+// tainted tells whether the certificate was issued by a CA that no longer issues.
+func (w *wallet) tainted() bool {
+	w.mu.Lock()
+	h := w.held
+	w.mu.Unlock()
+	return len(h.Certificate) > 0 && h.Issuer != "" && issuerOf(h.Certificate, h.Bundle) != h.Issuer
+}
+
+// issuerOf names the CA among those that signed the certificate, "" for none of them.
+func issuerOf(certificate []byte, cas [][]byte) fleet.Digest {
+	leaf, err := x509.ParseCertificate(certificate)
+	if err != nil {
+		return ""
+	}
+	for _, der := range cas {
+		if ca, err := x509.ParseCertificate(der); err == nil && leaf.CheckSignatureFrom(ca) == nil {
+			return fleet.DigestOf(der)
+		}
+	}
+	return ""
+}
+
+// Now is the clock of handshakes and renewals: the host's, set right by what the vendor said where they differ by much.
+func (w *wallet) Now() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.clock().Add(w.offset)
+}
+
+// clockTrusted is how far the host's clock may be off before it is set right, for certificates only.
+const clockTrusted = 5 * time.Minute
+
+// heard takes the vendor's time from one that was proven to be the vendor. It gives the difference that holds now, and
+// whether it is another than before.
+func (w *wallet) heard(at time.Time) (time.Duration, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	off := at.Sub(w.clock())
+	if off.Abs() <= clockTrusted {
+		off = 0
+	}
+	news := (off-w.offset).Abs() > clockTrusted || (off == 0) != (w.offset == 0)
+	if news {
+		w.offset = off
+	}
+	return w.offset, news
 }
 
 // Leaf implements [identity.Source].
@@ -133,19 +262,9 @@ type stranger struct{ *wallet }
 func (stranger) Leaf() (*tls.Certificate, error) { return nil, nil }
 
 // good tells whether there is a certificate that has not run out.
-func (w *wallet) good(now time.Time) bool {
+func (w *wallet) good() bool {
 	leaf, _ := w.Leaf()
-	return leaf != nil && now.Before(leaf.Leaf.NotAfter)
-}
-
-// csr draws a key and asks for a certificate of it.
-func csr() (crypto.Signer, []byte, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, nil, fault.At("appliance.csr", fault.Internal, err)
-	}
-	der, err := identity.NewCSR(key, rand.Reader)
-	return key, der, err
+	return leaf != nil && w.Now().Before(leaf.Leaf.NotAfter)
 }
 
 // enrol proves the platform identity and keeps the certificate that it is given. It gives the key of the vendor's log.
@@ -161,7 +280,7 @@ func (a *Appliance) enrol(ctx context.Context, c *link) ([]byte, error) {
 	if td := ch.Msg.GetTrustDomain(); td != a.cfg.TrustDomain {
 		return nil, fault.New(op, fault.Denied, "the control plane is of the trust domain %.64q, the customer's file says %q", td, a.cfg.TrustDomain)
 	}
-	key, request, err := csr()
+	key, request, err := a.wallet.pending()
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +288,7 @@ func (a *Appliance) enrol(ctx context.Context, c *link) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	proof, err := platform.Prove(ctx, a.cfg.Proof, audience, time.Unix(ch.Msg.GetServerTimeUnix(), 0))
+	proof, err := a.proof(ctx, audience, time.Unix(ch.Msg.GetServerTimeUnix(), 0))
 	if err != nil {
 		return nil, err
 	}
@@ -181,7 +300,7 @@ func (a *Appliance) enrol(ctx context.Context, c *link) ([]byte, error) {
 	if err != nil {
 		return nil, api.FromWire(op, err)
 	}
-	if err := a.wallet.keep(key, res.Msg.GetCertificate(), res.Msg.GetBundle()); err != nil {
+	if err := a.wallet.keep(key, res.Msg.GetCertificate(), res.Msg.GetBundle(), res.Msg.GetBundleNumber()); err != nil {
 		return nil, err
 	}
 	return res.Msg.GetLogKey(), nil

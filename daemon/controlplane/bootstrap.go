@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/x509"
 
 	"connectrpc.com/connect"
 
@@ -86,46 +85,20 @@ func (b bootstrap) enrol(ctx context.Context, m *boundaryv1.EnrolRequest) (*boun
 	} else if _, ok := k.Public.(ed25519.PublicKey); !ok {
 		return nil, fault.New(op, fault.Invalid, "the log key must be Ed25519")
 	}
-	leaf, err := b.issue(m.GetCsr(), fleet.Appliance, string(a.Name))
+	leaf, issuer, err := b.issue(m.GetCsr(), fleet.Appliance, string(a.Name))
 	if err != nil {
 		return nil, err
 	}
-	_, err = submit(ctx, b.Server, fleet.PrincipalOf(page.TrustDomain, fleet.Appliance, string(a.Name)), "", EnrolProven{UID: proven.UID, Expect: fleet.DigestOf(a.Expect), Enrol: Enrol{Name: a.Name,
-		Nonce: m.GetNonce(), NonceTill: till, Proven: proven.Kind + " " + proven.Issuer + " " + proven.Subject, Serial: identity.SerialOf(leaf), Till: leaf.NotAfter, LogKey: m.GetLogKey()}})
+	_, err = submit(ctx, b.Server, fleet.PrincipalOf(page.TrustDomain, fleet.Appliance, string(a.Name)), "", EnrolProven{
+		UID: proven.UID, Expect: fleet.DigestOf(a.Expect), Issuer: issuer,
+		Enrol: Enrol{Name: a.Name, Nonce: m.GetNonce(), NonceTill: till, Proven: proven.Kind + " " + proven.Issuer + " " + proven.Subject,
+			Serial: identity.SerialOf(leaf), Till: leaf.NotAfter, LogKey: m.GetLogKey()}})
 	if err != nil {
 		return nil, err
 	}
 	b.log.Info("appliance enrolled", "appliance", a.Name, "proven", proven.Subject)
-	return &boundaryv1.EnrolResponse{Certificate: leaf.Raw, Bundle: b.bundle(), ServerTimeUnix: now.Unix(), LogKey: b.logPublic()}, nil
-}
-
-// issue signs a leaf with the active authority.
-func (s *Server) issue(csrDER []byte, role fleet.Role, name string) (*x509.Certificate, error) {
-	csr, err := identity.ParseCSR(csrDER)
-	if err != nil {
-		return nil, err
-	}
-	page := s.book.View()
-	slot, err := identity.Issuer(page.Slots)
-	if err != nil {
-		return nil, err
-	}
-	ca, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, s.KEK)
-	if err != nil {
-		return nil, err
-	}
-	return ca.Issue(csr, fleet.PrincipalOf(page.TrustDomain, role, name), s.now(), s.LeafLife, identity.IssueOptions{Rand: rand.Reader})
-}
-
-// bundle is the certificates of every authority that is trusted now, DER.
-func (s *Server) bundle() [][]byte {
-	var out [][]byte
-	for _, slot := range s.book.View().Slots {
-		if slot.Stage == identity.Prepared || slot.Stage == identity.Active || slot.Stage == identity.Tainted {
-			out = append(out, slot.CertDER)
-		}
-	}
-	return out
+	cas, number := b.bundle()
+	return &boundaryv1.EnrolResponse{Certificate: leaf.Raw, Bundle: cas, BundleNumber: number, ServerTimeUnix: now.Unix(), LogKey: b.logPublic()}, nil
 }
 
 // Renew issues the next certificate of the appliance that calls.
@@ -139,14 +112,15 @@ func (s *Server) Renew(ctx context.Context, req *connect.Request[boundaryv1.Rene
 	if err := a.admits(who.Serial); err != nil {
 		return nil, err
 	}
-	leaf, err := s.issue(req.Msg.GetCsr(), fleet.Appliance, id)
+	leaf, issuer, err := s.issue(req.Msg.GetCsr(), fleet.Appliance, id)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := submit(ctx, s, who.Principal, "", Renew{Name: a.Name, Using: who.Serial, Serial: identity.SerialOf(leaf), Till: leaf.NotAfter}); err != nil {
+	if _, err := submit(ctx, s, who.Principal, "", RenewBy{Issuer: issuer, Renew: Renew{Name: a.Name, Using: who.Serial, Serial: identity.SerialOf(leaf), Till: leaf.NotAfter}}); err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&boundaryv1.RenewResponse{Certificate: leaf.Raw, Bundle: s.bundle()}), nil
+	cas, number := s.bundle()
+	return connect.NewResponse(&boundaryv1.RenewResponse{Certificate: leaf.Raw, Bundle: cas, BundleNumber: number}), nil
 }
 
 // chunk is how much of an artifact one message carries, in bytes.

@@ -128,8 +128,9 @@ func (c Enrol) Apply(s *State, m ledger.Meta) (none, error) {
 	a.Status = Enrolled
 	if a.Current == "" || a.CurrentTill.Before(m.At) {
 		a.Current, a.CurrentTill, a.Next, a.NextTill = c.Serial, c.Till, "", time.Time{}
+		a.CurrentIssuer, a.NextIssuer = "", ""
 	} else {
-		a.Next, a.NextTill = c.Serial, c.Till
+		a.Next, a.NextTill, a.NextIssuer = c.Serial, c.Till, ""
 	}
 	s.appliances = s.appliances.Set(c.Name, a)
 	return none{}, nil
@@ -169,7 +170,7 @@ func (c Renew) Apply(s *State, _ ledger.Meta) (none, error) {
 	if err := a.admits(c.Using); err != nil {
 		return none{}, err
 	}
-	a.Next, a.NextTill = c.Serial, c.Till
+	a.Next, a.NextTill, a.NextIssuer = c.Serial, c.Till, ""
 	s.appliances = s.appliances.Set(c.Name, a)
 	return none{}, nil
 }
@@ -205,6 +206,7 @@ func (c Edge) Apply(s *State, _ ledger.Meta) (none, error) {
 	case a.Current:
 	case a.Next:
 		a.Current, a.CurrentTill, a.Next, a.NextTill = a.Next, a.NextTill, "", time.Time{}
+		a.CurrentIssuer, a.NextIssuer = a.NextIssuer, ""
 	default:
 		return none{}, fault.New("appliance.edge", fault.Denied, "certificate %s of appliance %q is no longer, or not yet, the valid one", c.Serial, c.Name)
 	}

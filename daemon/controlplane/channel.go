@@ -115,9 +115,10 @@ type live struct {
 	busy  atomic.Int32  // idle, running, again: is there a goroutine that writes what the book has
 	ended atomic.Pointer[ending]
 
-	mu    sync.Mutex // held to write
-	sent  uint64     // orders
-	acked uint64     // reports
+	mu     sync.Mutex // held to write
+	sent   uint64     // orders
+	bundle uint64     // number of the newest one that was sent
+	acked  uint64     // reports
 }
 
 // ending is why a channel ends, and until when what still comes is read and thrown away.
@@ -183,6 +184,9 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 		return nil, err
 	}
 	if err := s.done(ctx, l.by, l.name, hello.GetOrdersDone()); err != nil {
+		return nil, err
+	}
+	if err := s.holds(ctx, l.by, l.name, hello.GetBundleHeld()); err != nil {
 		return nil, err
 	}
 	l.busy.Store(running) // until listen, nobody else writes
@@ -279,6 +283,8 @@ func (s *Server) hear(ctx context.Context, l *live, up *boundaryv1.Up) error {
 	switch body := up.GetBody().(type) {
 	case *boundaryv1.Up_Ack:
 		return s.done(ctx, l.by, l.name, body.Ack.GetUpto())
+	case *boundaryv1.Up_BundleHeld:
+		return s.holds(ctx, l.by, l.name, body.BundleHeld)
 	case *boundaryv1.Up_Report:
 		r, err := reportOf(l.name, body.Report)
 		if err != nil {
@@ -344,6 +350,16 @@ func (l *live) say() error {
 	}
 	if err := a.admits(l.serial); err != nil {
 		return err
+	}
+	if number := l.s.book.View().Bundle(); number > max(l.bundle, a.Bundle) {
+		sealed, err := l.s.signedBundle()
+		if err != nil {
+			return err
+		}
+		if err := l.write(&boundaryv1.Down{Body: &boundaryv1.Down_Bundle{Bundle: sealed}}); err != nil {
+			return err
+		}
+		l.bundle = number
 	}
 	l.sent = max(l.sent, a.OrdersDone)
 	for ; l.sent < a.OrdersSent(); l.sent++ {

@@ -5,12 +5,10 @@ package controlplane
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 	"time"
 
 	"github.com/demarc-dev/demarc/configs"
@@ -30,7 +28,8 @@ func NewBook() *ledger.Book[State] {
 	return ledger.NewBook(NewState(), ledger.Learn[Genesis](), ledger.Learn[RegisterCustomer](), ledger.Learn[RegisterAppliance](),
 		ledger.Learn[Enrol](), ledger.Learn[Refuse](), ledger.Learn[Renew](), ledger.Learn[Edge](), ledger.Learn[Ban](), ledger.Learn[Publish](),
 		ledger.Learn[Ask](), ledger.Learn[Countersign](), ledger.Learn[RequestOperation](), ledger.Learn[OrdersDone](), ledger.Learn[Report](),
-		ledger.Learn[EnrolProven](), ledger.Learn[RollKeys](), ledger.Learn[SetExpect]())
+		ledger.Learn[EnrolProven](), ledger.Learn[RollKeys](), ledger.Learn[SetExpect](),
+		ledger.Learn[PrepareCA](), ledger.Learn[ActivateCA](), ledger.Learn[RetireCA](), ledger.Learn[RenewBy](), ledger.Learn[HoldsBundle](), ledger.Learn[NodeBundle]())
 }
 
 // node is one process of the control plane.
@@ -42,7 +41,7 @@ type node struct {
 	book   *ledger.Book[State]
 	raft   *raft.Node
 	server *Server
-	files  *files
+	files  *Source
 	store  *artifact.Store
 }
 
@@ -58,9 +57,6 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	if err != nil {
 		return nil, fault.Because(err, op, fault.Invalid, "kek_file can't be read: %s", cfg.KEKFile)
 	}
-	if n.files, err = loadFiles(cfg, n.book); err != nil {
-		return nil, err
-	}
 	if n.store, err = artifact.Open(cfg.Artifacts); err != nil {
 		return nil, err
 	}
@@ -75,6 +71,9 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	n.server, err = NewServer(Options{Name: cfg.Name, Book: n.book, Order: n, Artifacts: blobs{n.store}, Fetch: n.fetch, KEK: kek, LeafLife: cfg.Leaf.Life,
 		Platforms: platforms, Members: members, Now: time.Now, Log: log, Meter: meterOf(n.reg)})
 	if err != nil {
+		return nil, err
+	}
+	if n.files, err = loadFiles(cfg, n.server); err != nil {
 		return nil, err
 	}
 	rln, err := net.Listen("tcp", cfg.Raft.Listen)
@@ -98,6 +97,10 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	parts = append(parts, daemon.Func("witness", func(ctx context.Context, ready func()) error {
 		ready()
 		return n.server.witness(ctx, witnessEvery)
+	}))
+	parts = append(parts, daemon.Func("bundle", func(ctx context.Context, ready func()) error {
+		ready()
+		return n.server.Tend(ctx, n.files)
 	}))
 	if cfg.Management != nil {
 		parts = append(parts, daemon.Func("management", n.tellManagement))
@@ -294,52 +297,4 @@ func (n *node) describe() {
 	})
 	r.Check("raft", func(ctx context.Context) error { return n.raft.Read(ctx) })
 	r.Alive("raft", func(context.Context) error { return n.raft.Failure() })
-}
-
-// files is the node's own certificate, from files; the CAs are those of the book once it has some.
-type files struct {
-	leaf  *tls.Certificate
-	first *x509.CertPool
-	book  *ledger.Book[State]
-	pool  atomic.Pointer[pooled]
-}
-
-// pooled is the CAs of one list of slots: each connection holds on to the pool of its handshake.
-type pooled struct {
-	of   *identity.Slot
-	pool *x509.CertPool
-}
-
-func loadFiles(cfg *configs.Control, book *ledger.Book[State]) (*files, error) {
-	const op = "controlplane.certificate"
-	leaf, err := tls.LoadX509KeyPair(cfg.Certificate.File, cfg.Certificate.Key)
-	if err != nil {
-		return nil, fault.Because(err, op, fault.Invalid, "the node's certificate can't be read: %v", err)
-	}
-	b, err := os.ReadFile(cfg.Certificate.Bundle)
-	if err != nil {
-		return nil, fault.Because(err, op, fault.Invalid, "the bundle can't be read: %s", cfg.Certificate.Bundle)
-	}
-	cas, err := identity.ParseBundle(b, cfg.TrustDomain)
-	if err != nil {
-		return nil, fault.At(op, "", err)
-	}
-	return &files{leaf: &leaf, first: identity.Pool(cas), book: book}, nil
-}
-
-// Leaf implements [identity.Source].
-func (f *files) Leaf() (*tls.Certificate, error) { return f.leaf, nil }
-
-// Roots implements [identity.Source].
-func (f *files) Roots() *x509.CertPool {
-	if slots := f.book.View().Slots; len(slots) > 0 {
-		if had := f.pool.Load(); had != nil && had.of == &slots[0] {
-			return had.pool
-		}
-		if pool, err := identity.Bundle(slots); err == nil {
-			f.pool.Store(&pooled{&slots[0], pool})
-			return pool
-		}
-	}
-	return f.first
 }

@@ -24,18 +24,23 @@ import (
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// EnrolProven is Enrol with what else the platform vouched for.
+// EnrolProven is Enrol with what else the platform vouched for, and with the CA that issued.
 type EnrolProven struct {
 	Enrol  Enrol        `json:"enrol"`
 	UID    string       `json:"uid,omitempty"` // of the account or role; "" where the platform told none
 	Expect fleet.Digest `json:"expect"`        // of the registration that the proof was compared with
+	Issuer fleet.Digest `json:"issuer"`        // the CA
 }
 
 // Kind names the change in the log.
 func (EnrolProven) Kind() string { return "appliance.enrol/2" }
 
-// Apply refuses another account or role of the same name than enrolled before, and a proof of what is no longer registered.
+// Apply refuses another account or role of the same name than enrolled before, a proof of what is no longer registered,
+// and a certificate of a CA that no longer issues.
 func (c EnrolProven) Apply(s *State, m ledger.Meta) (none, error) {
+	if err := s.issues("appliance.enrol", c.Issuer); err != nil {
+		return none{}, err
+	}
 	a, err := s.Appliance(c.Enrol.Name)
 	if err != nil {
 		return none{}, err
@@ -54,7 +59,7 @@ func (c EnrolProven) Apply(s *State, m ledger.Meta) (none, error) {
 		a.UID = c.UID
 	}
 	s.appliances = s.appliances.Set(a.Name, a)
-	return none{}, nil
+	return none{}, s.issued(a.Name, c.Enrol.Serial, c.Issuer)
 }
 
 // sameAccount compares what the platform calls the account with what it called it at first. A platform that told it once

@@ -90,6 +90,7 @@ type Server struct {
 	logKey    ed25519.PrivateKey
 	strangers *rate.Limiter
 	channels  channels
+	told      told
 	meter     Meter
 
 	controlv1connect.UnimplementedControlHandler

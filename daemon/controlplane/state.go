@@ -22,6 +22,8 @@ import (
 type State struct {
 	TrustDomain string
 	Slots       []identity.Slot // replaced whole, never edited in place
+	number      uint64          // of the bundle that Slots make; see Bundle
+	nodes       *immutable.SortedMap[string, uint64]
 	customers   *immutable.SortedMap[fleet.CustomerID, Customer]
 	appliances  roll
 	releases    *immutable.SortedMap[fleet.Digest, Release]
@@ -55,6 +57,12 @@ type Appliance struct {
 	CurrentTill time.Time    `json:"current_till,omitzero"`
 	Next        fleet.Serial `json:"next,omitempty"`
 	NextTill    time.Time    `json:"next_till,omitzero"`
+
+	// The CAs that issued them; empty where an older build recorded none.
+	CurrentIssuer fleet.Digest `json:"current_issuer,omitempty"`
+	NextIssuer    fleet.Digest `json:"next_issuer,omitempty"`
+
+	Bundle uint64 `json:"bundle,omitempty"` // number of the bundle that it has stored
 
 	// Edges, not weather.
 	Online  bool         `json:"online,omitempty"`
@@ -142,6 +150,7 @@ type Operation struct {
 // NewState is the empty first page.
 func NewState() State {
 	return State{
+		nodes:      immutable.NewSortedMap[string, uint64](nil),
 		customers:  immutable.NewSortedMap[fleet.CustomerID, Customer](nil),
 		appliances: newRoll(),
 		releases:   immutable.NewSortedMap[fleet.Digest, Release](nil),
@@ -208,11 +217,18 @@ type page struct {
 	Releases    []Release            `json:"releases"`
 	Operations  []Operation          `json:"operations"`
 	Nonces      map[string]time.Time `json:"nonces"`
+
+	Bundle uint64            `json:"bundle,omitempty"`
+	Nodes  map[string]uint64 `json:"nodes,omitempty"`
 }
 
 // MarshalJSON writes the page in a canonical order.
 func (s State) MarshalJSON() ([]byte, error) {
-	p := page{s.TrustDomain, s.Slots, s.Customers(), s.Appliances(), values(s.releases), values(s.operations), map[string]time.Time{}}
+	p := page{s.TrustDomain, s.Slots, s.Customers(), s.Appliances(), values(s.releases), values(s.operations), map[string]time.Time{}, s.number, map[string]uint64{}}
+	for it := s.nodes.Iterator(); !it.Done(); {
+		k, v, _ := it.Next()
+		p.Nodes[k] = v
+	}
 	for it := s.nonces.Iterator(); !it.Done(); {
 		k, v, _ := it.Next()
 		p.Nonces[k] = v
@@ -227,7 +243,10 @@ func (s *State) UnmarshalJSON(b []byte) error {
 		return fault.At("controlplane.State", "", err)
 	}
 	n := NewState()
-	n.TrustDomain, n.Slots = p.TrustDomain, p.Slots
+	n.TrustDomain, n.Slots, n.number = p.TrustDomain, p.Slots, p.Bundle
+	for k, v := range p.Nodes {
+		n.nodes = n.nodes.Set(k, v)
+	}
 	for _, c := range p.Customers {
 		n.customers = n.customers.Set(c.Name, c)
 	}

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/identity"
+)
+
+func (a *app) ca() *cobra.Command {
+	status := a.online(&cobra.Command{Use: "status", Short: "Show the CAs, and who does not hold the newest bundle", Args: exactly(0, "no arguments"), Example: "  demarc ca status"},
+		func(ctx context.Context, v *vendor, _ []string) error {
+			m, err := v.authorities(ctx)
+			if err != nil {
+				return err
+			}
+			return a.emit(m, func(w io.Writer) {
+				fmt.Fprintf(w, "bundle\t%d\n", m.GetBundleNumber())
+				for _, c := range m.GetAuthorities() {
+					fmt.Fprintf(w, "ca\t%s\t%s\tuntil %s\tof %d appliances\t%s\n", c.GetId(), c.GetStage(), time.Unix(c.GetNotAfterUnix(), 0).UTC().Format(time.DateOnly), c.GetAppliances(), c.GetName())
+				}
+				for _, x := range m.GetMissing() {
+					fmt.Fprintf(w, "missing\t%s %s\tonline %v\tholds %d\n", x.GetKind(), x.GetName(), x.GetOnline(), x.GetHolds())
+				}
+			})
+		})
+	var life time.Duration
+	prepare := a.online(&cobra.Command{Use: "prepare", Short: "Make another CA and announce it; it issues nothing yet", Args: exactly(0, "no arguments"), Example: "  demarc ca prepare"},
+		func(ctx context.Context, v *vendor, _ []string) error {
+			id := draw()
+			m, err := ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.PrepareAuthorityResponse, error) {
+				return wire(c.PrepareAuthority(ctx, connect.NewRequest(&controlv1.PrepareAuthorityRequest{RequestId: id, LifeSeconds: int64(life / time.Second)})))
+			})
+			if err != nil {
+				return err
+			}
+			return a.emit(m, func(w io.Writer) {
+				fmt.Fprintf(w, "CA %s is prepared, in bundle %d: activate it once nobody that is connected is missing (demarc ca status)\n", m.GetId(), m.GetBundleNumber())
+			})
+		})
+	prepare.Flags().DurationVar(&life, "life", 0, "how long the CA lives, for instance 17520h; five years where absent")
+	activate := a.online(&cobra.Command{Use: "activate ID", Short: "Have a prepared CA issue; refused while somebody who is connected does not hold it", Args: exactly(1, "the id of a CA, or the beginning of one"), Example: "  demarc ca activate sha256:1f0c"},
+		func(ctx context.Context, v *vendor, args []string) error {
+			ca, err := v.authority(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			id := draw()
+			_, err = ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.ActivateAuthorityResponse, error) {
+				return wire(c.ActivateAuthority(ctx, connect.NewRequest(&controlv1.ActivateAuthorityRequest{RequestId: id, Id: ca})))
+			})
+			if err != nil {
+				return err
+			}
+			return a.say(map[string]string{"active": ca}, "CA %s issues now", ca)
+		})
+	var compromised bool
+	retire := a.online(&cobra.Command{Use: "retire ID", Short: "End the trust in a CA; refused while its certificates are in use", Args: exactly(1, "the id of a CA, or the beginning of one"), Example: "  demarc ca retire sha256:9b3e\n  demarc ca retire sha256:9b3e --compromised"},
+		func(ctx context.Context, v *vendor, args []string) error {
+			ca, err := v.authority(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			id := draw()
+			_, err = ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.RetireAuthorityResponse, error) {
+				return wire(c.RetireAuthority(ctx, connect.NewRequest(&controlv1.RetireAuthorityRequest{RequestId: id, Id: ca, Compromised: compromised})))
+			})
+			if err != nil {
+				return err
+			}
+			return a.say(map[string]string{"retired": ca}, "CA %s is trusted by nobody any more", ca)
+		})
+	retire.Flags().BoolVar(&compromised, "compromised", false, "its key may be known to others: at once, whoever uses its certificates proves itself again")
+	return group("ca", "The CAs of the trust domain", status, prepare, activate, retire)
+}
+
+func (v *vendor) authorities(ctx context.Context) (*controlv1.ListAuthoritiesResponse, error) {
+	return ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.ListAuthoritiesResponse, error) {
+		return wire(c.ListAuthorities(ctx, connect.NewRequest(&controlv1.ListAuthoritiesRequest{})))
+	})
+}
+
+// authority completes the beginning of an id, where it fits one CA.
+func (v *vendor) authority(ctx context.Context, begin string) (string, error) {
+	const op = "demarc.ca"
+	m, err := v.authorities(ctx)
+	if err != nil {
+		return "", err
+	}
+	var found []string
+	for _, c := range m.GetAuthorities() {
+		if strings.HasPrefix(c.GetId(), begin) || strings.HasPrefix(strings.TrimPrefix(c.GetId(), "sha256:"), begin) {
+			found = append(found, c.GetId())
+		}
+	}
+	if len(found) != 1 {
+		return "", fault.New(op, fault.NotFound, "%d CAs have an id that begins with %q: see demarc ca status", len(found), begin)
+	}
+	return found[0], nil
+}
+
+func (a *app) operator() *cobra.Command {
+	renew := a.online(&cobra.Command{Use: "renew", Short: "Replace the operator's certificate, key and bundle, in place", Args: exactly(0, "no arguments"), Example: "  demarc operator renew --context operator.yaml"},
+		func(ctx context.Context, v *vendor, _ []string) error {
+			until, err := v.renew(ctx)
+			if err != nil {
+				return err
+			}
+			return a.say(map[string]any{"operator": v.Name, "until_unix": until.Unix()}, "the certificate of %s is good until %s", v.Name, until.UTC().Format(time.DateOnly))
+		})
+	return group("operator", "Yourself, as an operator", renew)
+}
+
+// renew asks for a certificate of a fresh key. The new files are whole on disk before the first one takes its place: where
+// that is cut short, those with .new at the end are the pair.
+func (v *vendor) renew(ctx context.Context) (time.Time, error) {
+	const op = "demarc.renew"
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return time.Time{}, fault.At(op, fault.Internal, err)
+	}
+	csr, err := identity.NewCSR(key, rand.Reader)
+	if err != nil {
+		return time.Time{}, err
+	}
+	m, err := ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.RenewOperatorResponse, error) {
+		return wire(c.RenewOperator(ctx, connect.NewRequest(&controlv1.RenewOperatorRequest{Csr: csr})))
+	})
+	if err != nil {
+		return time.Time{}, err
+	}
+	leaf, err := x509.ParseCertificate(m.GetCertificate())
+	if err != nil {
+		return time.Time{}, fault.Because(err, op, fault.Invalid, "the control plane answered with no certificate")
+	}
+	if pub, ok := leaf.PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(key.Public()) {
+		return time.Time{}, fault.New(op, fault.Invalid, "the certificate is not of the key that asked for it")
+	}
+	if _, err := identity.ParseDER(m.GetBundle(), v.TrustDomain); err != nil {
+		return time.Time{}, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return time.Time{}, fault.At(op, fault.Internal, err)
+	}
+	var bundle bytes.Buffer
+	for _, ca := range m.GetBundle() {
+		bundle.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca}))
+	}
+	return leaf.NotAfter, replace(map[string][]byte{
+		v.Bundle:      bundle.Bytes(),
+		v.Key:         pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}),
+		v.Certificate: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf.Raw}),
+	})
+}
+
+// replace writes files beside the old ones, readable by their owner only, and puts them in their place when all are there.
+func replace(files map[string][]byte) error {
+	const op = "demarc.replace"
+	for path, b := range files {
+		f, err := os.OpenFile(filepath.Clean(path)+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+		if err != nil {
+			return fault.Because(err, op, fault.Unavailable, "%s.new can't be written", path)
+		}
+		_, err = f.Write(b)
+		if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+			return fault.Because(err, op, fault.Unavailable, "%s.new can't be written", path)
+		}
+	}
+	for path := range files {
+		if err := os.Rename(filepath.Clean(path)+".new", filepath.Clean(path)); err != nil {
+			return fault.Because(err, op, fault.Unavailable, "%s can't be replaced", path)
+		}
+	}
+	return nil
+}

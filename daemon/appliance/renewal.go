@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package appliance
+
+import (
+	"context"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/demarc-dev/demarc/api"
+	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
+	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/identity"
+)
+
+// Timing of renewals.
+const (
+	rolledSpread = 10 * time.Minute // over which a fleet renews once another CA issues
+	renewRest    = time.Minute      // the least time between two renewals
+	renewBase    = 10 * time.Second // wait after a failed one; doubles
+	renewCap     = time.Hour
+	lookAgain    = 6 * time.Hour // at the latest; a host that slept has missed its timers
+)
+
+// renewal asks for the next certificate from half of the life of this one on, and at once (spread over the fleet) where
+// another CA issues than the one that issued this one.
+func (a *Appliance) renewal(ctx context.Context, ready func()) error {
+	ready()
+	var due time.Time // when the certificate of this serial is renewed, by the wallet's clock
+	var serial string
+	var tainted bool
+	failed := 0
+	for {
+		wait := lookAgain
+		if leaf, _ := a.wallet.Leaf(); leaf != nil {
+			if s, t := string(identity.SerialOf(leaf.Leaf)), a.wallet.tainted(); s != serial || t != tainted {
+				serial, tainted, failed = s, t, 0
+				due = a.due(leaf.Leaf.NotAfter, identity.RenewFrom(leaf.Leaf, identity.DefaultBackdate), tainted)
+			}
+			l := a.link.Load()
+			until := due.Sub(a.wallet.Now())
+			switch {
+			case l == nil: // the nudge comes with the next channel
+			case until > 0:
+				wait = min(wait, until)
+			default:
+				if err := a.renew(ctx, l); err == nil {
+					wait = renewRest
+				} else if ctx.Err() == nil {
+					wait = min(renewCap, renewBase<<min(failed, 10))
+					wait = wait/2 + time.Duration(a.opts.Rand()*float64(wait)/2)
+					failed++
+					due = a.wallet.Now().Add(wait)
+					a.log.Warn("the certificate was not renewed", "until", leaf.Leaf.NotAfter, "again in", wait, "err", err)
+				}
+			}
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return nil
+		case <-t.C:
+		case <-a.nudge:
+			t.Stop()
+		}
+	}
+}
+
+// due is when a certificate is renewed: some time after half of its life, so that a fleet that enrolled in one hour
+// does not renew in one hour; within minutes where its CA no longer issues.
+func (a *Appliance) due(end, half time.Time, tainted bool) time.Time {
+	if tainted {
+		return a.wallet.Now().Add(time.Duration(a.opts.Rand() * float64(rolledSpread)))
+	}
+	return half.Add(time.Duration(a.opts.Rand() * float64(end.Sub(half)) / 4))
+}
+
+func (a *Appliance) renew(ctx context.Context, l *link) error {
+	const op = "appliance.renew"
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	key, request, err := a.wallet.pending()
+	if err != nil {
+		return err
+	}
+	client := boundaryv1connect.NewBoundaryClient(l.http, base, connect.WithReadMaxBytes(256<<10))
+	res, err := client.Renew(ctx, connect.NewRequest(&boundaryv1.RenewRequest{Csr: request}))
+	if err != nil {
+		return api.FromWire(op, err)
+	}
+	if err := a.wallet.keep(key, res.Msg.GetCertificate(), res.Msg.GetBundle(), res.Msg.GetBundleNumber()); err != nil {
+		return err
+	}
+	a.log.Info("certificate renewed")
+	return fault.At(op, fault.Unavailable, l.cc.Close()) // the switch dials again at once, with the new certificate; what is under way is sent again
+}

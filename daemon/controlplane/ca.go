@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/demarc-dev/demarc/api"
+	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
+	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+)
+
+// maxCALife bounds the life of a CA that an operator asks for.
+const maxCALife = 20 * 365 * 24 * time.Hour
+
+// issue signs a leaf with the active authority, and names it.
+func (s *Server) issue(csrDER []byte, role fleet.Role, name string) (*x509.Certificate, fleet.Digest, error) {
+	csr, err := identity.ParseCSR(csrDER)
+	if err != nil {
+		return nil, "", err
+	}
+	page := s.book.View()
+	slot, err := identity.Issuer(page.Slots)
+	if err != nil {
+		return nil, "", err
+	}
+	ca, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, s.KEK)
+	if err != nil {
+		return nil, "", err
+	}
+	leaf, err := ca.Issue(csr, fleet.PrincipalOf(page.TrustDomain, role, name), s.now(), s.LeafLife, identity.IssueOptions{Rand: rand.Reader})
+	return leaf, slot.ID(), err
+}
+
+// bundle is the certificates of every authority that is trusted now, DER, and their number.
+func (s *Server) bundle() ([][]byte, uint64) {
+	page := s.book.View()
+	var out [][]byte
+	for _, slot := range page.Slots {
+		if slot.Stage == identity.Prepared || slot.Stage == identity.Active || slot.Stage == identity.Tainted {
+			out = append(out, slot.CertDER)
+		}
+	}
+	return out, page.Bundle()
+}
+
+// told is the newest bundle as it was signed for all channels: it is signed once, not for each of them.
+type told struct {
+	mu     sync.Mutex
+	number uint64
+	sealed []byte
+}
+
+// signedBundle is the newest bundle for those who did not ask.
+func (s *Server) signedBundle() ([]byte, error) {
+	page := s.book.View()
+	s.told.mu.Lock()
+	defer s.told.mu.Unlock()
+	if s.told.number != page.Bundle() {
+		sealed, err := identity.SealBundle(page.TrustDomain, page.Bundle(), page.Slots, s.now(), nil, s.logKey)
+		if err != nil {
+			return nil, err
+		}
+		s.told.number, s.told.sealed = page.Bundle(), sealed
+	}
+	return s.told.sealed, nil
+}
+
+// Bundle signs the CAs and the time for a stranger: an appliance that slept through a change, or whose clock is off.
+func (b bootstrap) Bundle(_ context.Context, req *connect.Request[boundaryv1.BundleRequest]) (*connect.Response[boundaryv1.BundleResponse], error) {
+	if !b.strangers.Allow() {
+		return nil, tooMany()
+	}
+	if err := identity.CheckBundleNonce(req.Msg.GetNonce()); err != nil {
+		return nil, err
+	}
+	page := b.book.View()
+	sealed, err := identity.SealBundle(page.TrustDomain, page.Bundle(), page.Slots, b.now(), req.Msg.GetNonce(), b.logKey)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&boundaryv1.BundleResponse{Sealed: sealed}), nil
+}
+
+// holds records that an appliance stored a bundle, where that says something new.
+func (s *Server) holds(ctx context.Context, by fleet.Principal, name fleet.ApplianceID, number uint64) error {
+	page := s.book.View()
+	a, err := page.Appliance(name)
+	if err != nil || number <= a.Bundle {
+		return err
+	}
+	if number > page.Bundle() {
+		return nil // this node is behind, or the appliance says more than it knows: neither is worth its channel
+	}
+	_, err = submit(ctx, s, by, "", HoldsBundle{Name: name, Number: number})
+	return err
+}
+
+func (s *Server) nodes() []string {
+	var out []string
+	for _, m := range s.Members {
+		out = append(out, m.Name)
+	}
+	return out
+}
+
+// ListAuthorities tells the stage of each CA, who still uses it, and who does not hold the newest bundle.
+func (s *Server) ListAuthorities(ctx context.Context, _ *connect.Request[controlv1.ListAuthoritiesRequest]) (*connect.Response[controlv1.ListAuthoritiesResponse], error) {
+	if err := s.Order.Read(ctx); err != nil {
+		return nil, err
+	}
+	page := s.book.View()
+	out := &controlv1.ListAuthoritiesResponse{BundleNumber: page.Bundle()}
+	users := map[fleet.Digest]uint32{}
+	for _, a := range page.Appliances() {
+		if a.Current != "" {
+			users[a.CurrentIssuer]++
+		}
+		if a.Next != "" && a.NextIssuer != a.CurrentIssuer {
+			users[a.NextIssuer]++
+		}
+	}
+	for _, slot := range page.Slots {
+		cert, err := x509.ParseCertificate(slot.CertDER)
+		if err != nil {
+			return nil, fault.At("controlplane.ListAuthorities", fault.Internal, err)
+		}
+		out.Authorities = append(out.Authorities, &controlv1.Authority{Id: string(slot.ID()), Stage: string(slot.Stage), Name: cert.Subject.CommonName,
+			NotAfterUnix: cert.NotAfter.Unix(), Appliances: users[slot.ID()]})
+	}
+	for _, h := range page.Missing(s.nodes(), page.Bundle()) {
+		out.Missing = append(out.Missing, &controlv1.Missing{Name: h.Name, Kind: h.Kind, Online: h.Online, Holds: h.Holds})
+	}
+	return connect.NewResponse(out), nil
+}
+
+// PrepareAuthority makes a CA and announces it.
+func (s *Server) PrepareAuthority(ctx context.Context, req *connect.Request[controlv1.PrepareAuthorityRequest]) (*connect.Response[controlv1.PrepareAuthorityResponse], error) {
+	const op = "controlplane.PrepareAuthority"
+	seconds := req.Msg.GetLifeSeconds()
+	life := identity.DefaultCALife
+	if seconds != 0 {
+		if seconds < 0 || seconds > int64(maxCALife/time.Second) {
+			return nil, fault.New(op, fault.Invalid, "a CA that lives %d seconds: use more than none and at most 20 years", seconds)
+		}
+		life = time.Duration(seconds) * time.Second
+	}
+	ca, err := identity.NewCA(s.book.View().TrustDomain, s.now(), rand.Reader, life)
+	if err != nil {
+		return nil, err
+	}
+	key, err := ca.SealKey(s.KEK, rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	// The CA is drawn anew in each try, so a repeated request is answered with conflict and not with a second CA.
+	took, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), PrepareCA{Cert: ca.Cert.Raw, SealedKey: key})
+	return connect.NewResponse(&controlv1.PrepareAuthorityResponse{Id: string(took.ID), BundleNumber: took.Bundle}), err
+}
+
+// ActivateAuthority makes a prepared CA the one that issues.
+func (s *Server) ActivateAuthority(ctx context.Context, req *connect.Request[controlv1.ActivateAuthorityRequest]) (*connect.Response[controlv1.ActivateAuthorityResponse], error) {
+	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), ActivateCA{ID: fleet.Digest(req.Msg.GetId()), Nodes: s.nodes()})
+	return connect.NewResponse(&controlv1.ActivateAuthorityResponse{}), err
+}
+
+// RetireAuthority ends the trust in a CA.
+func (s *Server) RetireAuthority(ctx context.Context, req *connect.Request[controlv1.RetireAuthorityRequest]) (*connect.Response[controlv1.RetireAuthorityResponse], error) {
+	m := req.Msg
+	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
+		RetireCA{ID: fleet.Digest(m.GetId()), Nodes: s.nodes(), Compromised: m.GetCompromised()})
+	return connect.NewResponse(&controlv1.RetireAuthorityResponse{}), err
+}
+
+// RenewOperator issues another certificate to the operator who calls.
+func (s *Server) RenewOperator(ctx context.Context, req *connect.Request[controlv1.RenewOperatorRequest]) (*connect.Response[controlv1.RenewOperatorResponse], error) {
+	_, _, name, ok := api.From(ctx).Principal.Split()
+	if !ok {
+		return nil, fault.New("controlplane.RenewOperator", fault.Denied, "the caller has no name")
+	}
+	leaf, _, err := s.issue(req.Msg.GetCsr(), fleet.Operator, name)
+	if err != nil {
+		return nil, err
+	}
+	cas, _ := s.bundle()
+	return connect.NewResponse(&controlv1.RenewOperatorResponse{Certificate: leaf.Raw, Bundle: cas}), nil
+}

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+)
+
+// Source is a node's own certificate and the CAs that it trusts. What it was given serves the first start; once the
+// book has a CA that issues, the node makes its own leaf from it, renews it from half of its life on, and makes another
+// as soon as another CA issues. It is an [identity.Source].
+type Source struct {
+	server *Server
+	first  *tls.Certificate
+	roots  *x509.CertPool
+	key    crypto.Signer
+	csr    *x509.CertificateRequest
+
+	mu     sync.Mutex
+	number uint64 // of the bundle that pool holds
+	pool   *x509.CertPool
+	issuer fleet.Digest // of leaf
+	leaf   *tls.Certificate
+	from   time.Time // when leaf is renewed
+}
+
+// NewSource makes the source of a node from the certificate and the CAs that serve its first start.
+func (s *Server) NewSource(first *tls.Certificate, roots *x509.CertPool) (*Source, error) {
+	const op = "controlplane.NewSource"
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fault.At(op, fault.Internal, err)
+	}
+	der, err := identity.NewCSR(key, rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	csr, err := identity.ParseCSR(der)
+	if err != nil {
+		return nil, err
+	}
+	if first.Leaf == nil {
+		if first.Leaf, err = x509.ParseCertificate(first.Certificate[0]); err != nil {
+			return nil, fault.At(op, fault.Invalid, err)
+		}
+	}
+	return &Source{server: s, first: first, roots: roots, key: key, csr: csr}, nil
+}
+
+func loadFiles(cfg *configs.Control, s *Server) (*Source, error) {
+	const op = "controlplane.certificate"
+	leaf, err := tls.LoadX509KeyPair(cfg.Certificate.File, cfg.Certificate.Key)
+	if err != nil {
+		return nil, fault.Because(err, op, fault.Invalid, "the node's certificate can't be read: %v", err)
+	}
+	b, err := os.ReadFile(cfg.Certificate.Bundle)
+	if err != nil {
+		return nil, fault.Because(err, op, fault.Invalid, "the bundle can't be read: %s", cfg.Certificate.Bundle)
+	}
+	cas, err := identity.ParseBundle(b, cfg.TrustDomain)
+	if err != nil {
+		return nil, fault.At(op, "", err)
+	}
+	return s.NewSource(&leaf, identity.Pool(cas))
+}
+
+// Leaf implements [identity.Source]. A node that can't make its leaf shows the one it has: that is better than none.
+func (f *Source) Leaf() (*tls.Certificate, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.fresh(); err != nil {
+		f.server.log.Warn("this node could not make its own certificate", "err", err)
+	}
+	if f.leaf != nil {
+		return f.leaf, nil
+	}
+	return f.first, nil
+}
+
+// fresh makes a leaf where there is none, another CA issues, or half of its life is over.
+func (f *Source) fresh() error {
+	page, now := f.server.book.View(), f.server.now()
+	slot, err := identity.Issuer(page.Slots)
+	if err != nil {
+		if len(page.Slots) == 0 {
+			return nil // the book has not begun
+		}
+		return err
+	}
+	if f.leaf != nil && f.issuer == slot.ID() && now.Before(f.from) {
+		return nil
+	}
+	ca, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, f.server.KEK)
+	if err != nil {
+		return err
+	}
+	extra := identity.IssueOptions{Rand: rand.Reader, DNSNames: f.first.Leaf.DNSNames}
+	for _, ip := range f.first.Leaf.IPAddresses {
+		if a, ok := netip.AddrFromSlice(ip); ok {
+			extra.IPs = append(extra.IPs, a.Unmap())
+		}
+	}
+	leaf, err := ca.Issue(f.csr, f.server.self(), now, f.server.LeafLife, extra)
+	if err != nil {
+		return err
+	}
+	f.leaf, f.issuer = &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: f.key, Leaf: leaf}, slot.ID()
+	f.from = identity.RenewFrom(leaf, identity.DefaultBackdate)
+	return nil
+}
+
+// Roots implements [identity.Source]. One pool serves all handshakes until the bundle changes.
+func (f *Source) Roots() *x509.CertPool {
+	page := f.server.book.View()
+	number := page.Bundle()
+	if number == 0 {
+		return f.roots
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.pool == nil || f.number != number {
+		pool, err := identity.Bundle(page.Slots)
+		if err != nil {
+			f.server.log.Error("the CAs of the book can't be read", "err", err)
+			return f.roots
+		}
+		f.pool, f.number = pool, number
+	}
+	return f.pool
+}
+
+// serves tells the number of the bundle that this node trusts and shows a leaf of; 0 while it can't.
+func (f *Source) serves() uint64 {
+	number := f.server.book.View().Bundle()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.fresh(); err != nil || f.leaf == nil {
+		return 0
+	}
+	return number
+}
+
+// Tend puts on record which bundle this node serves, each time that it changes, until ctx ends.
+func (s *Server) Tend(ctx context.Context, f *Source) error {
+	wait := time.Second
+	for {
+		changed := s.book.Changed()
+		again := make(<-chan time.Time)
+		page := s.book.View()
+		had, _ := page.nodes.Get(s.name)
+		if number := page.Bundle(); number > had && page.TrustDomain != "" {
+			var err error
+			if serves := f.serves(); serves >= number {
+				_, err = submit(ctx, s, s.self(), "", NodeBundle{Name: s.name, Number: number})
+			}
+			if now, _ := s.book.View().nodes.Get(s.name); now < number {
+				if err != nil && ctx.Err() == nil {
+					s.log.Info("which bundle this node serves is not on record yet", "err", fault.Text(err))
+				}
+				again, wait = time.After(wait), min(2*wait, time.Minute)
+				changed = nil // its own trouble is not mended by each change of the book
+			} else {
+				wait = time.Second
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-again:
+		}
+	}
+}

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package fleettest
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon/appliance"
+	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/ledger"
+	"github.com/demarc-dev/demarc/mesh"
+	"github.com/demarc-dev/demarc/seal"
+)
+
+// Appliance is one appliance of a fleet. Its directory outlives its process.
+type Appliance struct {
+	Name   string
+	Proofs int // how often it proved its platform identity
+	Dials  int
+	f      *Fleet
+	cfg    *configs.Appliance
+	cut    bool
+	skew   time.Duration
+	stop   func()
+	onDial func()
+}
+
+// AddAppliance registers an appliance and makes its directory. Start starts it.
+func (f *Fleet) AddAppliance(name string) *Appliance {
+	f.t.Helper()
+	_, err := ledger.Submit(f.t.Context(), order{f}, f.meta(), controlplane.RegisterAppliance{Name: fleet.ApplianceID(name), Customer: "globex", Expect: f.expect(name)})
+	f.must(err)
+	dir := f.t.TempDir()
+	file := func(name string, b []byte) string {
+		p := filepath.Join(dir, name)
+		f.must(os.WriteFile(p, b, 0o600))
+		return p
+	}
+	key, err := seal.KeyOf(f.platform.Public()) // any key will do: no release is signed here
+	f.must(err)
+	a := &Appliance{Name: name, f: f, cfg: &configs.Appliance{Name: name, Customer: "globex", TrustDomain: Domain, Dir: filepath.Join(dir, "state"),
+		ControlPlane: configs.Vendor{Addresses: []string{"node:1"}, BundleFile: file("bundle.pem", f.bundle), ReleaseKeys: []string{file("release.pub", key.PEM())}},
+		Transports:   []configs.Transport{{Name: "https", Kind: configs.HTTPS}},
+		Runtime:      configs.Runtime{Kind: configs.RuntimeProcess}, Secrets: configs.Secrets{Kind: configs.SecretsFiles, Dir: dir},
+		Ingress: configs.Ingress{Host: "127.0.0.1"}}}
+	f.t.Cleanup(a.Stop)
+	return a
+}
+
+// Start starts the process, with what is on its disk.
+func (a *Appliance) Start() {
+	f := a.f
+	f.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	app, err := appliance.New(ctx, a.cfg, "test", f.log.With("appliance", a.Name), appliance.Options{
+		Now:    func() time.Time { f.mu.Lock(); defer f.mu.Unlock(); return time.Now().Add(a.skew) },
+		Routes: map[string]mesh.Route{"https": road{a}},
+		Proof:  a.proof,
+	})
+	f.must(err)
+	var wg sync.WaitGroup
+	for _, p := range app.Link() {
+		wg.Go(func() { _ = p.Run(ctx, func() {}) })
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a.stop = func() {
+		cancel()
+		wg.Wait()
+		app.Close(context.Background())
+	}
+}
+
+// Stop ends the process at once: its connections are gone before it can say goodbye.
+func (a *Appliance) Stop() {
+	a.f.mu.Lock()
+	stop := a.stop
+	a.stop = nil
+	a.f.mu.Unlock()
+	a.hangUp()
+	if stop != nil {
+		stop()
+	}
+}
+
+func (a *Appliance) hangUp() {
+	a.f.mu.Lock()
+	defer a.f.mu.Unlock()
+	for c, of := range a.f.conns {
+		if of == a {
+			_ = c.Close()
+		}
+	}
+}
+
+// Cut takes the network away, from connections that stand too.
+func (a *Appliance) Cut() {
+	a.f.mu.Lock()
+	a.cut = true
+	a.f.mu.Unlock()
+	a.hangUp()
+}
+
+// Heal gives it back.
+func (a *Appliance) Heal() {
+	a.f.mu.Lock()
+	defer a.f.mu.Unlock()
+	a.cut = false
+}
+
+// Skew sets the clock of the host wrong by d.
+func (a *Appliance) Skew(d time.Duration) {
+	a.f.mu.Lock()
+	defer a.f.mu.Unlock()
+	a.skew = d
+}
+
+// OnDial has hook called at the next dial, once: a place to crash at.
+func (a *Appliance) OnDial(hook func()) {
+	a.f.mu.Lock()
+	defer a.f.mu.Unlock()
+	a.onDial = hook
+}
+
+// Up tells whether the vendor's book has the appliance online with a certificate that holds.
+func (a *Appliance) Up() bool {
+	at := a.f.Of(a.Name)
+	return at.Online && at.Status == controlplane.Enrolled && at.CurrentTill.After(time.Now())
+}
+
+// WaitUp waits until it is.
+func (a *Appliance) WaitUp(limit time.Duration) time.Duration {
+	a.f.t.Helper()
+	return a.f.Wait(a.Name+" is up", limit, a.Up)
+}
+
+// road is the appliance's only transport.
+type road struct{ a *Appliance }
+
+// Name implements [mesh.Route].
+func (road) Name() string { return "https" }
+
+// Dial implements [mesh.Route].
+func (r road) Dial(ctx context.Context, _ string) (net.Conn, error) {
+	f := r.a.f
+	f.mu.Lock()
+	r.a.Dials++
+	hook := r.a.onDial
+	r.a.onDial = nil
+	f.mu.Unlock()
+	if hook != nil {
+		hook()
+		return nil, errGone
+	}
+	c, err := f.dial(ctx, r.a)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// proof is the platform: it signs a projected token.
+func (a *Appliance) proof(_ context.Context, audience string) (string, error) {
+	a.f.mu.Lock()
+	a.Proofs++
+	a.f.mu.Unlock()
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: a.f.platform, KeyID: "k"}}, nil)
+	if err != nil {
+		return "", err
+	}
+	now := time.Now() // the platform's clock is right
+	b, err := json.Marshal(map[string]any{"iss": "https://cluster.example", "sub": "system:serviceaccount:demarc:" + a.Name, "aud": []string{audience},
+		"exp": now.Add(10 * time.Minute).Unix(), "iat": now.Unix()})
+	if err != nil {
+		return "", err
+	}
+	o, err := signer.Sign(b)
+	if err != nil {
+		return "", err
+	}
+	return o.CompactSerialize()
+}

@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package fleettest is a whole fleet in one process and in fake time: the vendor's real server behind real TLS 1.3 over
+// wires of memory, and real appliances with real books on disk. It stands beside the house: any room's tests may use it.
+//
+// Call [New] inside of a bubble of testing/synctest. Time then costs nothing: 90 days pass as fast as what happens in them.
+package fleettest
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/demarc-dev/demarc/api"
+	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/ledger"
+)
+
+// Domain is the trust domain of a fleet.
+const Domain = "acme.example"
+
+const nodeName = "cp-1"
+
+// LeafLife is how long the fleet's certificates live.
+const LeafLife = identity.DefaultLeafLife
+
+// Fleet is a vendor with one node, and its customers' appliances.
+type Fleet struct {
+	t        *testing.T
+	kek      []byte
+	first    *tls.Certificate
+	bundle   []byte // the file that customers got at the beginning
+	platform *ecdsa.PrivateKey
+	log      *slog.Logger
+
+	mu     sync.Mutex
+	record [][]byte // the log of changes: what survives a crash of the node
+	after  func(kind string, by fleet.Principal)
+	book   *ledger.Book[controlplane.State]
+	server *controlplane.Server
+	door   *door
+	conns  map[*end]*Appliance
+	stop   func()
+}
+
+// New starts a vendor. The test's cleanup ends it.
+func New(t *testing.T) *Fleet {
+	t.Helper()
+	f := &Fleet{t: t, kek: make([]byte, 32), conns: map[*end]*Appliance{}, log: slog.New(slog.NewTextHandler(logs{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))}
+	if !testing.Verbose() {
+		f.log = slog.New(slog.DiscardHandler)
+	}
+	ca, err := identity.NewCA(Domain, time.Now(), rand.Reader, identity.DefaultCALife)
+	f.must(err)
+	sealed, err := ca.SealKey(f.kek, rand.Reader)
+	f.must(err)
+	slots, err := identity.Prepare(nil, ca.Cert.Raw, sealed)
+	f.must(err)
+	slots, err = identity.Activate(slots, slots[0].ID())
+	f.must(err)
+	f.bundle, err = identity.BundlePEM(slots)
+	f.must(err)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	f.must(err)
+	der, err := identity.NewCSR(key, rand.Reader)
+	f.must(err)
+	csr, err := identity.ParseCSR(der)
+	f.must(err)
+	leaf, err := ca.Issue(csr, fleet.PrincipalOf(Domain, fleet.Node, nodeName), time.Now(), LeafLife, identity.IssueOptions{Rand: rand.Reader})
+	f.must(err)
+	f.first = &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
+	f.platform, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	f.must(err)
+	f.StartNode()
+	t.Cleanup(f.CrashNode)
+	_, err = ledger.Submit(t.Context(), order{f}, f.meta(), controlplane.Genesis{TrustDomain: Domain, Slots: slots})
+	f.must(err)
+	_, err = ledger.Submit(t.Context(), order{f}, f.meta(), controlplane.RegisterCustomer{Name: "globex"})
+	f.must(err)
+	return f
+}
+
+type logs struct{ t *testing.T }
+
+// Write implements io.Writer.
+func (l logs) Write(b []byte) (int, error) {
+	l.t.Logf("%s %s", time.Now().Format("01-02 15:04:05"), b)
+	return len(b), nil
+}
+
+func (f *Fleet) must(err error) {
+	f.t.Helper()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *Fleet) meta() ledger.Meta {
+	return ledger.Meta{At: time.Now().UTC(), By: "test", Request: fleet.RequestID(fmt.Sprint("t", time.Now().UnixNano(), f.Size()))}
+}
+
+// Size is the number of entries in the vendor's log.
+func (f *Fleet) Size() int64 { return f.View().log }
+
+type view struct {
+	controlplane.State
+	log int64
+}
+
+// View is the vendor's book as it is now.
+func (f *Fleet) View() view {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s, log := f.book.Both()
+	return view{s, log.Size()}
+}
+
+// Of is what the vendor's book holds of an appliance.
+func (f *Fleet) Of(name string) controlplane.Appliance {
+	f.t.Helper()
+	a, err := f.View().Appliance(fleet.ApplianceID(name))
+	f.must(err)
+	return a
+}
+
+// order is the order of changes of one node, on record before it is applied.
+type order struct{ f *Fleet }
+
+// Propose implements [controlplane.Sequence].
+func (o order) Propose(ctx context.Context, data []byte) ([]byte, error) {
+	f := o.f
+	f.mu.Lock()
+	if f.stop == nil || ctx.Err() != nil {
+		f.mu.Unlock()
+		return nil, fault.New("fleettest.Propose", fault.Unavailable, "the node is down")
+	}
+	if err := f.book.Rehearse(data); err != nil {
+		f.mu.Unlock()
+		return nil, err
+	}
+	f.record = append(f.record, data)
+	ans, err := f.book.Apply(uint64(len(f.record)), data)
+	after := f.after
+	f.mu.Unlock()
+	if after != nil {
+		var in struct {
+			Kind string      `json:"kind"`
+			Meta ledger.Meta `json:"meta"`
+		}
+		_ = json.Unmarshal(data, &in)
+		after(in.Kind, in.Meta.By)
+	}
+	return ans, err
+}
+
+// Read implements [controlplane.Sequence].
+func (order) Read(context.Context) error { return nil }
+
+// Leader implements [controlplane.Sequence].
+func (order) Leader() string { return nodeName }
+
+// After has f called after each change that is on record, before its answer goes anywhere: a place to crash at.
+func (f *Fleet) After(hook func(kind string, by fleet.Principal)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.after = hook
+}
+
+// StartNode starts the node from its record.
+func (f *Fleet) StartNode() {
+	f.t.Helper()
+	book := controlplane.NewBook()
+	f.mu.Lock()
+	for i, data := range f.record {
+		if _, err := book.Apply(uint64(i+1), data); err != nil {
+			f.mu.Unlock()
+			f.t.Fatal(err)
+		}
+	}
+	f.book = book
+	f.mu.Unlock()
+	server, err := controlplane.NewServer(controlplane.Options{Name: nodeName, Book: book, Order: order{f}, KEK: f.kek, LeafLife: LeafLife,
+		Members: []controlplane.Member{{Name: nodeName}}, Now: time.Now, Log: f.log})
+	f.must(err)
+	roots, err := identity.ParseBundle(f.bundle, Domain)
+	f.must(err)
+	source, err := server.NewSource(f.first, identity.Pool(roots))
+	f.must(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	d := newDoor()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		_ = server.Door("door", d, identity.Server(source, server.Admit, false, controlplane.Protocols()...), f.log).Run(ctx, func() {})
+	})
+	wg.Go(func() { _ = server.Follow(ctx, func() {}) })
+	wg.Go(func() { _ = server.Tend(ctx, source) })
+	f.mu.Lock()
+	f.server, f.door = server, d
+	f.stop = func() { cancel(); wg.Wait() }
+	f.mu.Unlock()
+}
+
+// CrashNode ends the node: nothing that it says after the last change on record is heard.
+func (f *Fleet) CrashNode() {
+	f.mu.Lock()
+	stop := f.stop
+	f.stop = nil
+	for c := range f.conns {
+		_ = c.Close()
+	}
+	f.mu.Unlock()
+	if stop != nil {
+		stop()
+	}
+}
+
+// dial brings an appliance to the node's door.
+func (f *Fleet) dial(ctx context.Context, a *Appliance) (*end, error) {
+	f.mu.Lock()
+	up, d := f.stop != nil && !a.cut, f.door
+	f.mu.Unlock()
+	if !up {
+		return nil, fault.New("fleettest.Dial", fault.Unavailable, "no way to the node")
+	}
+	mine, theirs := wire()
+	select {
+	case d.in <- theirs:
+	case <-d.ended:
+		return nil, fault.New("fleettest.Dial", fault.Unavailable, "the node is down")
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for c := range f.conns { // forget those that ended
+		if c.in.ended() {
+			delete(f.conns, c)
+		}
+	}
+	f.conns[mine] = a
+	return mine, nil
+}
+
+func (h *half) ended() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.closed
+}
+
+// operator is the context of an operator's call.
+func (f *Fleet) operator() (context.Context, *controlplane.Server) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return api.With(context.Background(), api.Who{Class: api.Operator, Principal: fleet.PrincipalOf(Domain, fleet.Operator, "ops")}), f.server
+}
+
+// PrepareCA announces a CA and gives its id.
+func (f *Fleet) PrepareCA() string {
+	f.t.Helper()
+	ctx, s := f.operator()
+	res, err := s.PrepareAuthority(ctx, connect.NewRequest(&controlv1.PrepareAuthorityRequest{}))
+	f.must(err)
+	return res.Msg.GetId()
+}
+
+// ActivateCA makes it the one that issues.
+func (f *Fleet) ActivateCA(id string) error {
+	ctx, s := f.operator()
+	_, err := s.ActivateAuthority(ctx, connect.NewRequest(&controlv1.ActivateAuthorityRequest{Id: id}))
+	return err
+}
+
+// RetireCA ends the trust in it.
+func (f *Fleet) RetireCA(id string, compromised bool) error {
+	ctx, s := f.operator()
+	_, err := s.RetireAuthority(ctx, connect.NewRequest(&controlv1.RetireAuthorityRequest{Id: id, Compromised: compromised}))
+	return err
+}
+
+// CAs lists the CAs and who is missing.
+func (f *Fleet) CAs() *controlv1.ListAuthoritiesResponse {
+	f.t.Helper()
+	ctx, s := f.operator()
+	res, err := s.ListAuthorities(ctx, connect.NewRequest(&controlv1.ListAuthoritiesRequest{}))
+	f.must(err)
+	return res.Msg
+}
+
+// Ban bans an appliance.
+func (f *Fleet) Ban(name string) {
+	f.t.Helper()
+	ctx, s := f.operator()
+	_, err := s.BanAppliance(ctx, connect.NewRequest(&controlv1.BanApplianceRequest{Name: name, Reason: "lost"}))
+	f.must(err)
+}
+
+// IssuerCA is the id of the CA that issues.
+func (f *Fleet) IssuerCA() string {
+	f.t.Helper()
+	s, err := identity.Issuer(f.View().Slots)
+	f.must(err)
+	return string(s.ID())
+}
+
+// Wait passes fake time until the condition holds, and gives how long that took. It fails the test after limit.
+func (f *Fleet) Wait(what string, limit time.Duration, holds func() bool) time.Duration {
+	f.t.Helper()
+	began := time.Now()
+	for !holds() {
+		if time.Since(began) > limit {
+			f.t.Fatalf("after %s: not yet: %s", limit, what)
+		}
+		time.Sleep(min(time.Second, limit))
+	}
+	return time.Since(began)
+}
+
+// expect is the platform identity that the vendor registers for every appliance of a fleet.
+func (f *Fleet) expect(name string) json.RawMessage {
+	set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: f.platform.Public(), KeyID: "k", Algorithm: "ES256", Use: "sig"}}})
+	f.must(err)
+	b, err := json.Marshal(identity.Expect{Kind: "kubernetes", Issuer: "https://cluster.example", JWKS: set, Namespace: "demarc", ServiceAccount: name})
+	f.must(err)
+	return b
+}
+
+// errGone is what a crashed appliance ends with.
+var errGone = errors.New("crashed")

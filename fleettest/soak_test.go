@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package fleettest_test
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/fleettest"
+)
+
+// TestSoak lives 36 months: certificates rotate each month, the CA each 12 months, and each month, at a moment drawn from
+// a seed, an answer is lost or a process dies right after something was stored. Each appliance's process runs for some
+// hours around the renewal and is down in between. No human does anything for an appliance.
+func TestSoak(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv("DEMARC_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("DEMARC_SEED=%d", seed)
+	bubble(t, func(t *testing.T, f *fleettest.Fleet) {
+		r := rand.New(rand.NewPCG(seed, 0))
+		var all []*fleettest.Appliance
+		keys := map[string][]byte{}
+		for i := range 3 {
+			a := f.AddAppliance(fmt.Sprint("eu-", i+1))
+			a.Start()
+			a.WaitUp(time.Minute)
+			all = append(all, a)
+			keys[a.Name] = f.Of(a.Name).LogKey
+		}
+		crashes := 0
+		for month := 1; month <= 36; month++ {
+			serials := map[string]fleet.Serial{}
+			for _, a := range all {
+				serials[a.Name] = f.Of(a.Name).Current
+				a.Stop()
+			}
+			time.Sleep(30*day - 12*time.Hour - time.Duration(r.IntN(240))*time.Hour)
+			crashed := crashSomewhere(f, all, r)
+			for _, a := range all {
+				a.Start()
+			}
+			for _, a := range all {
+				f.Wait(fmt.Sprintf("month %d: %s uses another certificate", month, a.Name), 5*day, func() bool { return f.Of(a.Name).Current != serials[a.Name] && a.Up() })
+			}
+			<-crashed
+			crashes++
+			if month%12 == 0 {
+				old, id := f.IssuerCA(), f.PrepareCA()
+				f.Wait("the new CA is active", time.Hour, func() bool { return f.ActivateCA(id) == nil })
+				f.Wait("the old CA is retired", day, func() bool { return f.RetireCA(old, false) == nil })
+			}
+			for _, a := range all {
+				a.WaitUp(time.Hour)
+				at := f.Of(a.Name)
+				if !bytes.Equal(at.LogKey, keys[a.Name]) || string(at.CurrentIssuer) != f.IssuerCA() {
+					t.Fatalf("month %d: %+v", month, at)
+				}
+			}
+		}
+		proofs := 0
+		for _, a := range all {
+			proofs += a.Proofs
+		}
+		t.Logf("36 months, %d crashes, %d proofs of 3 appliances, %d entries in the vendor's log", crashes, proofs, f.Size())
+		if crashes != 36 {
+			t.Errorf("%d crashes, want one each month: the soak does not soak", crashes)
+		}
+		if proofs != len(all) {
+			t.Errorf("%d proofs, want one of each appliance: a lost answer must not cost another", proofs)
+		}
+	})
+}
+
+// crashSomewhere has one appliance or the node fail once: after that appliance's renewal is on record and before its
+// answer is delivered, or after it stored the certificate and before it shows it. What it gives is closed after that.
+func crashSomewhere(f *fleettest.Fleet, all []*fleettest.Appliance, r *rand.Rand) <-chan struct{} {
+	a, what, done := all[r.IntN(len(all))], r.IntN(4), make(chan struct{})
+	var once sync.Once
+	f.After(func(kind string, by fleet.Principal) {
+		if kind != "appliance.renew/2" || by != fleet.PrincipalOf(fleettest.Domain, fleet.Appliance, a.Name) {
+			return
+		}
+		once.Do(func() {
+			f.After(nil)
+			switch what {
+			case 0:
+				a.Cut()
+				a.Heal()
+				close(done)
+			case 1:
+				a.Cut()
+				go func() { a.Stop(); a.Heal(); a.Start(); close(done) }()
+			case 2:
+				for _, b := range all {
+					b.Cut()
+				}
+				go func() {
+					f.CrashNode()
+					f.StartNode()
+					for _, b := range all {
+						b.Heal()
+					}
+					close(done)
+				}()
+			case 3:
+				a.OnDial(func() { go func() { a.Stop(); a.Start(); close(done) }() })
+			}
+		})
+	})
+	return done
+}
