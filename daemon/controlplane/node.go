@@ -117,6 +117,11 @@ func (n *node) doors() ([]daemon.Part, error) {
 	}
 	conf := identity.Server(n.files, n.server.Admit, false, "h2")
 	parts = append(parts, daemon.HTTP("door", ln, conf, n.server.Handler(), n.log))
+	inner, err := innerDoor(n.cfg.InnerTLS, conf, n.server.Handler(), n.log)
+	if err != nil {
+		return nil, err
+	}
+	parts = append(parts, inner...)
 	if n.cfg.Tailnet != nil {
 		_, port, err := net.SplitHostPort(n.cfg.Listen)
 		if err != nil {
