@@ -60,6 +60,8 @@ type Options struct {
 	Members   []Member
 	Now       func() time.Time
 	Log       *slog.Logger
+	// StrangerWait is how long a call of the bootstrap service may take, its body and its answer included; zero means 15 s.
+	StrangerWait time.Duration
 }
 
 // Member is one node of the first cluster, as people know it.
@@ -88,6 +90,7 @@ const maxStranger = 32 << 10
 const (
 	strangerRate  = 200 // a second
 	strangerBurst = 400
+	strangerWait  = 15 * time.Second // unless the options say another
 )
 
 // NewServer makes a server.
@@ -99,6 +102,9 @@ func NewServer(o Options) (*Server, error) {
 	signer, err := logKey(o.KEK)
 	if err != nil {
 		return nil, err
+	}
+	if o.StrangerWait <= 0 {
+		o.StrangerWait = strangerWait
 	}
 	return &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now, nonceKey: key, logKey: signer,
 		strangers: rate.NewLimiter(strangerRate, strangerBurst), channels: channels{open: map[fleet.ApplianceID]*live{}}}, nil
@@ -155,15 +161,18 @@ func (s *Server) Handler() http.Handler {
 			}
 			who = api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial}
 		}
-		if strings.HasPrefix(r.URL.Path, "/"+boundaryv1connect.BootstrapName+"/") && r.ContentLength > maxStranger {
-			err := fault.New("controlplane.Bootstrap", fault.Invalid, "the message has %d bytes, at most %d are taken from a stranger", r.ContentLength, maxStranger)
-			if s.strangers.Allow() {
-				s.onRecord(r.Context(), s.self(), Refuse{What: r.URL.Path, Fault: fault.Invalid, Reason: fault.Text(err)})
-			}
-			_ = errors.Write(w, r, api.ToWire(err))
-			return
-		}
 		rc := http.NewResponseController(w)
+		if strings.HasPrefix(r.URL.Path, "/"+boundaryv1connect.BootstrapName+"/") {
+			if err := s.bound(rc); err != nil {
+				http.Error(w, fault.Text(err), http.StatusInternalServerError)
+				return
+			}
+			if r.ContentLength > maxStranger {
+				_ = errors.Write(w, r, api.ToWire(s.tooLong(r)))
+				return
+			}
+			r.Body = http.MaxBytesReader(w, r.Body, maxStranger) // Connect would read on, and throw away, for as long as bytes come
+		}
 		ctx := context.WithValue(r.Context(), abortKey{}, func() {
 			if err := rc.SetReadDeadline(time.Unix(1, 0)); err != nil {
 				s.log.Warn("can't end the reading of a channel", "error", err)
@@ -171,6 +180,24 @@ func (s *Server) Handler() http.Handler {
 		})
 		mux.ServeHTTP(w, r.WithContext(api.With(ctx, who)))
 	})
+}
+
+// bound ends a call of the bootstrap service that a stranger draws out.
+func (s *Server) bound(rc *http.ResponseController) error {
+	till := time.Now().Add(s.StrangerWait)
+	if err := rc.SetReadDeadline(till); err != nil {
+		return fault.At("controlplane.Bootstrap", fault.Internal, err)
+	}
+	return fault.At("controlplane.Bootstrap", fault.Internal, rc.SetWriteDeadline(till))
+}
+
+// tooLong puts on record that a stranger announced more than is taken, as often as strangers may be heard.
+func (s *Server) tooLong(r *http.Request) error {
+	err := fault.New("controlplane.Bootstrap", fault.Invalid, "the message has %d bytes, at most %d are taken from a stranger", r.ContentLength, maxStranger)
+	if s.strangers.Allow() {
+		s.onRecord(r.Context(), s.self(), Refuse{What: r.URL.Path, Fault: fault.Invalid, Reason: fault.Text(err)})
+	}
+	return err
 }
 
 // refused puts a call that the table refused on record, where the caller has a name.
