@@ -6,7 +6,7 @@ export GOFLAGS := $(GOFLAGS) -tags=ts_omit_peerapiserver
 
 TOOLS   := $(CURDIR)/bin/tools
 
-.PHONY: all bin demo demo-check build test race check vet lint vuln gen gen-check clean
+.PHONY: all bin demo demo-check build test test-roads race check vet lint vuln gen gen-check clean
 all: build
 
 build: ## build everything
@@ -24,6 +24,9 @@ demo-check: bin ## the same, without staying: fails at the first thing that is n
 
 test: ## all tests
 	$(GO) test ./...
+
+test-roads: ## the live switch under faults: real processes in network namespaces (needs root, ip and iptables)
+	DEMARC_NETNS=1 $(GO) test -count=1 -timeout 5m -v -run TestLiveSwitchUnderFaults ./fleettest/roads
 
 race: ## all tests with the race detector, in random order (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on ./...
