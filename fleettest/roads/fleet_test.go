@@ -6,7 +6,9 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -20,12 +22,14 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/identity/identitytest"
+	"github.com/demarc-dev/demarc/mesh/roadtest"
 )
 
 const (
-	domain  = "acme.example"
-	account = "appliance"
-	space   = "demarc"
+	domain    = "acme.example"
+	account   = "appliance"
+	space     = "demarc"
+	appliance = "canary-eu-1" // it crosses the road inside the channel
 )
 
 // pair is a control plane and an appliance that run, each in its namespace.
@@ -77,7 +81,7 @@ func (p *pair) start(name, ns, file string, env ...string) error {
 	defer log.Close()
 	c := exec.Command("ip", "netns", "exec", ns, filepath.Join(p.bin, "demarcd"), "run", "-c", file)
 	c.Stdout, c.Stderr, c.Env = log, log, append(os.Environ(), env...)
-	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: 0, Setpgid: true}
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := c.Start(); err != nil {
 		return err
 	}
@@ -158,8 +162,9 @@ func printToken(socket, audience string) error {
 	return err
 }
 
-// begin starts both programs and waits until the appliance is online over https.
-func (p *pair) begin(ctx context.Context, proxied bool) error {
+// begin starts both programs and waits until the appliance is online.
+// proxied puts the proxy before https; inner lists a road with inner_tls behind it, and opens its door. want is the road on which it comes up.
+func (p *pair) begin(ctx context.Context, proxied, inner bool, want string) error {
 	issuer, err := identitytest.NewIssuer("https://cluster.globex.example")
 	if err != nil {
 		return err
@@ -177,6 +182,11 @@ func (p *pair) begin(ctx context.Context, proxied bool) error {
 	if err := told(p.vendor(ctx, "control-plane", "init", "--dir", p.path("acme"), "--trust-domain", domain, "--node", "cp-1=127.0.0.1:7444,"+controlOnRoad+":"+port+",127.0.0.1:7480")); err != nil {
 		return err
 	}
+	if inner {
+		if err := p.innerDoor(); err != nil {
+			return err
+		}
+	}
 	if err := p.start("control-plane", p.net.control, p.path("acme", "cp-1", "node.yaml"), "DEMARC_LISTEN=0.0.0.0:"+port); err != nil {
 		return err
 	}
@@ -186,22 +196,22 @@ func (p *pair) begin(ctx context.Context, proxied bool) error {
 	if err := told(p.vendor(ctx, "customer", "add", "globex")); err != nil {
 		return err
 	}
-	if err := told(p.vendor(ctx, "appliance", "add", "eu-1", "--customer", "globex", "--expect", p.path("eu-1.json"))); err != nil {
+	if err := told(p.vendor(ctx, "appliance", "add", appliance, "--customer", "globex", "--expect", p.path("eu-1.json"))); err != nil {
 		return err
 	}
-	if err := p.applianceFile(proxied); err != nil {
+	if err := p.applianceFile(proxied, inner); err != nil {
 		return err
 	}
 	if err := p.start("appliance", p.net.appliance, p.path("customer", "appliance.yaml")); err != nil {
 		return err
 	}
-	if err := p.seen(ctx, "https", time.Minute); err != nil {
+	if err := p.seen(ctx, want, time.Minute); err != nil {
 		return fmt.Errorf("%w: %s", err, p.tail("appliance"))
 	}
 	return nil
 }
 
-func (p *pair) applianceFile(proxied bool) error {
+func (p *pair) applianceFile(proxied, inner bool) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -210,9 +220,16 @@ func (p *pair) applianceFile(proxied bool) error {
 	if proxied {
 		by = "\n    proxy: {url: \"http://proxy.road.test:3128\", auth_file: proxy.auth}"
 	}
+	if inner {
+		by += "\n  - kind: https\n    name: https-inner\n    proxy: {url: \"http://proxy.road.test:3128\", auth_file: proxy.auth}\n" +
+			"    inner_tls: {url: \"inner.road.test:" + innerPort + "\", ca_file: inspection.pem}"
+		if err := p.write(string(p.net.proxy.CA.PEM()), "customer", "inspection.pem"); err != nil {
+			return err
+		}
+	}
 	return errors.Join(os.MkdirAll(p.path("customer", "secrets"), 0o700), p.write("ann:s3cret\n", "customer", "proxy.auth"), p.write(fmt.Sprintf(`version: demarc/1
 role: appliance
-name: eu-1
+name: canary-eu-1
 customer: globex
 trust_domain: %s
 dir: data
@@ -230,6 +247,30 @@ proof:
   token_command: [%q, token, %q]
 secrets: {kind: files, dir: secrets}
 `, domain, port, by, controlDirect, port, self, p.path("platform.sock")), "customer", "appliance.yaml"))
+}
+
+// innerDoor adds the door to the control plane's file.
+func (p *pair) innerDoor() error {
+	web, err := roadtest.NewCA("Web CA")
+	if err != nil {
+		return err
+	}
+	leaf, err := web.Leaf("inner.road.test")
+	if err != nil {
+		return err
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(leaf.PrivateKey)
+	if err != nil {
+		return err
+	}
+	file := p.path("acme", "cp-1", "node.yaml")
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	return errors.Join(p.write(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf.Certificate[0]})), "acme", "cp-1", "web.pem"),
+		p.write(string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})), "acme", "cp-1", "web.key"),
+		p.write(string(b)+"inner_tls: {listen: \"0.0.0.0:"+innerPort+"\", cert_file: web.pem, key_file: web.key}\n", "acme", "cp-1", "node.yaml"))
 }
 
 // until looks again and again.
@@ -254,7 +295,7 @@ func until(ctx context.Context, limit time.Duration, what string, is func() bool
 // seen waits until the vendor sees the appliance online over a route.
 func (p *pair) seen(ctx context.Context, route string, limit time.Duration) error {
 	return until(ctx, limit, "the vendor sees the appliance over "+route, func() bool {
-		out, err := p.vendor(ctx, "appliance", "show", "eu-1", "--output", "json").Output()
+		out, err := p.vendor(ctx, "appliance", "show", appliance, "--output", "json").Output()
 		var a struct {
 			Online bool   `json:"online"`
 			Route  string `json:"route"`
@@ -293,7 +334,7 @@ func (p *pair) flow(ctx context.Context, stop <-chan struct{}) (all counts, err 
 }
 
 func (p *pair) probe(ctx context.Context) (c counts, err error) {
-	cmd := p.vendor(ctx, "probe", "--appliance", "eu-1", "--count", "200", "--rate", "20", "--watch", "--timeout", "100s", "--output", "json")
+	cmd := p.vendor(ctx, "probe", "--appliance", appliance, "--count", "200", "--rate", "20", "--watch", "--timeout", "100s", "--output", "json")
 	var out bytes.Buffer
 	cmd.Stdout = &out
 	watch, err := cmd.StderrPipe()

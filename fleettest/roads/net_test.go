@@ -28,6 +28,7 @@ const (
 	controlOnRoad   = "10.77.2.2"
 	controlDirect   = "10.77.3.1"
 	port            = "7443"
+	innerPort       = "8443"
 )
 
 // topology is three namespaces: the appliance's, the control plane's, and the road's between them. A second link goes from the
@@ -110,14 +111,18 @@ func (t *topology) stand() error {
 	if err != nil {
 		return err
 	}
-	dial := func(ctx context.Context, network, _ string) (c net.Conn, err error) { // wherever it is asked for, there is one control plane
+	dial := func(ctx context.Context, network, addr string) (c net.Conn, err error) { // whatever host it is asked for, there is one control plane
+		_, at, err := net.SplitHostPort(addr)
+		if err != nil {
+			return nil, err
+		}
 		err = inside(t.road, func() error {
-			c, err = new(net.Dialer).DialContext(ctx, network, net.JoinHostPort(controlOnRoad, port))
+			c, err = new(net.Dialer).DialContext(ctx, network, net.JoinHostPort(controlOnRoad, at))
 			return err
 		})
 		return c, err
 	}
-	t.relay = &roadtest.Relay{Dial: dial}
+	t.relay = &roadtest.Relay{Target: net.JoinHostPort(controlOnRoad, port), Dial: dial}
 	t.proxy = &roadtest.Proxy{User: "ann", Password: "s3cret", CA: ca, Dial: dial}
 	return inside(t.road, func() error {
 		for at, serve := range map[string]func(net.Listener){port: t.relay.Serve, "3128": t.proxy.Serve} {

@@ -3,11 +3,14 @@
 package roads
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -15,6 +18,8 @@ import (
 
 	"github.com/demarc-dev/demarc/mesh/roadtest"
 )
+
+var only = flag.String("fault", "", "play this fault alone")
 
 func TestMain(m *testing.M) {
 	if len(os.Args) == 4 && os.Args[1] == "token" {
@@ -48,6 +53,76 @@ func needs(t *testing.T) {
 		t.Fatalf("needs %s", strings.Join(missing, ", "))
 	}
 	t.Skipf("needs %s; make test-roads runs it", strings.Join(missing, ", "))
+}
+
+// gap is written as it was seen: once a second.
+func gap(d time.Duration) string {
+	if d < time.Second {
+		return "below 1000 ms"
+	}
+	return fmt.Sprintf("%d ms", d.Milliseconds())
+}
+
+// programs builds demarc and demarcd.
+func programs(t *testing.T) string {
+	t.Helper()
+	bin := t.TempDir()
+	if out, err := exec.Command("go", "build", "-o", bin+"/", "../../cmd/demarc", "../../cmd/demarcd").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v: %s", err, out)
+	}
+	return bin
+}
+
+// innerPath is what a proxy that opens TLS sees of an inner connection.
+const innerPath = "/demarc/inner"
+
+// TestInnerTLSThroughInspection: both roads lead through a proxy that opens TLS. The plain one fails with the name of the proxy's CA, the
+// inner one enrols the appliance and carries the channel, and the proxy reads nothing of it.
+func TestInnerTLSThroughInspection(t *testing.T) {
+	needs(t)
+	bin := programs(t)
+	dir, err := os.MkdirTemp("", "dmroads")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	net, err := newTopology(len(faults))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := net.close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	net.proxy.Opens.Store(true)
+	p := &pair{net: net, bin: bin, dir: dir}
+	defer func() {
+		if err := p.close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := p.begin(ctx, true, true, "https-inner"); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := p.probe(ctx); err != nil || c.Echoed != 200 {
+		t.Errorf("%+v, %v", c, err)
+	}
+	out, err := p.customer(ctx, "transport", "use", "https").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "Corp Inspect CA") {
+		t.Errorf("the plain road: %v: %s", err, out)
+	}
+	clear := net.proxy.Clear()
+	if !bytes.Contains(clear, []byte(innerPath)) || len(clear) < 10_000 {
+		t.Errorf("the proxy read %d bytes and no upgrade: the test shows nothing", len(clear))
+	}
+	for _, canary := range []string{appliance, domain, "spiffe://"} {
+		if bytes.Contains(clear, []byte(canary)) {
+			t.Errorf("the proxy read %q", canary)
+		}
+	}
 }
 
 // fault is what is done to the road in use.
@@ -88,17 +163,16 @@ const hold = 25 * time.Second
 // each with programs and namespaces of its own.
 func TestLiveSwitchUnderFaults(t *testing.T) {
 	needs(t)
-	bin := t.TempDir()
-	build := exec.Command("go", "build", "-o", bin+"/", "../../cmd/demarc", "../../cmd/demarcd")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v: %s", err, out)
-	}
+	bin := programs(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 225*time.Second)
 	defer cancel()
 	type outcome struct {
 		counts counts
 		err    error
 		took   time.Duration
+	}
+	if *only != "" {
+		faults = slices.DeleteFunc(faults, func(f fault) bool { return f.name != *only })
 	}
 	outcomes := make([]outcome, len(faults))
 	var wg sync.WaitGroup
@@ -119,7 +193,7 @@ func TestLiveSwitchUnderFaults(t *testing.T) {
 		o := outcomes[i]
 		c := o.counts
 		lost := c.Sent - min(c.Sent, c.Echoed)
-		fmt.Printf("%-16s sent %d, echoed %d, lost %d, doubled %d, out of order %d, gap %d ms, in %s\n", f.name, c.Sent, c.Echoed, lost, c.Doubled, c.OutOfOrder, c.gap.Milliseconds(), o.took.Round(time.Second))
+		fmt.Printf("%-16s sent %d, echoed %d, lost %d, doubled %d, out of order %d, gap %s, in %s\n", f.name, c.Sent, c.Echoed, lost, c.Doubled, c.OutOfOrder, gap(c.gap), o.took.Round(time.Second))
 		t.Run(f.name, func(t *testing.T) {
 			if o.err != nil {
 				t.Error(o.err)
@@ -144,7 +218,7 @@ func (f *fault) play(ctx context.Context, n int, bin, dir string) (c counts, err
 		}
 		err = errors.Join(err, p.close(), net.close())
 	}()
-	if err := p.begin(ctx, f.proxied); err != nil {
+	if err := p.begin(ctx, f.proxied, false, "https"); err != nil {
 		return c, err
 	}
 	stop, flowed := make(chan struct{}), make(chan error, 1)
@@ -172,6 +246,9 @@ func (f *fault) story(ctx context.Context, p *pair) error {
 		}
 	} else if err := pause(ctx, hold); err != nil {
 		return err
+	}
+	if bytes.Contains(p.net.proxy.Clear(), []byte(innerPath)) {
+		return errors.New("an inner connection was tried, and the customer's file allows none")
 	}
 	if f.told != "" {
 		out, err := p.customer(ctx, "transport", "use", "https").CombinedOutput()
