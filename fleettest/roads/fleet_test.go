@@ -221,7 +221,7 @@ func (p *pair) applianceFile(proxied, inner bool) error {
 		by = "\n    proxy: {url: \"http://proxy.road.test:3128\", auth_file: proxy.auth}"
 	}
 	if inner {
-		by += "\n  - kind: https\n    name: https-inner\n    proxy: {url: \"http://proxy.road.test:3128\", auth_file: proxy.auth}\n" +
+		by = "\n    name: plain" + by + "\n  - kind: https\n    proxy: {url: \"http://proxy.road.test:3128\", auth_file: proxy.auth}\n" +
 			"    inner_tls: {url: \"inner.road.test:" + innerPort + "\", ca_file: inspection.pem}"
 		if err := p.write(string(p.net.proxy.CA.PEM()), "customer", "inspection.pem"); err != nil {
 			return err

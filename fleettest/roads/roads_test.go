@@ -104,13 +104,13 @@ func TestInnerTLSThroughInspection(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if err := p.begin(ctx, true, true, "https-inner"); err != nil {
+	if err := p.begin(ctx, true, true, "https"); err != nil {
 		t.Fatal(err)
 	}
 	if c, err := p.probe(ctx); err != nil || c.Echoed != 200 {
 		t.Errorf("%+v, %v", c, err)
 	}
-	out, err := p.customer(ctx, "transport", "use", "https").CombinedOutput()
+	out, err := p.customer(ctx, "transport", "use", "plain").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "Corp Inspect CA") {
 		t.Errorf("the plain road: %v: %s", err, out)
 	}
