@@ -6,7 +6,7 @@ export GOFLAGS := $(GOFLAGS) -tags=ts_omit_peerapiserver
 
 TOOLS   := $(CURDIR)/bin/tools
 
-.PHONY: all bin demo demo-check build test test-roads race check vet lint vuln gen gen-check clean
+.PHONY: all bin demo demo-check build test test-roads test-inspection race check vet lint vuln gen gen-check clean
 all: build
 
 build: ## build everything
@@ -25,8 +25,11 @@ demo-check: bin ## the same, without staying: fails at the first thing that is n
 test: ## all tests
 	$(GO) test ./...
 
-test-roads: ## the live switch under faults: real processes in network namespaces (needs root, ip and iptables)
-	DEMARC_NETNS=1 $(GO) test -count=1 -timeout 5m -v ./fleettest/roads
+test-inspection: ## the inner TLS through a proxy that opens TLS, with the real programs (needs root, ip and iptables)
+	DEMARC_NETNS=1 $(GO) test -count=1 -timeout 5m -v -run TestInnerTLS ./fleettest/inspection
+
+test-roads: ## real processes in network namespaces, a fault at a time (needs root, ip and iptables)
+	DEMARC_NETNS=1 $(GO) test -count=1 -parallel 10 -v ./fleettest/roads
 
 race: ## all tests with the race detector, in random order (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on ./...
@@ -57,7 +60,7 @@ vuln: ## known vulnerabilities in what is called, where the database can be reac
 	  if [ $$code = 3 ]; then echo "$$out"; exit 1; elif [ $$code != 0 ]; then echo "govulncheck did not run here:"; echo "$$out" | tail -3; else echo "$$out" | tail -3; fi; \
 	else echo "govulncheck can't be had here"; fi
 
-check: build lint gen-check race vuln demo-check ## what CI runs
+check: build lint gen-check race test-roads vuln demo-check ## what CI runs
 
 clean:
 	rm -rf $(BIN)

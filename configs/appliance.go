@@ -163,6 +163,7 @@ func (c *Appliance) problems() (out []problem) {
 		}
 		if t.Tailnet != nil {
 			fill(&t.Tailnet.Dir, filepath.Join(c.Dir, "transport-"+t.Name))
+			t.Tailnet.problems(bad, key+".tailnet")
 		}
 	}
 	once(bad, "transports", c.Transports, "name", func(t Transport) string { return t.Name })
@@ -195,6 +196,17 @@ func (c *Appliance) ingress(bad badFunc) {
 	}
 	if c.Ingress.Tailnet != nil {
 		fill(&c.Ingress.Tailnet.Dir, filepath.Join(c.Dir, "ingress-tailnet"))
+		c.Ingress.Tailnet.problems(bad, "ingress.tailnet")
+		c.ownDirs(bad)
+	}
+}
+
+// ownDirs holds the customer's tailnet and the vendor's apart: one node's state is no other's.
+func (c *Appliance) ownDirs(bad badFunc) {
+	for i, t := range c.Transports {
+		if t.Tailnet != nil && filepath.Clean(t.Tailnet.Dir) == filepath.Clean(c.Ingress.Tailnet.Dir) {
+			bad("ingress.tailnet.dir", "that of transports[%d] too: the customer's node and the one that reaches the vendor are two", i)
+		}
 	}
 }
 

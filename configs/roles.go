@@ -5,6 +5,7 @@ package configs
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -121,12 +122,50 @@ type Leaf struct {
 	Backdate time.Duration `yaml:"backdate"`
 }
 
-// Tailnet is a node of its own on a tailnet.
+// Tailnet is a node of its own on a tailnet. Of auth_key_file, oauth_client_file and workload_identity it names exactly one.
 type Tailnet struct {
-	ControlURL  string `yaml:"control_url,omitempty" is:"url"` // absent: Tailscale's own
-	AuthKeyFile string `yaml:"auth_key_file" is:"path" need:"yes"`
-	Hostname    string `yaml:"hostname" is:"name" need:"yes"`
-	Dir         string `yaml:"dir,omitempty" is:"path"` // <dir>/<key of the section> where absent
+	ControlURL      string            `yaml:"control_url,omitempty" is:"url"` // absent: Tailscale's own
+	AuthKeyFile     string            `yaml:"auth_key_file,omitempty" is:"path"`
+	OAuthClientFile string            `yaml:"oauth_client_file,omitempty" is:"path"` // the client's secret
+	Workload        *WorkloadIdentity `yaml:"workload_identity,omitempty"`
+	Tags            []string          `yaml:"tags,omitempty"` // tag:NAME each; needed but with an auth key
+	Hostname        string            `yaml:"hostname" is:"name" need:"yes"`
+	Dir             string            `yaml:"dir,omitempty" is:"path"` // <dir>/<key of the section> where absent
+}
+
+// WorkloadIdentity is the platform's own identity, federated with the tailnet. Of audience and id_token_file it names one.
+type WorkloadIdentity struct {
+	ClientID    string `yaml:"client_id" need:"yes"`
+	Audience    string `yaml:"audience,omitempty"` // the cloud is asked for a token with it
+	IDTokenFile string `yaml:"id_token_file,omitempty" is:"path"`
+}
+
+func (t *Tailnet) problems(bad badFunc, key string) {
+	var ways []string
+	for _, w := range []struct {
+		key string
+		is  bool
+	}{{"auth_key_file", t.AuthKeyFile != ""}, {"oauth_client_file", t.OAuthClientFile != ""}, {"workload_identity", t.Workload != nil}} {
+		if w.is {
+			ways = append(ways, w.key)
+		}
+	}
+	switch {
+	case len(ways) == 0:
+		bad(key, "name one of auth_key_file, oauth_client_file and workload_identity")
+	case len(ways) > 1:
+		bad(key, "%s: name one of them only", strings.Join(ways, " and "))
+	case t.AuthKeyFile == "" && len(t.Tags) == 0:
+		bad(key+".tags", "missing: %s makes keys for tagged nodes only", ways[0])
+	}
+	if w := t.Workload; w != nil && (w.Audience == "") == (w.IDTokenFile == "") {
+		bad(key+".workload_identity", "name one of audience and id_token_file")
+	}
+	for i, tag := range t.Tags {
+		if name, ok := strings.CutPrefix(tag, "tag:"); !ok || wrong("name", name) != "" {
+			bad(fmt.Sprintf("%s.tags[%d]", key, i), "%q: use tag: and a name of lower-case letters, digits and hyphens", clip(tag))
+		}
+	}
 }
 
 // Self is this node's own entry in the cluster.
@@ -169,6 +208,7 @@ func (c *Control) problems() (out []problem) {
 	fill(&c.Artifacts, c.Dir+"/artifacts")
 	if c.Tailnet != nil {
 		fill(&c.Tailnet.Dir, c.Dir+"/tailnet")
+		c.Tailnet.problems(bad, "tailnet")
 	}
 	return out
 }

@@ -27,31 +27,45 @@ const (
 )
 
 // HTTP serves a handler on a listener, with TLS where conf is not nil, until its context ends. It then lets calls in
-// flight end for 3 s and closes what is left: the streams of a channel have no end of their own.
+// flight end for 3 s and closes what is left.
 // Listen gives a listener that is bound before the first part starts.
 func HTTP(name string, ln net.Listener, conf *tls.Config, h http.Handler, log *slog.Logger) Part {
+	srv := server(name, conf, h, log)
+	if conf == nil {
+		return serve(name, srv, func() error { return srv.Serve(ln) })
+	}
+	return serve(name, srv, func() error { return srv.ServeTLS(ln, "", "") })
+}
+
+// Proved is HTTP over connections whose TLS handshake was done, with conf, before ln gave them: each is a *tls.Conn.
+func Proved(name string, ln net.Listener, conf *tls.Config, h http.Handler, log *slog.Logger) Part {
+	conf = conf.Clone()
+	conf.NextProtos = []string{"h2"} // what else conf offers is not for this server
+	srv := server(name, conf, h, log)
+	return serve(name, srv, func() error { return srv.Serve(ln) })
+}
+
+func server(name string, conf *tls.Config, h http.Handler, log *slog.Logger) *http.Server {
+	srv := &http.Server{
+		Handler:           h,
+		TLSConfig:         conf,
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(log.With("part", name).Handler(), slog.LevelDebug),
+		HTTP2:             &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout, MaxConcurrentStreams: 64},
+		Protocols:         new(http.Protocols),
+	}
+	srv.Protocols.SetHTTP1(true)
+	srv.Protocols.SetHTTP2(conf != nil)
+	srv.Protocols.SetUnencryptedHTTP2(conf == nil)
+	return srv
+}
+
+func serve(name string, srv *http.Server, run func() error) Part {
 	return Func(name, func(ctx context.Context, ready func()) error {
-		srv := &http.Server{
-			Handler:           h,
-			TLSConfig:         conf,
-			ReadHeaderTimeout: headerTimeout,
-			IdleTimeout:       idleTimeout,
-			MaxHeaderBytes:    maxHeaderBytes,
-			ErrorLog:          slog.NewLogLogger(log.With("part", name).Handler(), slog.LevelDebug),
-			HTTP2:             &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout, MaxConcurrentStreams: 64},
-			Protocols:         new(http.Protocols),
-		}
-		srv.Protocols.SetHTTP1(true)
-		srv.Protocols.SetHTTP2(conf != nil)
-		srv.Protocols.SetUnencryptedHTTP2(conf == nil)
 		failed := make(chan error, 1)
-		go func() {
-			if conf != nil {
-				failed <- srv.ServeTLS(ln, "", "")
-			} else {
-				failed <- srv.Serve(ln)
-			}
-		}()
+		go func() { failed <- run() }()
 		ready()
 		select {
 		case err := <-failed:

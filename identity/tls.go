@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/demarc-dev/demarc/fault"
@@ -97,9 +98,15 @@ func Server(s Source, admit func(fleet.Principal, fleet.Serial) error, needClien
 		return admit(who, serial)
 	}
 	whole := c.Clone()
+	var latest atomic.Pointer[tls.Config] // every connection keeps its config: those with the same CAs share one
 	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		cas := roots(s)
+		if now := latest.Load(); now != nil && now.ClientCAs == cas {
+			return now, nil
+		}
 		now := whole.Clone()
-		now.ClientCAs = roots(s)
+		now.ClientCAs = cas
+		latest.Store(now)
 		return now, nil
 	}
 	return c

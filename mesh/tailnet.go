@@ -4,10 +4,13 @@ package mesh
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -25,15 +28,16 @@ import (
 
 // TailnetConfig is how a node joins a tailnet: Tailscale's, or that of another control server.
 type TailnetConfig struct {
-	ControlURL string   // "" is Tailscale's own
-	AuthKey    string   // used until the node is enrolled; its state in Dir serves afterwards
-	Hostname   string   // of the node
-	Dir        string   // of the node's state
-	Ephemeral  bool     // the tailnet forgets the node when it leaves
-	Addresses  []string // that the route may dial, host:port; none: it dials nothing
-	Doors      bool     // the node may listen; else it accepts nothing from the tailnet
-	Wait       time.Duration
-	Logger     *slog.Logger
+	ControlURL  string // "" is Tailscale's own
+	Credentials func() (Credentials, error)
+	Hostname    string   // of the node
+	Dir         string   // of the node's state; one node at a time
+	Ephemeral   bool     // the tailnet forgets the node when it leaves
+	Addresses   []string // that the route may dial, host:port; none: it dials nothing
+	Doors       bool     // the node may listen; else it accepts nothing from the tailnet
+	Tags        []string // asked for, tag:NAME each; the policy says whether the credentials may hand them out
+	Wait        time.Duration
+	Logger      *slog.Logger
 }
 
 // Peer is who is behind an address of the tailnet, as the tailnet says: a hint for applications, never a proof.
@@ -50,16 +54,35 @@ type Node struct {
 	server *tsnet.Server
 	client *local.Client
 	addrs  []netip.Addr
+
+	stop    context.CancelFunc // of watch
+	watched chan struct{}      // closed when watch has ended
+	gone    chan struct{}      // closed when the tailnet wants credentials again
+	mu      sync.Mutex         // over the next two
+	doors   []net.Listener
+	closed  bool
 }
 
 // quiet sees to it that no log leaves the process and that no gateway is asked to open a port. The library takes both from
-// the environment of the process alone, and reads it without a lock: so it is written once, before the first node.
+// the environment of the process alone, and reads it without a lock: so it is written once, before the first node. And the
+// library would take credentials and its control server from there, which come from the operator's file and from nowhere else.
 var quiet = sync.OnceFunc(func() {
+	for _, name := range []string{"TS_AUTHKEY", "TS_AUTH_KEY", "TS_CLIENT_SECRET", "TS_CLIENT_ID", "TS_ID_TOKEN", "TS_AUDIENCE", "TS_CONTROL_URL", "TSNET_FORCE_LOGIN"} {
+		_ = os.Unsetenv(name) // it fails for no name of this form
+	}
 	envknob.SetNoLogsNoSupport()
 	envknob.Setenv("TS_DISABLE_PORTMAPPER", "true")
 })
 
-// Join brings a node up; ctx bounds the wait. The node lives until Close.
+// busy are the folders of nodes that are up, or on their way up or down.
+var busy sync.Map
+
+// errLogin is of a node that has a state, and still can't be up without credentials.
+var errLogin = errors.New("the tailnet asks for credentials")
+
+// Join brings a node up; ctx bounds the wait. The node lives until Close. A node that is enrolled already comes back without
+// its credentials, so that a spent key or an issuer that is away does not keep it out; only where the tailnet asks for them
+// again, because the node's key has expired for instance, and for a new node, they are read.
 func Join(ctx context.Context, cfg TailnetConfig) (*Node, error) {
 	const op = "mesh.Join"
 	if buildfeatures.HasPeerAPIServer {
@@ -67,8 +90,8 @@ func Join(ctx context.Context, cfg TailnetConfig) (*Node, error) {
 		// here uses. No setting keeps it shut, only this tag does; a process that promises to listen to nobody must not start it.
 		return nil, fault.New(op, fault.Unavailable, "this build would listen on the host for the tailnet: build with the tag ts_omit_peerapiserver, as make does")
 	}
-	if cfg.Dir == "" || cfg.Hostname == "" {
-		return nil, fault.New(op, fault.Invalid, "a tailnet node needs a host name and a folder for its state")
+	if cfg.Dir == "" || cfg.Hostname == "" || cfg.Credentials == nil {
+		return nil, fault.New(op, fault.Invalid, "a tailnet node needs a host name, credentials and a folder for its state")
 	}
 	if len(cfg.Addresses) > 0 {
 		if err := checkAddresses(NameTailscale, cfg.Addresses); err != nil {
@@ -81,22 +104,76 @@ func Join(ctx context.Context, cfg TailnetConfig) (*Node, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fault.Because(err, op, fault.Unavailable, "the folder of the tailnet node's state can't be made")
+	}
 	quiet()
-	debug := func(format string, args ...any) { cfg.Logger.Debug("tailnet", "text", fmt.Sprintf(format, args...)) }
-	s := &tsnet.Server{Dir: cfg.Dir, Hostname: cfg.Hostname, ControlURL: cfg.ControlURL, AuthKey: cfg.AuthKey, Ephemeral: cfg.Ephemeral, Logf: debug, UserLogf: debug}
-	n := &Node{cfg: cfg, server: s}
-	if err := n.up(ctx); err != nil {
-		_ = s.Close() // it never came up
+	if _, err := os.Stat(filepath.Join(cfg.Dir, "tailscaled.state")); err == nil {
+		n, err := bring(ctx, cfg, Credentials{})
+		if !errors.Is(err, errLogin) {
+			return n, err
+		}
+		cfg.Logger.Info("the tailnet asks for credentials again", "hostname", cfg.Hostname)
+	}
+	c, err := cfg.Credentials()
+	if err != nil {
 		return nil, err
 	}
+	if err := c.check(cfg.Tags); err != nil {
+		return nil, err
+	}
+	return bring(ctx, cfg, c)
+}
+
+// bring starts one node. Start and Close of the library's node never overlap: the one that races leaks the whole stack. Start
+// has no bound where it asks an issuer for a key, so where ctx ends first, the node is closed as soon as Start comes back,
+// and its folder is taken until then.
+func bring(ctx context.Context, cfg TailnetConfig, c Credentials) (*Node, error) {
+	const op = "mesh.Join"
+	if _, taken := busy.LoadOrStore(cfg.Dir, true); taken {
+		return nil, fault.New(op, fault.Unavailable, "another tailnet node is still using the folder of this one")
+	}
+	debug := func(format string, args ...any) { cfg.Logger.Debug("tailnet", "text", fmt.Sprintf(format, args...)) }
+	s := &tsnet.Server{Dir: cfg.Dir, Hostname: cfg.Hostname, ControlURL: cfg.ControlURL, Ephemeral: cfg.Ephemeral, AdvertiseTags: cfg.Tags, Logf: debug, UserLogf: debug}
+	c.put(s, cfg.Ephemeral)
+	n := &Node{cfg: cfg, server: s, watched: make(chan struct{}), gone: make(chan struct{})}
+	started := make(chan error, 1)
+	go func() { started <- s.Start() }()
+	var err error
+	select {
+	case err = <-started:
+	case <-ctx.Done():
+		go func() {
+			<-started
+			_ = n.end()
+		}()
+		return nil, fault.Because(ctx.Err(), op, fault.Unavailable, "the tailnet node does not start: whoever makes its key does not answer")
+	}
+	if err != nil {
+		err = fault.Because(err, op, fault.Unavailable, "the tailnet node does not start: %.300v", err)
+	} else {
+		err = n.up(ctx, c == Credentials{})
+	}
+	if err != nil {
+		_ = n.end() // it never came up
+		return nil, err
+	}
+	life, stop := context.WithCancel(context.Background())
+	n.stop = stop
+	go n.watch(life)
 	return n, nil
 }
 
-func (n *Node) up(ctx context.Context) error {
+// end closes the library's node and gives its folder back.
+func (n *Node) end() error {
+	err := n.server.Close()
+	busy.Delete(n.cfg.Dir)
+	return err
+}
+
+// up waits until the node is up. One that has no credentials to show does not wait for somebody who would log it in.
+func (n *Node) up(ctx context.Context, bare bool) error {
 	const op = "mesh.Join"
-	if err := n.server.Start(); err != nil {
-		return fault.Because(err, op, fault.Unavailable, "the tailnet node does not start")
-	}
 	client, err := n.server.LocalClient()
 	if err != nil {
 		return fault.At(op, fault.Internal, err)
@@ -107,6 +184,11 @@ func (n *Node) up(ctx context.Context) error {
 	if _, err := client.EditPrefs(ctx, prefs); err != nil {
 		return fault.Because(err, op, fault.Internal, "the tailnet node does not take its settings")
 	}
+	if bare {
+		if err := n.returns(ctx); err != nil {
+			return err
+		}
+	}
 	status, err := n.server.Up(ctx)
 	if err != nil {
 		return n.notUp(err)
@@ -114,6 +196,75 @@ func (n *Node) up(ctx context.Context) error {
 	n.addrs = slices.Clone(status.TailscaleIPs)
 	return nil
 }
+
+// returns waits for an enrolled node to run, or to be asked for credentials.
+func (n *Node) returns(ctx context.Context) error {
+	bus, err := n.client.WatchIPNBus(ctx, ipn.NotifyInitialState)
+	if err != nil {
+		return n.notUp(err)
+	}
+	defer func() { _ = bus.Close() }()
+	for {
+		m, err := bus.Next()
+		switch {
+		case err != nil:
+			return n.notUp(err)
+		case m.State != nil && *m.State == ipn.Running:
+			return nil
+		case m.ErrMessage != nil, m.BrowseToURL != nil && *m.BrowseToURL != "", m.State != nil && *m.State == ipn.NeedsLogin:
+			return errLogin
+		}
+	}
+}
+
+// watch looks for the end of the node's key. Then it shuts what the node listens on, so that whoever serves there joins again.
+func (n *Node) watch(ctx context.Context) {
+	defer close(n.watched)
+	for ctx.Err() == nil {
+		if n.expires(ctx) {
+			n.cfg.Logger.Warn("the tailnet asks for credentials: the node's key has expired, or was taken away", "hostname", n.cfg.Hostname)
+			close(n.gone)
+			n.shut()
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// expires tells that the node needs to log in; false is that the node's own bus broke off.
+func (n *Node) expires(ctx context.Context) bool {
+	bus, err := n.client.WatchIPNBus(ctx, ipn.NotifyInitialState)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = bus.Close() }()
+	for {
+		m, err := bus.Next()
+		if err != nil {
+			return false
+		}
+		if m.State != nil && *m.State == ipn.NeedsLogin {
+			return true
+		}
+	}
+}
+
+// shut closes what the node listens on.
+func (n *Node) shut() {
+	n.mu.Lock()
+	doors := n.doors
+	n.doors = nil
+	n.mu.Unlock()
+	for _, l := range doors {
+		_ = l.Close()
+	}
+}
+
+// Gone is closed when the tailnet wants credentials again: close the node then, and join anew.
+func (n *Node) Gone() <-chan struct{} { return n.gone }
 
 // notUp says why a node is not up, as far as the node knows.
 func (n *Node) notUp(cause error) error {
@@ -141,6 +292,11 @@ func (n *Node) Addrs() []netip.Addr { return slices.Clone(n.addrs) }
 // Dial connects to addr, or to the first of the configured addresses that answers, over the tailnet alone: a host that is no
 // peer of the tailnet is not dialled, neither through the host's network nor after a question to its resolver.
 func (n *Node) Dial(ctx context.Context, addr string) (net.Conn, error) {
+	select {
+	case <-n.gone:
+		return nil, fault.New("mesh.Dial", fault.Denied, "route tailscale: the key of this node has expired: it must join again")
+	default:
+	}
 	return dialList(ctx, NameTailscale, addr, n.cfg.Addresses, n.cfg.Wait, func(ctx context.Context, a string) (net.Conn, error) {
 		host, port, err := net.SplitHostPort(a)
 		if err != nil {
@@ -199,6 +355,14 @@ func (n *Node) Listen(_ context.Context, addr string) (net.Listener, error) {
 	if err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "the tailnet node can't listen at %.64s", addr)
 	}
+	n.mu.Lock()
+	n.doors = append(n.doors, l)
+	n.mu.Unlock()
+	select {
+	case <-n.gone:
+		n.shut() // the watch may have been there before this listener
+	default:
+	}
 	return l, nil
 }
 
@@ -216,7 +380,16 @@ func (n *Node) WhoIs(ctx context.Context, remote netip.AddrPort) (Peer, error) {
 	return p, nil
 }
 
-// Close takes the node off the tailnet and closes its listeners and connections.
+// Close takes the node off the tailnet and closes its listeners and connections. A second call does nothing.
 func (n *Node) Close() error {
-	return fault.At("mesh.Close", fault.Internal, n.server.Close())
+	n.mu.Lock()
+	again := n.closed
+	n.closed = true
+	n.mu.Unlock()
+	if again {
+		return nil
+	}
+	n.stop()
+	<-n.watched
+	return fault.At("mesh.Close", fault.Internal, n.end())
 }

@@ -4,7 +4,6 @@ package mesh_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -32,11 +31,16 @@ func tailnet(t *testing.T) *meshtest.Tailnet {
 	return tn
 }
 
+// key gives an auth key as credentials.
+func key(k string) func() (mesh.Credentials, error) {
+	return func() (mesh.Credentials, error) { return mesh.Credentials{AuthKey: k}, nil }
+}
+
 func join(t *testing.T, tn *meshtest.Tailnet, cfg mesh.TailnetConfig) *mesh.Node {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
-	cfg.ControlURL, cfg.AuthKey, cfg.Dir, cfg.Ephemeral = tn.URL, tn.AuthKey, t.TempDir(), true
+	cfg.ControlURL, cfg.Credentials, cfg.Dir, cfg.Ephemeral = tn.URL, key(tn.AuthKey), t.TempDir(), true
 	n, err := mesh.Join(ctx, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -152,7 +156,7 @@ func TestJoinRefused(t *testing.T) {
 	tn := tailnet(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
-	n, err := mesh.Join(ctx, mesh.TailnetConfig{ControlURL: tn.URL, AuthKey: "wrong", Hostname: "x", Dir: t.TempDir(), Ephemeral: true})
+	n, err := mesh.Join(ctx, mesh.TailnetConfig{ControlURL: tn.URL, Credentials: key("wrong"), Hostname: "x", Dir: t.TempDir(), Ephemeral: true})
 	if err == nil {
 		_ = n.Close()
 		t.Fatal("a wrong auth key joins")
@@ -160,32 +164,10 @@ func TestJoinRefused(t *testing.T) {
 	if fault.Of(err) != fault.Denied || !strings.Contains(fault.Text(err), "auth key") {
 		t.Errorf("Join = %v, want denied with a word on the auth key", err)
 	}
-	if _, err := mesh.Join(ctx, mesh.TailnetConfig{ControlURL: "http://127.0.0.1:1", AuthKey: "k", Hostname: "x", Dir: t.TempDir()}); fault.Of(err) != fault.Unavailable {
+	if _, err := mesh.Join(ctx, mesh.TailnetConfig{ControlURL: "http://127.0.0.1:1", Credentials: key("k"), Hostname: "x", Dir: t.TempDir()}); fault.Of(err) != fault.Unavailable {
 		t.Errorf("Join without a coordinator = %v, want unavailable", err)
 	}
 	if _, err := mesh.Join(ctx, mesh.TailnetConfig{}); fault.Of(err) != fault.Invalid {
 		t.Errorf("Join of nothing = %v, want invalid", err)
-	}
-}
-
-func TestACLDeniesBetweenAppliances(t *testing.T) {
-	b, err := mesh.ACL(8443)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var policy struct {
-		ACLs []struct {
-			Action, Proto string
-			Src, Dst      []string
-		}
-	}
-	if err := json.Unmarshal(b, &policy); err != nil {
-		t.Fatal(err)
-	}
-	if len(policy.ACLs) != 1 || strings.Join(policy.ACLs[0].Src, " ") != mesh.TagAppliance || strings.Join(policy.ACLs[0].Dst, " ") != mesh.TagControl+":8443" {
-		t.Errorf("the policy accepts more than appliance to control plane: %s", b)
-	}
-	if _, err := mesh.ACL(0); fault.Of(err) != fault.Invalid {
-		t.Errorf("ACL(0) = %v, want invalid", err)
 	}
 }

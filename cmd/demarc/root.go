@@ -104,7 +104,7 @@ func (a *app) root() *cobra.Command {
 		id, title string
 		commands  []*cobra.Command
 	}{
-		{"vendor", "The vendor's operator types:", []*cobra.Command{a.controlPlane(), a.status(), a.customer(), a.appliance(), a.release(), a.operation(), a.probe(), a.mesh(), a.evidence(), a.management()}},
+		{"vendor", "The vendor's operator types:", []*cobra.Command{a.controlPlane(), a.status(), a.customer(), a.appliance(), a.release(), a.operation(), a.probe(), a.mesh(), a.evidence(), a.management(), a.mesh()}},
 		{"customer", "The customer types:", append([]*cobra.Command{a.key(), a.secret(), a.local(), a.consent()}, a.customersVerbs()...)},
 		{"anyone", "Anyone types:", []*cobra.Command{a.verify()}},
 	} {

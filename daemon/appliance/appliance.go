@@ -160,6 +160,11 @@ func (a *Appliance) Close(ctx context.Context) {
 		_ = a.gate.Close()
 	}
 	a.private.close()
+	for _, r := range a.routes {
+		if t, ok := r.(*tailnetRoute); ok {
+			t.close()
+		}
+	}
 	if a.run != nil {
 		if err := a.run.Close(ctx); err != nil {
 			a.log.Warn("the application did not stop cleanly", "err", err)

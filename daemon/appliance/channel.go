@@ -5,52 +5,54 @@ package appliance
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"io"
+	mrand "math/rand/v2"
 	"net"
+	"net/http"
+	"os"
 	"sync"
 	"time"
 
-	"connectrpc.com/connect"
+	"golang.org/x/net/http2"
 
-	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
-	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
+	"github.com/demarc-dev/demarc/api/channel"
 	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/mesh"
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// carry proves both sides over the connection and carries the channel until it or ctx ends.
+// Bounds on what the control plane may wish.
+const (
+	defaultBeat = 5 * time.Second
+	maxBeat     = 5 * time.Minute
+	maxSpread   = 5 * time.Minute
+	lostBeats   = 3                // beats missed end a channel
+	writeWait   = 10 * time.Second // for the control plane to take one message
+	bulkIdle    = 30 * time.Second // after which the connection for artifacts and renewals is closed
+)
+
+// carry proves both sides over the connection and carries the channel until it or ctx ends. Losing a channel that stood
+// is answered by coming back at a random moment of the time that the control plane named: with it, many others lost theirs.
 func (a *Appliance) carry(ctx context.Context, route string, c net.Conn, up func()) error {
-	const op = "appliance.carry"
-	l, err := a.open(ctx, route, c, a.wallet)
+	mesh.KeepAlive(c)
+	t, err := mesh.Handshake(ctx, c, identity.Client(a.wallet, identity.WantNode(a.cfg.TrustDomain), channel.Proto))
+	if err != nil {
+		return mesh.Explain(err)
+	}
+	defer t.Close()
+	defer context.AfterFunc(ctx, func() { _ = t.Close() })()
+	l, bulk := a.bulk(route, t)
+	defer bulk.CloseIdleConnections()
+
+	welcome, err := a.greet(ctx, route, t)
 	if err != nil {
 		return err
-	}
-	defer l.cc.Close()
-	ctx, end := context.WithCancelCause(ctx)
-	defer end(nil)
-	defer context.AfterFunc(ctx, func() { _ = l.cc.Close() })()
-
-	stream := boundaryv1connect.NewBoundaryClient(l.http, base, connect.WithReadMaxBytes(8<<20)).Channel(ctx)
-	page := a.book.View()
-	hello := &boundaryv1.Hello{Build: a.build, OrdersDone: page.OrdersDone, Route: kindOf(a.cfg.Transports, route)}
-	if err := stream.Send(&boundaryv1.Up{Body: &boundaryv1.Up_Hello{Hello: hello}}); err != nil {
-		_, got := stream.Receive()
-		return api.FromWire(op, errors.Join(got, err))
-	}
-	watch := time.AfterFunc(welcomeWait, func() {
-		end(fault.New(op, fault.Unavailable, "nothing was heard from the control plane in time"))
-	})
-	defer watch.Stop()
-	first, err := stream.Receive()
-	if err != nil {
-		return because(ctx, api.FromWire(op, err))
-	}
-	welcome := first.GetWelcome()
-	if welcome == nil {
-		return fault.New(op, fault.Invalid, "the control plane's first message is not a welcome")
 	}
 	if err := a.acked(ctx, welcome.GetReportsDone()); err != nil {
 		return err
@@ -60,18 +62,108 @@ func (a *Appliance) carry(ctx context.Context, route string, c net.Conn, up func
 	defer a.dropLink(l)
 	up()
 	a.log.Info("channel is up", "route", route, "node", l.node)
+	err = a.converse(ctx, t, welcome)
+	var own later
+	if ctx.Err() == nil && !errors.As(err, &own) {
+		spread := min(time.Duration(welcome.GetReconnectSpreadMs())*time.Millisecond, maxSpread)
+		err = later{err, time.Duration(mrand.Float64() * float64(spread))}
+	}
+	return err
+}
+
+// later is the end of a channel after which this appliance waits before it comes back.
+type later struct {
+	error
+	wait time.Duration
+}
+
+// Unwrap gives the reason.
+func (l later) Unwrap() error { return l.error }
+
+// RetryAfter implements [mesh.RetryAfter].
+func (l later) RetryAfter() time.Duration { return l.wait }
+
+// bulk is what artifacts and renewals go over: a connection of its own on the same route, dialled when it is needed and
+// closed when it is idle. Commands on the channel never wait behind it.
+func (a *Appliance) bulk(route string, c io.Closer) (*link, *http2.Transport) {
+	tr := &http2.Transport{ReadIdleTimeout: pingAfter, PingTimeout: pingWait, IdleConnTimeout: bulkIdle}
+	tr.DialTLSContext = func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
+		raw, err := a.routes[route].Dial(ctx, "")
+		if err != nil {
+			return nil, err
+		}
+		mesh.KeepAlive(raw)
+		t, err := mesh.Handshake(ctx, raw, identity.Client(a.wallet, identity.WantNode(a.cfg.TrustDomain), "h2"))
+		if err != nil {
+			_ = raw.Close()
+			return nil, mesh.Explain(err)
+		}
+		return t, nil
+	}
+	return &link{cc: c, http: &http.Client{Transport: tr}, at: route}, tr
+}
+
+// greet says hello and gives the control plane's welcome.
+func (a *Appliance) greet(ctx context.Context, route string, t net.Conn) (*boundaryv1.Welcome, error) {
+	const op = "appliance.greet"
+	_ = t.SetDeadline(time.Now().Add(welcomeWait))
+	hello := &boundaryv1.Hello{Build: a.build, OrdersDone: a.book.View().OrdersDone, Route: kindOf(a.cfg.Transports, route)}
+	failed := channel.Write(t, &boundaryv1.Up{Body: &boundaryv1.Up_Hello{Hello: hello}}, channel.MaxHello)
+	var first boundaryv1.Down
+	if err := channel.Read(t, &first, channel.MaxDown); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, fault.Because(errors.Join(mesh.Explain(err), failed), op, fault.Unavailable, "the control plane opened no channel")
+	}
+	if c := first.GetClosed(); c != nil {
+		return nil, closed(c)
+	}
+	welcome := first.GetWelcome()
+	if welcome == nil {
+		return nil, fault.New(op, fault.Invalid, "the control plane's first message is not a welcome")
+	}
+	return welcome, nil
+}
+
+// closed is the control plane's reason as a fault, and the wait that it asks for.
+func closed(c *boundaryv1.Closed) error {
+	kind := fault.Kind(c.GetKind())
+	if !kind.Known() {
+		kind = fault.Internal
+	}
+	err := fault.New("appliance.channel", kind, "%s", clipSentence(c.GetReason()))
+	if ms := c.GetRetryAfterMs(); ms > 0 {
+		wish := min(time.Duration(ms)*time.Millisecond, maxSpread)
+		return later{err, time.Duration(mrand.Float64() * float64(wish))}
+	}
+	return err
+}
+
+// converse reads and writes until the channel ends.
+func (a *Appliance) converse(ctx context.Context, t net.Conn, welcome *boundaryv1.Welcome) error {
+	ctx, end := context.WithCancelCause(ctx)
+	beat := defaultBeat
+	if ms := welcome.GetBeatMs(); ms > 0 {
+		beat = min(max(time.Duration(ms)*time.Millisecond, time.Second), maxBeat)
+	}
 	out := &outbox{wake: make(chan struct{}, 1), sent: welcome.GetReportsDone()}
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	defer func() { end(nil) }()
-	wg.Go(func() { end(a.speak(ctx, stream, out)) })
-	for {
-		watch.Reset(beatLost)
-		down, err := stream.Receive()
-		if err != nil {
-			return because(ctx, api.FromWire(op, err))
+	defer end(nil)
+	wg.Go(func() {
+		if err := a.speak(ctx, t, beat, out); err != nil {
+			end(err)
+			_ = t.Close()
 		}
-		if err := a.hear(ctx, down, out); err != nil {
+	})
+	for {
+		_ = t.SetReadDeadline(time.Now().Add(lostBeats * beat))
+		var down boundaryv1.Down
+		if err := channel.Read(t, &down, channel.MaxDown); err != nil {
+			return because(ctx, err)
+		}
+		if err := a.hear(ctx, &down, out); err != nil {
 			return err
 		}
 	}
@@ -80,6 +172,12 @@ func (a *Appliance) carry(ctx context.Context, route string, c net.Conn, up func
 func because(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 		return cause
+	}
+	switch {
+	case errors.Is(err, io.EOF):
+		return fault.New("appliance.channel", fault.Unavailable, "the control plane ended the channel")
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fault.New("appliance.channel", fault.Unavailable, "nothing was heard from the control plane in time")
 	}
 	return err
 }
@@ -113,6 +211,8 @@ func (a *Appliance) hear(ctx context.Context, down *boundaryv1.Down, out *outbox
 	switch body := down.GetBody().(type) {
 	case *boundaryv1.Down_Beat:
 		return nil
+	case *boundaryv1.Down_Closed:
+		return closed(body.Closed)
 	case *boundaryv1.Down_Ack:
 		return a.acked(ctx, body.Ack.GetUpto())
 	case *boundaryv1.Down_Order:
@@ -197,8 +297,12 @@ func (a *Appliance) countersign(c *boundaryv1.Checkpoint) ([]byte, error) {
 
 // speak is the one function through which anything leaves on the channel: reports of the book in order, and
 // acknowledgements and beats.
-func (a *Appliance) speak(ctx context.Context, stream *connect.BidiStreamForClient[boundaryv1.Up, boundaryv1.Down], out *outbox) error {
-	tick := time.NewTicker(beatEvery)
+func (a *Appliance) speak(ctx context.Context, t net.Conn, beat time.Duration, out *outbox) error {
+	say := func(up *boundaryv1.Up) error {
+		_ = t.SetWriteDeadline(time.Now().Add(writeWait))
+		return fault.At("appliance.speak", "", channel.Write(t, up, channel.MaxUp))
+	}
+	tick := time.NewTimer(jitter(beat))
 	defer tick.Stop()
 	var acked uint64
 	for {
@@ -207,15 +311,15 @@ func (a *Appliance) speak(ctx context.Context, stream *connect.BidiStreamForClie
 		out.sent = max(out.sent, page.ReportsDone)
 		for out.sent < page.ReportsSent() {
 			m := page.Reports[out.sent-page.ReportsDone].toWire(out.sent + 1)
-			if err := stream.Send(&boundaryv1.Up{Body: &boundaryv1.Up_Report{Report: m}}); err != nil {
-				return fault.At("appliance.speak", fault.Unavailable, err)
+			if err := say(&boundaryv1.Up{Body: &boundaryv1.Up_Report{Report: m}}); err != nil {
+				return err
 			}
 			out.sent++
 		}
 		if upto := out.acked(); upto > acked {
 			acked = upto
-			if err := stream.Send(&boundaryv1.Up{Body: &boundaryv1.Up_Ack{Ack: &boundaryv1.Ack{Upto: upto}}}); err != nil {
-				return fault.At("appliance.speak", fault.Unavailable, err)
+			if err := say(&boundaryv1.Up{Body: &boundaryv1.Up_Ack{Ack: &boundaryv1.Ack{Upto: upto}}}); err != nil {
+				return err
 			}
 		}
 		select {
@@ -224,11 +328,17 @@ func (a *Appliance) speak(ctx context.Context, stream *connect.BidiStreamForClie
 		case <-changed:
 		case <-out.wake:
 		case <-tick.C:
-			if err := stream.Send(&boundaryv1.Up{Body: &boundaryv1.Up_Beat{Beat: &boundaryv1.Beat{AtUnixMs: a.now().UnixMilli()}}}); err != nil {
-				return fault.At("appliance.speak", fault.Unavailable, err)
+			if err := say(&boundaryv1.Up{Body: &boundaryv1.Up_Beat{Beat: &boundaryv1.Beat{AtUnixMs: a.now().UnixMilli()}}}); err != nil {
+				return err
 			}
+			tick.Reset(jitter(beat))
 		}
 	}
+}
+
+// jitter is a moment in the last fifth before d: the beats of a fleet that came at once spread out.
+func jitter(d time.Duration) time.Duration {
+	return d - time.Duration(mrand.Float64()*float64(d)/5)
 }
 
 // toWire turns a report into its message. What has no field there does not leave.

@@ -6,12 +6,12 @@ import (
 	"context"
 	"net"
 	"net/netip"
-	"os"
 	"reflect"
 	"slices"
 	"strings"
 	"sync"
 
+	"github.com/demarc-dev/demarc/daemon"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ingress"
@@ -120,14 +120,15 @@ func (p *privateSide) join(ctx context.Context) (*mesh.Node, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.node != nil {
-		return p.node, nil
+		if !isClosed(p.node.Gone()) {
+			return p.node, nil
+		}
+		_ = p.node.Close() // its key has expired
+		p.node = nil
 	}
-	t := p.a.cfg.Ingress.Tailnet
-	key, err := os.ReadFile(t.AuthKeyFile)
-	if err != nil {
-		return nil, fault.Because(err, "appliance.private", fault.Invalid, "ingress.tailnet.auth_key_file can't be read: %s", t.AuthKeyFile)
-	}
-	n, err := mesh.Join(ctx, mesh.TailnetConfig{ControlURL: t.ControlURL, AuthKey: trimmed(key), Hostname: t.Hostname, Dir: t.Dir, Doors: true, Logger: p.a.log})
+	cfg := daemon.Tailnet(*p.a.cfg.Ingress.Tailnet, p.a.log)
+	cfg.Doors = true
+	n, err := mesh.Join(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}

@@ -129,37 +129,11 @@ func (a *Appliance) route(t configs.Transport) (mesh.Route, error) {
 	case configs.PrivateLink:
 		return mesh.NewPrivateLink(mesh.PrivateLink{Addresses: addresses})
 	case configs.Tailscale:
-		return &tailnetRoute{a: a, t: *t.Tailnet, addresses: addresses}, nil
+		join := daemon.Tailnet(*t.Tailnet, a.log)
+		join.Addresses = addresses
+		return newTailnetRoute(join), nil
 	}
 	return nil, fault.New(op, fault.Invalid, "the transport %q is not one of https, privatelink, tailscale", t.Kind)
-}
-
-// tailnetRoute joins the vendor's tailnet when it is first dialled. It listens for nothing there.
-type tailnetRoute struct {
-	a         *Appliance
-	t         configs.Tailnet
-	addresses []string
-	mu        sync.Mutex
-	node      *mesh.Node
-}
-
-// Name implements [mesh.Route].
-func (*tailnetRoute) Name() string { return mesh.NameTailscale }
-
-// Dial implements [mesh.Route].
-func (r *tailnetRoute) Dial(ctx context.Context, addr string) (net.Conn, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.node == nil {
-		key, err := os.ReadFile(r.t.AuthKeyFile)
-		if err != nil {
-			return nil, fault.Because(err, "appliance.tailnet", fault.Invalid, "tailnet.auth_key_file can't be read: %s", r.t.AuthKeyFile)
-		}
-		if r.node, err = mesh.Join(ctx, mesh.TailnetConfig{ControlURL: r.t.ControlURL, AuthKey: trimmed(key), Hostname: r.t.Hostname, Dir: r.t.Dir, Addresses: r.addresses, Logger: r.a.log}); err != nil {
-			return nil, err
-		}
-	}
-	return r.node.Dial(ctx, addr)
 }
 
 // renewal asks for the next certificate from half of its life on.

@@ -4,6 +4,7 @@ package appliance
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/http"
 	"time"
@@ -15,19 +16,21 @@ import (
 	"github.com/demarc-dev/demarc/mesh"
 )
 
-// Timing of a channel.
+// welcomeWait bounds the wait for the first word on a channel.
+const welcomeWait = 10 * time.Second
+
+// Of an HTTP/2 connection: after how much silence it is pinged, and how long the answer may take.
 const (
-	beatEvery   = 5 * time.Second
-	beatLost    = 3 * beatEvery
-	welcomeWait = 10 * time.Second
+	pingAfter = 10 * time.Second
+	pingWait  = 5 * time.Second
 )
 
 // base stands for the control plane in URLs: who answers is proven by its certificate, not by a name.
 const base = "https://control-plane"
 
-// link is one HTTP/2 connection to a node of the control plane.
+// link is what a node of the control plane is called over. Closing cc ends it.
 type link struct {
-	cc   *http2.ClientConn
+	cc   io.Closer
 	http *http.Client
 	node string
 	at   string // route
@@ -40,7 +43,7 @@ func (a *Appliance) open(ctx context.Context, route string, c net.Conn, s identi
 	if err != nil {
 		return nil, mesh.Explain(err)
 	}
-	tr := &http2.Transport{ReadIdleTimeout: 2 * beatEvery, PingTimeout: beatEvery}
+	tr := &http2.Transport{ReadIdleTimeout: pingAfter, PingTimeout: pingWait}
 	cc, err := tr.NewClientConn(t)
 	if err != nil {
 		return nil, fault.At(op, fault.Unavailable, err)

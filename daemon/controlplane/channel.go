@@ -4,30 +4,49 @@ package controlplane
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
-
-	"connectrpc.com/connect"
 
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
+	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
+	"github.com/demarc-dev/demarc/api/channel"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
 )
 
 // Timing of a channel.
 const (
 	helloWait = 10 * time.Second // for the first message
-	beatEvery = 5 * time.Second  // each side says something at least this often
-	beatLost  = 3 * beatEvery    // silence for this long ends the channel
+	writeWait = 10 * time.Second // for an appliance to take one message
+	linger    = time.Second      // for an appliance to read why its channel ends
+	submitFor = 15 * time.Second // for one change of the book
+
+	minBeat   = 5 * time.Second  // between two beats of a small fleet
+	maxBeat   = 50 * time.Second // below the 60 s after which many proxies drop a silent connection
+	beatsEach = 200              // beats a second that a node takes at most, before maxBeat
+	lostBeats = 3                // beats missed end a channel
+
+	backEach  = 1500 // appliances a second that a node takes back
+	minSpread = 200 * time.Millisecond
 )
 
-// reconnectSpread is the time over which appliances that lost a node come back.
-const reconnectSpread = 2 * time.Second
+// beatFor is how often an appliance of a fleet of n speaks, at least.
+func beatFor(n int) time.Duration {
+	return min(max(time.Duration(n)*time.Second/beatsEach, minBeat), maxBeat)
+}
+
+// spreadFor is the time over which the appliances of a fleet of n come back to a node that they lost.
+func spreadFor(n int) time.Duration {
+	return max(time.Duration(n)*time.Second/backEach, minSpread)
+}
 
 // channels is the live channels of this node, one an appliance.
 type channels struct {
@@ -35,29 +54,38 @@ type channels struct {
 	open map[fleet.ApplianceID]*live
 }
 
-type live struct{ end context.CancelCauseFunc }
-
 var errReplaced = fault.New("controlplane.Channel", fault.Conflict, "a newer channel of this appliance took the place of this one")
 
-// take makes l the appliance's channel and ends the older one.
-func (c *channels) take(name fleet.ApplianceID, l *live) {
+// take makes l the appliance's channel and gives the older one.
+func (c *channels) take(l *live) *live {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if old := c.open[name]; old != nil {
-		old.end(errReplaced)
-	}
-	c.open[name] = l
+	old := c.open[l.name]
+	c.open[l.name] = l
+	return old
 }
 
 // drop forgets l and reports whether it was still the appliance's channel.
-func (c *channels) drop(name fleet.ApplianceID, l *live) bool {
+func (c *channels) drop(l *live) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.open[name] != l {
+	if c.open[l.name] != l {
 		return false
 	}
-	delete(c.open, name)
+	delete(c.open, l.name)
 	return true
+}
+
+func (c *channels) get(name fleet.ApplianceID) *live {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.open[name]
+}
+
+func (c *channels) all() []*live {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Values(c.open))
 }
 
 func (c *channels) names() []fleet.ApplianceID {
@@ -72,138 +100,198 @@ func (c *channels) count() int {
 	return len(c.open)
 }
 
-// abortKey carries a function that ends the reading of a request's body: Connect's Receive knows no context.
-type abortKey struct{}
+// live is one channel. A goroutine of its own reads; whoever has something to say writes, under mu. There are ten
+// thousand of these: no timer, no context and no second goroutine stands for an idle one.
+type live struct {
+	s      *Server
+	door   *Door
+	conn   *tls.Conn
+	name   fleet.ApplianceID
+	serial fleet.Serial
+	by     fleet.Principal
+	beat   time.Duration // that it was told
 
-func abort(ctx context.Context) {
-	if f, ok := ctx.Value(abortKey{}).(func()); ok {
-		f()
-	}
+	upto  atomic.Uint64 // reports to acknowledge
+	busy  atomic.Int32  // idle, running, again: is there a goroutine that writes what the book has
+	ended atomic.Pointer[ending]
+
+	mu    sync.Mutex // held to write
+	sent  uint64     // orders
+	acked uint64     // reports
 }
 
-// Channel serves one appliance: reports come up and are acknowledged once they are in the book, orders go down from the
-// book until they are acknowledged. Losing the channel at any moment loses nothing.
-func (s *Server) Channel(ctx context.Context, stream *connect.BidiStream[boundaryv1.Up, boundaryv1.Down]) error {
-	who := api.From(ctx)
+// ending is why a channel ends, and until when what still comes is read and thrown away.
+type ending struct {
+	why  error
+	till time.Time
+}
+
+// What busy says.
+const (
+	idle int32 = iota
+	running
+	again
+)
+
+// greet takes a connection on which TLS has agreed on the channel: it says who may have one, reads hello, puts the
+// appliance's coming on record and says welcome. It gives nil where it closed the connection.
+func (s *Server) greet(d *Door, c *tls.Conn) *live {
+	l, err := s.begin(d, c)
+	if err == nil {
+		return l
+	}
+	if !errors.Is(err, io.EOF) {
+		s.log.Debug("no channel", "error", err)
+		_ = c.SetDeadline(time.Now().Add(linger))
+		_ = channel.Write(c, closed(err, s.spread()), channel.MaxDown)
+		_ = c.CloseWrite()
+		_, _ = io.Copy(io.Discard, io.LimitReader(c, channel.MaxHello)) // unread bytes would turn the close into a reset
+	}
+	_ = c.Close()
+	return nil
+}
+
+func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
+	const op = "controlplane.Channel"
+	state := c.ConnectionState()
+	who := api.Who{Class: api.Stranger}
+	if len(state.PeerCertificates) > 0 {
+		p, serial, err := identity.PrincipalOf(&state)
+		if err != nil {
+			return nil, err
+		}
+		who = api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), submitFor)
+	defer cancel()
+	if !api.May(who.Class, boundaryv1connect.BoundaryChannelProcedure) {
+		s.refused(ctx, who, boundaryv1connect.BoundaryChannelProcedure)
+		return nil, fault.New(op, fault.Denied, "a channel is for appliances, and the caller is of the class %s", who.Class)
+	}
 	_, _, id, _ := who.Principal.Split()
-	name := fleet.ApplianceID(id)
-
-	ctx, end := context.WithCancelCause(ctx)
-	defer end(nil)
-	defer context.AfterFunc(ctx, func() { abort(ctx) })()
-	watch := time.AfterFunc(helloWait, func() {
-		end(fault.New("controlplane.Channel", fault.Unavailable, "nothing was heard from the appliance in time"))
-	})
-	defer watch.Stop()
-
-	first, err := stream.Receive()
-	if err != nil {
-		return s.because(ctx, err)
+	l := &live{s: s, door: d, conn: c, name: fleet.ApplianceID(id), serial: who.Serial, by: who.Principal, beat: beatFor(s.fleet())}
+	_ = c.SetReadDeadline(time.Now().Add(helloWait))
+	var first boundaryv1.Up
+	if err := channel.Read(c, &first, channel.MaxHello); err != nil {
+		return nil, err
 	}
 	hello := first.GetHello()
 	if hello == nil {
-		return fault.New("controlplane.Channel", fault.Invalid, "the first message of a channel is hello")
+		return nil, fault.New(op, fault.Invalid, "the first message of a channel is hello")
 	}
-	route := hello.GetRoute()
+	if err := s.came(ctx, l, hello.GetRoute()); err != nil {
+		return nil, err
+	}
+	if err := s.done(ctx, l.by, l.name, hello.GetOrdersDone()); err != nil {
+		return nil, err
+	}
+	l.busy.Store(running) // until listen, nobody else writes
+	if old := s.channels.take(l); old != nil {
+		go old.end(errReplaced)
+	}
+	if err := l.welcome(); err != nil {
+		s.left(l)
+		return nil, err
+	}
+	return l, nil
+}
+
+// came puts an appliance's coming on record, where the book does not say so already: after a restart of a node all of
+// its appliances come back, and none of them is news.
+func (s *Server) came(ctx context.Context, l *live, route string) error {
 	if route != "https" && route != "privatelink" && route != "tailscale" {
 		route = "unknown"
 	}
-	if _, err := submit(ctx, s, who.Principal, "", Edge{Name: name, Serial: who.Serial, Online: true, Node: s.name, Route: route}); err != nil {
-		return err
+	a, err := s.book.View().Appliance(l.name)
+	if err == nil && a.Online && a.Node == s.name && a.Route == route && a.Current == l.serial {
+		return a.admits(l.serial)
 	}
-	l := &live{end: end}
-	s.channels.take(name, l)
-	defer s.left(ctx, name, l)
-
-	if err := s.done(ctx, who.Principal, name, hello.GetOrdersDone()); err != nil {
-		return err
-	}
-	out := &outbox{wake: make(chan struct{}, 1)}
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer end(nil)
-	wg.Go(func() {
-		if err := s.speak(ctx, who, name, stream, out); err != nil {
-			end(err)
-		}
-	})
-	for {
-		watch.Reset(beatLost)
-		up, err := stream.Receive()
-		if err != nil {
-			return s.because(ctx, err)
-		}
-		if err := s.hear(ctx, who.Principal, name, up, out); err != nil {
-			return err
-		}
-	}
-}
-
-// because prefers the reason that ended the channel to the error that it showed itself by.
-func (s *Server) because(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
-		return cause
-	}
-	if errors.Is(err, io.EOF) {
-		return nil
-	}
+	_, err = submit(ctx, s, l.by, "", Edge{Name: l.name, Serial: l.serial, Online: true, Node: s.name, Route: route})
 	return err
 }
 
-// left puts the edge on record when the channel was the appliance's newest.
-func (s *Server) left(ctx context.Context, name fleet.ApplianceID, l *live) {
-	if !s.channels.drop(name, l) {
-		return
+// welcome says the first word. Nobody else writes before it, since busy says running.
+func (l *live) welcome() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	a, err := l.s.book.View().Appliance(l.name)
+	if err != nil {
+		return err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	if _, err := submit(ctx, s, s.self(), "", Edge{Name: name, Online: false, Node: s.name}); err != nil {
-		s.log.Warn("could not record that an appliance left", "appliance", name, "error", err)
+	l.acked = a.ReportsDone
+	return l.write(&boundaryv1.Down{Body: &boundaryv1.Down_Welcome{Welcome: &boundaryv1.Welcome{Node: l.s.name, ServerTimeUnix: l.s.now().Unix(),
+		ReportsDone: a.ReportsDone, ReconnectSpreadMs: uint32(l.s.spread().Milliseconds()), BeatMs: uint32(l.beat.Milliseconds())}}})
+}
+
+// fleet is how many appliances may come here: any of them, where other nodes are down.
+func (s *Server) fleet() int { return s.book.View().appliances.Len() }
+
+func (s *Server) spread() time.Duration { return spreadFor(s.fleet()) }
+
+// listen reads until the channel ends. It runs in a goroutine of its own, which is all that an idle channel has.
+func (l *live) listen() {
+	defer l.door.wg.Done()
+	defer func() {
+		if v := recover(); v != nil {
+			l.s.log.Error("a channel panicked", "appliance", l.name, "panic", v)
+		}
+		_ = l.conn.NetConn().Close()
+		l.s.left(l)
+	}()
+	l.finish()
+	for {
+		if err := l.hear(); err != nil {
+			l.end(err)
+			_ = l.conn.SetReadDeadline(l.ended.Load().till)
+			_, _ = io.Copy(io.Discard, l.conn) // bytes that nobody read would turn the close into a reset, and lose the reason
+			return
+		}
 	}
 }
 
-// outbox is what the reader asks the writer to acknowledge.
-type outbox struct {
-	mu   sync.Mutex
-	upto uint64
-	wake chan struct{}
-}
-
-func (o *outbox) ack(upto uint64) {
-	o.mu.Lock()
-	o.upto = max(o.upto, upto)
-	o.mu.Unlock()
-	select {
-	case o.wake <- struct{}{}:
-	default:
-	}
-}
-
-func (o *outbox) acked() uint64 {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.upto
-}
+var errEnded = errors.New("the channel has ended")
 
 // hear takes one message of the appliance.
-func (s *Server) hear(ctx context.Context, by fleet.Principal, name fleet.ApplianceID, up *boundaryv1.Up, out *outbox) error {
+func (l *live) hear() error {
+	_ = l.conn.SetReadDeadline(time.Now().Add(lostBeats * l.beat))
+	if e := l.ended.Load(); e != nil {
+		_ = l.conn.SetReadDeadline(e.till)
+	}
+	var up boundaryv1.Up
+	if err := channel.Read(l.conn, &up, channel.MaxUp); err != nil {
+		return err
+	}
+	if l.ended.Load() != nil {
+		return errEnded
+	}
+	if _, ok := up.GetBody().(*boundaryv1.Up_Beat); ok {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.write(&boundaryv1.Down{Body: &boundaryv1.Down_Beat{Beat: &boundaryv1.Beat{AtUnixMs: l.s.now().UnixMilli()}}})
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), submitFor)
+	defer cancel()
+	return l.s.hear(ctx, l, &up)
+}
+
+// hear takes what an appliance says beside beats.
+func (s *Server) hear(ctx context.Context, l *live, up *boundaryv1.Up) error {
 	switch body := up.GetBody().(type) {
-	case *boundaryv1.Up_Beat:
-		return nil
 	case *boundaryv1.Up_Ack:
-		return s.done(ctx, by, name, body.Ack.GetUpto())
+		return s.done(ctx, l.by, l.name, body.Ack.GetUpto())
 	case *boundaryv1.Up_Report:
-		r, err := reportOf(name, body.Report)
+		r, err := reportOf(l.name, body.Report)
 		if err != nil {
 			return err
 		}
-		took, err := submit(ctx, s, by, "", r)
+		took, err := submit(ctx, s, l.by, "", r)
 		if err != nil {
 			return err
 		}
-		out.ack(took.Done)
+		l.upto.Store(took.Done) // only this goroutine stores it
+		l.wake()
 		if took.New && r.Checkpoint != nil {
-			return s.countersign(ctx, name, *r.Checkpoint)
+			return s.countersign(ctx, l.name, *r.Checkpoint)
 		}
 		return nil
 	}
@@ -220,50 +308,110 @@ func (s *Server) done(ctx context.Context, by fleet.Principal, name fleet.Applia
 	return err
 }
 
-// speak sends the welcome, then orders, acknowledgements and beats, until the channel ends or the appliance may no
-// longer have one.
-func (s *Server) speak(ctx context.Context, who api.Who, name fleet.ApplianceID, stream *connect.BidiStream[boundaryv1.Up, boundaryv1.Down], out *outbox) error {
-	a, err := s.book.View().Appliance(name)
+// wake has what the book holds for the appliance written soon, by a goroutine that lives as long as that takes.
+func (l *live) wake() {
+	if l.busy.CompareAndSwap(idle, running) {
+		go l.finish()
+		return
+	}
+	l.busy.CompareAndSwap(running, again)
+	if l.busy.CompareAndSwap(idle, running) { // it finished in between
+		go l.finish()
+	}
+}
+
+// finish writes until there is nothing new. Its caller has set busy to running.
+func (l *live) finish() {
+	for {
+		l.busy.Store(running)
+		if err := l.say(); err != nil {
+			l.end(err)
+			return // busy stays: nobody writes any more
+		}
+		if l.busy.CompareAndSwap(running, idle) {
+			return
+		}
+	}
+}
+
+// say writes the orders and acknowledgements that are new, or gives the reason why the appliance may have no channel.
+func (l *live) say() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	a, err := l.s.book.View().Appliance(l.name)
 	if err != nil {
 		return err
 	}
-	if err := stream.Send(&boundaryv1.Down{Body: &boundaryv1.Down_Welcome{Welcome: &boundaryv1.Welcome{Node: s.name,
-		ServerTimeUnix: s.now().Unix(), ReportsDone: a.ReportsDone, ReconnectSpreadMs: uint32(reconnectSpread.Milliseconds())}}}); err != nil {
+	if err := a.admits(l.serial); err != nil {
 		return err
 	}
-	tick := time.NewTicker(beatEvery)
-	defer tick.Stop()
-	var sent, acked uint64
-	for {
-		changed := s.book.Changed()
-		if a, err = s.book.View().Appliance(name); err != nil {
+	l.sent = max(l.sent, a.OrdersDone)
+	for ; l.sent < a.OrdersSent(); l.sent++ {
+		if err := l.write(a.Orders[l.sent-a.OrdersDone].toWire(l.sent + 1)); err != nil {
 			return err
 		}
-		if err := a.admits(who.Serial); err != nil {
-			return err
-		}
-		sent = max(sent, a.OrdersDone)
-		for ; sent < a.OrdersSent(); sent++ {
-			if err := stream.Send(a.Orders[sent-a.OrdersDone].toWire(sent + 1)); err != nil {
-				return err
-			}
-		}
-		if upto := out.acked(); upto > acked {
-			acked = upto
-			if err := stream.Send(&boundaryv1.Down{Body: &boundaryv1.Down_Ack{Ack: &boundaryv1.Ack{Upto: upto}}}); err != nil {
-				return err
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-changed:
-		case <-out.wake:
-		case <-tick.C:
-			if err := stream.Send(&boundaryv1.Down{Body: &boundaryv1.Down_Beat{Beat: &boundaryv1.Beat{AtUnixMs: s.now().UnixMilli()}}}); err != nil {
-				return err
-			}
-		}
+	}
+	if upto := l.upto.Load(); upto > l.acked {
+		l.acked = upto
+		return l.write(&boundaryv1.Down{Body: &boundaryv1.Down_Ack{Ack: &boundaryv1.Ack{Upto: upto}}})
+	}
+	return nil
+}
+
+// write sends one message. The caller holds mu. An appliance that does not read loses its channel after writeWait.
+func (l *live) write(m *boundaryv1.Down) error {
+	if l.ended.Load() != nil {
+		return errEnded
+	}
+	_ = l.conn.SetWriteDeadline(time.Now().Add(writeWait))
+	return channel.Write(l.conn, m, channel.MaxDown)
+}
+
+// end ends the channel, once: it says why, as far as the appliance takes it at once, and reads on for a moment, so that
+// the reason is not lost in a reset. It never waits for an appliance that does not read.
+func (l *live) end(why error) {
+	e := &ending{why, time.Now().Add(linger)}
+	if !l.ended.CompareAndSwap(nil, e) {
+		return
+	}
+	if errors.Is(why, io.EOF) || !l.mu.TryLock() {
+		_ = l.conn.NetConn().Close()
+		return
+	}
+	defer l.mu.Unlock()
+	_ = l.conn.SetWriteDeadline(e.till)
+	if err := channel.Write(l.conn, closed(why, l.s.spread()), channel.MaxDown); err != nil {
+		_ = l.conn.NetConn().Close()
+		return
+	}
+	_ = l.conn.CloseWrite()
+	_ = l.conn.SetReadDeadline(e.till)
+}
+
+// closed is the last message of a channel. Whoever may come back is told when.
+func closed(why error, spread time.Duration) *boundaryv1.Down {
+	c := &boundaryv1.Closed{Kind: string(fault.Of(why)), Reason: fault.Text(why)}
+	switch fault.Of(why) {
+	case fault.Busy, fault.Unavailable, fault.NotLeader, fault.Unsure:
+		c.RetryAfterMs = uint32(spread.Milliseconds())
+	}
+	return &boundaryv1.Down{Body: &boundaryv1.Down_Closed{Closed: c}}
+}
+
+// left puts the edge on record when the channel was the appliance's newest.
+func (s *Server) left(l *live) {
+	if !s.channels.drop(l) {
+		return
+	}
+	s.gone(l.name)
+}
+
+// gone puts on record that an appliance has no channel here.
+func (s *Server) gone(name fleet.ApplianceID) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if _, err := submit(ctx, s, s.self(), "", Edge{Name: name, Online: false, Node: s.name}); err != nil {
+		s.log.Warn("could not record that an appliance left", "appliance", name, "error", err)
 	}
 }
 

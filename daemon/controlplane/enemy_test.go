@@ -29,7 +29,6 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
-	"github.com/demarc-dev/demarc/daemon"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -107,7 +106,7 @@ func newGate(t *testing.T, wait time.Duration) *gate {
 	g.addr = ln.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	part := daemon.HTTP("door", ln, identity.Server(g.own, g.server.Admit, false, "h2"), g.server.Handler(), log)
+	part := g.server.Door("door", ln, identity.Server(g.own, g.server.Admit, false, controlplane.Protocols()...), log)
 	go func() { done <- part.Run(ctx, func() {}) }()
 	t.Cleanup(func() {
 		cancel()

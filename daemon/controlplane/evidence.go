@@ -8,6 +8,8 @@ import (
 	"crypto/ed25519"
 	"crypto/hkdf"
 	"crypto/sha256"
+	"encoding/json"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -78,25 +80,63 @@ func verifier(origin string, pem []byte) (note.Verifier, error) {
 	return audit.NoteVerifier(origin, k.Public)
 }
 
-// witness asks each online appliance, every so often, to countersign the vendor's log where it grew.
+// witnessEach is how many appliances are looked at in one round of witnessing: the fleet is asked in turns.
+const witnessEach = 64
+
+// witness asks appliances with a channel here, in turns, to countersign the vendor's log where it has news for them.
 func (s *Server) witness(ctx context.Context, every time.Duration) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
+	var n news
+	var turn fleet.ApplianceID
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		for _, name := range s.channels.names() {
-			if err := s.askWitness(ctx, name); err != nil && ctx.Err() == nil {
+		n.read(s.book.Log())
+		names := s.channels.names()
+		from, _ := slices.BinarySearch(names, turn)
+		for i := range min(len(names), witnessEach) {
+			name := names[(from+i)%len(names)]
+			turn = name + "\x00" // the least name that is greater
+			if err := s.askWitness(ctx, name, n.upto); err != nil && ctx.Err() == nil {
 				s.log.Warn("could not ask for a countersignature", "appliance", name, "error", err)
 			}
 		}
 	}
 }
 
-func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID) error {
+// news is the size of the vendor's log up to its last entry that is worth a question. What countersigning adds itself,
+// and who comes and goes, is not: else a large fleet would never be quiet.
+type news struct{ seen, upto int64 }
+
+func (n *news) read(log audit.Log) {
+	for ; n.seen < log.Size(); n.seen++ {
+		var e struct {
+			Kind string `json:"kind"`
+			Body struct {
+				Checkpoint json.RawMessage `json:"checkpoint"`
+				Cosigned   json.RawMessage `json:"cosigned"`
+			} `json:"body"`
+		}
+		if err := json.Unmarshal(log.Entry(n.seen), &e); err == nil {
+			switch e.Kind {
+			case Countersign{}.Kind(), OrdersDone{}.Kind(), Edge{}.Kind():
+				continue
+			case Report{}.Kind():
+				if e.Body.Checkpoint != nil || e.Body.Cosigned != nil {
+					continue
+				}
+			}
+		}
+		n.upto = n.seen + 1
+	}
+}
+
+// askWitness asks one appliance, where the log has news since the last head that it countersigned.
+func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID, upto int64) error {
 	page := s.book.View()
 	a, err := page.Appliance(name)
 	if err != nil {
@@ -107,11 +147,7 @@ func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID) error {
 			return nil // one is on its way
 		}
 	}
-	log, cp, err := s.head()
-	if err != nil {
-		return err
-	}
-	c := &Checkpoint{Note: cp}
+	var from int64
 	if n := len(a.Cosigned); n > 0 {
 		v, err := verifier(audit.VendorOrigin(page.TrustDomain), s.logPublic())
 		if err != nil {
@@ -121,26 +157,25 @@ func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID) error {
 		if err != nil {
 			return err
 		}
-		// The question and its answer are entries themselves: a log that grew by those alone is not worth a question.
-		if log.Size() < last.Size+quiet {
+		if from = last.Size; upto <= from {
 			return nil
 		}
-		c.From = last.Size
-		proof, err := log.Consistency(last.Size, log.Size())
-		if err != nil {
-			return err
-		}
-		for _, h := range proof {
-			c.Proof = append(c.Proof, bytes.Clone(h[:]))
-		}
+	}
+	log, cp, err := s.head()
+	if err != nil {
+		return err
+	}
+	c := &Checkpoint{Note: cp, From: from}
+	proof, err := log.Consistency(from, log.Size())
+	if err != nil {
+		return err
+	}
+	for _, h := range proof {
+		c.Proof = append(c.Proof, bytes.Clone(h[:]))
 	}
 	_, err = submit(ctx, s, s.self(), "", Countersign{To: name, Checkpoint: c})
 	return err
 }
-
-// quiet is how many entries one round of countersigning adds to the vendor's log: question, acknowledgement, answer,
-// and the same for the customer's own checkpoint that follows.
-const quiet = 8
 
 // ExportEvidence streams the vendor's log with its countersignatures, and the customers' heads that it witnessed.
 func (s *Server) ExportEvidence(ctx context.Context, _ *connect.Request[controlv1.ExportEvidenceRequest], stream *connect.ServerStream[controlv1.ExportEvidenceResponse]) error {

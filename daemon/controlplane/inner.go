@@ -25,7 +25,7 @@ const maxUnproven = 256
 
 // innerDoor makes the door for appliances behind TLS inspection: a web server that takes one upgrade, at one path, and behind it
 // the very same door as on the main listener. Without inner_tls in the file there is none.
-func innerDoor(c *configs.InnerDoor, conf *tls.Config, h http.Handler, log *slog.Logger) ([]daemon.Part, error) {
+func innerDoor(c *configs.InnerDoor, conf *tls.Config, door func(string, net.Listener, *tls.Config) daemon.Part, log *slog.Logger) ([]daemon.Part, error) {
 	const op = "controlplane.innerDoor"
 	if c == nil {
 		return nil, nil
@@ -43,7 +43,7 @@ func innerDoor(c *configs.InnerDoor, conf *tls.Config, h http.Handler, log *slog
 	only := outer.Clone() // net/http adds h2 to its own copy: a proxy would choose it, and an upgrade has no way there
 	outer.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return only, nil }
 	return []daemon.Part{
-		daemon.HTTP("inner", in, in.proving(conf), h, log),
+		door("inner", in, in.proving(conf)),
 		daemon.HTTP("inner-web", ln, outer, in, log), // stops first: nothing new comes in
 	}, nil
 }

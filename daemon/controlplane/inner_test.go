@@ -23,6 +23,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -88,7 +89,9 @@ func startDoor(t *testing.T) *doorTest {
 		b, _ := io.ReadAll(r.Body)
 		fmt.Fprintf(w, "%s %v %s", p, err != nil, b)
 	})
-	parts, err := innerDoor(&configs.InnerDoor{Listen: d.addr, CertFile: d.certFile, KeyFile: d.keyFile}, conf, who, slog.New(slog.DiscardHandler))
+	parts, err := innerDoor(&configs.InnerDoor{Listen: d.addr, CertFile: d.certFile, KeyFile: d.keyFile}, conf, func(name string, ln net.Listener, c *tls.Config) daemon.Part {
+		return daemon.HTTP(name, ln, c, who, slog.New(slog.DiscardHandler))
+	}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/demarc-dev/demarc/configs"
@@ -18,7 +19,6 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/ledger"
-	"github.com/demarc-dev/demarc/mesh"
 	"github.com/demarc-dev/demarc/raft"
 	"github.com/demarc-dev/demarc/seal"
 	"github.com/demarc-dev/demarc/telemetry"
@@ -68,7 +68,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 		members = append(members, Member{m.Name, m.Raft, m.API})
 	}
 	n.server, err = NewServer(Options{Name: cfg.Name, Book: n.book, Order: n, Artifacts: blobs{n.store}, Fetch: n.fetch, KEK: kek, LeafLife: cfg.Leaf.Life,
-		Members: members, Now: time.Now, Log: log})
+		Members: members, Now: time.Now, Log: log, Meter: meterOf(n.reg)})
 	if err != nil {
 		return nil, err
 	}
@@ -115,9 +115,19 @@ func (n *node) doors() ([]daemon.Part, error) {
 	if err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "listen: %v", err)
 	}
-	conf := identity.Server(n.files, n.server.Admit, false, "h2")
-	parts = append(parts, daemon.HTTP("door", ln, conf, n.server.Handler(), n.log))
-	inner, err := innerDoor(n.cfg.InnerTLS, conf, n.server.Handler(), n.log)
+	conf := identity.Server(n.files, n.server.Admit, false, Protocols()...)
+	parts = append(parts, daemon.Func("hub", n.server.Follow), n.server.Door("door", ln, conf, n.log))
+	parts = append(parts, daemon.Func("roll-call", func(ctx context.Context, ready func()) error {
+		ready()
+		if err := n.server.RollCall(ctx, absentAfter); err != nil {
+			return err
+		}
+		<-ctx.Done()
+		return nil
+	}))
+	inner, err := innerDoor(n.cfg.InnerTLS, conf, func(name string, ln net.Listener, c *tls.Config) daemon.Part {
+		return n.server.Door(name, ln, c, n.log)
+	}, n.log)
 	if err != nil {
 		return nil, err
 	}
@@ -130,40 +140,6 @@ func (n *node) doors() ([]daemon.Part, error) {
 		parts = append(parts, daemon.Func("tailnet", func(ctx context.Context, ready func()) error { return n.tailnetDoor(ctx, ready, port, conf) }))
 	}
 	return parts, nil
-}
-
-// tailnetDoor serves the same door on the vendor's tailnet. Its trouble is never the node's: it is tried again.
-func (n *node) tailnetDoor(ctx context.Context, ready func(), port string, conf *tls.Config) error {
-	t := n.cfg.Tailnet
-	ready()
-	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
-		err := func() error {
-			key, err := os.ReadFile(t.AuthKeyFile)
-			if err != nil {
-				return fault.Because(err, "controlplane.tailnet", fault.Invalid, "auth_key_file can't be read: %s", t.AuthKeyFile)
-			}
-			tn, err := mesh.Join(ctx, mesh.TailnetConfig{ControlURL: t.ControlURL, AuthKey: trimmed(key), Hostname: t.Hostname, Dir: t.Dir, Doors: true, Logger: n.log})
-			if err != nil {
-				return err
-			}
-			defer tn.Close()
-			ln, err := tn.Listen(ctx, ":"+port)
-			if err != nil {
-				return err
-			}
-			n.log.Info("the door on the tailnet is open", "hostname", t.Hostname, "addresses", tn.Addrs(), "port", port)
-			return daemon.HTTP("tailnet", ln, conf, n.server.Handler(), n.log).Run(ctx, func() {})
-		}()
-		if ctx.Err() != nil {
-			return nil
-		}
-		n.log.Warn("the door on the tailnet is shut", "err", err, "again in", wait)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(wait):
-		}
-	}
 }
 
 func (n *node) raftConfig(ln net.Listener) raft.Config {
@@ -281,6 +257,16 @@ func (n *node) begin(ctx context.Context) error {
 	return err
 }
 
+// meterOf registers what the doors measure.
+func meterOf(r *telemetry.Registry) Meter {
+	return Meter{
+		Admission: r.Histogram("demarc_admission_wait_seconds", "Time that a connection waited for its handshake to begin.", []float64{.001, .01, .1, .5, 1, 2, 5, 10, 20}),
+		Handshake: r.Histogram("demarc_handshake_seconds", "Time of a handshake that succeeded.", []float64{.001, .005, .01, .05, .1, .5, 1, 2, 5, 10}),
+		Arrival:   r.Histogram("demarc_channel_arrival_seconds", "Time after the opening of the door at which a channel came up.", []float64{.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 30, 60, 300}),
+		Rejected:  r.Counter("demarc_connections_rejected_total", "Connections that were closed before their handshake began: too many waited, or for too long."),
+	}
+}
+
 // describe registers what Prometheus may know.
 func (n *node) describe() {
 	r := n.reg
@@ -317,6 +303,13 @@ type files struct {
 	leaf  *tls.Certificate
 	first *x509.CertPool
 	book  *ledger.Book[State]
+	pool  atomic.Pointer[pooled]
+}
+
+// pooled is the CAs of one list of slots: each connection holds on to the pool of its handshake.
+type pooled struct {
+	of   *identity.Slot
+	pool *x509.CertPool
 }
 
 func loadFiles(cfg *configs.Control, book *ledger.Book[State]) (*files, error) {
@@ -333,7 +326,7 @@ func loadFiles(cfg *configs.Control, book *ledger.Book[State]) (*files, error) {
 	if err != nil {
 		return nil, fault.At(op, "", err)
 	}
-	return &files{&leaf, identity.Pool(cas), book}, nil
+	return &files{leaf: &leaf, first: identity.Pool(cas), book: book}, nil
 }
 
 // Leaf implements [identity.Source].
@@ -342,7 +335,11 @@ func (f *files) Leaf() (*tls.Certificate, error) { return f.leaf, nil }
 // Roots implements [identity.Source].
 func (f *files) Roots() *x509.CertPool {
 	if slots := f.book.View().Slots; len(slots) > 0 {
+		if had := f.pool.Load(); had != nil && had.of == &slots[0] {
+			return had.pool
+		}
 		if pool, err := identity.Bundle(slots); err == nil {
+			f.pool.Store(&pooled{&slots[0], pool})
 			return pool
 		}
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/ledger"
+	"github.com/demarc-dev/demarc/telemetry"
 )
 
 // Sequence is the order of changes: raft in a cluster, anything that puts bytes into one order in a test.
@@ -62,6 +63,15 @@ type Options struct {
 	Log       *slog.Logger
 	// StrangerWait is how long a call of the bootstrap service may take, its body and its answer included; zero means 15 s.
 	StrangerWait time.Duration
+	Meter        Meter
+}
+
+// Meter takes the measurements of the doors. A field that is nil takes none.
+type Meter struct {
+	Admission telemetry.Observer // seconds that a connection waited for its handshake to begin
+	Handshake telemetry.Observer // seconds of a handshake that succeeded
+	Arrival   telemetry.Observer // seconds after the door's opening at which a channel came up
+	Rejected  telemetry.Counter  // connections that were closed before their handshake began
 }
 
 // Member is one node of the first cluster, as people know it.
@@ -78,10 +88,33 @@ type Server struct {
 	logKey    ed25519.PrivateKey
 	strangers *rate.Limiter
 	channels  channels
+	meter     Meter
 
 	controlv1connect.UnimplementedControlHandler
 	boundaryv1connect.UnimplementedBoundaryHandler
 }
+
+// orNone fills what is nil with what takes nothing.
+func (m Meter) orNone() Meter {
+	for _, o := range []*telemetry.Observer{&m.Admission, &m.Handshake, &m.Arrival} {
+		if *o == nil {
+			*o = none{}
+		}
+	}
+	if m.Rejected == nil {
+		m.Rejected = none{}
+	}
+	return m
+}
+
+// Observe implements [telemetry.Observer].
+func (none) Observe(float64) {}
+
+// Inc implements [telemetry.Counter].
+func (none) Inc() {}
+
+// Add implements [telemetry.Counter].
+func (none) Add(float64) {}
 
 // maxStranger bounds a message of a stranger, in bytes.
 const maxStranger = 32 << 10
@@ -107,7 +140,7 @@ func NewServer(o Options) (*Server, error) {
 		o.StrangerWait = strangerWait
 	}
 	return &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now, nonceKey: key, logKey: signer,
-		strangers: rate.NewLimiter(strangerRate, strangerBurst), channels: channels{open: map[fleet.ApplianceID]*live{}}}, nil
+		strangers: rate.NewLimiter(strangerRate, strangerBurst), channels: channels{open: map[fleet.ApplianceID]*live{}}, meter: o.Meter.orNone()}, nil
 }
 
 // Admit is the door's question in each handshake: may this certificate come in now.
@@ -161,9 +194,8 @@ func (s *Server) Handler() http.Handler {
 			}
 			who = api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial}
 		}
-		rc := http.NewResponseController(w)
 		if strings.HasPrefix(r.URL.Path, "/"+boundaryv1connect.BootstrapName+"/") {
-			if err := s.bound(rc); err != nil {
+			if err := s.bound(http.NewResponseController(w)); err != nil {
 				http.Error(w, fault.Text(err), http.StatusInternalServerError)
 				return
 			}
@@ -173,12 +205,7 @@ func (s *Server) Handler() http.Handler {
 			}
 			r.Body = http.MaxBytesReader(w, r.Body, maxStranger) // Connect would read on, and throw away, for as long as bytes come
 		}
-		ctx := context.WithValue(r.Context(), abortKey{}, func() {
-			if err := rc.SetReadDeadline(time.Unix(1, 0)); err != nil {
-				s.log.Warn("can't end the reading of a channel", "error", err)
-			}
-		})
-		mux.ServeHTTP(w, r.WithContext(api.With(ctx, who)))
+		mux.ServeHTTP(w, r.WithContext(api.With(r.Context(), who)))
 	})
 }
 

@@ -23,7 +23,7 @@ type State struct {
 	TrustDomain string
 	Slots       []identity.Slot // replaced whole, never edited in place
 	customers   *immutable.SortedMap[fleet.CustomerID, Customer]
-	appliances  *immutable.SortedMap[fleet.ApplianceID, Appliance]
+	appliances  roll
 	releases    *immutable.SortedMap[fleet.Digest, Release]
 	operations  *immutable.SortedMap[string, Operation] // by appliance, a slash, and the operation's id
 	nonces      *immutable.SortedMap[string, time.Time] // spent ones, until they would have expired anyway
@@ -142,7 +142,7 @@ type Operation struct {
 func NewState() State {
 	return State{
 		customers:  immutable.NewSortedMap[fleet.CustomerID, Customer](nil),
-		appliances: immutable.NewSortedMap[fleet.ApplianceID, Appliance](nil),
+		appliances: newRoll(),
 		releases:   immutable.NewSortedMap[fleet.Digest, Release](nil),
 		operations: immutable.NewSortedMap[string, Operation](nil),
 		nonces:     immutable.NewSortedMap[string, time.Time](nil),
@@ -159,7 +159,7 @@ func (s State) Appliance(name fleet.ApplianceID) (Appliance, error) {
 }
 
 // Appliances lists all, by name.
-func (s State) Appliances() []Appliance { return values(s.appliances) }
+func (s State) Appliances() []Appliance { return values(s.appliances.SortedMap) }
 
 // Customers lists all, by name.
 func (s State) Customers() []Customer { return values(s.customers) }

@@ -36,17 +36,29 @@ type Tailnet struct {
 	URL     string // the control server's
 	AuthKey string // what a node must show
 
+	handler *testcontrol.Server
 	control *http.Server
 	relay   *http.Server
 	derp    *derpserver.Server
 	stun    *net.UDPConn
 	work    sync.WaitGroup
+
+	mu      sync.Mutex
+	keyed   sync.Mutex    // over the handler's auth key
+	api     *API          // nil: none
+	policy  *Policy       // nil: everybody reaches everybody
+	changed chan struct{} // closed when the maps of nodes are old
 }
 
-// Start opens a tailnet that takes in nodes with this auth key.
-func Start(authKey string) (*Tailnet, error) {
+// Start opens a tailnet that takes in nodes with this auth key. Everybody reaches everybody.
+func Start(authKey string) (*Tailnet, error) { return start(authKey, nil) }
+
+// StartWith opens a tailnet whose nodes filter by this policy. Each node still sees all others: only filters keep them apart.
+func StartWith(authKey string, p *Policy) (*Tailnet, error) { return start(authKey, p) }
+
+func start(authKey string, p *Policy) (*Tailnet, error) {
 	const op = "meshtest.Start"
-	t := &Tailnet{AuthKey: authKey}
+	t := &Tailnet{AuthKey: authKey, policy: p, changed: make(chan struct{})}
 	var err error
 	if t.stun, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}); err != nil {
 		return nil, fault.At(op, fault.Unavailable, err)
@@ -81,7 +93,16 @@ func Start(authKey string) (*Tailnet, error) {
 		MagicDNSDomain:  "tailnet.test",
 		DERPMap:         &tailcfg.DERPMap{OmitDefaultRegions: true, Regions: map[int]*tailcfg.DERPRegion{1: {RegionID: 1, RegionCode: "loopback", Nodes: []*tailcfg.DERPNode{node}}}},
 	}
-	t.control = &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, ErrorLog: silent}
+	handler.MaybeRateLimitRegister = func() (bool, string, string) {
+		t.keyed.Lock() // what SetAuthKey wrote is seen
+		defer t.keyed.Unlock()
+		return false, "", ""
+	}
+	if p != nil {
+		handler.TagOwners, handler.AltMapStream = p.TagOwners, t.stream
+	}
+	t.handler = handler
+	t.control = &http.Server{Handler: t.front(handler), ReadHeaderTimeout: 10 * time.Second, ErrorLog: silent}
 	t.serve(t.control, control)
 	return t, nil
 }

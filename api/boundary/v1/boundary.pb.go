@@ -794,6 +794,7 @@ type Down struct {
 	//	*Down_Ack
 	//	*Down_Beat
 	//	*Down_Bundle
+	//	*Down_Closed
 	Body          isDown_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -881,6 +882,15 @@ func (x *Down) GetBundle() []byte {
 	return nil
 }
 
+func (x *Down) GetClosed() *Closed {
+	if x != nil {
+		if x, ok := x.Body.(*Down_Closed); ok {
+			return x.Closed
+		}
+	}
+	return nil
+}
+
 type isDown_Body interface {
 	isDown_Body()
 }
@@ -905,6 +915,10 @@ type Down_Bundle struct {
 	Bundle []byte `protobuf:"bytes,5,opt,name=bundle,proto3,oneof"` // DSSE, as BundleResponse.sealed but without a nonce: the CAs have changed
 }
 
+type Down_Closed struct {
+	Closed *Closed `protobuf:"bytes,6,opt,name=closed,proto3,oneof"` // the last message of a channel that the control plane ends
+}
+
 func (*Down_Welcome) isDown_Body() {}
 
 func (*Down_Order) isDown_Body() {}
@@ -914,6 +928,69 @@ func (*Down_Ack) isDown_Body() {}
 func (*Down_Beat) isDown_Body() {}
 
 func (*Down_Bundle) isDown_Body() {}
+
+func (*Down_Closed) isDown_Body() {}
+
+// Closed says why the control plane ends a channel, or does not open one.
+type Closed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`                                        // of the fault: denied conflict busy unavailable ...
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`                                    // one sentence
+	RetryAfterMs  uint32                 `protobuf:"varint,3,opt,name=retry_after_ms,json=retryAfterMs,proto3" json:"retry_after_ms,omitempty"` // do not come back before this; 0 for no wish
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Closed) Reset() {
+	*x = Closed{}
+	mi := &file_boundary_v1_boundary_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Closed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Closed) ProtoMessage() {}
+
+func (x *Closed) ProtoReflect() protoreflect.Message {
+	mi := &file_boundary_v1_boundary_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Closed.ProtoReflect.Descriptor instead.
+func (*Closed) Descriptor() ([]byte, []int) {
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Closed) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Closed) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Closed) GetRetryAfterMs() uint32 {
+	if x != nil {
+		return x.RetryAfterMs
+	}
+	return 0
+}
 
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -927,7 +1004,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[13]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -939,7 +1016,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[13]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -952,7 +1029,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{13}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Hello) GetBuild() string {
@@ -996,7 +1073,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[14]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1008,7 +1085,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[14]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1021,7 +1098,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{14}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Welcome) GetNode() string {
@@ -1068,7 +1145,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[15]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1080,7 +1157,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[15]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1093,7 +1170,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{15}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Ack) GetUpto() uint64 {
@@ -1113,7 +1190,7 @@ type Beat struct {
 
 func (x *Beat) Reset() {
 	*x = Beat{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[16]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1125,7 +1202,7 @@ func (x *Beat) String() string {
 func (*Beat) ProtoMessage() {}
 
 func (x *Beat) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[16]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1138,7 +1215,7 @@ func (x *Beat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Beat.ProtoReflect.Descriptor instead.
 func (*Beat) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{16}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Beat) GetAtUnixMs() int64 {
@@ -1160,7 +1237,7 @@ type StatusReport struct {
 
 func (x *StatusReport) Reset() {
 	*x = StatusReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[17]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1172,7 +1249,7 @@ func (x *StatusReport) String() string {
 func (*StatusReport) ProtoMessage() {}
 
 func (x *StatusReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[17]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1185,7 +1262,7 @@ func (x *StatusReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReport.ProtoReflect.Descriptor instead.
 func (*StatusReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{17}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StatusReport) GetPosture() string {
@@ -1220,7 +1297,7 @@ type ServiceHealth struct {
 
 func (x *ServiceHealth) Reset() {
 	*x = ServiceHealth{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[18]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1309,7 @@ func (x *ServiceHealth) String() string {
 func (*ServiceHealth) ProtoMessage() {}
 
 func (x *ServiceHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[18]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1322,7 @@ func (x *ServiceHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceHealth.ProtoReflect.Descriptor instead.
 func (*ServiceHealth) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{18}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ServiceHealth) GetName() string {
@@ -1280,7 +1357,7 @@ type SecretPresence struct {
 
 func (x *SecretPresence) Reset() {
 	*x = SecretPresence{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1369,7 @@ func (x *SecretPresence) String() string {
 func (*SecretPresence) ProtoMessage() {}
 
 func (x *SecretPresence) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1382,7 @@ func (x *SecretPresence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretPresence.ProtoReflect.Descriptor instead.
 func (*SecretPresence) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{19}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SecretPresence) GetName() string {
@@ -1342,7 +1419,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1354,7 +1431,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1367,7 +1444,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{20}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Report) GetNumber() uint64 {
@@ -1498,7 +1575,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1510,7 +1587,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1523,7 +1600,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{21}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Checkpoint) GetNote() []byte {
@@ -1560,7 +1637,7 @@ type DeployReport struct {
 
 func (x *DeployReport) Reset() {
 	*x = DeployReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +1649,7 @@ func (x *DeployReport) String() string {
 func (*DeployReport) ProtoMessage() {}
 
 func (x *DeployReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +1662,7 @@ func (x *DeployReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployReport.ProtoReflect.Descriptor instead.
 func (*DeployReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{22}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DeployReport) GetRelease() string {
@@ -1636,7 +1713,7 @@ type OperationReport struct {
 
 func (x *OperationReport) Reset() {
 	*x = OperationReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1648,7 +1725,7 @@ func (x *OperationReport) String() string {
 func (*OperationReport) ProtoMessage() {}
 
 func (x *OperationReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1661,7 +1738,7 @@ func (x *OperationReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationReport.ProtoReflect.Descriptor instead.
 func (*OperationReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{23}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *OperationReport) GetId() string {
@@ -1709,7 +1786,7 @@ type ProbeReport struct {
 
 func (x *ProbeReport) Reset() {
 	*x = ProbeReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[24]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1721,7 +1798,7 @@ func (x *ProbeReport) String() string {
 func (*ProbeReport) ProtoMessage() {}
 
 func (x *ProbeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[24]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1734,7 +1811,7 @@ func (x *ProbeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeReport.ProtoReflect.Descriptor instead.
 func (*ProbeReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{24}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ProbeReport) GetId() string {
@@ -1770,7 +1847,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[25]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1782,7 +1859,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[25]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1795,7 +1872,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{25}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Order) GetNumber() uint64 {
@@ -1917,7 +1994,7 @@ type ProbeOrder struct {
 
 func (x *ProbeOrder) Reset() {
 	*x = ProbeOrder{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[26]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +2006,7 @@ func (x *ProbeOrder) String() string {
 func (*ProbeOrder) ProtoMessage() {}
 
 func (x *ProbeOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[26]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2019,7 @@ func (x *ProbeOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeOrder.ProtoReflect.Descriptor instead.
 func (*ProbeOrder) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{26}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ProbeOrder) GetId() string {
@@ -1969,7 +2046,7 @@ type ArtifactRequest struct {
 
 func (x *ArtifactRequest) Reset() {
 	*x = ArtifactRequest{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[27]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1981,7 +2058,7 @@ func (x *ArtifactRequest) String() string {
 func (*ArtifactRequest) ProtoMessage() {}
 
 func (x *ArtifactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[27]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1994,7 +2071,7 @@ func (x *ArtifactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactRequest.ProtoReflect.Descriptor instead.
 func (*ArtifactRequest) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{27}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ArtifactRequest) GetDigest() string {
@@ -2021,7 +2098,7 @@ type ArtifactChunk struct {
 
 func (x *ArtifactChunk) Reset() {
 	*x = ArtifactChunk{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[28]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2033,7 +2110,7 @@ func (x *ArtifactChunk) String() string {
 func (*ArtifactChunk) ProtoMessage() {}
 
 func (x *ArtifactChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[28]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2046,7 +2123,7 @@ func (x *ArtifactChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactChunk.ProtoReflect.Descriptor instead.
 func (*ArtifactChunk) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{28}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ArtifactChunk) GetTotal() int64 {
@@ -2113,14 +2190,19 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"\x03ack\x18\x04 \x01(\v2\x17.demarc.boundary.v1.AckH\x00R\x03ack\x12!\n" +
 	"\vbundle_held\x18\x05 \x01(\x04H\x00R\n" +
 	"bundleHeldB\x06\n" +
-	"\x04body\"\xf1\x01\n" +
+	"\x04body\"\xa7\x02\n" +
 	"\x04Down\x127\n" +
 	"\awelcome\x18\x01 \x01(\v2\x1b.demarc.boundary.v1.WelcomeH\x00R\awelcome\x121\n" +
 	"\x05order\x18\x02 \x01(\v2\x19.demarc.boundary.v1.OrderH\x00R\x05order\x12+\n" +
 	"\x03ack\x18\x03 \x01(\v2\x17.demarc.boundary.v1.AckH\x00R\x03ack\x12.\n" +
 	"\x04beat\x18\x04 \x01(\v2\x18.demarc.boundary.v1.BeatH\x00R\x04beat\x12\x18\n" +
-	"\x06bundle\x18\x05 \x01(\fH\x00R\x06bundleB\x06\n" +
-	"\x04body\"u\n" +
+	"\x06bundle\x18\x05 \x01(\fH\x00R\x06bundle\x124\n" +
+	"\x06closed\x18\x06 \x01(\v2\x1a.demarc.boundary.v1.ClosedH\x00R\x06closedB\x06\n" +
+	"\x04body\"Z\n" +
+	"\x06Closed\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12$\n" +
+	"\x0eretry_after_ms\x18\x03 \x01(\rR\fretryAfterMs\"u\n" +
 	"\x05Hello\x12\x14\n" +
 	"\x05build\x18\x01 \x01(\tR\x05build\x12\x1f\n" +
 	"\vorders_done\x18\x02 \x01(\x04R\n" +
@@ -2226,7 +2308,7 @@ func file_boundary_v1_boundary_proto_rawDescGZIP() []byte {
 	return file_boundary_v1_boundary_proto_rawDescData
 }
 
-var file_boundary_v1_boundary_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_boundary_v1_boundary_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_boundary_v1_boundary_proto_goTypes = []any{
 	(*ChallengeRequest)(nil),  // 0: demarc.boundary.v1.ChallengeRequest
 	(*ChallengeResponse)(nil), // 1: demarc.boundary.v1.ChallengeResponse
@@ -2241,61 +2323,63 @@ var file_boundary_v1_boundary_proto_goTypes = []any{
 	(*RollKeysResponse)(nil),  // 10: demarc.boundary.v1.RollKeysResponse
 	(*Up)(nil),                // 11: demarc.boundary.v1.Up
 	(*Down)(nil),              // 12: demarc.boundary.v1.Down
-	(*Hello)(nil),             // 13: demarc.boundary.v1.Hello
-	(*Welcome)(nil),           // 14: demarc.boundary.v1.Welcome
-	(*Ack)(nil),               // 15: demarc.boundary.v1.Ack
-	(*Beat)(nil),              // 16: demarc.boundary.v1.Beat
-	(*StatusReport)(nil),      // 17: demarc.boundary.v1.StatusReport
-	(*ServiceHealth)(nil),     // 18: demarc.boundary.v1.ServiceHealth
-	(*SecretPresence)(nil),    // 19: demarc.boundary.v1.SecretPresence
-	(*Report)(nil),            // 20: demarc.boundary.v1.Report
-	(*Checkpoint)(nil),        // 21: demarc.boundary.v1.Checkpoint
-	(*DeployReport)(nil),      // 22: demarc.boundary.v1.DeployReport
-	(*OperationReport)(nil),   // 23: demarc.boundary.v1.OperationReport
-	(*ProbeReport)(nil),       // 24: demarc.boundary.v1.ProbeReport
-	(*Order)(nil),             // 25: demarc.boundary.v1.Order
-	(*ProbeOrder)(nil),        // 26: demarc.boundary.v1.ProbeOrder
-	(*ArtifactRequest)(nil),   // 27: demarc.boundary.v1.ArtifactRequest
-	(*ArtifactChunk)(nil),     // 28: demarc.boundary.v1.ArtifactChunk
+	(*Closed)(nil),            // 13: demarc.boundary.v1.Closed
+	(*Hello)(nil),             // 14: demarc.boundary.v1.Hello
+	(*Welcome)(nil),           // 15: demarc.boundary.v1.Welcome
+	(*Ack)(nil),               // 16: demarc.boundary.v1.Ack
+	(*Beat)(nil),              // 17: demarc.boundary.v1.Beat
+	(*StatusReport)(nil),      // 18: demarc.boundary.v1.StatusReport
+	(*ServiceHealth)(nil),     // 19: demarc.boundary.v1.ServiceHealth
+	(*SecretPresence)(nil),    // 20: demarc.boundary.v1.SecretPresence
+	(*Report)(nil),            // 21: demarc.boundary.v1.Report
+	(*Checkpoint)(nil),        // 22: demarc.boundary.v1.Checkpoint
+	(*DeployReport)(nil),      // 23: demarc.boundary.v1.DeployReport
+	(*OperationReport)(nil),   // 24: demarc.boundary.v1.OperationReport
+	(*ProbeReport)(nil),       // 25: demarc.boundary.v1.ProbeReport
+	(*Order)(nil),             // 26: demarc.boundary.v1.Order
+	(*ProbeOrder)(nil),        // 27: demarc.boundary.v1.ProbeOrder
+	(*ArtifactRequest)(nil),   // 28: demarc.boundary.v1.ArtifactRequest
+	(*ArtifactChunk)(nil),     // 29: demarc.boundary.v1.ArtifactChunk
 }
 var file_boundary_v1_boundary_proto_depIdxs = []int32{
 	5,  // 0: demarc.boundary.v1.EnrolRequest.aws:type_name -> demarc.boundary.v1.SignedIdentity
-	13, // 1: demarc.boundary.v1.Up.hello:type_name -> demarc.boundary.v1.Hello
-	16, // 2: demarc.boundary.v1.Up.beat:type_name -> demarc.boundary.v1.Beat
-	20, // 3: demarc.boundary.v1.Up.report:type_name -> demarc.boundary.v1.Report
-	15, // 4: demarc.boundary.v1.Up.ack:type_name -> demarc.boundary.v1.Ack
-	14, // 5: demarc.boundary.v1.Down.welcome:type_name -> demarc.boundary.v1.Welcome
-	25, // 6: demarc.boundary.v1.Down.order:type_name -> demarc.boundary.v1.Order
-	15, // 7: demarc.boundary.v1.Down.ack:type_name -> demarc.boundary.v1.Ack
-	16, // 8: demarc.boundary.v1.Down.beat:type_name -> demarc.boundary.v1.Beat
-	18, // 9: demarc.boundary.v1.StatusReport.services:type_name -> demarc.boundary.v1.ServiceHealth
-	19, // 10: demarc.boundary.v1.StatusReport.secrets:type_name -> demarc.boundary.v1.SecretPresence
-	22, // 11: demarc.boundary.v1.Report.deploy:type_name -> demarc.boundary.v1.DeployReport
-	23, // 12: demarc.boundary.v1.Report.operation:type_name -> demarc.boundary.v1.OperationReport
-	24, // 13: demarc.boundary.v1.Report.probe:type_name -> demarc.boundary.v1.ProbeReport
-	21, // 14: demarc.boundary.v1.Report.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
-	17, // 15: demarc.boundary.v1.Report.status:type_name -> demarc.boundary.v1.StatusReport
-	26, // 16: demarc.boundary.v1.Order.probe:type_name -> demarc.boundary.v1.ProbeOrder
-	21, // 17: demarc.boundary.v1.Order.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
-	0,  // 18: demarc.boundary.v1.Bootstrap.Challenge:input_type -> demarc.boundary.v1.ChallengeRequest
-	2,  // 19: demarc.boundary.v1.Bootstrap.Bundle:input_type -> demarc.boundary.v1.BundleRequest
-	4,  // 20: demarc.boundary.v1.Bootstrap.Enrol:input_type -> demarc.boundary.v1.EnrolRequest
-	7,  // 21: demarc.boundary.v1.Boundary.Renew:input_type -> demarc.boundary.v1.RenewRequest
-	9,  // 22: demarc.boundary.v1.Boundary.RollKeys:input_type -> demarc.boundary.v1.RollKeysRequest
-	11, // 23: demarc.boundary.v1.Boundary.Channel:input_type -> demarc.boundary.v1.Up
-	27, // 24: demarc.boundary.v1.Boundary.Artifact:input_type -> demarc.boundary.v1.ArtifactRequest
-	1,  // 25: demarc.boundary.v1.Bootstrap.Challenge:output_type -> demarc.boundary.v1.ChallengeResponse
-	3,  // 26: demarc.boundary.v1.Bootstrap.Bundle:output_type -> demarc.boundary.v1.BundleResponse
-	6,  // 27: demarc.boundary.v1.Bootstrap.Enrol:output_type -> demarc.boundary.v1.EnrolResponse
-	8,  // 28: demarc.boundary.v1.Boundary.Renew:output_type -> demarc.boundary.v1.RenewResponse
-	10, // 29: demarc.boundary.v1.Boundary.RollKeys:output_type -> demarc.boundary.v1.RollKeysResponse
-	12, // 30: demarc.boundary.v1.Boundary.Channel:output_type -> demarc.boundary.v1.Down
-	28, // 31: demarc.boundary.v1.Boundary.Artifact:output_type -> demarc.boundary.v1.ArtifactChunk
-	25, // [25:32] is the sub-list for method output_type
-	18, // [18:25] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	14, // 1: demarc.boundary.v1.Up.hello:type_name -> demarc.boundary.v1.Hello
+	17, // 2: demarc.boundary.v1.Up.beat:type_name -> demarc.boundary.v1.Beat
+	21, // 3: demarc.boundary.v1.Up.report:type_name -> demarc.boundary.v1.Report
+	16, // 4: demarc.boundary.v1.Up.ack:type_name -> demarc.boundary.v1.Ack
+	15, // 5: demarc.boundary.v1.Down.welcome:type_name -> demarc.boundary.v1.Welcome
+	26, // 6: demarc.boundary.v1.Down.order:type_name -> demarc.boundary.v1.Order
+	16, // 7: demarc.boundary.v1.Down.ack:type_name -> demarc.boundary.v1.Ack
+	17, // 8: demarc.boundary.v1.Down.beat:type_name -> demarc.boundary.v1.Beat
+	13, // 9: demarc.boundary.v1.Down.closed:type_name -> demarc.boundary.v1.Closed
+	19, // 10: demarc.boundary.v1.StatusReport.services:type_name -> demarc.boundary.v1.ServiceHealth
+	20, // 11: demarc.boundary.v1.StatusReport.secrets:type_name -> demarc.boundary.v1.SecretPresence
+	23, // 12: demarc.boundary.v1.Report.deploy:type_name -> demarc.boundary.v1.DeployReport
+	24, // 13: demarc.boundary.v1.Report.operation:type_name -> demarc.boundary.v1.OperationReport
+	25, // 14: demarc.boundary.v1.Report.probe:type_name -> demarc.boundary.v1.ProbeReport
+	22, // 15: demarc.boundary.v1.Report.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
+	18, // 16: demarc.boundary.v1.Report.status:type_name -> demarc.boundary.v1.StatusReport
+	27, // 17: demarc.boundary.v1.Order.probe:type_name -> demarc.boundary.v1.ProbeOrder
+	22, // 18: demarc.boundary.v1.Order.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
+	0,  // 19: demarc.boundary.v1.Bootstrap.Challenge:input_type -> demarc.boundary.v1.ChallengeRequest
+	2,  // 20: demarc.boundary.v1.Bootstrap.Bundle:input_type -> demarc.boundary.v1.BundleRequest
+	4,  // 21: demarc.boundary.v1.Bootstrap.Enrol:input_type -> demarc.boundary.v1.EnrolRequest
+	7,  // 22: demarc.boundary.v1.Boundary.Renew:input_type -> demarc.boundary.v1.RenewRequest
+	9,  // 23: demarc.boundary.v1.Boundary.RollKeys:input_type -> demarc.boundary.v1.RollKeysRequest
+	11, // 24: demarc.boundary.v1.Boundary.Channel:input_type -> demarc.boundary.v1.Up
+	28, // 25: demarc.boundary.v1.Boundary.Artifact:input_type -> demarc.boundary.v1.ArtifactRequest
+	1,  // 26: demarc.boundary.v1.Bootstrap.Challenge:output_type -> demarc.boundary.v1.ChallengeResponse
+	3,  // 27: demarc.boundary.v1.Bootstrap.Bundle:output_type -> demarc.boundary.v1.BundleResponse
+	6,  // 28: demarc.boundary.v1.Bootstrap.Enrol:output_type -> demarc.boundary.v1.EnrolResponse
+	8,  // 29: demarc.boundary.v1.Boundary.Renew:output_type -> demarc.boundary.v1.RenewResponse
+	10, // 30: demarc.boundary.v1.Boundary.RollKeys:output_type -> demarc.boundary.v1.RollKeysResponse
+	12, // 31: demarc.boundary.v1.Boundary.Channel:output_type -> demarc.boundary.v1.Down
+	29, // 32: demarc.boundary.v1.Boundary.Artifact:output_type -> demarc.boundary.v1.ArtifactChunk
+	26, // [26:33] is the sub-list for method output_type
+	19, // [19:26] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_boundary_v1_boundary_proto_init() }
@@ -2316,8 +2400,9 @@ func file_boundary_v1_boundary_proto_init() {
 		(*Down_Ack)(nil),
 		(*Down_Beat)(nil),
 		(*Down_Bundle)(nil),
+		(*Down_Closed)(nil),
 	}
-	file_boundary_v1_boundary_proto_msgTypes[20].OneofWrappers = []any{
+	file_boundary_v1_boundary_proto_msgTypes[21].OneofWrappers = []any{
 		(*Report_Deploy)(nil),
 		(*Report_Operation)(nil),
 		(*Report_Probe)(nil),
@@ -2325,7 +2410,7 @@ func file_boundary_v1_boundary_proto_init() {
 		(*Report_Cosigned)(nil),
 		(*Report_Status)(nil),
 	}
-	file_boundary_v1_boundary_proto_msgTypes[25].OneofWrappers = []any{
+	file_boundary_v1_boundary_proto_msgTypes[26].OneofWrappers = []any{
 		(*Order_Release)(nil),
 		(*Order_Operation)(nil),
 		(*Order_Cancel)(nil),
@@ -2339,7 +2424,7 @@ func file_boundary_v1_boundary_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_boundary_v1_boundary_proto_rawDesc), len(file_boundary_v1_boundary_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

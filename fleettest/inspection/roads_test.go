@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package roads
+package inspection
 
 import (
 	"bytes"
@@ -52,7 +52,7 @@ func needs(t *testing.T) {
 	if os.Getenv("DEMARC_NETNS") == "1" || os.Getenv("CI") == "true" {
 		t.Fatalf("needs %s", strings.Join(missing, ", "))
 	}
-	t.Skipf("needs %s; make test-roads runs it", strings.Join(missing, ", "))
+	t.Skipf("needs %s; make test-inspection runs it", strings.Join(missing, ", "))
 }
 
 // gap is written as it was seen: once a second.

@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/demarc-dev/demarc/api/channel"
+	"github.com/demarc-dev/demarc/daemon"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/mesh"
+)
+
+// Bounds of a door.
+const (
+	queueMax      = 16384            // connections that wait for a handshake; the oldest goes first
+	queueWait     = 20 * time.Second // for a handshake to begin; who waited longer has given up
+	flightMax     = 512              // handshakes under way
+	handshakeWait = 10 * time.Second // for one handshake
+	turnsEach     = 2                // handshakes that compute at once, for each processor
+	stopWait      = 4 * time.Second  // for channels to end at a stop
+)
+
+// Protocols lists what a door speaks, by ALPN: Connect over HTTP/2, and the channel.
+func Protocols() []string { return []string{"h2", channel.Proto} }
+
+// Door is one listener with the whole behaviour of a door of this role: admission, the handshake, channels, and calls.
+type Door struct {
+	s     *Server
+	name  string
+	ln    net.Listener
+	conf  *tls.Config
+	log   *slog.Logger
+	born  time.Time
+	turns chan struct{}
+
+	mu    sync.Mutex
+	queue []waiting
+	wait  chan struct{} // holds a token while the queue may have something
+
+	wg    sync.WaitGroup // handshakes and channels
+	calls *handed
+}
+
+type waiting struct {
+	conn  net.Conn
+	since time.Time
+}
+
+// Door makes the part that serves ln, of whatever kind it is, with conf of [identity.Server] and [Protocols]. The part
+// closes ln.
+//
+// A connection waits in one queue, first come first served, until a handshake can begin. Of the handshakes under way
+// only a few compute at once, and one that waits for its peer's bytes lets others compute: a slow peer holds nobody up,
+// and a storm of reconnections is served in order, at the speed of the processors.
+func (s *Server) Door(name string, ln net.Listener, conf *tls.Config, log *slog.Logger) daemon.Part {
+	d := &Door{s: s, name: name, ln: ln, conf: conf, log: log, turns: make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), wait: make(chan struct{}, 1)}
+	return daemon.Func(name, d.run)
+}
+
+func (d *Door) run(ctx context.Context, ready func()) error {
+	d.born = time.Now()
+	d.calls = &handed{conns: make(chan net.Conn), closed: make(chan struct{}), addr: d.ln.Addr()}
+	own, cancel := context.WithCancel(ctx)
+	defer cancel()
+	failed := make(chan error, 3)
+	var parts sync.WaitGroup
+	parts.Go(func() { failed <- d.accept(own) })
+	parts.Go(func() { d.admit(own) })
+	parts.Go(func() { failed <- daemon.Proved(d.name, d.calls, d.conf, d.s.Handler(), d.log).Run(own, ready) })
+	var err error
+	select {
+	case err = <-failed:
+	case <-ctx.Done():
+	}
+	cancel()
+	_ = d.ln.Close()
+	d.endAll()
+	parts.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+var errStops = fault.New("controlplane.Channel", fault.Unavailable, "this node stops: come back to another, or to this one in a while")
+
+// endAll ends the channels of this door, and waits for them as long as a stop may take.
+func (d *Door) endAll() {
+	for _, l := range d.s.channels.all() {
+		if l.door == d {
+			go l.end(errStops)
+		}
+	}
+	done := make(chan struct{})
+	go func() { d.wg.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(stopWait):
+	}
+}
+
+// accept takes connections as they come: what waits in the kernel's backlog is retried by peers with ever longer pauses.
+func (d *Door) accept(ctx context.Context) error {
+	for pause := time.Millisecond; ; {
+		c, err := d.ln.Accept()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			d.log.Warn("no connection can be taken", "part", d.name, "err", err, "again in", pause)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(pause):
+			}
+			pause = min(2*pause, time.Second)
+			continue
+		}
+		pause = time.Millisecond
+		mesh.KeepAlive(c)
+		d.push(waiting{c, time.Now()})
+	}
+}
+
+func (d *Door) push(w waiting) {
+	d.mu.Lock()
+	var out net.Conn
+	if len(d.queue) >= queueMax {
+		out, d.queue = d.queue[0].conn, d.queue[1:]
+	}
+	d.queue = append(d.queue, w)
+	d.mu.Unlock()
+	if out != nil {
+		d.s.meter.Rejected.Inc()
+		_ = out.Close()
+	}
+	select {
+	case d.wait <- struct{}{}:
+	default:
+	}
+}
+
+func (d *Door) pop() (waiting, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.queue) == 0 {
+		d.queue = nil // a storm's array is not kept
+		return waiting{}, false
+	}
+	w := d.queue[0]
+	d.queue[0] = waiting{}
+	d.queue = d.queue[1:]
+	return w, true
+}
+
+// admit begins handshakes in the order of arrival.
+func (d *Door) admit(ctx context.Context) {
+	flight := make(chan struct{}, flightMax)
+	for {
+		select {
+		case flight <- struct{}{}:
+		case <-ctx.Done():
+		}
+		w, ok := d.pop()
+		for !ok && ctx.Err() == nil {
+			select {
+			case <-d.wait:
+			case <-ctx.Done():
+			}
+			w, ok = d.pop()
+		}
+		if ctx.Err() != nil {
+			for ; ok; w, ok = d.pop() {
+				_ = w.conn.Close()
+			}
+			return
+		}
+		waited := time.Since(w.since)
+		d.s.meter.Admission.Observe(waited.Seconds())
+		if waited > queueWait {
+			d.s.meter.Rejected.Inc()
+			_ = w.conn.Close()
+			<-flight
+			continue
+		}
+		d.wg.Add(1)
+		go d.shake(ctx, w.conn, sync.OnceFunc(func() { <-flight }))
+	}
+}
+
+// shake does one handshake and hands the connection to what it chose. The channel goes on in a goroutine of its own:
+// that of the handshake has grown a deep stack.
+func (d *Door) shake(ctx context.Context, raw net.Conn, landed func()) {
+	defer landed()
+	handed := false
+	defer func() {
+		if v := recover(); v != nil {
+			d.log.Error("a handshake panicked", "part", d.name, "panic", v)
+		}
+		if !handed {
+			_ = raw.Close()
+			d.wg.Done()
+		}
+	}()
+	begun := time.Now()
+	t := &turn{Conn: raw, turns: d.turns}
+	c := tls.Server(t, d.conf)
+	_ = raw.SetDeadline(begun.Add(handshakeWait))
+	t.take()
+	err := c.Handshake()
+	t.give()
+	t.turns = nil
+	if err != nil {
+		d.log.Debug("no handshake", "part", d.name, "err", err)
+		return
+	}
+	d.s.meter.Handshake.Observe(time.Since(begun).Seconds())
+	_ = raw.SetDeadline(time.Time{})
+	landed()
+	if c.ConnectionState().NegotiatedProtocol != channel.Proto {
+		handed = d.calls.give(ctx, c)
+		if handed {
+			d.wg.Done()
+		}
+		return
+	}
+	if l := d.s.greet(d, c); l != nil {
+		d.s.meter.Arrival.Observe(time.Since(d.born).Seconds())
+		handed = true
+		if ctx.Err() != nil {
+			go l.end(errStops)
+		}
+		go l.listen()
+	}
+}
+
+// turn is a connection whose handshake computes only while it has a turn; to wait for bytes it gives the turn back.
+type turn struct {
+	net.Conn
+	turns chan struct{} // nil once the handshake is over
+}
+
+func (t *turn) take() { t.turns <- struct{}{} } // Go serves those that wait here in order
+func (t *turn) give() { <-t.turns }
+
+// Read implements net.Conn.
+func (t *turn) Read(p []byte) (int, error) {
+	if t.turns == nil {
+		return t.Conn.Read(p)
+	}
+	t.give()
+	defer t.take()
+	return t.Conn.Read(p)
+}
+
+// handed is a listener of connections whose handshake is done.
+type handed struct {
+	conns  chan net.Conn
+	once   sync.Once
+	closed chan struct{}
+	addr   net.Addr
+}
+
+// give hands c to whoever accepts, and tells whether somebody took it.
+func (h *handed) give(ctx context.Context, c net.Conn) bool {
+	select {
+	case h.conns <- c:
+		return true
+	case <-h.closed:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// Accept implements net.Listener.
+func (h *handed) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.conns:
+		return c, nil
+	case <-h.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (h *handed) Close() error {
+	h.once.Do(func() { close(h.closed) })
+	return nil
+}
+
+// Addr implements net.Listener.
+func (h *handed) Addr() net.Addr { return h.addr }

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"github.com/benbjohnson/immutable"
+
+	"github.com/demarc-dev/demarc/fleet"
+)
+
+// roll is the appliances of one page, by name, and which of them changed last: whoever follows the book then looks at
+// those alone, and not at all of them. It is a value like the maps of the page: Set gives another one.
+type roll struct {
+	*immutable.SortedMap[fleet.ApplianceID, Appliance]
+	last *touch
+}
+
+// touch is one step of the trail of changes. It is not part of the state: a restored page begins a new trail.
+type touch struct {
+	name fleet.ApplianceID
+	n    uint64
+	prev *touch // nil at every trailCut-th step, so that old steps can be freed
+}
+
+// trailCut bounds the trail, in steps. A follower that fell behind the cut looks at everything once.
+const trailCut = 4096
+
+func newRoll() roll {
+	return roll{SortedMap: immutable.NewSortedMap[fleet.ApplianceID, Appliance](nil)}
+}
+
+// Set gives the roll with a in it.
+func (r roll) Set(name fleet.ApplianceID, a Appliance) roll {
+	t := &touch{name: name, n: 1}
+	if r.last != nil {
+		if t.n = r.last.n + 1; t.n%trailCut != 0 {
+			t.prev = r.last
+		}
+	}
+	return roll{r.SortedMap.Set(name, a), t}
+}
+
+// since tells which appliances changed after the step from, newest first and perhaps several times over. ok is false
+// where the trail does not reach back that far: then any of them may have changed.
+func (r roll) since(from *touch) (names []fleet.ApplianceID, ok bool) {
+	for t := r.last; t != from; t = t.prev {
+		if t == nil {
+			return nil, false
+		}
+		names = append(names, t.name)
+	}
+	return names, true
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package meshtest
+
+import (
+	"context"
+	"time"
+
+	"tailscale.com/tailcfg"
+	"tailscale.com/tstest/integration/testcontrol"
+)
+
+// SetPolicy hands new filters to all nodes. Only for a tailnet that began with a policy.
+func (t *Tailnet) SetPolicy(p *Policy) {
+	t.mu.Lock()
+	t.policy = p
+	t.mu.Unlock()
+	t.notify()
+}
+
+// SetAuthKey changes what a node must show when it registers; "" for nothing.
+func (t *Tailnet) SetAuthKey(k string) {
+	t.keyed.Lock()
+	defer t.keyed.Unlock()
+	t.handler.NumNodes() // its lock orders this write after what registered before
+	t.handler.RequireAuthKey = k
+}
+
+// ExpireAll makes every node's key old, or none. Only for a tailnet that began without a policy.
+func (t *Tailnet) ExpireAll(expired bool) { t.handler.SetExpireAllNodes(expired) }
+
+// Nodes is how many nodes were ever taken in, a new key counting as a new node.
+func (t *Tailnet) Nodes() int { return t.handler.NumNodes() }
+
+func (t *Tailnet) notify() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	close(t.changed)
+	t.changed = make(chan struct{})
+}
+
+// stream answers one map request: with the whole map, and again at each change where the node wants to be kept informed.
+func (t *Tailnet) stream(ctx context.Context, w testcontrol.MapStreamWriter, req *tailcfg.MapRequest) {
+	if t.handler.Node(req.NodeKey) == nil {
+		return
+	}
+	if !req.ReadOnly {
+		t.learn(req)
+		t.notify()
+	}
+	alive := time.NewTicker(50 * time.Second)
+	defer alive.Stop()
+	for {
+		t.mu.Lock()
+		changed, policy := t.changed, t.policy
+		t.mu.Unlock()
+		res, err := t.handler.MapResponse(req)
+		if err != nil || res == nil {
+			return
+		}
+		// All the filters that a node had give way, so that an empty list is a list too.
+		res.PacketFilter = nil
+		res.PacketFilters = map[string][]tailcfg.FilterRule{"*": nil, "base": policy.filter(res.Node, t.handler.AllNodes())}
+		if w.SendMapMessage(res) != nil || !req.Stream {
+			return
+		}
+		for again := false; !again; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-changed:
+				again = true
+			case <-alive.C:
+				if w.SendMapMessage(&tailcfg.MapResponse{KeepAlive: true}) != nil {
+					return
+				}
+			}
+		}
+	}
+}
+
+// learn keeps what a node says of itself. A streaming request says nothing.
+func (t *Tailnet) learn(req *tailcfg.MapRequest) {
+	if req.Stream {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.handler.Node(req.NodeKey)
+	if n == nil {
+		return
+	}
+	n.DiscoKey, n.Cap, n.Endpoints = req.DiscoKey, req.Version, nil
+	for _, e := range req.Endpoints {
+		if e.Addr().Zone() == "" && !e.Addr().IsLinkLocalUnicast() {
+			n.Endpoints = append(n.Endpoints, e)
+		}
+	}
+	if req.Hostinfo != nil {
+		n.Hostinfo = req.Hostinfo.View()
+		if req.Hostinfo.NetInfo != nil && req.Hostinfo.NetInfo.PreferredDERP != 0 {
+			n.HomeDERP = req.Hostinfo.NetInfo.PreferredDERP
+		}
+	}
+	t.handler.UpdateNode(n)
+}
+
+// StopCoordinator takes the coordinator away, and with it the API. The relay and STUN stay.
+func (t *Tailnet) StopCoordinator() error { return t.control.Close() }
