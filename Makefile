@@ -30,7 +30,7 @@ test: ## all tests
 	$(GO) test ./...
 
 test-roads: ## real processes in network namespaces, a fault at a time (needs root, ip and iptables)
-	DEMARC_NETNS=1 $(GO) test -count=1 -parallel 10 -v ./fleettest/roads
+	DEMARC_NETNS=1 $(GO) test -count=1 -timeout 10m -v ./fleettest/roads
 
 race: ## all tests with the race detector, in random order (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on ./...

@@ -4,8 +4,11 @@ package configs
 
 import (
 	"fmt"
+	"net"
+	"net/url"
 	"path/filepath"
 	"slices"
+	"strings"
 )
 
 // Appliance configures the customer's side.
@@ -36,18 +39,55 @@ type Vendor struct {
 
 // Transport is one way to the control plane.
 type Transport struct {
-	Name      string   `yaml:"name,omitempty" is:"name"` // the kind where absent; each its own
-	Kind      string   `yaml:"kind" need:"yes"`
-	Addresses []string `yaml:"addresses,omitempty" is:"addr"` // those of control_plane where absent
-	Proxy     *Proxy   `yaml:"proxy,omitempty"`
-	CAFile    string   `yaml:"ca_file,omitempty" is:"path"` // a private CA of the path, for instance of the proxy
-	Tailnet   *Tailnet `yaml:"tailnet,omitempty"`
+	Name      string    `yaml:"name,omitempty" is:"name"` // the kind where absent; each its own
+	Kind      string    `yaml:"kind" need:"yes"`
+	Addresses []string  `yaml:"addresses,omitempty" is:"addr"` // those of control_plane where absent
+	Proxy     *Proxy    `yaml:"proxy,omitempty"`
+	CAFile    string    `yaml:"ca_file,omitempty" is:"path"` // a private CA of the path, for instance of the proxy
+	InnerTLS  *InnerTLS `yaml:"inner_tls,omitempty"`         // absent: never tried
+	Tailnet   *Tailnet  `yaml:"tailnet,omitempty"`
 }
 
 // Proxy is an HTTP proxy that is asked to CONNECT.
 type Proxy struct {
-	URL      string `yaml:"url" is:"url" need:"yes"`
+	URL      string `yaml:"url,omitempty" is:"url"`
+	From     string `yaml:"from,omitempty"`                // "environment": HTTPS_PROXY and NO_PROXY
 	AuthFile string `yaml:"auth_file,omitempty" is:"path"` // user:password
+}
+
+// ProxyFromEnvironment is the one value of Proxy.From.
+const ProxyFromEnvironment = "environment"
+
+// InnerTLS allows an inspecting proxy to open an outer TLS, in which the TLS of the channel runs.
+type InnerTLS struct {
+	URL    string `yaml:"url" is:"wss" need:"yes"`     // wss://host[:port][/path], or host:port
+	CAFile string `yaml:"ca_file,omitempty" is:"path"` // the proxy's CA, beside those of the system
+}
+
+// InnerPath is the path of the vendor's inner door where the file names none.
+const InnerPath = "/demarc/inner"
+
+// complete writes the URL out and gives the host and port that it names.
+func (i *InnerTLS) complete() string {
+	if i == nil || wrong("wss", i.URL) != "" {
+		return ""
+	}
+	if !strings.Contains(i.URL, "://") {
+		i.URL = "wss://" + i.URL
+	}
+	u, err := url.Parse(i.URL)
+	if err != nil {
+		return ""
+	}
+	if u.Path == "" || u.Path == "/" {
+		u.Path = InnerPath
+	}
+	i.URL = u.String()
+	port := u.Port()
+	if port == "" {
+		port = "443"
+	}
+	return net.JoinHostPort(u.Hostname(), port)
 }
 
 // Runtime is what carries the application.
@@ -99,7 +139,18 @@ func (c *Appliance) problems() (out []problem) {
 		if t.Kind != HTTPS && t.Proxy != nil {
 			bad(key+".proxy", "belongs to the kind %s only", HTTPS)
 		}
+		if t.Kind != HTTPS && t.InnerTLS != nil {
+			bad(key+".inner_tls", "belongs to the kind %s only", HTTPS)
+		}
+		if p := t.Proxy; p != nil && (p.URL == "") == (p.From == "") {
+			bad(key+".proxy", "name one of url and from")
+		} else if p != nil {
+			only(bad, key+".proxy.from", p.From, ProxyFromEnvironment)
+		}
 		fill(&t.Name, t.Kind)
+		if at := t.InnerTLS.complete(); at != "" && len(t.Addresses) == 0 {
+			t.Addresses = []string{at}
+		}
 		if len(t.Addresses) == 0 {
 			t.Addresses = slices.Clone(c.ControlPlane.Addresses)
 		}

@@ -185,6 +185,16 @@ func TestListFromEnvironment(t *testing.T) {
 // TestRefused changes one thing of a good file at a time.
 func TestRefused(t *testing.T) {
 	for name, tc := range map[string]struct{ file, old, new, want string }{
+		"proxy of nowhere":   {appliance, "kind: https", "kind: https\n    proxy: {auth_file: a}", "transports[0].proxy: name one of url and from"},
+		"proxy twice":        {appliance, "kind: https", "kind: https\n    proxy: {url: \"http://p:1\", from: environment}", "name one of url and from"},
+		"proxy from abroad":  {appliance, "kind: https", "kind: https\n    proxy: {from: dhcp}", "transports[0].proxy.from"},
+		"inner by http":      {appliance, "kind: https", "kind: https\n    inner_tls: {url: \"https://a.example\"}", "use wss://"},
+		"inner without port": {appliance, "kind: https", "kind: https\n    inner_tls: {url: a.example}", "use wss://"},
+		"inner, bad port":    {appliance, "kind: https", "kind: https\n    inner_tls: {url: \"wss://a.example:0\"}", "the port"},
+		"inner, password":    {appliance, "kind: https", "kind: https\n    inner_tls: {url: \"wss://u:p@a.example\"}", "carries no credentials"},
+		"inner elsewhere":    {appliance, "kind: https", "kind: privatelink\n    addresses: [\"a:1\"]\n    inner_tls: {url: \"a:1\"}", "belongs to the kind https"},
+		"inner door taken":   {control, "kek_file: kek", "kek_file: kek\ninner_tls: {listen: \"0.0.0.0:7443\", cert_file: a, key_file: b}", "inner_tls.listen"},
+		"inner door, bare":   {control, "kek_file: kek", "kek_file: kek\ninner_tls: {listen: \"0.0.0.0:1\"}", "inner_tls.cert_file: missing"},
 		"empty":              {"", "", "", "f.yaml"},
 		"no version":         {control, "version: demarc/1\n", "", "f.yaml:1: version"},
 		"other version":      {control, "demarc/1", "demarc/2", "f.yaml:1: version"},
@@ -342,4 +352,26 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("what is printed does not load: %v\n%s", err, out)
 		}
 	})
+}
+
+// TestInnerTLS: the file alone allows it, and what is left out is written out.
+func TestInnerTLS(t *testing.T) {
+	for url, want := range map[string][2]string{
+		"wss://a.example":           {"wss://a.example/demarc/inner", "a.example:443"},
+		"wss://a.example:8443/x":    {"wss://a.example:8443/x", "a.example:8443"},
+		"a.example:9000":            {"wss://a.example:9000/demarc/inner", "a.example:9000"},
+		"wss://[2001:db8::1]:1/y/z": {"wss://[2001:db8::1]:1/y/z", "[2001:db8::1]:1"},
+	} {
+		c, err := configs.Parse("f.yaml", []byte(strings.Replace(appliance, "kind: https", "kind: https\n    inner_tls: {url: \""+url+"\"}", 1)), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.(*configs.Appliance).Transports[0]; got.InnerTLS.URL != want[0] || len(got.Addresses) != 1 || got.Addresses[0] != want[1] {
+			t.Errorf("%s: %+v %q", url, got.InnerTLS, got.Addresses)
+		}
+	}
+	c, err := configs.Parse("f.yaml", []byte(appliance), nil)
+	if err != nil || c.(*configs.Appliance).Transports[0].InnerTLS != nil {
+		t.Errorf("allowed by nobody: %v", err)
+	}
 }

@@ -75,8 +75,16 @@ type Control struct {
 	Certificate Certificate     `yaml:"certificate"`                   //
 	Genesis     string          `yaml:"genesis,omitempty" is:"path"`   // what the first start of the cluster begins with
 	Tailnet     *Tailnet        `yaml:"tailnet,omitempty"`             // absent: no door on a tailnet
+	InnerTLS    *InnerDoor      `yaml:"inner_tls,omitempty"`           // absent: no door for appliances behind inspection
 	Leaf        Leaf            `yaml:"leaf"`                          // the certificates that it issues
 	Platforms   Platforms       `yaml:"platforms,omitempty"`           // what is asked about the proofs of appliances
+}
+
+// InnerDoor takes appliances whose network opens TLS: it has a web certificate that the proxy of such a network trusts.
+type InnerDoor struct {
+	Listen   string `yaml:"listen" is:"listen" need:"yes"`
+	CertFile string `yaml:"cert_file" is:"path" need:"yes"` // read again when it changes
+	KeyFile  string `yaml:"key_file" is:"path" need:"yes"`
 }
 
 // Raft is where the nodes of a control plane reach each other.
@@ -189,7 +197,11 @@ func (c *Control) problems() (out []problem) {
 			bad("raft.advertise", "%s, and the cluster names %s for this node", c.Raft.Advertise, self.Raft)
 		}
 	}
-	doors(bad, "listen", c.Listen, "raft.listen", c.Raft.Listen, "metrics.listen", c.Metrics.Listen)
+	listens := []string{"listen", c.Listen, "raft.listen", c.Raft.Listen, "metrics.listen", c.Metrics.Listen}
+	if c.InnerTLS != nil {
+		listens = append(listens, "inner_tls.listen", c.InnerTLS.Listen)
+	}
+	doors(bad, listens...)
 	if c.Leaf.Life < time.Minute || c.Leaf.Life > 366*24*time.Hour {
 		bad("leaf.life", "%s: use a minute to a year", c.Leaf.Life)
 	}

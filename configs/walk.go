@@ -148,7 +148,7 @@ func complete(v reflect.Value, dir string) {
 	})
 }
 
-// checkFields holds each field against its tags: need:"yes", and is:"name|domain|path|listen|addr|url".
+// checkFields holds each field against its tags: need:"yes", and is:"name|domain|path|listen|addr|host|url|wss".
 func checkFields(v reflect.Value) (out []problem) {
 	fields(v, "", func(key, is string, need bool, f reflect.Value) {
 		if f.Kind() == reflect.Slice {
@@ -242,6 +242,21 @@ func wrong(is, s string) string {
 	case "socket":
 		if len(s) > 107 {
 			return "the path of a socket has at most 107 bytes"
+		}
+	case "wss":
+		at := s
+		if !strings.Contains(s, "://") {
+			at = "wss://" + s
+		}
+		u, err := url.Parse(at)
+		if err != nil || u.Scheme != "wss" || u.Hostname() == "" || (at != s && (u.Port() == "" || u.Path != "")) {
+			return "use wss://host[:port][/path] or host:port"
+		}
+		if n, err := strconv.ParseUint(u.Port(), 10, 16); u.Port() != "" && (err != nil || n == 0) {
+			return "the port must be a number from 1 to 65535"
+		}
+		if u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+			return "a URL in the file carries no credentials, query or fragment"
 		}
 	case "url":
 		u, err := url.Parse(s)

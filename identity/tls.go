@@ -131,9 +131,6 @@ func Client(s Source, want func(fleet.Principal) error, protos ...string) *tls.C
 		return leaf, err
 	}
 	c.VerifyConnection = func(state tls.ConnectionState) error {
-		if len(protos) > 0 && state.NegotiatedProtocol == "" {
-			return fault.New(op, fault.Denied, "the answerer chose none of the protocols %q (ALPN)", protos)
-		}
 		if len(state.PeerCertificates) == 0 {
 			return fault.New(op, fault.Denied, "the answerer presented no certificate")
 		}
@@ -148,6 +145,10 @@ func Client(s Source, want func(fleet.Principal) error, protos ...string) *tls.C
 		chains, err := state.PeerCertificates[0].Verify(opts)
 		if err != nil {
 			return untrusted(op, state.PeerCertificates[0], err)
+		}
+		// After the chain: a proxy that opens TLS mostly knows no ALPN of ours, and is told by its certificate.
+		if len(protos) > 0 && state.NegotiatedProtocol == "" {
+			return fault.New(op, fault.Denied, "the answerer chose none of the protocols %q (ALPN)", protos)
 		}
 		who, _, err := principalOfChain(chains[0])
 		if err != nil {

@@ -42,6 +42,10 @@ func Explain(err error) error {
 	if errors.As(err, &record) {
 		return fault.Because(err, op, fault.Denied, "what answers does not speak TLS: a portal or a proxy answers in the place of your vendor")
 	}
+	var remote *net.OpError // crypto/tls keeps the type of an alert to itself
+	if errors.As(err, &remote) && remote.Op == "remote error" && remote.Err.Error() == "tls: no application protocol" {
+		return fault.Because(err, op, fault.Denied, "what answers speaks TLS and not the vendor's protocol: a proxy on the path opens TLS, or the address is that of another service")
+	}
 	return fault.At(op, "", orUnavailable(err))
 }
 

@@ -6,8 +6,8 @@
 // TLS runs over each of them, and this package neither makes nor checks an identity. A switch carries one session over an
 // ordered list of routes; it fails over, fails back, and changes live: the new session is up before the old one ends.
 //
-// On the wire there is nothing of this package's own: TCP, an HTTP CONNECT where a proxy stands in the way, or WireGuard
-// inside the process, with no interface on the host, no port mapping at the gateway and no log upload.
+// On the wire there is nothing of this package's own: TCP, an HTTP CONNECT where a proxy stands in the way, a WebSocket where
+// one opens TLS and the customer allows it, or WireGuard inside the process, with no interface on the host, no port mapping at the gateway and no log upload.
 package mesh
 
 import (
@@ -42,7 +42,10 @@ type Route interface {
 type HTTPS struct {
 	Addresses []string // host:port, tried in order
 	Proxy     *Proxy   // nil: straight
-	Wait      time.Duration
+	// ProxyFor gives the proxy for an address, nil for none. It goes before Proxy; nil: Proxy for all.
+	ProxyFor func(addr string) (*Proxy, error)
+	Inner    *Inner // nil: the bytes go as they are
+	Wait     time.Duration
 }
 
 // PrivateLink is the configuration of the route through a private endpoint: its DNS names or addresses, host:port. Only
@@ -59,24 +62,42 @@ func NewHTTPS(c HTTPS) (Route, error) {
 			return nil, err
 		}
 	}
-	return newDirect(NameHTTPS, c.Addresses, c.Proxy, c.Wait)
+	if c.ProxyFor == nil {
+		c.ProxyFor = func(string) (*Proxy, error) { return c.Proxy, nil }
+	}
+	if c.Inner != nil {
+		if _, err := c.Inner.parse(); err != nil {
+			return nil, err
+		}
+	}
+	d, err := newDirect(NameHTTPS, c.Addresses, c.Wait)
+	if err != nil {
+		return nil, err
+	}
+	d.proxy, d.inner = c.ProxyFor, c.Inner
+	return d, nil
 }
 
 // NewPrivateLink gives the route through a private endpoint. It never uses a proxy.
 func NewPrivateLink(c PrivateLink) (Route, error) {
-	return newDirect(NamePrivateLink, c.Addresses, nil, c.Wait)
+	d, err := newDirect(NamePrivateLink, c.Addresses, c.Wait)
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
 }
 
 // direct is a route that dials from the host.
 type direct struct {
 	name      string
 	addresses []string
-	proxy     *Proxy
+	proxy     func(addr string) (*Proxy, error) // nil: none
+	inner     *Inner
 	dialer    *net.Dialer
 	wait      time.Duration // for one address
 }
 
-func newDirect(name string, addresses []string, proxy *Proxy, wait time.Duration) (Route, error) {
+func newDirect(name string, addresses []string, wait time.Duration) (*direct, error) {
 	if err := checkAddresses(name, addresses); err != nil {
 		return nil, err
 	}
@@ -84,7 +105,7 @@ func newDirect(name string, addresses []string, proxy *Proxy, wait time.Duration
 		wait = 10 * time.Second
 	}
 	alive := net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3}
-	return &direct{name: name, addresses: slices.Clone(addresses), proxy: proxy, dialer: &net.Dialer{KeepAliveConfig: alive}, wait: wait}, nil
+	return &direct{name: name, addresses: slices.Clone(addresses), dialer: &net.Dialer{KeepAliveConfig: alive}, wait: wait}, nil
 }
 
 func checkAddresses(name string, addresses []string) error {
@@ -107,11 +128,26 @@ func (d *direct) Name() string { return d.name }
 // Dial connects to addr, or to the first of the route's addresses that answers.
 func (d *direct) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	return dialList(ctx, d.name, addr, d.addresses, d.wait, func(ctx context.Context, a string) (net.Conn, error) {
-		if d.proxy != nil {
-			return d.proxy.dial(ctx, d.dialer, a)
+		c, err := d.tcp(ctx, a)
+		if err != nil || d.inner == nil {
+			return c, err
 		}
-		return d.dialer.DialContext(ctx, "tcp", a)
+		return d.inner.over(ctx, c)
 	})
+}
+
+// tcp connects to a, through a proxy where one is set.
+func (d *direct) tcp(ctx context.Context, a string) (net.Conn, error) {
+	if d.proxy != nil {
+		p, err := d.proxy(a)
+		if err != nil {
+			return nil, err
+		}
+		if p != nil {
+			return p.dial(ctx, d.dialer, a)
+		}
+	}
+	return d.dialer.DialContext(ctx, "tcp", a)
 }
 
 // dialList dials what is listed, and nothing else.

@@ -4,11 +4,8 @@ package appliance
 
 import (
 	"context"
-	"crypto/x509"
 	"log/slog"
 	"net"
-	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -121,29 +118,7 @@ func (a *Appliance) route(t configs.Transport) (mesh.Route, error) {
 	}
 	switch t.Kind {
 	case configs.HTTPS:
-		h := mesh.HTTPS{Addresses: addresses}
-		if t.Proxy != nil {
-			p := &mesh.Proxy{URL: t.Proxy.URL}
-			if t.Proxy.AuthFile != "" {
-				b, err := os.ReadFile(t.Proxy.AuthFile)
-				if err != nil {
-					return nil, fault.Because(err, op, fault.Invalid, "proxy.auth_file can't be read: %s", t.Proxy.AuthFile)
-				}
-				var ok bool
-				if p.User, p.Password, ok = strings.Cut(trimmed(b), ":"); !ok {
-					return nil, fault.New(op, fault.Invalid, "proxy.auth_file must hold user:password: %s", t.Proxy.AuthFile)
-				}
-			}
-			if t.CAFile != "" {
-				b, err := os.ReadFile(t.CAFile)
-				p.CAs = x509.NewCertPool()
-				if err != nil || !p.CAs.AppendCertsFromPEM(b) {
-					return nil, fault.Because(err, op, fault.Invalid, "ca_file holds no certificate: %s", t.CAFile)
-				}
-			}
-			h.Proxy = p
-		}
-		return mesh.NewHTTPS(h)
+		return httpsRoute(t, addresses, a.log)
 	case configs.PrivateLink:
 		return mesh.NewPrivateLink(mesh.PrivateLink{Addresses: addresses})
 	case configs.Tailscale:

@@ -133,6 +133,13 @@ func (n *node) doors() ([]daemon.Part, error) {
 		<-ctx.Done()
 		return nil
 	}))
+	inner, err := innerDoor(n.cfg.InnerTLS, conf, func(name string, ln net.Listener, c *tls.Config) daemon.Part {
+		return n.server.Door(name, ln, c, n.log)
+	}, n.log)
+	if err != nil {
+		return nil, err
+	}
+	parts = append(parts, inner...)
 	if n.cfg.Tailnet != nil {
 		_, port, err := net.SplitHostPort(n.cfg.Listen)
 		if err != nil {

@@ -1,342 +1,370 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package roads_test
+package roads
 
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"syscall"
-	"testing"
 	"time"
 
 	"github.com/demarc-dev/demarc/identity/identitytest"
+	"github.com/demarc-dev/demarc/mesh/roadtest"
 )
 
-var bin string // of demarc and demarcd
+const (
+	domain    = "acme.example"
+	account   = "appliance"
+	space     = "demarc"
+	appliance = "canary-eu-1" // it crosses the road inside the channel
+)
 
-func TestMain(m *testing.M) {
-	if len(os.Args) > 2 {
-		var err error
-		switch os.Args[1] {
-		case "road":
-			err = runRoad(os.Args[2:])
-		case "token":
-			err = askToken(os.Args[2], os.Args[3])
+// pair is a control plane and an appliance that run, each in its namespace.
+type pair struct {
+	net  *topology
+	bin  string
+	dir  string
+	done []func() error
+}
+
+func (p *pair) path(parts ...string) string {
+	return filepath.Join(append([]string{p.dir}, parts...)...)
+}
+
+func (p *pair) write(text string, parts ...string) error {
+	f := p.path(parts...)
+	if err := os.MkdirAll(filepath.Dir(f), 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(f, []byte(text), 0o600)
+}
+
+// vendor and customer give a command of demarc, where it is typed.
+func (p *pair) vendor(ctx context.Context, args ...string) *exec.Cmd {
+	c := exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", p.net.control, filepath.Join(p.bin, "demarc")}, args...)...)
+	c.Env = append(os.Environ(), "DEMARC_CONTEXT="+p.path("acme", "operator", "operator.yaml"))
+	return c
+}
+
+func (p *pair) customer(ctx context.Context, args ...string) *exec.Cmd {
+	c := exec.CommandContext(ctx, filepath.Join(p.bin, "demarc"), args...)
+	c.Env = append(os.Environ(), "DEMARC_SOCKET="+p.path("customer", "appliance.sock"))
+	return c
+}
+
+func told(c *exec.Cmd) error {
+	if out, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", strings.Join(c.Args, " "), err, out)
+	}
+	return nil
+}
+
+// start runs a demarcd in a namespace until the pair ends.
+func (p *pair) start(name, ns, file string, env ...string) error {
+	log, err := os.Create(p.path(name + ".log"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	c := exec.Command("ip", "netns", "exec", ns, filepath.Join(p.bin, "demarcd"), "run", "-c", file)
+	c.Stdout, c.Stderr, c.Env = log, log, append(os.Environ(), env...)
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := c.Start(); err != nil {
+		return err
+	}
+	over := make(chan struct{})
+	go func() { _ = c.Wait(); close(over) }()
+	p.done = append(p.done, func() error {
+		select {
+		case <-over:
+			return fmt.Errorf("%s died: %s", name, p.tail(name))
 		default:
-			os.Exit(tests(m))
 		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
+		_ = syscall.Kill(-c.Process.Pid, syscall.SIGTERM)
+		select {
+		case <-over:
+			return nil
+		case <-time.After(20 * time.Second):
+			_ = syscall.Kill(-c.Process.Pid, syscall.SIGKILL)
+			<-over
+			return fmt.Errorf("%s did not stop by itself", name)
 		}
-		return
-	}
-	os.Exit(tests(m))
-}
-
-func tests(m *testing.M) int {
-	if !asked() || missing() != "" {
-		return m.Run() // which says why it skips, or fails
-	}
-	var err error
-	if bin, err = os.MkdirTemp("", "demarc-roads-"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(bin)
-	build := exec.Command("go", "build", "-tags=ts_omit_peerapiserver", "-o", bin, "./cmd/demarc", "./cmd/demarcd")
-	build.Dir = filepath.Join("..", "..")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "%v\n%s", err, out)
-		return 1
-	}
-	return m.Run()
-}
-
-// missing says what is not here to run with.
-func missing() string {
-	if os.Geteuid() != 0 {
-		return "root"
-	}
-	for _, tool := range []string{"ip", "iptables"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			return tool
-		}
-	}
-	return ""
-}
-
-var fleets atomic.Int32
-
-// fleet is one control plane and one appliance, each in a namespace.
-type fleet struct {
-	t        *testing.T
-	dir      string
-	cp, ap   string // namespaces
-	road     *helper
-	resolver *helper
-}
-
-// asked tells whether these tests are to run; where they are, a missing tool is a failure.
-func asked() bool { return os.Getenv("DEMARC_NETNS") != "" }
-
-func need(t *testing.T) {
-	t.Helper()
-	if !asked() {
-		t.Skip("these tests make network namespaces: `make test-roads` runs them, as root")
-	}
-	if what := missing(); what != "" {
-		t.Fatalf("%s is missing: these tests make network namespaces", what)
-	}
-}
-
-func newFleet(t *testing.T) *fleet {
-	n := fleets.Add(1)
-	f := &fleet{t: t, dir: t.TempDir(), cp: fmt.Sprintf("dmr%d-%dc", os.Getpid(), n), ap: fmt.Sprintf("dmr%d-%da", os.Getpid(), n)}
-	f.namespaces(n)
-	f.run("", filepath.Join(bin, "demarc"), "control-plane", "init", "--dir", f.path("acme"), "--trust-domain", "acme.example", "--operator", "ann", "--node", "cp-1=127.0.0.1:7444,10.81.2.1:7443")
-	f.daemon(f.cp, "cp-1", f.path("acme", "cp-1", "node.yaml"))
-	f.wait("the control plane leads", 60*time.Second, func() bool {
-		out, err := f.demarc("status", "--timeout", "5s", "-o", "json")
-		return err == nil && strings.Contains(out, `"leader": "cp-1"`)
 	})
-	f.road = f.help(f.cp, "proxy", "10.81.1.1:3128")
-	f.resolver = f.help(f.ap, "dns", "127.0.0.1:53", "10.81.1.1")
-	f.enrol()
-	return f
+	return nil
 }
 
-// namespaces makes two hosts with two cables between them, and no other way out of either.
-func (f *fleet) namespaces(n int32) {
-	for _, ns := range []string{f.cp, f.ap} {
-		f.run("", "ip", "netns", "add", ns)
-		f.t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", ns).Run() })
-		f.run(ns, "ip", "link", "set", "lo", "up")
+func (p *pair) tail(name string) string {
+	b, _ := os.ReadFile(p.path(name + ".log"))
+	return string(b[max(0, len(b)-4000):])
+}
+
+func (p *pair) close() error {
+	var errs []error
+	for i := len(p.done) - 1; i >= 0; i-- {
+		errs = append(errs, p.done[i]())
 	}
-	for i := range 2 {
-		a, b := fmt.Sprintf("r%dx%dc", n, i+1), fmt.Sprintf("r%dx%da", n, i+1)
-		f.run("", "ip", "link", "add", a, "netns", f.cp, "type", "veth", "peer", "name", b, "netns", f.ap)
-		for j, end := range []struct{ ns, dev string }{{f.cp, a}, {f.ap, b}} {
-			f.run(end.ns, "ip", "link", "set", end.dev, "name", fmt.Sprintf("road%d", i+1))
-			f.run(end.ns, "ip", "addr", "add", fmt.Sprintf("10.81.%d.%d/24", i+1, j+1), "dev", fmt.Sprintf("road%d", i+1))
-			f.run(end.ns, "ip", "link", "set", fmt.Sprintf("road%d", i+1), "up")
+	return errors.Join(errs...)
+}
+
+// platform answers with tokens, as a kubelet would.
+func (p *pair) platform(issuer *identitytest.Issuer) error {
+	l, err := net.Listen("unix", p.path("platform.sock"))
+	if err != nil {
+		return err
+	}
+	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		t, err := issuer.Token(space, account, r.URL.Query().Get("audience"), time.Now())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
 		}
-	}
-	etc := filepath.Join("/etc/netns", f.ap) // what `ip netns exec` lays over /etc
-	f.must(os.MkdirAll(etc, 0o755))
-	f.t.Cleanup(func() { _ = os.RemoveAll(etc); _ = os.Remove("/etc/netns") })
-	f.must(os.WriteFile(filepath.Join(etc, "resolv.conf"), []byte("nameserver 127.0.0.1\noptions timeout:1 attempts:2\n"), 0o644))
+		_, _ = io.WriteString(w, t)
+	})}
+	go func() { _ = srv.Serve(l) }()
+	p.done = append(p.done, srv.Close)
+	return nil
 }
 
-// enrol registers the appliance, starts it and waits until it is online over the first road.
-func (f *fleet) enrol() {
+// printToken is the appliance's token command: this binary, run as "token SOCKET AUDIENCE".
+func printToken(socket, audience string) error {
+	c := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}}
+	req, err := http.NewRequest(http.MethodGet, "http://platform/", nil)
+	if err != nil {
+		return err
+	}
+	q := req.URL.Query()
+	q.Set("audience", audience)
+	req.URL.RawQuery = q.Encode()
+	res, err := c.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return errors.New(res.Status)
+	}
+	_, err = io.Copy(os.Stdout, io.LimitReader(res.Body, 64<<10))
+	return err
+}
+
+// begin starts both programs and waits until the appliance is online.
+// proxied puts the proxy before https; inner lists a road with inner_tls behind it, and opens its door. want is the road on which it comes up.
+func (p *pair) begin(ctx context.Context, proxied, inner bool, want string) error {
 	issuer, err := identitytest.NewIssuer("https://cluster.globex.example")
-	f.must(err)
-	ln, err := net.Listen("unix", f.path("platform.sock"))
-	f.must(err)
-	f.t.Cleanup(func() { _ = ln.Close() })
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			audience, _ := bufio.NewReader(c).ReadString('\n')
-			if token, err := issuer.Token("demarc", "appliance", strings.TrimSpace(audience), time.Now()); err == nil {
-				_, _ = io.WriteString(c, token)
-			}
-			_ = c.Close()
+	if err != nil {
+		return err
+	}
+	if err := p.platform(issuer); err != nil {
+		return err
+	}
+	expect, err := json.Marshal(issuer.Expect(space, account))
+	if err != nil {
+		return err
+	}
+	if err := p.write(string(expect), "eu-1.json"); err != nil {
+		return err
+	}
+	if err := told(p.vendor(ctx, "control-plane", "init", "--dir", p.path("acme"), "--trust-domain", domain, "--node", "cp-1=127.0.0.1:7444,"+controlOnRoad+":"+port+",127.0.0.1:7480")); err != nil {
+		return err
+	}
+	if inner {
+		if err := p.innerDoor(); err != nil {
+			return err
 		}
-	}()
-	expect, err := json.Marshal(issuer.Expect("demarc", "appliance"))
-	f.must(err)
-	f.write(string(expect), "eu-1.json")
-	f.ok("customer", "add", "globex")
-	f.ok("appliance", "add", "eu-1", "--customer", "globex", "--expect", f.path("eu-1.json"))
+	}
+	if err := p.start("control-plane", p.net.control, p.path("acme", "cp-1", "node.yaml"), "DEMARC_LISTEN=0.0.0.0:"+port); err != nil {
+		return err
+	}
+	if err := until(ctx, time.Minute, "the control plane answers", func() bool { return p.vendor(ctx, "status", "--timeout", "5s").Run() == nil }); err != nil {
+		return fmt.Errorf("%w: %s", err, p.tail("control-plane"))
+	}
+	if err := told(p.vendor(ctx, "customer", "add", "globex")); err != nil {
+		return err
+	}
+	if err := told(p.vendor(ctx, "appliance", "add", appliance, "--customer", "globex", "--expect", p.path("eu-1.json"))); err != nil {
+		return err
+	}
+	if err := p.applianceFile(proxied, inner); err != nil {
+		return err
+	}
+	if err := p.start("appliance", p.net.appliance, p.path("customer", "appliance.yaml")); err != nil {
+		return err
+	}
+	if err := p.seen(ctx, want, time.Minute); err != nil {
+		return fmt.Errorf("%w: %s", err, p.tail("appliance"))
+	}
+	return nil
+}
+
+func (p *pair) applianceFile(proxied, inner bool) error {
 	self, err := os.Executable()
-	f.must(err)
-	f.must(os.MkdirAll(f.path("customer", "secrets"), 0o700))
-	f.write(proxyUser, "customer", "proxy.auth")
-	f.write(fmt.Sprintf(`version: demarc/1
+	if err != nil {
+		return err
+	}
+	by := ""
+	if proxied {
+		by = "\n    proxy: {url: \"http://proxy.road.test:3128\", auth_file: proxy.auth}"
+	}
+	if inner {
+		by = "\n    name: plain" + by + "\n  - kind: https\n    proxy: {url: \"http://proxy.road.test:3128\", auth_file: proxy.auth}\n" +
+			"    inner_tls: {url: \"inner.road.test:" + innerPort + "\", ca_file: inspection.pem}"
+		if err := p.write(string(p.net.proxy.CA.PEM()), "customer", "inspection.pem"); err != nil {
+			return err
+		}
+	}
+	return errors.Join(os.MkdirAll(p.path("customer", "secrets"), 0o700), p.write("ann:s3cret\n", "customer", "proxy.auth"), p.write(fmt.Sprintf(`version: demarc/1
 role: appliance
-name: eu-1
+name: canary-eu-1
 customer: globex
-trust_domain: acme.example
+trust_domain: %s
 dir: data
-socket: a.sock
+socket: appliance.sock
 control_plane:
-  addresses: ["10.81.2.1:7443"]
+  addresses: ["cp.road.test:%s"]
   bundle_file: ../acme/bundle.pem
   release_keys: [../acme/operator/signing.pub]
 transports:
-  - {kind: https, proxy: {url: "http://%s:3128", auth_file: proxy.auth}}
-  - {kind: privatelink, addresses: ["10.81.2.1:7443"]}
-proof: {kind: kubernetes, token_command: [%q, token, %q]}
-runtime: {kind: process}
+  - kind: https%s
+  - kind: privatelink
+    addresses: ["%s:%s"]
+proof:
+  kind: kubernetes
+  token_command: [%q, token, %q]
 secrets: {kind: files, dir: secrets}
-`, strings.TrimSuffix(proxyName, "."), self, f.path("platform.sock")), "customer", "appliance.yaml")
-	f.daemon(f.ap, "appliance", f.path("customer", "appliance.yaml"))
-	f.await("https", 60*time.Second)
+`, domain, port, by, controlDirect, port, self, p.path("platform.sock")), "customer", "appliance.yaml"))
 }
 
-func (f *fleet) path(parts ...string) string {
-	return filepath.Join(append([]string{f.dir}, parts...)...)
-}
-
-func (f *fleet) must(err error) {
-	f.t.Helper()
+// innerDoor adds the door to the control plane's file.
+func (p *pair) innerDoor() error {
+	web, err := roadtest.NewCA("Web CA")
 	if err != nil {
-		f.t.Fatal(err)
+		return err
 	}
-}
-
-func (f *fleet) write(text string, parts ...string) {
-	f.t.Helper()
-	f.must(os.WriteFile(f.path(parts...), []byte(text), 0o600))
-}
-
-func in(ns string, args ...string) *exec.Cmd {
-	if ns != "" {
-		args = append([]string{"ip", "netns", "exec", ns}, args...)
+	leaf, err := web.Leaf("inner.road.test")
+	if err != nil {
+		return err
 	}
-	return exec.Command(args[0], args[1:]...)
-}
-
-func (f *fleet) run(ns string, args ...string) {
-	f.t.Helper()
-	if out, err := in(ns, args...).CombinedOutput(); err != nil {
-		f.t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
+	key, err := x509.MarshalPKCS8PrivateKey(leaf.PrivateKey)
+	if err != nil {
+		return err
 	}
-}
-
-// demarc types a command of the vendor's operator.
-func (f *fleet) demarc(args ...string) (string, error) {
-	return f.typed(f.cp, args...)
-}
-
-func (f *fleet) typed(ns string, args ...string) (string, error) {
-	cmd := in(ns, append([]string{filepath.Join(bin, "demarc")}, args...)...)
-	cmd.Env = append(os.Environ(), "DEMARC_CONTEXT="+f.path("acme", "operator", "operator.yaml"), "DEMARC_SOCKET="+f.path("customer", "a.sock"))
-	var out, errs bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	if err := cmd.Run(); err != nil {
-		return out.String(), fmt.Errorf("demarc %s: %w: %s", args[0], err, errs.String())
+	file := p.path("acme", "cp-1", "node.yaml")
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err
 	}
-	return out.String(), nil
+	return errors.Join(p.write(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf.Certificate[0]})), "acme", "cp-1", "web.pem"),
+		p.write(string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})), "acme", "cp-1", "web.key"),
+		p.write(string(b)+"inner_tls: {listen: \"0.0.0.0:"+innerPort+"\", cert_file: web.pem, key_file: web.key}\n", "acme", "cp-1", "node.yaml"))
 }
 
-func (f *fleet) ok(args ...string) {
-	f.t.Helper()
-	_, err := f.demarc(args...)
-	f.must(err)
-}
-
-// route is where the vendor sees the appliance; "" while it does not.
-func (f *fleet) route() string {
-	var a struct {
-		Online bool   `json:"online"`
-		Route  string `json:"route"`
-	}
-	out, err := f.demarc("appliance", "show", "eu-1", "-o", "json", "--timeout", "5s")
-	if err != nil || json.Unmarshal([]byte(out), &a) != nil || !a.Online {
-		return ""
-	}
-	return a.Route
-}
-
-func (f *fleet) await(route string, limit time.Duration) time.Duration {
-	f.t.Helper()
-	return f.wait("the appliance is on "+route, limit, func() bool { return f.route() == route })
-}
-
-// wait looks again and again until it is so, and says how long that took.
-func (f *fleet) wait(what string, limit time.Duration, so func() bool) time.Duration {
-	f.t.Helper()
-	began := time.Now()
-	tick := time.NewTicker(100 * time.Millisecond)
+// until looks again and again.
+func until(ctx context.Context, limit time.Duration, what string, is func() bool) error {
+	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
-	for !so() {
-		if time.Since(began) > limit {
-			f.t.Fatalf("not so after %s: %s\n%s", limit, what, f.logs())
+	for end := time.Now().Add(limit); ; {
+		if is() {
+			return nil
 		}
-		<-tick.C
+		if time.Now().After(end) {
+			return fmt.Errorf("not so within %s: %s", limit, what)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
 	}
-	return time.Since(began)
 }
 
-func (f *fleet) log(name string) string {
-	b, err := os.ReadFile(f.path(name + ".log"))
-	f.must(err)
-	return string(b)
-}
-
-func (f *fleet) logs() string {
-	tail := func(s string) string { return s[max(0, len(s)-6000):] }
-	return "appliance:\n" + tail(f.log("appliance")) + "\ncp-1:\n" + tail(f.log("cp-1"))
-}
-
-// daemon starts demarcd and ends it with the test.
-func (f *fleet) daemon(ns, name, file string) {
-	f.t.Helper()
-	log, err := os.Create(f.path(name + ".log"))
-	f.must(err)
-	cmd := in(ns, filepath.Join(bin, "demarcd"), "run", "-c", file)
-	cmd.Stdout, cmd.Stderr = log, log
-	f.must(cmd.Start())
-	_ = log.Close()
-	f.t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGKILL)
-		_ = cmd.Wait()
+// seen waits until the vendor sees the appliance online over a route.
+func (p *pair) seen(ctx context.Context, route string, limit time.Duration) error {
+	return until(ctx, limit, "the vendor sees the appliance over "+route, func() bool {
+		out, err := p.vendor(ctx, "appliance", "show", appliance, "--output", "json").Output()
+		var a struct {
+			Online bool   `json:"online"`
+			Route  string `json:"route"`
+		}
+		return err == nil && json.Unmarshal(out, &a) == nil && a.Online && a.Route == route
 	})
-	if name != "appliance" {
-		f.write("", "appliance.log")
+}
+
+// counts is what the probes said, all together.
+type counts struct {
+	Sent       uint64        `json:"sent"`
+	Echoed     uint64        `json:"echoed"`
+	Doubled    uint64        `json:"doubled"`
+	OutOfOrder uint64        `json:"out_of_order"`
+	gap        time.Duration // the longest time in which messages waited and no echo came; to the second
+}
+
+// flow sends probes until stop is closed, then lets the last one end.
+func (p *pair) flow(ctx context.Context, stop <-chan struct{}) (all counts, err error) {
+	for {
+		one, err := p.probe(ctx)
+		all.Sent += one.Sent
+		all.Echoed += one.Echoed
+		all.Doubled += one.Doubled
+		all.OutOfOrder += one.OutOfOrder
+		all.gap = max(all.gap, one.gap)
+		if err != nil {
+			return all, err
+		}
+		select {
+		case <-stop:
+			return all, nil
+		default:
+		}
 	}
 }
 
-// helper is a road process and its ear.
-type helper struct {
-	f   *fleet
-	in  io.WriteCloser
-	out *bufio.Scanner
-}
-
-func (f *fleet) help(ns string, args ...string) *helper {
-	f.t.Helper()
-	self, err := os.Executable()
-	f.must(err)
-	cmd := in(ns, append([]string{self, "road"}, args...)...)
-	cmd.Stderr = os.Stderr
-	h := &helper{f: f}
-	h.in, err = cmd.StdinPipe()
-	f.must(err)
-	out, err := cmd.StdoutPipe()
-	f.must(err)
-	h.out = bufio.NewScanner(out)
-	f.must(cmd.Start())
-	f.t.Cleanup(func() { _ = h.in.Close(); _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	h.heard()
-	return h
-}
-
-func (h *helper) set(mode string) {
-	h.f.t.Helper()
-	_, err := io.WriteString(h.in, mode+"\n")
-	h.f.must(err)
-	h.heard()
-}
-
-func (h *helper) heard() {
-	h.f.t.Helper()
-	if !h.out.Scan() || h.out.Text() != "ok" {
-		h.f.t.Fatal("the road does not obey")
+func (p *pair) probe(ctx context.Context) (c counts, err error) {
+	cmd := p.vendor(ctx, "probe", "--appliance", appliance, "--count", "200", "--rate", "20", "--watch", "--timeout", "100s", "--output", "json")
+	var out bytes.Buffer
+	cmd.Stdout = &out
+	watch, err := cmd.StderrPipe()
+	if err != nil {
+		return c, err
 	}
+	if err := cmd.Start(); err != nil {
+		return c, err
+	}
+	var said []string
+	var last uint64
+	moved := time.Now()
+	for s := bufio.NewScanner(watch); s.Scan(); {
+		var sent, echoed, doubled, order uint64
+		if n, _ := fmt.Sscanf(s.Text(), "sent %d, echoed %d, doubled %d, out of order %d", &sent, &echoed, &doubled, &order); n != 4 {
+			said = append(said, s.Text())
+			continue
+		}
+		if echoed > last || echoed == sent {
+			moved = time.Now()
+		}
+		last = echoed
+		c.gap = max(c.gap, time.Since(moved))
+	}
+	err = cmd.Wait()
+	if jerr := json.Unmarshal(out.Bytes(), &c); jerr != nil {
+		return c, fmt.Errorf("probe: %w: %s", errors.Join(err, jerr), strings.Join(said, "; "))
+	}
+	if err != nil {
+		err = fmt.Errorf("probe: %w: %s", err, strings.Join(said, "; "))
+	}
+	return c, err
 }

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/mesh"
+)
+
+// maxUnproven bounds the inner connections whose inner handshake is not done, all strangers together. What is over it is told to
+// come back. A handshake has 10 s (daemon.HTTP), so that silence holds a place no longer.
+const maxUnproven = 256
+
+// innerDoor makes the door for appliances behind TLS inspection: a web server that takes one upgrade, at one path, and behind it
+// the very same door as on the main listener. Without inner_tls in the file there is none.
+func innerDoor(c *configs.InnerDoor, conf *tls.Config, door func(string, net.Listener, *tls.Config) daemon.Part, log *slog.Logger) ([]daemon.Part, error) {
+	const op = "controlplane.innerDoor"
+	if c == nil {
+		return nil, nil
+	}
+	web, err := loadWeb(c, log)
+	if err != nil {
+		return nil, err
+	}
+	ln, err := net.Listen("tcp", c.Listen)
+	if err != nil {
+		return nil, fault.Because(err, op, fault.Unavailable, "inner_tls.listen: %v", err)
+	}
+	in := newUpgrades(ln.Addr(), maxUnproven)
+	outer := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: web.get, NextProtos: []string{"http/1.1"}}
+	only := outer.Clone() // net/http adds h2 to its own copy: a proxy would choose it, and an upgrade has no way there
+	outer.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return only, nil }
+	return []daemon.Part{
+		door("inner", in, in.proving(conf)),
+		daemon.HTTP("inner-web", ln, outer, in, log), // stops first: nothing new comes in
+	}, nil
+}
+
+// upgrades is a listener that is fed by upgrades to a WebSocket.
+type upgrades struct {
+	addr   net.Addr
+	conns  chan net.Conn
+	places chan struct{} // taken by those that have not proven anything yet
+	done   chan struct{}
+	once   sync.Once
+}
+
+func newUpgrades(addr net.Addr, places int) *upgrades {
+	return &upgrades{addr: addr, conns: make(chan net.Conn), places: make(chan struct{}, places), done: make(chan struct{})}
+}
+
+// ServeHTTP takes an upgrade at the one path.
+func (u *upgrades) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path != mesh.InnerPath {
+		http.NotFound(w, r)
+		return
+	}
+	select {
+	case u.places <- struct{}{}:
+	default:
+		w.Header().Set("Retry-After", "5")
+		http.Error(w, "too many at once: come back", http.StatusServiceUnavailable)
+		return
+	}
+	c, err := mesh.AcceptInner(w, r)
+	if err != nil {
+		<-u.places
+		return
+	}
+	p := &placed{Conn: c, leave: sync.OnceFunc(func() { <-u.places })}
+	select {
+	case u.conns <- p:
+	case <-u.done:
+		_ = p.Close()
+	}
+}
+
+// Accept implements [net.Listener].
+func (u *upgrades) Accept() (net.Conn, error) {
+	select {
+	case c := <-u.conns:
+		return c, nil
+	case <-u.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements [net.Listener]. It ends no connection.
+func (u *upgrades) Close() error {
+	u.once.Do(func() { close(u.done) })
+	return nil
+}
+
+// Addr implements [net.Listener].
+func (u *upgrades) Addr() net.Addr { return u.addr }
+
+// proving gives conf with one thing added: a connection whose handshake is verified leaves its place to the next.
+func (u *upgrades) proving(conf *tls.Config) *tls.Config {
+	out := conf.Clone()
+	out.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+		now := conf
+		if conf.GetConfigForClient != nil {
+			c, err := conf.GetConfigForClient(h)
+			if err != nil {
+				return nil, err
+			}
+			if c != nil {
+				now = c
+			}
+		}
+		now = now.Clone()
+		verify := now.VerifyConnection
+		now.VerifyConnection = func(s tls.ConnectionState) error {
+			if verify != nil {
+				if err := verify(s); err != nil {
+					return err
+				}
+			}
+			if p, ok := h.Conn.(*placed); ok {
+				p.leave()
+			}
+			return nil
+		}
+		return now, nil
+	}
+	return out
+}
+
+// placed is a connection that holds a place.
+type placed struct {
+	net.Conn
+	leave func()
+}
+
+// Close leaves the place too.
+func (p *placed) Close() error {
+	p.leave()
+	return p.Conn.Close()
+}
+
+// web is a certificate from files, read again when one of them changes. A broken new one leaves the old one in use.
+type web struct {
+	certFile, keyFile string
+	log               *slog.Logger
+	mu                sync.Mutex
+	read              [2]stampOf
+	now               atomic.Pointer[tls.Certificate]
+}
+
+type stampOf struct {
+	at   time.Time
+	size int64
+}
+
+func loadWeb(c *configs.InnerDoor, log *slog.Logger) (*web, error) {
+	w := &web{certFile: c.CertFile, keyFile: c.KeyFile, log: log}
+	if err := w.load(w.stamps()); err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+func (w *web) stamps() (s [2]stampOf) {
+	for i, name := range []string{w.certFile, w.keyFile} {
+		if fi, err := os.Stat(name); err == nil {
+			s[i] = stampOf{fi.ModTime(), fi.Size()}
+		}
+	}
+	return s
+}
+
+func (w *web) load(s [2]stampOf) error {
+	w.read = s
+	pair, err := tls.LoadX509KeyPair(w.certFile, w.keyFile)
+	if err != nil {
+		return fault.Because(err, "controlplane.innerDoor", fault.Invalid, "the certificate of inner_tls can't be read: %v", err)
+	}
+	w.now.Store(&pair)
+	return nil
+}
+
+func (w *web) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if s := w.stamps(); s != w.read {
+		if err := w.load(s); err != nil {
+			w.log.LogAttrs(context.Background(), slog.LevelWarn, "the new certificate of inner_tls is not used", slog.Any("err", err))
+		}
+	}
+	return w.now.Load(), nil
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package roads
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+	"golang.org/x/sys/unix"
+
+	"github.com/demarc-dev/demarc/mesh/roadtest"
+)
+
+// Addresses, the same in each topology: its namespaces see nobody else.
+const (
+	roadToAppliance = "10.77.1.1"
+	roadToControl   = "10.77.2.1"
+	controlOnRoad   = "10.77.2.2"
+	controlDirect   = "10.77.3.1"
+	port            = "7443"
+	innerPort       = "8443"
+)
+
+// topology is three namespaces: the appliance's, the control plane's, and the road's between them. A second link goes from the
+// appliance straight to the control plane: it stands for a private endpoint.
+type topology struct {
+	appliance, road, control string // names of the namespaces
+	relay                    *roadtest.Relay
+	proxy                    *roadtest.Proxy
+	dnsFails                 atomic.Bool
+	closers                  []func()
+}
+
+func command(name string, args ...string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if out, err := exec.CommandContext(ctx, name, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// inside runs f on a thread of a namespace; the thread ends with it. A socket stays in the namespace that it was made in.
+func inside(ns string, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread is thrown away
+		fd, err := unix.Open("/run/netns/"+ns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			err = unix.Setns(fd, unix.CLONE_NEWNET)
+			_ = unix.Close(fd)
+		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+func newTopology(n int) (_ *topology, err error) {
+	base := fmt.Sprintf("dmroads%dx%d", os.Getpid(), n)
+	t := &topology{appliance: base + "a", road: base + "r", control: base + "c"}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, t.close())
+		}
+	}()
+	steps := [][]string{}
+	for _, ns := range []string{t.appliance, t.road, t.control} {
+		steps = append(steps, []string{"netns", "add", ns}, []string{"-n", ns, "link", "set", "lo", "up"})
+	}
+	for _, l := range [][6]string{
+		{t.appliance, "road0", "10.77.1.2/24", t.road, "app0", roadToAppliance + "/24"},
+		{t.road, "cp0", roadToControl + "/24", t.control, "road0", controlOnRoad + "/24"},
+		{t.appliance, "link0", "10.77.3.2/24", t.control, "link0", controlDirect + "/24"},
+	} {
+		steps = append(steps, []string{"link", "add", l[1], "netns", l[0], "type", "veth", "peer", "name", l[4], "netns", l[3]})
+		for _, end := range [][]string{l[:3], l[3:]} {
+			steps = append(steps, []string{"-n", end[0], "addr", "add", end[2], "dev", end[1]}, []string{"-n", end[0], "link", "set", end[1], "up"})
+		}
+	}
+	for _, s := range steps {
+		if err := command("ip", s...); err != nil {
+			return nil, err
+		}
+	}
+	etc := filepath.Join("/etc/netns", t.appliance) // what ip netns exec puts over /etc, in that process alone
+	if err := os.MkdirAll(etc, 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(etc, "resolv.conf"), []byte("nameserver "+roadToAppliance+"\noptions timeout:1 attempts:2\n"), 0o644); err != nil {
+		return nil, err
+	}
+	return t, t.stand()
+}
+
+// stand puts the relay, the proxy and the resolver on the road.
+func (t *topology) stand() error {
+	ca, err := roadtest.NewCA("Corp Inspect CA")
+	if err != nil {
+		return err
+	}
+	dial := func(ctx context.Context, network, addr string) (c net.Conn, err error) { // whatever host it is asked for, there is one control plane
+		_, at, err := net.SplitHostPort(addr)
+		if err != nil {
+			return nil, err
+		}
+		err = inside(t.road, func() error {
+			c, err = new(net.Dialer).DialContext(ctx, network, net.JoinHostPort(controlOnRoad, at))
+			return err
+		})
+		return c, err
+	}
+	t.relay = &roadtest.Relay{Target: net.JoinHostPort(controlOnRoad, port), Dial: dial}
+	t.proxy = &roadtest.Proxy{User: "ann", Password: "s3cret", CA: ca, Dial: dial}
+	return inside(t.road, func() error {
+		for at, serve := range map[string]func(net.Listener){port: t.relay.Serve, "3128": t.proxy.Serve} {
+			ln, err := net.Listen("tcp", net.JoinHostPort(roadToAppliance, at))
+			if err != nil {
+				return err
+			}
+			t.closers = append(t.closers, func() { _ = ln.Close() })
+			go serve(ln)
+		}
+		pc, err := net.ListenPacket("udp", net.JoinHostPort(roadToAppliance, "53"))
+		if err != nil {
+			return err
+		}
+		t.closers = append(t.closers, func() { _ = pc.Close() })
+		go t.resolve(pc)
+		return nil
+	})
+}
+
+// resolve answers each name of road.test with the road's address.
+func (t *topology) resolve(pc net.PacketConn) {
+	for b := make([]byte, 1500); ; {
+		n, from, err := pc.ReadFrom(b)
+		if err != nil {
+			return
+		}
+		var m dnsmessage.Message
+		if m.Unpack(b[:n]) != nil || len(m.Questions) != 1 {
+			continue
+		}
+		m.Response, m.Additionals = true, nil
+		q := m.Questions[0]
+		switch {
+		case t.dnsFails.Load():
+			m.RCode = dnsmessage.RCodeServerFailure
+		case !strings.HasSuffix(q.Name.String(), ".road.test."):
+			m.RCode = dnsmessage.RCodeNameError
+		case q.Type == dnsmessage.TypeA:
+			m.Answers = []dnsmessage.Resource{{Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, Type: q.Type, TTL: 1}, Body: &dnsmessage.AResource{A: [4]byte{10, 77, 1, 1}}}}
+		}
+		if out, err := m.Pack(); err == nil {
+			_, _ = pc.WriteTo(out, from)
+		}
+	}
+}
+
+// lose drops packets of the road at random, both ways.
+func (t *topology) lose(on bool) error {
+	word := map[bool]string{true: "-A", false: "-D"}[on]
+	for _, way := range [][]string{{"INPUT", "-i", "road0"}, {"OUTPUT", "-o", "road0"}} {
+		args := append([]string{"netns", "exec", t.appliance, "iptables", "-w", "10", word}, way...)
+		if err := command("ip", append(args, "-m", "statistic", "--mode", "random", "--probability", "0.3", "-j", "DROP")...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *topology) close() error {
+	for _, c := range t.closers {
+		c()
+	}
+	if t.relay != nil {
+		t.relay.Set(roadtest.Reset)
+		t.proxy.Cut()
+	}
+	var errs []error
+	for _, ns := range []string{t.appliance, t.road, t.control} {
+		if _, err := os.Stat("/run/netns/" + ns); err == nil {
+			errs = append(errs, command("ip", "netns", "del", ns))
+		}
+	}
+	return errors.Join(append(errs, os.RemoveAll(filepath.Join("/etc/netns", t.appliance)))...)
+}
