@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -25,8 +26,8 @@ import (
 // Appliance is one appliance of a fleet. Its directory outlives its process.
 type Appliance struct {
 	Name   string
-	Proofs int // how often it proved its platform identity
-	Dials  int
+	proofs atomic.Int64
+	dials  atomic.Int64
 	f      *Fleet
 	cfg    *configs.Appliance
 	cut    bool
@@ -34,6 +35,9 @@ type Appliance struct {
 	stop   func()
 	onDial func()
 }
+
+// Proofs is how often it has proved its platform identity.
+func (a *Appliance) Proofs() int { return int(a.proofs.Load()) }
 
 // AddAppliance registers an appliance and makes its directory. Start starts it.
 func (f *Fleet) AddAppliance(name string) *Appliance {
@@ -154,7 +158,7 @@ func (road) Name() string { return "https" }
 func (r road) Dial(ctx context.Context, _ string) (net.Conn, error) {
 	f := r.a.f
 	f.mu.Lock()
-	r.a.Dials++
+	r.a.dials.Add(1)
 	hook := r.a.onDial
 	r.a.onDial = nil
 	f.mu.Unlock()
@@ -172,7 +176,7 @@ func (r road) Dial(ctx context.Context, _ string) (net.Conn, error) {
 // proof is the platform: it signs a projected token.
 func (a *Appliance) proof(_ context.Context, audience string) (string, error) {
 	a.f.mu.Lock()
-	a.Proofs++
+	a.proofs.Add(1)
 	a.f.mu.Unlock()
 	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: a.f.platform, KeyID: "k"}}, nil)
 	if err != nil {

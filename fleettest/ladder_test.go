@@ -72,7 +72,7 @@ func (r rung) play(t *testing.T) {
 	a := f.AddAppliance("eu-1")
 	a.Start()
 	a.WaitUp(time.Minute)
-	before, proofs := f.Of("eu-1"), a.Proofs
+	before, proofs := f.Of("eu-1"), a.Proofs()
 	if r.running {
 		a.Cut()
 	} else {
@@ -92,8 +92,8 @@ func (r rung) play(t *testing.T) {
 	}
 	took := a.WaitUp(r.back)
 	after := f.Of("eu-1")
-	t.Logf("back after %s, %d proofs, %d entries", took, a.Proofs-proofs, f.Size()-size)
-	if got := a.Proofs - proofs; got != r.proofs {
+	t.Logf("back after %s, %d proofs, %d entries", took, a.Proofs()-proofs, f.Size()-size)
+	if got := a.Proofs() - proofs; got != r.proofs {
 		t.Errorf("%d proofs of the platform identity, the table says %d", got, r.proofs)
 	}
 	if got := f.Size() - size; got > r.entries {

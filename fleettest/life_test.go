@@ -43,8 +43,8 @@ func TestRenewalFromHalfLife(t *testing.T) {
 		time.Sleep(6 * day)
 		a.Heal()
 		renewed(f, a, first, time.Hour)
-		if a.Proofs != 1 {
-			t.Errorf("%d proofs, want the one of the first enrolment", a.Proofs)
+		if a.Proofs() != 1 {
+			t.Errorf("%d proofs, want the one of the first enrolment", a.Proofs())
 		}
 	})
 }
@@ -83,8 +83,8 @@ func TestLostAnswers(t *testing.T) {
 				a.Start()
 				<-done
 				renewed(f, a, first, 2*time.Hour)
-				if a.Proofs != 1 {
-					t.Errorf("%d proofs, want the one of the first enrolment", a.Proofs)
+				if a.Proofs() != 1 {
+					t.Errorf("%d proofs, want the one of the first enrolment", a.Proofs())
 				}
 			})
 		})
@@ -124,8 +124,8 @@ func TestClock(t *testing.T) {
 				a.Skew(skew)
 				a.Start()
 				a.WaitUp(2 * time.Minute)
-				if a.Proofs > 2 {
-					t.Errorf("%d proofs", a.Proofs)
+				if a.Proofs() > 2 {
+					t.Errorf("%d proofs", a.Proofs())
 				}
 			})
 		})
@@ -193,15 +193,15 @@ func TestRollOver(t *testing.T) {
 		}
 		for _, a := range all[:2] {
 			at := f.Of(a.Name)
-			if string(at.CurrentIssuer) != id || !a.Up() || a.Proofs != 1 {
-				t.Errorf("%s: issuer %s, up %v, %d proofs: it must renew with the new CA by itself", a.Name, at.CurrentIssuer.Short(), a.Up(), a.Proofs)
+			if string(at.CurrentIssuer) != id || !a.Up() || a.Proofs() != 1 {
+				t.Errorf("%s: issuer %s, up %v, %d proofs: it must renew with the new CA by itself", a.Name, at.CurrentIssuer.Short(), a.Up(), a.Proofs())
 			}
 		}
 		sleeper.Start() // the old CA still stands; it does not know the new one
 		sleeper.WaitUp(time.Minute)
 		f.Wait("the old CA is retired", time.Hour, func() bool { return f.RetireCA(old, false) == nil })
-		if sleeper.Proofs != 1 {
-			t.Errorf("%d proofs of the one that slept", sleeper.Proofs)
+		if sleeper.Proofs() != 1 {
+			t.Errorf("%d proofs of the one that slept", sleeper.Proofs())
 		}
 		for _, a := range all {
 			a.WaitUp(time.Minute)
@@ -232,12 +232,12 @@ func TestBan(t *testing.T) {
 		a.WaitUp(time.Minute)
 		f.Ban("eu-1")
 		f.Wait("the channel is closed", time.Second, func() bool { return !f.Of("eu-1").Online })
-		proofs, size := a.Proofs, f.Size()
+		proofs, size := a.Proofs(), f.Size()
 		time.Sleep(day)
 		if at := f.Of("eu-1"); at.Status != controlplane.Banned || at.Online || at.Current != "" {
 			t.Errorf("%+v", at)
 		}
-		if n := a.Proofs - proofs; n < 2 || n > 400 {
+		if n := a.Proofs() - proofs; n < 2 || n > 400 {
 			t.Errorf("%d proofs in a day of being banned: it must ask, and not run hot", n)
 		}
 		if n := f.Size() - size; n > 400 {

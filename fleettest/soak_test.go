@@ -71,7 +71,7 @@ func TestSoak(t *testing.T) {
 		}
 		proofs := 0
 		for _, a := range all {
-			proofs += a.Proofs
+			proofs += a.Proofs()
 		}
 		t.Logf("36 months, %d crashes, %d proofs of 3 appliances, %d entries in the vendor's log", crashes, proofs, f.Size())
 		if crashes != 36 {

@@ -14,7 +14,7 @@ func (a *app) mesh() *cobra.Command {
 	var port uint16
 	var customers []string
 	acl := &cobra.Command{
-		Use: "acl", Short: "Print the policy of the vendor's tailnet, which keeps customers apart", Args: cobra.NoArgs,
+		Use: "acl", Short: "Print the policy of the vendor's tailnet, which keeps customers apart", Args: exactly(0, "no arguments"),
 		Long: "Print the policy of the vendor's tailnet: appliances reach the control plane's port and nothing else, and nothing reaches\n" +
 			"an appliance. The policy carries its own tests. See docs/tailnet.md.",
 		Example: "  demarc mesh acl --port 7443 --customer globex --customer initech > policy.json",
@@ -29,6 +29,6 @@ func (a *app) mesh() *cobra.Command {
 	}
 	acl.Flags().Uint16Var(&port, "port", 7443, "the control plane's port on the tailnet: that of listen")
 	acl.Flags().StringArrayVar(&customers, "customer", nil, "a customer with a tag of its own; may come again")
-	top.AddCommand(acl)
+	top.AddCommand(acl, a.privateLink())
 	return top
 }

@@ -79,28 +79,27 @@ func (c *cluster) key(name string) {
 	ok(c.t, os.WriteFile(filepath.Join(c.dir, name+".pub"), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pub}), 0o600))
 }
 
-// run starts a process; it gives what ends it.
-func (c *cluster) run(name, path string, args ...string) func() {
+// run starts a process; it gives what ends it, and a channel that is closed when it has ended by itself.
+func (c *cluster) run(name, path string, args ...string) (func(), <-chan struct{}) {
 	c.t.Helper()
 	log := &bytes.Buffer{}
 	cmd := exec.Command(path, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	ok(c.t, cmd.Start())
-	ended := false
+	ended := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(ended) }()
 	end := func() {
-		if ended {
-			return
-		}
-		ended = true
 		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		<-ended
+	}
+	c.t.Cleanup(func() {
+		end()
 		if c.t.Failed() {
 			b := log.Bytes()
 			c.t.Logf("%s:\n%s", name, b[max(0, len(b)-3000):])
 		}
-	}
-	c.t.Cleanup(end)
-	return end
+	})
+	return end, ended
 }
 
 // serve starts the API server, or starts it again: it signs with the first key and publishes all of them.
@@ -110,16 +109,22 @@ func (c *cluster) serve(keys ...string) {
 		c.stop()
 	}
 	certs := filepath.Join(c.dir, "certs")
-	args := []string{"--etcd-servers", c.etcd, "--secure-port", c.port, "--bind-address", "127.0.0.1", "--advertise-address", "127.0.0.1", "--cert-dir", certs,
+	args := []string{"--etcd-servers", c.etcd, "--secure-port", c.port, "--bind-address", "127.0.0.1", "--advertise-address", "127.0.0.1", "--endpoint-reconciler-type", "none", "--cert-dir", certs,
 		"--service-account-issuer", c.issuer, "--service-account-jwks-uri", c.issuer + "/openid/v1/jwks", "--service-account-signing-key-file", filepath.Join(c.dir, keys[0]+".key"),
 		"--token-auth-file", filepath.Join(c.dir, "tokens.csv"), "--authorization-mode", "RBAC", "--service-cluster-ip-range", "10.96.0.0/16", "--disable-admission-plugins", "ServiceAccount"}
 	for _, k := range keys {
 		args = append(args, "--service-account-key-file", filepath.Join(c.dir, k+".pub"))
 	}
-	c.stop = c.run("kube-apiserver", os.Getenv("DEMARC_KUBE_APISERVER"), args...)
+	stop, ended := c.run("kube-apiserver", os.Getenv("DEMARC_KUBE_APISERVER"), args...)
+	c.stop = stop
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for end := time.Now().Add(2 * time.Minute); ; <-tick.C {
+		select {
+		case <-ended:
+			c.t.Fatal("the API server ended")
+		default:
+		}
 		if time.Now().After(end) {
 			c.t.Fatal("the API server is not ready in time")
 		}
