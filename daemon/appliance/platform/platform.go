@@ -196,7 +196,7 @@ func (c *cluster) do(ctx context.Context, method, path string, body []byte, most
 		return nil, fault.At(op, fault.Invalid, err)
 	}
 	r.Header.Set("Authorization", "Bearer "+c.token)
-	r.Header.Set("Accept", "application/json")
+	r.Header.Set("Accept", "application/json, application/jwk-set+json") // the keys come as the second, and as nothing else
 	if body != nil {
 		r.Header.Set("Content-Type", "application/json")
 	}
