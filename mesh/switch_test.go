@@ -263,3 +263,49 @@ func TestNewSwitchRefuses(t *testing.T) {
 		}
 	}
 }
+
+// hole is a route that answers at first, and then nothing: a dial hangs for as long as it may.
+type hole struct {
+	fake
+	deep atomic.Bool
+}
+
+func (h *hole) Dial(ctx context.Context, addr string) (net.Conn, error) {
+	if h.deep.Load() {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return h.fake.Dial(ctx, addr)
+}
+
+type silent struct{ error }
+
+func (silent) Silent() bool { return true }
+
+// TestSilentRouteWaits: when a session falls silent the next route is tried before the one that would hang.
+func TestSilentRouteWaits(t *testing.T) {
+	for _, quiet := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			h, b := &hole{fake: fake{name: "a"}}, &fake{name: "b"}
+			s, err := mesh.NewSwitch(mesh.SwitchConfig{Routes: []mesh.Route{h, b}, Rand: func() float64 { return 0.5 }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			runSwitch(t, s, &h.fake, b)
+			time.Sleep(11 * time.Second) // a good session: the next round is at once
+			h.deep.Store(true)
+			cause, began := error(fault.New("test", fault.Unavailable, "gone")), time.Now()
+			if quiet {
+				cause = silent{cause}
+			}
+			(*h.cut.Load())(cause)
+			for changed := s.Changed(); s.Current() != "b"; changed = s.Changed() {
+				<-changed
+			}
+			if took := time.Since(began); quiet != (took < time.Second) {
+				t.Errorf("silent %v: the other route after %s", quiet, took)
+			}
+			h.deep.Store(false)
+		})
+	}
+}
