@@ -193,6 +193,9 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 	if old := s.channels.take(l); old != nil {
 		go old.end(errReplaced)
 	}
+	if a, err := s.book.View().Appliance(l.name); err == nil && !a.Online { // the older one's edge came between, and the hub saw no channel
+		go s.assert(l, hello.GetRoute())
+	}
 	if err := l.welcome(); err != nil {
 		s.left(l)
 		return nil, err
