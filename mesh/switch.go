@@ -176,9 +176,11 @@ func (s *Switch) Run(ctx context.Context, work Session) error {
 			}
 			live = nil
 			s.set(nil)
-			if lived >= s.cfg.Stable && retryAfter(err) == 0 {
-				round = 0
-				break // the next round of dialling is at once
+			if lived >= s.cfg.Stable {
+				round = 0 // whatever was before it
+				if retryAfter(err) == 0 {
+					break // the next round of dialling is at once
+				}
 			}
 			if s.pause(ctx, work, s.backoff(round, retryAfter(err)), &live) {
 				round++

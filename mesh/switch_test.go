@@ -209,6 +209,29 @@ func TestBackoff(t *testing.T) {
 	})
 }
 
+type soon struct{ error }
+
+func (soon) RetryAfter() time.Duration { return 100 * time.Millisecond }
+
+// TestGoodSessionsAreNotPaidForLater: a node that restarts for the tenth time gets its appliances back as fast as at the first.
+func TestGoodSessionsAreNotPaidForLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &fake{name: "a"}
+		s := newSwitch(t, a)
+		runSwitch(t, s, a)
+		for i := range 10 {
+			time.Sleep(time.Minute)
+			a.fail(soon{errors.New("lost")})
+			a.down.Store(false)
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if s.Current() != "a" {
+				t.Fatalf("loss %d of a session that was good: not back after a second", i+1)
+			}
+		}
+	})
+}
+
 // TestFlapping: a session that comes up and dies at once must not become a tight loop.
 func TestFlapping(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
