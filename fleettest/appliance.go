@@ -39,6 +39,9 @@ type Appliance struct {
 // Proofs is how often it has proved its platform identity.
 func (a *Appliance) Proofs() int { return int(a.proofs.Load()) }
 
+// Dials is how often it has come to the node's door, or tried to.
+func (a *Appliance) Dials() int { return int(a.dials.Load()) }
+
 // AddAppliance registers an appliance and makes its directory. Start starts it.
 func (f *Fleet) AddAppliance(name string) *Appliance {
 	f.t.Helper()

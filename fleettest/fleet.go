@@ -16,6 +16,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -42,6 +44,9 @@ const LeafLife = identity.DefaultLeafLife
 
 // Fleet is a vendor with one node, and its customers' appliances.
 type Fleet struct {
+	// Beat is how often appliances are told to speak, from the next start of the node on; zero means as the size of the fleet says.
+	Beat time.Duration
+
 	t        *testing.T
 	kek      []byte
 	first    *tls.Certificate
@@ -139,6 +144,42 @@ func (f *Fleet) Of(name string) controlplane.Appliance {
 	return a
 }
 
+// Serials lists every certificate that the record gave an appliance, oldest first.
+func (f *Fleet) Serials(name string) []fleet.Serial {
+	f.t.Helper()
+	f.mu.Lock()
+	record := slices.Clone(f.record)
+	f.mu.Unlock()
+	var out []fleet.Serial
+	for _, data := range record {
+		type given struct {
+			Name   string       `json:"name"`
+			Serial fleet.Serial `json:"serial"`
+		}
+		var in struct {
+			Kind string `json:"kind"`
+			Body struct {
+				given
+				Enrol given `json:"enrol"`
+			} `json:"body"`
+		}
+		f.must(json.Unmarshal(data, &in))
+		switch kind, _, _ := strings.Cut(in.Kind, "/"); {
+		case kind == "appliance.renew" && in.Body.Name == name:
+			out = append(out, in.Body.Serial)
+		case kind == "appliance.enrol" && in.Body.Enrol.Name == name:
+			out = append(out, in.Body.Enrol.Serial)
+		}
+	}
+	return out
+}
+
+// Admit asks the node's door about a certificate of an appliance.
+func (f *Fleet) Admit(name string, serial fleet.Serial) error {
+	_, s := f.operator()
+	return s.Admit(fleet.PrincipalOf(Domain, fleet.Appliance, name), serial)
+}
+
 // order is the order of changes of one node, on record before it is applied.
 type order struct{ f *Fleet }
 
@@ -195,7 +236,7 @@ func (f *Fleet) StartNode() {
 	}
 	f.book = book
 	f.mu.Unlock()
-	server, err := controlplane.NewServer(controlplane.Options{Name: nodeName, Book: book, Order: order{f}, KEK: f.kek, LeafLife: LeafLife,
+	server, err := controlplane.NewServer(controlplane.Options{Name: nodeName, Book: book, Order: order{f}, KEK: f.kek, LeafLife: LeafLife, Beat: f.Beat,
 		Members: []controlplane.Member{{Name: nodeName}}, Now: time.Now, Log: f.log})
 	f.must(err)
 	roots, err := identity.ParseBundle(f.bundle, Domain)

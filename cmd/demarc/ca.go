@@ -59,6 +59,12 @@ func (a *app) ca() *cobra.Command {
 			})
 		})
 	prepare.Flags().DurationVar(&life, "life", 0, "how long the CA lives, for instance 17520h; five years where absent")
+	prepare.PreRunE = func(c *cobra.Command, _ []string) error {
+		if c.Flags().Changed("life") && life < time.Second {
+			return usage("--life %s: say how long the CA lives, for instance 17520h", life)
+		}
+		return nil
+	}
 	activate := a.online(&cobra.Command{Use: "activate ID", Short: "Have a prepared CA issue; refused while somebody who is connected does not hold it", Args: exactly(1, "the id of a CA, or the beginning of one"), Example: "  demarc ca activate sha256:1f0c"},
 		func(ctx context.Context, v *vendor, args []string) error {
 			ca, err := v.authority(ctx, args[0])

@@ -13,6 +13,7 @@ import (
 
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
 )
 
@@ -27,6 +28,7 @@ const expectHelp = `Flags, or the file of --expect, say which identity of its pl
 type expected struct {
 	file, jwks string
 	e          identity.Expect
+	document   []byte // the registration, checked before anybody is called
 }
 
 func (x *expected) flags(c *cobra.Command) {
@@ -47,19 +49,20 @@ func (x *expected) flags(c *cobra.Command) {
 	f.StringVar(&x.jwks, "jwks", "", "file with the cluster's public keys, which are pinned")
 	f.BoolVar(&x.e.Discovery, "discovery", false, "fetch the cluster's keys from the issuer, where the control plane lists it")
 	c.PreRunE = func(*cobra.Command, []string) error {
-		if gcp == "" {
-			return nil
-		}
-		if x.e.ServiceAccount != "" {
+		if gcp != "" && x.e.ServiceAccount != "" {
 			return usage("--service-account is of Kubernetes, --gcp-service-account of GCP: give one of them")
 		}
-		x.e.ServiceAccount = gcp
-		return nil
+		if gcp != "" {
+			x.e.ServiceAccount = gcp
+		}
+		var err error
+		x.document, err = x.compose()
+		return err
 	}
 }
 
-// document is the registration, checked.
-func (x *expected) document() ([]byte, error) {
+// compose makes the registration of the flags.
+func (x *expected) compose() ([]byte, error) {
 	e := x.e
 	if x.file != "" {
 		e.Regions = nil
@@ -89,8 +92,11 @@ func (x *expected) document() ([]byte, error) {
 		}
 		e.JWKS = bytes.TrimSpace(b)
 	}
+	if e.Kind == identity.KindKubernetes && x.jwks == "" && !e.Discovery {
+		return nil, usage("say where the cluster's keys come from: --jwks FILE or --discovery")
+	}
 	if err := e.Check(); err != nil {
-		return nil, err
+		return nil, usage("%s", fault.Text(err))
 	}
 	return json.Marshal(e)
 }
@@ -102,13 +108,9 @@ func (a *app) register() *cobra.Command {
 		Long:    expectHelp,
 		Example: "  demarc appliance register eu-1 --customer globex --aws-account 123456789012 --aws-role-arn arn:aws:iam::123456789012:role/appliance"},
 		func(ctx context.Context, v *vendor, args []string) error {
-			b, err := x.document()
-			if err != nil {
-				return err
-			}
 			id := draw()
-			_, err = ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.RegisterApplianceResponse, error) {
-				return wire(c.RegisterAppliance(ctx, connect.NewRequest(&controlv1.RegisterApplianceRequest{RequestId: id, Name: args[0], Customer: customer, Expect: b})))
+			_, err := ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.RegisterApplianceResponse, error) {
+				return wire(c.RegisterAppliance(ctx, connect.NewRequest(&controlv1.RegisterApplianceRequest{RequestId: id, Name: args[0], Customer: customer, Expect: x.document})))
 			})
 			if err != nil {
 				return err
@@ -117,6 +119,13 @@ func (a *app) register() *cobra.Command {
 		})
 	c.Flags().StringVar(&customer, "customer", "", "whose it is")
 	x.flags(c)
+	check := c.PreRunE
+	c.PreRunE = func(c *cobra.Command, args []string) error {
+		if customer == "" {
+			return usage("say whose appliance it is with --customer NAME")
+		}
+		return check(c, args)
+	}
 	return c
 }
 
@@ -127,13 +136,9 @@ func (a *app) expect() *cobra.Command {
 			"Its name, certificates and history stay; which account proved it before is forgotten. The change is in the vendor's log.\n\n" + expectHelp,
 		Example: "  demarc appliance expect eu-1 --kubernetes-issuer https://kubernetes.default.svc --namespace demarc --service-account appliance --jwks keys.json"},
 		func(ctx context.Context, v *vendor, args []string) error {
-			b, err := x.document()
-			if err != nil {
-				return err
-			}
 			id := draw()
-			_, err = ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.SetExpectResponse, error) {
-				return wire(c.SetExpect(ctx, connect.NewRequest(&controlv1.SetExpectRequest{RequestId: id, Name: args[0], Expect: b})))
+			_, err := ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.SetExpectResponse, error) {
+				return wire(c.SetExpect(ctx, connect.NewRequest(&controlv1.SetExpectRequest{RequestId: id, Name: args[0], Expect: x.document})))
 			})
 			if err != nil {
 				return err

@@ -25,7 +25,7 @@ import (
 // Timing of a channel.
 const (
 	helloWait = 10 * time.Second // for the first message
-	writeWait = 10 * time.Second // for an appliance to take one message
+	writeWait = 10 * time.Second // for an appliance to take one message, unless the options say another
 	linger    = time.Second      // for an appliance to read why its channel ends
 	submitFor = 15 * time.Second // for one change of the book
 
@@ -170,7 +170,7 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 		return nil, fault.New(op, fault.Denied, "a channel is for appliances, and the caller is of the class %s", who.Class)
 	}
 	_, _, id, _ := who.Principal.Split()
-	l := &live{s: s, door: d, conn: c, name: fleet.ApplianceID(id), serial: who.Serial, by: who.Principal, beat: beatFor(s.fleet())}
+	l := &live{s: s, door: d, conn: c, name: fleet.ApplianceID(id), serial: who.Serial, by: who.Principal, beat: s.beat()}
 	_ = c.SetReadDeadline(time.Now().Add(helloWait))
 	var first boundaryv1.Up
 	if err := channel.Read(c, &first, channel.MaxHello); err != nil {
@@ -232,6 +232,13 @@ func (l *live) welcome() error {
 
 // fleet is how many appliances may come here: any of them, where other nodes are down.
 func (s *Server) fleet() int { return s.book.View().appliances.Len() }
+
+func (s *Server) beat() time.Duration {
+	if s.Beat > 0 {
+		return s.Beat
+	}
+	return beatFor(s.fleet())
+}
 
 func (s *Server) spread() time.Duration { return spreadFor(s.fleet()) }
 
@@ -382,7 +389,7 @@ func (l *live) write(m *boundaryv1.Down) error {
 	if l.ended.Load() != nil {
 		return errEnded
 	}
-	_ = l.conn.SetWriteDeadline(time.Now().Add(writeWait))
+	_ = l.conn.SetWriteDeadline(time.Now().Add(l.s.WriteWait))
 	return channel.Write(l.conn, m, channel.MaxDown)
 }
 

@@ -66,7 +66,12 @@ type Options struct {
 	Log       *slog.Logger
 	// StrangerWait is how long a call of the bootstrap service may take, its body and its answer included; zero means 15 s.
 	StrangerWait time.Duration
-	Meter        Meter
+	// Beat is how often an appliance speaks at least, for tests; it keeps to five minutes where it is told more. Zero means
+	// that the size of the fleet decides.
+	Beat time.Duration
+	// WriteWait is how long an appliance may take to read one message of its channel; zero means 10 s.
+	WriteWait time.Duration
+	Meter     Meter
 }
 
 // Meter takes the measurements of the doors. A field that is nil takes none.
@@ -143,6 +148,9 @@ func NewServer(o Options) (*Server, error) {
 	}
 	if o.StrangerWait <= 0 {
 		o.StrangerWait = strangerWait
+	}
+	if o.WriteWait <= 0 {
+		o.WriteWait = writeWait
 	}
 	return &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now, nonceKey: key, logKey: signer,
 		strangers: rate.NewLimiter(strangerRate, strangerBurst), channels: channels{open: map[fleet.ApplianceID]*live{}},
