@@ -96,15 +96,17 @@ func (c alerted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// refusal tells whether an error is an alert about our certificate (RFC 8446, 6.2).
+// refusal tells whether an error is an alert about our certificate (RFC 8446, 6.2). On a connection crypto/tls keeps the
+// type of an alert to itself ([tls.AlertError] is for QUIC), so that its words are compared.
 func refusal(err error) bool {
-	var alert tls.AlertError
-	if !errors.As(err, &alert) {
+	var remote *net.OpError
+	if !errors.As(err, &remote) || remote.Op != "remote error" {
 		return false
 	}
-	switch alert {
-	case 42, 43, 44, 45, 46, 48, 49: // bad, unsupported, revoked, expired, unknown certificate; unknown CA; access denied
-		return true
+	for _, alert := range []tls.AlertError{42, 43, 44, 45, 46, 48, 49} { // bad, unsupported, revoked, expired, unknown certificate; unknown CA; access denied
+		if remote.Err.Error() == alert.Error() {
+			return true
+		}
 	}
 	return false
 }
@@ -181,6 +183,11 @@ func (a *Appliance) prove(ctx context.Context, route string, c net.Conn) error {
 	logKey, err := a.enrol(ctx, l)
 	_ = l.cc.Close()
 	if err != nil {
+		if a.wallet.good() { // the refusal may have been that of a node that was behind: no proof must not make a good certificate useless
+			p.mu.Lock()
+			p.wanted = false
+			p.mu.Unlock()
+		}
 		a.log.Warn("not enrolled", "route", route, "err", err)
 		return later{err, wait}
 	}
