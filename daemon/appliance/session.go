@@ -222,8 +222,11 @@ func (a *Appliance) lost(ctx context.Context, route string, s *seen, err error) 
 	if a.book.View().VendorLogKey == nil {
 		return err // never enrolled: the customer's bundle file is all that can be trusted
 	}
-	if again := a.recover(ctx, route); again != nil {
+	news, again := a.recover(ctx, route)
+	if again != nil {
 		a.log.Warn("no signed bundle", "route", route, "err", again)
+	}
+	if again != nil || !news {
 		return err
 	}
 	return fault.Because(err, "appliance.session", fault.Unavailable, "the CAs or the clock were behind and were set right by the vendor's signature: dialling again")
@@ -239,16 +242,17 @@ func (a *Appliance) newBundle(sealed []byte) error {
 	if err != nil {
 		return err
 	}
-	return a.takeBundle(b) // which leaves one aside that is older than the one held: that node is behind
+	_, err = a.takeBundle(b) // which leaves one aside that is older than the one held: that node is behind
+	return err
 }
 
-func (a *Appliance) takeBundle(b identity.SignedBundle) error {
+func (a *Appliance) takeBundle(b identity.SignedBundle) (bool, error) {
 	news, err := a.wallet.trust(b)
 	if err == nil && news {
 		a.log.Info("the vendor's CAs changed", "bundle", b.Number, "certificates", len(b.CAs))
 		a.look()
 	}
-	return err
+	return news, err
 }
 
 // welcomed looks at the clock: who answers is proven.
@@ -258,9 +262,11 @@ func (a *Appliance) welcomed(w *boundaryv1.Welcome) {
 	}
 }
 
-func (a *Appliance) setClock(at time.Time) {
-	if off, news := a.wallet.heard(at); news {
+func (a *Appliance) setClock(at time.Time) bool {
+	off, news := a.wallet.heard(at)
+	if news {
 		a.log.Warn("this host's clock differs from the vendor's: certificates are judged by the vendor's", "difference", off.Round(time.Second))
 		a.look()
 	}
+	return news
 }
