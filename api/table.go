@@ -97,6 +97,7 @@ type Who struct {
 	Class     Caller
 	Principal fleet.Principal // empty for a stranger
 	Serial    fleet.Serial    // of the certificate, where there is one
+	Issuer    fleet.Digest    // of the CA's certificate that the chain ends in, where the server tells it
 }
 
 // ClassOf gives the class that a principal's role proves.

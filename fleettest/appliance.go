@@ -17,6 +17,7 @@ import (
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon/appliance"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/mesh"
@@ -31,6 +32,7 @@ type Appliance struct {
 	f      *Fleet
 	cfg    *configs.Appliance
 	cut    bool
+	mute   bool // its platform vouches for nobody
 	skew   time.Duration
 	stop   func()
 	onDial func()
@@ -125,6 +127,13 @@ func (a *Appliance) Heal() {
 	a.cut = false
 }
 
+// Mute has the platform give no proof, until it is told otherwise.
+func (a *Appliance) Mute(mute bool) {
+	a.f.mu.Lock()
+	defer a.f.mu.Unlock()
+	a.mute = mute
+}
+
 // Skew sets the clock of the host wrong by d.
 func (a *Appliance) Skew(d time.Duration) {
 	a.f.mu.Lock()
@@ -180,7 +189,11 @@ func (r road) Dial(ctx context.Context, _ string) (net.Conn, error) {
 func (a *Appliance) proof(_ context.Context, audience string) (string, error) {
 	a.f.mu.Lock()
 	a.proofs.Add(1)
+	mute := a.mute
 	a.f.mu.Unlock()
+	if mute {
+		return "", fault.New("fleettest.Proof", fault.Unavailable, "the platform does not answer")
+	}
 	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: a.f.platform, KeyID: "k"}}, nil)
 	if err != nil {
 		return "", err

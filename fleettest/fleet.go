@@ -61,6 +61,7 @@ type Fleet struct {
 	server *controlplane.Server
 	door   *door
 	conns  map[*end]*Appliance
+	shut   bool // whoever shows a certificate is refused
 	stop   func()
 }
 
@@ -247,7 +248,7 @@ func (f *Fleet) StartNode() {
 	d := newDoor()
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		_ = server.Door("door", d, identity.Server(source, server.Admit, false, controlplane.Protocols()...), f.log).Run(ctx, func() {})
+		_ = server.Door("door", d, identity.Server(source, f.admit(server), false, controlplane.Protocols()...), f.log).Run(ctx, func() {})
 	})
 	wg.Go(func() { _ = server.Follow(ctx, func() {}) })
 	wg.Go(func() { _ = server.Tend(ctx, source) })
@@ -255,6 +256,25 @@ func (f *Fleet) StartNode() {
 	f.server, f.door = server, d
 	f.stop = func() { cancel(); wg.Wait() }
 	f.mu.Unlock()
+}
+
+// Shut has the door refuse every certificate, as that of a node does which is far behind, until it is told otherwise.
+func (f *Fleet) Shut(shut bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.shut = shut
+}
+
+func (f *Fleet) admit(s *controlplane.Server) func(fleet.Principal, fleet.Serial) error {
+	return func(p fleet.Principal, serial fleet.Serial) error {
+		f.mu.Lock()
+		shut := f.shut
+		f.mu.Unlock()
+		if shut {
+			return fault.New("fleettest.Admit", fault.Denied, "the door is shut")
+		}
+		return s.Admit(p, serial)
+	}
 }
 
 // CrashNode ends the node: nothing that it says after the last change on record is heard.

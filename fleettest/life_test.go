@@ -245,3 +245,28 @@ func TestBan(t *testing.T) {
 		}
 	})
 }
+
+// A certificate that was refused once, by a node that was behind, is shown again where the platform gives no proof.
+func TestRefusedOnceAndNoProof(t *testing.T) {
+	bubble(t, func(t *testing.T, f *fleettest.Fleet) {
+		a := f.AddAppliance("eu-1")
+		a.Start()
+		a.WaitUp(time.Minute)
+		first := f.Of("eu-1")
+		a.Mute(true)
+		f.Shut(true)
+		a.Cut()
+		a.Heal()
+		proofs := a.Proofs()
+		f.Wait("it was asked for a proof", time.Hour, func() bool { return a.Proofs() > proofs })
+		time.Sleep(day)
+		if n := a.Proofs() - proofs; n < 2 || n > 400 {
+			t.Errorf("%d proofs in a day: it must ask, and not run hot", n)
+		}
+		f.Shut(false)
+		f.Wait("it is up", time.Hour, func() bool { return f.Of("eu-1").Online })
+		if at := f.Of("eu-1"); at.Current != first.Current {
+			t.Error("it has another certificate, and nobody could vouch for it")
+		}
+	})
+}

@@ -23,30 +23,32 @@ import (
 
 // recover asks for the signed bundle and takes its CAs and its time. It is for an appliance that slept through a change
 // of CA, or whose clock is off: by what it holds it can't recognise the vendor's nodes any more.
-func (a *Appliance) recover(ctx context.Context, route string) error {
+// It reports whether either was news: where neither was, it is not the vendor that could not be recognised.
+func (a *Appliance) recover(ctx context.Context, route string) (bool, error) {
 	const op = "appliance.recover"
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	pinned, err := seal.ParseKey(a.book.View().VendorLogKey)
 	if err != nil {
-		return err
+		return false, err
 	}
 	c, err := a.routes[route].Dial(ctx, "")
 	if err != nil {
-		return err
+		return false, err
 	}
 	nonce := make([]byte, identity.MaxBundleNonce)
 	_, _ = rand.Read(nonce) // crypto/rand.Read never fails
 	sealed, err := askAnyone(ctx, c, nonce)
 	if err != nil {
-		return fault.At(op, "", err)
+		return false, fault.At(op, "", err)
 	}
 	b, err := identity.OpenBundle(sealed, pinned, a.cfg.TrustDomain, nonce, a.wallet.number())
 	if err != nil {
-		return fault.At(op, "", err)
+		return false, fault.At(op, "", err)
 	}
-	a.setClock(b.At)
-	return a.takeBundle(b)
+	clock := a.setClock(b.At)
+	cas, err := a.takeBundle(b)
+	return clock || cas, err
 }
 
 // askAnyone asks WHOEVER ANSWERS for the signed bundle. THIS CONNECTION IS NOT VERIFIED, and it is the only one in the

@@ -91,7 +91,7 @@ func (a *Appliance) renew(ctx context.Context, l *link) error {
 	if err != nil {
 		return api.FromWire(op, err)
 	}
-	if err := a.wallet.keep(key, res.Msg.GetCertificate(), res.Msg.GetBundle(), res.Msg.GetBundleNumber()); err != nil {
+	if err := a.wallet.keep(key, res.Msg.GetCertificate(), nil, 0); err != nil {
 		return err
 	}
 	a.log.Info("certificate renewed")

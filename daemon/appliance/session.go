@@ -96,15 +96,17 @@ func (c alerted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// refusal tells whether an error is an alert about our certificate (RFC 8446, 6.2).
+// refusal tells whether an error is an alert about our certificate (RFC 8446, 6.2). On a connection crypto/tls keeps the
+// type of an alert to itself ([tls.AlertError] is for QUIC), so that its words are compared.
 func refusal(err error) bool {
-	var alert tls.AlertError
-	if !errors.As(err, &alert) {
+	var remote *net.OpError
+	if !errors.As(err, &remote) || remote.Op != "remote error" {
 		return false
 	}
-	switch alert {
-	case 42, 43, 44, 45, 46, 48, 49: // bad, unsupported, revoked, expired, unknown certificate; unknown CA; access denied
-		return true
+	for _, alert := range []tls.AlertError{42, 43, 44, 45, 46, 48, 49} { // bad, unsupported, revoked, expired, unknown certificate; unknown CA; access denied
+		if remote.Err.Error() == alert.Error() {
+			return true
+		}
 	}
 	return false
 }
@@ -181,6 +183,11 @@ func (a *Appliance) prove(ctx context.Context, route string, c net.Conn) error {
 	logKey, err := a.enrol(ctx, l)
 	_ = l.cc.Close()
 	if err != nil {
+		if a.wallet.good() { // the refusal may have been that of a node that was behind: no proof must not make a good certificate useless
+			p.mu.Lock()
+			p.wanted = false
+			p.mu.Unlock()
+		}
 		a.log.Warn("not enrolled", "route", route, "err", err)
 		return later{err, wait}
 	}
@@ -215,8 +222,11 @@ func (a *Appliance) lost(ctx context.Context, route string, s *seen, err error) 
 	if a.book.View().VendorLogKey == nil {
 		return err // never enrolled: the customer's bundle file is all that can be trusted
 	}
-	if again := a.recover(ctx, route); again != nil {
+	news, again := a.recover(ctx, route)
+	if again != nil {
 		a.log.Warn("no signed bundle", "route", route, "err", again)
+	}
+	if again != nil || !news {
 		return err
 	}
 	return fault.Because(err, "appliance.session", fault.Unavailable, "the CAs or the clock were behind and were set right by the vendor's signature: dialling again")
@@ -232,16 +242,17 @@ func (a *Appliance) newBundle(sealed []byte) error {
 	if err != nil {
 		return err
 	}
-	return a.takeBundle(b) // which leaves one aside that is older than the one held: that node is behind
+	_, err = a.takeBundle(b) // which leaves one aside that is older than the one held: that node is behind
+	return err
 }
 
-func (a *Appliance) takeBundle(b identity.SignedBundle) error {
+func (a *Appliance) takeBundle(b identity.SignedBundle) (bool, error) {
 	news, err := a.wallet.trust(b)
 	if err == nil && news {
 		a.log.Info("the vendor's CAs changed", "bundle", b.Number, "certificates", len(b.CAs))
 		a.look()
 	}
-	return err
+	return news, err
 }
 
 // welcomed looks at the clock: who answers is proven.
@@ -251,9 +262,11 @@ func (a *Appliance) welcomed(w *boundaryv1.Welcome) {
 	}
 }
 
-func (a *Appliance) setClock(at time.Time) {
-	if off, news := a.wallet.heard(at); news {
+func (a *Appliance) setClock(at time.Time) bool {
+	off, news := a.wallet.heard(at)
+	if news {
 		a.log.Warn("this host's clock differs from the vendor's: certificates are judged by the vendor's", "difference", off.Round(time.Second))
 		a.look()
 	}
+	return news
 }

@@ -3,6 +3,7 @@
 package appliance
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -154,8 +155,8 @@ func (w *wallet) pending() (crypto.Signer, []byte, error) {
 	return signer, request, err
 }
 
-// keep puts a new certificate on disk, then uses it. The one of before stays until then. A bundle that came with it
-// and is older than the one that is held is left aside.
+// keep puts a new certificate on disk, then uses it. The one of before stays until then. A bundle comes with it at the
+// first enrolment only, when there is no key to verify a signed one with; nil leaves the CAs that are held as they are.
 func (w *wallet) keep(key crypto.Signer, certificate []byte, bundle [][]byte, number uint64) error {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
@@ -163,11 +164,11 @@ func (w *wallet) keep(key crypto.Signer, certificate []byte, bundle [][]byte, nu
 	}
 	return w.store(func(h *held) {
 		h.Version, h.Key, h.Certificate, h.Pending = walletVersion, der, certificate, nil
-		if number >= h.Number {
-			h.Bundle, h.Number = bundle, number
+		if len(bundle) > 0 && number >= h.Number {
+			h.Bundle, h.Number, h.Issuer = bundle, number, ""
 		}
-		if ca := issuerOf(certificate, h.Bundle); ca != "" {
-			h.Issuer = ca // it issues now: it has just done so
+		if h.Issuer == "" {
+			h.Issuer = issuerOf(certificate, h.Bundle) // it issues now: it has just done so
 		}
 	})
 }
@@ -300,7 +301,16 @@ func (a *Appliance) enrol(ctx context.Context, c *link) ([]byte, error) {
 	if err != nil {
 		return nil, api.FromWire(op, err)
 	}
-	if err := a.wallet.keep(key, res.Msg.GetCertificate(), res.Msg.GetBundle(), res.Msg.GetBundleNumber()); err != nil {
+	cas, number := res.Msg.GetBundle(), res.Msg.GetBundleNumber()
+	if pinned := a.book.View().VendorLogKey; pinned != nil {
+		if !bytes.Equal(pinned, res.Msg.GetLogKey()) {
+			return nil, fault.New(op, fault.Denied, "the vendor's log has another key than at the first enrolment: its evidence would not continue")
+		}
+		// From here on CAs count only with the signature of that key. Who holds the key of a CA and no more, even of one that
+		// was retired, could have this appliance trust itself alone, under a number that no later bundle reaches.
+		cas, number = nil, 0
+	}
+	if err := a.wallet.keep(key, res.Msg.GetCertificate(), cas, number); err != nil {
 		return nil, err
 	}
 	return res.Msg.GetLogKey(), nil

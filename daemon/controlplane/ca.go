@@ -173,9 +173,13 @@ func (s *Server) ActivateAuthority(ctx context.Context, req *connect.Request[con
 	return connect.NewResponse(&controlv1.ActivateAuthorityResponse{}), err
 }
 
-// RetireAuthority ends the trust in a CA.
+// RetireAuthority ends the trust in a CA. It refuses an operator whose own certificate is of that CA, compromised or not:
+// the book does not know which operators there are, and so at least one is left who can call.
 func (s *Server) RetireAuthority(ctx context.Context, req *connect.Request[controlv1.RetireAuthorityRequest]) (*connect.Response[controlv1.RetireAuthorityResponse], error) {
 	m := req.Msg
+	if own := api.From(ctx).Issuer; own != "" && own == fleet.Digest(m.GetId()) {
+		return nil, fault.New("controlplane.RetireAuthority", fault.Conflict, "your own certificate is of CA %s, and you would be cut off with it: run demarc operator renew first", own.Short())
+	}
 	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
 		RetireCA{ID: fleet.Digest(m.GetId()), Nodes: s.nodes(), Compromised: m.GetCompromised()})
 	return connect.NewResponse(&controlv1.RetireAuthorityResponse{}), err

@@ -118,6 +118,7 @@ type live struct {
 	mu     sync.Mutex // held to write
 	sent   uint64     // orders
 	bundle uint64     // number of the newest one that was sent
+	held   uint64     // number of the one that it said in hello that it holds; set before the channel is shared
 	acked  uint64     // reports
 }
 
@@ -186,7 +187,8 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 	if err := s.done(ctx, l.by, l.name, hello.GetOrdersDone()); err != nil {
 		return nil, err
 	}
-	if err := s.holds(ctx, l.by, l.name, hello.GetBundleHeld()); err != nil {
+	l.held = hello.GetBundleHeld()
+	if err := s.holds(ctx, l.by, l.name, l.held); err != nil {
 		return nil, err
 	}
 	l.busy.Store(running) // until listen, nobody else writes
@@ -361,7 +363,7 @@ func (l *live) say() error {
 	if err := a.admits(l.serial); err != nil {
 		return err
 	}
-	if number := l.s.book.View().Bundle(); number > max(l.bundle, a.Bundle) {
+	if number := l.s.book.View().Bundle(); number > max(l.bundle, min(a.Bundle, l.held)) { // who lost what it had stored says so in hello
 		sealed, err := l.s.signedBundle()
 		if err != nil {
 			return err

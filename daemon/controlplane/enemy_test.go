@@ -29,6 +29,8 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
+	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -409,4 +411,24 @@ func TestEnemyIsSlow(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Fatal("a stranger who says nothing still holds its call")
 	}
+}
+
+// TestNoOperatorRetiresTheirOwnCA: the book knows no operators, so who calls is the one who is sure to be left.
+func TestNoOperatorRetiresTheirOwnCA(t *testing.T) {
+	g := newGate(t, 0)
+	old := fleet.DigestOf(g.ca.Cert.Raw)
+	next, err := identity.NewCA(domain, time.Now(), rand.Reader, time.Hour)
+	ok(t, err)
+	submitAs(g, controlplane.PrepareCA{Cert: next.Cert.Raw, SealedKey: []byte("sealed")})
+	submitAs(g, controlplane.ActivateCA{ID: fleet.DigestOf(next.Cert.Raw)})
+	g.own.pool.Store(identity.Pool([]*x509.Certificate{g.ca.Cert, next.Cert}))
+	retire := func(by *identity.Authority) error {
+		cert, err := identitytest.Leaf(by, fleet.PrincipalOf(domain, fleet.Operator, "ann"), time.Now(), time.Hour)
+		ok(t, err)
+		_, err = controlv1connect.NewControlClient(g.caller(cert), "https://"+g.addr).RetireAuthority(t.Context(),
+			connect.NewRequest(&controlv1.RetireAuthorityRequest{Id: string(old), Compromised: true}))
+		return api.FromWire("test", err)
+	}
+	refusedWith(t, retire(g.ca), fault.Conflict, "demarc operator renew")
+	ok(t, retire(next))
 }

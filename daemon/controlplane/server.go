@@ -216,7 +216,8 @@ func (s *Server) Handler() http.Handler {
 				http.Error(w, fault.Text(err), http.StatusForbidden)
 				return
 			}
-			who = api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial}
+			chain := r.TLS.VerifiedChains[0] // PrincipalOf has read it
+			who = api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial, Issuer: fleet.DigestOf(chain[len(chain)-1].Raw)}
 		}
 		if strings.HasPrefix(r.URL.Path, "/"+boundaryv1connect.BootstrapName+"/") {
 			if err := s.bound(http.NewResponseController(w)); err != nil {
