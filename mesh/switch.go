@@ -21,6 +21,10 @@ type Session func(ctx context.Context, route string, c net.Conn, up func()) erro
 // RetryAfter is what an error of a session may tell: the peer asks not to be called before then.
 type RetryAfter interface{ RetryAfter() time.Duration }
 
+// Silent is what an error of a session may tell: the line went dead without a word, as into a black hole. A dial there would
+// hang as well, so the other routes are tried before that one.
+type Silent interface{ Silent() bool }
+
 // SwitchConfig is what a switch works with. Zero times take the defaults.
 type SwitchConfig struct {
 	Routes   []Route // in the customer's order
@@ -141,6 +145,7 @@ func (s *Switch) Use(ctx context.Context, name string) error {
 func (s *Switch) Run(ctx context.Context, work Session) error {
 	var live *session
 	var asked time.Duration // what the peer asked for
+	var dead Route          // that fell silent, until the next round
 	round := 0
 	defer func() {
 		if live != nil {
@@ -150,7 +155,8 @@ func (s *Switch) Run(ctx context.Context, work Session) error {
 	}()
 	for ctx.Err() == nil {
 		if live == nil {
-			live, asked = s.first(ctx, work, s.routes())
+			live, asked = s.first(ctx, work, last(s.routes(), dead))
+			dead = nil
 			if live == nil {
 				if s.pause(ctx, work, s.backoff(round, asked), &live) {
 					round++
@@ -165,11 +171,16 @@ func (s *Switch) Run(ctx context.Context, work Session) error {
 			lived := time.Since(live.born)
 			s.lost(live, err)
 			live.cancel()
+			if silent(err) {
+				dead = live.route
+			}
 			live = nil
 			s.set(nil)
-			if lived >= s.cfg.Stable && retryAfter(err) == 0 {
-				round = 0
-				break // the next round of dialling is at once
+			if lived >= s.cfg.Stable {
+				round = 0 // whatever was before it
+				if retryAfter(err) == 0 {
+					break // the next round of dialling is at once
+				}
 			}
 			if s.pause(ctx, work, s.backoff(round, retryAfter(err)), &live) {
 				round++
@@ -186,6 +197,19 @@ func (s *Switch) Run(ctx context.Context, work Session) error {
 		better.Stop()
 	}
 	return nil
+}
+
+// last gives the routes with r behind the others.
+func last(routes []Route, r Route) []Route {
+	if i := slices.Index(routes, r); r != nil && i >= 0 {
+		return append(slices.Delete(slices.Clone(routes), i, i+1), r)
+	}
+	return routes
+}
+
+func silent(err error) bool {
+	var s Silent
+	return errors.As(err, &s) && s.Silent()
 }
 
 // pause waits with no session up; a wish ends the wait. It reports whether the wait ran out.

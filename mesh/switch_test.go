@@ -209,6 +209,29 @@ func TestBackoff(t *testing.T) {
 	})
 }
 
+type soon struct{ error }
+
+func (soon) RetryAfter() time.Duration { return 100 * time.Millisecond }
+
+// TestGoodSessionsAreNotPaidForLater: a node that restarts for the tenth time gets its appliances back as fast as at the first.
+func TestGoodSessionsAreNotPaidForLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &fake{name: "a"}
+		s := newSwitch(t, a)
+		runSwitch(t, s, a)
+		for i := range 10 {
+			time.Sleep(time.Minute)
+			a.fail(soon{errors.New("lost")})
+			a.down.Store(false)
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if s.Current() != "a" {
+				t.Fatalf("loss %d of a session that was good: not back after a second", i+1)
+			}
+		}
+	})
+}
+
 // TestFlapping: a session that comes up and dies at once must not become a tight loop.
 func TestFlapping(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -261,5 +284,51 @@ func TestNewSwitchRefuses(t *testing.T) {
 		if _, err := mesh.NewSwitch(cfg); fault.Of(err) != fault.Invalid {
 			t.Errorf("%s: %v, want invalid", name, err)
 		}
+	}
+}
+
+// hole is a route that answers at first, and then nothing: a dial hangs for as long as it may.
+type hole struct {
+	fake
+	deep atomic.Bool
+}
+
+func (h *hole) Dial(ctx context.Context, addr string) (net.Conn, error) {
+	if h.deep.Load() {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return h.fake.Dial(ctx, addr)
+}
+
+type silent struct{ error }
+
+func (silent) Silent() bool { return true }
+
+// TestSilentRouteWaits: when a session falls silent the next route is tried before the one that would hang.
+func TestSilentRouteWaits(t *testing.T) {
+	for _, quiet := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			h, b := &hole{fake: fake{name: "a"}}, &fake{name: "b"}
+			s, err := mesh.NewSwitch(mesh.SwitchConfig{Routes: []mesh.Route{h, b}, Rand: func() float64 { return 0.5 }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			runSwitch(t, s, &h.fake, b)
+			time.Sleep(11 * time.Second) // a good session: the next round is at once
+			h.deep.Store(true)
+			cause, began := error(fault.New("test", fault.Unavailable, "gone")), time.Now()
+			if quiet {
+				cause = silent{cause}
+			}
+			(*h.cut.Load())(cause)
+			for changed := s.Changed(); s.Current() != "b"; changed = s.Changed() {
+				<-changed
+			}
+			if took := time.Since(began); quiet != (took < time.Second) {
+				t.Errorf("silent %v: the other route after %s", quiet, took)
+			}
+			h.deep.Store(false)
+		})
 	}
 }

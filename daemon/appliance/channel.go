@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -180,11 +181,20 @@ func because(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(err, io.EOF):
 		return fault.New("appliance.channel", fault.Unavailable, "the control plane ended the channel")
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return fault.New("appliance.channel", fault.Unavailable, "nothing was heard from the control plane in time")
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT): // by our clock, or by the kernel's
+		return silence{fault.Because(err, "appliance.channel", fault.Unavailable, "nothing was heard from the control plane in time")}
 	}
 	return err
 }
+
+// silence is the end of a channel that went dead without a word.
+type silence struct{ error }
+
+// Unwrap gives the reason.
+func (s silence) Unwrap() error { return s.error }
+
+// Silent implements [mesh.Silent].
+func (silence) Silent() bool { return true }
 
 // outbox is what the reader asks the writer to say.
 type outbox struct {

@@ -193,6 +193,9 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 	if old := s.channels.take(l); old != nil {
 		go old.end(errReplaced)
 	}
+	if a, err := s.book.View().Appliance(l.name); err == nil && !a.Online { // the older one's edge came between, and the hub saw no channel
+		go s.assert(l, hello.GetRoute())
+	}
 	if err := l.welcome(); err != nil {
 		s.left(l)
 		return nil, err
@@ -391,13 +394,14 @@ func (l *live) write(m *boundaryv1.Down) error {
 }
 
 // end ends the channel, once: it says why, as far as the appliance takes it at once, and reads on for a moment, so that
-// the reason is not lost in a reset. It never waits for an appliance that does not read.
+// the reason is not lost in a reset. It waits for an appliance that does not read no longer than linger.
 func (l *live) end(why error) {
 	e := &ending{why, time.Now().Add(linger)}
 	if !l.ended.CompareAndSwap(nil, e) {
 		return
 	}
-	if errors.Is(why, io.EOF) || !l.mu.TryLock() {
+	_ = l.conn.SetWriteDeadline(e.till) // of who writes now, too
+	if errors.Is(why, io.EOF) || !l.lockBy(e.till) {
 		_ = l.conn.NetConn().Close()
 		return
 	}
@@ -409,6 +413,17 @@ func (l *live) end(why error) {
 	}
 	_ = l.conn.CloseWrite()
 	_ = l.conn.SetReadDeadline(e.till)
+}
+
+// lockBy waits until till at most for who writes now: a reason is not lost because an order was on its way.
+func (l *live) lockBy(till time.Time) bool {
+	for !l.mu.TryLock() {
+		if !time.Now().Before(till) {
+			return false
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return true
 }
 
 // closed is the last message of a channel. Whoever may come back is told when.

@@ -8,8 +8,8 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/demarc-dev/demarc/api/channel"
@@ -21,11 +21,14 @@ import (
 // Bounds of a door.
 const (
 	queueMax      = 16384            // connections that wait for a handshake; the oldest goes first
-	queueWait     = 20 * time.Second // for a handshake to begin; who waited longer has given up
+	queueWait     = 10 * time.Second // for a handshake to begin: an appliance gives up after 20 s, and needs the rest to be up
 	flightMax     = 512              // handshakes under way
 	handshakeWait = 10 * time.Second // for one handshake
-	turnsEach     = 2                // handshakes that compute at once, for each processor
-	stopWait      = 4 * time.Second  // for channels to end at a stop
+	silentWait    = time.Second      // after its coming for a peer's first byte, while all places are taken and others wait
+	glance        = 50 * time.Millisecond
+	peerWait      = 4 * time.Second // for all of a peer's bytes, then
+	turnsEach     = 2               // handshakes that compute at once, for each processor
+	stopWait      = 4 * time.Second // for channels to end at a stop
 )
 
 // Protocols lists what a door speaks, by ALPN: Connect over HTTP/2, and the channel.
@@ -33,17 +36,17 @@ func Protocols() []string { return []string{"h2", channel.Proto} }
 
 // Door is one listener with the whole behaviour of a door of this role: admission, the handshake, channels, and calls.
 type Door struct {
-	s     *Server
-	name  string
-	ln    net.Listener
-	conf  *tls.Config
-	log   *slog.Logger
-	born  time.Time
-	turns chan struct{}
+	s    *Server
+	name string
+	ln   net.Listener
+	conf *tls.Config
+	log  *slog.Logger
+	born time.Time
 
-	mu    sync.Mutex
-	queue []waiting
-	wait  chan struct{} // holds a token while the queue may have something
+	mu     sync.Mutex
+	queue  []waiting
+	flying map[*turn]struct{} // handshakes under way
+	wait   chan struct{}      // holds a token while the queue may have something
 
 	wg    sync.WaitGroup // handshakes and channels
 	calls *handed
@@ -59,9 +62,9 @@ type waiting struct {
 //
 // A connection waits in one queue, first come first served, until a handshake can begin. Of the handshakes under way
 // only a few compute at once, and one that waits for its peer's bytes lets others compute: a slow peer holds nobody up,
-// and a storm of reconnections is served in order, at the speed of the processors.
+// and where all places are taken and others wait, those who say nothing lose theirs. A storm of reconnections is served in order, at the speed of the processors.
 func (s *Server) Door(name string, ln net.Listener, conf *tls.Config, log *slog.Logger) daemon.Part {
-	d := &Door{s: s, name: name, ln: ln, conf: conf, log: log, turns: make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), wait: make(chan struct{}, 1)}
+	d := &Door{s: s, name: name, ln: ln, conf: conf, log: log, flying: map[*turn]struct{}{}, wait: make(chan struct{}, 1)}
 	return daemon.Func(name, d.run)
 }
 
@@ -165,10 +168,6 @@ func (d *Door) pop() (waiting, bool) {
 func (d *Door) admit(ctx context.Context) {
 	flight := make(chan struct{}, flightMax)
 	for {
-		select {
-		case flight <- struct{}{}:
-		case <-ctx.Done():
-		}
 		w, ok := d.pop()
 		for !ok && ctx.Err() == nil {
 			select {
@@ -176,6 +175,9 @@ func (d *Door) admit(ctx context.Context) {
 			case <-ctx.Done():
 			}
 			w, ok = d.pop()
+		}
+		if ok {
+			d.place(ctx, flight)
 		}
 		if ctx.Err() != nil {
 			for ; ok; w, ok = d.pop() {
@@ -192,14 +194,64 @@ func (d *Door) admit(ctx context.Context) {
 			continue
 		}
 		d.wg.Add(1)
-		go d.shake(ctx, w.conn, sync.OnceFunc(func() { <-flight }))
+		go d.shake(ctx, w, sync.OnceFunc(func() { <-flight }))
 	}
+}
+
+// place takes a place among the handshakes under way. While there is none it makes one.
+func (d *Door) place(ctx context.Context, flight chan<- struct{}) {
+	for {
+		select {
+		case flight <- struct{}{}:
+			return
+		default:
+		}
+		select {
+		case flight <- struct{}{}:
+			return
+		case <-ctx.Done():
+			return
+		case <-time.After(d.shed()):
+		}
+	}
+}
+
+// shed ends the handshake whose peer is overdue the most, if any is, and tells when to look again.
+func (d *Door) shed() time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var worst *turn
+	var most time.Duration
+	for t := range d.flying {
+		if over := t.overdue(); worst == nil || over > most {
+			worst, most = t, over
+		}
+	}
+	if worst == nil || most < 0 {
+		return min(max(-most, time.Millisecond), glance)
+	}
+	delete(d.flying, worst)
+	d.s.meter.Rejected.Inc()
+	go func() { _ = worst.Conn.Close() }() // one that is not TCP may take its time
+	return time.Millisecond
+}
+
+// fly puts a handshake among those that shed looks at, or takes it away.
+func (d *Door) fly(t *turn, under bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if under {
+		d.flying[t] = struct{}{}
+		return
+	}
+	delete(d.flying, t)
 }
 
 // shake does one handshake and hands the connection to what it chose. The channel goes on in a goroutine of its own:
 // that of the handshake has grown a deep stack.
-func (d *Door) shake(ctx context.Context, raw net.Conn, landed func()) {
+func (d *Door) shake(ctx context.Context, w waiting, landed func()) {
 	defer landed()
+	raw := w.conn
 	handed := false
 	defer func() {
 		if v := recover(); v != nil {
@@ -211,13 +263,16 @@ func (d *Door) shake(ctx context.Context, raw net.Conn, landed func()) {
 		}
 	}()
 	begun := time.Now()
-	t := &turn{Conn: raw, turns: d.turns}
+	t := &turn{Conn: raw, turns: d.s.turns, came: w.since}
+	d.fly(t, true)
+	defer d.fly(t, false)
 	c := tls.Server(t, d.conf)
 	_ = raw.SetDeadline(begun.Add(handshakeWait))
 	t.take()
 	err := c.Handshake()
 	t.give()
 	t.turns = nil
+	d.fly(t, false)
 	if err != nil {
 		d.log.Debug("no handshake", "part", d.name, "err", err)
 		return
@@ -246,10 +301,18 @@ func (d *Door) shake(ctx context.Context, raw net.Conn, landed func()) {
 type turn struct {
 	net.Conn
 	turns chan struct{} // nil once the handshake is over
+	came  time.Time
+
+	spoke  atomic.Bool  // its peer said something
+	since  atomic.Int64 // when it began to wait for bytes, after came; 0 while it does not
+	waited atomic.Int64 // for bytes, before that
 }
 
 func (t *turn) take() { t.turns <- struct{}{} } // Go serves those that wait here in order
 func (t *turn) give() { <-t.turns }
+
+// NetConn gives the connection beneath.
+func (t *turn) NetConn() net.Conn { return t.Conn }
 
 // Read implements net.Conn.
 func (t *turn) Read(p []byte) (int, error) {
@@ -258,7 +321,27 @@ func (t *turn) Read(p []byte) (int, error) {
 	}
 	t.give()
 	defer t.take()
-	return t.Conn.Read(p)
+	began := time.Since(t.came)
+	t.since.Store(int64(max(began, 1)))
+	n, err := t.Conn.Read(p)
+	t.since.Store(0)
+	t.waited.Add(int64(time.Since(t.came) - began))
+	if n > 0 {
+		t.spoke.Store(true)
+	}
+	return n, err
+}
+
+// overdue is how much longer the peer has been silent than it may be while others wait; less than 0 where it has time left.
+func (t *turn) overdue() time.Duration {
+	now, since := time.Since(t.came), time.Duration(t.since.Load())
+	switch {
+	case since == 0:
+		return -glance // it computes
+	case !t.spoke.Load():
+		return min(now-silentWait, now-since-glance)
+	}
+	return time.Duration(t.waited.Load()) + now - since - peerWait
 }
 
 // handed is a listener of connections whose handshake is done.

@@ -280,3 +280,23 @@ func TestAStormStarvesNobody(t *testing.T) {
 		t.Fatalf("%d of %d are online", online, n)
 	}
 }
+
+// Those who say nothing hold no place for long while others wait: a stranger's sockets keep no appliance out.
+func TestSilentStrangersKeepNobodyOut(t *testing.T) {
+	h := open(t)
+	leaf := h.member("eu-1")
+	for range 700 { // more than there are places
+		silent, err := net.Dial("tcp", h.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer silent.Close()
+	}
+	begun := time.Now()
+	if _, err := h.up(leaf); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begun); took > 6*time.Second { // a handshake may take 10 s
+		t.Errorf("the channel came up after %s", took)
+	}
+}

@@ -88,6 +88,7 @@ func (s *Server) witness(ctx context.Context, every time.Duration) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	var n news
+	asked := map[fleet.ApplianceID]int64{} // size of the head that was sent: one that gives no line for it is not asked again for the same
 	var turn fleet.ApplianceID
 	for {
 		select {
@@ -101,7 +102,12 @@ func (s *Server) witness(ctx context.Context, every time.Duration) error {
 		for i := range min(len(names), witnessEach) {
 			name := names[(from+i)%len(names)]
 			turn = name + "\x00" // the least name that is greater
-			if err := s.askWitness(ctx, name, n.upto); err != nil && ctx.Err() == nil {
+			if asked[name] >= n.upto {
+				continue
+			}
+			size, err := s.askWitness(ctx, name, n.upto)
+			asked[name] = max(asked[name], size)
+			if err != nil && ctx.Err() == nil {
 				s.log.Warn("could not ask for a countersignature", "appliance", name, "error", err)
 			}
 		}
@@ -123,7 +129,7 @@ func (n *news) read(log audit.Log) {
 		}
 		if err := json.Unmarshal(log.Entry(n.seen), &e); err == nil {
 			switch e.Kind {
-			case Countersign{}.Kind(), OrdersDone{}.Kind(), Edge{}.Kind():
+			case Countersign{}.Kind(), OrdersDone{}.Kind(), Edge{}.Kind(), HoldsBundle{}.Kind():
 				continue
 			case Report{}.Kind():
 				if e.Body.Checkpoint != nil || e.Body.Cosigned != nil {
@@ -135,46 +141,49 @@ func (n *news) read(log audit.Log) {
 	}
 }
 
-// askWitness asks one appliance, where the log has news since the last head that it countersigned.
-func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID, upto int64) error {
+// askWitness asks one appliance, where the log has news since the last head that it countersigned. It gives the size of the
+// head that the appliance has, or was sent.
+func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID, upto int64) (int64, error) {
 	page := s.book.View()
 	a, err := page.Appliance(name)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for _, o := range a.Orders {
 		if o.Checkpoint != nil {
-			return nil // one is on its way
+			return 0, nil // one is on its way
 		}
 	}
 	var from int64
 	if n := len(a.Cosigned); n > 0 {
 		v, err := verifier(audit.VendorOrigin(page.TrustDomain), s.logPublic())
 		if err != nil {
-			return err
+			return 0, err
 		}
 		last, err := audit.OpenCheckpoint(a.Cosigned[n-1], v)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if from = last.Size; upto <= from {
-			return nil
+			return from, nil
 		}
 	}
 	log, cp, err := s.head()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	c := &Checkpoint{Note: cp, From: from}
 	proof, err := log.Consistency(from, log.Size())
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for _, h := range proof {
 		c.Proof = append(c.Proof, bytes.Clone(h[:]))
 	}
-	_, err = submit(ctx, s, s.self(), "", Countersign{To: name, Checkpoint: c})
-	return err
+	if _, err = submit(ctx, s, s.self(), "", Countersign{To: name, Checkpoint: c}); err != nil {
+		return 0, err
+	}
+	return log.Size(), nil
 }
 
 // ExportEvidence streams the vendor's log with its countersignatures, and the customers' heads that it witnessed.

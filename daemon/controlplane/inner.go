@@ -128,7 +128,7 @@ func (u *upgrades) proving(conf *tls.Config) *tls.Config {
 					return err
 				}
 			}
-			if p, ok := h.Conn.(*placed); ok {
+			if p := placeOf(h.Conn); p != nil {
 				p.leave()
 			}
 			return nil
@@ -136,6 +136,20 @@ func (u *upgrades) proving(conf *tls.Config) *tls.Config {
 		return now, nil
 	}
 	return out
+}
+
+// placeOf finds what holds a place, beneath what a door wraps around it.
+func placeOf(c net.Conn) *placed {
+	for {
+		switch x := c.(type) {
+		case *placed:
+			return x
+		case interface{ NetConn() net.Conn }:
+			c = x.NetConn()
+		default:
+			return nil
+		}
+	}
 }
 
 // placed is a connection that holds a place.

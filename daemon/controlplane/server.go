@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"log/slog"
 	"net/http"
+	"runtime"
 	"strings"
 	"time"
 
@@ -95,6 +96,7 @@ type Server struct {
 	logKey    ed25519.PrivateKey
 	strangers *rate.Limiter
 	channels  channels
+	turns     chan struct{} // handshakes that compute, at all doors
 	told      told
 	meter     Meter
 
@@ -151,7 +153,8 @@ func NewServer(o Options) (*Server, error) {
 		o.WriteWait = writeWait
 	}
 	return &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now, nonceKey: key, logKey: signer,
-		strangers: rate.NewLimiter(strangerRate, strangerBurst), channels: channels{open: map[fleet.ApplianceID]*live{}}, meter: o.Meter.orNone()}, nil
+		strangers: rate.NewLimiter(strangerRate, strangerBurst), channels: channels{open: map[fleet.ApplianceID]*live{}},
+		turns: make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), meter: o.Meter.orNone()}, nil
 }
 
 // Admit is the door's question in each handshake: may this certificate come in now.
@@ -168,19 +171,29 @@ func (s *Server) Admit(p fleet.Principal, serial fleet.Serial) error {
 	if err == nil {
 		err = a.admits(serial)
 	}
-	if err == nil {
-		return nil
+	if err == nil || a.Status == Banned { // a ban is for good: no later page takes it back
+		return err
 	}
 	// The certificate is genuine, and this node may be behind the one that issued it: it catches up before it says no.
 	ctx, cancel := context.WithTimeout(context.Background(), admitWait)
 	defer cancel()
-	if s.Order.Read(ctx) != nil {
+	if s.aside(func() error { return s.Order.Read(ctx) }) != nil {
 		return err
 	}
 	if a, err = s.book.View().Appliance(fleet.ApplianceID(id)); err != nil {
 		return err
 	}
 	return a.admits(serial)
+}
+
+// aside waits with f in a handshake and lets others compute meanwhile.
+func (s *Server) aside(f func() error) error {
+	select {
+	case <-s.turns:
+		defer func() { s.turns <- struct{}{} }()
+	default: // not in a handshake of a door
+	}
+	return f()
 }
 
 // admitWait is how long a handshake waits for this node to catch up.

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
+	"net"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/identity/identitytest"
+	"github.com/demarc-dev/demarc/ledger"
+)
+
+// alone orders for a server whose reads wait for gate, where there is one.
+type alone struct {
+	mu   sync.Mutex
+	book *ledger.Book[State]
+	n    uint64
+	gate chan struct{}
+}
+
+func (o *alone) Propose(_ context.Context, data []byte) ([]byte, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.n++
+	return o.book.Apply(o.n, data)
+}
+
+func (o *alone) Read(context.Context) error {
+	if o.gate != nil {
+		<-o.gate
+	}
+	return nil
+}
+func (*alone) Leader() string { return "cp-1" }
+
+// begun is a server whose book knows eu-1, enrolled with the serial s1.
+func begun(t *testing.T) (*Server, *alone) {
+	t.Helper()
+	o := &alone{book: NewBook()}
+	s, err := NewServer(Options{Name: "cp-1", Book: o.book, Order: o, KEK: make([]byte, 32), Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tell(t, s, Genesis{TrustDomain: innerDomain, Slots: []identity.Slot{{Stage: identity.Active, CertDER: []byte("c"), SealedKey: []byte("k")}}})
+	tell(t, s, RegisterCustomer{Name: "globex"})
+	tell(t, s, RegisterAppliance{Name: "eu-1", Customer: "globex", Expect: []byte(`{}`)})
+	tell(t, s, Enrol{Name: "eu-1", Nonce: "n", NonceTill: time.Now().Add(time.Hour), Serial: "s1", Till: time.Now().Add(time.Hour), LogKey: []byte("k")})
+	return s, o
+}
+
+func tell[R any](t *testing.T, s *Server, c ledger.Change[State, R]) {
+	t.Helper()
+	if _, err := submit(t.Context(), s, "test", "", c); err != nil {
+		t.Fatalf("%s: %v", c.Kind(), err)
+	}
+}
+
+// TestAProvenConnectionLeavesItsPlaceInsideADoor: the door wraps what it takes, and the place is found all the same.
+func TestAProvenConnectionLeavesItsPlaceInsideADoor(t *testing.T) {
+	s, _ := begun(t)
+	ca, err := identity.NewCA(innerDomain, time.Now(), rand.Reader, identity.DefaultCALife)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := identitytest.Leaf(ca, fleet.PrincipalOf(innerDomain, fleet.Node, "cp-1"), time.Now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := identity.Pool([]*x509.Certificate{ca.Cert})
+	in := newUpgrades(&net.TCPAddr{}, 1)
+	conf := in.proving(identity.Server(identity.Fixed(leaf, roots), s.Admit, false, "h2"))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Door("inner", in, conf, slog.New(slog.DiscardHandler)).Run(ctx, func() {}) }()
+	mine, theirs := net.Pipe()
+	defer mine.Close()
+	left := make(chan struct{})
+	in.conns <- &placed{Conn: theirs, leave: sync.OnceFunc(func() { close(left) })}
+	if err := tls.Client(mine, identity.Client(identity.Fixed(nil, roots), identity.WantNode(innerDomain), "h2")).HandshakeContext(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-left:
+	case <-time.After(5 * time.Second): // the server of HTTP/2 would end the silent connection after 10 s
+		t.Error("a proven connection still holds its place")
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAHandshakeThatWaitsForTheBookLetsOthersCompute: callers whose certificate the book does not know take no turn while the
+// node catches up, and one that is banned is refused without a question to the others.
+func TestAHandshakeThatWaitsForTheBookLetsOthersCompute(t *testing.T) {
+	s, o := begun(t)
+	o.gate = make(chan struct{})
+	who := fleet.PrincipalOf(innerDomain, fleet.Appliance, "eu-1")
+	var wg sync.WaitGroup
+	for range cap(s.turns) {
+		s.turns <- struct{}{}
+		wg.Go(func() {
+			if s.Admit(who, "old") == nil {
+				t.Error("an old certificate came in")
+			}
+			<-s.turns
+		})
+	}
+	select {
+	case s.turns <- struct{}{}:
+		<-s.turns
+	case <-time.After(10 * time.Second):
+		t.Error("those who wait keep every turn")
+	}
+	close(o.gate)
+	wg.Wait()
+	tell(t, s, Ban{Name: "eu-1", Reason: "lost"})
+	o.gate = make(chan struct{}) // nobody opens it
+	if s.Admit(who, "s1") == nil {
+		t.Error("a banned appliance came in")
+	}
+}
+
+// TestWhoDoesNotCountersignIsAskedOnceForAHead: a log at rest stays at rest beside an appliance that acknowledges and does not sign.
+func TestWhoDoesNotCountersignIsAskedOnceForAHead(t *testing.T) {
+	s, _ := begun(t)
+	s.channels.open["eu-1"] = &live{s: s, name: "eu-1"}
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.witness(ctx, time.Second) }()
+		asked := func() uint64 {
+			a, err := s.book.View().Appliance("eu-1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if a.OrdersSent() > a.OrdersDone {
+				tell(t, s, OrdersDone{Name: "eu-1", Upto: a.OrdersSent()})
+			}
+			return a.OrdersSent()
+		}
+		rest := func(want uint64) {
+			for range 4 {
+				time.Sleep(time.Second)
+				synctest.Wait()
+				if got := asked(); got != want {
+					t.Errorf("asked %d times, want %d", got, want)
+				}
+			}
+		}
+		time.Sleep(500 * time.Millisecond)
+		rest(1)
+		tell(t, s, RegisterCustomer{Name: "initech"}) // news
+		rest(2)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
