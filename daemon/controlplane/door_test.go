@@ -53,6 +53,11 @@ type house struct {
 
 func open(t *testing.T) *house {
 	t.Helper()
+	return openWith(t, func(*controlplane.Options) {})
+}
+
+func openWith(t *testing.T, set func(*controlplane.Options)) *house {
+	t.Helper()
 	now := time.Now()
 	ca, err := identity.NewCA("acme.example", now, rand.Reader, identity.DefaultCALife)
 	if err != nil {
@@ -62,7 +67,9 @@ func open(t *testing.T) *house {
 	submitTo(t, h, controlplane.Genesis{TrustDomain: "acme.example", Slots: []identity.Slot{{Stage: identity.Active, CertDER: ca.Cert.Raw, SealedKey: []byte("k")}}})
 	submitTo(t, h, controlplane.RegisterCustomer{Name: "globex"})
 	log := slog.New(slog.DiscardHandler)
-	s, err := controlplane.NewServer(controlplane.Options{Name: "cp-1", Book: h.line.book, Order: h.line, KEK: make([]byte, 32), LeafLife: time.Hour, Now: time.Now, Log: log})
+	o := controlplane.Options{Name: "cp-1", Book: h.line.book, Order: h.line, KEK: make([]byte, 32), LeafLife: time.Hour, Now: time.Now, Log: log}
+	set(&o)
+	s, err := controlplane.NewServer(o)
 	if err != nil {
 		t.Fatal(err)
 	}
