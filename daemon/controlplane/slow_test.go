@@ -45,14 +45,14 @@ func TestASlowReaderHoldsNobodyUp(t *testing.T) {
 	const wait = 3 * time.Second
 	h := openWith(t, func(o *controlplane.Options) { o.WriteWait, o.Beat = wait, time.Hour }) // a missing beat must not be what ends it
 	slow, other := h.member("eu-1"), h.member("eu-2")
+	const orders = 30
+	big := make([]byte, 512<<10)
+	for i := range orders {
+		submitTo(t, h, controlplane.RequestOperation{ID: fmt.Sprint("op-", i), To: "eu-1", Sealed: big})
+	}
 	reads, err := h.up(other)
 	if err != nil {
 		t.Fatal(err)
-	}
-	const orders = 300
-	big := make([]byte, 64<<10)
-	for i := range orders {
-		submitTo(t, h, controlplane.RequestOperation{ID: fmt.Sprint("op-", i), To: "eu-1", Sealed: big})
 	}
 	began, rounds := time.Now(), uint64(0)
 	if _, err := h.up(slow); err != nil {

@@ -27,7 +27,10 @@ func (t *Tailnet) SetAuthKey(k string) {
 }
 
 // ExpireAll makes every node's key old, or none. Only for a tailnet that began without a policy.
-func (t *Tailnet) ExpireAll(expired bool) { t.handler.SetExpireAllNodes(expired) }
+func (t *Tailnet) ExpireAll(expired bool) {
+	t.handler.SetExpireAllNodes(expired)
+	t.notify()
+}
 
 // Nodes is how many nodes were ever taken in, a new key counting as a new node.
 func (t *Tailnet) Nodes() int { return t.handler.NumNodes() }
