@@ -118,7 +118,7 @@ func run(n int, bin string, idle time.Duration) error {
 	}
 	fmt.Printf("peer: %.1f KiB a channel\n", theirs)
 	result("memory per channel", ours, theirs, theirs/ours, "KiB")
-	fmt.Printf("RESULT {\"bench\":\"channels\",\"case\":\"all %d back after kill -9\",\"ours\":%.2f,\"peer\":15,\"ratio\":%.2f,\"unit\":\"s (peer: the budget)\"}\n", n, back.Seconds(), 15/back.Seconds())
+	fmt.Printf("RESULT {\"bench\":\"channels\",\"case\":\"all %d back after kill -9\",\"ours\":%.2f,\"peer\":null,\"ratio\":null,\"unit\":\"s\"}\n", n, back.Seconds())
 	return nil
 }
 
