@@ -121,7 +121,13 @@ func TestEnrolledNeedsNoKey(t *testing.T) {
 	if err := os.WriteFile(path, []byte("spent"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	streams := tn.Streams()
 	n = mustJoin(t, cfg)
+	for end := time.Now().Add(30 * time.Second); tn.Streams() == streams; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the node that came back did not ask its coordinator in 30 s")
+		}
+	}
 	if got := n.Addrs(); asked.Load() != 1 || got[0] != first[0] {
 		t.Errorf("after a restart: credentials asked for %d times, addresses %v, before %v", asked.Load(), got, first)
 	}

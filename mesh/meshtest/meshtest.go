@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"tailscale.com/derp/derpserver"
@@ -47,7 +48,9 @@ type Tailnet struct {
 	keyed   sync.Mutex    // over the handler's auth key
 	api     *API          // nil: none
 	policy  *Policy       // nil: everybody reaches everybody
+	expired bool          // every node's key is old
 	changed chan struct{} // closed when the maps of nodes are old
+	streams atomic.Int64
 }
 
 // Start opens a tailnet that takes in nodes with this auth key. Everybody reaches everybody.
@@ -98,8 +101,9 @@ func start(authKey string, p *Policy) (*Tailnet, error) {
 		defer t.keyed.Unlock()
 		return false, "", ""
 	}
+	handler.AltMapStream = t.stream
 	if p != nil {
-		handler.TagOwners, handler.AltMapStream = p.TagOwners, t.stream
+		handler.TagOwners = p.TagOwners
 	}
 	t.handler = handler
 	t.control = &http.Server{Handler: t.front(handler), ReadHeaderTimeout: 10 * time.Second, ErrorLog: silent}

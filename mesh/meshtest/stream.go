@@ -26,9 +26,17 @@ func (t *Tailnet) SetAuthKey(k string) {
 	t.handler.RequireAuthKey = k
 }
 
-// ExpireAll makes every node's key old, or none. Only for a tailnet that began without a policy.
+// Streams is how many streams of maps nodes ever opened. A node that comes back runs on the map of its last life at first;
+// one more stream is its coordinator's word.
+func (t *Tailnet) Streams() int64 { return t.streams.Load() }
+
+// ExpireAll makes every node's key old, or none. A node hears of it on its open stream; one that registers while keys are old
+// is told an error that real coordinators do not give.
 func (t *Tailnet) ExpireAll(expired bool) {
 	t.handler.SetExpireAllNodes(expired)
+	t.mu.Lock()
+	t.expired = expired
+	t.mu.Unlock()
 	t.notify()
 }
 
@@ -42,7 +50,8 @@ func (t *Tailnet) notify() {
 	t.changed = make(chan struct{})
 }
 
-// stream answers one map request: with the whole map, and again at each change where the node wants to be kept informed.
+// stream answers one map request, in place of the library's own streams, which lose the wish to wake a node whose former
+// stream is still open: with the whole map, and again at each change where the node wants to be kept informed.
 func (t *Tailnet) stream(ctx context.Context, w testcontrol.MapStreamWriter, req *tailcfg.MapRequest) {
 	if t.handler.Node(req.NodeKey) == nil {
 		return
@@ -51,19 +60,26 @@ func (t *Tailnet) stream(ctx context.Context, w testcontrol.MapStreamWriter, req
 		t.learn(req)
 		t.notify()
 	}
+	if req.Stream {
+		t.streams.Add(1)
+	}
 	alive := time.NewTicker(50 * time.Second)
 	defer alive.Stop()
 	for {
 		t.mu.Lock()
-		changed, policy := t.changed, t.policy
+		changed, policy, expired := t.changed, t.policy, t.expired
 		t.mu.Unlock()
 		res, err := t.handler.MapResponse(req)
 		if err != nil || res == nil {
 			return
 		}
-		// All the filters that a node had give way, so that an empty list is a list too.
-		res.PacketFilter = nil
-		res.PacketFilters = map[string][]tailcfg.FilterRule{"*": nil, "base": policy.filter(res.Node, t.handler.AllNodes())}
+		if expired {
+			res.Node.KeyExpiry = time.Now().Add(-time.Minute)
+		}
+		if policy != nil { // all the filters that a node had give way, so that an empty list is a list too
+			res.PacketFilter = nil
+			res.PacketFilters = map[string][]tailcfg.FilterRule{"*": nil, "base": policy.filter(res.Node, t.handler.AllNodes())}
+		}
 		if w.SendMapMessage(res) != nil || !req.Stream {
 			return
 		}
