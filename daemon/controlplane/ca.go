@@ -173,28 +173,24 @@ func (s *Server) ActivateAuthority(ctx context.Context, req *connect.Request[con
 	return connect.NewResponse(&controlv1.ActivateAuthorityResponse{}), err
 }
 
-// RetireAuthority ends the trust in a CA. It refuses an operator whose own certificate is of that CA, compromised or not:
-// the book does not know which operators there are, and so at least one is left who can call.
+// RetireAuthority ends the trust in a CA. It refuses an operator whose own certificate is of that CA, compromised or not, so
+// that at least one is left who can call; and, unless it is compromised, while other operators use certificates of it.
 func (s *Server) RetireAuthority(ctx context.Context, req *connect.Request[controlv1.RetireAuthorityRequest]) (*connect.Response[controlv1.RetireAuthorityResponse], error) {
+	const op = "controlplane.RetireAuthority"
 	m := req.Msg
-	if own := api.From(ctx).Issuer; own != "" && own == fleet.Digest(m.GetId()) {
-		return nil, fault.New("controlplane.RetireAuthority", fault.Conflict, "your own certificate is of CA %s, and you would be cut off with it: run demarc operator renew first", own.Short())
+	id := fleet.Digest(m.GetId())
+	if own := api.From(ctx).Issuer; own != "" && own == id {
+		return nil, fault.New(op, fault.Conflict, "your own certificate is of CA %s, and you would be cut off with it: run demarc operator renew first", own.Short())
 	}
-	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
-		RetireCA{ID: fleet.Digest(m.GetId()), Nodes: s.nodes(), Compromised: m.GetCompromised()})
-	return connect.NewResponse(&controlv1.RetireAuthorityResponse{}), err
-}
-
-// RenewOperator issues another certificate to the operator who calls.
-func (s *Server) RenewOperator(ctx context.Context, req *connect.Request[controlv1.RenewOperatorRequest]) (*connect.Response[controlv1.RenewOperatorResponse], error) {
-	_, _, name, ok := api.From(ctx).Principal.Split()
-	if !ok {
-		return nil, fault.New("controlplane.RenewOperator", fault.Denied, "the caller has no name")
-	}
-	leaf, _, err := s.issue(req.Msg.GetCsr(), fleet.Operator, name)
-	if err != nil {
+	if err := s.Order.Read(ctx); err != nil {
 		return nil, err
 	}
-	cas, _ := s.bundle()
-	return connect.NewResponse(&controlv1.RenewOperatorResponse{Certificate: leaf.Raw, Bundle: cas}), nil
+	page := s.book.View()
+	if slot, err := page.slot(op, id); err == nil && slot.Stage == identity.Tainted && !m.GetCompromised() {
+		if names := page.usersOf(id, s.now()); len(names) > 0 {
+			return nil, fault.New(op, fault.Conflict, "%d operators still use certificates of CA %s: %s; have them run demarc operator renew, or say that it is compromised", len(names), id.Short(), naming(names))
+		}
+	}
+	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), RetireCA{ID: id, Nodes: s.nodes(), Compromised: m.GetCompromised()})
+	return connect.NewResponse(&controlv1.RetireAuthorityResponse{}), err
 }

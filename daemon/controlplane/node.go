@@ -29,7 +29,9 @@ func NewBook() *ledger.Book[State] {
 		ledger.Learn[Enrol](), ledger.Learn[Refuse](), ledger.Learn[Renew](), ledger.Learn[Edge](), ledger.Learn[Ban](), ledger.Learn[Publish](),
 		ledger.Learn[Ask](), ledger.Learn[Countersign](), ledger.Learn[RequestOperation](), ledger.Learn[OrdersDone](), ledger.Learn[Report](),
 		ledger.Learn[EnrolProven](), ledger.Learn[RollKeys](), ledger.Learn[SetExpect](),
-		ledger.Learn[PrepareCA](), ledger.Learn[ActivateCA](), ledger.Learn[RetireCA](), ledger.Learn[RenewBy](), ledger.Learn[HoldsBundle](), ledger.Learn[NodeBundle]())
+		ledger.Learn[PrepareCA](), ledger.Learn[ActivateCA](), ledger.Learn[RetireCA](), ledger.Learn[RenewBy](), ledger.Learn[HoldsBundle](), ledger.Learn[NodeBundle](),
+		ledger.Learn[GenesisWith](), ledger.Learn[AdoptOperator](), ledger.Learn[InviteOperator](), ledger.Learn[EnrolOperator](), ledger.Learn[RenewOperator](), ledger.Learn[OperatorUses](),
+		ledger.Learn[SetOperatorRole](), ledger.Learn[BanOperator](), ledger.Learn[RemoveOperator]())
 }
 
 // node is one process of the control plane.
@@ -253,7 +255,7 @@ func (n *node) begin(ctx context.Context) error {
 	if err != nil {
 		return fault.Because(err, op, fault.Invalid, "genesis can't be read: %s", n.cfg.Genesis)
 	}
-	var g Genesis
+	var g GenesisWith // what an older build wrote has no operator
 	if err := seal.StrictJSON(b, &g); err != nil {
 		return fault.At(op, fault.Invalid, err)
 	}
@@ -261,7 +263,12 @@ func (n *node) begin(ctx context.Context) error {
 		return fault.New(op, fault.Invalid, "the genesis is of the trust domain %q, the file says %q", g.TrustDomain, n.cfg.TrustDomain)
 	}
 	by := fleet.PrincipalOf(g.TrustDomain, fleet.Node, n.cfg.Name)
-	_, err = ledger.Submit(ctx, n, ledger.Meta{At: time.Now().UTC(), By: by, Request: "genesis"}, g)
+	meta := ledger.Meta{At: time.Now().UTC(), By: by, Request: "genesis"}
+	if g.Operator == (FirstOperator{}) {
+		_, err = ledger.Submit(ctx, n, meta, g.Genesis)
+		return err
+	}
+	_, err = ledger.Submit(ctx, n, meta, g)
 	return err
 }
 

@@ -98,9 +98,12 @@ type Server struct {
 	channels  channels
 	turns     chan struct{} // handshakes that compute, at all doors
 	told      told
+	sessions  sessions
+	records   records
 	meter     Meter
 
 	controlv1connect.UnimplementedControlHandler
+	controlv1connect.UnimplementedOperatorServiceHandler
 	boundaryv1connect.UnimplementedBoundaryHandler
 }
 
@@ -153,7 +156,7 @@ func NewServer(o Options) (*Server, error) {
 		o.WriteWait = writeWait
 	}
 	return &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now, nonceKey: key, logKey: signer,
-		strangers: rate.NewLimiter(strangerRate, strangerBurst), channels: channels{open: map[fleet.ApplianceID]*live{}},
+		strangers: rate.NewLimiter(strangerRate, strangerBurst), channels: channels{open: map[fleet.ApplianceID]*live{}}, sessions: newSessions(), records: newRecords(),
 		turns: make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), meter: o.Meter.orNone()}, nil
 }
 
@@ -163,6 +166,9 @@ func (s *Server) Admit(p fleet.Principal, serial fleet.Serial) error {
 	page := s.book.View()
 	if !ok || td != page.TrustDomain {
 		return fault.New("controlplane.Admit", fault.Denied, "%s is not of this trust domain", clip(string(p)))
+	}
+	if role == fleet.Operator {
+		return s.admitOperator(p, serial)
 	}
 	if role != fleet.Appliance {
 		return nil
@@ -207,6 +213,8 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle(boundaryv1connect.NewBootstrapHandler(bootstrap{Server: s}, small...))
 	mux.Handle(boundaryv1connect.NewBoundaryHandler(s, opts...))
 	mux.Handle(controlv1connect.NewControlHandler(s, opts...))
+	mux.Handle(controlv1connect.NewOperatorServiceHandler(s, opts...))
+	mux.Handle(controlv1connect.NewOperatorBootstrapHandler(operatorBootstrap{Server: s}, small...))
 	errors := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		who := api.Who{Class: api.Stranger}
@@ -218,8 +226,14 @@ func (s *Server) Handler() http.Handler {
 			}
 			chain := r.TLS.VerifiedChains[0] // PrincipalOf has read it
 			who = api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial, Issuer: fleet.DigestOf(chain[len(chain)-1].Raw)}
+			if who.Class == api.Operator {
+				if who.Rank, err = s.rank(r.Context(), who, chain[0].NotAfter); err != nil {
+					_ = errors.Write(w, r, api.ToWire(err))
+					return
+				}
+			}
 		}
-		if strings.HasPrefix(r.URL.Path, "/"+boundaryv1connect.BootstrapName+"/") {
+		if bootstraps(r.URL.Path) {
 			if err := s.bound(http.NewResponseController(w)); err != nil {
 				http.Error(w, fault.Text(err), http.StatusInternalServerError)
 				return
@@ -234,7 +248,12 @@ func (s *Server) Handler() http.Handler {
 	})
 }
 
-// bound ends a call of the bootstrap service that a stranger draws out.
+// bootstraps tells of a procedure that a stranger may call.
+func bootstraps(path string) bool {
+	return strings.HasPrefix(path, "/"+boundaryv1connect.BootstrapName+"/") || strings.HasPrefix(path, "/"+controlv1connect.OperatorBootstrapName+"/")
+}
+
+// bound ends a call of a bootstrap service that a stranger draws out.
 func (s *Server) bound(rc *http.ResponseController) error {
 	till := time.Now().Add(s.StrangerWait)
 	if err := rc.SetReadDeadline(till); err != nil {
@@ -250,24 +269,6 @@ func (s *Server) tooLong(r *http.Request) error {
 		s.onRecord(r.Context(), s.self(), Refuse{What: r.URL.Path, Fault: fault.Invalid, Reason: fault.Text(err)})
 	}
 	return err
-}
-
-// refused puts a call that the table refused on record, where the caller has a name.
-func (s *Server) refused(ctx context.Context, w api.Who, procedure string) {
-	s.log.Warn("call refused", "caller", w.Class, "principal", w.Principal, "procedure", procedure)
-	if w.Principal == "" {
-		return
-	}
-	s.onRecord(ctx, w.Principal, Refuse{What: procedure, Name: string(w.Principal), Fault: fault.Denied, Reason: "not in the table for " + string(w.Class)})
-}
-
-// onRecord submits a refusal. That it can't be recorded is logged: the refusal itself stands.
-func (s *Server) onRecord(ctx context.Context, by fleet.Principal, r Refuse) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	if _, err := submit(ctx, s, by, "", r); err != nil {
-		s.log.Error("a refusal is not on record", "what", r.What, "reason", r.Reason, "error", err)
-	}
 }
 
 // self is the principal of this node.

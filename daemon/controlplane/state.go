@@ -28,6 +28,7 @@ type State struct {
 	appliances  roll
 	releases    *immutable.SortedMap[fleet.Digest, Release]
 	operations  *immutable.SortedMap[string, Operation] // by appliance, a slash, and the operation's id
+	operators   *immutable.SortedMap[string, Operator]  // by name
 	nonces      *immutable.SortedMap[string, time.Time] // spent ones, until they would have expired anyway
 }
 
@@ -155,6 +156,7 @@ func NewState() State {
 		appliances: newRoll(),
 		releases:   immutable.NewSortedMap[fleet.Digest, Release](nil),
 		operations: immutable.NewSortedMap[string, Operation](nil),
+		operators:  immutable.NewSortedMap[string, Operator](nil),
 		nonces:     immutable.NewSortedMap[string, time.Time](nil),
 	}
 }
@@ -220,11 +222,14 @@ type page struct {
 
 	Bundle uint64            `json:"bundle,omitempty"`
 	Nodes  map[string]uint64 `json:"nodes,omitempty"`
+
+	Operators []Operator `json:"operators,omitempty"`
 }
 
 // MarshalJSON writes the page in a canonical order.
 func (s State) MarshalJSON() ([]byte, error) {
-	p := page{s.TrustDomain, s.Slots, s.Customers(), s.Appliances(), values(s.releases), values(s.operations), map[string]time.Time{}, s.number, map[string]uint64{}}
+	p := page{TrustDomain: s.TrustDomain, Slots: s.Slots, Customers: s.Customers(), Appliances: s.Appliances(), Releases: values(s.releases),
+		Operations: values(s.operations), Nonces: map[string]time.Time{}, Bundle: s.number, Nodes: map[string]uint64{}, Operators: s.Operators()}
 	for it := s.nodes.Iterator(); !it.Done(); {
 		k, v, _ := it.Next()
 		p.Nodes[k] = v
@@ -258,6 +263,9 @@ func (s *State) UnmarshalJSON(b []byte) error {
 	}
 	for _, o := range p.Operations {
 		n.operations = n.operations.Set(string(o.Appliance)+"/"+o.ID, o)
+	}
+	for _, o := range p.Operators {
+		n.operators = n.operators.Set(o.Name, o)
 	}
 	for k, v := range p.Nonces {
 		n.nonces = n.nonces.Set(k, v)
