@@ -87,6 +87,8 @@ var table = map[string]rule{
 	controlv1connect.OperatorServiceSetOperatorRoleProcedure:    from(fleet.Admin),
 	controlv1connect.OperatorServiceBanOperatorProcedure:        from(fleet.Admin),
 	controlv1connect.OperatorServiceRemoveOperatorProcedure:     from(fleet.Admin),
+	controlv1connect.KeyServiceGetKeysProcedure:                 from(fleet.Admin),
+	controlv1connect.KeyServiceRotateKeyProcedure:               from(fleet.Admin),
 	controlv1connect.OperatorBootstrapAcceptInvitationProcedure: only(Stranger),
 
 	localv1connect.LocalStatusProcedure:         only(Owner),

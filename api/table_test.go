@@ -28,7 +28,7 @@ import (
 )
 
 func schemas() []protoreflect.FileDescriptor {
-	return []protoreflect.FileDescriptor{boundaryv1.File_boundary_v1_boundary_proto, controlv1.File_control_v1_control_proto, controlv1.File_control_v1_operators_proto,
+	return []protoreflect.FileDescriptor{boundaryv1.File_boundary_v1_boundary_proto, controlv1.File_control_v1_control_proto, controlv1.File_control_v1_operators_proto, controlv1.File_control_v1_keys_proto,
 		localv1.File_local_v1_local_proto, managementv1.File_management_v1_management_proto}
 }
 
@@ -55,6 +55,7 @@ var allowed = map[string][]api.Caller{
 	"demarc.boundary.v1.Boundary":         {api.Appliance},
 	"demarc.control.v1.Control":           {api.Operator}, // of the rank in least
 	"demarc.control.v1.OperatorService":   {api.Operator}, // likewise
+	"demarc.control.v1.KeyService":        {api.Operator}, // likewise
 	"demarc.control.v1.OperatorBootstrap": {api.Stranger},
 	"demarc.local.v1.Local":               {api.Owner},
 	"demarc.management.v1.Management":     {api.Node},
@@ -68,7 +69,7 @@ var least = map[fleet.Rank][]string{
 	fleet.Deployer: {"Control/UploadArtifact", "Control/PublishRelease"},
 	fleet.Operate:  {"Control/RegisterCustomer", "Control/RegisterAppliance", "Control/BanAppliance", "Control/Probe", "Control/RequestOperation"},
 	fleet.Admin: {"Control/SetExpect", "Control/PrepareAuthority", "Control/ActivateAuthority", "Control/RetireAuthority",
-		"OperatorService/InviteOperator", "OperatorService/SetOperatorRole", "OperatorService/BanOperator", "OperatorService/RemoveOperator"},
+		"OperatorService/InviteOperator", "OperatorService/SetOperatorRole", "OperatorService/BanOperator", "OperatorService/RemoveOperator", "KeyService/GetKeys", "KeyService/RotateKey"},
 }
 
 // every is each class of caller, and an operator of each rank and of none.
@@ -119,6 +120,9 @@ func TestEveryProcedureAsEveryCaller(t *testing.T) {
 		},
 		func() (string, http.Handler) {
 			return controlv1connect.NewOperatorServiceHandler(controlv1connect.UnimplementedOperatorServiceHandler{}, opt)
+		},
+		func() (string, http.Handler) {
+			return controlv1connect.NewKeyServiceHandler(controlv1connect.UnimplementedKeyServiceHandler{}, opt)
 		},
 		func() (string, http.Handler) {
 			return controlv1connect.NewOperatorBootstrapHandler(controlv1connect.UnimplementedOperatorBootstrapHandler{}, opt)

@@ -97,6 +97,7 @@ type vendor struct {
 	operator
 	clients   []controlv1connect.ControlClient
 	operators []controlv1connect.OperatorServiceClient // of the same nodes
+	keys      []controlv1connect.KeyServiceClient
 	ways      []*http.Transport
 	at        int           // the node that answered last is asked first
 	total     time.Duration // of a call, all tries together
@@ -135,6 +136,7 @@ func newVendor(o operator, who identity.Source, total time.Duration) *vendor {
 		t.Protocols.SetHTTP2(true)
 		v.ways = append(v.ways, t)
 		v.clients = append(v.clients, controlv1connect.NewControlClient(&http.Client{Transport: t}, "https://"+n, connect.WithReadMaxBytes(64<<20)))
+		v.keys = append(v.keys, controlv1connect.NewKeyServiceClient(&http.Client{Transport: t}, "https://"+n, connect.WithReadMaxBytes(8<<20)))
 		v.operators = append(v.operators, controlv1connect.NewOperatorServiceClient(&http.Client{Transport: t}, "https://"+n, connect.WithReadMaxBytes(8<<20)))
 	}
 	return v

@@ -33,7 +33,11 @@ func (s *Server) issue(csrDER []byte, role fleet.Role, name string) (*x509.Certi
 	if err != nil {
 		return nil, "", err
 	}
-	ca, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, s.KEK)
+	k, err := s.ring.get(page.KEK)
+	if err != nil {
+		return nil, "", err
+	}
+	ca, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, k.key)
 	if err != nil {
 		return nil, "", err
 	}
@@ -66,7 +70,11 @@ func (s *Server) signedBundle() ([]byte, error) {
 	s.told.mu.Lock()
 	defer s.told.mu.Unlock()
 	if s.told.number != page.Bundle() {
-		sealed, err := identity.SealBundle(page.TrustDomain, page.Bundle(), page.Slots, s.now(), nil, s.logKey)
+		key, err := s.logSigner()
+		if err != nil {
+			return nil, err
+		}
+		sealed, err := identity.SealBundle(page.TrustDomain, page.Bundle(), page.Slots, s.now(), nil, key)
 		if err != nil {
 			return nil, err
 		}
@@ -84,7 +92,11 @@ func (b bootstrap) Bundle(_ context.Context, req *connect.Request[boundaryv1.Bun
 		return nil, err
 	}
 	page := b.book.View()
-	sealed, err := identity.SealBundle(page.TrustDomain, page.Bundle(), page.Slots, b.now(), req.Msg.GetNonce(), b.logKey)
+	key, err := b.logSigner()
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := identity.SealBundle(page.TrustDomain, page.Bundle(), page.Slots, b.now(), req.Msg.GetNonce(), key)
 	if err != nil {
 		return nil, err
 	}
@@ -154,16 +166,21 @@ func (s *Server) PrepareAuthority(ctx context.Context, req *connect.Request[cont
 		}
 		life = time.Duration(seconds) * time.Second
 	}
-	ca, err := identity.NewCA(s.book.View().TrustDomain, s.now(), rand.Reader, life)
+	page := s.book.View()
+	ca, err := identity.NewCA(page.TrustDomain, s.now(), rand.Reader, life)
 	if err != nil {
 		return nil, err
 	}
-	key, err := ca.SealKey(s.KEK, rand.Reader)
+	k, err := s.ring.get(page.KEK)
+	if err != nil {
+		return nil, err
+	}
+	key, err := ca.SealKey(k.key, rand.Reader)
 	if err != nil {
 		return nil, err
 	}
 	// The CA is drawn anew in each try, so a repeated request is answered with conflict and not with a second CA.
-	took, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), PrepareCA{Cert: ca.Cert.Raw, SealedKey: key})
+	took, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), PrepareCAWith{KEK: page.KEK, PrepareCA: PrepareCA{Cert: ca.Cert.Raw, SealedKey: key}})
 	return connect.NewResponse(&controlv1.PrepareAuthorityResponse{Id: string(took.ID), BundleNumber: took.Bundle}), err
 }
 

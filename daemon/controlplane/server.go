@@ -4,10 +4,7 @@ package controlplane
 
 import (
 	"context"
-	"crypto/ed25519"
-	"crypto/hkdf"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/hex"
 	"log/slog"
 	"net/http"
@@ -58,7 +55,7 @@ type Options struct {
 	Order     Sequence
 	Artifacts Artifacts
 	Fetch     func(ctx context.Context, d fleet.Digest) error // from the node that has it; may be nil
-	KEK       []byte                                          // 32 bytes; opens the CA keys
+	KEK       []byte                                          // 32 bytes; opens the CA keys. See [Server.TendKeys] for another one
 	LeafLife  time.Duration
 	Platforms *platform.Verifier // asks AWS, Google and listed issuers; nil: pinned keys are all that is known
 	Members   []Member
@@ -92,8 +89,8 @@ type Server struct {
 	book      *ledger.Book[State]
 	log       *slog.Logger
 	now       func() time.Time
-	nonceKey  []byte
-	logKey    ed25519.PrivateKey
+	ring      ring
+	vault     vault
 	strangers *rate.Limiter
 	channels  channels
 	turns     chan struct{} // handshakes that compute, at all doors
@@ -104,6 +101,7 @@ type Server struct {
 
 	controlv1connect.UnimplementedControlHandler
 	controlv1connect.UnimplementedOperatorServiceHandler
+	controlv1connect.UnimplementedKeyServiceHandler
 	boundaryv1connect.UnimplementedBoundaryHandler
 }
 
@@ -141,11 +139,7 @@ const (
 
 // NewServer makes a server.
 func NewServer(o Options) (*Server, error) {
-	key, err := hkdf.Key(sha256.New, o.KEK, nil, "demarc-nonce-key/1", 32)
-	if err != nil || len(o.KEK) != 32 {
-		return nil, fault.Because(err, "controlplane.NewServer", fault.Invalid, "the key that seals the CA must have 32 bytes")
-	}
-	signer, err := logKey(o.KEK)
+	key, err := newKEK(o.KEK)
 	if err != nil {
 		return nil, err
 	}
@@ -155,9 +149,11 @@ func NewServer(o Options) (*Server, error) {
 	if o.WriteWait <= 0 {
 		o.WriteWait = writeWait
 	}
-	return &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now, nonceKey: key, logKey: signer,
+	s := &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now,
 		strangers: rate.NewLimiter(strangerRate, strangerBurst), channels: channels{open: map[fleet.ApplianceID]*live{}}, sessions: newSessions(), records: newRecords(),
-		turns: make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), meter: o.Meter.orNone()}, nil
+		turns: make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), meter: o.Meter.orNone()}
+	s.ring.set(key)
+	return s, nil
 }
 
 // Admit is the door's question in each handshake: may this certificate come in now.
@@ -214,6 +210,7 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle(boundaryv1connect.NewBoundaryHandler(s, opts...))
 	mux.Handle(controlv1connect.NewControlHandler(s, opts...))
 	mux.Handle(controlv1connect.NewOperatorServiceHandler(s, opts...))
+	mux.Handle(controlv1connect.NewKeyServiceHandler(s, opts...))
 	mux.Handle(controlv1connect.NewOperatorBootstrapHandler(operatorBootstrap{Server: s}, small...))
 	errors := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
