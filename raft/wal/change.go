@@ -341,3 +341,19 @@ func (l *Log) uncut() error {
 	g.cutFrom, g.cutThrough = 0, 0
 	return l.ground(g)
 }
+
+// Grow makes sure of room for need bytes; see [SizeOf]. It fails where there is no space.
+func (l *Log) Grow(need int64) error {
+	if l.Room() >= need {
+		return nil
+	}
+	l.write.Lock()
+	defer l.write.Unlock()
+	if l.broken != nil {
+		return l.broken
+	}
+	if _, err := l.makeSpare(roundUp(segmentHead + need)); err != nil {
+		return fault.Because(err, "wal.Grow", fault.Unavailable, "the log can't grow: %s", reason(err))
+	}
+	return nil
+}
