@@ -73,7 +73,7 @@ func (n *Node) tendLog() {
 		}
 		err := n.disk.wal.Prepare()
 		if err == nil && n.full.Load() {
-			err = n.disk.wal.Grow(reserve + headroom)
+			err = n.disk.wal.Grow(reserve + headroom + packBytes) // more than what was refused for
 		}
 		if err == nil {
 			n.setFull(false, nil)

@@ -127,11 +127,19 @@ func (s *snapshots) aside(id string, why error) error {
 // there and panics.
 func (d *disk) whole() error {
 	const op = "raft.whole"
-	list, err := d.snaps.List()
-	if err != nil {
+	found, err := os.ReadDir(filepath.Join(d.snaps.dir, snapshotsDir))
+	var bad error
+	for _, e := range found { // the library does not list one whose description it can't read
+		if id := e.Name(); e.IsDir() && filepath.Ext(id) != ".tmp" {
+			if err := d.snaps.checkMeta(id); err != nil {
+				bad = d.snaps.aside(id, err)
+			}
+		}
+	}
+	list, lerr := d.snaps.List()
+	if err = errors.Join(err, lerr); err != nil {
 		return fault.Because(err, op, fault.Unavailable, "the snapshots can't be listed")
 	}
-	var bad error
 	have := uint64(0)
 	for _, m := range list { // newest first
 		meta, r, err := d.snaps.Open(m.ID)
