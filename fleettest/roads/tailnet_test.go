@@ -314,6 +314,7 @@ func TestTailnetDiscipline(t *testing.T) {
 	defer os.RemoveAll(dir)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
+	phase := phases(t)
 	w, err := newWorld(len(faults) + 1)
 	if err != nil {
 		t.Fatal(err)
@@ -332,7 +333,8 @@ func TestTailnetDiscipline(t *testing.T) {
 	if err := p.beginTailnet(ctx, w); err != nil {
 		t.Fatal(err)
 	}
-	if c, err := p.probe(ctx); err != nil || c.Echoed != c.Sent || c.Sent == 0 {
+	phase("both are up")
+	if c, err := p.probe(ctx, "60"); err != nil || c.Echoed != c.Sent || c.Sent == 0 {
 		t.Errorf("%+v, %v", c, err)
 	}
 	p.holdsPorts(t)
@@ -341,6 +343,8 @@ func TestTailnetDiscipline(t *testing.T) {
 		t.Error(err)
 	}
 	p.holdsFolders(t)
+
+	phase("messages have flowed")
 
 	// The appliance comes back where the resolver fails: the library has a list of hosts of its own to ask instead.
 	if err := p.stop(); err != nil {
@@ -354,10 +358,12 @@ func TestTailnetDiscipline(t *testing.T) {
 	if err := until(ctx, 30*time.Second, "the coordinator is asked for again and again", func() bool { return w.questions(coordinator) > before+12 }); err != nil {
 		t.Error(err)
 	}
+	phase("the resolver failed")
 	w.broken.Store(false)
 	if err := p.seen(ctx, "tailscale", 90*time.Second); err != nil {
 		t.Fatalf("after the resolver failed: %v: %s", err, p.tail("again"))
 	}
+	phase("back on the tailnet")
 	if err := p.stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -372,8 +378,18 @@ func TestTailnetDiscipline(t *testing.T) {
 		t.Error(err)
 	}
 	fmt.Printf("resident memory of an appliance: %.1f MiB with a tailnet node, %.1f MiB without\n", float64(with)/1024, float64(without)/1024)
+	phase("without a tailnet")
 	w.holdsNames(t)
 	w.holdsPackets(t)
+}
+
+// phases logs how long each phase took.
+func phases(t *testing.T) func(string) {
+	last := time.Now()
+	return func(name string) {
+		t.Logf("%s: %s", name, time.Since(last).Round(100*time.Millisecond))
+		last = time.Now()
+	}
 }
 
 // holdsNames checks what was asked.
