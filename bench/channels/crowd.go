@@ -19,6 +19,7 @@ import (
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/channel"
 	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/mesh"
 )
 
 // crowd is light appliances: each holds a channel, beats, acknowledges orders, and comes back as an appliance does.
@@ -71,9 +72,10 @@ func (f *crowd) session(c *client, conf *tls.Config) (time.Duration, error) {
 		return 0, err
 	}
 	defer raw.Close()
+	mesh.KeepAlive(raw)
 	_ = raw.SetDeadline(time.Now().Add(20 * time.Second))
 	t := tls.Client(raw, conf)
-	if err := channel.Write(t, &boundaryv1.Up{Body: &boundaryv1.Up_Hello{Hello: &boundaryv1.Hello{Build: "bench", Route: "https"}}}, channel.MaxHello); err != nil {
+	if err := channel.Write(t, &boundaryv1.Up{Body: &boundaryv1.Up_Hello{Hello: &boundaryv1.Hello{Build: "bench", Route: "https", QuietMs: uint32(channel.MaxQuiet.Milliseconds())}}}, channel.MaxHello); err != nil {
 		return 0, err
 	}
 	var down boundaryv1.Down
@@ -105,7 +107,7 @@ func (f *crowd) session(c *client, conf *tls.Config) (time.Duration, error) {
 	}
 	tick = time.AfterFunc(time.Duration(rand.Float64()*float64(beat)), func() { again() })
 	for {
-		_ = t.SetReadDeadline(time.Now().Add(3 * beat))
+		_ = t.SetReadDeadline(time.Now().Add(channel.Patience(beat)))
 		var down boundaryv1.Down
 		if err := channel.Read(t, &down, channel.MaxDown); err != nil {
 			return spread, err
