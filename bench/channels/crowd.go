@@ -27,6 +27,7 @@ type crowd struct {
 	addr    string
 	clients []*client
 	stopped atomic.Bool
+	came    atomic.Int64 // clients that have had a channel
 	begun   atomic.Int64 // Unix nanoseconds of the present measurement
 	wg      sync.WaitGroup
 }
@@ -43,12 +44,21 @@ func newCrowd(addr string, roots *x509.CertPool, leaves []*tls.Certificate) *cro
 	f := &crowd{addr: addr}
 	f.begun.Store(time.Now().UnixNano())
 	for _, leaf := range leaves {
-		c := &client{leaf: leaf}
-		f.clients = append(f.clients, c)
-		f.wg.Go(func() { f.keep(c, roots) })
+		f.clients = append(f.clients, &client{leaf: leaf})
 	}
+	f.wg.Go(func() { // the first coming is no storm: that is measured after the kill
+		for i, c := range f.clients {
+			for i-f.first() > 256 {
+				time.Sleep(10 * time.Millisecond)
+			}
+			f.wg.Go(func() { f.keep(c, roots) })
+		}
+	})
 	return f
 }
+
+// first is how many clients have had a channel.
+func (f *crowd) first() int { return int(f.came.Load()) }
 
 // keep is what an appliance's switch does: full jitter below a ceiling that doubles to 30 s, after the named spread.
 func (f *crowd) keep(c *client, roots *x509.CertPool) {
@@ -89,7 +99,9 @@ func (f *crowd) session(c *client, conf *tls.Config) (time.Duration, error) {
 	c.took.Store(int64(time.Since(dialled)))
 	c.at.Store(time.Now().UnixNano() - f.begun.Load())
 	c.conn.Store(t)
-	c.ups.Add(1)
+	if c.ups.Add(1) == 1 {
+		f.came.Add(1)
+	}
 	spread, beat := time.Duration(w.GetReconnectSpreadMs())*time.Millisecond, time.Duration(w.GetBeatMs())*time.Millisecond
 	var mu sync.Mutex
 	say := func(up *boundaryv1.Up) {

@@ -90,7 +90,7 @@ func run(n int, bin string, idle, settle time.Duration) error {
 	fmt.Printf("idle with the same book and no channel: %.2f CPU seconds in %s\n", base, idle)
 
 	crowd := newCrowd(api, fixture.roots, leaves)
-	up, err := crowd.up(0, 2*time.Minute)
+	up, err := crowd.up(0, settle)
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func run(n int, bin string, idle, settle time.Duration) error {
 	if node, err = start(); err != nil {
 		return err
 	}
-	back, err := crowd.up(gen, 2*time.Minute)
+	back, err := crowd.up(gen, settle)
 	if err != nil {
 		return err
 	}

@@ -57,8 +57,33 @@ func spreadFor(n int) time.Duration {
 
 // channels is the live channels of this node, one an appliance.
 type channels struct {
-	mu   sync.Mutex
-	open map[fleet.ApplianceID]*live
+	mu      sync.Mutex
+	open    map[fleet.ApplianceID]*live
+	greeted map[fleet.ApplianceID][]*tls.Conn // hello has not come yet, oldest first
+}
+
+// greet counts a connection in that hello must come on, and gives the oldest where an appliance has too many of them.
+func (c *channels) greet(name fleet.ApplianceID, conn *tls.Conn) (out *tls.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := append(c.greeted[name], conn)
+	if len(all) > greetingsEach {
+		out, all = all[0], slices.Delete(all, 0, 1)
+	}
+	c.greeted[name] = all
+	return out
+}
+
+// greetedBy forgets a connection that greet counted.
+func (c *channels) greetedBy(name fleet.ApplianceID, conn *tls.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := slices.DeleteFunc(c.greeted[name], func(o *tls.Conn) bool { return o == conn })
+	if len(all) == 0 {
+		delete(c.greeted, name)
+		return
+	}
+	c.greeted[name] = all
 }
 
 var errReplaced = fault.New("controlplane.Channel", fault.Conflict, "a newer channel of this appliance took the place of this one")
@@ -180,9 +205,8 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 	}
 	_, _, id, _ := who.Principal.Split()
 	l := &live{s: s, door: d, conn: c, name: fleet.ApplianceID(id), serial: who.Serial, by: who.Principal}
-	_ = c.SetReadDeadline(time.Now().Add(helloWait))
-	var first boundaryv1.Up
-	if err := channel.Read(c, &first, channel.MaxHello); err != nil {
+	first, err := s.hello(l.name, c)
+	if err != nil {
 		return nil, err
 	}
 	hello := first.GetHello()
@@ -212,6 +236,18 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+// hello reads the first message. Of the connections of one appliance that say none, the oldest gives way.
+func (s *Server) hello(name fleet.ApplianceID, c *tls.Conn) (first *boundaryv1.Up, err error) {
+	if old := s.channels.greet(name, c); old != nil {
+		s.meter.Displaced.Inc()
+		_ = old.NetConn().Close()
+	}
+	defer s.channels.greetedBy(name, c)
+	_ = c.SetReadDeadline(time.Now().Add(helloWait))
+	first = &boundaryv1.Up{}
+	return first, channel.Read(c, first, channel.MaxHello)
 }
 
 // came puts an appliance's coming on record, where the book does not say so already: after a restart of a node all of
@@ -465,7 +501,7 @@ func closed(why error, spread time.Duration) *boundaryv1.Down {
 
 // left puts the edge on record when the channel was the appliance's newest.
 func (s *Server) left(l *live) {
-	if !s.channels.drop(l) {
+	if !s.channels.drop(l) || s.leaving.Load() { // one entry has said it for all
 		return
 	}
 	s.gone(l.name)

@@ -8,11 +8,13 @@ import (
 	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/hex"
 	"log/slog"
 	"net/http"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -80,6 +82,8 @@ type Meter struct {
 	Handshake telemetry.Observer // seconds of a handshake that succeeded
 	Arrival   telemetry.Observer // seconds after the door's opening at which a channel came up
 	Rejected  telemetry.Counter  // connections that were closed before their handshake began
+	Displaced telemetry.Counter  // connections for calls, and channels without hello, that gave way to newer ones
+	Unlogged  telemetry.Counter  // refused calls that are not in the log or on record: there were too many
 }
 
 // Member is one node of the first cluster, as people know it.
@@ -94,8 +98,13 @@ type Server struct {
 	now       func() time.Time
 	nonceKey  []byte
 	logKey    ed25519.PrivateKey
-	strangers *rate.Limiter
+	strangers *rate.Limiter // all of them together
+	sources   *budget       // of the bootstrap service, by network
+	refusals  *rate.Limiter // of known callers, all of them together
+	refusers  *budget       // the same, by caller
+	guests    *guests
 	channels  channels
+	leaving   atomic.Bool   // the book knows that this node stops
 	turns     chan struct{} // handshakes that compute, at all doors
 	told      told
 	meter     Meter
@@ -111,8 +120,10 @@ func (m Meter) orNone() Meter {
 			*o = none{}
 		}
 	}
-	if m.Rejected == nil {
-		m.Rejected = none{}
+	for _, c := range []*telemetry.Counter{&m.Rejected, &m.Displaced, &m.Unlogged} {
+		if *c == nil {
+			*c = none{}
+		}
 	}
 	return m
 }
@@ -153,8 +164,10 @@ func NewServer(o Options) (*Server, error) {
 		o.WriteWait = writeWait
 	}
 	return &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now, nonceKey: key, logKey: signer,
-		strangers: rate.NewLimiter(strangerRate, strangerBurst), channels: channels{open: map[fleet.ApplianceID]*live{}},
-		turns: make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), meter: o.Meter.orNone()}, nil
+		strangers: rate.NewLimiter(strangerRate, strangerBurst), sources: newBudget(sourceRate, sourceBurst, sourcesMax),
+		refusals: rate.NewLimiter(refusalRate, refusalBurst), refusers: newBudget(refusalRate/4., refusalBurst/4, sourcesMax), guests: newGuests(),
+		channels: channels{open: map[fleet.ApplianceID]*live{}, greeted: map[fleet.ApplianceID][]*tls.Conn{}},
+		turns:    make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), meter: o.Meter.orNone()}, nil
 }
 
 // Admit is the door's question in each handshake: may this certificate come in now.
@@ -246,14 +259,19 @@ func (s *Server) bound(rc *http.ResponseController) error {
 // tooLong puts on record that a stranger announced more than is taken, as often as strangers may be heard.
 func (s *Server) tooLong(r *http.Request) error {
 	err := fault.New("controlplane.Bootstrap", fault.Invalid, "the message has %d bytes, at most %d are taken from a stranger", r.ContentLength, maxStranger)
-	if s.strangers.Allow() {
+	if s.heard(r.RemoteAddr) {
 		s.onRecord(r.Context(), s.self(), Refuse{What: r.URL.Path, Fault: fault.Invalid, Reason: fault.Text(err)})
 	}
 	return err
 }
 
-// refused puts a call that the table refused on record, where the caller has a name.
+// refused puts a call that the table refused on record, where the caller has a name. What one caller, or all of them,
+// bring about faster than that is only counted: nobody fills the log or the book by knocking.
 func (s *Server) refused(ctx context.Context, w api.Who, procedure string) {
+	if !s.refusers.allow(string(w.Principal)) || w.Principal != "" && !s.refusals.Allow() { // strangers use up nobody's record
+		s.meter.Unlogged.Inc()
+		return
+	}
 	s.log.Warn("call refused", "caller", w.Class, "principal", w.Principal, "procedure", procedure)
 	if w.Principal == "" {
 		return
