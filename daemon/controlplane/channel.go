@@ -68,7 +68,8 @@ func (c *channels) greet(name fleet.ApplianceID, conn *tls.Conn) (out *tls.Conn)
 	defer c.mu.Unlock()
 	all := append(c.greeted[name], conn)
 	if len(all) > greetingsEach {
-		out, all = all[0], slices.Delete(all, 0, 1)
+		out = all[0]
+		all = slices.Delete(all, 0, 1)
 	}
 	c.greeted[name] = all
 	return out
