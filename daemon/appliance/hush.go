@@ -13,8 +13,8 @@ import (
 
 // hush is what is known of how long each road bears silence. Where the kernels watch the whole path, beats may be rare;
 // but no host sees a proxy that stands at the other end, or one that a network puts in the way unasked, and such a
-// proxy may drop what is silent. Two channels in a row that broke off after more silence than [channel.KnownQuiet] make a
-// road one of which nothing is known, until a channel there lived through as much.
+// proxy may drop what is silent. Two channels in a row that broke off after more silence than [channel.KnownQuiet],
+// with none between that lived through as much, make a road one of which nothing is known, until this program starts anew.
 type hush struct {
 	mu    sync.Mutex
 	broke map[string]int // by the name of the road
