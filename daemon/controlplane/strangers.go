@@ -20,7 +20,7 @@ import (
 // they share these, and are told to come back.
 const (
 	sourceRate  = 20 // calls of the bootstrap service a second
-	sourceBurst = 40
+	sourceBurst = 100
 	sourcesMax  = 4096 // that are told apart; of the longest unheard one is forgotten what it used up
 
 	guestsMax     = 1024 // proven connections for calls of strangers, all of them together
