@@ -70,6 +70,10 @@ var table = map[string][]Caller{
 	controlv1connect.ControlListOperationsProcedure:    {Operator},
 	controlv1connect.ControlExportEvidenceProcedure:    {Operator},
 
+	controlv1connect.KeysGetExpectProcedure:   {Operator},
+	controlv1connect.KeysConfirmKeysProcedure: {Operator},
+	controlv1connect.KeysForgetKeysProcedure:  {Operator},
+
 	localv1connect.LocalStatusProcedure:         {Owner},
 	localv1connect.LocalPinProcedure:            {Owner},
 	localv1connect.LocalSubmitProcedure:         {Owner},

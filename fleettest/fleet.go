@@ -23,7 +23,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"github.com/go-jose/go-jose/v4"
 
 	"github.com/demarc-dev/demarc/api"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
@@ -52,6 +51,7 @@ type Fleet struct {
 	first    *tls.Certificate
 	bundle   []byte // the file that customers got at the beginning
 	platform *ecdsa.PrivateKey
+	cluster  cluster
 	log      *slog.Logger
 
 	mu     sync.Mutex
@@ -93,6 +93,7 @@ func New(t *testing.T) *Fleet {
 	f.first = &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
 	f.platform, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	f.must(err)
+	f.cluster = cluster{signs: "k", keys: map[string]*ecdsa.PrivateKey{"k": f.platform}, shown: []string{"k"}}
 	f.StartNode()
 	t.Cleanup(f.CrashNode)
 	_, err = ledger.Submit(t.Context(), order{f}, f.meta(), controlplane.Genesis{TrustDomain: Domain, Slots: slots})
@@ -394,9 +395,7 @@ func (f *Fleet) Wait(what string, limit time.Duration, holds func() bool) time.D
 
 // expect is the platform identity that the vendor registers for every appliance of a fleet.
 func (f *Fleet) expect(name string) json.RawMessage {
-	set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: f.platform.Public(), KeyID: "k", Algorithm: "ES256", Use: "sig"}}})
-	f.must(err)
-	b, err := json.Marshal(identity.Expect{Kind: "kubernetes", Issuer: "https://cluster.example", JWKS: set, Namespace: "demarc", ServiceAccount: name})
+	b, err := json.Marshal(identity.Expect{Kind: "kubernetes", Issuer: "https://cluster.example", JWKS: f.JWKS(), Namespace: "demarc", ServiceAccount: name})
 	f.must(err)
 	return b
 }

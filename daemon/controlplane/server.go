@@ -207,6 +207,7 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle(boundaryv1connect.NewBootstrapHandler(bootstrap{Server: s}, small...))
 	mux.Handle(boundaryv1connect.NewBoundaryHandler(s, opts...))
 	mux.Handle(controlv1connect.NewControlHandler(s, opts...))
+	mux.Handle(controlv1connect.NewKeysHandler(keys{Server: s}, small...))
 	errors := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		who := api.Who{Class: api.Stranger}
