@@ -15,6 +15,7 @@ import (
 	"github.com/demarc-dev/demarc/daemon/appliance"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
 	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/mesh"
 	"github.com/demarc-dev/demarc/seal"
@@ -183,4 +184,12 @@ func (r road) Dial(ctx context.Context, _ string) (net.Conn, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// NewBundleFile puts the vendor's CAs of now in the place of the customer's file.
+func (a *Appliance) NewBundleFile() {
+	a.f.t.Helper()
+	b, err := identity.BundlePEM(a.f.View().Slots)
+	a.f.must(err)
+	a.f.must(os.WriteFile(a.cfg.ControlPlane.BundleFile, b, 0o600))
 }

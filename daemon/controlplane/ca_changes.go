@@ -87,7 +87,7 @@ func (PrepareCA) Kind() string { return "ca.prepare/1" }
 func (PrepareCA) Private() bool { return true }
 
 // Apply refuses a CA of another domain, a second prepared one, and more CAs than a bundle holds.
-func (c PrepareCA) Apply(s *State, _ ledger.Meta) (Prepared, error) {
+func (c PrepareCA) Apply(s *State, m ledger.Meta) (Prepared, error) {
 	const op = "ca.prepare"
 	slots, err := identity.Prepare(s.Slots, c.Cert, c.SealedKey)
 	if err != nil {
@@ -108,7 +108,8 @@ func (c PrepareCA) Apply(s *State, _ ledger.Meta) (Prepared, error) {
 		}
 	}
 	s.reslot(slots)
-	s.Slots[len(s.Slots)-1].Since = s.Bundle()
+	mine := &s.Slots[len(s.Slots)-1]
+	mine.Since, mine.By, mine.Request = s.Bundle(), m.By, m.Request
 	return Prepared{ID: fleet.DigestOf(c.Cert), Bundle: s.Bundle()}, nil
 }
 
@@ -242,6 +243,22 @@ func (s *State) issued(name fleet.ApplianceID, serial fleet.Serial, by fleet.Dig
 	}
 	s.appliances = s.appliances.Set(name, a)
 	return nil
+}
+
+// RenewOperator puts on record that an operator was given another certificate.
+type RenewOperator struct {
+	Name   string       `json:"name"`
+	Serial fleet.Serial `json:"serial"`
+	Till   time.Time    `json:"till"`
+	Issuer fleet.Digest `json:"issuer"`
+}
+
+// Kind names the change in the log.
+func (RenewOperator) Kind() string { return "operator.renew/1" }
+
+// Apply refuses a certificate of a CA that no longer issues. The book holds no list of operators: the record is the audit leaf.
+func (c RenewOperator) Apply(s *State, _ ledger.Meta) (none, error) {
+	return none{}, s.issues("operator.renew", c.Issuer)
 }
 
 // HoldsBundle records that an appliance has stored a bundle.

@@ -115,7 +115,7 @@ func (s *Server) witness(ctx context.Context, every time.Duration) error {
 }
 
 // news is the size of the vendor's log up to its last entry that is worth a question. What countersigning adds itself,
-// and who comes and goes, is not: else a large fleet would never be quiet.
+// who comes and goes, and who renews a certificate, is not: else a large fleet would never be quiet.
 type news struct{ seen, upto int64 }
 
 func (n *news) read(log audit.Log) {
@@ -129,7 +129,7 @@ func (n *news) read(log audit.Log) {
 		}
 		if err := json.Unmarshal(log.Entry(n.seen), &e); err == nil {
 			switch e.Kind {
-			case Countersign{}.Kind(), OrdersDone{}.Kind(), Edge{}.Kind(), HoldsBundle{}.Kind():
+			case Countersign{}.Kind(), OrdersDone{}.Kind(), Edge{}.Kind(), HoldsBundle{}.Kind(), NodeBundle{}.Kind(), Renew{}.Kind(), RenewBy{}.Kind():
 				continue
 			case Report{}.Kind():
 				if e.Body.Checkpoint != nil || e.Body.Cosigned != nil {

@@ -29,7 +29,7 @@ func NewBook() *ledger.Book[State] {
 		ledger.Learn[Enrol](), ledger.Learn[Refuse](), ledger.Learn[Renew](), ledger.Learn[Edge](), ledger.Learn[Ban](), ledger.Learn[Publish](),
 		ledger.Learn[Ask](), ledger.Learn[Countersign](), ledger.Learn[RequestOperation](), ledger.Learn[OrdersDone](), ledger.Learn[Report](),
 		ledger.Learn[EnrolProven](), ledger.Learn[RollKeys](), ledger.Learn[SetExpect](),
-		ledger.Learn[ReportKeys](), ledger.Learn[ConfirmKeys](), ledger.Learn[ForgetKeys](),
+		ledger.Learn[ReportKeys](), ledger.Learn[ConfirmKeys](), ledger.Learn[ForgetKeys](), ledger.Learn[RenewOperator](),
 		ledger.Learn[PrepareCA](), ledger.Learn[ActivateCA](), ledger.Learn[RetireCA](), ledger.Learn[RenewBy](), ledger.Learn[HoldsBundle](), ledger.Learn[NodeBundle]())
 }
 
@@ -70,6 +70,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 		return nil, err
 	}
 	n.server, err = NewServer(Options{Name: cfg.Name, Book: n.book, Order: n, Artifacts: blobs{n.store}, Fetch: n.fetch, KEK: kek, LeafLife: cfg.Leaf.Life,
+		Backdate:  max(cfg.Leaf.Backdate, time.Nanosecond), // a certificate counts whole seconds: 0s is none
 		Platforms: platforms, Members: members, Now: time.Now, Log: log, Meter: meterOf(n.reg)})
 	if err != nil {
 		return nil, err
@@ -102,6 +103,10 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	parts = append(parts, daemon.Func("bundle", func(ctx context.Context, ready func()) error {
 		ready()
 		return n.server.Tend(ctx, n.files)
+	}))
+	parts = append(parts, daemon.Func("catch-up", func(ctx context.Context, ready func()) error {
+		ready()
+		return n.server.CatchUp(ctx, n.files, catchUpEvery)
 	}))
 	if cfg.Management != nil {
 		parts = append(parts, daemon.Func("management", n.tellManagement))

@@ -60,6 +60,7 @@ type Options struct {
 	Fetch     func(ctx context.Context, d fleet.Digest) error // from the node that has it; may be nil
 	KEK       []byte                                          // 32 bytes; opens the CA keys
 	LeafLife  time.Duration
+	Backdate  time.Duration      // of leaves, from their issue; zero means [identity.DefaultBackdate]
 	Platforms *platform.Verifier // asks AWS, Google and listed issuers; nil: pinned keys are all that is known
 	Members   []Member
 	Now       func() time.Time
@@ -151,6 +152,9 @@ func NewServer(o Options) (*Server, error) {
 	}
 	if o.WriteWait <= 0 {
 		o.WriteWait = writeWait
+	}
+	if o.Backdate <= 0 {
+		o.Backdate = identity.DefaultBackdate
 	}
 	return &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now, nonceKey: key, logKey: signer,
 		strangers: rate.NewLimiter(strangerRate, strangerBurst), channels: channels{open: map[fleet.ApplianceID]*live{}},

@@ -36,7 +36,8 @@ type Source struct {
 	pool   *x509.CertPool
 	issuer fleet.Digest // of leaf
 	leaf   *tls.Certificate
-	from   time.Time // when leaf is renewed
+	from   time.Time              // when leaf is renewed
+	ahead  *identity.SignedBundle // of the others, where this node's book is behind; see CatchUp
 }
 
 // NewSource makes the source of a node from the certificate and the CAs that serve its first start.
@@ -95,7 +96,7 @@ func (f *Source) Leaf() (*tls.Certificate, error) {
 // fresh makes a leaf where there is none, another CA issues, or half of its life is over.
 func (f *Source) fresh() error {
 	page, now := f.server.book.View(), f.server.now()
-	slot, err := identity.Issuer(page.Slots)
+	slot, err := f.issuing(page)
 	if err != nil {
 		if len(page.Slots) == 0 {
 			return nil // the book has not begun
@@ -109,7 +110,7 @@ func (f *Source) fresh() error {
 	if err != nil {
 		return err
 	}
-	extra := identity.IssueOptions{Rand: rand.Reader, DNSNames: f.first.Leaf.DNSNames}
+	extra := identity.IssueOptions{Rand: rand.Reader, Backdate: f.server.Backdate, DNSNames: f.first.Leaf.DNSNames}
 	for _, ip := range f.first.Leaf.IPAddresses {
 		if a, ok := netip.AddrFromSlice(ip); ok {
 			extra.IPs = append(extra.IPs, a.Unmap())
@@ -120,7 +121,7 @@ func (f *Source) fresh() error {
 		return err
 	}
 	f.leaf, f.issuer = &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: f.key, Leaf: leaf}, slot.ID()
-	f.from = identity.RenewFrom(leaf, identity.DefaultBackdate)
+	f.from = identity.RenewFrom(leaf, f.server.Backdate)
 	return nil
 }
 
@@ -133,6 +134,11 @@ func (f *Source) Roots() *x509.CertPool {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.ahead != nil && f.ahead.Number > number {
+		if cas, err := identity.ParseDER(f.ahead.CAs, page.TrustDomain); err == nil { // OpenBundle has read it
+			return identity.Pool(cas)
+		}
+	}
 	if f.pool == nil || f.number != number {
 		pool, err := identity.Bundle(page.Slots)
 		if err != nil {
