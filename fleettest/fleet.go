@@ -48,8 +48,8 @@ type Fleet struct {
 
 	t        *testing.T
 	kek      []byte
-	first    *tls.Certificate
-	bundle   []byte // the file that customers got at the beginning
+	first    map[string]*tls.Certificate // by node
+	bundle   []byte                      // the file that customers got at the beginning
 	platform *ecdsa.PrivateKey
 	cluster  cluster
 	log      *slog.Logger
@@ -61,13 +61,23 @@ type Fleet struct {
 	server *controlplane.Server
 	door   *door
 	conns  map[*end]*Appliance
-	shut   bool // whoever shows a certificate is refused
+	seq    controlplane.Sequence // of a cluster; nil: the record is the order
+	shut   bool                  // whoever shows a certificate is refused
 	stop   func()
 }
 
 // New starts a vendor. The test's cleanup ends it.
 func New(t *testing.T) *Fleet {
 	t.Helper()
+	f, slots := found(t, nodeName)
+	f.StartNode()
+	t.Cleanup(f.CrashNode)
+	f.begin(slots)
+	return f
+}
+
+// found draws what a vendor has before its first node starts: a CA, the certificates of the nodes' first start, a platform.
+func found(t *testing.T, nodes ...string) (*Fleet, []identity.Slot) {
 	f := &Fleet{t: t, kek: make([]byte, 32), conns: map[*end]*Appliance{}, log: slog.New(slog.NewTextHandler(logs{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))}
 	if !testing.Verbose() {
 		f.log = slog.New(slog.DiscardHandler)
@@ -82,25 +92,31 @@ func New(t *testing.T) *Fleet {
 	f.must(err)
 	f.bundle, err = identity.BundlePEM(slots)
 	f.must(err)
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	f.must(err)
-	der, err := identity.NewCSR(key, rand.Reader)
-	f.must(err)
-	csr, err := identity.ParseCSR(der)
-	f.must(err)
-	leaf, err := ca.Issue(csr, fleet.PrincipalOf(Domain, fleet.Node, nodeName), time.Now(), LeafLife, identity.IssueOptions{Rand: rand.Reader})
-	f.must(err)
-	f.first = &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
+	f.first = map[string]*tls.Certificate{}
+	for _, name := range nodes {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		f.must(err)
+		der, err := identity.NewCSR(key, rand.Reader)
+		f.must(err)
+		csr, err := identity.ParseCSR(der)
+		f.must(err)
+		leaf, err := ca.Issue(csr, fleet.PrincipalOf(Domain, fleet.Node, name), time.Now(), LeafLife, identity.IssueOptions{Rand: rand.Reader})
+		f.must(err)
+		f.first[name] = &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
+	}
 	f.platform, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	f.must(err)
 	f.cluster = cluster{signs: "k", keys: map[string]*ecdsa.PrivateKey{"k": f.platform}, shown: []string{"k"}}
-	f.StartNode()
-	t.Cleanup(f.CrashNode)
-	_, err = ledger.Submit(t.Context(), order{f}, f.meta(), controlplane.Genesis{TrustDomain: Domain, Slots: slots})
+	return f, slots
+}
+
+// begin makes the first changes of the book.
+func (f *Fleet) begin(slots []identity.Slot) {
+	f.t.Helper()
+	_, err := ledger.Submit(f.t.Context(), order{f}, f.meta(), controlplane.Genesis{TrustDomain: Domain, Slots: slots})
 	f.must(err)
-	_, err = ledger.Submit(t.Context(), order{f}, f.meta(), controlplane.RegisterCustomer{Name: "globex"})
+	_, err = ledger.Submit(f.t.Context(), order{f}, f.meta(), controlplane.RegisterCustomer{Name: "globex"})
 	f.must(err)
-	return f
 }
 
 type logs struct{ t *testing.T }
@@ -188,6 +204,9 @@ type order struct{ f *Fleet }
 // Propose implements [controlplane.Sequence].
 func (o order) Propose(ctx context.Context, data []byte) ([]byte, error) {
 	f := o.f
+	if f.seq != nil {
+		return f.seq.Propose(ctx, data)
+	}
 	f.mu.Lock()
 	if f.stop == nil || ctx.Err() != nil {
 		f.mu.Unlock()
@@ -243,7 +262,7 @@ func (f *Fleet) StartNode() {
 	f.must(err)
 	roots, err := identity.ParseBundle(f.bundle, Domain)
 	f.must(err)
-	source, err := server.NewSource(f.first, identity.Pool(roots))
+	source, err := server.NewSource(f.first[nodeName], identity.Pool(roots))
 	f.must(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	d := newDoor()

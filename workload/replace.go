@@ -15,7 +15,7 @@ type replacement struct {
 	sync   func(dir string) error
 }
 
-var real = replacement{
+var onDisk = replacement{
 	write: func(f *os.File, b []byte) error {
 		_, err := f.Write(b)
 		return errors.Join(err, f.Sync(), f.Close())
@@ -33,7 +33,7 @@ var real = replacement{
 
 // Replace puts b in the place of a file, readable by its owner only. It is there as a whole or not at all, and once Replace
 // has returned nil it is there after a crash too. What is on its way has a name that begins with ".new-" beside the file.
-func Replace(path string, b []byte) error { return real.replace(path, b) }
+func Replace(path string, b []byte) error { return onDisk.replace(path, b) }
 
 func (d replacement) replace(path string, b []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // 0600

@@ -28,13 +28,13 @@ func TestReplaceIsOnDiskWhenItSaysSo(t *testing.T) {
 		return do()
 	}
 	d := replacement{
-		write:  func(f *os.File, b []byte) error { return step("write", func() error { return real.write(f, b) }) },
-		rename: func(from, to string) error { return step("rename", func() error { return real.rename(from, to) }) },
+		write:  func(f *os.File, b []byte) error { return step("write", func() error { return onDisk.write(f, b) }) },
+		rename: func(from, to string) error { return step("rename", func() error { return onDisk.rename(from, to) }) },
 		sync: func(of string) error {
 			if of != dir {
 				t.Errorf("the folder %s is synced, want %s", of, dir)
 			}
-			return step("sync", func() error { return real.sync(of) })
+			return step("sync", func() error { return onDisk.sync(of) })
 		},
 	}
 	all := []string{"write", "rename", "sync"}

@@ -72,7 +72,7 @@ func (s *Server) catchUp(ctx context.Context, f *Source, addr string) error {
 	defer cancel()
 	nonce := make([]byte, identity.MaxBundleNonce)
 	_, _ = rand.Read(nonce) // crypto/rand.Read never fails
-	sealed, err := askAnyone(ctx, addr, nonce)
+	sealed, err := s.askAnyone(ctx, addr, nonce)
 	if err != nil {
 		return err
 	}
@@ -98,8 +98,8 @@ func (s *Server) catchUp(ctx context.Context, f *Source, addr string) error {
 // askAnyone asks WHOEVER ANSWERS for the signed bundle. THIS CONNECTION IS NOT VERIFIED. As at the appliance, which does the
 // same, that is safe: nothing goes out on it but random bytes, and nothing that comes back is believed but a document that
 // the vendor's own key signed over them.
-func askAnyone(ctx context.Context, addr string, nonce []byte) ([]byte, error) {
-	tr := &http.Transport{ForceAttemptHTTP2: true, DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, InsecureSkipVerify: true}}
+func (s *Server) askAnyone(ctx context.Context, addr string, nonce []byte) ([]byte, error) {
+	tr := &http.Transport{DialContext: s.Dial, ForceAttemptHTTP2: true, DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, InsecureSkipVerify: true}}
 	defer tr.CloseIdleConnections()
 	client := boundaryv1connect.NewBootstrapClient(&http.Client{Transport: tr}, "https://"+addr, connect.WithReadMaxBytes(2*identity.MaxBundle))
 	res, err := client.Bundle(ctx, connect.NewRequest(&boundaryv1.BundleRequest{Nonce: nonce}))
