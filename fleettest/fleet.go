@@ -148,6 +148,9 @@ type view struct {
 
 // View is the vendor's book as it is now.
 func (f *Fleet) View() view {
+	if f.seq != nil { // a follower may be behind what it has forwarded
+		_ = f.seq.Read(context.Background())
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s, log := f.book.Both()

@@ -159,7 +159,11 @@ func (a *app) expect() *cobra.Command {
 	c.Flags().BoolVar(&forget, "forget-keys", false, "go back to the keys that are registered")
 	compose := c.PreRunE
 	c.PreRunE = func(c *cobra.Command, args []string) error {
-		c.LocalNonPersistentFlags().Visit(func(*pflag.Flag) { given++ })
+		c.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+			if f.Changed {
+				given++
+			}
+		})
 		if confirm == "" && !forget {
 			if given == 0 {
 				return nil

@@ -6,7 +6,11 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"io/fs"
 	"net/http"
+	"os"
 	"time"
 
 	"connectrpc.com/connect"
@@ -17,6 +21,7 @@ import (
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/seal"
+	"github.com/demarc-dev/demarc/workload"
 )
 
 // How a node that hears of no leader looks for a change of CA.
@@ -25,9 +30,68 @@ const (
 	catchUpAsk   = 5 * time.Second // of one other node
 )
 
+// kept is the CAs, their keys sealed, as they stand on a node's disk beside the log. A node that starts knows nothing of the
+// log but what a snapshot holds, until it hears from a leader which of it counts; and no leader speaks to a node that shows a
+// certificate of a CA that was retired.
+type kept struct {
+	Version     string          `json:"version"`
+	TrustDomain string          `json:"trust_domain"`
+	Bundle      uint64          `json:"bundle"`
+	Slots       []identity.Slot `json:"slots"`
+}
+
+const keptVersion = "demarc-node-cas/1"
+
+// KeepAt has the source keep the CAs in a file, and use what is there already where the book is behind it.
+func (f *Source) KeepAt(path string) error {
+	const op = "controlplane.KeepAt"
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.path = path
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fault.Because(err, op, fault.Unavailable, "the CAs that this node kept can't be read: %s", path)
+	}
+	var k kept
+	if err := seal.StrictJSON(b, &k); err != nil || k.Version != keptVersion {
+		return fault.Because(err, op, fault.Invalid, "%s is damaged: remove it, and the node starts with its bundle file", path)
+	}
+	f.kept = k
+	return nil
+}
+
+// keep puts the CAs of a page on disk where they are news. The caller holds mu.
+func (f *Source) keep(page State) error {
+	if f.path == "" || page.Bundle() <= f.kept.Bundle {
+		return nil
+	}
+	k := kept{keptVersion, page.TrustDomain, page.Bundle(), page.Slots}
+	b, err := json.Marshal(k)
+	if err != nil {
+		return fault.At("controlplane.keep", fault.Internal, err)
+	}
+	if err := workload.Replace(f.path, b); err != nil {
+		return fault.At("controlplane.keep", fault.Unavailable, err)
+	}
+	f.kept = k
+	return nil
+}
+
+// known is the CAs as the book has them, or as they were kept where the book is behind that. The caller holds mu.
+func (f *Source) known() kept {
+	page := f.server.book.View()
+	if page.Bundle() < f.kept.Bundle {
+		return f.kept
+	}
+	return kept{keptVersion, page.TrustDomain, page.Bundle(), page.Slots}
+}
+
 // issuing is the slot that issues: by the book, or by what the others signed where the book is behind.
-func (f *Source) issuing(page State) (identity.Slot, error) {
-	if f.ahead == nil || f.ahead.Number <= page.Bundle() {
+func (f *Source) issuing(page kept) (identity.Slot, error) {
+	if f.ahead == nil || f.ahead.Number <= page.Bundle {
 		return identity.Issuer(page.Slots)
 	}
 	for _, s := range page.Slots {
@@ -52,7 +116,7 @@ func (s *Server) CatchUp(ctx context.Context, f *Source, every time.Duration) er
 			return nil
 		case <-tick.C:
 		}
-		if s.Order.Leader() != "" || s.book.View().TrustDomain == "" {
+		if s.Order.Leader() != "" || f.begun() == "" {
 			continue
 		}
 		for _, m := range s.Members {
@@ -64,6 +128,13 @@ func (s *Server) CatchUp(ctx context.Context, f *Source, every time.Duration) er
 			}
 		}
 	}
+}
+
+// begun is the trust domain of the CAs that are known, "" before any are.
+func (f *Source) begun() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.known().TrustDomain
 }
 
 // catchUp asks one node, and takes what is newer than the book and than what is held.
@@ -80,14 +151,14 @@ func (s *Server) catchUp(ctx context.Context, f *Source, addr string) error {
 	if err != nil {
 		return err
 	}
-	page := s.book.View()
-	b, err := identity.OpenBundle(sealed, own, page.TrustDomain, nonce, page.Bundle())
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	page := f.known()
+	b, err := identity.OpenBundle(sealed, own, page.TrustDomain, nonce, page.Bundle)
 	if err != nil {
 		return err
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if b.Number <= page.Bundle() || f.ahead != nil && b.Number <= f.ahead.Number {
+	if b.Number <= page.Bundle || f.ahead != nil && b.Number <= f.ahead.Number {
 		return nil
 	}
 	f.ahead = &b

@@ -78,6 +78,12 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	if n.files, err = loadFiles(cfg, n.server); err != nil {
 		return nil, err
 	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fault.Because(err, op, fault.Unavailable, "dir can't be made: %v", err)
+	}
+	if err := n.files.KeepAt(filepath.Join(cfg.Dir, "cas.json")); err != nil {
+		return nil, err
+	}
 	rln, err := net.Listen("tcp", cfg.Raft.Listen)
 	if err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "raft.listen: %v", err)
