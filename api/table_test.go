@@ -50,6 +50,7 @@ func TestTableIsTheSchemas(t *testing.T) {
 
 // allowed is written a second time on purpose, by service: a slip in the table must not pass unseen.
 var allowed = map[string][]api.Caller{
+	"demarc.control.v1.Keys":          {api.Operator},
 	"demarc.boundary.v1.Bootstrap":    {api.Stranger, api.Appliance},
 	"demarc.boundary.v1.Boundary":     {api.Appliance},
 	"demarc.control.v1.Control":       {api.Operator},
@@ -71,6 +72,9 @@ func TestEveryProcedureAsEveryCaller(t *testing.T) {
 		},
 		func() (string, http.Handler) {
 			return controlv1connect.NewControlHandler(controlv1connect.UnimplementedControlHandler{}, opt)
+		},
+		func() (string, http.Handler) {
+			return controlv1connect.NewKeysHandler(controlv1connect.UnimplementedKeysHandler{}, opt)
 		},
 		func() (string, http.Handler) {
 			return localv1connect.NewLocalHandler(localv1connect.UnimplementedLocalHandler{}, opt)
