@@ -27,7 +27,7 @@ import (
 )
 
 func schemas() []protoreflect.FileDescriptor {
-	return []protoreflect.FileDescriptor{boundaryv1.File_boundary_v1_boundary_proto, controlv1.File_control_v1_control_proto, controlv1.File_control_v1_keys_proto,
+	return []protoreflect.FileDescriptor{boundaryv1.File_boundary_v1_boundary_proto, controlv1.File_control_v1_control_proto, controlv1.File_control_v1_reported_proto,
 		localv1.File_local_v1_local_proto, managementv1.File_management_v1_management_proto}
 }
 

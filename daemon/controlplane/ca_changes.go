@@ -245,22 +245,6 @@ func (s *State) issued(name fleet.ApplianceID, serial fleet.Serial, by fleet.Dig
 	return nil
 }
 
-// RenewOperator puts on record that an operator was given another certificate.
-type RenewOperator struct {
-	Name   string       `json:"name"`
-	Serial fleet.Serial `json:"serial"`
-	Till   time.Time    `json:"till"`
-	Issuer fleet.Digest `json:"issuer"`
-}
-
-// Kind names the change in the log.
-func (RenewOperator) Kind() string { return "operator.renew/1" }
-
-// Apply refuses a certificate of a CA that no longer issues. The book holds no list of operators: the record is the audit leaf.
-func (c RenewOperator) Apply(s *State, _ ledger.Meta) (none, error) {
-	return none{}, s.issues("operator.renew", c.Issuer)
-}
-
 // HoldsBundle records that an appliance has stored a bundle.
 type HoldsBundle struct {
 	Name   fleet.ApplianceID `json:"name"`
