@@ -89,7 +89,10 @@ var table = map[string]rule{
 	controlv1connect.OperatorServiceRemoveOperatorProcedure:     from(fleet.Admin),
 	controlv1connect.KeyServiceGetKeysProcedure:                 from(fleet.Admin),
 	controlv1connect.KeyServiceRotateKeyProcedure:               from(fleet.Admin),
+	controlv1connect.OperatorServiceGetDoorProcedure:            from(fleet.Viewer),
 	controlv1connect.OperatorBootstrapAcceptInvitationProcedure: only(Stranger),
+	controlv1connect.OperatorBootstrapLoginOptionsProcedure:     only(Stranger),
+	controlv1connect.OperatorBootstrapLoginProcedure:            only(Stranger),
 
 	localv1connect.LocalStatusProcedure:         only(Owner),
 	localv1connect.LocalPinProcedure:            only(Owner),

@@ -58,6 +58,7 @@ type Options struct {
 	KEK       []byte                                          // 32 bytes; opens the CA keys. See [Server.TendKeys] for another one
 	LeafLife  time.Duration
 	Platforms *platform.Verifier // asks AWS, Google and listed issuers; nil: pinned keys are all that is known
+	Login     *Login             // nil: operators come by invitation only
 	Members   []Member
 	Now       func() time.Time
 	Log       *slog.Logger
@@ -92,6 +93,7 @@ type Server struct {
 	ring      ring
 	vault     vault
 	strangers *rate.Limiter
+	logins    *rate.Limiter
 	channels  channels
 	turns     chan struct{} // handshakes that compute, at all doors
 	told      told
@@ -150,7 +152,7 @@ func NewServer(o Options) (*Server, error) {
 		o.WriteWait = writeWait
 	}
 	s := &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now,
-		strangers: rate.NewLimiter(strangerRate, strangerBurst), channels: channels{open: map[fleet.ApplianceID]*live{}}, sessions: newSessions(), records: newRecords(),
+		strangers: rate.NewLimiter(strangerRate, strangerBurst), logins: rate.NewLimiter(loginRate, loginBurst), channels: channels{open: map[fleet.ApplianceID]*live{}}, sessions: newSessions(), records: newRecords(),
 		turns: make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), meter: o.Meter.orNone()}
 	s.ring.set(key)
 	return s, nil
