@@ -67,7 +67,7 @@ var allowed = map[string][]api.Caller{
 // least is written a second time on purpose too: the least rank of an operator for each procedure of the control plane.
 var least = map[fleet.Rank][]string{
 	fleet.Viewer: {"Control/Status", "Control/ListAppliances", "Control/ListAuthorities", "Control/GetProbe", "Control/ListOperations", "Control/ExportEvidence",
-		"Control/RenewOperator", "OperatorService/ListOperators", "IssuerKeys/GetExpect"},
+		"Control/RenewOperator", "OperatorService/ListOperators", "OperatorService/GetDoor", "IssuerKeys/GetExpect"},
 	fleet.Deployer: {"Control/UploadArtifact", "Control/PublishRelease"},
 	fleet.Operate:  {"Control/RegisterCustomer", "Control/RegisterAppliance", "Control/BanAppliance", "Control/Probe", "Control/RequestOperation"},
 	fleet.Admin: {"Control/SetExpect", "Control/PrepareAuthority", "Control/ActivateAuthority", "Control/RetireAuthority",

@@ -76,6 +76,7 @@ type Control struct {
 	Genesis     string          `yaml:"genesis,omitempty" is:"path"`   // what the first start of the cluster begins with
 	Tailnet     *Tailnet        `yaml:"tailnet,omitempty"`             // absent: no door on a tailnet
 	InnerTLS    *InnerDoor      `yaml:"inner_tls,omitempty"`           // absent: no door for appliances behind inspection
+	OIDC        *OIDC           `yaml:"oidc,omitempty"`                // absent: operators come by invitation only
 	Leaf        Leaf            `yaml:"leaf"`                          // the certificates that it issues
 	Platforms   Platforms       `yaml:"platforms,omitempty"`           // what is asked about the proofs of appliances
 }
@@ -209,6 +210,9 @@ func (c *Control) problems() (out []problem) {
 		bad("leaf.backdate", "%s: use 0s to 48h", c.Leaf.Backdate)
 	}
 	c.Platforms.problems(bad)
+	if c.OIDC != nil {
+		c.OIDC.problems(bad)
+	}
 	fill(&c.Artifacts, c.Dir+"/artifacts")
 	if c.Tailnet != nil {
 		fill(&c.Tailnet.Dir, c.Dir+"/tailnet")

@@ -12,7 +12,6 @@ import (
 
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	localv1 "github.com/demarc-dev/demarc/api/local/v1"
-	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/identity/identitytest"
 )
@@ -75,7 +74,7 @@ func TestRegistrationNamesTheFlag(t *testing.T) {
 			t.Errorf("%s: taken", flag)
 			continue
 		}
-		if text := fault.Text(err); !strings.Contains(text, strings.TrimSpace(flag)) || strings.Contains(text, "role_arn") || strings.Contains(text, "unique_id") || strings.Contains(text, "service_account") {
+		if text := err.Error(); !strings.Contains(text, strings.TrimSpace(flag)) || strings.Contains(text, "role_arn") || strings.Contains(text, "unique_id") || strings.Contains(text, "service_account") {
 			t.Errorf("%s: %s", flag, text)
 		}
 	}

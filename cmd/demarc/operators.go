@@ -80,7 +80,7 @@ func roleFlag(c *cobra.Command, to *string) {
 
 // operators is the commands about operators but for oneself's renewal.
 func (a *app) operators() []*cobra.Command {
-	return []*cobra.Command{a.inviteOperator(), a.acceptInvitation(), a.listOperators(), a.showOperator(), a.roleOperator(), a.banOperator(), a.removeOperator()}
+	return []*cobra.Command{a.inviteOperator(), a.acceptInvitation(), a.listOperators(), a.showOperator(), a.roleOperator(), a.banOperator(), a.removeOperator(), a.showDoor(), a.loginOperator()}
 }
 
 func (a *app) inviteOperator() *cobra.Command {

@@ -52,6 +52,11 @@ type estate struct {
 
 func newEstate(t *testing.T) *estate {
 	t.Helper()
+	return newEstateWith(t, func(*controlplane.Options) {})
+}
+
+func newEstateWith(t *testing.T, set func(*controlplane.Options)) *estate {
+	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +71,9 @@ func newEstate(t *testing.T) *estate {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	s, err := controlplane.NewServer(controlplane.Options{Name: "cp-1", Book: e.one.book, Order: e.one, KEK: e.read("kek"), LeafLife: time.Hour, Now: time.Now, Log: log})
+	o := controlplane.Options{Name: "cp-1", Book: e.one.book, Order: e.one, KEK: e.read("kek"), LeafLife: time.Hour, Now: time.Now, Log: log}
+	set(&o)
+	s, err := controlplane.NewServer(o)
 	if err != nil {
 		t.Fatal(err)
 	}

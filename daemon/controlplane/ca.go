@@ -25,6 +25,10 @@ const maxCALife = 20 * 365 * 24 * time.Hour
 
 // issue signs a leaf with the active authority, and names it.
 func (s *Server) issue(csrDER []byte, role fleet.Role, name string) (*x509.Certificate, fleet.Digest, error) {
+	return s.issueFor(csrDER, role, name, s.LeafLife)
+}
+
+func (s *Server) issueFor(csrDER []byte, role fleet.Role, name string, life time.Duration) (*x509.Certificate, fleet.Digest, error) {
 	csr, err := identity.ParseCSR(csrDER)
 	if err != nil {
 		return nil, "", err
@@ -42,7 +46,7 @@ func (s *Server) issue(csrDER []byte, role fleet.Role, name string) (*x509.Certi
 	if err != nil {
 		return nil, "", err
 	}
-	leaf, err := ca.Issue(csr, fleet.PrincipalOf(page.TrustDomain, role, name), s.now(), s.LeafLife, identity.IssueOptions{Rand: rand.Reader, Backdate: s.Backdate})
+	leaf, err := ca.Issue(csr, fleet.PrincipalOf(page.TrustDomain, role, name), s.now(), life, identity.IssueOptions{Rand: rand.Reader, Backdate: s.Backdate})
 	return leaf, slot.ID(), err
 }
 

@@ -220,7 +220,11 @@ func TestOperatorsRenewalIsOnRecord(t *testing.T) {
 	ok(t, err)
 	csr, err := identity.NewCSR(key, rand.Reader)
 	ok(t, err)
-	res, err := n.RenewOperator(asOperator(t), connect.NewRequest(&controlv1.RenewOperatorRequest{Csr: csr}))
+	who := api.From(asOperator(t))
+	who.Serial, who.Issuer = "0a", fleet.DigestOf(ca.Cert.Raw)
+	must(t, &n.order, controlplane.AdoptOperator{FirstOperator: controlplane.FirstOperator{Name: "ops", Serial: who.Serial, Till: time.Now().Add(time.Hour), Issuer: who.Issuer}})
+	ctx := api.With(t.Context(), who)
+	res, err := n.RenewOperator(ctx, connect.NewRequest(&controlv1.RenewOperatorRequest{Csr: csr}))
 	ok(t, err)
 	leaf, err := x509.ParseCertificate(res.Msg.GetCertificate())
 	ok(t, err)
@@ -244,7 +248,7 @@ func TestOperatorsRenewalIsOnRecord(t *testing.T) {
 	if own, err := n.source.Leaf(); err != nil || time.Since(own.Leaf.NotBefore) > time.Hour+time.Minute {
 		t.Errorf("the node's own certificate is backdated by %s: %v", time.Since(own.Leaf.NotBefore), err)
 	}
-	if _, err := n.RenewOperator(asOperator(t), connect.NewRequest(&controlv1.RenewOperatorRequest{Csr: []byte("none")})); err == nil {
+	if _, err := n.RenewOperator(ctx, connect.NewRequest(&controlv1.RenewOperatorRequest{Csr: []byte("none")})); err == nil {
 		t.Fatal("a request that is none is granted")
 	}
 	var no controlplane.Refuse

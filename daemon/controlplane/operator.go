@@ -72,6 +72,11 @@ func unix(t time.Time) int64 {
 	return t.Unix()
 }
 
+// GetDoor tells what one needs to recognize this control plane.
+func (s *Server) GetDoor(context.Context, *connect.Request[controlv1.GetDoorRequest]) (*connect.Response[controlv1.GetDoorResponse], error) {
+	return connect.NewResponse(&controlv1.GetDoorResponse{TrustDomain: s.book.View().TrustDomain, LogKey: s.logPublic()}), nil
+}
+
 // SetOperatorRole changes what an operator may do, from its next call on.
 func (s *Server) SetOperatorRole(ctx context.Context, req *connect.Request[controlv1.SetOperatorRoleRequest]) (*connect.Response[controlv1.SetOperatorRoleResponse], error) {
 	m := req.Msg

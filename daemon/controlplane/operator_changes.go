@@ -178,6 +178,9 @@ func (c RenewOperator) Apply(s *State, _ ledger.Meta) (none, error) {
 	if err != nil {
 		return none{}, err
 	}
+	if o.Via == ViaOIDC {
+		return none{}, fault.New("operator.renew", fault.Denied, "the certificate of one who logs in is not renewed: log in again (demarc operator login)")
+	}
 	if err := o.admits(c.Using); err != nil {
 		return none{}, err
 	}
@@ -233,6 +236,9 @@ func (c SetOperatorRole) Apply(s *State, m ledger.Meta) (none, error) {
 	}
 	if o.Status == BannedOperator {
 		return none{}, fault.New(op, fault.Conflict, "operator %q is banned", c.Name)
+	}
+	if o.Via == ViaOIDC {
+		return none{}, fault.New(op, fault.Conflict, "operator %q has the role that its groups at the issuer give: change them there, or ban it", c.Name)
 	}
 	if c.Role != fleet.Admin {
 		if err := s.keepsAnAdmin(op, c.Name, m.At); err != nil {

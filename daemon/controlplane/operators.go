@@ -22,6 +22,7 @@ const (
 	ViaInit       = "init"       // the first of the book
 	ViaAdopted    = "adopted"    // the first who called where an older build made the book; see [AdoptOperator]
 	ViaInvitation = "invitation" //
+	ViaOIDC       = "oidc"       // the vendor's OpenID Connect issuer; each login gives another certificate and the role anew
 )
 
 // MaxOperators bounds the operators of a book.
@@ -46,6 +47,9 @@ type Operator struct {
 	NextIssuer    fleet.Digest `json:"next_issuer,omitempty"`
 
 	Invitation *OperatorInvitation `json:"invitation,omitempty"` // replaced whole
+
+	Subject fleet.Digest `json:"subject,omitempty"` // of issuer and subject, where it logs in
+	Claim   string       `json:"claim,omitempty"`   // what the issuer calls it
 }
 
 // OperatorInvitation is one that was handed out. Once it is accepted it is good for the key that accepted it only, so that a
@@ -108,7 +112,7 @@ func unknownOperator(name string) error {
 	return fault.New("controlplane.operator", fault.Denied, "the book has no operator %q: ask an admin for an invitation (demarc operator invite)", clip(name))
 }
 
-// admins counts those who can still call as admin, but for one.
+// admins counts those who can still call as admin, but for one. Who logs in is not counted: the issuer may be away.
 func (s State) admins(but string, at time.Time) int {
 	n := 0
 	for it := s.operators.Iterator(); !it.Done(); {
@@ -117,7 +121,7 @@ func (s State) admins(but string, at time.Time) int {
 		if o.NextTill.After(till) {
 			till = o.NextTill
 		}
-		if name != but && o.Role == fleet.Admin && o.Status == ActiveOperator && o.Current != "" && till.After(at) {
+		if name != but && o.Via != ViaOIDC && o.Role == fleet.Admin && o.Status == ActiveOperator && o.Current != "" && till.After(at) {
 			n++
 		}
 	}
@@ -127,7 +131,7 @@ func (s State) admins(but string, at time.Time) int {
 // keepsAnAdmin refuses what would leave nobody who can admit others.
 func (s State) keepsAnAdmin(op, but string, at time.Time) error {
 	o, _ := s.operators.Get(but)
-	if o.Role == fleet.Admin && o.Status == ActiveOperator && s.admins(but, at) == 0 {
+	if o.Role == fleet.Admin && o.Via != ViaOIDC && o.Status == ActiveOperator && s.admins(but, at) == 0 {
 		return fault.New(op, fault.Conflict, "operator %q is the last admin: invite another one first, and have them accept", but)
 	}
 	return nil

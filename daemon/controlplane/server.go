@@ -62,6 +62,7 @@ type Options struct {
 	LeafLife  time.Duration
 	Backdate  time.Duration      // of leaves, from their issue; zero means [identity.DefaultBackdate]
 	Platforms *platform.Verifier // asks AWS, Google and listed issuers; nil: pinned keys are all that is known
+	Login     *Login             // nil: operators come by invitation only
 	Members   []Member
 	Dial      func(ctx context.Context, network, addr string) (net.Conn, error) // to another node's API, for [Server.CatchUp]; nil: TCP
 	Now       func() time.Time
@@ -101,8 +102,9 @@ type Server struct {
 	kept      atomic.Pointer[kept] // what this node's disk holds beside the log; nil for nothing
 	strangers *rate.Limiter        // all of them together
 	sources   *budget              // of the bootstrap service, by network
-	refusals  *rate.Limiter        // of known callers, all of them together
-	refusers  *budget              // the same, by caller
+	logins    *rate.Limiter
+	refusals  *rate.Limiter // of known callers, all of them together
+	refusers  *budget       // the same, by caller
 	guests    *guests
 	channels  channels
 	leaving   atomic.Bool   // the book knows that this node stops
@@ -168,7 +170,7 @@ func NewServer(o Options) (*Server, error) {
 		o.Backdate = identity.DefaultBackdate
 	}
 	s := &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now,
-		strangers: rate.NewLimiter(strangerRate, strangerBurst), sources: newBudget(sourceRate, sourceBurst, sourcesMax),
+		strangers: rate.NewLimiter(strangerRate, strangerBurst), sources: newBudget(sourceRate, sourceBurst, sourcesMax), logins: rate.NewLimiter(loginRate, loginBurst),
 		refusals: rate.NewLimiter(refusalRate, refusalBurst), refusers: newBudget(refusalRate/4., refusalBurst/4, sourcesMax), guests: newGuests(),
 		channels: channels{open: map[fleet.ApplianceID]*live{}, greeted: map[fleet.ApplianceID][]*tls.Conn{}}, sessions: newSessions(), records: newRecords(),
 		turns: make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), meter: o.Meter.orNone()}

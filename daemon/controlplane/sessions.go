@@ -148,6 +148,15 @@ type refusals struct {
 
 func newRecords() records { return records{new(sync.Mutex), map[string]*refusals{}} }
 
+// drop counts a refusal of this caller that does not go on record, where the next one can tell it.
+func (r records) drop(key string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if one := r.of[key]; one != nil {
+		one.dropped++
+	}
+}
+
 // take tells whether a refusal of this caller goes on record, and how many before it did not.
 func (r records) take(key string) (bool, int) {
 	r.mu.Lock()
@@ -174,6 +183,7 @@ func (r records) take(key string) (bool, int) {
 func (s *Server) refused(ctx context.Context, w api.Who, procedure string) {
 	if !s.refusers.allow(string(w.Principal)) || w.Principal != "" && !s.refusals.Allow() { // strangers use up nobody's record
 		s.meter.Unlogged.Inc()
+		s.records.drop(string(w.Principal))
 		return
 	}
 	s.log.Warn("call refused", "caller", w.Class, "principal", w.Principal, "procedure", procedure)

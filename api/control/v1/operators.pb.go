@@ -247,7 +247,7 @@ type OperatorRecord struct {
 	Name                  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Role                  string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
 	Status                string                 `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"` // invited, active or banned
-	Via                   string                 `protobuf:"bytes,4,opt,name=via,proto3" json:"via,omitempty"`       // init, adopted or invitation
+	Via                   string                 `protobuf:"bytes,4,opt,name=via,proto3" json:"via,omitempty"`       // init, adopted, invitation or oidc
 	SinceUnix             int64                  `protobuf:"varint,5,opt,name=since_unix,json=sinceUnix,proto3" json:"since_unix,omitempty"`
 	By                    string                 `protobuf:"bytes,6,opt,name=by,proto3" json:"by,omitempty"`                                       // who invited
 	Serial                string                 `protobuf:"bytes,7,opt,name=serial,proto3" json:"serial,omitempty"`                               // of the certificate in use
@@ -774,6 +774,311 @@ func (x *AcceptInvitationResponse) GetRole() string {
 	return ""
 }
 
+type GetDoorRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetDoorRequest) Reset() {
+	*x = GetDoorRequest{}
+	mi := &file_control_v1_operators_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetDoorRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetDoorRequest) ProtoMessage() {}
+
+func (x *GetDoorRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_operators_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetDoorRequest.ProtoReflect.Descriptor instead.
+func (*GetDoorRequest) Descriptor() ([]byte, []int) {
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{13}
+}
+
+// GetDoorResponse is what one needs to recognize the control plane; none of it is a secret.
+type GetDoorResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain   string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	LogKey        []byte                 `protobuf:"bytes,2,opt,name=log_key,json=logKey,proto3" json:"log_key,omitempty"` // PEM
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetDoorResponse) Reset() {
+	*x = GetDoorResponse{}
+	mi := &file_control_v1_operators_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetDoorResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetDoorResponse) ProtoMessage() {}
+
+func (x *GetDoorResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_operators_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetDoorResponse.ProtoReflect.Descriptor instead.
+func (*GetDoorResponse) Descriptor() ([]byte, []int) {
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *GetDoorResponse) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *GetDoorResponse) GetLogKey() []byte {
+	if x != nil {
+		return x.LogKey
+	}
+	return nil
+}
+
+type LoginOptionsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoginOptionsRequest) Reset() {
+	*x = LoginOptionsRequest{}
+	mi := &file_control_v1_operators_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoginOptionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoginOptionsRequest) ProtoMessage() {}
+
+func (x *LoginOptionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_operators_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoginOptionsRequest.ProtoReflect.Descriptor instead.
+func (*LoginOptionsRequest) Descriptor() ([]byte, []int) {
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{15}
+}
+
+type LoginOptionsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Issuer        string                 `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	ClientId      string                 `protobuf:"bytes,2,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	Scopes        []string               `protobuf:"bytes,3,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoginOptionsResponse) Reset() {
+	*x = LoginOptionsResponse{}
+	mi := &file_control_v1_operators_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoginOptionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoginOptionsResponse) ProtoMessage() {}
+
+func (x *LoginOptionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_operators_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoginOptionsResponse.ProtoReflect.Descriptor instead.
+func (*LoginOptionsResponse) Descriptor() ([]byte, []int) {
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *LoginOptionsResponse) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *LoginOptionsResponse) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *LoginOptionsResponse) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+type LoginRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`                        // DER
+	IdToken       string                 `protobuf:"bytes,2,opt,name=id_token,json=idToken,proto3" json:"id_token,omitempty"` // its nonce is the digest of the key in the CSR
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoginRequest) Reset() {
+	*x = LoginRequest{}
+	mi := &file_control_v1_operators_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoginRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoginRequest) ProtoMessage() {}
+
+func (x *LoginRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_operators_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoginRequest.ProtoReflect.Descriptor instead.
+func (*LoginRequest) Descriptor() ([]byte, []int) {
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *LoginRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+func (x *LoginRequest) GetIdToken() string {
+	if x != nil {
+		return x.IdToken
+	}
+	return ""
+}
+
+type LoginResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER
+	Bundle        [][]byte               `protobuf:"bytes,2,rep,name=bundle,proto3" json:"bundle,omitempty"`           // DER
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Role          string                 `protobuf:"bytes,4,opt,name=role,proto3" json:"role,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoginResponse) Reset() {
+	*x = LoginResponse{}
+	mi := &file_control_v1_operators_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoginResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoginResponse) ProtoMessage() {}
+
+func (x *LoginResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_operators_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoginResponse.ProtoReflect.Descriptor instead.
+func (*LoginResponse) Descriptor() ([]byte, []int) {
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *LoginResponse) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *LoginResponse) GetBundle() [][]byte {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+func (x *LoginResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LoginResponse) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
 var File_control_v1_operators_proto protoreflect.FileDescriptor
 
 const file_control_v1_operators_proto_rawDesc = "" +
@@ -833,15 +1138,35 @@ const file_control_v1_operators_proto_rawDesc = "" +
 	"\x18AcceptInvitationResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x16\n" +
 	"\x06bundle\x18\x02 \x03(\fR\x06bundle\x12\x12\n" +
-	"\x04role\x18\x03 \x01(\tR\x04role2\x8b\x04\n" +
+	"\x04role\x18\x03 \x01(\tR\x04role\"\x10\n" +
+	"\x0eGetDoorRequest\"M\n" +
+	"\x0fGetDoorResponse\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x17\n" +
+	"\alog_key\x18\x02 \x01(\fR\x06logKey\"\x15\n" +
+	"\x13LoginOptionsRequest\"c\n" +
+	"\x14LoginOptionsResponse\x12\x16\n" +
+	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x1b\n" +
+	"\tclient_id\x18\x02 \x01(\tR\bclientId\x12\x16\n" +
+	"\x06scopes\x18\x03 \x03(\tR\x06scopes\";\n" +
+	"\fLoginRequest\x12\x10\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\x12\x19\n" +
+	"\bid_token\x18\x02 \x01(\tR\aidToken\"q\n" +
+	"\rLoginResponse\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x16\n" +
+	"\x06bundle\x18\x02 \x03(\fR\x06bundle\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x12\n" +
+	"\x04role\x18\x04 \x01(\tR\x04role2\xdd\x04\n" +
 	"\x0fOperatorService\x12e\n" +
 	"\x0eInviteOperator\x12(.demarc.control.v1.InviteOperatorRequest\x1a).demarc.control.v1.InviteOperatorResponse\x12b\n" +
 	"\rListOperators\x12'.demarc.control.v1.ListOperatorsRequest\x1a(.demarc.control.v1.ListOperatorsResponse\x12h\n" +
 	"\x0fSetOperatorRole\x12).demarc.control.v1.SetOperatorRoleRequest\x1a*.demarc.control.v1.SetOperatorRoleResponse\x12\\\n" +
 	"\vBanOperator\x12%.demarc.control.v1.BanOperatorRequest\x1a&.demarc.control.v1.BanOperatorResponse\x12e\n" +
-	"\x0eRemoveOperator\x12(.demarc.control.v1.RemoveOperatorRequest\x1a).demarc.control.v1.RemoveOperatorResponse2\x80\x01\n" +
+	"\x0eRemoveOperator\x12(.demarc.control.v1.RemoveOperatorRequest\x1a).demarc.control.v1.RemoveOperatorResponse\x12P\n" +
+	"\aGetDoor\x12!.demarc.control.v1.GetDoorRequest\x1a\".demarc.control.v1.GetDoorResponse2\xad\x02\n" +
 	"\x11OperatorBootstrap\x12k\n" +
-	"\x10AcceptInvitation\x12*.demarc.control.v1.AcceptInvitationRequest\x1a+.demarc.control.v1.AcceptInvitationResponseB7Z5github.com/demarc-dev/demarc/api/control/v1;controlv1b\x06proto3"
+	"\x10AcceptInvitation\x12*.demarc.control.v1.AcceptInvitationRequest\x1a+.demarc.control.v1.AcceptInvitationResponse\x12_\n" +
+	"\fLoginOptions\x12&.demarc.control.v1.LoginOptionsRequest\x1a'.demarc.control.v1.LoginOptionsResponse\x12J\n" +
+	"\x05Login\x12\x1f.demarc.control.v1.LoginRequest\x1a .demarc.control.v1.LoginResponseB7Z5github.com/demarc-dev/demarc/api/control/v1;controlv1b\x06proto3"
 
 var (
 	file_control_v1_operators_proto_rawDescOnce sync.Once
@@ -855,7 +1180,7 @@ func file_control_v1_operators_proto_rawDescGZIP() []byte {
 	return file_control_v1_operators_proto_rawDescData
 }
 
-var file_control_v1_operators_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_control_v1_operators_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_control_v1_operators_proto_goTypes = []any{
 	(*InviteOperatorRequest)(nil),    // 0: demarc.control.v1.InviteOperatorRequest
 	(*InviteOperatorResponse)(nil),   // 1: demarc.control.v1.InviteOperatorResponse
@@ -870,6 +1195,12 @@ var file_control_v1_operators_proto_goTypes = []any{
 	(*RemoveOperatorResponse)(nil),   // 10: demarc.control.v1.RemoveOperatorResponse
 	(*AcceptInvitationRequest)(nil),  // 11: demarc.control.v1.AcceptInvitationRequest
 	(*AcceptInvitationResponse)(nil), // 12: demarc.control.v1.AcceptInvitationResponse
+	(*GetDoorRequest)(nil),           // 13: demarc.control.v1.GetDoorRequest
+	(*GetDoorResponse)(nil),          // 14: demarc.control.v1.GetDoorResponse
+	(*LoginOptionsRequest)(nil),      // 15: demarc.control.v1.LoginOptionsRequest
+	(*LoginOptionsResponse)(nil),     // 16: demarc.control.v1.LoginOptionsResponse
+	(*LoginRequest)(nil),             // 17: demarc.control.v1.LoginRequest
+	(*LoginResponse)(nil),            // 18: demarc.control.v1.LoginResponse
 }
 var file_control_v1_operators_proto_depIdxs = []int32{
 	4,  // 0: demarc.control.v1.ListOperatorsResponse.operators:type_name -> demarc.control.v1.OperatorRecord
@@ -878,15 +1209,21 @@ var file_control_v1_operators_proto_depIdxs = []int32{
 	5,  // 3: demarc.control.v1.OperatorService.SetOperatorRole:input_type -> demarc.control.v1.SetOperatorRoleRequest
 	7,  // 4: demarc.control.v1.OperatorService.BanOperator:input_type -> demarc.control.v1.BanOperatorRequest
 	9,  // 5: demarc.control.v1.OperatorService.RemoveOperator:input_type -> demarc.control.v1.RemoveOperatorRequest
-	11, // 6: demarc.control.v1.OperatorBootstrap.AcceptInvitation:input_type -> demarc.control.v1.AcceptInvitationRequest
-	1,  // 7: demarc.control.v1.OperatorService.InviteOperator:output_type -> demarc.control.v1.InviteOperatorResponse
-	3,  // 8: demarc.control.v1.OperatorService.ListOperators:output_type -> demarc.control.v1.ListOperatorsResponse
-	6,  // 9: demarc.control.v1.OperatorService.SetOperatorRole:output_type -> demarc.control.v1.SetOperatorRoleResponse
-	8,  // 10: demarc.control.v1.OperatorService.BanOperator:output_type -> demarc.control.v1.BanOperatorResponse
-	10, // 11: demarc.control.v1.OperatorService.RemoveOperator:output_type -> demarc.control.v1.RemoveOperatorResponse
-	12, // 12: demarc.control.v1.OperatorBootstrap.AcceptInvitation:output_type -> demarc.control.v1.AcceptInvitationResponse
-	7,  // [7:13] is the sub-list for method output_type
-	1,  // [1:7] is the sub-list for method input_type
+	13, // 6: demarc.control.v1.OperatorService.GetDoor:input_type -> demarc.control.v1.GetDoorRequest
+	11, // 7: demarc.control.v1.OperatorBootstrap.AcceptInvitation:input_type -> demarc.control.v1.AcceptInvitationRequest
+	15, // 8: demarc.control.v1.OperatorBootstrap.LoginOptions:input_type -> demarc.control.v1.LoginOptionsRequest
+	17, // 9: demarc.control.v1.OperatorBootstrap.Login:input_type -> demarc.control.v1.LoginRequest
+	1,  // 10: demarc.control.v1.OperatorService.InviteOperator:output_type -> demarc.control.v1.InviteOperatorResponse
+	3,  // 11: demarc.control.v1.OperatorService.ListOperators:output_type -> demarc.control.v1.ListOperatorsResponse
+	6,  // 12: demarc.control.v1.OperatorService.SetOperatorRole:output_type -> demarc.control.v1.SetOperatorRoleResponse
+	8,  // 13: demarc.control.v1.OperatorService.BanOperator:output_type -> demarc.control.v1.BanOperatorResponse
+	10, // 14: demarc.control.v1.OperatorService.RemoveOperator:output_type -> demarc.control.v1.RemoveOperatorResponse
+	14, // 15: demarc.control.v1.OperatorService.GetDoor:output_type -> demarc.control.v1.GetDoorResponse
+	12, // 16: demarc.control.v1.OperatorBootstrap.AcceptInvitation:output_type -> demarc.control.v1.AcceptInvitationResponse
+	16, // 17: demarc.control.v1.OperatorBootstrap.LoginOptions:output_type -> demarc.control.v1.LoginOptionsResponse
+	18, // 18: demarc.control.v1.OperatorBootstrap.Login:output_type -> demarc.control.v1.LoginResponse
+	10, // [10:19] is the sub-list for method output_type
+	1,  // [1:10] is the sub-list for method input_type
 	1,  // [1:1] is the sub-list for extension type_name
 	1,  // [1:1] is the sub-list for extension extendee
 	0,  // [0:1] is the sub-list for field type_name
@@ -903,7 +1240,7 @@ func file_control_v1_operators_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_v1_operators_proto_rawDesc), len(file_control_v1_operators_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

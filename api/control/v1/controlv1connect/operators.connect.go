@@ -54,9 +54,16 @@ const (
 	// OperatorServiceRemoveOperatorProcedure is the fully-qualified name of the OperatorService's
 	// RemoveOperator RPC.
 	OperatorServiceRemoveOperatorProcedure = "/demarc.control.v1.OperatorService/RemoveOperator"
+	// OperatorServiceGetDoorProcedure is the fully-qualified name of the OperatorService's GetDoor RPC.
+	OperatorServiceGetDoorProcedure = "/demarc.control.v1.OperatorService/GetDoor"
 	// OperatorBootstrapAcceptInvitationProcedure is the fully-qualified name of the OperatorBootstrap's
 	// AcceptInvitation RPC.
 	OperatorBootstrapAcceptInvitationProcedure = "/demarc.control.v1.OperatorBootstrap/AcceptInvitation"
+	// OperatorBootstrapLoginOptionsProcedure is the fully-qualified name of the OperatorBootstrap's
+	// LoginOptions RPC.
+	OperatorBootstrapLoginOptionsProcedure = "/demarc.control.v1.OperatorBootstrap/LoginOptions"
+	// OperatorBootstrapLoginProcedure is the fully-qualified name of the OperatorBootstrap's Login RPC.
+	OperatorBootstrapLoginProcedure = "/demarc.control.v1.OperatorBootstrap/Login"
 )
 
 // OperatorServiceClient is a client for the demarc.control.v1.OperatorService service.
@@ -66,6 +73,7 @@ type OperatorServiceClient interface {
 	SetOperatorRole(context.Context, *connect.Request[v1.SetOperatorRoleRequest]) (*connect.Response[v1.SetOperatorRoleResponse], error)
 	BanOperator(context.Context, *connect.Request[v1.BanOperatorRequest]) (*connect.Response[v1.BanOperatorResponse], error)
 	RemoveOperator(context.Context, *connect.Request[v1.RemoveOperatorRequest]) (*connect.Response[v1.RemoveOperatorResponse], error)
+	GetDoor(context.Context, *connect.Request[v1.GetDoorRequest]) (*connect.Response[v1.GetDoorResponse], error)
 }
 
 // NewOperatorServiceClient constructs a client for the demarc.control.v1.OperatorService service.
@@ -109,6 +117,12 @@ func NewOperatorServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(operatorServiceMethods.ByName("RemoveOperator")),
 			connect.WithClientOptions(opts...),
 		),
+		getDoor: connect.NewClient[v1.GetDoorRequest, v1.GetDoorResponse](
+			httpClient,
+			baseURL+OperatorServiceGetDoorProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("GetDoor")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -119,6 +133,7 @@ type operatorServiceClient struct {
 	setOperatorRole *connect.Client[v1.SetOperatorRoleRequest, v1.SetOperatorRoleResponse]
 	banOperator     *connect.Client[v1.BanOperatorRequest, v1.BanOperatorResponse]
 	removeOperator  *connect.Client[v1.RemoveOperatorRequest, v1.RemoveOperatorResponse]
+	getDoor         *connect.Client[v1.GetDoorRequest, v1.GetDoorResponse]
 }
 
 // InviteOperator calls demarc.control.v1.OperatorService.InviteOperator.
@@ -146,6 +161,11 @@ func (c *operatorServiceClient) RemoveOperator(ctx context.Context, req *connect
 	return c.removeOperator.CallUnary(ctx, req)
 }
 
+// GetDoor calls demarc.control.v1.OperatorService.GetDoor.
+func (c *operatorServiceClient) GetDoor(ctx context.Context, req *connect.Request[v1.GetDoorRequest]) (*connect.Response[v1.GetDoorResponse], error) {
+	return c.getDoor.CallUnary(ctx, req)
+}
+
 // OperatorServiceHandler is an implementation of the demarc.control.v1.OperatorService service.
 type OperatorServiceHandler interface {
 	InviteOperator(context.Context, *connect.Request[v1.InviteOperatorRequest]) (*connect.Response[v1.InviteOperatorResponse], error)
@@ -153,6 +173,7 @@ type OperatorServiceHandler interface {
 	SetOperatorRole(context.Context, *connect.Request[v1.SetOperatorRoleRequest]) (*connect.Response[v1.SetOperatorRoleResponse], error)
 	BanOperator(context.Context, *connect.Request[v1.BanOperatorRequest]) (*connect.Response[v1.BanOperatorResponse], error)
 	RemoveOperator(context.Context, *connect.Request[v1.RemoveOperatorRequest]) (*connect.Response[v1.RemoveOperatorResponse], error)
+	GetDoor(context.Context, *connect.Request[v1.GetDoorRequest]) (*connect.Response[v1.GetDoorResponse], error)
 }
 
 // NewOperatorServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -192,6 +213,12 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 		connect.WithSchema(operatorServiceMethods.ByName("RemoveOperator")),
 		connect.WithHandlerOptions(opts...),
 	)
+	operatorServiceGetDoorHandler := connect.NewUnaryHandler(
+		OperatorServiceGetDoorProcedure,
+		svc.GetDoor,
+		connect.WithSchema(operatorServiceMethods.ByName("GetDoor")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/demarc.control.v1.OperatorService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case OperatorServiceInviteOperatorProcedure:
@@ -204,6 +231,8 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 			operatorServiceBanOperatorHandler.ServeHTTP(w, r)
 		case OperatorServiceRemoveOperatorProcedure:
 			operatorServiceRemoveOperatorHandler.ServeHTTP(w, r)
+		case OperatorServiceGetDoorProcedure:
+			operatorServiceGetDoorHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -233,9 +262,15 @@ func (UnimplementedOperatorServiceHandler) RemoveOperator(context.Context, *conn
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.control.v1.OperatorService.RemoveOperator is not implemented"))
 }
 
+func (UnimplementedOperatorServiceHandler) GetDoor(context.Context, *connect.Request[v1.GetDoorRequest]) (*connect.Response[v1.GetDoorResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.control.v1.OperatorService.GetDoor is not implemented"))
+}
+
 // OperatorBootstrapClient is a client for the demarc.control.v1.OperatorBootstrap service.
 type OperatorBootstrapClient interface {
 	AcceptInvitation(context.Context, *connect.Request[v1.AcceptInvitationRequest]) (*connect.Response[v1.AcceptInvitationResponse], error)
+	LoginOptions(context.Context, *connect.Request[v1.LoginOptionsRequest]) (*connect.Response[v1.LoginOptionsResponse], error)
+	Login(context.Context, *connect.Request[v1.LoginRequest]) (*connect.Response[v1.LoginResponse], error)
 }
 
 // NewOperatorBootstrapClient constructs a client for the demarc.control.v1.OperatorBootstrap
@@ -255,12 +290,26 @@ func NewOperatorBootstrapClient(httpClient connect.HTTPClient, baseURL string, o
 			connect.WithSchema(operatorBootstrapMethods.ByName("AcceptInvitation")),
 			connect.WithClientOptions(opts...),
 		),
+		loginOptions: connect.NewClient[v1.LoginOptionsRequest, v1.LoginOptionsResponse](
+			httpClient,
+			baseURL+OperatorBootstrapLoginOptionsProcedure,
+			connect.WithSchema(operatorBootstrapMethods.ByName("LoginOptions")),
+			connect.WithClientOptions(opts...),
+		),
+		login: connect.NewClient[v1.LoginRequest, v1.LoginResponse](
+			httpClient,
+			baseURL+OperatorBootstrapLoginProcedure,
+			connect.WithSchema(operatorBootstrapMethods.ByName("Login")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // operatorBootstrapClient implements OperatorBootstrapClient.
 type operatorBootstrapClient struct {
 	acceptInvitation *connect.Client[v1.AcceptInvitationRequest, v1.AcceptInvitationResponse]
+	loginOptions     *connect.Client[v1.LoginOptionsRequest, v1.LoginOptionsResponse]
+	login            *connect.Client[v1.LoginRequest, v1.LoginResponse]
 }
 
 // AcceptInvitation calls demarc.control.v1.OperatorBootstrap.AcceptInvitation.
@@ -268,9 +317,21 @@ func (c *operatorBootstrapClient) AcceptInvitation(ctx context.Context, req *con
 	return c.acceptInvitation.CallUnary(ctx, req)
 }
 
+// LoginOptions calls demarc.control.v1.OperatorBootstrap.LoginOptions.
+func (c *operatorBootstrapClient) LoginOptions(ctx context.Context, req *connect.Request[v1.LoginOptionsRequest]) (*connect.Response[v1.LoginOptionsResponse], error) {
+	return c.loginOptions.CallUnary(ctx, req)
+}
+
+// Login calls demarc.control.v1.OperatorBootstrap.Login.
+func (c *operatorBootstrapClient) Login(ctx context.Context, req *connect.Request[v1.LoginRequest]) (*connect.Response[v1.LoginResponse], error) {
+	return c.login.CallUnary(ctx, req)
+}
+
 // OperatorBootstrapHandler is an implementation of the demarc.control.v1.OperatorBootstrap service.
 type OperatorBootstrapHandler interface {
 	AcceptInvitation(context.Context, *connect.Request[v1.AcceptInvitationRequest]) (*connect.Response[v1.AcceptInvitationResponse], error)
+	LoginOptions(context.Context, *connect.Request[v1.LoginOptionsRequest]) (*connect.Response[v1.LoginOptionsResponse], error)
+	Login(context.Context, *connect.Request[v1.LoginRequest]) (*connect.Response[v1.LoginResponse], error)
 }
 
 // NewOperatorBootstrapHandler builds an HTTP handler from the service implementation. It returns
@@ -286,10 +347,26 @@ func NewOperatorBootstrapHandler(svc OperatorBootstrapHandler, opts ...connect.H
 		connect.WithSchema(operatorBootstrapMethods.ByName("AcceptInvitation")),
 		connect.WithHandlerOptions(opts...),
 	)
+	operatorBootstrapLoginOptionsHandler := connect.NewUnaryHandler(
+		OperatorBootstrapLoginOptionsProcedure,
+		svc.LoginOptions,
+		connect.WithSchema(operatorBootstrapMethods.ByName("LoginOptions")),
+		connect.WithHandlerOptions(opts...),
+	)
+	operatorBootstrapLoginHandler := connect.NewUnaryHandler(
+		OperatorBootstrapLoginProcedure,
+		svc.Login,
+		connect.WithSchema(operatorBootstrapMethods.ByName("Login")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/demarc.control.v1.OperatorBootstrap/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case OperatorBootstrapAcceptInvitationProcedure:
 			operatorBootstrapAcceptInvitationHandler.ServeHTTP(w, r)
+		case OperatorBootstrapLoginOptionsProcedure:
+			operatorBootstrapLoginOptionsHandler.ServeHTTP(w, r)
+		case OperatorBootstrapLoginProcedure:
+			operatorBootstrapLoginHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -301,4 +378,12 @@ type UnimplementedOperatorBootstrapHandler struct{}
 
 func (UnimplementedOperatorBootstrapHandler) AcceptInvitation(context.Context, *connect.Request[v1.AcceptInvitationRequest]) (*connect.Response[v1.AcceptInvitationResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.control.v1.OperatorBootstrap.AcceptInvitation is not implemented"))
+}
+
+func (UnimplementedOperatorBootstrapHandler) LoginOptions(context.Context, *connect.Request[v1.LoginOptionsRequest]) (*connect.Response[v1.LoginOptionsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.control.v1.OperatorBootstrap.LoginOptions is not implemented"))
+}
+
+func (UnimplementedOperatorBootstrapHandler) Login(context.Context, *connect.Request[v1.LoginRequest]) (*connect.Response[v1.LoginResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.control.v1.OperatorBootstrap.Login is not implemented"))
 }
