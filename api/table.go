@@ -70,6 +70,17 @@ var table = map[string][]Caller{
 	controlv1connect.ControlListOperationsProcedure:    {Operator},
 	controlv1connect.ControlExportEvidenceProcedure:    {Operator},
 
+	// For an admin alone: who is a member decides who holds the book and its keys.
+	controlv1connect.ClusterListMembersProcedure:        {Operator},
+	controlv1connect.ClusterAddMemberProcedure:          {Operator},
+	controlv1connect.ClusterPromoteMemberProcedure:      {Operator},
+	controlv1connect.ClusterDemoteMemberProcedure:       {Operator},
+	controlv1connect.ClusterRemoveMemberProcedure:       {Operator},
+	controlv1connect.ClusterReplaceMemberProcedure:      {Operator},
+	controlv1connect.ClusterTransferLeadershipProcedure: {Operator},
+	controlv1connect.ClusterSetAutopilotProcedure:       {Operator},
+	controlv1connect.ClusterSaveSnapshotProcedure:       {Operator},
+
 	localv1connect.LocalStatusProcedure:         {Owner},
 	localv1connect.LocalPinProcedure:            {Owner},
 	localv1connect.LocalSubmitProcedure:         {Owner},

@@ -197,8 +197,9 @@ func (n *Node) change(ctx context.Context, c Change) error {
 		return fault.New(op, fault.Busy, "another change of the members is under way: try again when it is done")
 	}
 	defer n.changing.Unlock()
+	n.watch.began(n.raft.CurrentTerm())
 	if c.Do == Transfer {
-		return n.transfer(c.ID)
+		return n.transfer(ctx, c.ID)
 	}
 	all := n.servers()
 	was, is := find(all, c.ID)
@@ -206,12 +207,11 @@ func (n *Node) change(ctx context.Context, c Change) error {
 	if err != nil || next == nil {
 		return err
 	}
-	n.watch.began(n.raft.CurrentTerm())
 	if err := n.enough(ctx, voters(next), c); err != nil {
 		return err
 	}
 	if (c.Do == Remove || c.Do == Demote) && c.ID == n.cfg.Self.ID {
-		if err := n.transfer(""); err != nil {
+		if err := n.transfer(ctx, ""); err != nil {
 			return err
 		}
 		return errNotLeader // whoever leads now does it
@@ -270,8 +270,7 @@ func (n *Node) plan(all []hraft.Server, was hraft.Server, is bool, c Change) ([]
 	return nil, fault.New(op, fault.Invalid, "a change of the kind %q", clip(c.Do))
 }
 
-// enough refuses a change after which the voters that are heard from are no majority. A leader that has just begun waits
-// until it has heard from its members.
+// enough refuses a change after which the voters that are heard from are no majority.
 func (n *Node) enough(ctx context.Context, after []string, c Change) error {
 	const op = "raft.change"
 	if c.Do == Add || c.Do == Move {
@@ -280,34 +279,41 @@ func (n *Node) enough(ctx context.Context, after []string, c Change) error {
 	if len(after) == 0 {
 		return fault.New(op, fault.Conflict, "node %q is the only voter: promote another one first", c.ID)
 	}
+	silent, err := n.silents(ctx, after)
+	if err != nil {
+		return err
+	}
+	if heard := len(after) - len(silent); heard < len(after)/2+1 {
+		return fault.New(op, fault.Conflict, "after this %d of %d voters would be in reach, and a majority is needed (out of reach: %q): bring them back, or add and promote others first", heard, len(after), silent)
+	}
+	return nil
+}
+
+// silents names those of the members that the leader does not hear from. One that has just begun to lead waits until it
+// has had the time to hear from them.
+func (n *Node) silents(ctx context.Context, ids []string) ([]string, error) {
 	for {
 		since, moved := n.watch.begun()
-		var silent []string
-		for _, id := range after {
+		var out []string
+		for _, id := range ids {
 			if !n.watch.heard(n, id) {
-				silent = append(silent, id)
+				out = append(out, id)
 			}
 		}
-		heard := len(after) - len(silent)
-		if heard >= len(after)/2+1 {
-			return nil
+		left := n.gap() + n.cfg.Timing.Heartbeat - time.Since(since)
+		if len(out) == 0 || left <= 0 || ctx.Err() != nil {
+			return out, nil
 		}
-		if left := n.gap() + n.cfg.Timing.Heartbeat - time.Since(since); left > 0 {
-			t := time.NewTimer(left)
-			select {
-			case <-moved:
-			case <-t.C:
-			case <-ctx.Done():
-			case <-n.ctx.Done():
-				t.Stop()
-				return errClosing
-			}
+		t := time.NewTimer(left)
+		select {
+		case <-moved:
+		case <-t.C:
+		case <-ctx.Done():
+		case <-n.ctx.Done():
 			t.Stop()
-			if ctx.Err() == nil {
-				continue
-			}
+			return nil, errClosing
 		}
-		return fault.New(op, fault.Conflict, "after this %d of %d voters would be in reach, and a majority is needed (out of reach: %q): bring them back, or add and promote others first", heard, len(after), silent)
+		t.Stop()
 	}
 }
 
@@ -371,7 +377,7 @@ func (n *Node) commit(c Change, was hraft.Server) error {
 }
 
 // transfer hands leadership to a voter, or to any.
-func (n *Node) transfer(id string) error {
+func (n *Node) transfer(ctx context.Context, id string) error {
 	const op = "raft.transfer"
 	all := n.servers()
 	try := func() hraft.Future { return n.raft.LeadershipTransfer() }
@@ -385,9 +391,14 @@ func (n *Node) transfer(id string) error {
 		return fault.New(op, fault.Conflict, "node %q is a non-voter, which can't lead: promote it first", id)
 	case id == n.cfg.Self.ID:
 		return nil
-	case !n.watch.heard(n, id):
-		return fault.New(op, fault.Conflict, "node %q is not in reach of the leader: it can't lead", id)
 	default:
+		silent, err := n.silents(ctx, []string{id})
+		if err != nil {
+			return err
+		}
+		if len(silent) > 0 {
+			return fault.New(op, fault.Conflict, "node %q is not in reach of the leader: it can't lead", id)
+		}
 		try = func() hraft.Future { return n.raft.LeadershipTransferToServer(s.ID, s.Address) }
 	}
 	var err error
@@ -404,3 +415,22 @@ type final struct{ error }
 
 // Unwrap gives the cause.
 func (f *final) Unwrap() error { return f.error }
+
+// Voters lists those who vote by this node's log, by id.
+func (n *Node) Voters() []string { return voters(n.servers()) }
+
+// About gives what a member said about itself since this node leads; nil where it said nothing, or this node does not lead.
+func (n *Node) About(id string) []byte {
+	if id == n.cfg.Self.ID && n.cfg.About != nil {
+		return n.cfg.About()
+	}
+	if !n.leads() {
+		return nil
+	}
+	n.watch.mu.Lock()
+	defer n.watch.mu.Unlock()
+	if s := n.watch.seen[id]; s != nil && n.watch.term == n.raft.CurrentTerm() {
+		return s.About
+	}
+	return nil
+}

@@ -95,11 +95,12 @@ func (o operator) signer() (ed25519.PrivateKey, error) {
 // vendor speaks to the control plane. Who answers is proven by its certificate, never by its address.
 type vendor struct {
 	operator
-	clients []controlv1connect.ControlClient
-	ways    []*http.Transport
-	at      int           // the node that answered last is asked first
-	total   time.Duration // of a call, all tries together
-	try     time.Duration // of one try, and of silence on a stream
+	clients  []controlv1connect.ControlClient
+	clusters []controlv1connect.ClusterClient // likewise
+	ways     []*http.Transport
+	at       int           // the node that answered last is asked first
+	total    time.Duration // of a call, all tries together
+	try      time.Duration // of one try, and of silence on a stream
 }
 
 const tryTimeout = 10 * time.Second
@@ -134,6 +135,7 @@ func newVendor(o operator, who identity.Source, total time.Duration) *vendor {
 		t.Protocols.SetHTTP2(true)
 		v.ways = append(v.ways, t)
 		v.clients = append(v.clients, controlv1connect.NewControlClient(&http.Client{Transport: t}, "https://"+n, connect.WithReadMaxBytes(64<<20)))
+		v.clusters = append(v.clusters, newCluster(&http.Client{Transport: t}, n))
 	}
 	return v
 }

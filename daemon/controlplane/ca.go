@@ -107,7 +107,7 @@ func (s *Server) holds(ctx context.Context, by fleet.Principal, name fleet.Appli
 
 func (s *Server) nodes() []string {
 	var out []string
-	for _, m := range s.Members {
+	for _, m := range s.roster() {
 		out = append(out, m.Name)
 	}
 	return out

@@ -61,7 +61,9 @@ type Options struct {
 	KEK       []byte                                          // 32 bytes; opens the CA keys
 	LeafLife  time.Duration
 	Platforms *platform.Verifier // asks AWS, Google and listed issuers; nil: pinned keys are all that is known
-	Members   []Member
+	Members   []Member           // of the file: where the first nodes serve
+	Cluster   Membership         // who is a member; nil: Members are all there are
+	Build     string             // of this process
 	Now       func() time.Time
 	Log       *slog.Logger
 	// StrangerWait is how long a call of the bootstrap service may take, its body and its answer included; zero means 15 s.
@@ -82,7 +84,7 @@ type Meter struct {
 	Rejected  telemetry.Counter  // connections that were closed before their handshake began
 }
 
-// Member is one node of the first cluster, as people know it.
+// Member is one node, as people know it.
 type Member struct{ Name, Raft, API string }
 
 // Server answers appliances and operators. Its methods may be called concurrently.
@@ -164,6 +166,9 @@ func (s *Server) Admit(p fleet.Principal, serial fleet.Serial) error {
 	if !ok || td != page.TrustDomain {
 		return fault.New("controlplane.Admit", fault.Denied, "%s is not of this trust domain", clip(string(p)))
 	}
+	if role == fleet.Node {
+		return s.admitNode(id)
+	}
 	if role != fleet.Appliance {
 		return nil
 	}
@@ -207,6 +212,7 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle(boundaryv1connect.NewBootstrapHandler(bootstrap{Server: s}, small...))
 	mux.Handle(boundaryv1connect.NewBoundaryHandler(s, opts...))
 	mux.Handle(controlv1connect.NewControlHandler(s, opts...))
+	mux.Handle(controlv1connect.NewClusterHandler(cluster{Server: s}, opts...))
 	errors := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		who := api.Who{Class: api.Stranger}

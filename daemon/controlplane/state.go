@@ -24,6 +24,8 @@ type State struct {
 	Slots       []identity.Slot // replaced whole, never edited in place
 	number      uint64          // of the bundle that Slots make; see Bundle
 	nodes       *immutable.SortedMap[string, uint64]
+	peers       *immutable.SortedMap[string, Peer] // see members_changes.go
+	pilot       Autopilot
 	customers   *immutable.SortedMap[fleet.CustomerID, Customer]
 	appliances  roll
 	releases    *immutable.SortedMap[fleet.Digest, Release]
@@ -151,6 +153,7 @@ type Operation struct {
 func NewState() State {
 	return State{
 		nodes:      immutable.NewSortedMap[string, uint64](nil),
+		peers:      immutable.NewSortedMap[string, Peer](nil),
 		customers:  immutable.NewSortedMap[fleet.CustomerID, Customer](nil),
 		appliances: newRoll(),
 		releases:   immutable.NewSortedMap[fleet.Digest, Release](nil),
@@ -220,11 +223,14 @@ type page struct {
 
 	Bundle uint64            `json:"bundle,omitempty"`
 	Nodes  map[string]uint64 `json:"nodes,omitempty"`
+
+	Peers []Peer    `json:"peers,omitempty"`
+	Pilot Autopilot `json:"autopilot,omitzero"`
 }
 
 // MarshalJSON writes the page in a canonical order.
 func (s State) MarshalJSON() ([]byte, error) {
-	p := page{s.TrustDomain, s.Slots, s.Customers(), s.Appliances(), values(s.releases), values(s.operations), map[string]time.Time{}, s.number, map[string]uint64{}}
+	p := page{s.TrustDomain, s.Slots, s.Customers(), s.Appliances(), values(s.releases), values(s.operations), map[string]time.Time{}, s.number, map[string]uint64{}, values(s.peers), s.pilot}
 	for it := s.nodes.Iterator(); !it.Done(); {
 		k, v, _ := it.Next()
 		p.Nodes[k] = v
@@ -243,7 +249,10 @@ func (s *State) UnmarshalJSON(b []byte) error {
 		return fault.At("controlplane.State", "", err)
 	}
 	n := NewState()
-	n.TrustDomain, n.Slots, n.number = p.TrustDomain, p.Slots, p.Bundle
+	n.TrustDomain, n.Slots, n.number, n.pilot = p.TrustDomain, p.Slots, p.Bundle, p.Pilot
+	for _, x := range p.Peers {
+		n.peers = n.peers.Set(x.Name, x)
+	}
 	for k, v := range p.Nodes {
 		n.nodes = n.nodes.Set(k, v)
 	}
