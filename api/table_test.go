@@ -27,7 +27,7 @@ import (
 )
 
 func schemas() []protoreflect.FileDescriptor {
-	return []protoreflect.FileDescriptor{boundaryv1.File_boundary_v1_boundary_proto, controlv1.File_control_v1_control_proto,
+	return []protoreflect.FileDescriptor{boundaryv1.File_boundary_v1_boundary_proto, controlv1.File_control_v1_control_proto, controlv1.File_control_v1_cluster_proto,
 		localv1.File_local_v1_local_proto, managementv1.File_management_v1_management_proto}
 }
 
@@ -53,6 +53,7 @@ var allowed = map[string][]api.Caller{
 	"demarc.boundary.v1.Bootstrap":    {api.Stranger, api.Appliance},
 	"demarc.boundary.v1.Boundary":     {api.Appliance},
 	"demarc.control.v1.Control":       {api.Operator},
+	"demarc.control.v1.Cluster":       {api.Operator},
 	"demarc.local.v1.Local":           {api.Owner},
 	"demarc.management.v1.Management": {api.Node},
 	"demarc.management.v1.Overview":   {api.Owner},
@@ -71,6 +72,9 @@ func TestEveryProcedureAsEveryCaller(t *testing.T) {
 		},
 		func() (string, http.Handler) {
 			return controlv1connect.NewControlHandler(controlv1connect.UnimplementedControlHandler{}, opt)
+		},
+		func() (string, http.Handler) {
+			return controlv1connect.NewClusterHandler(controlv1connect.UnimplementedClusterHandler{}, opt)
 		},
 		func() (string, http.Handler) {
 			return localv1connect.NewLocalHandler(localv1connect.UnimplementedLocalHandler{}, opt)
