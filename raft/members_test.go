@@ -270,8 +270,8 @@ func TestLeadershipGoesWhereItIsTold(t *testing.T) {
 	waitFor(t, func() bool { return c.nodes[to].State().Role == "leader" })
 	c.must(c.nodes[lead].Change(within(t), raft.Change{Do: raft.Transfer}))
 	waitFor(t, func() bool { return c.nodes[to].State().Role != "leader" })
-	i := c.join("n3")
-	c.must(c.change(i, raft.Add, "n3"))
+	c.join("n3")
+	c.must(c.change(to, raft.Add, "n3"))
 	if err := c.change(to, raft.Transfer, "n3"); !errors.Is(err, fault.Conflict) {
 		t.Fatalf("a non-voter leads: %v", err)
 	}

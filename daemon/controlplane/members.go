@@ -232,7 +232,8 @@ func (c cluster) RemoveMember(ctx context.Context, req *connect.Request[controlv
 	}
 	err = m.Change(ctx, raft.Change{Do: raft.Remove, ID: req.Msg.GetName()})
 	if fault.Of(err) == fault.NotFound {
-		if _, known := c.book.View().Peer(req.Msg.GetName()); known {
+		_, known := c.book.View().Peer(req.Msg.GetName())
+		if known || slices.ContainsFunc(c.Server.Members, func(m Member) bool { return m.Name == req.Msg.GetName() }) {
 			err = nil // it is gone from the cluster; that it is gone for good may not be on record yet
 		}
 	}
