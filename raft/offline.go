@@ -13,6 +13,7 @@ import (
 	hraft "github.com/hashicorp/raft"
 
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/raft/wal"
 )
 
 // Offline is the directory of a node that is stopped.
@@ -31,7 +32,7 @@ func (o Offline) open() (*disk, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return openDisk(o.Dir, o.Self.ID, hclogger(o.Logger))
+	return openDisk(o.Dir, o.Self.ID, wal.Options{}, hclogger(o.Logger))
 }
 
 func (o Offline) alone() hraft.Configuration {

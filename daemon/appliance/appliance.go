@@ -62,8 +62,8 @@ type Appliance struct {
 	opts    Options
 	proving proving
 	running runner
-	door    sync.Mutex // one change of doors at a time
-	private privateSide
+	door    sync.Mutex   // one change of doors at a time
+	private *privateSide // nil: the file names no tailnet of the customer's
 	file    *os.File
 }
 
@@ -179,12 +179,17 @@ func (a *Appliance) openRest(ctx context.Context) error {
 
 // Close stops the application and closes the book.
 func (a *Appliance) Close(ctx context.Context) {
+	if a.private != nil {
+		a.private.stop() // a join under way: the gate would wait for it
+	}
 	if a.gate != nil {
 		_ = a.gate.Close()
 	}
-	a.private.close()
+	if a.private != nil {
+		a.private.close()
+	}
 	for _, r := range a.routes {
-		if t, ok := r.(*tailnetRoute); ok {
+		if t, ok := r.(tailnetRoute); ok {
 			t.close()
 		}
 	}

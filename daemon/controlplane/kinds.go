@@ -11,12 +11,15 @@ import (
 	"github.com/demarc-dev/demarc/ledger"
 )
 
-// firstKinds are the changes that every build knows which can be a member: those of the build before nodes said what they
-// know. The list never grows.
+// firstKinds are the changes of the first release: whatever build a member runs, it knows them. A kind that comes later is
+// not added here: it is let in when each voter says that it knows it.
 var firstKinds = []string{"genesis/1", "customer.register/1", "appliance.register/1", "appliance.enrol/1", "refused/1", "appliance.renew/1",
 	"appliance.edge/1", "appliance.ban/1", "release.publish/1", "probe.send/1", "checkpoint.send/1", "operation.request/1", "orders.done/1",
 	"report/1", "appliance.enrol/2", "appliance.keys/1", "appliance.expect/1", "ca.prepare/1", "ca.activate/1", "ca.retire/1",
-	"appliance.renew/2", "appliance.bundle/1", "node.bundle/1"}
+	"appliance.renew/2", "appliance.bundle/1", "node.bundle/1",
+	"genesis/2", "operator.adopt/1", "operator.invite/1", "operator.enrol/1", "operator.renew/1", "operator.use/1", "operator.role/1", "operator.ban/1",
+	"operator.remove/1", "secrets.keep/1", "kek.holds/1", "kek.rotate/1", "ca.prepare/2",
+	"node.add/1", "node.is/1", "node.remove/1", "node.changed/1", "autopilot.set/1"}
 
 // about is what a node tells the leader of itself.
 type about struct {
@@ -96,3 +99,6 @@ func kindOf(data []byte) (string, error) {
 	}
 	return in.Kind, nil
 }
+
+// FirstKinds lists the changes that every build knows.
+func FirstKinds() []string { return slices.Clone(firstKinds) }

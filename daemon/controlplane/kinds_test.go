@@ -27,10 +27,19 @@ import (
 	"github.com/demarc-dev/demarc/raft"
 )
 
-// olderBook is that of a build that knows no nodes.
-func olderBook() *ledger.Book[controlplane.State] {
-	return ledger.NewBook(controlplane.NewState(), ledger.Learn[controlplane.Genesis](), ledger.Learn[controlplane.RegisterCustomer](), ledger.Learn[controlplane.NodeIs]())
+// later is a change of a later build.
+type later struct {
+	What string `json:"what"`
 }
+
+func (later) Kind() string { return "later/1" }
+
+func (c later) Apply(s *controlplane.State, m ledger.Meta) (struct{}, error) {
+	_, err := controlplane.RemoveNode{Name: "cp-9", Reason: c.What}.Apply(s, m)
+	return struct{}{}, err
+}
+
+func laterBook() *ledger.Book[controlplane.State] { return controlplane.NewBook(ledger.Learn[later]()) }
 
 type voting map[string][]byte
 
@@ -53,6 +62,15 @@ func proposal[R any](t *testing.T, id string, c ledger.Change[controlplane.State
 	return b
 }
 
+func TestTheFirstKindsAreKnown(t *testing.T) {
+	book := controlplane.NewBook()
+	for _, k := range controlplane.FirstKinds() {
+		if !book.Knows(k) {
+			t.Errorf("the first release knew %q, and this build does not", k)
+		}
+	}
+}
+
 func TestAKindIsProposedOnlyWhenEachVoterKnowsIt(t *testing.T) {
 	knows := func(build string, kinds ...string) []byte {
 		b, err := json.Marshal(map[string]any{"build": build, "knows": append([]string{}, kinds...)})
@@ -62,28 +80,31 @@ func TestAKindIsProposedOnlyWhenEachVoterKnowsIt(t *testing.T) {
 		return b
 	}
 	o := newBook(t)
+	book := laterBook()
 	self := fleet.PrincipalOf("acme.example", fleet.Node, "cp-3")
-	if _, err := ledger.Submit(t.Context(), o, ledger.Meta{At: start, By: self, Request: "is"}, controlplane.NodeIs{Name: "cp-3", Build: "v2", Knows: []string{"node.remove/1"}}); err != nil {
+	o.book = book
+	must(t, o, controlplane.Genesis{TrustDomain: "acme.example", Slots: []identity.Slot{{Stage: identity.Active, CertDER: []byte("c"), SealedKey: []byte("k")}}})
+	if _, err := ledger.Submit(t.Context(), o, ledger.Meta{At: start, By: self, Request: "is"}, controlplane.NodeIs{Name: "cp-3", Build: "v2", Knows: []string{"later/1"}}); err != nil {
 		t.Fatal(err)
 	}
-	change := proposal(t, "x", controlplane.RemoveNode{Name: "cp-9"})
+	change := proposal(t, "x", later{"x"})
 	for name, c := range map[string]struct {
 		data []byte
 		says voting
 		want string // "" where it passes
 	}{
-		"all say so":                   {change, voting{"cp-1": knows("v2", "node.remove/1"), "cp-2": knows("v2", "node.remove/1")}, ""},
-		"one is older":                 {change, voting{"cp-1": knows("v2", "node.remove/1"), "cp-2": knows("v1", "node.is/1")}, `node "cp-2" does not know the change "node.remove/1": upgrade it first, it runs the build "v1"`},
+		"all say so":                   {change, voting{"cp-1": knows("v2", "later/1"), "cp-2": knows("v2", "later/1")}, ""},
+		"one is older":                 {change, voting{"cp-1": knows("v2", "later/1"), "cp-2": knows("v1", "node.is/1")}, `node "cp-2" does not know the change "later/1": upgrade it first, it runs the build "v1"`},
 		"one knows nothing":            {change, voting{"cp-2": knows("v0")}, `node "cp-2" does not know`},
-		"one said nothing":             {change, voting{"cp-1": knows("v2", "node.remove/1"), "cp-2": nil}, `not known whether node "cp-2" knows the change "node.remove/1"`},
+		"one said nothing":             {change, voting{"cp-1": knows("v2", "later/1"), "cp-2": nil}, `not known whether node "cp-2" knows the change "later/1"`},
 		"one is away, and said so":     {change, voting{"cp-3": nil}, ""},
 		"one came back with less":      {change, voting{"cp-3": knows("v1")}, `node "cp-3" does not know`},
 		"one says what nobody reads":   {change, voting{"cp-2": []byte("{")}, "not known"},
 		"a kind of the beginning":      {proposal(t, "y", controlplane.RegisterCustomer{Name: "initech"}), voting{"cp-2": nil}, ""},
 		"a kind that is not known":     {[]byte(`{"kind":"x/1","meta":{"at":"2026-01-02T15:04:05Z","by":"t","request":"r"},"body":{}}`), voting{}, "does not know the change"},
-		"a kind with its own spelling": {[]byte(`{"kind":"node\u002eremove/1","meta":{"at":"2026-01-02T15:04:05Z","by":"t","request":"r"},"body":{"name":"cp-9","reason":""}}`), voting{"cp-2": knows("v1")}, `"cp-2" does not know`},
+		"a kind with its own spelling": {[]byte(`{"kind":"lat\u0065r/1","meta":{"at":"2026-01-02T15:04:05Z","by":"t","request":"r"},"body":{"what":""}}`), voting{"cp-2": knows("v1")}, `"cp-2" does not know`},
 	} {
-		err := controlplane.Gate{Book: o.book, Cluster: func() controlplane.Voting { return c.says }}.Rehearse(c.data)
+		err := controlplane.Gate{Book: book, Cluster: func() controlplane.Voting { return c.says }}.Rehearse(c.data)
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
@@ -110,9 +131,9 @@ func TestMixedBuilds(t *testing.T) {
 		m.members = append(m.members, raft.Member{ID: []string{"cp-1", "cp-2", "cp-3"}[i], Addr: ln.Addr().String()})
 		m.dirs[i] = filepath.Join(t.TempDir(), "raft")
 	}
-	m.open(0, controlplane.NewBook(), "v2")
-	m.open(1, controlplane.NewBook(), "v2")
-	m.open(2, olderBook(), "v1")
+	m.open(0, laterBook(), "v2")
+	m.open(1, laterBook(), "v2")
+	m.open(2, controlplane.NewBook(), "v1")
 	defer func() {
 		for i := range m.nodes {
 			m.stop(i)
@@ -122,19 +143,19 @@ func TestMixedBuilds(t *testing.T) {
 	for _, by := range []int{0, 1} { // one of them may lead; the older one forwards and leads as it likes
 		m.must(m.nodes[by].Change(t.Context(), raft.Change{Do: raft.Transfer, ID: m.members[by].ID}))
 		began := time.Now()
-		err := m.propose(2, "b", controlplane.RemoveNode{Name: "cp-9", Reason: "x"})
+		err := m.propose(2, "b", later{"x"})
 		for fault.Of(err) == fault.Unavailable && strings.Contains(err.Error(), "not known whether") && time.Since(began) < 20*time.Second {
-			err = m.propose(2, "b", controlplane.RemoveNode{Name: "cp-9", Reason: "x"}) // the new leader has not heard from all yet
+			err = m.propose(2, "b", later{"x"}) // the new leader has not heard from all yet
 		}
-		if !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), `node "cp-3" does not know the change "node.remove/1"`) {
+		if !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), `node "cp-3" does not know the change "later/1"`) {
 			t.Fatalf("%v", err)
 		}
 	}
 	m.must(m.propose(2, "c", controlplane.RegisterCustomer{Name: "initech"}))
 	m.stop(2)
-	m.open(2, controlplane.NewBook(), "v2")
+	m.open(2, laterBook(), "v2")
 	for deadline := time.Now().Add(20 * time.Second); ; {
-		err := m.propose(0, "d", controlplane.RemoveNode{Name: "cp-9", Reason: "x"})
+		err := m.propose(0, "d", later{"x"})
 		if err == nil {
 			break
 		}
@@ -229,7 +250,7 @@ func (m *mixed) propose(i int, id string, c interface{ Kind() string }) error {
 	switch c := c.(type) {
 	case controlplane.RegisterCustomer:
 		_, err = ledger.Submit(ctx, m.nodes[i], meta, c)
-	case controlplane.RemoveNode:
+	case later:
 		_, err = ledger.Submit(ctx, m.nodes[i], meta, c)
 	}
 	return err

@@ -164,7 +164,7 @@ func (c RemoveNode) Apply(s *State, m ledger.Meta) (none, error) {
 	}
 	was.Name, was.Removed, was.Reason, was.Knows = c.Name, true, c.Reason, nil
 	s.peers = s.peers.Set(c.Name, was)
-	s.nodes = s.nodes.Delete(c.Name)
+	s.nodes, s.keks = s.nodes.Delete(c.Name), s.keks.Delete(c.Name)
 	return none{}, nil
 }
 

@@ -30,6 +30,10 @@ type State struct {
 	appliances  roll
 	releases    *immutable.SortedMap[fleet.Digest, Release]
 	operations  *immutable.SortedMap[string, Operation] // by appliance, a slash, and the operation's id
+	operators   *immutable.SortedMap[string, Operator]  // by name
+	KEK         string                                  // name of the key that seals the keys of Slots and Secrets; "" in a book of an older build
+	Secrets     []Secret                                // by name; replaced whole, never edited in place
+	keks        *immutable.SortedMap[string, []string]  // by node: the keys that it holds
 	nonces      *immutable.SortedMap[string, time.Time] // spent ones, until they would have expired anyway
 }
 
@@ -158,6 +162,8 @@ func NewState() State {
 		appliances: newRoll(),
 		releases:   immutable.NewSortedMap[fleet.Digest, Release](nil),
 		operations: immutable.NewSortedMap[string, Operation](nil),
+		operators:  immutable.NewSortedMap[string, Operator](nil),
+		keks:       immutable.NewSortedMap[string, []string](nil),
 		nonces:     immutable.NewSortedMap[string, time.Time](nil),
 	}
 }
@@ -226,14 +232,25 @@ type page struct {
 
 	Peers []Peer    `json:"peers,omitempty"`
 	Pilot Autopilot `json:"autopilot,omitzero"`
+
+	Operators []Operator          `json:"operators,omitempty"`
+	KEK       string              `json:"kek,omitempty"`
+	Secrets   []Secret            `json:"secrets,omitempty"`
+	KEKs      map[string][]string `json:"keks,omitempty"`
 }
 
 // MarshalJSON writes the page in a canonical order.
 func (s State) MarshalJSON() ([]byte, error) {
-	p := page{s.TrustDomain, s.Slots, s.Customers(), s.Appliances(), values(s.releases), values(s.operations), map[string]time.Time{}, s.number, map[string]uint64{}, values(s.peers), s.pilot}
+	p := page{TrustDomain: s.TrustDomain, Slots: s.Slots, Customers: s.Customers(), Appliances: s.Appliances(), Releases: values(s.releases),
+		Operations: values(s.operations), Nonces: map[string]time.Time{}, Bundle: s.number, Nodes: map[string]uint64{}, Operators: s.Operators(),
+		Peers: values(s.peers), Pilot: s.pilot, KEK: s.KEK, Secrets: s.Secrets, KEKs: map[string][]string{}}
 	for it := s.nodes.Iterator(); !it.Done(); {
 		k, v, _ := it.Next()
 		p.Nodes[k] = v
+	}
+	for it := s.keks.Iterator(); !it.Done(); {
+		k, v, _ := it.Next()
+		p.KEKs[k] = v
 	}
 	for it := s.nonces.Iterator(); !it.Done(); {
 		k, v, _ := it.Next()
@@ -249,7 +266,7 @@ func (s *State) UnmarshalJSON(b []byte) error {
 		return fault.At("controlplane.State", "", err)
 	}
 	n := NewState()
-	n.TrustDomain, n.Slots, n.number, n.pilot = p.TrustDomain, p.Slots, p.Bundle, p.Pilot
+	n.TrustDomain, n.Slots, n.number, n.pilot, n.KEK, n.Secrets = p.TrustDomain, p.Slots, p.Bundle, p.Pilot, p.KEK, p.Secrets
 	for _, x := range p.Peers {
 		n.peers = n.peers.Set(x.Name, x)
 	}
@@ -267,6 +284,12 @@ func (s *State) UnmarshalJSON(b []byte) error {
 	}
 	for _, o := range p.Operations {
 		n.operations = n.operations.Set(string(o.Appliance)+"/"+o.ID, o)
+	}
+	for _, o := range p.Operators {
+		n.operators = n.operators.Set(o.Name, o)
+	}
+	for k, v := range p.KEKs {
+		n.keks = n.keks.Set(k, v)
 	}
 	for k, v := range p.Nonces {
 		n.nonces = n.nonces.Set(k, v)
