@@ -61,6 +61,7 @@ type Appliance struct {
 	nudge   chan struct{} // holds one token each time the renewal has something to look at
 	opts    Options
 	proving proving
+	hush    hush
 	running runner
 	door    sync.Mutex   // one change of doors at a time
 	private *privateSide // nil: the file names no tailnet of the customer's

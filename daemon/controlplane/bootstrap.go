@@ -25,8 +25,8 @@ type bootstrap struct {
 }
 
 // Challenge draws a nonce. It keeps nothing.
-func (b bootstrap) Challenge(context.Context, *connect.Request[boundaryv1.ChallengeRequest]) (*connect.Response[boundaryv1.ChallengeResponse], error) {
-	if !b.strangers.Allow() {
+func (b bootstrap) Challenge(_ context.Context, req *connect.Request[boundaryv1.ChallengeRequest]) (*connect.Response[boundaryv1.ChallengeResponse], error) {
+	if !b.heard(req.Peer().Addr) {
 		return nil, tooMany()
 	}
 	now := b.now()
@@ -47,7 +47,7 @@ func tooMany() error {
 
 // Enrol checks the proof and issues a certificate. Each refusal is on record with the reason that the caller is told.
 func (b bootstrap) Enrol(ctx context.Context, req *connect.Request[boundaryv1.EnrolRequest]) (*connect.Response[boundaryv1.EnrolResponse], error) {
-	if !b.strangers.Allow() {
+	if !b.heard(req.Peer().Addr) {
 		return nil, tooMany()
 	}
 	m := req.Msg

@@ -85,7 +85,7 @@ func (s *Server) signedBundle() ([]byte, error) {
 
 // Bundle signs the CAs and the time for a stranger: an appliance that slept through a change, or whose clock is off.
 func (b bootstrap) Bundle(_ context.Context, req *connect.Request[boundaryv1.BundleRequest]) (*connect.Response[boundaryv1.BundleResponse], error) {
-	if !b.strangers.Allow() {
+	if !b.heard(req.Peer().Addr) {
 		return nil, tooMany()
 	}
 	if err := identity.CheckBundleNonce(req.Msg.GetNonce()); err != nil {

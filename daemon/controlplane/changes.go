@@ -285,10 +285,12 @@ func (c Ask) Apply(s *State, _ ledger.Meta) (none, error) {
 	if c.Count == 0 || c.Count > MaxProbe || c.ID == "" || len(c.ID) > 64 {
 		return none{}, fault.New("probe.send", fault.Invalid, "a probe has an id of at most 64 bytes and 1 to %d messages", MaxProbe)
 	}
-	for i := range uint64(c.Count) {
-		if err := s.ask(c.To, Order{Probe: &ProbeIndex{c.ID, c.First + i}}); err != nil {
-			return none{}, err
-		}
+	orders := make([]Order, c.Count)
+	for i := range orders {
+		orders[i].Probe = &ProbeIndex{c.ID, c.First + uint64(i)}
+	}
+	if err := s.ask(c.To, orders...); err != nil {
+		return none{}, err
 	}
 	a, _ := s.appliances.Get(c.To)
 	if a.Probe.ID != c.ID {
@@ -376,7 +378,10 @@ func (c OrdersDone) Apply(s *State, _ ledger.Meta) (none, error) {
 		return none{}, fault.New("orders.done", fault.Conflict, "appliance %q acknowledges order %d, and %d is the last that was sent", c.Name, c.Upto, a.OrdersSent())
 	}
 	if c.Upto > a.OrdersDone {
-		a.Orders = slices.Clone(a.Orders[c.Upto-a.OrdersDone:])
+		a.Orders = a.Orders[c.Upto-a.OrdersDone:] // those that are done are freed with the next order, or with the last
+		if len(a.Orders) == 0 {
+			a.Orders = nil
+		}
 		a.OrdersDone = c.Upto
 		s.appliances = s.appliances.Set(c.Name, a)
 	}

@@ -5,11 +5,13 @@ package controlplane
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/hex"
 	"log/slog"
 	"net/http"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -65,7 +67,7 @@ type Options struct {
 	Log       *slog.Logger
 	// StrangerWait is how long a call of the bootstrap service may take, its body and its answer included; zero means 15 s.
 	StrangerWait time.Duration
-	// Beat is how often an appliance speaks at least, for tests; it keeps to five minutes where it is told more. Zero means
+	// Beat is how often an appliance speaks at least, for tests; it keeps to 15 minutes where it is told more. Zero means
 	// that the size of the fleet decides.
 	Beat time.Duration
 	// WriteWait is how long an appliance may take to read one message of its channel; zero means 10 s.
@@ -79,6 +81,8 @@ type Meter struct {
 	Handshake telemetry.Observer // seconds of a handshake that succeeded
 	Arrival   telemetry.Observer // seconds after the door's opening at which a channel came up
 	Rejected  telemetry.Counter  // connections that were closed before their handshake began
+	Displaced telemetry.Counter  // connections for calls, and channels without hello, that gave way to newer ones
+	Unlogged  telemetry.Counter  // refused calls that are not in the log or on record: there were too many
 }
 
 // Member is one node, as people know it.
@@ -93,8 +97,13 @@ type Server struct {
 	now       func() time.Time
 	ring      ring
 	vault     vault
-	strangers *rate.Limiter
+	strangers *rate.Limiter // all of them together
+	sources   *budget       // of the bootstrap service, by network
+	refusals  *rate.Limiter // of known callers, all of them together
+	refusers  *budget       // the same, by caller
+	guests    *guests
 	channels  channels
+	leaving   atomic.Bool   // the book knows that this node stops
 	turns     chan struct{} // handshakes that compute, at all doors
 	told      told
 	sessions  sessions
@@ -114,8 +123,10 @@ func (m Meter) orNone() Meter {
 			*o = none{}
 		}
 	}
-	if m.Rejected == nil {
-		m.Rejected = none{}
+	for _, c := range []*telemetry.Counter{&m.Rejected, &m.Displaced, &m.Unlogged} {
+		if *c == nil {
+			*c = none{}
+		}
 	}
 	return m
 }
@@ -152,7 +163,9 @@ func NewServer(o Options) (*Server, error) {
 		o.WriteWait = writeWait
 	}
 	s := &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now,
-		strangers: rate.NewLimiter(strangerRate, strangerBurst), channels: channels{open: map[fleet.ApplianceID]*live{}}, sessions: newSessions(), records: newRecords(),
+		strangers: rate.NewLimiter(strangerRate, strangerBurst), sources: newBudget(sourceRate, sourceBurst, sourcesMax),
+		refusals: rate.NewLimiter(refusalRate, refusalBurst), refusers: newBudget(refusalRate/4., refusalBurst/4, sourcesMax), guests: newGuests(),
+		channels: channels{open: map[fleet.ApplianceID]*live{}, greeted: map[fleet.ApplianceID][]*tls.Conn{}}, sessions: newSessions(), records: newRecords(),
 		turns: make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), meter: o.Meter.orNone()}
 	s.ring.set(key)
 	return s, nil
@@ -268,7 +281,7 @@ func (s *Server) bound(rc *http.ResponseController) error {
 // tooLong puts on record that a stranger announced more than is taken, as often as strangers may be heard.
 func (s *Server) tooLong(r *http.Request) error {
 	err := fault.New("controlplane.Bootstrap", fault.Invalid, "the message has %d bytes, at most %d are taken from a stranger", r.ContentLength, maxStranger)
-	if s.strangers.Allow() {
+	if s.heard(r.RemoteAddr) {
 		s.onRecord(r.Context(), s.self(), Refuse{What: r.URL.Path, Fault: fault.Invalid, Reason: fault.Text(err)})
 	}
 	return err

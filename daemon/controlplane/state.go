@@ -26,6 +26,7 @@ type State struct {
 	nodes       *immutable.SortedMap[string, uint64]
 	peers       *immutable.SortedMap[string, Peer] // see members_changes.go
 	pilot       Autopilot
+	stopped     *immutable.SortedMap[string, time.Time] // nodes that stopped and have not called the roll since
 	customers   *immutable.SortedMap[fleet.CustomerID, Customer]
 	appliances  roll
 	releases    *immutable.SortedMap[fleet.Digest, Release]
@@ -158,6 +159,7 @@ func NewState() State {
 	return State{
 		nodes:      immutable.NewSortedMap[string, uint64](nil),
 		peers:      immutable.NewSortedMap[string, Peer](nil),
+		stopped:    immutable.NewSortedMap[string, time.Time](nil),
 		customers:  immutable.NewSortedMap[fleet.CustomerID, Customer](nil),
 		appliances: newRoll(),
 		releases:   immutable.NewSortedMap[fleet.Digest, Release](nil),
@@ -233,17 +235,22 @@ type page struct {
 	Peers []Peer    `json:"peers,omitempty"`
 	Pilot Autopilot `json:"autopilot,omitzero"`
 
-	Operators []Operator          `json:"operators,omitempty"`
-	KEK       string              `json:"kek,omitempty"`
-	Secrets   []Secret            `json:"secrets,omitempty"`
-	KEKs      map[string][]string `json:"keks,omitempty"`
+	Operators []Operator           `json:"operators,omitempty"`
+	KEK       string               `json:"kek,omitempty"`
+	Secrets   []Secret             `json:"secrets,omitempty"`
+	KEKs      map[string][]string  `json:"keks,omitempty"`
+	Stopped   map[string]time.Time `json:"stopped,omitempty"`
 }
 
 // MarshalJSON writes the page in a canonical order.
 func (s State) MarshalJSON() ([]byte, error) {
 	p := page{TrustDomain: s.TrustDomain, Slots: s.Slots, Customers: s.Customers(), Appliances: s.Appliances(), Releases: values(s.releases),
 		Operations: values(s.operations), Nonces: map[string]time.Time{}, Bundle: s.number, Nodes: map[string]uint64{}, Operators: s.Operators(),
-		Peers: values(s.peers), Pilot: s.pilot, KEK: s.KEK, Secrets: s.Secrets, KEKs: map[string][]string{}}
+		Peers: values(s.peers), Pilot: s.pilot, KEK: s.KEK, Secrets: s.Secrets, KEKs: map[string][]string{}, Stopped: map[string]time.Time{}}
+	for it := s.stopped.Iterator(); !it.Done(); {
+		k, v, _ := it.Next()
+		p.Stopped[k] = v
+	}
 	for it := s.nodes.Iterator(); !it.Done(); {
 		k, v, _ := it.Next()
 		p.Nodes[k] = v
@@ -273,6 +280,9 @@ func (s *State) UnmarshalJSON(b []byte) error {
 	for k, v := range p.Nodes {
 		n.nodes = n.nodes.Set(k, v)
 	}
+	for k, v := range p.Stopped {
+		n.stopped = n.stopped.Set(k, v)
+	}
 	for _, c := range p.Customers {
 		n.customers = n.customers.Set(c.Name, c)
 	}
@@ -298,8 +308,8 @@ func (s *State) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// ask appends an order to the appliance's outbox.
-func (s *State) ask(name fleet.ApplianceID, o Order) error {
+// ask appends orders to the appliance's outbox, all of them or none. The outbox is copied once.
+func (s *State) ask(name fleet.ApplianceID, orders ...Order) error {
 	a, err := s.Appliance(name)
 	if err != nil {
 		return err
@@ -307,10 +317,10 @@ func (s *State) ask(name fleet.ApplianceID, o Order) error {
 	if a.Status == Banned {
 		return fault.New("controlplane.ask", fault.Denied, "appliance %q is banned", name)
 	}
-	if len(a.Orders) >= MaxOutbox {
+	if len(a.Orders)+len(orders) > MaxOutbox {
 		return fault.New("controlplane.ask", fault.Busy, "%d orders wait for appliance %q already: it has not acknowledged them", len(a.Orders), name)
 	}
-	a.Orders = append(slices.Clip(a.Orders), o)
+	a.Orders = append(slices.Clip(a.Orders), orders...)
 	s.appliances = s.appliances.Set(name, a)
 	return nil
 }
