@@ -16,6 +16,11 @@ import (
 	"github.com/demarc-dev/demarc/raft"
 )
 
+// steady is timing that bears a busy machine: what is tested here is not who is quick.
+func steady(_ int, cfg *raft.Config) {
+	cfg.Timing.Heartbeat, cfg.Timing.Election, cfg.Timing.Lease = 500*time.Millisecond, 500*time.Millisecond, 450*time.Millisecond
+}
+
 // join starts a node that waits to be added.
 func (c *cluster) join(id string) int {
 	c.t.Helper()
@@ -77,7 +82,7 @@ func (c *cluster) gone(i int) {
 }
 
 func TestANonVoterBecomesAVoter(t *testing.T) {
-	c := start(t, 3, nil)
+	c := start(t, 3, steady)
 	lead := c.leader()
 	for i := range 20 {
 		c.propose(lead, fmt.Sprint("line", i))
@@ -120,7 +125,10 @@ func TestANonVoterBecomesAVoter(t *testing.T) {
 }
 
 func TestMembersTellHowFarTheyAre(t *testing.T) {
-	c := start(t, 3, func(i int, cfg *raft.Config) { cfg.About = func() []byte { return []byte(cfg.Self.ID) } })
+	c := start(t, 3, func(i int, cfg *raft.Config) {
+		steady(i, cfg)
+		cfg.About = func() []byte { return []byte(cfg.Self.ID) }
+	})
 	lead := c.leader()
 	c.propose(lead, "one")
 	waitFor(t, func() bool {
@@ -144,7 +152,7 @@ func TestMembersTellHowFarTheyAre(t *testing.T) {
 }
 
 func TestARemovedNodeIsCutOffAndStops(t *testing.T) {
-	c := start(t, 3, nil)
+	c := start(t, 3, steady)
 	lead := c.leader()
 	out, by := (lead+1)%3, (lead+2)%3
 	c.must(c.change(by, raft.Remove, c.members[out].ID))
@@ -158,7 +166,7 @@ func TestARemovedNodeIsCutOffAndStops(t *testing.T) {
 // A node that was down when it was removed learns it from the first peer that it calls, and not from one that knows less
 // than itself.
 func TestARemovedNodeThatWasDownLearnsIt(t *testing.T) {
-	c := start(t, 3, nil)
+	c := start(t, 3, steady)
 	lead := c.leader()
 	out := (lead + 1) % 3
 	c.stop(out)
@@ -169,7 +177,7 @@ func TestARemovedNodeThatWasDownLearnsIt(t *testing.T) {
 }
 
 func TestTheLeaderIsRemovedByAnyNode(t *testing.T) {
-	c := start(t, 3, nil)
+	c := start(t, 3, steady)
 	lead := c.leader()
 	c.propose(lead, "before")
 	by := (lead + 1) % 3
@@ -180,7 +188,7 @@ func TestTheLeaderIsRemovedByAnyNode(t *testing.T) {
 }
 
 func TestANodeIsReplaced(t *testing.T) {
-	c := start(t, 3, nil)
+	c := start(t, 3, steady)
 	lead := c.leader()
 	c.propose(lead, "before")
 	dead := (lead + 1) % 3
@@ -199,7 +207,7 @@ func TestANodeIsReplaced(t *testing.T) {
 }
 
 func TestNoChangeLosesTheMajority(t *testing.T) {
-	c := start(t, 3, nil)
+	c := start(t, 3, steady)
 	lead := c.leader()
 	dead, other := (lead+1)%3, (lead+2)%3
 	c.stop(dead)
@@ -226,7 +234,7 @@ func TestNoChangeLosesTheMajority(t *testing.T) {
 }
 
 func TestChangesThatMakeNoSense(t *testing.T) {
-	c := start(t, 1, nil)
+	c := start(t, 1, steady)
 	c.leader()
 	for _, x := range []struct {
 		c    raft.Change
@@ -253,7 +261,7 @@ func TestChangesThatMakeNoSense(t *testing.T) {
 }
 
 func TestOneThatIsNotThereIsNotPromoted(t *testing.T) {
-	c := start(t, 1, nil)
+	c := start(t, 1, steady)
 	c.leader()
 	c.must(c.nodes[0].Change(within(t), raft.Change{Do: raft.Add, ID: "n1", Addr: free(t)}))
 	if err := c.change(0, raft.Promote, "n1"); !errors.Is(err, fault.Conflict) {
@@ -263,7 +271,7 @@ func TestOneThatIsNotThereIsNotPromoted(t *testing.T) {
 }
 
 func TestLeadershipGoesWhereItIsTold(t *testing.T) {
-	c := start(t, 3, nil)
+	c := start(t, 3, steady)
 	lead := c.leader()
 	to := (lead + 1) % 3
 	c.must(c.change((lead+2)%3, raft.Transfer, c.members[to].ID))
@@ -279,7 +287,7 @@ func TestLeadershipGoesWhereItIsTold(t *testing.T) {
 
 // A node that moved says so itself: no other node's list is edited, and the log has the new address.
 func TestANodeThatMovesIsFound(t *testing.T) {
-	c := start(t, 3, nil)
+	c := start(t, 3, steady)
 	lead := c.leader()
 	moved := (lead + 1) % 3
 	c.stop(moved)
@@ -297,11 +305,12 @@ func TestANodeThatMovesIsFound(t *testing.T) {
 
 // A list that names others than the log adds and removes nobody.
 func TestTheLogGoesBeforeTheList(t *testing.T) {
-	c := start(t, 1, nil)
+	c := start(t, 1, steady)
 	c.leader()
 	c.propose(0, "before")
 	c.stop(0)
-	c.edit = func(_ int, cfg *raft.Config) {
+	c.edit = func(i int, cfg *raft.Config) {
+		steady(i, cfg)
 		cfg.First = append(slices.Clone(cfg.First), raft.Member{ID: "x", Addr: "127.0.0.1:1"}, raft.Member{ID: "y", Addr: "127.0.0.1:2"})
 	}
 	c.open(0)

@@ -15,7 +15,7 @@ import (
 
 // Of three nodes one survives: it goes on alone with all that was answered, and takes others again.
 func TestOneSurvivorGoesOn(t *testing.T) {
-	c := start(t, 3, nil)
+	c := start(t, 3, steady)
 	lead := c.leader()
 	var want []string
 	for i := range 20 {
@@ -48,7 +48,7 @@ func TestOneSurvivorGoesOn(t *testing.T) {
 }
 
 func TestRecoveryRefuses(t *testing.T) {
-	c := start(t, 1, nil)
+	c := start(t, 1, steady)
 	c.leader()
 	c.propose(0, "one")
 	o := raft.Offline{Dir: c.dirs[0], Self: c.members[0], Machine: &list{}}
@@ -81,7 +81,7 @@ func TestRecoveryRefuses(t *testing.T) {
 }
 
 func TestAClusterBeginsWithAState(t *testing.T) {
-	c := start(t, 1, nil)
+	c := start(t, 1, steady)
 	c.leader()
 	c.stop(0)
 	c.dirs[0] = t.TempDir()
