@@ -163,8 +163,24 @@ func TestARemovedNodeIsCutOffAndStops(t *testing.T) {
 	c.propose(by, "without it")
 }
 
-// A node that was down when it was removed learns it from the first peer that it calls, and not from one that knows less
-// than itself.
+// A peer that knows less than the node itself is not believed: it may not have heard of the node yet.
+func TestOnlyWhoKnowsMoreIsBelieved(t *testing.T) {
+	c := start(t, 1, steady)
+	c.leader()
+	c.propose(0, "one")
+	at := c.nodes[0].ConfigurationIndex()
+	c.nodes[0].Told("n9", at)
+	c.nodes[0].Told("n9", 0)
+	c.propose(0, "two")
+	i := c.join("n1")
+	c.nodes[i].Told("n9", 1000) // it waits to be added, and knows of no configuration
+	c.must(c.change(0, raft.Add, "n1"))
+	c.must(c.nodes[i].Read(within(t)))
+	c.nodes[0].Told("n9", at+100)
+	c.gone(0)
+}
+
+// A node that was down when it was removed learns it from the first peer that it calls.
 func TestARemovedNodeThatWasDownLearnsIt(t *testing.T) {
 	c := start(t, 3, steady)
 	lead := c.leader()

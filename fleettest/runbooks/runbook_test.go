@@ -22,7 +22,7 @@ import (
 type step struct {
 	line  int
 	shell string
-	do    string // "members ...", "lose ...", "customers ..."
+	do    string // "members ...", "lose ...", "customers ...", "through ..."
 }
 
 // steps reads a runbook.
@@ -119,7 +119,12 @@ func free(t *testing.T, n int) []string {
 }
 
 func begin(t *testing.T, bin string) *world {
-	w := &world{t: t, dir: t.TempDir(), bin: bin}
+	dir, err := os.MkdirTemp("", "dmrun") // short: there are Unix sockets in it
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	w := &world{t: t, dir: dir, bin: bin}
 	at := free(t, 7)
 	w.env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "DEMARC_CONTEXT=acme/operator/operator.yaml",
 		"cp4="+at[3], "cp5="+at[4], "cp6="+at[5], "edge1="+at[6])
@@ -216,6 +221,37 @@ func (w *world) members(want string) {
 	w.t.Fatalf("the members are %q, want %q", got, want)
 }
 
+// api is where a node of the variables serves.
+func (w *world) api(node string) string {
+	w.t.Helper()
+	for _, e := range w.env {
+		if rest, ok := strings.CutPrefix(e, node+"="); ok {
+			return strings.Split(rest, ",")[1]
+		}
+	}
+	w.t.Fatalf("no node %q", node)
+	return ""
+}
+
+// through makes a change and reads it by one node alone, which forwards it to whoever leads.
+func (w *world) through(what string) {
+	w.t.Helper()
+	node, customer, _ := strings.Cut(what, " ")
+	dir := filepath.Join(w.dir, "acme", "operator")
+	b, err := os.ReadFile(filepath.Join(dir, "operator.yaml"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	head, rest, _ := strings.Cut(string(b), "nodes:\n")
+	for strings.HasPrefix(rest, "    - ") {
+		_, rest, _ = strings.Cut(rest, "\n")
+	}
+	if err := os.WriteFile(filepath.Join(dir, "one.yaml"), []byte(head+"nodes: [\""+w.api(node)+"\"]\n"+rest), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	w.run("demarc --context acme/operator/one.yaml customer add " + customer + "\ndemarc --context acme/operator/one.yaml status\n")
+}
+
 // The runbooks are run word for word: each block ends without an error, and after it the cluster is as the runbook says.
 func TestRunbooksWordForWord(t *testing.T) {
 	if os.Getenv("DEMARC_RUNBOOKS") == "" {
@@ -237,6 +273,10 @@ func TestRunbooksWordForWord(t *testing.T) {
 					for n := range strings.FieldsSeq(rest) {
 						w.run("systemctl kill demarcd@" + n + "\n")
 					}
+				case "through":
+					w.through(rest)
+				case "appliance":
+					w.appliance(rest)
 				case "customers": // what was in the book is there: it can't be registered a second time
 					if out, err := w.shell("demarc customer add " + rest + "\n"); err == nil || !strings.Contains(out, "registered already") {
 						t.Fatalf("customer %s: %v %s", rest, err, out)
@@ -254,7 +294,7 @@ func TestRunbooksAreUnderstood(t *testing.T) {
 	for _, name := range []string{"runbook-members.md", "runbook-disaster.md"} {
 		for _, s := range steps(t, filepath.Join("..", "..", "docs", name)) {
 			verb, _, _ := strings.Cut(s.do, " ")
-			if !slices.Contains([]string{"", "members", "lose", "customers"}, verb) {
+			if !slices.Contains([]string{"", "members", "lose", "customers", "through", "appliance"}, verb) {
 				t.Errorf("%s:%d: %q", name, s.line, s.do)
 			}
 			for line := range strings.Lines(s.shell) {
