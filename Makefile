@@ -6,7 +6,7 @@ export GOFLAGS := $(GOFLAGS) -tags=ts_omit_peerapiserver
 
 TOOLS   := $(CURDIR)/bin/tools
 
-.PHONY: all bin demo demo-check bench-channels bench-raft build test test-disk test-kubernetes test-roads test-runbooks robustness robustness-short race check vet lint vuln gen gen-check clean
+.PHONY: all bin demo demo-check bench-channels bench-raft build fuzz test test-disk test-kubernetes test-roads test-runbooks robustness robustness-short race check vet lint vuln gen gen-check clean
 all: build
 
 build: ## build everything
@@ -32,6 +32,13 @@ bench-raft: bin ## changes a second through the API of three nodes, in turns wit
 
 test: ## all tests
 	$(GO) test ./...
+
+FUZZTIME ?= 25s
+fuzz: ## every fuzz target for FUZZTIME each, one after another; what fails is kept under testdata/fuzz
+	@for dir in $$(git grep -lE '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u); do \
+	  for target in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | cut -d' ' -f2); do \
+	    echo "$$dir $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 200x -parallel 1 ./$$dir || exit 1; \
+	  done; done
 
 test-roads: ## real processes in network namespaces, a fault at a time (needs root, ip and iptables)
 	DEMARC_NETNS=1 $(GO) test -count=1 -timeout 10m -v ./fleettest/roads

@@ -80,7 +80,8 @@ type Options struct {
 	Now    func() time.Time      // the host's clock
 	Routes map[string]mesh.Route // by the name of the transport, in the place of those that the file describes
 	Proof  func(ctx context.Context, audience string) (string, error)
-	Rand   func() float64 // jitter, from 0 to 1
+	Keys   func(ctx context.Context) (jwks []byte, token func(ctx context.Context, audience string) (string, error), err error) // see platform.Keys
+	Rand   func() float64                                                                                                       // jitter, from 0 to 1
 }
 
 // New opens the customer's book, the keys and the runtime. Close gives them back.

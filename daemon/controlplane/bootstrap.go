@@ -98,7 +98,7 @@ func (b bootstrap) enrol(ctx context.Context, m *boundaryv1.EnrolRequest) (*boun
 		return nil, err
 	}
 	_, err = submit(ctx, b.Server, fleet.PrincipalOf(page.TrustDomain, fleet.Appliance, string(a.Name)), "", EnrolProven{
-		UID: proven.UID, Expect: fleet.DigestOf(a.Expect), Issuer: issuer,
+		UID: proven.UID, Expect: a.mustProve(), Issuer: issuer,
 		Enrol: Enrol{Name: a.Name, Nonce: m.GetNonce(), NonceTill: till, Proven: proven.Kind + " " + proven.Issuer + " " + proven.Subject,
 			Serial: identity.SerialOf(leaf), Till: leaf.NotAfter, LogKey: m.GetLogKey()}})
 	if err != nil {

@@ -66,6 +66,7 @@ type live struct {
 
 	upto  atomic.Uint64 // reports to acknowledge
 	asked atomic.Bool   // an order was written, and nothing was heard since
+	owes  atomic.Uint64 // number of a bundle that it says it holds and that this node has not met yet; 0 for none
 	busy  atomic.Int32  // idle, running, again: is there a goroutine that writes what the book has
 	ended atomic.Pointer[ending]
 
@@ -142,13 +143,14 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 		return nil, err
 	}
 	l.held = hello.GetBundleHeld()
-	if err := s.holds(ctx, l.by, l.name, l.held); err != nil {
+	if err := s.holds(ctx, l, l.held); err != nil {
 		return nil, err
 	}
 	l.busy.Store(running) // until listen, nobody else writes
 	if old := s.channels.take(l); old != nil {
 		go old.end(errReplaced)
 	}
+	s.owed(s.book.View(), l)                                                // the book may have caught up before the hub saw the channel
 	if a, err := s.book.View().Appliance(l.name); err == nil && !a.Online { // the older one's edge came between, and the hub saw no channel
 		go s.assert(l, hello.GetRoute())
 	}
@@ -267,7 +269,7 @@ func (s *Server) hear(ctx context.Context, l *live, up *boundaryv1.Up) error {
 	case *boundaryv1.Up_Ack:
 		return s.done(ctx, l.by, l.name, body.Ack.GetUpto())
 	case *boundaryv1.Up_BundleHeld:
-		return s.holds(ctx, l.by, l.name, body.BundleHeld)
+		return s.holds(ctx, l, body.BundleHeld)
 	case *boundaryv1.Up_Report:
 		r, err := reportOf(l.name, body.Report)
 		if err != nil {

@@ -151,7 +151,7 @@ func (s *Server) askAll(ctx context.Context, names []fleet.ApplianceID, upto int
 }
 
 // news is the size of the vendor's log up to its last entry that is worth a question. What countersigning adds itself,
-// and who comes and goes, is not: else a large fleet would never be quiet.
+// who comes and goes, and who renews a certificate, is not: else a large fleet would never be quiet.
 type news struct{ seen, upto int64 }
 
 func (n *news) read(log audit.Log) {
@@ -165,7 +165,7 @@ func (n *news) read(log audit.Log) {
 		}
 		if err := json.Unmarshal(log.Entry(n.seen), &e); err == nil {
 			switch e.Kind {
-			case Countersign{}.Kind(), OrdersDone{}.Kind(), Edge{}.Kind(), HoldsBundle{}.Kind():
+			case Countersign{}.Kind(), OrdersDone{}.Kind(), Edge{}.Kind(), HoldsBundle{}.Kind(), NodeBundle{}.Kind(), Renew{}.Kind(), RenewBy{}.Kind():
 				continue
 			case Report{}.Kind():
 				if e.Body.Checkpoint != nil || e.Body.Cosigned != nil {

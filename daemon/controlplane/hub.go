@@ -63,6 +63,7 @@ func (s *Server) look(page State, l *live) {
 		go l.end(err)
 		return
 	}
+	s.owed(page, l)
 	if !a.Online { // the edge of an older channel came late
 		go s.assert(l, a.Route)
 	}

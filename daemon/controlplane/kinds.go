@@ -19,6 +19,7 @@ var firstKinds = []string{"genesis/1", "customer.register/1", "appliance.registe
 	"appliance.renew/2", "appliance.bundle/1", "node.bundle/1",
 	"genesis/2", "operator.adopt/1", "operator.invite/1", "operator.enrol/1", "operator.renew/1", "operator.use/1", "operator.role/1", "operator.ban/1",
 	"operator.remove/1", "secrets.keep/1", "kek.holds/1", "kek.rotate/1", "ca.prepare/2", "node.stops/1", "node.roll/1",
+	"appliance.keys/2", "appliance.keys.confirm/1", "appliance.keys.forget/1",
 	"node.add/1", "node.is/1", "node.remove/1", "node.changed/1", "autopilot.set/1"}
 
 // about is what a node tells the leader of itself.

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -35,7 +36,8 @@ func NewBook(more ...ledger.Learned[State]) *ledger.Book[State] {
 		ledger.Learn[GenesisWith](), ledger.Learn[AdoptOperator](), ledger.Learn[InviteOperator](), ledger.Learn[EnrolOperator](), ledger.Learn[RenewOperator](), ledger.Learn[OperatorUses](),
 		ledger.Learn[SetOperatorRole](), ledger.Learn[BanOperator](), ledger.Learn[RemoveOperator](),
 		ledger.Learn[KeepSecrets](), ledger.Learn[HoldsKEK](), ledger.Learn[RotateKEK](), ledger.Learn[PrepareCAWith](),
-		ledger.Learn[NodeStops](), ledger.Learn[NodeRoll]())...)
+		ledger.Learn[NodeStops](), ledger.Learn[NodeRoll](),
+		ledger.Learn[ReportKeys](), ledger.Learn[ConfirmKeys](), ledger.Learn[ForgetKeys]())...)
 }
 
 // node is one process of the control plane.
@@ -80,12 +82,19 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 		return nil, fault.At(op, fault.Internal, err)
 	}
 	n.server, err = NewServer(Options{Name: cfg.Name, Book: n.book, Order: n, Artifacts: blobs{n.store}, Fetch: n.fetch, KEK: keks[0].key, LeafLife: cfg.Leaf.Life,
+		Backdate:  max(cfg.Leaf.Backdate, time.Nanosecond), // a certificate counts whole seconds: 0s is none
 		Platforms: platforms, Members: members, Cluster: n, Build: build, Now: time.Now, Log: log, Meter: meterOf(n.reg)})
 	if err != nil {
 		return nil, err
 	}
 	n.server.ring.set(keks...)
 	if n.files, err = loadFiles(cfg, n.server); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fault.Because(err, op, fault.Unavailable, "dir can't be made: %v", err)
+	}
+	if err := n.files.KeepAt(filepath.Join(cfg.Dir, "cas.json")); err != nil {
 		return nil, err
 	}
 	rln, err := net.Listen("tcp", cfg.Raft.Listen)
@@ -121,6 +130,9 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	parts = append(parts, daemon.Func("keys", func(ctx context.Context, ready func()) error {
 		ready()
 		return n.server.TendKeys(ctx, KEKFiles{cfg.KEKFile})
+	}), daemon.Func("catch-up", func(ctx context.Context, ready func()) error {
+		ready()
+		return n.server.CatchUp(ctx, n.files, catchUpEvery)
 	}))
 	if cfg.Management != nil {
 		parts = append(parts, daemon.Func("management", n.tellManagement))

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"encoding/hex"
 	"log/slog"
+	"net"
 	"net/http"
 	"runtime"
 	"strings"
@@ -59,10 +60,12 @@ type Options struct {
 	Fetch     func(ctx context.Context, d fleet.Digest) error // from the node that has it; may be nil
 	KEK       []byte                                          // 32 bytes; opens the CA keys. See [Server.TendKeys] for another one
 	LeafLife  time.Duration
-	Platforms *platform.Verifier // asks AWS, Google and listed issuers; nil: pinned keys are all that is known
-	Members   []Member           // of the file: where the first nodes serve
-	Cluster   Membership         // who is a member; nil: Members are all there are
-	Build     string             // of this process
+	Backdate  time.Duration                                                     // of leaves, from their issue; zero means [identity.DefaultBackdate]
+	Platforms *platform.Verifier                                                // asks AWS, Google and listed issuers; nil: pinned keys are all that is known
+	Members   []Member                                                          // of the file: where the first nodes serve
+	Cluster   Membership                                                        // who is a member; nil: Members are all there are
+	Build     string                                                            // of this process
+	Dial      func(ctx context.Context, network, addr string) (net.Conn, error) // to another node's API, for [Server.CatchUp]; nil: TCP
 	Now       func() time.Time
 	Log       *slog.Logger
 	// StrangerWait is how long a call of the bootstrap service may take, its body and its answer included; zero means 15 s.
@@ -97,10 +100,11 @@ type Server struct {
 	now       func() time.Time
 	ring      ring
 	vault     vault
-	strangers *rate.Limiter // all of them together
-	sources   *budget       // of the bootstrap service, by network
-	refusals  *rate.Limiter // of known callers, all of them together
-	refusers  *budget       // the same, by caller
+	kept      atomic.Pointer[kept] // what this node's disk holds beside the log; nil for nothing
+	strangers *rate.Limiter        // all of them together
+	sources   *budget              // of the bootstrap service, by network
+	refusals  *rate.Limiter        // of known callers, all of them together
+	refusers  *budget              // the same, by caller
 	guests    *guests
 	channels  channels
 	leaving   atomic.Bool   // the book knows that this node stops
@@ -161,6 +165,9 @@ func NewServer(o Options) (*Server, error) {
 	}
 	if o.WriteWait <= 0 {
 		o.WriteWait = writeWait
+	}
+	if o.Backdate <= 0 {
+		o.Backdate = identity.DefaultBackdate
 	}
 	s := &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now,
 		strangers: rate.NewLimiter(strangerRate, strangerBurst), sources: newBudget(sourceRate, sourceBurst, sourcesMax),
@@ -231,6 +238,7 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle(controlv1connect.NewOperatorServiceHandler(s, opts...))
 	mux.Handle(controlv1connect.NewKeyServiceHandler(s, opts...))
 	mux.Handle(controlv1connect.NewOperatorBootstrapHandler(operatorBootstrap{Server: s}, small...))
+	mux.Handle(controlv1connect.NewIssuerKeysHandler(keys{Server: s}, small...))
 	errors := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		who := api.Who{Class: api.Stranger}

@@ -55,7 +55,7 @@ const (
 type Appliance struct {
 	Name     fleet.ApplianceID `json:"name"`
 	Customer fleet.CustomerID  `json:"customer"`
-	Expect   json.RawMessage   `json:"expect"` // the platform identity that it must prove
+	Expect   json.RawMessage   `json:"expect"` // the platform identity that it must prove, as the vendor registered it
 	Status   string            `json:"status"`
 	Since    time.Time         `json:"since"`
 
@@ -88,6 +88,10 @@ type Appliance struct {
 	ReportsDone uint64  `json:"reports_done,omitempty"`
 
 	Probe Probe `json:"probe,omitzero"` // the newest one
+
+	// Keys of its cluster that came after the registration; see [ReportKeys].
+	Rolled   json.RawMessage `json:"rolled,omitempty"`   // JWKS that counts in place of the pinned one
+	Reported json.RawMessage `json:"reported,omitempty"` // JWKS that waits for the operator's word; it proves nothing
 
 	UID       string   `json:"uid,omitempty"`       // of the platform's account or role, as it was proven first; see [SetExpect]
 	LogKey    []byte   `json:"log_key,omitempty"`   // PEM; signs the checkpoints of the customer's log

@@ -568,7 +568,8 @@ func (x *RenewResponse) GetBundleNumber() uint64 {
 type RollKeysRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Jwks          []byte                 `protobuf:"bytes,1,opt,name=jwks,proto3" json:"jwks,omitempty"`   // the public keys that the cluster publishes now, at most 64 KiB
-	Token         string                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"` // signed with one of them, for the service account that is registered; its audience is bound to jwks
+	Token         string                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"` // signed with one of them, for the service account that is registered; its audience is bound to nonce and jwks
+	Nonce         string                 `protobuf:"bytes,3,opt,name=nonce,proto3" json:"nonce,omitempty"` // of a Challenge, drawn for this call
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -617,8 +618,16 @@ func (x *RollKeysRequest) GetToken() string {
 	return ""
 }
 
+func (x *RollKeysRequest) GetNonce() string {
+	if x != nil {
+		return x.Nonce
+	}
+	return ""
+}
+
 type RollKeysResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Waiting       bool                   `protobuf:"varint,1,opt,name=waiting,proto3" json:"waiting,omitempty"` // no key that counted before has signed the token: the keys wait for the operator's word
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -651,6 +660,13 @@ func (x *RollKeysResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use RollKeysResponse.ProtoReflect.Descriptor instead.
 func (*RollKeysResponse) Descriptor() ([]byte, []int) {
 	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RollKeysResponse) GetWaiting() bool {
+	if x != nil {
+		return x.Waiting
+	}
+	return false
 }
 
 // Up is everything that an appliance says on its channel.
@@ -2186,11 +2202,13 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"\rRenewResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x16\n" +
 	"\x06bundle\x18\x02 \x03(\fR\x06bundle\x12#\n" +
-	"\rbundle_number\x18\x03 \x01(\x04R\fbundleNumber\";\n" +
+	"\rbundle_number\x18\x03 \x01(\x04R\fbundleNumber\"Q\n" +
 	"\x0fRollKeysRequest\x12\x12\n" +
 	"\x04jwks\x18\x01 \x01(\fR\x04jwks\x12\x14\n" +
-	"\x05token\x18\x02 \x01(\tR\x05token\"\x12\n" +
-	"\x10RollKeysResponse\"\xf5\x01\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\x12\x14\n" +
+	"\x05nonce\x18\x03 \x01(\tR\x05nonce\",\n" +
+	"\x10RollKeysResponse\x12\x18\n" +
+	"\awaiting\x18\x01 \x01(\bR\awaiting\"\xf5\x01\n" +
 	"\x02Up\x121\n" +
 	"\x05hello\x18\x01 \x01(\v2\x19.demarc.boundary.v1.HelloH\x00R\x05hello\x12.\n" +
 	"\x04beat\x18\x02 \x01(\v2\x18.demarc.boundary.v1.BeatH\x00R\x04beat\x124\n" +
