@@ -6,7 +6,7 @@ export GOFLAGS := $(GOFLAGS) -tags=ts_omit_peerapiserver
 
 TOOLS   := $(CURDIR)/bin/tools
 
-.PHONY: all bin demo demo-check bench-channels bench-raft build fuzz test test-disk test-kubernetes test-roads robustness robustness-short race check vet lint vuln gen gen-check clean
+.PHONY: all bin demo demo-check bench-channels bench-raft build fuzz test test-disk test-kubernetes test-roads test-runbooks robustness robustness-short race check vet lint vuln gen gen-check clean
 all: build
 
 build: ## build everything
@@ -42,6 +42,9 @@ fuzz: ## every fuzz target for FUZZTIME each, one after another; what fails is k
 
 test-roads: ## real processes in network namespaces, a fault at a time (needs root, ip and iptables)
 	DEMARC_NETNS=1 $(GO) test -count=1 -timeout 10m -v ./fleettest/roads
+
+test-runbooks: ## the runbooks of docs, word for word, against real processes on loopback
+	DEMARC_RUNBOOKS=1 $(GO) test -count=1 -timeout 15m -v ./fleettest/runbooks
 
 robustness: bin ## three real nodes under faults, histories checked (DURATION=5m, SEED= replays; needs root, ip, iptables, mkfs.ext4)
 	$(GO) build -o $(BIN)/robust ./fleettest/robust
@@ -86,7 +89,7 @@ vuln: ## known vulnerabilities in what is called, where the database can be reac
 	  if [ $$code = 3 ]; then echo "$$out"; exit 1; elif [ $$code != 0 ]; then echo "govulncheck did not run here:"; echo "$$out" | tail -3; else echo "$$out" | tail -3; fi; \
 	else echo "govulncheck can't be had here"; fi
 
-check: build lint gen-check race test-disk test-kubernetes test-roads robustness-short vuln demo-check ## what CI runs
+check: build lint gen-check race test-disk test-kubernetes test-roads test-runbooks robustness-short vuln demo-check ## what CI runs
 
 clean:
 	rm -rf $(BIN)

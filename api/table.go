@@ -82,6 +82,17 @@ var table = map[string]rule{
 	controlv1connect.ControlListOperationsProcedure:    from(fleet.Viewer),
 	controlv1connect.ControlExportEvidenceProcedure:    from(fleet.Viewer),
 
+	// For an admin alone: who is a member decides who holds the book and its keys.
+	controlv1connect.ClusterListMembersProcedure:        from(fleet.Admin),
+	controlv1connect.ClusterAddMemberProcedure:          from(fleet.Admin),
+	controlv1connect.ClusterPromoteMemberProcedure:      from(fleet.Admin),
+	controlv1connect.ClusterDemoteMemberProcedure:       from(fleet.Admin),
+	controlv1connect.ClusterRemoveMemberProcedure:       from(fleet.Admin),
+	controlv1connect.ClusterReplaceMemberProcedure:      from(fleet.Admin),
+	controlv1connect.ClusterTransferLeadershipProcedure: from(fleet.Admin),
+	controlv1connect.ClusterSetAutopilotProcedure:       from(fleet.Admin),
+	controlv1connect.ClusterSaveSnapshotProcedure:       from(fleet.Admin),
+
 	controlv1connect.OperatorServiceListOperatorsProcedure:      from(fleet.Viewer),
 	controlv1connect.OperatorServiceInviteOperatorProcedure:     from(fleet.Admin),
 	controlv1connect.OperatorServiceSetOperatorRoleProcedure:    from(fleet.Admin),

@@ -28,7 +28,7 @@ import (
 )
 
 func schemas() []protoreflect.FileDescriptor {
-	return []protoreflect.FileDescriptor{boundaryv1.File_boundary_v1_boundary_proto, controlv1.File_control_v1_control_proto, controlv1.File_control_v1_operators_proto, controlv1.File_control_v1_keys_proto,
+	return []protoreflect.FileDescriptor{boundaryv1.File_boundary_v1_boundary_proto, controlv1.File_control_v1_control_proto, controlv1.File_control_v1_cluster_proto, controlv1.File_control_v1_operators_proto, controlv1.File_control_v1_keys_proto,
 		controlv1.File_control_v1_reported_proto,
 		localv1.File_local_v1_local_proto, managementv1.File_management_v1_management_proto}
 }
@@ -55,6 +55,7 @@ var allowed = map[string][]api.Caller{
 	"demarc.boundary.v1.Bootstrap":        {api.Stranger, api.Appliance},
 	"demarc.boundary.v1.Boundary":         {api.Appliance},
 	"demarc.control.v1.Control":           {api.Operator}, // of the rank in least
+	"demarc.control.v1.Cluster":           {api.Operator}, // likewise
 	"demarc.control.v1.OperatorService":   {api.Operator}, // likewise
 	"demarc.control.v1.KeyService":        {api.Operator}, // likewise
 	"demarc.control.v1.IssuerKeys":        {api.Operator}, // likewise
@@ -72,7 +73,9 @@ var least = map[fleet.Rank][]string{
 	fleet.Operate:  {"Control/RegisterCustomer", "Control/RegisterAppliance", "Control/BanAppliance", "Control/Probe", "Control/RequestOperation"},
 	fleet.Admin: {"Control/SetExpect", "Control/PrepareAuthority", "Control/ActivateAuthority", "Control/RetireAuthority",
 		"OperatorService/InviteOperator", "OperatorService/SetOperatorRole", "OperatorService/BanOperator", "OperatorService/RemoveOperator", "KeyService/GetKeys", "KeyService/RotateKey",
-		"IssuerKeys/ConfirmKeys", "IssuerKeys/ForgetKeys"},
+		"IssuerKeys/ConfirmKeys", "IssuerKeys/ForgetKeys",
+		"Cluster/ListMembers", "Cluster/AddMember", "Cluster/PromoteMember", "Cluster/DemoteMember", "Cluster/RemoveMember", "Cluster/ReplaceMember",
+		"Cluster/TransferLeadership", "Cluster/SetAutopilot", "Cluster/SaveSnapshot"},
 }
 
 // every is each class of caller, and an operator of each rank and of none.
@@ -120,6 +123,9 @@ func TestEveryProcedureAsEveryCaller(t *testing.T) {
 		},
 		func() (string, http.Handler) {
 			return controlv1connect.NewControlHandler(controlv1connect.UnimplementedControlHandler{}, opt)
+		},
+		func() (string, http.Handler) {
+			return controlv1connect.NewClusterHandler(controlv1connect.UnimplementedClusterHandler{}, opt)
 		},
 		func() (string, http.Handler) {
 			return controlv1connect.NewOperatorServiceHandler(controlv1connect.UnimplementedOperatorServiceHandler{}, opt)

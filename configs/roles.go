@@ -39,6 +39,7 @@ func defaults(role string) Config {
 			Raft:    Raft{Listen: "0.0.0.0:7444"},
 			Metrics: Metrics{Listen: "127.0.0.1:7480"},
 			Leaf:    Leaf{Life: 30 * 24 * time.Hour, Backdate: 12 * time.Hour},
+			Voter:   true,
 		}
 	case RoleAppliance:
 		return &Appliance{
@@ -68,6 +69,8 @@ type Control struct {
 	Advertise   string          `yaml:"advertise,omitempty" is:"addr"` // where they reach it; that of cluster where absent
 	Raft        Raft            `yaml:"raft"`                          //
 	Cluster     []Member        `yaml:"cluster" need:"yes"`            // the first configuration, the same on each node
+	Join        bool            `yaml:"join"`                          // this node was added later: it begins no cluster
+	Voter       bool            `yaml:"voter"`                         // false: it never votes, and holds channels of appliances
 	KEKFile     string          `yaml:"kek_file" is:"path" need:"yes"` // 32 bytes that seal the CA's key
 	Metrics     Metrics         `yaml:"metrics"`                       //
 	Management  *ManagementLink `yaml:"management,omitempty"`          // absent: nobody is told
@@ -183,7 +186,10 @@ func (c *Control) Self() Member {
 
 func (c *Control) problems() (out []problem) {
 	bad := func(key, format string, args ...any) { out = append(out, problem{key, fmt.Sprintf(format, args...)}) }
-	if n := len(c.Cluster); n > 0 && n != 1 && n != 3 && n != 5 {
+	if !c.Voter && !c.Join {
+		bad("voter", "false, and this node is one of the first, which vote: join: true goes with it")
+	}
+	if n := len(c.Cluster); !c.Join && n > 0 && n != 1 && n != 3 && n != 5 {
 		bad("cluster", "%d nodes: a cluster has 1, 3 or 5", n)
 	}
 	once(bad, "cluster", c.Cluster, "name", func(m Member) string { return m.Name })

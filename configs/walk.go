@@ -80,6 +80,10 @@ func (w *walker) walk(n *yaml.Node, t reflect.Type, key string) {
 		}
 	case n.Kind != yaml.ScalarNode:
 		w.bad(n, key, "a single value is needed here")
+	case t.Kind() == reflect.Bool:
+		if n.ShortTag() != "!!bool" {
+			w.bad(n, key, "%q is neither true nor false", clip(n.Value))
+		}
 	case n.ShortTag() != "!!str":
 		w.bad(n, key, "%q is not text: put it in quotes, or leave the key out", clip(n.Value))
 	case t == reflect.TypeFor[time.Duration]():

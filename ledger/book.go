@@ -28,6 +28,8 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -166,6 +168,9 @@ func (b *Book[S]) Knows(kind string) bool {
 	_, ok := b.kinds[kind]
 	return ok
 }
+
+// Kinds lists what the book has learned, sorted.
+func (b *Book[S]) Kinds() []string { return slices.Sorted(maps.Keys(b.kinds)) }
 
 // Changed gives a channel that is closed when the next page is published. Take it before View, so as to miss nothing.
 func (b *Book[S]) Changed() <-chan struct{} {

@@ -141,6 +141,12 @@ func sourceAt(t testing.TB, ca *identity.Authority, role fleet.Role, name string
 	return identity.Fixed(&tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}, identity.Pool([]*x509.Certificate{ca.Cert}))
 }
 
+func peer(s tls.ConnectionState) (string, error) {
+	p, _, err := identity.PrincipalOf(&s)
+	_, _, id, _ := p.Split()
+	return id, err
+}
+
 func onlyNodes(p fleet.Principal, _ fleet.Serial) error {
 	if _, role, _, _ := p.Split(); role != fleet.Node {
 		return fault.New("test", fault.Denied, "%s is not a node", p)
@@ -192,7 +198,7 @@ func (c *cluster) configAt(i int, addr string) raft.Config {
 	}
 	s := source(c.t, c.ca, fleet.Node, c.members[i].ID)
 	cfg := raft.Config{Self: c.members[i], First: c.members, Dir: c.dirs[i], Machine: c.lists[i], Listener: ln, Timing: raft.Fast(),
-		ServerTLS: identity.Server(s, onlyNodes, true, raft.ProtoRaft, raft.ProtoForward), ClientTLS: func(id string) *tls.Config { return identity.Client(s, identity.WantNode(domain, id)) }}
+		ServerTLS: identity.Server(s, onlyNodes, true, raft.ProtoRaft, raft.ProtoForward), ClientTLS: func(id string) *tls.Config { return identity.Client(s, identity.WantNode(domain, id)) }, Peer: peer}
 	if c.edit != nil {
 		c.edit(i, &cfg)
 	}

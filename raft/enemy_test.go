@@ -222,7 +222,6 @@ func TestWhatCanNeverWorkIsRefused(t *testing.T) {
 		"no client needed":  func(c *raft.Config) { c.ServerTLS.ClientAuth = tls.VerifyClientCertIfGiven },
 		"no protocols":      func(c *raft.Config) { c.ServerTLS.NextProtos = nil },
 		"lease too long":    func(c *raft.Config) { c.Timing.Lease = time.Hour },
-		"another list":      func(c *raft.Config) { c.First = append(c.First, raft.Member{ID: "x", Addr: "127.0.0.1:1"}) },
 		"a file for a disk": func(c *raft.Config) { c.Dir = file(t) },
 	} {
 		cfg := c.config(0)

@@ -113,3 +113,9 @@ func FlipBolt(dir string, index uint64) error {
 		return tx.Bucket([]byte("entries/1")).Put(binary.BigEndian.AppendUint64(nil, index), []byte{boltVersion, 0})
 	}), db.Close())
 }
+
+// Told gives a node the word of a peer that it was removed by the configuration of an index.
+func (n *Node) Told(by string, index uint64) { n.told(by, index) }
+
+// ConfigurationIndex is that of the newest configuration that the node knows the index of.
+func (n *Node) ConfigurationIndex() uint64 { return n.members.index() }

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"strings"
@@ -19,17 +20,25 @@ import (
 //
 //	length of the rest, 4 bytes | id of the question, 8 bytes | kind, 1 byte | payload
 //
-// Questions: 'p' and 4 bytes of patience in ms and a proposal; 'r' a read index, 4 bytes of patience; 't' the term of the
-// answerer. Answers: 'a' the machine's answer, or 8 bytes of index or term; 'f' a fault: its kind, a line feed, its
-// sentence. A question that came by this way is never forwarded again.
+// Questions: 't' the term of the answerer; all others begin with 4 bytes of patience in ms: 'p' and a proposal; 'r' a read
+// index; 'w' and JSON, how the answerer is, and where the asker is; 'c' the members, as JSON; 'm' and JSON, a change of them;
+// 'g' and 8 bytes, the node that is asked was removed by the configuration of that index. Answers: 'a' the machine's answer,
+// JSON, or 8 bytes of index or term; 'f' a fault: its kind, a line feed, its sentence; 'n' likewise, and it is of no use to
+// ask again at once. A question that came by this way is never forwarded again. A node that is no member is answered with
+// 'g', id 0, and the index of the configuration that says so.
 //
 // Who asks says 't' with id 0 every 2 s. Either side drops a connection on which it hears nothing for 6 s.
 const (
 	askPropose = 'p'
 	askRead    = 'r'
 	askTerm    = 't'
+	askWeather = 'w'
+	askMembers = 'c'
+	askChange  = 'm'
+	askGone    = 'g'
 	answerOK   = 'a'
 	answerBad  = 'f'
+	answerNo   = 'n'
 
 	frameHead   = 9
 	maxFrame    = MaxProposal + frameHead + 4
@@ -142,16 +151,20 @@ func (n *Node) serveForward(c *tracked) {
 		}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			answer(n.serve(ctx, f))
+			answer(n.serve(ctx, c.id, f))
 		})
 	}
 }
 
 func bad(id uint64, err error) frame {
-	return frame{id, answerBad, []byte(string(fault.Of(err)) + "\n" + fault.Text(err))}
+	kind := byte(answerBad)
+	if no := (*final)(nil); errors.As(err, &no) {
+		kind = answerNo
+	}
+	return frame{id, kind, []byte(string(fault.Of(err)) + "\n" + fault.Text(err))}
 }
 
-func (n *Node) serve(ctx context.Context, f frame) frame {
+func (n *Node) serve(ctx context.Context, by string, f frame) frame {
 	const op = "raft.serve"
 	if len(f.payload) < 4 {
 		return bad(f.id, fault.New(op, fault.Invalid, "a question of kind %q without patience", f.kind))
@@ -173,6 +186,8 @@ func (n *Node) serve(ctx context.Context, f frame) frame {
 		var index uint64
 		index, err = n.readIndex(ctx)
 		ans = binary.BigEndian.AppendUint64(nil, index)
+	case askWeather, askMembers, askChange, askGone:
+		ans, err = n.serveMembers(ctx, by, f.kind, f.payload[4:])
 	}
 	if err != nil {
 		return bad(f.id, err)
@@ -183,23 +198,48 @@ func (n *Node) serve(ctx context.Context, f frame) frame {
 // forwarder asks members: one connection each, made when it is needed.
 type forwarder struct {
 	n     *Node
+	mu    sync.Mutex
 	peers map[string]*peer
 }
 
 type peer struct {
-	Member
 	dialing chan struct{} // holds one token: who has it may dial
 	mu      sync.Mutex
 	line    *line
 }
 
-func newForwarder(n *Node) forwarder {
-	f := forwarder{n, map[string]*peer{}}
-	for _, m := range n.cfg.First {
-		f.peers[m.ID] = &peer{Member: m, dialing: make(chan struct{}, 1)}
-		f.peers[m.ID].dialing <- struct{}{}
+func newForwarder(n *Node) *forwarder { return &forwarder{n: n, peers: map[string]*peer{}} }
+
+// peer gives what is kept of a member, nil where there is no way to it.
+func (f *forwarder) peer(id string) *peer {
+	if len(f.n.where(id)) == 0 {
+		return nil
 	}
-	return f
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p := f.peers[id]
+	if p == nil {
+		p = &peer{dialing: make(chan struct{}, 1)}
+		p.dialing <- struct{}{}
+		f.peers[id] = p
+	}
+	return p
+}
+
+// forget drops a node that is no member any more.
+func (f *forwarder) forget(id string) {
+	f.mu.Lock()
+	p := f.peers[id]
+	delete(f.peers, id)
+	f.mu.Unlock()
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.line != nil {
+		p.line.c.abort()
+	}
 }
 
 // line is one connection to a leader.
@@ -216,7 +256,7 @@ type line struct {
 // line gives the connection to a member. One caller dials, the others wait for it.
 func (f *forwarder) line(ctx context.Context, id string) (*line, error) {
 	const op = "raft.forward"
-	p := f.peers[id]
+	p := f.peer(id)
 	if p == nil {
 		return nil, fault.New(op, fault.Unavailable, "no member is called %q", id)
 	}
@@ -235,7 +275,7 @@ func (f *forwarder) line(ctx context.Context, id string) (*line, error) {
 	if l != nil && !l.isBroken() {
 		return l, nil
 	}
-	c, err := f.n.net.dial(ctx, id, p.Addr, ProtoForward)
+	c, err := f.n.net.reach(ctx, id, ProtoForward)
 	if err != nil {
 		return nil, err
 	}
@@ -300,6 +340,11 @@ func (l *line) read() {
 			l.c.abort()
 			return
 		}
+		if f.kind == askGone && len(f.payload) == 8 {
+			l.mu.Unlock()
+			l.c.w.n.told(l.c.id, binary.BigEndian.Uint64(f.payload))
+			continue
+		}
 		if ch := l.waiting[f.id]; ch != nil {
 			delete(l.waiting, f.id)
 			ch <- f
@@ -344,6 +389,9 @@ func (f *forwarder) ask(ctx context.Context, leader string, kind byte, payload [
 		}
 		word, text, _ := strings.Cut(string(got.payload), "\n")
 		k := fault.Kind(word)
+		if got.kind == answerNo && k.Known() {
+			return nil, &final{fault.New(op, k, "%s", text)}
+		}
 		if got.kind != answerBad || !k.Known() {
 			return nil, fault.New(op, fault.Unsure, "the leader gave an answer that this build does not understand")
 		}

@@ -64,12 +64,15 @@ type machine struct {
 
 	mu    sync.Mutex
 	moved chan struct{} // closed when index moves
-	err   error
-	dead  chan struct{}
+
+	configured chan struct{} // holds a token while there may be a new configuration
+	at         func(index uint64)
+	err        error
+	dead       chan struct{}
 }
 
 func newMachine(m Machine) *machine {
-	return &machine{m: m, moved: make(chan struct{}), dead: make(chan struct{})}
+	return &machine{m: m, moved: make(chan struct{}), dead: make(chan struct{}), configured: make(chan struct{}, 1), at: func(uint64) {}}
 }
 
 func (f *machine) failure() error {
@@ -112,6 +115,15 @@ func (f *machine) Apply(l *hraft.Log) any {
 	}
 	f.move(l.Index)
 	return out
+}
+
+// StoreConfiguration implements hraft.ConfigurationStore: it hears of each change of the members that is committed.
+func (f *machine) StoreConfiguration(index uint64, _ hraft.Configuration) {
+	f.at(index)
+	select {
+	case f.configured <- struct{}{}:
+	default:
+	}
 }
 
 // fail stops the machine for ever.
@@ -188,6 +200,10 @@ func (f *machine) Restore(r io.ReadCloser) error {
 		return err
 	}
 	f.move(index)
+	select {
+	case f.configured <- struct{}{}: // the snapshot has members too
+	default:
+	}
 	return nil
 }
 

@@ -5,6 +5,7 @@ package raft
 import (
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"log/slog"
 	"net"
@@ -71,10 +72,10 @@ func (w *network) accept() {
 			continue
 		}
 		w.wg.Go(func() {
-			t, err := w.greet(c)
+			t, id, err := w.greet(c)
 			<-w.slots
 			if err == nil {
-				w.welcome(t)
+				w.welcome(t, id)
 				return
 			}
 			_ = c.Close()
@@ -85,29 +86,44 @@ func (w *network) accept() {
 	}
 }
 
-// greet shakes hands. The TLS config has verified the caller; that it has is looked at again here.
-func (w *network) greet(c net.Conn) (*tls.Conn, error) {
+// greet shakes hands. The TLS config has verified the caller; that it has is looked at again here. A node that is no
+// member any more is told so.
+func (w *network) greet(c net.Conn) (*tls.Conn, string, error) {
 	const op = "raft.greet"
 	ctx, cancel := context.WithTimeout(w.n.ctx, handshakeWait)
 	defer cancel()
 	t := tls.Server(c, w.tls)
 	if err := t.HandshakeContext(ctx); err != nil {
-		return nil, fault.At(op, fault.Denied, err)
+		return nil, "", fault.At(op, fault.Denied, err)
 	}
 	switch s := t.ConnectionState(); {
 	case len(s.VerifiedChains) == 0:
-		return nil, fault.New(op, fault.Denied, "the caller proved no identity")
+		return nil, "", fault.New(op, fault.Denied, "the caller proved no identity")
 	case s.Version < tls.VersionTLS13:
-		return nil, fault.New(op, fault.Denied, "the caller speaks TLS older than 1.3")
+		return nil, "", fault.New(op, fault.Denied, "the caller speaks TLS older than 1.3")
 	case s.NegotiatedProtocol != ProtoRaft && s.NegotiatedProtocol != ProtoForward:
-		return nil, fault.New(op, fault.Denied, "the caller chose none of the protocols %s and %s", ProtoRaft, ProtoForward)
+		return nil, "", fault.New(op, fault.Denied, "the caller chose none of the protocols %s and %s", ProtoRaft, ProtoForward)
 	}
-	return t, nil
+	if w.n.cfg.Peer == nil {
+		return t, "", nil
+	}
+	id, err := w.n.cfg.Peer(t.ConnectionState())
+	if err == nil && w.n.members.isGone(id) {
+		err = fault.New(op, fault.Denied, "node %q was removed from the cluster", clip(id))
+	}
+	if err != nil {
+		if t.ConnectionState().NegotiatedProtocol == ProtoForward {
+			_ = t.SetWriteDeadline(time.Now().Add(pulseWait))
+			_ = writeFrame(t, frame{0, askGone, binary.BigEndian.AppendUint64(nil, w.n.members.index())})
+		}
+		return nil, "", fault.At(op, fault.Denied, err)
+	}
+	return t, id, nil
 }
 
 // welcome hands a proven connection to its protocol.
-func (w *network) welcome(t *tls.Conn) {
-	tracked, ok := w.track(t)
+func (w *network) welcome(t *tls.Conn, id string) {
+	tracked, ok := w.track(t, id)
 	if !ok {
 		return
 	}
@@ -137,13 +153,14 @@ func (w *network) welcome(t *tls.Conn) {
 // tracked is a connection that closes with the network.
 type tracked struct {
 	net.Conn
+	id   string // of the peer, "" where it is not known
 	w    *network
 	once sync.Once
 	done chan struct{}
 }
 
-func (w *network) track(c net.Conn) (*tracked, bool) {
-	t := &tracked{Conn: c, w: w, done: make(chan struct{})}
+func (w *network) track(c net.Conn, id string) (*tracked, bool) {
+	t := &tracked{Conn: c, id: id, w: w, done: make(chan struct{})}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed || w.isCut {
@@ -174,6 +191,21 @@ func (w *network) cut(on bool) {
 	var open []*tracked
 	if on {
 		for c := range w.conns {
+			open = append(open, c)
+		}
+	}
+	w.mu.Unlock()
+	for _, c := range open {
+		c.abort()
+	}
+}
+
+// kick ends every connection with one peer.
+func (w *network) kick(id string) {
+	w.mu.Lock()
+	var open []*tracked
+	for c := range w.conns {
+		if c.id == id {
 			open = append(open, c)
 		}
 	}
@@ -245,18 +277,64 @@ func (w *network) dial(ctx context.Context, id, addr, proto string) (*tracked, e
 		_ = t.Close()
 		return nil, fault.New("raft.dial", fault.Unavailable, "node %s speaks %q and not %s", id, got, proto)
 	}
-	out, ok := w.track(t)
+	out, ok := w.track(t, id)
 	if !ok {
 		return nil, fault.New("raft.dial", fault.Unavailable, "this node is cut off")
 	}
 	return out, nil
 }
 
-// Dial implements hraft.StreamLayer.
+// reach dials a member wherever it may be: where it said that it is, where the log says, where the list says. Who answers
+// is proven by its certificate, so a stale address does no harm but for the time that it takes: all are tried at once.
+func (w *network) reach(ctx context.Context, id, proto string) (*tracked, error) {
+	addrs := w.n.where(id)
+	switch len(addrs) {
+	case 0:
+		return nil, fault.New("raft.dial", fault.Unavailable, "it is not known where node %q is", clip(id))
+	case 1:
+		return w.dial(ctx, id, addrs[0], proto)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	type reply struct {
+		c   *tracked
+		err error
+	}
+	replies := make(chan reply, len(addrs))
+	for _, addr := range addrs {
+		go func() { // ends with the context, and is waited for below
+			c, err := w.dial(ctx, id, addr, proto)
+			replies <- reply{c, err}
+		}()
+	}
+	var won *tracked
+	var failed error
+	for range addrs {
+		switch r := <-replies; {
+		case r.err == nil && won == nil:
+			won = r.c
+			cancel()
+		case r.err == nil:
+			r.c.abort()
+		default:
+			failed = r.err
+		}
+	}
+	cancel()
+	if won != nil {
+		return won, nil
+	}
+	return nil, failed
+}
+
+// Dial implements hraft.StreamLayer. What the library takes for an address is a member's id: see [byID].
 func (w *network) Dial(addr hraft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(w.n.ctx, timeout)
 	defer cancel()
-	return w.dial(ctx, w.n.idOf(string(addr)), string(addr), ProtoRaft)
+	c, err := w.reach(ctx, string(addr), ProtoRaft)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 // Accept implements net.Listener for hraft.

@@ -5,6 +5,7 @@ package raft
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	hraft "github.com/hashicorp/raft"
@@ -28,15 +29,17 @@ type State struct {
 	Applied   uint64 // index of the last entry that the machine has
 	Last      uint64 // index of the last entry on disk
 	Leader    string
-	Reachable int // members that this node, as the leader, hears from, itself included; 0 where it does not lead
+	Voters    int // in the configuration that this node knows
+	Reachable int // voters that this node, as the leader, hears from, itself included; 0 where it does not lead
 }
 
 // State tells what this node is at this moment.
 func (n *Node) State() State {
 	id, _ := n.Leader()
 	s := State{Role: roleOf(n.raft.State()), Term: n.raft.CurrentTerm(), Applied: n.fsm.index.Load(), Last: n.raft.LastIndex(), Leader: id}
+	s.Voters, _ = n.voting()
 	if n.raft.State() == hraft.Leader {
-		s.Reachable = int(n.reachable.Load())
+		_, s.Reachable = n.voting()
 	}
 	return s
 }
@@ -53,7 +56,7 @@ func roleOf(s hraft.RaftState) string {
 	return "follower"
 }
 
-// observe counts the members that a leader hears from.
+// observe notes which members a leader hears from.
 func (n *Node) observe() {
 	ch := make(chan hraft.Observation, 64)
 	n.raft.RegisterObserver(hraft.NewObserver(ch, false, func(o *hraft.Observation) bool {
@@ -63,30 +66,51 @@ func (n *Node) observe() {
 		}
 		return false
 	}))
-	all := int64(len(n.cfg.First))
-	n.reachable.Store(all)
 	n.wg.Go(func() {
-		failed := map[hraft.ServerID]bool{}
 		for {
 			select {
 			case <-n.ctx.Done():
 				return
 			case o := <-ch:
-				switch d := o.Data.(type) {
-				case hraft.FailedHeartbeatObservation:
-					failed[d.PeerID] = true
-				case hraft.ResumedHeartbeatObservation:
-					delete(failed, d.PeerID)
-				case hraft.RaftState:
-					clear(failed)
-				}
-				n.reachable.Store(all - int64(len(failed)))
+				n.silent.note(o.Data)
 			}
 		}
 	})
 }
 
-// Fatal is closed when the machine could not apply an entry: this node has stopped, and [Node.Failure] says why.
+// silent are the members whose heartbeats fail.
+type silent struct {
+	mu     sync.Mutex
+	failed map[hraft.ServerID]bool
+}
+
+func (s *silent) note(seen any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch d := seen.(type) {
+	case hraft.FailedHeartbeatObservation:
+		s.failed[d.PeerID] = true
+	case hraft.ResumedHeartbeatObservation:
+		delete(s.failed, d.PeerID)
+	case hraft.RaftState:
+		clear(s.failed)
+	}
+}
+
+// voting counts the voters and those of them that are heard from.
+func (n *Node) voting() (all, reachable int) {
+	n.silent.mu.Lock()
+	defer n.silent.mu.Unlock()
+	for _, id := range voters(n.servers()) {
+		all++
+		if !n.silent.failed[hraft.ServerID(id)] {
+			reachable++
+		}
+	}
+	return all, reachable
+}
+
+// Fatal is closed when the machine could not apply an entry, or this node was removed: it has stopped, and [Node.Failure] says why.
 func (n *Node) Fatal() <-chan struct{} { return n.fsm.dead }
 
 // Failure tells why the node stopped by itself, nil while it has not.
@@ -97,7 +121,7 @@ func (n *Node) run() {
 	select {
 	case <-n.closing:
 	case <-n.fsm.dead:
-		n.log.Error("this node stops: it can't apply what the cluster decided", "err", n.fsm.failure())
+		n.log.Error("this node stops", "err", n.fsm.failure())
 		n.queue.close()
 		n.handOver(context.Background())
 		n.shut()
@@ -152,7 +176,7 @@ func (n *Node) Close(ctx context.Context) error {
 func (n *Node) handOver(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 3*n.cfg.Timing.Election)
 	defer cancel()
-	if !n.leads() || n.queue.idle(ctx) != nil || len(n.cfg.First) < 2 {
+	if !n.leads() || n.queue.idle(ctx) != nil || len(voters(n.servers())) < 2 {
 		return
 	}
 	changed := n.raft.LeaderCh()
@@ -207,34 +231,10 @@ func (n *Node) watchDisk() {
 	}
 }
 
-// addrOf finds where a member listens.
-func (n *Node) addrOf(id string) (string, error) {
-	for _, m := range n.cfg.First {
-		if m.ID == id {
-			return m.Addr, nil
-		}
-	}
-	return "", fault.New("raft.addrOf", fault.Internal, "no member is called %q", id)
-}
-
-func (n *Node) idOf(addr string) string {
-	for _, m := range n.cfg.First {
-		if m.Addr == addr {
-			return m.ID
-		}
-	}
-	return ""
-}
-
-// addresses are where the members are today, which may be elsewhere than the log says.
-type addresses []Member
+// byID has the library call members by their id: where they are is found when they are dialled.
+type byID struct{}
 
 // ServerAddr implements hraft.ServerAddressProvider.
-func (a addresses) ServerAddr(id hraft.ServerID) (hraft.ServerAddress, error) {
-	for _, m := range a {
-		if m.ID == string(id) {
-			return hraft.ServerAddress(m.Addr), nil
-		}
-	}
-	return "", fault.New("raft.dial", fault.NotFound, "no member is called %q", id)
+func (byID) ServerAddr(id hraft.ServerID) (hraft.ServerAddress, error) {
+	return hraft.ServerAddress(id), nil
 }

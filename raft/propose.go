@@ -178,6 +178,10 @@ func (n *Node) write(batch []*waiting) {
 			continue
 		}
 		if err := n.cfg.Machine.Rehearse(w.data); err != nil {
+			if fault.Of(err) == fault.Unavailable { // not yet, and not soon
+				w.answer <- result{err: &final{err}}
+				continue
+			}
 			w.answer <- result{err: fault.At("raft.Propose", fault.Invalid, err)}
 			continue
 		}
@@ -252,6 +256,9 @@ func (n *Node) retry(ctx context.Context, f func() error) error {
 	wait := 10 * time.Millisecond
 	for {
 		err := f()
+		if no := (*final)(nil); errors.As(err, &no) {
+			return err
+		}
 		if k := fault.Of(err); err == nil || (k != fault.NotLeader && k != fault.Unavailable) || errors.Is(err, errClosing) || isFull(err) {
 			return err
 		}

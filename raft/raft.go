@@ -53,10 +53,14 @@
 // member lead where one can. Elections and votes have room that was set aside. When there is space again it takes
 // proposals within a second, by itself. A follower whose disk is full stays behind until then.
 //
-// # Not yet
+// # Members
 //
-// Members are the first list: none is added or removed, and there are no non-voters. An address may change: the list in
-// the config goes before the one in the log.
+// The configuration in the log is the truth about who is a member and who votes; [Node.Change] changes it by stable id. The
+// list of the config is for the first start, and tells where members may be. A member is looked for where it last said that
+// it is, where the log says, and where the list says, and is known by its certificate alone; a leader writes a new address
+// into the log by itself. A node with [Config.Join] begins no cluster: it waits until a leader that added it calls.
+//
+// Whoever is removed is cut off by each node that has the change, is told so, and stops.
 package raft
 
 import (
@@ -78,13 +82,16 @@ import (
 	"github.com/demarc-dev/demarc/raft/wal"
 )
 
-// Member is one voter.
-type Member struct{ ID, Addr string } // Addr is host:port of its listener
+// Member is one node, known by its id.
+type Member struct {
+	ID   string `json:"id"`
+	Addr string `json:"addr"` // host:port of its listener
+}
 
 // Machine is what the bytes are for. Apply, Snapshot and Restore are called from one goroutine at a time; Rehearse from
 // any, also during an Apply.
 type Machine interface {
-	// Rehearse fails where Apply would stop the machine.
+	// Rehearse fails where Apply would stop the machine, or, with [fault.Unavailable], where it would stop another member's.
 	Rehearse(data []byte) error
 	// Apply is pure. An error means that this node must stop. Proposals of one entry share its index.
 	Apply(index uint64, data []byte) ([]byte, error)
@@ -105,13 +112,16 @@ type Timing struct {
 // Config is what a node is made of.
 type Config struct {
 	Self       Member
-	First      []Member // all members, Self among them, the same list on each node; where Dir holds state it tells addresses only
+	First      []Member // the first voters, Self among them, the same list on each node; where Dir holds state it tells addresses only
+	Join       bool     // begin no cluster: wait to be added to the one whose members First tells
 	Dir        string
 	Machine    Machine
 	Listener   net.Listener                                             // plain TCP; the node closes it
 	ServerTLS  *tls.Config                                              // must require the certificate of a node, and offer ProtoRaft and ProtoForward
 	ClientTLS  func(id string) *tls.Config                              // must prove that it is this member who answers
 	Dial       func(ctx context.Context, addr string) (net.Conn, error) // nil: TCP
+	Peer       func(tls.ConnectionState) (id string, err error)         // who calls, and why it may not; nil: members are not told apart
+	About      func() []byte                                            // what the leader may know of this node, up to 64 KiB; nil: nothing
 	Logger     *slog.Logger
 	Timing     Timing
 	Registerer prometheus.Registerer // nil: no metrics
@@ -132,21 +142,24 @@ type Node struct {
 	disk    *disk
 	queue   *queue
 	rounds  *rounds
-	forward forwarder
+	forward *forwarder
+	members *members
+	watch   *watch
+	silent  silent
 	meters  *meters
 	trans   *hraft.NetworkTransport
 	hung    atomic.Bool // the node is cut off while its disk hangs
 	full    atomic.Bool // the node takes no proposals while its disk is full
 
-	ctx       context.Context // ends when all that was given to the library has been answered
-	stop      context.CancelFunc
-	work      sync.WaitGroup // ends with ctx, and needs the library to run until then
-	wg        sync.WaitGroup // ends with ctx
-	once      sync.Once
-	closing   chan struct{}
-	gone      chan struct{} // nothing is left
-	closed    error         // of the end; read after gone
-	reachable atomic.Int64
+	ctx      context.Context // ends when all that was given to the library has been answered
+	stop     context.CancelFunc
+	work     sync.WaitGroup // ends with ctx, and needs the library to run until then
+	wg       sync.WaitGroup // ends with ctx
+	once     sync.Once
+	closing  chan struct{}
+	gone     chan struct{} // nothing is left
+	closed   error         // of the end; read after gone
+	changing sync.Mutex    // held by a change of the members
 }
 
 // Timeouts that are not timing of the cluster.
@@ -156,6 +169,10 @@ const (
 	applyWait     = 5 * time.Second // to get an entry into the leader's queue
 	closeWait     = 5 * time.Second // for the disk and the machine, once Close has run out of time
 	cachedEntries = 64
+
+	// inFlight is how many entries of a pipeline wait for their answer. With the library's default of 2 a sender can wait for
+	// ever for a reader that has ended, when leadership is lost at that moment, and then the node never ends.
+	inFlight = 16
 )
 
 func (t *Timing) fill() {
@@ -195,6 +212,8 @@ func Open(cfg Config) (*Node, error) {
 	n.ctx, n.stop = context.WithCancel(context.Background())
 	n.fsm = newMachine(cfg.Machine)
 	n.net = newNetwork(n)
+	n.fsm.at = func(index uint64) { n.members.passed(index) }
+	n.members, n.watch, n.silent.failed = newMembers(cfg.First), newWatch(), map[hraft.ServerID]bool{}
 	n.forward = newForwarder(n)
 	n.meters = newMeters(n)
 	if err := n.open(); err != nil {
@@ -214,6 +233,7 @@ func Open(cfg Config) (*Node, error) {
 		n.work.Go(n.pack)
 	}
 	n.work.Go(n.readRounds)
+	n.work.Go(n.watchMembers)
 	n.wg.Go(n.watchDisk)
 	n.wg.Go(n.tendLog)
 	go n.run()
@@ -240,7 +260,10 @@ func (cfg *Config) check() error {
 		}
 		ids[m.ID], addrs[m.Addr] = true, true
 	}
-	if !slices.Contains(cfg.First, cfg.Self) {
+	if cfg.Self.ID == "" || cfg.Self.Addr == "" {
+		return fault.New(op, fault.Invalid, "a node has a name and an address")
+	}
+	if !cfg.Join && !slices.Contains(cfg.First, cfg.Self) {
 		return fault.New(op, fault.Invalid, "node %q at %q is not among the members: write the same list on each node", cfg.Self.ID, cfg.Self.Addr)
 	}
 	if err := hraft.ValidateConfig(cfg.library()); err != nil {
@@ -275,8 +298,8 @@ func (n *Node) open() error {
 	if n.logs, err = hraft.NewLogCache(cachedEntries, n.store); err != nil {
 		return fault.At(op, fault.Internal, err)
 	}
-	n.trans = hraft.NewNetworkTransportWithConfig(&hraft.NetworkTransportConfig{Stream: n.net, MaxPool: 4, Timeout: rpcWait,
-		Logger: hclogger(n.log), ServerAddressProvider: addresses(n.cfg.First)})
+	n.trans = hraft.NewNetworkTransportWithConfig(&hraft.NetworkTransportConfig{Stream: n.net, MaxPool: 4, Timeout: rpcWait, MaxRPCsInFlight: inFlight,
+		Logger: hclogger(n.log), ServerAddressProvider: byID{}})
 	if err := n.bootstrap(); err != nil {
 		return fault.Because(err, op, fault.Unavailable, "the first configuration can't be written")
 	}
@@ -287,9 +310,13 @@ func (n *Node) open() error {
 	case err != nil:
 		return fault.Because(err, op, fault.Internal, "the node can't start from what is in its directory")
 	}
-	if err := n.sameMembers(); err != nil {
-		return err
+	at, err := n.configurationIndex()
+	if err != nil {
+		return fault.Because(err, op, fault.Unavailable, "the members can't be read from the log")
 	}
+	n.members.passed(at)
+	n.compare()
+	n.refresh()
 	n.observe()
 	return n.meters.register(n.cfg.Registerer)
 }
@@ -305,6 +332,9 @@ func (n *Node) bootstrap() error {
 	for _, m := range n.cfg.First {
 		first.Servers = append(first.Servers, hraft.Server{Suffrage: hraft.Voter, ID: hraft.ServerID(m.ID), Address: hraft.ServerAddress(m.Addr)})
 	}
+	if !had && n.cfg.Join {
+		return nil
+	}
 	if !had {
 		return hraft.BootstrapCluster(n.cfg.library(), n.logs, n.disk.wal, n.disk.snaps, n.trans, first)
 	}
@@ -314,25 +344,18 @@ func (n *Node) bootstrap() error {
 	if snaps, err := n.disk.snaps.List(); err != nil || len(snaps) > 0 {
 		return err
 	}
-	if term, err := n.disk.wal.GetUint64([]byte("CurrentTerm")); err != nil || term != 1 {
+	if term, err := n.disk.wal.GetUint64([]byte("CurrentTerm")); err != nil || term != 1 || n.cfg.Join {
 		return err
 	}
 	return n.logs.StoreLog(&hraft.Log{Index: 1, Term: 1, Type: hraft.LogConfiguration, Data: hraft.EncodeConfiguration(first)})
 }
 
-// sameMembers refuses a list that names others than the log: nobody is added or removed by editing it.
-func (n *Node) sameMembers() error {
-	var logged, listed []string
-	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
-		logged = append(logged, string(s.ID))
-	}
+// compare says where the list names others than the log: nobody is added or removed by editing it.
+func (n *Node) compare() {
+	logged := n.IDs()
 	for _, m := range n.cfg.First {
-		listed = append(listed, m.ID)
+		if len(logged) > 0 && !slices.Contains(logged, m.ID) {
+			n.log.Warn("the list names a node that is no member: the log goes before the list", "node", m.ID, "members", logged)
+		}
 	}
-	slices.Sort(logged)
-	slices.Sort(listed)
-	if slices.Equal(logged, listed) {
-		return nil
-	}
-	return fault.New("raft.open", fault.Conflict, "the log knows the members %q and the list names %q: members are not added or removed by editing the list", logged, listed)
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -138,29 +139,30 @@ func (n *Node) readRound(settled *uint64) (uint64, error) {
 	return n.lastProposals(commit)
 }
 
-// stillTerm asks the members for their terms. It gives nil once a majority, this node included, is not beyond term: a
+// stillTerm asks the voters for their terms. It gives nil once a majority, this node included, is not beyond term: a
 // vote for a later leader raises the voter's term first, so none was elected before the call.
 func (n *Node) stillTerm(term uint64) error {
 	const op = "raft.readIndex"
 	ctx, cancel := context.WithTimeout(n.ctx, max(n.cfg.Timing.Election, 100*time.Millisecond))
 	defer cancel()
-	terms := make(chan uint64, len(n.cfg.First)) // 0: no answer
+	voting := voters(n.servers())
+	terms := make(chan uint64, len(voting)) // 0: no answer
 	asked := 0
-	for _, m := range n.cfg.First {
-		if m.ID == n.cfg.Self.ID {
+	for _, id := range voting {
+		if id == n.cfg.Self.ID {
 			continue
 		}
 		asked++
 		n.work.Go(func() {
-			t, err := n.forward.number(ctx, m.ID, askTerm)
+			t, err := n.forward.number(ctx, id, askTerm)
 			if err != nil {
 				t = 0
 			}
 			terms <- t
 		})
 	}
-	with, need := 0, len(n.cfg.First)/2+1
-	if n.raft.CurrentTerm() == term {
+	with, need := 0, len(voting)/2+1
+	if slices.Contains(voting, n.cfg.Self.ID) && n.raft.CurrentTerm() == term {
 		with++
 	}
 	for ; asked > 0 && with < need; asked-- {
@@ -172,7 +174,7 @@ func (n *Node) stillTerm(term uint64) error {
 		}
 	}
 	if with < need {
-		return fault.New(op, fault.Unavailable, "the leader reaches %d of %d members: a majority is needed", with, len(n.cfg.First))
+		return fault.New(op, fault.Unavailable, "the leader reaches %d of %d voters: a majority is needed", with, len(voting))
 	}
 	return nil
 }

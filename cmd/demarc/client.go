@@ -98,6 +98,7 @@ type vendor struct {
 	clients   []node
 	operators []controlv1connect.OperatorServiceClient // of the same nodes
 	keys      []controlv1connect.KeyServiceClient
+	clusters  []controlv1connect.ClusterClient
 	ways      []*http.Transport
 	at        int           // the node that answered last is asked first
 	total     time.Duration // of a call, all tries together
@@ -139,6 +140,7 @@ func newVendor(o operator, who identity.Source, total time.Duration) *vendor {
 		v.clients = append(v.clients, node{controlv1connect.NewControlClient(c, "https://"+n, connect.WithReadMaxBytes(64<<20)), controlv1connect.NewIssuerKeysClient(c, "https://"+n, connect.WithReadMaxBytes(1<<20))})
 		v.keys = append(v.keys, controlv1connect.NewKeyServiceClient(c, "https://"+n, connect.WithReadMaxBytes(8<<20)))
 		v.operators = append(v.operators, controlv1connect.NewOperatorServiceClient(c, "https://"+n, connect.WithReadMaxBytes(8<<20)))
+		v.clusters = append(v.clusters, newCluster(c, n))
 	}
 	return v
 }

@@ -57,7 +57,7 @@ func (a *app) controlPlane() *cobra.Command {
 	f.StringVar(&in.tailnetURL, "tailnet-url", "", "coordinator of the vendor's tailnet, for a door on it")
 	f.StringVar(&in.tailnetKey, "tailnet-auth-key-file", "", "file with an auth key of the vendor's tailnet")
 	c.RunE = func(*cobra.Command, []string) error { return a.initTrustDomain(in) }
-	return group("control-plane", "The vendor's control plane", append(a.keyCommands(), c)...)
+	return group("control-plane", "The vendor's control plane", append(append([]*cobra.Command{c}, a.clusterCommands()...), a.keyCommands()...)...)
 }
 
 type initOptions struct {

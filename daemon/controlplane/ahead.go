@@ -139,7 +139,7 @@ func (s *Server) CatchUp(ctx context.Context, f *Source, every time.Duration) er
 		if s.Order.Leader() != "" || f.begun() == "" {
 			continue
 		}
-		for _, m := range s.Members {
+		for _, m := range s.roster() {
 			if m.Name == s.name || m.API == "" {
 				continue
 			}

@@ -145,7 +145,7 @@ func (s *Server) owed(page State, l *live) {
 
 func (s *Server) nodes() []string {
 	var out []string
-	for _, m := range s.Members {
+	for _, m := range s.roster() {
 		out = append(out, m.Name)
 	}
 	slices.Sort(out) // whichever node is asked, the same request has the same body

@@ -27,7 +27,7 @@ func (s *Server) Status(ctx context.Context, _ *connect.Request[controlv1.Status
 	root := log.Root()
 	out := &controlv1.StatusResponse{Node: s.name, Leader: s.Order.Leader(), TrustDomain: s.book.View().TrustDomain,
 		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:])}
-	for _, m := range s.Members {
+	for _, m := range s.roster() {
 		out.Members = append(out.Members, &controlv1.Member{Name: m.Name, RaftAddress: m.Raft, ApiAddress: m.API})
 	}
 	return connect.NewResponse(out), nil

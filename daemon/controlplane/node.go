@@ -5,10 +5,12 @@ package controlplane
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/demarc-dev/demarc/configs"
@@ -23,18 +25,19 @@ import (
 	"github.com/demarc-dev/demarc/workload/artifact"
 )
 
-// NewBook makes the vendor's book with every change that this build knows.
-func NewBook() *ledger.Book[State] {
-	return ledger.NewBook(NewState(), ledger.Learn[Genesis](), ledger.Learn[RegisterCustomer](), ledger.Learn[RegisterAppliance](),
+// NewBook makes the vendor's book with every change that this build knows, and with more: those of a later build, in tests.
+func NewBook(more ...ledger.Learned[State]) *ledger.Book[State] {
+	return ledger.NewBook(NewState(), append(more, ledger.Learn[Genesis](), ledger.Learn[RegisterCustomer](), ledger.Learn[RegisterAppliance](),
 		ledger.Learn[Enrol](), ledger.Learn[Refuse](), ledger.Learn[Renew](), ledger.Learn[Edge](), ledger.Learn[Ban](), ledger.Learn[Publish](),
 		ledger.Learn[Ask](), ledger.Learn[Countersign](), ledger.Learn[RequestOperation](), ledger.Learn[OrdersDone](), ledger.Learn[Report](),
 		ledger.Learn[EnrolProven](), ledger.Learn[RollKeys](), ledger.Learn[SetExpect](),
 		ledger.Learn[PrepareCA](), ledger.Learn[ActivateCA](), ledger.Learn[RetireCA](), ledger.Learn[RenewBy](), ledger.Learn[HoldsBundle](), ledger.Learn[NodeBundle](),
+		ledger.Learn[AddNode](), ledger.Learn[NodeIs](), ledger.Learn[RemoveNode](), ledger.Learn[NodeChanged](), ledger.Learn[SetAutopilot](),
 		ledger.Learn[GenesisWith](), ledger.Learn[AdoptOperator](), ledger.Learn[InviteOperator](), ledger.Learn[EnrolOperator](), ledger.Learn[RenewOperator](), ledger.Learn[OperatorUses](),
 		ledger.Learn[SetOperatorRole](), ledger.Learn[BanOperator](), ledger.Learn[RemoveOperator](),
 		ledger.Learn[KeepSecrets](), ledger.Learn[HoldsKEK](), ledger.Learn[RotateKEK](), ledger.Learn[PrepareCAWith](), ledger.Learn[LoginOperator](),
 		ledger.Learn[NodeStops](), ledger.Learn[NodeRoll](),
-		ledger.Learn[ReportKeys](), ledger.Learn[ConfirmKeys](), ledger.Learn[ForgetKeys]())
+		ledger.Learn[ReportKeys](), ledger.Learn[ConfirmKeys](), ledger.Learn[ForgetKeys]())...)
 }
 
 // node is one process of the control plane.
@@ -48,6 +51,8 @@ type node struct {
 	server *Server
 	files  *Source
 	store  *artifact.Store
+	up     atomic.Bool // raft is there
+	says   []byte      // what the leader is told of this node
 }
 
 // witnessEvery is how often appliances are asked to countersign the vendor's log, where it grew.
@@ -77,9 +82,12 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	if err != nil {
 		return nil, err
 	}
+	if n.says, err = json.Marshal(about{build, n.book.Kinds()}); err != nil {
+		return nil, fault.At(op, fault.Internal, err)
+	}
 	n.server, err = NewServer(Options{Login: people, Name: cfg.Name, Book: n.book, Order: n, Artifacts: blobs{n.store}, Fetch: n.fetch, KEK: keks[0].key, LeafLife: cfg.Leaf.Life,
 		Backdate:  max(cfg.Leaf.Backdate, time.Nanosecond), // a certificate counts whole seconds: 0s is none
-		Platforms: platforms, Members: members, Now: time.Now, Log: log, Meter: meterOf(n.reg)})
+		Platforms: platforms, Members: members, Cluster: n, Build: build, Now: time.Now, Log: log, Meter: meterOf(n.reg)})
 	if err != nil {
 		return nil, err
 	}
@@ -101,8 +109,9 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 		_ = rln.Close()
 		return nil, err
 	}
+	n.up.Store(true)
 	n.describe()
-	parts := []daemon.Part{daemon.Func("raft", n.runRaft), daemon.Func("genesis", n.genesis)}
+	parts := []daemon.Part{daemon.Func("raft", n.runRaft), daemon.Func("genesis", n.genesis), daemon.Func("introduction", n.introduce)}
 	doors, err := n.doors()
 	if err != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
@@ -118,6 +127,9 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	parts = append(parts, daemon.Func("bundle", func(ctx context.Context, ready func()) error {
 		ready()
 		return n.server.Tend(ctx, n.files)
+	}), daemon.Func("autopilot", func(ctx context.Context, ready func()) error {
+		ready()
+		return n.server.Pilot(ctx)
 	}))
 	parts = append(parts, daemon.Func("keys", func(ctx context.Context, ready func()) error {
 		ready()
@@ -175,31 +187,6 @@ func (n *node) doors() ([]daemon.Part, error) {
 	return parts, nil
 }
 
-func (n *node) raftConfig(ln net.Listener) raft.Config {
-	nodesOnly := func(p fleet.Principal, _ fleet.Serial) error {
-		td, role, id, ok := p.Split()
-		if !ok || td != n.cfg.TrustDomain || role != fleet.Node {
-			return fault.New("controlplane.raft", fault.Denied, "%s is not a node of this control plane", clip(string(p)))
-		}
-		for _, m := range n.cfg.Cluster {
-			if m.Name == id {
-				return nil
-			}
-		}
-		return fault.New("controlplane.raft", fault.Denied, "node %q is not in the cluster", clip(id))
-	}
-	cfg := raft.Config{Dir: filepath.Join(n.cfg.Dir, "raft"), Machine: n.book, Listener: ln, Logger: n.log, Registerer: n.reg.Registerer(),
-		ServerTLS: identity.Server(n.files, nodesOnly, true, raft.ProtoRaft, raft.ProtoForward),
-		ClientTLS: func(id string) *tls.Config { return identity.Client(n.files, identity.WantNode(n.cfg.TrustDomain, id)) }}
-	for _, m := range n.cfg.Cluster {
-		cfg.First = append(cfg.First, raft.Member{ID: m.Name, Addr: m.Raft})
-		if m.Name == n.cfg.Name {
-			cfg.Self = raft.Member{ID: m.Name, Addr: m.Raft}
-		}
-	}
-	return cfg
-}
-
 // runRaft holds the node until all other parts have stopped.
 func (n *node) runRaft(ctx context.Context, ready func()) error {
 	ready()
@@ -255,14 +242,14 @@ func (n *node) genesis(ctx context.Context, ready func()) error {
 			<-ctx.Done()
 			return nil
 		}
-		if err == nil {
+		if err == nil && !n.cfg.Join {
 			err = n.begin(ctx)
 			if k := fault.Of(err); k == fault.Invalid || k == fault.Conflict {
 				return err
 			}
 		}
 		if err != nil && ctx.Err() == nil {
-			n.log.Info("waiting for a majority of the nodes", "err", fault.Text(err))
+			n.log.Info(n.waitsFor(), "err", fault.Text(err))
 			select {
 			case <-ctx.Done():
 			case <-time.After(wait):

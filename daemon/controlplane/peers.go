@@ -71,8 +71,8 @@ func trimmed(b []byte) string { return string(bytes.TrimSpace(b)) }
 func (n *node) fetch(ctx context.Context, d fleet.Digest) error {
 	const op = "controlplane.fetch"
 	last := error(fault.New(op, fault.NotFound, "artifact %s is on no node", d.Short()))
-	for _, m := range n.cfg.Cluster {
-		if m.Name == n.cfg.Name {
+	for _, m := range n.server.roster() {
+		if m.Name == n.cfg.Name || m.API == "" {
 			continue
 		}
 		tr := &http.Transport{ForceAttemptHTTP2: true, TLSClientConfig: identity.Client(n.files, identity.WantNode(n.cfg.TrustDomain, m.Name), "h2")}
@@ -151,8 +151,8 @@ func (n *node) tellManagement(ctx context.Context, ready func()) error {
 // report makes the message: counts and health, and there is no field for anything else.
 func (n *node) report() *managementv1.ReportRequest {
 	st := n.raft.State()
-	out := &managementv1.ReportRequest{Build: n.build, Node: n.cfg.Name, Health: "ok", NodesVoting: uint32(len(n.cfg.Cluster)), NodesReachable: uint32(st.Reachable)}
-	if st.Reachable < len(n.cfg.Cluster) {
+	out := &managementv1.ReportRequest{Build: n.build, Node: n.cfg.Name, Health: "ok", NodesVoting: uint32(st.Voters), NodesReachable: uint32(st.Reachable)}
+	if st.Reachable < st.Voters {
 		out.Health = "degraded"
 	}
 	page := n.book.View()

@@ -60,10 +60,12 @@ type Options struct {
 	Fetch     func(ctx context.Context, d fleet.Digest) error // from the node that has it; may be nil
 	KEK       []byte                                          // 32 bytes; opens the CA keys. See [Server.TendKeys] for another one
 	LeafLife  time.Duration
-	Backdate  time.Duration      // of leaves, from their issue; zero means [identity.DefaultBackdate]
-	Platforms *platform.Verifier // asks AWS, Google and listed issuers; nil: pinned keys are all that is known
-	Login     *Login             // nil: operators come by invitation only
-	Members   []Member
+	Backdate  time.Duration                                                     // of leaves, from their issue; zero means [identity.DefaultBackdate]
+	Platforms *platform.Verifier                                                // asks AWS, Google and listed issuers; nil: pinned keys are all that is known
+	Login     *Login                                                            // nil: operators come by invitation only
+	Members   []Member                                                          // of the file: where the first nodes serve
+	Cluster   Membership                                                        // who is a member; nil: Members are all there are
+	Build     string                                                            // of this process
 	Dial      func(ctx context.Context, network, addr string) (net.Conn, error) // to another node's API, for [Server.CatchUp]; nil: TCP
 	Now       func() time.Time
 	Log       *slog.Logger
@@ -87,7 +89,7 @@ type Meter struct {
 	Unlogged  telemetry.Counter  // refused calls that are not in the log or on record: there were too many
 }
 
-// Member is one node of the first cluster, as people know it.
+// Member is one node, as people know it.
 type Member struct{ Name, Raft, API string }
 
 // Server answers appliances and operators. Its methods may be called concurrently.
@@ -185,6 +187,9 @@ func (s *Server) Admit(p fleet.Principal, serial fleet.Serial) error {
 	if !ok || td != page.TrustDomain {
 		return fault.New("controlplane.Admit", fault.Denied, "%s is not of this trust domain", clip(string(p)))
 	}
+	if role == fleet.Node {
+		return s.admitNode(id)
+	}
 	if role == fleet.Operator {
 		return s.admitOperator(p, serial)
 	}
@@ -231,6 +236,7 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle(boundaryv1connect.NewBootstrapHandler(bootstrap{Server: s}, small...))
 	mux.Handle(boundaryv1connect.NewBoundaryHandler(s, opts...))
 	mux.Handle(controlv1connect.NewControlHandler(s, opts...))
+	mux.Handle(controlv1connect.NewClusterHandler(cluster{Server: s}, opts...))
 	mux.Handle(controlv1connect.NewOperatorServiceHandler(s, opts...))
 	mux.Handle(controlv1connect.NewKeyServiceHandler(s, opts...))
 	mux.Handle(controlv1connect.NewOperatorBootstrapHandler(operatorBootstrap{Server: s}, small...))

@@ -24,6 +24,8 @@ type State struct {
 	Slots       []identity.Slot // replaced whole, never edited in place
 	number      uint64          // of the bundle that Slots make; see Bundle
 	nodes       *immutable.SortedMap[string, uint64]
+	peers       *immutable.SortedMap[string, Peer] // see members_changes.go
+	pilot       Autopilot
 	stopped     *immutable.SortedMap[string, time.Time] // nodes that stopped and have not called the roll since
 	customers   *immutable.SortedMap[fleet.CustomerID, Customer]
 	appliances  roll
@@ -160,6 +162,7 @@ type Operation struct {
 func NewState() State {
 	return State{
 		nodes:      immutable.NewSortedMap[string, uint64](nil),
+		peers:      immutable.NewSortedMap[string, Peer](nil),
 		stopped:    immutable.NewSortedMap[string, time.Time](nil),
 		customers:  immutable.NewSortedMap[fleet.CustomerID, Customer](nil),
 		appliances: newRoll(),
@@ -233,6 +236,9 @@ type page struct {
 	Bundle uint64            `json:"bundle,omitempty"`
 	Nodes  map[string]uint64 `json:"nodes,omitempty"`
 
+	Peers []Peer    `json:"peers,omitempty"`
+	Pilot Autopilot `json:"autopilot,omitzero"`
+
 	Operators []Operator           `json:"operators,omitempty"`
 	KEK       string               `json:"kek,omitempty"`
 	Secrets   []Secret             `json:"secrets,omitempty"`
@@ -244,7 +250,7 @@ type page struct {
 func (s State) MarshalJSON() ([]byte, error) {
 	p := page{TrustDomain: s.TrustDomain, Slots: s.Slots, Customers: s.Customers(), Appliances: s.Appliances(), Releases: values(s.releases),
 		Operations: values(s.operations), Nonces: map[string]time.Time{}, Bundle: s.number, Nodes: map[string]uint64{}, Operators: s.Operators(),
-		KEK: s.KEK, Secrets: s.Secrets, KEKs: map[string][]string{}, Stopped: map[string]time.Time{}}
+		Peers: values(s.peers), Pilot: s.pilot, KEK: s.KEK, Secrets: s.Secrets, KEKs: map[string][]string{}, Stopped: map[string]time.Time{}}
 	for it := s.stopped.Iterator(); !it.Done(); {
 		k, v, _ := it.Next()
 		p.Stopped[k] = v
@@ -271,7 +277,10 @@ func (s *State) UnmarshalJSON(b []byte) error {
 		return fault.At("controlplane.State", "", err)
 	}
 	n := NewState()
-	n.TrustDomain, n.Slots, n.number, n.KEK, n.Secrets = p.TrustDomain, p.Slots, p.Bundle, p.KEK, p.Secrets
+	n.TrustDomain, n.Slots, n.number, n.pilot, n.KEK, n.Secrets = p.TrustDomain, p.Slots, p.Bundle, p.Pilot, p.KEK, p.Secrets
+	for _, x := range p.Peers {
+		n.peers = n.peers.Set(x.Name, x)
+	}
 	for k, v := range p.Nodes {
 		n.nodes = n.nodes.Set(k, v)
 	}

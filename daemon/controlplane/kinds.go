@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"bytes"
+	"encoding/json"
+	"slices"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/ledger"
+)
+
+// firstKinds are the changes of the first release: whatever build a member runs, it knows them. A kind that comes later is
+// not added here: it is let in when each voter says that it knows it.
+var firstKinds = []string{"genesis/1", "customer.register/1", "appliance.register/1", "appliance.enrol/1", "refused/1", "appliance.renew/1",
+	"appliance.edge/1", "appliance.ban/1", "release.publish/1", "probe.send/1", "checkpoint.send/1", "operation.request/1", "orders.done/1",
+	"report/1", "appliance.enrol/2", "appliance.keys/1", "appliance.expect/1", "ca.prepare/1", "ca.activate/1", "ca.retire/1",
+	"appliance.renew/2", "appliance.bundle/1", "node.bundle/1",
+	"genesis/2", "operator.adopt/1", "operator.invite/1", "operator.enrol/1", "operator.renew/1", "operator.use/1", "operator.role/1", "operator.ban/1",
+	"operator.remove/1", "secrets.keep/1", "kek.holds/1", "kek.rotate/1", "ca.prepare/2", "node.stops/1", "node.roll/1",
+	"appliance.keys/2", "appliance.keys.confirm/1", "appliance.keys.forget/1",
+	"node.add/1", "node.is/1", "node.remove/1", "node.changed/1", "autopilot.set/1"}
+
+// about is what a node tells the leader of itself.
+type about struct {
+	Build string   `json:"build"`
+	Knows []string `json:"knows"`
+}
+
+// Voting is who votes, and what each said of itself to this node while it leads.
+type Voting interface {
+	Voters() []string
+	About(id string) []byte
+}
+
+// Gate is the vendor's book as the machine of a cluster whose members may run different builds: a change is let into the
+// log only when each voter knows its kind, because one that does not would stop.
+type Gate struct {
+	*ledger.Book[State]
+	Cluster func() Voting // nil while there is none
+}
+
+// Rehearse implements raft.Machine.
+func (g Gate) Rehearse(data []byte) error {
+	if err := g.Book.Rehearse(data); err != nil {
+		return err
+	}
+	kind, err := kindOf(data)
+	if err != nil || slices.Contains(firstKinds, kind) {
+		return err
+	}
+	return g.known(kind)
+}
+
+func (g Gate) known(kind string) error {
+	const op = "controlplane.Rehearse"
+	c := g.Cluster()
+	if c == nil {
+		return nil
+	}
+	page := g.View()
+	for _, id := range c.Voters() {
+		var says about
+		b := c.About(id)
+		if b != nil {
+			if err := json.Unmarshal(b, &says); err != nil {
+				b = nil
+			}
+		}
+		p, _ := page.Peer(id)
+		if b == nil { // it is not heard from: what it said last counts
+			says = about{p.Build, p.Knows}
+		}
+		switch {
+		case slices.Contains(says.Knows, kind):
+		case says.Knows == nil:
+			return fault.New(op, fault.Unavailable, "it is not known whether node %q knows the change %q: it is out of reach or runs an older build, so bring it back, upgrade it, or remove it", id, kind)
+		default:
+			return fault.New(op, fault.Unavailable, "node %q does not know the change %q: upgrade it first, it runs the build %q", id, kind, clip(says.Build))
+		}
+	}
+	return nil
+}
+
+var kindPrefix = []byte(`{"kind":"`)
+
+// kindOf finds the kind of a proposal, which nearly always stands at its beginning.
+func kindOf(data []byte) (string, error) {
+	if rest, ok := bytes.CutPrefix(data, kindPrefix); ok {
+		if i := bytes.IndexAny(rest, `"\`); i >= 0 && rest[i] == '"' {
+			return string(rest[:i]), nil
+		}
+	}
+	var in struct {
+		Kind string `json:"kind"`
+	}
+	if err := json.Unmarshal(data, &in); err != nil {
+		return "", fault.At("controlplane.kindOf", fault.Invalid, err)
+	}
+	return in.Kind, nil
+}
+
+// FirstKinds lists the changes that every build knows.
+func FirstKinds() []string { return slices.Clone(firstKinds) }

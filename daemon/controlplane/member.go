@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/raft"
+)
+
+func (n *node) raftConfig(ln net.Listener) raft.Config {
+	nodesOnly := func(p fleet.Principal, _ fleet.Serial) error {
+		td, role, _, ok := p.Split()
+		if !ok || td != n.cfg.TrustDomain || role != fleet.Node {
+			return fault.New("controlplane.raft", fault.Denied, "%s is not a node of this control plane", clip(string(p)))
+		}
+		return nil
+	}
+	cfg := raft.Config{Dir: filepath.Join(n.cfg.Dir, "raft"), Machine: Gate{Book: n.book, Cluster: n.voting}, Join: n.cfg.Join,
+		Listener: ln, Logger: n.log, Registerer: n.reg.Registerer(), Peer: n.peer, About: func() []byte { return n.says },
+		ServerTLS: identity.Server(n.files, nodesOnly, true, raft.ProtoRaft, raft.ProtoForward),
+		ClientTLS: func(id string) *tls.Config { return identity.Client(n.files, identity.WantNode(n.cfg.TrustDomain, id)) }}
+	for _, m := range n.cfg.Cluster {
+		cfg.First = append(cfg.First, raft.Member{ID: m.Name, Addr: m.Raft})
+		if m.Name == n.cfg.Name {
+			cfg.Self = raft.Member{ID: m.Name, Addr: m.Raft}
+		}
+	}
+	return cfg
+}
+
+// voting is the cluster as the gate asks it; nil while it is not there.
+func (n *node) voting() Voting {
+	if !n.up.Load() {
+		return nil
+	}
+	return n.raft
+}
+
+// peer names who calls at the listener of the nodes, and refuses a node that was removed. One that is not known here yet
+// passes: it may have been added since.
+func (n *node) peer(s tls.ConnectionState) (string, error) {
+	p, _, err := identity.PrincipalOf(&s)
+	if err != nil {
+		return "", err
+	}
+	_, _, id, _ := p.Split()
+	if x, _ := n.book.View().Peer(id); x.Removed {
+		return id, removedNode("controlplane.raft", id)
+	}
+	return id, nil
+}
+
+// IDs implements [Membership].
+func (n *node) IDs() []string {
+	if !n.up.Load() {
+		return nil
+	}
+	return n.raft.IDs()
+}
+
+// Members implements [Membership].
+func (n *node) Members(ctx context.Context) (raft.Cluster, error) {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	return n.raft.Members(ctx)
+}
+
+// Change implements [Membership].
+func (n *node) Change(ctx context.Context, c raft.Change) error {
+	ctx, cancel := context.WithTimeout(ctx, 25*time.Second)
+	defer cancel()
+	return n.raft.Change(ctx, c)
+}
+
+// Replace implements [Membership].
+func (n *node) Replace(ctx context.Context, old, by string) error {
+	ctx, cancel := context.WithTimeout(ctx, 45*time.Second)
+	defer cancel()
+	return n.raft.Replace(ctx, old, by)
+}
+
+func (n *node) waitsFor() string {
+	if n.cfg.Join && len(n.IDs()) == 0 {
+		return "waiting to be added: demarc control-plane add, if that was not done"
+	}
+	return "waiting for a majority of the nodes"
+}
+
+// introduce puts on record where this node serves and which changes it knows, where that is not on record.
+func (n *node) introduce(ctx context.Context, ready func()) error {
+	ready()
+	self := n.cfg.Self()
+	is := NodeIs{Name: n.cfg.Name, Raft: self.Raft, API: n.cfg.Advertise, Voter: n.cfg.Voter, Build: n.build, Knows: n.book.Kinds()}
+	for wait := time.Second; ; {
+		p, _ := n.book.View().Peer(n.cfg.Name)
+		done := p.Removed || p.Raft == is.Raft && p.API == is.API && p.Voter == is.Voter && p.Build == is.Build && slices.Equal(p.Knows, is.Knows)
+		if done {
+			<-ctx.Done()
+			return nil
+		}
+		if _, err := submit(ctx, n.server, n.server.self(), "", is); err != nil {
+			if ctx.Err() == nil {
+				n.log.Info("where this node serves is not on record yet", "err", fault.Text(err))
+			}
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(wait):
+			}
+			wait = min(2*wait, time.Minute)
+		}
+	}
+}

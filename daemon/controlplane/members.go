@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"slices"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/demarc-dev/demarc/api"
+	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/raft"
+)
+
+// Membership is the cluster that this node is a member of.
+type Membership interface {
+	// IDs lists the members in this node's log.
+	IDs() []string
+	Members(ctx context.Context) (raft.Cluster, error)
+	Change(ctx context.Context, c raft.Change) error
+	Replace(ctx context.Context, old, by string) error
+}
+
+// cluster serves the operators of the control plane itself.
+type cluster struct {
+	*Server
+	controlv1connect.UnimplementedClusterHandler
+}
+
+func (s *Server) membership() (Membership, error) {
+	if s.Cluster == nil {
+		return nil, fault.New("controlplane.Cluster", fault.Unavailable, "this node is not part of a cluster")
+	}
+	return s.Cluster, nil
+}
+
+// roster lists the members with where they serve: by the book where they said so, else by this node's file.
+func (s *Server) roster() []Member {
+	if s.Cluster == nil {
+		return s.Members
+	}
+	ids := s.Cluster.IDs()
+	if len(ids) == 0 {
+		return s.Members
+	}
+	page := s.book.View()
+	out := make([]Member, 0, len(ids))
+	for _, id := range ids {
+		m := Member{Name: id}
+		if i := slices.IndexFunc(s.Members, func(m Member) bool { return m.Name == id }); i >= 0 {
+			m = s.Members[i]
+		}
+		if p, ok := page.Peer(id); ok && p.API != "" {
+			m.Raft, m.API = p.Raft, p.API
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+// admitNode refuses the certificate of a node that is no member any more.
+func (s *Server) admitNode(id string) error {
+	const op = "controlplane.Admit"
+	if p, _ := s.book.View().Peer(id); p.Removed {
+		return removedNode(op, id)
+	}
+	if s.Cluster == nil {
+		return nil
+	}
+	if ids := s.Cluster.IDs(); len(ids) > 0 && !slices.Contains(ids, id) {
+		return fault.New(op, fault.Denied, "node %q is not a member of this control plane", clip(id))
+	}
+	return nil
+}
+
+// ListMembers tells who is a member, as the leader sees it at this moment.
+func (c cluster) ListMembers(ctx context.Context, _ *connect.Request[controlv1.ListMembersRequest]) (*connect.Response[controlv1.ListMembersResponse], error) {
+	m, err := c.membership()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Order.Read(ctx); err != nil {
+		return nil, err
+	}
+	all, err := m.Members(ctx)
+	if err != nil {
+		return nil, err
+	}
+	page := c.book.View()
+	out := &controlv1.ListMembersResponse{Leader: all.Leader, Term: all.Term, Autopilot: page.Pilot().toWire()}
+	out.Members = c.members(all, page)
+	for _, p := range page.Peers() {
+		if p.Removed {
+			out.Removed = append(out.Removed, p.Name)
+		}
+	}
+	return connect.NewResponse(out), nil
+}
+
+func (s *Server) members(all raft.Cluster, page State) []*controlv1.ClusterMember {
+	var out []*controlv1.ClusterMember
+	where := s.roster()
+	for _, m := range all.Members {
+		w := &controlv1.ClusterMember{Name: m.ID, Role: string(m.Role), RaftAddress: m.Addr, Leads: m.ID == all.Leader,
+			Heard: m.ID == all.Leader || m.Heard(), SilentMs: m.Silent, Lag: m.Lag}
+		if i := slices.IndexFunc(where, func(x Member) bool { return x.Name == m.ID }); i >= 0 {
+			w.ApiAddress = where[i].API
+		}
+		p, known := page.Peer(m.ID)
+		w.VoterWanted, w.Build = p.Voter || m.Role == raft.Voter, p.Build
+		says := about{p.Build, p.Knows}
+		if m.About != nil && json.Unmarshal(m.About, &says) == nil {
+			w.Build = says.Build
+		}
+		if known && says.Knows != nil {
+			for _, k := range s.book.Kinds() {
+				if !slices.Contains(says.Knows, k) && !slices.Contains(firstKinds, k) {
+					w.Lacks = append(w.Lacks, k)
+				}
+			}
+		}
+		out = append(out, w)
+	}
+	for _, p := range page.Peers() {
+		if !p.Removed && !slices.ContainsFunc(out, func(m *controlv1.ClusterMember) bool { return m.GetName() == p.Name }) {
+			out = append(out, &controlv1.ClusterMember{Name: p.Name, RaftAddress: p.Raft, ApiAddress: p.API, VoterWanted: p.Voter, Build: p.Build, SilentMs: -1})
+		}
+	}
+	return out
+}
+
+func checkAddr(what, addr string) error {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || host == "" || port == "" || port == "0" || len(addr) > maxText {
+		return fault.New("controlplane.AddMember", fault.Invalid, "%s: %q is not HOST:PORT where other nodes reach it", what, clip(addr))
+	}
+	return nil
+}
+
+// AddMember expects a node, adds it as a non-voter, and issues its first certificate.
+func (c cluster) AddMember(ctx context.Context, req *connect.Request[controlv1.AddMemberRequest]) (*connect.Response[controlv1.AddMemberResponse], error) {
+	const op = "controlplane.AddMember"
+	r := req.Msg
+	m, err := c.membership()
+	if err != nil {
+		return nil, err
+	}
+	for what, addr := range map[string]string{"its peers' address": r.GetRaftAddress(), "its address for operators and appliances": r.GetApiAddress()} {
+		if err := checkAddr(what, addr); err != nil {
+			return nil, err
+		}
+	}
+	if err := c.Order.Read(ctx); err != nil {
+		return nil, err
+	}
+	all, err := m.Members(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if i := slices.IndexFunc(all.Members, func(x raft.MemberState) bool { return x.ID == r.GetName() }); i >= 0 {
+		if x := all.Members[i]; x.Role == raft.Voter || x.Addr != r.GetRaftAddress() {
+			return nil, fault.New(op, fault.Conflict, "node %q is a %s already, at %s", x.ID, x.Role, x.Addr)
+		}
+	}
+	leaf, _, err := c.issue(r.GetCsr(), fleet.Node, r.GetName())
+	if err != nil {
+		return nil, err
+	}
+	by, id := api.From(ctx).Principal, fleet.RequestID(r.GetRequestId())
+	if _, err := submit(ctx, c.Server, by, id, AddNode{Name: r.GetName(), Raft: r.GetRaftAddress(), API: r.GetApiAddress(), Voter: !r.GetNonVoter()}); err != nil {
+		return nil, err
+	}
+	if err := m.Change(ctx, raft.Change{Do: raft.Add, ID: r.GetName(), Addr: r.GetRaftAddress()}); err != nil {
+		return nil, err
+	}
+	cas, _ := c.bundle()
+	return connect.NewResponse(&controlv1.AddMemberResponse{Certificate: leaf.Raw, Bundle: cas, Members: c.members(all, c.book.View())}), nil
+}
+
+// change makes one change and puts on record who asked for it.
+func (c cluster) change(ctx context.Context, do, name string) error {
+	m, err := c.membership()
+	if err != nil {
+		return err
+	}
+	if err := m.Change(ctx, raft.Change{Do: do, ID: name}); err != nil {
+		return err
+	}
+	_, err = submit(ctx, c.Server, api.From(ctx).Principal, "", NodeChanged{Do: do, Name: name})
+	return err
+}
+
+// PromoteMember makes a non-voter that has caught up a voter.
+func (c cluster) PromoteMember(ctx context.Context, req *connect.Request[controlv1.PromoteMemberRequest]) (*connect.Response[controlv1.PromoteMemberResponse], error) {
+	if err := c.wanted(ctx, req.Msg.GetName()); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&controlv1.PromoteMemberResponse{}), c.change(ctx, raft.Promote, req.Msg.GetName())
+}
+
+// wanted refuses to make a voter of a node whose file says that it never is one.
+func (c cluster) wanted(ctx context.Context, name string) error {
+	if err := c.Order.Read(ctx); err != nil {
+		return err
+	}
+	if p, ok := c.book.View().Peer(name); ok && !p.Removed && !p.Voter {
+		return fault.New("controlplane.Promote", fault.Conflict, "node %q never votes: its file says voter: false, change that and restart it first", name)
+	}
+	return nil
+}
+
+// DemoteMember makes a voter a non-voter.
+func (c cluster) DemoteMember(ctx context.Context, req *connect.Request[controlv1.DemoteMemberRequest]) (*connect.Response[controlv1.DemoteMemberResponse], error) {
+	return connect.NewResponse(&controlv1.DemoteMemberResponse{}), c.change(ctx, raft.Demote, req.Msg.GetName())
+}
+
+// RemoveMember removes a node for good: its peers and the doors refuse its certificate from then on.
+func (c cluster) RemoveMember(ctx context.Context, req *connect.Request[controlv1.RemoveMemberRequest]) (*connect.Response[controlv1.RemoveMemberResponse], error) {
+	m, err := c.membership()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Order.Read(ctx); err != nil {
+		return nil, err
+	}
+	err = m.Change(ctx, raft.Change{Do: raft.Remove, ID: req.Msg.GetName()})
+	if fault.Of(err) == fault.NotFound {
+		_, known := c.book.View().Peer(req.Msg.GetName())
+		if known || slices.ContainsFunc(c.Server.Members, func(m Member) bool { return m.Name == req.Msg.GetName() }) {
+			err = nil // it is gone from the cluster; that it is gone for good may not be on record yet
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&controlv1.RemoveMemberResponse{}), c.bury(ctx, fleet.RequestID(req.Msg.GetRequestId()), req.Msg.GetName(), req.Msg.GetReason())
+}
+
+func (c cluster) bury(ctx context.Context, id fleet.RequestID, name, reason string) error {
+	if len(reason) > maxSentence {
+		return fault.New("controlplane.Remove", fault.Invalid, "the reason has more than %d bytes", maxSentence)
+	}
+	_, err := submit(ctx, c.Server, api.From(ctx).Principal, id, RemoveNode{Name: name, Reason: reason})
+	return err
+}
+
+// ReplaceMember makes a non-voter take the place of a voter.
+func (c cluster) ReplaceMember(ctx context.Context, req *connect.Request[controlv1.ReplaceMemberRequest]) (*connect.Response[controlv1.ReplaceMemberResponse], error) {
+	r := req.Msg
+	m, err := c.membership()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.wanted(ctx, r.GetBy()); err != nil {
+		return nil, err
+	}
+	err = m.Replace(ctx, r.GetOld(), r.GetBy())
+	if p, known := c.book.View().Peer(r.GetOld()); fault.Of(err) == fault.NotFound && known && !slices.Contains(m.IDs(), p.Name) && slices.Contains(m.IDs(), r.GetBy()) {
+		err = nil // a try before this one came as far as that
+	}
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&controlv1.ReplaceMemberResponse{}), c.bury(ctx, fleet.RequestID(r.GetRequestId()), r.GetOld(), r.GetReason())
+}
+
+// TransferLeadership makes another voter lead.
+func (c cluster) TransferLeadership(ctx context.Context, req *connect.Request[controlv1.TransferLeadershipRequest]) (*connect.Response[controlv1.TransferLeadershipResponse], error) {
+	if err := c.change(ctx, raft.Transfer, req.Msg.GetTo()); err != nil {
+		return nil, err
+	}
+	m, err := c.membership()
+	if err != nil {
+		return nil, err
+	}
+	all, err := m.Members(ctx)
+	return connect.NewResponse(&controlv1.TransferLeadershipResponse{Leader: all.Leader}), err
+}
+
+func (p Autopilot) toWire() *controlv1.Autopilot {
+	return &controlv1.Autopilot{RemoveDead: p.RemoveDead, DeadAfter: int64(p.DeadAfter / time.Second), Floor: uint32(p.Floor), PromoteStable: p.PromoteStable,
+		Stabilization: int64(p.Stabilization / time.Second), WithoutReplacement: p.WithoutReplacement}
+}
+
+// SetAutopilot sets what the leader may do by itself.
+func (c cluster) SetAutopilot(ctx context.Context, req *connect.Request[controlv1.SetAutopilotRequest]) (*connect.Response[controlv1.SetAutopilotResponse], error) {
+	const op = "controlplane.SetAutopilot"
+	w := req.Msg.GetAutopilot()
+	const year = 366 * 24 * 3600
+	if w == nil || w.GetDeadAfter() < 0 || w.GetDeadAfter() > year || w.GetStabilization() < 0 || w.GetStabilization() > year || w.GetFloor() > maxPeers {
+		return nil, fault.New(op, fault.Invalid, "times are of 0 seconds to a year, and the floor is at most %d voters", maxPeers)
+	}
+	p := Autopilot{RemoveDead: w.GetRemoveDead(), DeadAfter: time.Duration(w.GetDeadAfter()) * time.Second, Floor: int(w.GetFloor()), PromoteStable: w.GetPromoteStable(),
+		Stabilization: time.Duration(w.GetStabilization()) * time.Second, WithoutReplacement: w.GetWithoutReplacement()}
+	_, err := submit(ctx, c.Server, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), SetAutopilot{p})
+	return connect.NewResponse(&controlv1.SetAutopilotResponse{}), err
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"slices"
+	"time"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/ledger"
+)
+
+// Peer is what the book knows of a node of the control plane: where it serves, which build it runs, and whether it was
+// removed. Who is a member, and who votes, is in the configuration of the raft log, and nowhere else.
+type Peer struct {
+	Name    string    `json:"name"`
+	Raft    string    `json:"raft,omitempty"`
+	API     string    `json:"api,omitempty"`
+	Voter   bool      `json:"voter,omitempty"`   // wanted as a voter
+	Build   string    `json:"build,omitempty"`   // as it says itself
+	Knows   []string  `json:"knows,omitempty"`   // kinds of changes that its build knows, sorted; replaced whole
+	Removed bool      `json:"removed,omitempty"` // for good: its name is never used again
+	Reason  string    `json:"reason,omitempty"`
+	Since   time.Time `json:"since"`
+}
+
+// Peers lists the nodes that the book knows of, by name, removed ones included.
+func (s State) Peers() []Peer { return values(s.peers) }
+
+// Peer looks one up.
+func (s State) Peer(name string) (Peer, bool) { return s.peers.Get(name) }
+
+// Autopilot is what the leader may do by itself with members. The zero value does nothing.
+type Autopilot struct {
+	RemoveDead         bool          `json:"remove_dead,omitempty"`
+	DeadAfter          time.Duration `json:"dead_after,omitempty"`     // of silence; zero: 24 h
+	Floor              int           `json:"floor,omitempty"`          // voters that stay at least; zero: 3
+	PromoteStable      bool          `json:"promote_stable,omitempty"` // non-voters that are wanted as voters
+	Stabilization      time.Duration `json:"stabilization,omitempty"`  // without a gap before it is promoted; zero: 10 s
+	WithoutReplacement bool          `json:"without_replacement,omitempty"`
+}
+
+// Pilot is the policy with its defaults.
+func (s State) Pilot() Autopilot {
+	p := s.pilot
+	if p.DeadAfter == 0 {
+		p.DeadAfter = 24 * time.Hour
+	}
+	if p.Floor == 0 {
+		p.Floor = 3
+	}
+	if p.Stabilization == 0 {
+		p.Stabilization = 10 * time.Second
+	}
+	return p
+}
+
+// Bounds of what a node says about itself.
+const (
+	maxPeers = 64 // nodes, removed ones included
+	maxKinds = 1024
+	maxText  = 512 // bytes of an address, a build, a kind
+)
+
+// AddNode expects a node. Its name is stable: an address may change, a removed name never comes back.
+type AddNode struct {
+	Name  string `json:"name"`
+	Raft  string `json:"raft"`
+	API   string `json:"api"`
+	Voter bool   `json:"voter"`
+}
+
+// Kind names the change in the log.
+func (AddNode) Kind() string { return "node.add/1" }
+
+// Apply refuses the name of a removed node.
+func (c AddNode) Apply(s *State, m ledger.Meta) (none, error) {
+	const op = "node.add"
+	if err := fleet.CheckName("node", c.Name); err != nil {
+		return none{}, err
+	}
+	if c.Raft == "" || c.API == "" || len(c.Raft) > maxText || len(c.API) > maxText {
+		return none{}, fault.New(op, fault.Invalid, "node %q needs an address for its peers and one for operators and appliances", c.Name)
+	}
+	was, is := s.peers.Get(c.Name)
+	switch {
+	case was.Removed:
+		return none{}, removedNode(op, c.Name)
+	case !is && s.peers.Len() >= maxPeers:
+		return none{}, fault.New(op, fault.Conflict, "the book knows %d nodes already", s.peers.Len())
+	}
+	was.Name, was.Raft, was.API, was.Voter = c.Name, c.Raft, c.API, c.Voter
+	if !is {
+		was.Since = m.At
+	}
+	s.peers = s.peers.Set(c.Name, was)
+	return none{}, nil
+}
+
+func removedNode(op, name string) error {
+	return fault.New(op, fault.Denied, "node %q was removed from this control plane: a removed name is never used again, add the machine under another one", clip(name))
+}
+
+// NodeIs is a node's own word about itself.
+type NodeIs struct {
+	Name  string   `json:"name"`
+	Raft  string   `json:"raft"`
+	API   string   `json:"api"`
+	Voter bool     `json:"voter"`
+	Build string   `json:"build"`
+	Knows []string `json:"knows"`
+}
+
+// Kind names the change in the log.
+func (NodeIs) Kind() string { return "node.is/1" }
+
+// Apply takes it from the node itself, unless it was removed.
+func (c NodeIs) Apply(s *State, m ledger.Meta) (none, error) {
+	const op = "node.is"
+	if m.By != fleet.PrincipalOf(s.TrustDomain, fleet.Node, c.Name) {
+		return none{}, fault.New(op, fault.Denied, "%s speaks for node %q", clip(string(m.By)), clip(c.Name))
+	}
+	was, is := s.peers.Get(c.Name)
+	switch {
+	case was.Removed:
+		return none{}, removedNode(op, c.Name)
+	case !is && s.peers.Len() >= maxPeers:
+		return none{}, fault.New(op, fault.Conflict, "the book knows %d nodes already", s.peers.Len())
+	case len(c.Raft) > maxText || len(c.API) > maxText || len(c.Build) > maxText || len(c.Knows) > maxKinds || slices.ContainsFunc(c.Knows, func(k string) bool { return len(k) > maxText }):
+		return none{}, fault.New(op, fault.Invalid, "node %q says too much about itself", c.Name)
+	}
+	if !is {
+		was.Since = m.At
+	}
+	was.Name, was.Raft, was.API, was.Voter, was.Build, was.Knows = c.Name, c.Raft, c.API, c.Voter, c.Build, c.Knows
+	s.peers = s.peers.Set(c.Name, was)
+	return none{}, nil
+}
+
+// RemoveNode makes every certificate of a node worthless, for good.
+type RemoveNode struct {
+	Name   string `json:"name"`
+	Reason string `json:"reason"`
+}
+
+// Kind names the change in the log.
+func (RemoveNode) Kind() string { return "node.remove/1" }
+
+// Apply keeps the name as that of a removed node.
+func (c RemoveNode) Apply(s *State, m ledger.Meta) (none, error) {
+	if err := fleet.CheckName("node", c.Name); err != nil {
+		return none{}, err
+	}
+	was, is := s.peers.Get(c.Name)
+	if !is && s.peers.Len() >= maxPeers {
+		return none{}, fault.New("node.remove", fault.Conflict, "the book knows %d nodes already", s.peers.Len())
+	}
+	if was.Removed {
+		return none{}, nil
+	}
+	if !is {
+		was.Since = m.At
+	}
+	was.Name, was.Removed, was.Reason, was.Knows = c.Name, true, c.Reason, nil
+	s.peers = s.peers.Set(c.Name, was)
+	s.nodes, s.keks = s.nodes.Delete(c.Name), s.keks.Delete(c.Name)
+	s.stopped = s.stopped.Set(c.Name, m.At) // the channels that it held ended with it
+	return none{}, nil
+}
+
+// NodeChanged puts on record what was done with a member: the configuration itself is not in the book.
+type NodeChanged struct {
+	Do   string `json:"do"` // add promote demote remove transfer, or autopilot's word
+	Name string `json:"name"`
+}
+
+// Kind names the change in the log.
+func (NodeChanged) Kind() string { return "node.changed/1" }
+
+// Apply changes nothing: the record is the audit leaf.
+func (NodeChanged) Apply(*State, ledger.Meta) (none, error) { return none{}, nil }
+
+// SetAutopilot sets what the leader may do by itself.
+type SetAutopilot struct {
+	Autopilot Autopilot `json:"autopilot"`
+}
+
+// Kind names the change in the log.
+func (SetAutopilot) Kind() string { return "autopilot.set/1" }
+
+// Apply refuses what could never be meant.
+func (c SetAutopilot) Apply(s *State, _ ledger.Meta) (none, error) {
+	const op = "autopilot.set"
+	p := c.Autopilot
+	switch {
+	case p.DeadAfter != 0 && (p.DeadAfter < time.Minute || p.DeadAfter > 366*24*time.Hour):
+		return none{}, fault.New(op, fault.Invalid, "dead after %s: use a minute to a year", p.DeadAfter)
+	case p.Stabilization < 0 || p.Stabilization > 24*time.Hour:
+		return none{}, fault.New(op, fault.Invalid, "stable after %s: use at most a day", p.Stabilization)
+	case p.Floor < 0 || p.Floor > maxPeers:
+		return none{}, fault.New(op, fault.Invalid, "a floor of %d voters: use 1 to %d", p.Floor, maxPeers)
+	}
+	s.pilot = p
+	return none{}, nil
+}

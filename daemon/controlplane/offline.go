@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"encoding/hex"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/ledger"
+	"github.com/demarc-dev/demarc/raft"
+)
+
+// Inventory says what a book holds, for people.
+type Inventory struct {
+	TrustDomain string `json:"trust_domain"`
+	Index       uint64 `json:"index"` // of the last change
+	Customers   int    `json:"customers"`
+	Appliances  int    `json:"appliances"`
+	AuditSize   int64  `json:"audit_size"`
+	AuditRoot   string `json:"audit_root"` // hex
+}
+
+// Take lists what a book holds.
+func Take(b *ledger.Book[State]) Inventory {
+	page, log := b.Both()
+	root := log.Root()
+	return Inventory{TrustDomain: page.TrustDomain, Index: b.Index(), Customers: page.customers.Len(), Appliances: page.appliances.Len(),
+		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:])}
+}
+
+// InspectSnapshot verifies a snapshot file and says what it holds.
+func InspectSnapshot(r io.Reader, size int64) (SnapshotHead, Inventory, error) {
+	h, book, err := ReadSnapshot(r, size)
+	if err != nil {
+		return h, Inventory{}, err
+	}
+	return h, Take(book), nil
+}
+
+func offline(cfg *configs.Control, book *ledger.Book[State]) raft.Offline {
+	return raft.Offline{Dir: filepath.Join(cfg.Dir, "raft"), Self: raft.Member{ID: cfg.Name, Addr: cfg.Self().Raft}, Machine: book}
+}
+
+// RestoreSnapshot makes the stopped node of a file the only member of a new cluster that begins with a snapshot. A node
+// that holds a log already is left alone unless force is set: then that log is set aside, in a folder that is named in the
+// answer, and not deleted.
+func RestoreSnapshot(cfg *configs.Control, r io.Reader, size int64, force bool) (inv Inventory, aside string, err error) {
+	const op = "controlplane.RestoreSnapshot"
+	h, book, err := ReadSnapshot(r, size)
+	if err != nil {
+		return inv, "", err
+	}
+	if h.TrustDomain != cfg.TrustDomain {
+		return inv, "", fault.New(op, fault.Conflict, "the snapshot is of the trust domain %q, the file says %q", h.TrustDomain, cfg.TrustDomain)
+	}
+	state, err := book.Snapshot()
+	if err != nil {
+		return inv, "", fault.At(op, "", err)
+	}
+	dir := filepath.Join(cfg.Dir, "raft")
+	switch left, err := os.ReadDir(dir); {
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return inv, "", fault.Because(err, op, fault.Unavailable, "the directory of the node can't be read")
+	case len(left) > 0 && !force:
+		return inv, "", fault.New(op, fault.Conflict, "%s is not empty: with --force it is set aside first", dir)
+	case len(left) > 0:
+		if err := raft.Unused(dir); err != nil {
+			return inv, "", err
+		}
+		aside = dir + ".before-" + time.Now().UTC().Format("20060102T150405Z")
+		if err := os.Rename(dir, aside); err != nil {
+			return inv, "", fault.Because(err, op, fault.Unavailable, "the directory of the node can't be set aside")
+		}
+	}
+	if err := offline(cfg, book).Install(h.Index, h.Term, state); err != nil {
+		return inv, aside, err
+	}
+	return Take(book), aside, nil
+}
+
+// Recover makes the stopped node of a file the only member of its cluster, with all that it holds itself.
+func Recover(cfg *configs.Control) (Inventory, error) {
+	const op = "controlplane.Recover"
+	if _, err := os.Stat(filepath.Join(cfg.Dir, "raft", "log")); err != nil {
+		return Inventory{}, fault.Because(err, op, fault.NotFound, "%s holds no log of a node: there is nothing to recover", cfg.Dir)
+	}
+	book := NewBook()
+	if err := offline(cfg, book).Recover(); err != nil {
+		return Inventory{}, err
+	}
+	if td := book.View().TrustDomain; td != cfg.TrustDomain {
+		return Inventory{}, fault.New(op, fault.Conflict, "the book is of the trust domain %q, the file says %q", td, cfg.TrustDomain)
+	}
+	return Take(book), nil
+}

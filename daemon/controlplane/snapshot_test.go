@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/raft"
+)
+
+func snapshotFile(t *testing.T, o *order) []byte {
+	t.Helper()
+	book, err := o.book.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	h := controlplane.SnapshotHead{Index: o.book.Index(), Term: 3, At: start, Node: "cp-1", Build: "v1", TrustDomain: o.book.View().TrustDomain}
+	if err := controlplane.WriteSnapshot(&b, h, book); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// TestSnapshotFile: what was written is read back with the same audit root, and any byte that is changed, missing or one
+// too many is found.
+func TestSnapshotFile(t *testing.T) {
+	o := newBook(t)
+	must(t, o, enrol("n1", "1", "key"))
+	file := snapshotFile(t, o)
+	h, inv, err := controlplane.InspectSnapshot(bytes.NewReader(file), int64(len(file)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := o.book.Log().Root()
+	if h.Term != 3 || h.Node != "cp-1" || inv.Appliances != 1 || inv.Customers != 1 || inv.AuditSize != 4 || inv.AuditRoot != hex.EncodeToString(root[:]) || inv.Index != o.book.Index() {
+		t.Fatalf("%+v %+v", h, inv)
+	}
+	bad := func(what string, b []byte) {
+		t.Helper()
+		if _, _, err := controlplane.InspectSnapshot(bytes.NewReader(b), int64(len(b))); !errors.Is(err, fault.Invalid) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for i := range file {
+		b := slices.Clone(file)
+		b[i] ^= 0x01
+		bad("a changed byte", b)
+	}
+	for i := 0; i < len(file); i += 7 {
+		bad("cut off", file[:i])
+	}
+	bad("a byte too many", append(slices.Clone(file), '\n'))
+	bad("nothing", nil)
+}
+
+func nodeConfig(t *testing.T) *configs.Control {
+	t.Helper()
+	return &configs.Control{Name: "cp-1", TrustDomain: "acme.example", Dir: t.TempDir(), Cluster: []configs.Member{{Name: "cp-1", Raft: "127.0.0.1:1", API: "127.0.0.1:2"}}}
+}
+
+func TestRestoreOverwritesNothing(t *testing.T) {
+	o := newBook(t)
+	file := snapshotFile(t, o)
+	cfg := nodeConfig(t)
+	inv, aside, err := controlplane.RestoreSnapshot(cfg, bytes.NewReader(file), int64(len(file)), false)
+	if err != nil || aside != "" || inv.AuditSize != 3 {
+		t.Fatalf("%+v %q %v", inv, aside, err)
+	}
+	again, err := controlplane.Recover(cfg) // reads back what was written
+	if err != nil || again != inv {
+		t.Fatalf("%+v, want %+v, %v", again, inv, err)
+	}
+	if _, _, err := controlplane.RestoreSnapshot(cfg, bytes.NewReader(file), int64(len(file)), false); !errors.Is(err, fault.Conflict) {
+		t.Fatalf("over a log: %v", err)
+	}
+	if _, aside, err = controlplane.RestoreSnapshot(cfg, bytes.NewReader(file), int64(len(file)), true); err != nil || aside == "" {
+		t.Fatalf("%q %v", aside, err)
+	}
+	if _, err := os.Stat(filepath.Join(aside, "log")); err != nil {
+		t.Fatalf("what was set aside is not there: %v", err)
+	}
+	other := nodeConfig(t)
+	other.TrustDomain = "other.example"
+	if _, _, err := controlplane.RestoreSnapshot(other, bytes.NewReader(file), int64(len(file)), false); !errors.Is(err, fault.Conflict) {
+		t.Fatalf("of another trust domain: %v", err)
+	}
+	if _, err := controlplane.Recover(nodeConfig(t)); !errors.Is(err, fault.NotFound) {
+		t.Fatalf("an empty directory: %v", err)
+	}
+	b := slices.Clone(file)
+	b[len(b)/2] ^= 1
+	left := nodeConfig(t)
+	if _, _, err := controlplane.RestoreSnapshot(left, bytes.NewReader(b), int64(len(b)), false); !errors.Is(err, fault.Invalid) {
+		t.Fatalf("a damaged snapshot: %v", err)
+	}
+	if all, _ := os.ReadDir(left.Dir); len(all) > 0 {
+		t.Fatal("a damaged snapshot left something")
+	}
+}
+
+// crowd is a cluster whose members do what a script says.
+type crowd struct {
+	mu   sync.Mutex
+	all  func() raft.Cluster
+	done []string
+	err  error
+}
+
+func (c *crowd) IDs() []string {
+	var out []string
+	for _, m := range c.all().Members {
+		out = append(out, m.ID)
+	}
+	return out
+}
+func (c *crowd) Members(context.Context) (raft.Cluster, error) { return c.all(), nil }
+func (c *crowd) Change(_ context.Context, x raft.Change) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.done = append(c.done, x.Do+" "+x.ID)
+	return c.err
+}
+func (c *crowd) Replace(context.Context, string, string) error { return nil }
+func (c *crowd) changes() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return strings.Join(c.done, ", ")
+}
+
+// led is an order of one node, which leads while it is told so.
+type led struct {
+	*order
+	leads bool
+}
+
+func (*led) Read(context.Context) error { return nil }
+func (l *led) Leader() string {
+	if l.leads {
+		return "cp-1"
+	}
+	return "cp-2"
+}
+
+// TestAutopilotInTime runs the leader's loop in fake time: a voter falls silent, and a day later, not earlier, it is removed
+// for good; a follower and a policy that is off do nothing.
+func TestAutopilotInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newBook(t)
+		l := &led{order: o, leads: true}
+		began := time.Now()
+		c := &crowd{all: func() raft.Cluster {
+			out := seen("cp-1! cp-2 cp-3 cp-4 cp-5?")
+			out.Members[4].Silent = time.Since(began).Milliseconds()
+			return out
+		}}
+		s, err := controlplane.NewServer(controlplane.Options{Name: "cp-1", Book: o.book, Order: l, KEK: make([]byte, 32), LeafLife: time.Hour, Cluster: c, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		over := make(chan error)
+		go func() { over <- s.Pilot(ctx) }()
+		time.Sleep(48 * time.Hour)
+		if got := c.changes(); got != "" {
+			t.Fatalf("autopilot is off, and did %q", got)
+		}
+		must(t, o, controlplane.SetAutopilot{Autopilot: controlplane.Autopilot{RemoveDead: true}})
+		began = time.Now()
+		l.leads = false
+		time.Sleep(30 * time.Hour)
+		if got := c.changes(); got != "" {
+			t.Fatalf("a follower did %q", got)
+		}
+		began, l.leads = time.Now(), true
+		time.Sleep(23 * time.Hour)
+		if got := c.changes(); got != "" {
+			t.Fatalf("after 23 hours of silence: %q", got)
+		}
+		time.Sleep(time.Hour + 15*time.Second)
+		if got := c.changes(); !strings.HasPrefix(got, "remove cp-5") {
+			t.Fatalf("after a day of silence: %q", got)
+		}
+		if p, _ := o.book.View().Peer("cp-5"); !p.Removed || !strings.Contains(p.Reason, "autopilot") {
+			t.Fatalf("%+v", p)
+		}
+		stop()
+		if err := <-over; err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// TestARemovedNodeIsRefusedAtTheDoor: as soon as the node that is asked knows it, by the configuration or by the book.
+func TestARemovedNodeIsRefusedAtTheDoor(t *testing.T) {
+	o := newBook(t)
+	in := "cp-1! cp-2 cp-3"
+	c := &crowd{all: func() raft.Cluster { return seen(in) }}
+	s, err := controlplane.NewServer(controlplane.Options{Name: "cp-1", Book: o.book, Order: &led{order: o, leads: true}, KEK: make([]byte, 32), LeafLife: time.Hour, Cluster: c, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	knock := func(name string) error {
+		return s.Admit(fleet.PrincipalOf("acme.example", fleet.Node, name), "any")
+	}
+	if err := knock("cp-2"); err != nil {
+		t.Fatal(err)
+	}
+	must(t, o, controlplane.RemoveNode{Name: "cp-2", Reason: "lost"})
+	if err := knock("cp-2"); !errors.Is(err, fault.Denied) {
+		t.Fatalf("by the book: %v", err)
+	}
+	in = "cp-1! cp-2"
+	if err := knock("cp-3"); !errors.Is(err, fault.Denied) {
+		t.Fatalf("by the configuration: %v", err)
+	}
+	if err := knock("cp-1"); err != nil {
+		t.Fatal(err)
+	}
+}

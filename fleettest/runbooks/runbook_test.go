@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package runbooks
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// step is a block of commands, or a word to the test.
+type step struct {
+	line  int
+	shell string
+	do    string // "members ...", "lose ...", "customers ...", "through ..."
+}
+
+// steps reads a runbook.
+func steps(t *testing.T, file string) []step {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []step
+	in := false
+	for i, line := range strings.Split(string(b), "\n") {
+		do, isWord := strings.CutPrefix(line, "<!-- test: ")
+		switch {
+		case line == "```sh":
+			in = true
+			out = append(out, step{line: i + 2})
+		case line == "```":
+			in = false
+		case in:
+			out[len(out)-1].shell += line + "\n"
+		case isWord:
+			out = append(out, step{line: i + 1, do: strings.TrimSuffix(do, " -->")})
+		case strings.HasPrefix(line, "```"):
+			t.Fatalf("%s:%d: a block that the test does not run", file, i+1)
+		}
+	}
+	if len(out) < 4 {
+		t.Fatalf("%s has %d blocks", file, len(out))
+	}
+	return out
+}
+
+// systemctl is what the blocks call in place of systemd: start, stop and kill of demarcd@NAME.
+const systemctl = `#!/bin/sh
+name=${2#demarcd@}
+case $1 in
+start)
+	setsid demarcd run -c "acme/$name/node.yaml" >>"$name.log" 2>&1 </dev/null &
+	echo $! >"$name.pid" ;;
+stop|kill)
+	pid=$(cat "$name.pid") || exit 1
+	if [ "$1" = kill ]; then kill -9 "$pid" 2>/dev/null; else kill "$pid" 2>/dev/null; fi
+	i=0
+	while kill -0 "$pid" 2>/dev/null; do
+		i=$((i+1)); [ $i -gt 300 ] && exit 1
+		sleep 0.1
+	done ;;
+*) exit 2 ;;
+esac
+`
+
+// world is a folder with a control plane in it.
+type world struct {
+	t   *testing.T
+	dir string
+	bin string
+	env []string
+}
+
+func programs(t *testing.T) string {
+	t.Helper()
+	bin := t.TempDir()
+	if out, err := exec.Command("go", "build", "-o", bin+"/", "../../cmd/demarc", "../../cmd/demarcd").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := os.WriteFile(filepath.Join(bin, "systemctl"), []byte(systemctl), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return bin
+}
+
+// free gives addresses that nobody listens at, as --node and --addr take them.
+func free(t *testing.T, n int) []string {
+	t.Helper()
+	var all []string
+	var open []net.Listener
+	for range 3 * n {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, ln)
+		all = append(all, ln.Addr().String())
+	}
+	for _, ln := range open {
+		_ = ln.Close()
+	}
+	var out []string
+	for i := range n {
+		out = append(out, strings.Join(all[3*i:3*i+3], ","))
+	}
+	return out
+}
+
+func begin(t *testing.T, bin string) *world {
+	dir, err := os.MkdirTemp("", "dmrun") // short: there are Unix sockets in it
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	w := &world{t: t, dir: dir, bin: bin}
+	at := free(t, 7)
+	w.env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "DEMARC_CONTEXT=acme/operator/operator.yaml",
+		"cp4="+at[3], "cp5="+at[4], "cp6="+at[5], "edge1="+at[6])
+	t.Cleanup(w.end)
+	w.run(fmt.Sprintf("demarc control-plane init --dir acme --trust-domain acme.example --operator ann --node cp-1=%s --node cp-2=%s --node cp-3=%s\n", at[0], at[1], at[2]))
+	// The operator's file names the nodes that will come, as the runbook says.
+	file := filepath.Join(w.dir, "acme", "operator", "operator.yaml")
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var extra string
+	for _, a := range at[3:] {
+		extra += "    - " + strings.Split(a, ",")[1] + "\n"
+	}
+	b = bytes.Replace(b, []byte("nodes:\n"), []byte("nodes:\n"+extra), 1)
+	if err := os.WriteFile(file, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.run("systemctl start demarcd@cp-1\nsystemctl start demarcd@cp-2\nsystemctl start demarcd@cp-3\ndemarc --timeout 60s customer add globex\n")
+	return w
+}
+
+// end stops what the world's own units left, by the pids that they wrote.
+func (w *world) end() {
+	pids, _ := filepath.Glob(filepath.Join(w.dir, "*.pid"))
+	for _, p := range pids {
+		name := strings.TrimSuffix(filepath.Base(p), ".pid")
+		if out, err := w.shell("systemctl kill demarcd@" + name + "\n"); err != nil {
+			w.t.Errorf("%s: %v %s", name, err, out)
+		}
+		if w.t.Failed() {
+			b, _ := os.ReadFile(filepath.Join(w.dir, name+".log"))
+			w.t.Logf("%s:\n%s", name, b[max(0, len(b)-3000):])
+		}
+	}
+}
+
+func (w *world) shell(text string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	c := exec.CommandContext(ctx, "sh", "-eu", "-c", text)
+	c.Dir, c.Env = w.dir, w.env
+	c.WaitDelay = 10 * time.Second
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, err := c.CombinedOutput()
+	return string(out), err
+}
+
+func (w *world) run(text string) {
+	w.t.Helper()
+	began := time.Now()
+	out, err := w.shell(text)
+	if err != nil {
+		w.t.Fatalf("%v\n%s%s", err, text, out)
+	}
+	w.t.Logf("%s\n%s%s", time.Since(began).Round(time.Millisecond), text, out)
+}
+
+// members waits until the cluster is as it is told, and everybody is heard.
+func (w *world) members(want string) {
+	w.t.Helper()
+	var got string
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+		out, err := w.shell("demarc control-plane members --output json 2>/dev/null\n")
+		if err != nil {
+			got = out
+			continue
+		}
+		var doc struct {
+			Members []struct {
+				Name, Role string
+				Heard      bool
+			}
+		}
+		if err := json.Unmarshal([]byte(out), &doc); err != nil {
+			w.t.Fatalf("%v: %s", err, out)
+		}
+		var all []string
+		for _, m := range doc.Members {
+			text := m.Name + " " + m.Role
+			if !m.Heard {
+				text += " silent"
+			}
+			if m.Role != "" {
+				all = append(all, text)
+			}
+		}
+		slices.Sort(all)
+		if got = strings.Join(all, ", "); got == want {
+			return
+		}
+	}
+	w.t.Fatalf("the members are %q, want %q", got, want)
+}
+
+// api is where a node of the variables serves.
+func (w *world) api(node string) string {
+	w.t.Helper()
+	for _, e := range w.env {
+		if rest, ok := strings.CutPrefix(e, node+"="); ok {
+			return strings.Split(rest, ",")[1]
+		}
+	}
+	w.t.Fatalf("no node %q", node)
+	return ""
+}
+
+// through makes a change and reads it by one node alone, which forwards it to whoever leads.
+func (w *world) through(what string) {
+	w.t.Helper()
+	node, customer, _ := strings.Cut(what, " ")
+	dir := filepath.Join(w.dir, "acme", "operator")
+	b, err := os.ReadFile(filepath.Join(dir, "operator.yaml"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	head, rest, _ := strings.Cut(string(b), "nodes:\n")
+	for strings.HasPrefix(rest, "    - ") {
+		_, rest, _ = strings.Cut(rest, "\n")
+	}
+	if err := os.WriteFile(filepath.Join(dir, "one.yaml"), []byte(head+"nodes: [\""+w.api(node)+"\"]\n"+rest), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	w.run("demarc --context acme/operator/one.yaml customer add " + customer + "\ndemarc --context acme/operator/one.yaml status\n")
+}
+
+// The runbooks are run word for word: each block ends without an error, and after it the cluster is as the runbook says.
+func TestRunbooksWordForWord(t *testing.T) {
+	if os.Getenv("DEMARC_RUNBOOKS") == "" {
+		t.Skip("builds and runs real processes: make test-runbooks")
+	}
+	bin := programs(t)
+	for _, name := range []string{"runbook-members.md", "runbook-disaster.md"} {
+		t.Run(name, func(t *testing.T) {
+			w := begin(t, bin)
+			for _, s := range steps(t, filepath.Join("..", "..", "docs", name)) {
+				t.Logf("%s:%d", name, s.line)
+				verb, rest, _ := strings.Cut(s.do, " ")
+				switch verb {
+				case "":
+					w.run(s.shell)
+				case "members":
+					w.members(rest)
+				case "lose":
+					for n := range strings.FieldsSeq(rest) {
+						w.run("systemctl kill demarcd@" + n + "\n")
+					}
+				case "through":
+					w.through(rest)
+				case "appliance":
+					w.appliance(rest)
+				case "customers": // what was in the book is there: it can't be registered a second time
+					if out, err := w.shell("demarc customer add " + rest + "\n"); err == nil || !strings.Contains(out, "registered already") {
+						t.Fatalf("customer %s: %v %s", rest, err, out)
+					}
+				default:
+					t.Fatalf("%s:%d: %q", name, s.line, s.do)
+				}
+			}
+		})
+	}
+}
+
+// A runbook that changed in a way that the test does not understand is found without running anything.
+func TestRunbooksAreUnderstood(t *testing.T) {
+	for _, name := range []string{"runbook-members.md", "runbook-disaster.md"} {
+		for _, s := range steps(t, filepath.Join("..", "..", "docs", name)) {
+			verb, _, _ := strings.Cut(s.do, " ")
+			if !slices.Contains([]string{"", "members", "lose", "customers", "through", "appliance"}, verb) {
+				t.Errorf("%s:%d: %q", name, s.line, s.do)
+			}
+			for line := range strings.Lines(s.shell) {
+				if first := strings.Fields(line); len(first) > 0 && !slices.Contains([]string{"export", "demarc", "systemctl"}, first[0]) {
+					t.Errorf("%s:%d: %q is typed by nobody", name, s.line, line)
+				}
+			}
+		}
+	}
+}
