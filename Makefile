@@ -6,7 +6,7 @@ export GOFLAGS := $(GOFLAGS) -tags=ts_omit_peerapiserver
 
 TOOLS   := $(CURDIR)/bin/tools
 
-.PHONY: all bin demo demo-check bench-channels bench-raft build test test-disk test-kubernetes test-roads race check vet lint vuln gen gen-check clean
+.PHONY: all bin demo demo-check bench-channels bench-raft build test test-disk test-kubernetes test-roads robustness robustness-short race check vet lint vuln gen gen-check clean
 all: build
 
 build: ## build everything
@@ -38,6 +38,14 @@ test-roads: ## real processes in network namespaces, a fault at a time (needs ro
 
 test-disk: ## a full disk on real, small file systems (needs root)
 	DEMARC_DISK=1 unshare -m $(GO) test -count=1 -v -run 'Full' ./raft
+
+robustness: bin ## three real nodes under faults, histories checked (DURATION=5m, SEED= replays; needs root, ip, iptables, mkfs.ext4)
+	$(GO) build -o $(BIN)/robust ./fleettest/robust
+	$(BIN)/robust -bin $(BIN) -duration $(or $(DURATION),5m) -seed $(or $(SEED),0) $(if $(WITHOUT),-without "$(WITHOUT)")
+
+robustness-short: bin ## 75 s of the same, without the second build that clock jumps need
+	$(GO) build -o $(BIN)/robust ./fleettest/robust
+	$(BIN)/robust -bin $(BIN) -duration 75s -seed $(or $(SEED),0) -without $(if $(wildcard /dev/loop-control),clock,'clock,disk')
 
 race: ## all tests with the race detector, in random order (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on ./...
@@ -71,7 +79,7 @@ vuln: ## known vulnerabilities in what is called, where the database can be reac
 	  if [ $$code = 3 ]; then echo "$$out"; exit 1; elif [ $$code != 0 ]; then echo "govulncheck did not run here:"; echo "$$out" | tail -3; else echo "$$out" | tail -3; fi; \
 	else echo "govulncheck can't be had here"; fi
 
-check: build lint gen-check race test-disk test-kubernetes test-roads vuln demo-check ## what CI runs
+check: build lint gen-check race test-disk test-kubernetes test-roads robustness-short vuln demo-check ## what CI runs
 
 clean:
 	rm -rf $(BIN)

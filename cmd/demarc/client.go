@@ -95,11 +95,13 @@ func (o operator) signer() (ed25519.PrivateKey, error) {
 // vendor speaks to the control plane. Who answers is proven by its certificate, never by its address.
 type vendor struct {
 	operator
-	clients []controlv1connect.ControlClient
-	ways    []*http.Transport
-	at      int           // the node that answered last is asked first
-	total   time.Duration // of a call, all tries together
-	try     time.Duration // of one try, and of silence on a stream
+	clients   []controlv1connect.ControlClient
+	operators []controlv1connect.OperatorServiceClient // of the same nodes
+	keys      []controlv1connect.KeyServiceClient
+	ways      []*http.Transport
+	at        int           // the node that answered last is asked first
+	total     time.Duration // of a call, all tries together
+	try       time.Duration // of one try, and of silence on a stream
 }
 
 const tryTimeout = 10 * time.Second
@@ -134,6 +136,8 @@ func newVendor(o operator, who identity.Source, total time.Duration) *vendor {
 		t.Protocols.SetHTTP2(true)
 		v.ways = append(v.ways, t)
 		v.clients = append(v.clients, controlv1connect.NewControlClient(&http.Client{Transport: t}, "https://"+n, connect.WithReadMaxBytes(64<<20)))
+		v.keys = append(v.keys, controlv1connect.NewKeyServiceClient(&http.Client{Transport: t}, "https://"+n, connect.WithReadMaxBytes(8<<20)))
+		v.operators = append(v.operators, controlv1connect.NewOperatorServiceClient(&http.Client{Transport: t}, "https://"+n, connect.WithReadMaxBytes(8<<20)))
 	}
 	return v
 }

@@ -30,7 +30,11 @@ func (b bootstrap) Challenge(context.Context, *connect.Request[boundaryv1.Challe
 		return nil, tooMany()
 	}
 	now := b.now()
-	nonce, err := identity.NewNonce(b.nonceKey, now, rand.Reader)
+	_, key, err := b.secrets()
+	if err != nil {
+		return nil, err
+	}
+	nonce, err := identity.NewNonce(key, now, rand.Reader)
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +64,11 @@ func (b bootstrap) Enrol(ctx context.Context, req *connect.Request[boundaryv1.En
 func (b bootstrap) enrol(ctx context.Context, m *boundaryv1.EnrolRequest) (*boundaryv1.EnrolResponse, error) {
 	const op = "controlplane.Enrol"
 	now := b.now()
-	till, err := identity.CheckNonce(b.nonceKey, m.GetNonce(), now)
+	_, key, err := b.secrets()
+	if err != nil {
+		return nil, err
+	}
+	till, err := identity.CheckNonce(key, m.GetNonce(), now)
 	if err != nil {
 		return nil, err
 	}

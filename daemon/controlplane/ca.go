@@ -33,7 +33,11 @@ func (s *Server) issue(csrDER []byte, role fleet.Role, name string) (*x509.Certi
 	if err != nil {
 		return nil, "", err
 	}
-	ca, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, s.KEK)
+	k, err := s.ring.get(page.KEK)
+	if err != nil {
+		return nil, "", err
+	}
+	ca, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, k.key)
 	if err != nil {
 		return nil, "", err
 	}
@@ -66,7 +70,11 @@ func (s *Server) signedBundle() ([]byte, error) {
 	s.told.mu.Lock()
 	defer s.told.mu.Unlock()
 	if s.told.number != page.Bundle() {
-		sealed, err := identity.SealBundle(page.TrustDomain, page.Bundle(), page.Slots, s.now(), nil, s.logKey)
+		key, err := s.logSigner()
+		if err != nil {
+			return nil, err
+		}
+		sealed, err := identity.SealBundle(page.TrustDomain, page.Bundle(), page.Slots, s.now(), nil, key)
 		if err != nil {
 			return nil, err
 		}
@@ -84,7 +92,11 @@ func (b bootstrap) Bundle(_ context.Context, req *connect.Request[boundaryv1.Bun
 		return nil, err
 	}
 	page := b.book.View()
-	sealed, err := identity.SealBundle(page.TrustDomain, page.Bundle(), page.Slots, b.now(), req.Msg.GetNonce(), b.logKey)
+	key, err := b.logSigner()
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := identity.SealBundle(page.TrustDomain, page.Bundle(), page.Slots, b.now(), req.Msg.GetNonce(), key)
 	if err != nil {
 		return nil, err
 	}
@@ -154,16 +166,21 @@ func (s *Server) PrepareAuthority(ctx context.Context, req *connect.Request[cont
 		}
 		life = time.Duration(seconds) * time.Second
 	}
-	ca, err := identity.NewCA(s.book.View().TrustDomain, s.now(), rand.Reader, life)
+	page := s.book.View()
+	ca, err := identity.NewCA(page.TrustDomain, s.now(), rand.Reader, life)
 	if err != nil {
 		return nil, err
 	}
-	key, err := ca.SealKey(s.KEK, rand.Reader)
+	k, err := s.ring.get(page.KEK)
+	if err != nil {
+		return nil, err
+	}
+	key, err := ca.SealKey(k.key, rand.Reader)
 	if err != nil {
 		return nil, err
 	}
 	// The CA is drawn anew in each try, so a repeated request is answered with conflict and not with a second CA.
-	took, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), PrepareCA{Cert: ca.Cert.Raw, SealedKey: key})
+	took, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), PrepareCAWith{KEK: page.KEK, PrepareCA: PrepareCA{Cert: ca.Cert.Raw, SealedKey: key}})
 	return connect.NewResponse(&controlv1.PrepareAuthorityResponse{Id: string(took.ID), BundleNumber: took.Bundle}), err
 }
 
@@ -173,28 +190,24 @@ func (s *Server) ActivateAuthority(ctx context.Context, req *connect.Request[con
 	return connect.NewResponse(&controlv1.ActivateAuthorityResponse{}), err
 }
 
-// RetireAuthority ends the trust in a CA. It refuses an operator whose own certificate is of that CA, compromised or not:
-// the book does not know which operators there are, and so at least one is left who can call.
+// RetireAuthority ends the trust in a CA. It refuses an operator whose own certificate is of that CA, compromised or not, so
+// that at least one is left who can call; and, unless it is compromised, while other operators use certificates of it.
 func (s *Server) RetireAuthority(ctx context.Context, req *connect.Request[controlv1.RetireAuthorityRequest]) (*connect.Response[controlv1.RetireAuthorityResponse], error) {
+	const op = "controlplane.RetireAuthority"
 	m := req.Msg
-	if own := api.From(ctx).Issuer; own != "" && own == fleet.Digest(m.GetId()) {
-		return nil, fault.New("controlplane.RetireAuthority", fault.Conflict, "your own certificate is of CA %s, and you would be cut off with it: run demarc operator renew first", own.Short())
+	id := fleet.Digest(m.GetId())
+	if own := api.From(ctx).Issuer; own != "" && own == id {
+		return nil, fault.New(op, fault.Conflict, "your own certificate is of CA %s, and you would be cut off with it: run demarc operator renew first", own.Short())
 	}
-	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
-		RetireCA{ID: fleet.Digest(m.GetId()), Nodes: s.nodes(), Compromised: m.GetCompromised()})
-	return connect.NewResponse(&controlv1.RetireAuthorityResponse{}), err
-}
-
-// RenewOperator issues another certificate to the operator who calls.
-func (s *Server) RenewOperator(ctx context.Context, req *connect.Request[controlv1.RenewOperatorRequest]) (*connect.Response[controlv1.RenewOperatorResponse], error) {
-	_, _, name, ok := api.From(ctx).Principal.Split()
-	if !ok {
-		return nil, fault.New("controlplane.RenewOperator", fault.Denied, "the caller has no name")
-	}
-	leaf, _, err := s.issue(req.Msg.GetCsr(), fleet.Operator, name)
-	if err != nil {
+	if err := s.Order.Read(ctx); err != nil {
 		return nil, err
 	}
-	cas, _ := s.bundle()
-	return connect.NewResponse(&controlv1.RenewOperatorResponse{Certificate: leaf.Raw, Bundle: cas}), nil
+	page := s.book.View()
+	if slot, err := page.slot(op, id); err == nil && slot.Stage == identity.Tainted && !m.GetCompromised() {
+		if names := page.usersOf(id, s.now()); len(names) > 0 {
+			return nil, fault.New(op, fault.Conflict, "%d operators still use certificates of CA %s: %s; have them run demarc operator renew, or say that it is compromised", len(names), id.Short(), naming(names))
+		}
+	}
+	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), RetireCA{ID: id, Nodes: s.nodes(), Compromised: m.GetCompromised()})
+	return connect.NewResponse(&controlv1.RetireAuthorityResponse{}), err
 }

@@ -166,7 +166,7 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), submitFor)
 	defer cancel()
-	if !api.May(who.Class, boundaryv1connect.BoundaryChannelProcedure) {
+	if !api.May(who, boundaryv1connect.BoundaryChannelProcedure) {
 		s.refused(ctx, who, boundaryv1connect.BoundaryChannelProcedure)
 		return nil, fault.New(op, fault.Denied, "a channel is for appliances, and the caller is of the class %s", who.Class)
 	}

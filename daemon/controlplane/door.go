@@ -252,18 +252,18 @@ func (d *Door) fly(t *turn, under bool) {
 func (d *Door) shake(ctx context.Context, w waiting, landed func()) {
 	defer landed()
 	raw := w.conn
+	t := &turn{Conn: raw, turns: d.s.turns, came: w.since}
 	handed := false
 	defer func() {
 		if v := recover(); v != nil {
 			d.log.Error("a handshake panicked", "part", d.name, "panic", v)
 		}
 		if !handed {
-			_ = raw.Close()
+			_ = t.Close()
 			d.wg.Done()
 		}
 	}()
 	begun := time.Now()
-	t := &turn{Conn: raw, turns: d.s.turns, came: w.since}
 	d.fly(t, true)
 	defer d.fly(t, false)
 	c := tls.Server(t, d.conf)
@@ -281,6 +281,7 @@ func (d *Door) shake(ctx context.Context, w waiting, landed func()) {
 	_ = raw.SetDeadline(time.Time{})
 	landed()
 	if c.ConnectionState().NegotiatedProtocol != channel.Proto {
+		d.s.sessions.watch(t, c.ConnectionState())
 		handed = d.calls.give(ctx, c)
 		if handed {
 			d.wg.Done()
@@ -303,6 +304,8 @@ type turn struct {
 	turns chan struct{} // nil once the handshake is over
 	came  time.Time
 
+	closed atomic.Pointer[func()] // called once it is closed; nil for none
+
 	spoke  atomic.Bool  // its peer said something
 	since  atomic.Int64 // when it began to wait for bytes, after came; 0 while it does not
 	waited atomic.Int64 // for bytes, before that
@@ -313,6 +316,14 @@ func (t *turn) give() { <-t.turns }
 
 // NetConn gives the connection beneath.
 func (t *turn) NetConn() net.Conn { return t.Conn }
+
+// Close implements net.Conn.
+func (t *turn) Close() error {
+	if f := t.closed.Swap(nil); f != nil {
+		(*f)()
+	}
+	return t.Conn.Close()
+}
 
 // Read implements net.Conn.
 func (t *turn) Read(p []byte) (int, error) {

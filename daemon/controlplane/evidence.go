@@ -24,7 +24,12 @@ import (
 
 // logPublic is the PEM form of the key that signs the vendor's checkpoints.
 func (s *Server) logPublic() []byte {
-	k, err := seal.KeyOf(s.logKey.Public())
+	key, err := s.logSigner()
+	if err != nil {
+		s.log.Error("the key of the vendor's log can't be opened", "err", err)
+		return nil
+	}
+	k, err := seal.KeyOf(key.Public())
 	if err != nil {
 		return nil // an Ed25519 key always has one
 	}
@@ -35,7 +40,11 @@ func (s *Server) logPublic() []byte {
 func (s *Server) head() (audit.Log, []byte, error) {
 	log := s.book.Log()
 	origin := audit.VendorOrigin(s.book.View().TrustDomain)
-	signer, err := audit.NoteSigner(origin, s.logKey)
+	key, err := s.logSigner()
+	if err != nil {
+		return log, nil, err
+	}
+	signer, err := audit.NoteSigner(origin, key)
 	if err != nil {
 		return log, nil, err
 	}
@@ -64,7 +73,11 @@ func (s *Server) countersign(ctx context.Context, name fleet.ApplianceID, c Chec
 		s.log.Error("a customer's log does not continue what was countersigned", "appliance", name, "error", err)
 		return nil // the channel stays: the fork is evidence, not a reason to stop listening
 	}
-	cosigned, err := audit.Cosign(c.Note, audit.VendorOrigin(page.TrustDomain), s.logKey, s.now())
+	key, err := s.logSigner()
+	if err != nil {
+		return err
+	}
+	cosigned, err := audit.Cosign(c.Note, audit.VendorOrigin(page.TrustDomain), key, s.now())
 	if err != nil {
 		return err
 	}
@@ -204,7 +217,11 @@ func (s *Server) ExportEvidence(ctx context.Context, _ *connect.Request[controlv
 			b.Witnessed = append(b.Witnessed, string(w))
 		}
 	}
-	e, err := audit.Collect(audit.VendorOrigin(page.TrustDomain), s.logKey.Public(), log, [][]byte{cp}, cosigned)
+	key, err := s.logSigner()
+	if err != nil {
+		return err
+	}
+	e, err := audit.Collect(audit.VendorOrigin(page.TrustDomain), key.Public(), log, [][]byte{cp}, cosigned)
 	if err != nil {
 		return err
 	}
@@ -223,7 +240,8 @@ func (s *Server) ExportEvidence(ctx context.Context, _ *connect.Request[controlv
 	return nil
 }
 
-// LogKey is the public half, in PEM, of the key that signs the checkpoints of the vendor's log: auditors pin it.
+// LogKey is the public half, in PEM, of the key that signs the checkpoints of the vendor's log, for a book that begins with this
+// key-encryption key: auditors pin it.
 func LogKey(kek []byte) ([]byte, error) {
 	key, err := logKey(kek)
 	if err != nil {
@@ -236,7 +254,8 @@ func LogKey(kek []byte) ([]byte, error) {
 	return k.PEM(), nil
 }
 
-// logKey derives the signing key of the vendor's log: every node that has the key-encryption key has it.
+// logKey derives the signing key of the vendor's log, as a book begins with it: every node that has the key-encryption key has
+// it. The book then keeps it as a secret of its own.
 func logKey(kek []byte) (ed25519.PrivateKey, error) {
 	const op = "controlplane.logKey"
 	if len(kek) != 32 {

@@ -29,7 +29,10 @@ func NewBook() *ledger.Book[State] {
 		ledger.Learn[Enrol](), ledger.Learn[Refuse](), ledger.Learn[Renew](), ledger.Learn[Edge](), ledger.Learn[Ban](), ledger.Learn[Publish](),
 		ledger.Learn[Ask](), ledger.Learn[Countersign](), ledger.Learn[RequestOperation](), ledger.Learn[OrdersDone](), ledger.Learn[Report](),
 		ledger.Learn[EnrolProven](), ledger.Learn[RollKeys](), ledger.Learn[SetExpect](),
-		ledger.Learn[PrepareCA](), ledger.Learn[ActivateCA](), ledger.Learn[RetireCA](), ledger.Learn[RenewBy](), ledger.Learn[HoldsBundle](), ledger.Learn[NodeBundle]())
+		ledger.Learn[PrepareCA](), ledger.Learn[ActivateCA](), ledger.Learn[RetireCA](), ledger.Learn[RenewBy](), ledger.Learn[HoldsBundle](), ledger.Learn[NodeBundle](),
+		ledger.Learn[GenesisWith](), ledger.Learn[AdoptOperator](), ledger.Learn[InviteOperator](), ledger.Learn[EnrolOperator](), ledger.Learn[RenewOperator](), ledger.Learn[OperatorUses](),
+		ledger.Learn[SetOperatorRole](), ledger.Learn[BanOperator](), ledger.Learn[RemoveOperator](),
+		ledger.Learn[KeepSecrets](), ledger.Learn[HoldsKEK](), ledger.Learn[RotateKEK](), ledger.Learn[PrepareCAWith]())
 }
 
 // node is one process of the control plane.
@@ -53,9 +56,9 @@ const witnessEvery = 10 * time.Second
 func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part, error) {
 	const op = "controlplane.Parts"
 	n := &node{cfg: cfg, build: build, log: log, book: NewBook(), reg: telemetry.New(configs.RoleControl, build)}
-	kek, err := os.ReadFile(cfg.KEKFile)
+	keks, err := KEKFiles{cfg.KEKFile}.read()
 	if err != nil {
-		return nil, fault.Because(err, op, fault.Invalid, "kek_file can't be read: %s", cfg.KEKFile)
+		return nil, err
 	}
 	if n.store, err = artifact.Open(cfg.Artifacts); err != nil {
 		return nil, err
@@ -68,11 +71,12 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	if err != nil {
 		return nil, err
 	}
-	n.server, err = NewServer(Options{Name: cfg.Name, Book: n.book, Order: n, Artifacts: blobs{n.store}, Fetch: n.fetch, KEK: kek, LeafLife: cfg.Leaf.Life,
+	n.server, err = NewServer(Options{Name: cfg.Name, Book: n.book, Order: n, Artifacts: blobs{n.store}, Fetch: n.fetch, KEK: keks[0].key, LeafLife: cfg.Leaf.Life,
 		Platforms: platforms, Members: members, Now: time.Now, Log: log, Meter: meterOf(n.reg)})
 	if err != nil {
 		return nil, err
 	}
+	n.server.ring.set(keks...)
 	if n.files, err = loadFiles(cfg, n.server); err != nil {
 		return nil, err
 	}
@@ -101,6 +105,10 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	parts = append(parts, daemon.Func("bundle", func(ctx context.Context, ready func()) error {
 		ready()
 		return n.server.Tend(ctx, n.files)
+	}))
+	parts = append(parts, daemon.Func("keys", func(ctx context.Context, ready func()) error {
+		ready()
+		return n.server.TendKeys(ctx, KEKFiles{cfg.KEKFile})
 	}))
 	if cfg.Management != nil {
 		parts = append(parts, daemon.Func("management", n.tellManagement))
@@ -223,6 +231,9 @@ func (n *node) genesis(ctx context.Context, ready func()) error {
 			if td != n.cfg.TrustDomain {
 				return fault.New(op, fault.Conflict, "the book is of the trust domain %q, the file says %q", td, n.cfg.TrustDomain)
 			}
+			if err := n.server.opens(); err != nil {
+				return fault.Because(err, op, fault.Invalid, "kek_file does not open the keys of the book: %s", fault.Text(err))
+			}
 			ready()
 			<-ctx.Done()
 			return nil
@@ -253,7 +264,7 @@ func (n *node) begin(ctx context.Context) error {
 	if err != nil {
 		return fault.Because(err, op, fault.Invalid, "genesis can't be read: %s", n.cfg.Genesis)
 	}
-	var g Genesis
+	var g GenesisWith // what an older build wrote has no operator
 	if err := seal.StrictJSON(b, &g); err != nil {
 		return fault.At(op, fault.Invalid, err)
 	}
@@ -261,7 +272,12 @@ func (n *node) begin(ctx context.Context) error {
 		return fault.New(op, fault.Invalid, "the genesis is of the trust domain %q, the file says %q", g.TrustDomain, n.cfg.TrustDomain)
 	}
 	by := fleet.PrincipalOf(g.TrustDomain, fleet.Node, n.cfg.Name)
-	_, err = ledger.Submit(ctx, n, ledger.Meta{At: time.Now().UTC(), By: by, Request: "genesis"}, g)
+	meta := ledger.Meta{At: time.Now().UTC(), By: by, Request: "genesis"}
+	if g.Operator == (FirstOperator{}) {
+		_, err = ledger.Submit(ctx, n, meta, g.Genesis)
+		return err
+	}
+	_, err = ledger.Submit(ctx, n, meta, g)
 	return err
 }
 

@@ -105,7 +105,11 @@ func (f *Source) fresh() error {
 	if f.leaf != nil && f.issuer == slot.ID() && now.Before(f.from) {
 		return nil
 	}
-	ca, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, f.server.KEK)
+	k, err := f.server.ring.get(page.KEK)
+	if err != nil {
+		return err
+	}
+	ca, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, k.key)
 	if err != nil {
 		return err
 	}

@@ -28,6 +28,10 @@ type State struct {
 	appliances  roll
 	releases    *immutable.SortedMap[fleet.Digest, Release]
 	operations  *immutable.SortedMap[string, Operation] // by appliance, a slash, and the operation's id
+	operators   *immutable.SortedMap[string, Operator]  // by name
+	KEK         string                                  // name of the key that seals the keys of Slots and Secrets; "" in a book of an older build
+	Secrets     []Secret                                // by name; replaced whole, never edited in place
+	keks        *immutable.SortedMap[string, []string]  // by node: the keys that it holds
 	nonces      *immutable.SortedMap[string, time.Time] // spent ones, until they would have expired anyway
 }
 
@@ -155,6 +159,8 @@ func NewState() State {
 		appliances: newRoll(),
 		releases:   immutable.NewSortedMap[fleet.Digest, Release](nil),
 		operations: immutable.NewSortedMap[string, Operation](nil),
+		operators:  immutable.NewSortedMap[string, Operator](nil),
+		keks:       immutable.NewSortedMap[string, []string](nil),
 		nonces:     immutable.NewSortedMap[string, time.Time](nil),
 	}
 }
@@ -220,14 +226,25 @@ type page struct {
 
 	Bundle uint64            `json:"bundle,omitempty"`
 	Nodes  map[string]uint64 `json:"nodes,omitempty"`
+
+	Operators []Operator          `json:"operators,omitempty"`
+	KEK       string              `json:"kek,omitempty"`
+	Secrets   []Secret            `json:"secrets,omitempty"`
+	KEKs      map[string][]string `json:"keks,omitempty"`
 }
 
 // MarshalJSON writes the page in a canonical order.
 func (s State) MarshalJSON() ([]byte, error) {
-	p := page{s.TrustDomain, s.Slots, s.Customers(), s.Appliances(), values(s.releases), values(s.operations), map[string]time.Time{}, s.number, map[string]uint64{}}
+	p := page{TrustDomain: s.TrustDomain, Slots: s.Slots, Customers: s.Customers(), Appliances: s.Appliances(), Releases: values(s.releases),
+		Operations: values(s.operations), Nonces: map[string]time.Time{}, Bundle: s.number, Nodes: map[string]uint64{}, Operators: s.Operators(),
+		KEK: s.KEK, Secrets: s.Secrets, KEKs: map[string][]string{}}
 	for it := s.nodes.Iterator(); !it.Done(); {
 		k, v, _ := it.Next()
 		p.Nodes[k] = v
+	}
+	for it := s.keks.Iterator(); !it.Done(); {
+		k, v, _ := it.Next()
+		p.KEKs[k] = v
 	}
 	for it := s.nonces.Iterator(); !it.Done(); {
 		k, v, _ := it.Next()
@@ -243,7 +260,7 @@ func (s *State) UnmarshalJSON(b []byte) error {
 		return fault.At("controlplane.State", "", err)
 	}
 	n := NewState()
-	n.TrustDomain, n.Slots, n.number = p.TrustDomain, p.Slots, p.Bundle
+	n.TrustDomain, n.Slots, n.number, n.KEK, n.Secrets = p.TrustDomain, p.Slots, p.Bundle, p.KEK, p.Secrets
 	for k, v := range p.Nodes {
 		n.nodes = n.nodes.Set(k, v)
 	}
@@ -258,6 +275,12 @@ func (s *State) UnmarshalJSON(b []byte) error {
 	}
 	for _, o := range p.Operations {
 		n.operations = n.operations.Set(string(o.Appliance)+"/"+o.ID, o)
+	}
+	for _, o := range p.Operators {
+		n.operators = n.operators.Set(o.Name, o)
+	}
+	for k, v := range p.KEKs {
+		n.keks = n.keks.Set(k, v)
 	}
 	for k, v := range p.Nonces {
 		n.nonces = n.nonces.Set(k, v)
