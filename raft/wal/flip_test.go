@@ -198,8 +198,8 @@ func TestFullDisk(t *testing.T) {
 	if !wal.Full(full) || fault.Of(full) != fault.Unavailable || !strings.Contains(full.Error(), "the disk is full") {
 		t.Fatalf("it says %v", full)
 	}
-	if err := l.Prepare(); !wal.Full(err) {
-		t.Fatalf("prepare: %v", err)
+	if err := l.Grow(small); !wal.Full(err) {
+		t.Fatalf("grow: %v", err)
 	}
 	check(t, l.Set("CurrentTerm", []byte("4")))
 	want.values["CurrentTerm"] = "4"
@@ -209,7 +209,7 @@ func TestFullDisk(t *testing.T) {
 	check(t, l.Cut(want.last()))
 	want = act{name: "cut", index: want.last()}.on(want)
 	fs.full = false
-	check(t, l.Prepare())
+	check(t, l.Grow(small))
 	a := act{name: "append", entries: []wal.Entry{{Index: want.last() + 1, Term: 4, Data: make([]byte, 900)}}}
 	check(t, a.do(l))
 	check(t, l.Close())
