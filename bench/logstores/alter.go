@@ -3,8 +3,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime/debug"
 
 	"github.com/demarc-dev/demarc/raft/wal"
 	"github.com/demarc-dev/demarc/raft/wal/waltest"
@@ -60,6 +62,7 @@ func alter(open waltest.Open) (found, silent, harmless int) {
 var errDiffers = fmt.Errorf("another log than was written")
 
 func look(open waltest.Open, disk *waltest.Script, want waltest.Book) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // bbolt follows what it reads in its map of the file
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v", p)
@@ -69,9 +72,8 @@ func look(open waltest.Open, disk *waltest.Script, want waltest.Book) (err error
 	if err != nil {
 		return err
 	}
-	defer l.Close()
-	got, err := waltest.Read(l)
-	if err != nil {
+	got, err := waltest.Read(l) // bbolt can't be closed after a panic
+	if err = errors.Join(err, l.Close()); err != nil {
 		return err
 	}
 	if waltest.Lawful(got, want, want, waltest.Act{Name: "nothing"}) != nil {
