@@ -6,7 +6,7 @@ export GOFLAGS := $(GOFLAGS) -tags=ts_omit_peerapiserver
 
 TOOLS   := $(CURDIR)/bin/tools
 
-.PHONY: all bin demo demo-check bench-channels bench-raft bench-book build test test-disk test-kubernetes test-roads robustness robustness-short race check vet lint vuln gen gen-check clean
+.PHONY: all bin demo demo-check bench-channels bench-raft bench-book build fuzz test test-disk test-kubernetes test-roads robustness robustness-short race check vet lint vuln gen gen-check clean
 all: build
 
 build: ## build everything
@@ -36,11 +36,15 @@ bench-book: ## what a change costs at 50,000 appliances, snapshot and restore
 test: ## all tests
 	$(GO) test ./...
 
+FUZZTIME ?= 25s
+fuzz: ## every fuzz target for FUZZTIME each, one after another; what fails is kept under testdata/fuzz
+	@for dir in $$(git grep -lE '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u); do \
+	  for target in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | cut -d' ' -f2); do \
+	    echo "$$dir $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 200x -parallel 1 ./$$dir || exit 1; \
+	  done; done
+
 test-roads: ## real processes in network namespaces, a fault at a time (needs root, ip and iptables)
 	DEMARC_NETNS=1 $(GO) test -count=1 -timeout 10m -v ./fleettest/roads
-
-test-disk: ## a full disk on real, small file systems (needs root)
-	DEMARC_DISK=1 unshare -m $(GO) test -count=1 -v -run 'Full' ./raft
 
 robustness: bin ## three real nodes under faults, histories checked (DURATION=5m, SEED= replays; needs root, ip, iptables, mkfs.ext4)
 	$(GO) build -o $(BIN)/robust ./fleettest/robust
@@ -49,6 +53,9 @@ robustness: bin ## three real nodes under faults, histories checked (DURATION=5m
 robustness-short: bin ## 75 s of the same, without the second build that clock jumps need
 	$(GO) build -o $(BIN)/robust ./fleettest/robust
 	$(BIN)/robust -bin $(BIN) -duration 75s -seed $(or $(SEED),0) -without $(if $(wildcard /dev/loop-control),clock,'clock,disk')
+
+test-disk: ## a full disk on real, small file systems (needs root)
+	DEMARC_DISK=1 unshare -m $(GO) test -count=1 -v -run 'Full' ./raft
 
 race: ## all tests with the race detector, in random order (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on ./...

@@ -106,6 +106,7 @@ func (s *Server) RenewOperator(ctx context.Context, req *connect.Request[control
 	}
 	leaf, issuer, err := s.issue(req.Msg.GetCsr(), fleet.Operator, name)
 	if err != nil {
+		s.onRecord(ctx, who.Principal, Refuse{What: "operator.renew", Name: clip(name), Fault: fault.Of(err), Reason: fault.Text(err)})
 		return nil, err
 	}
 	if _, err := submit(ctx, s, who.Principal, "", RenewOperator{Name: name, Using: who.Serial, Serial: identity.SerialOf(leaf), Till: leaf.NotAfter, Issuer: issuer}); err != nil {
