@@ -6,7 +6,7 @@ export GOFLAGS := $(GOFLAGS) -tags=ts_omit_peerapiserver
 
 TOOLS   := $(CURDIR)/bin/tools
 
-.PHONY: all bin demo demo-check bench-channels bench-raft build fuzz test test-disk test-kubernetes test-roads test-runbooks robustness robustness-short race check vet lint vuln gen gen-check clean
+.PHONY: all bin demo demo-check bench-channels bench-raft bench-book build fuzz test test-disk test-kubernetes test-roads test-runbooks robustness robustness-short race check vet lint vuln gen gen-check clean
 all: build
 
 build: ## build everything
@@ -29,6 +29,9 @@ bench-channels: bin ## memory of idle channels and their return after kill -9, b
 bench-raft: bin ## changes a second through the API of three nodes, in turns with three of etcd (SECONDS=5 TURNS=3)
 	dir=$$(bench/raft/etcd/build.sh) && $(GO) build -o $(BIN)/raftbench ./bench/raft && \
 	$(BIN)/raftbench -bin $(BIN) -etcd $$dir -seconds $(or $(SECONDS),5) -turns $(or $(TURNS),3)
+
+bench-book: ## what a change costs at 50,000 appliances, snapshot and restore
+	$(GO) build -o $(BIN)/bookbench ./bench/book && $(BIN)/bookbench
 
 test: ## all tests
 	$(GO) test ./...

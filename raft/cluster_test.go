@@ -199,6 +199,7 @@ func (c *cluster) configAt(i int, addr string) raft.Config {
 	s := source(c.t, c.ca, fleet.Node, c.members[i].ID)
 	cfg := raft.Config{Self: c.members[i], First: c.members, Dir: c.dirs[i], Machine: c.lists[i], Listener: ln, Timing: raft.Fast(),
 		ServerTLS: identity.Server(s, onlyNodes, true, raft.ProtoRaft, raft.ProtoForward), ClientTLS: func(id string) *tls.Config { return identity.Client(s, identity.WantNode(domain, id)) }, Peer: peer}
+	raft.SmallLog(&cfg, 4<<20) // less to write in each test
 	if c.edit != nil {
 		c.edit(i, &cfg)
 	}

@@ -285,7 +285,7 @@ func (cfg *Config) library() *hraft.Config {
 func (n *Node) open() error {
 	const op = "raft.open"
 	var err error
-	if n.disk, err = openDisk(n.cfg.Dir, n.cfg.Self.ID, n.cfg.wal, hclogger(n.log)); err != nil {
+	if n.disk, err = openDiskWith(n.cfg.Dir, n.cfg.Self.ID, n.cfg.wal, hclogger(n.log)); err != nil {
 		return err
 	}
 	var logs hraft.LogStore = n.disk.wal

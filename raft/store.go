@@ -24,7 +24,11 @@ type disk struct {
 }
 
 // openDisk opens the directory of a member. A directory serves one member for ever, and one process at a time.
-func openDisk(dir, self string, o wal.Options, log hclog.Logger) (_ *disk, err error) {
+func openDisk(dir, self string, log hclog.Logger) (*disk, error) {
+	return openDiskWith(dir, self, wal.Options{}, log)
+}
+
+func openDiskWith(dir, self string, o wal.Options, log hclog.Logger) (_ *disk, err error) {
 	const op = "raft.openDisk"
 	d := &disk{}
 	defer func() {

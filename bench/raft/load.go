@@ -28,6 +28,8 @@ type measured struct {
 	Seconds float64 `json:"seconds"`
 	P50     float64 `json:"p50"` // seconds
 	P99     float64 `json:"p99"`
+
+	cpu float64 // seconds that the three processes computed
 }
 
 const (

@@ -105,10 +105,12 @@ func run(o options) error {
 			if err != nil {
 				return err
 			}
+			used := cpu(ours.procs)
 			m, err := turn(self, "-load", target, "-dir", ours.dir, "-clients", strconv.Itoa(c), "-seconds", strconv.Itoa(o.seconds), "-turn", fmt.Sprintf("%d-%d", c, t))
 			if err != nil {
 				return err
 			}
+			m.cpu = cpu(ours.procs) - used
 			a = append(a, m)
 			fmt.Printf("demarc c=%d turn %d: %.0f changes/s, p50 %.2f ms, p99 %.2f ms\n", c, t+1, m.Changes/m.Seconds, m.P50*1e3, m.P99*1e3)
 			if theirs == nil {
@@ -120,9 +122,11 @@ func run(o options) error {
 					return err
 				}
 			}
+			used = cpu(theirs.procs)
 			if m, err = turn(filepath.Join(o.etcd, "etcd-load"), "-endpoints", target, "-certs", filepath.Join(dir, "etcd"), "-clients", strconv.Itoa(c), "-seconds", strconv.Itoa(o.seconds)); err != nil {
 				return err
 			}
+			m.cpu = cpu(theirs.procs) - used
 			b = append(b, m)
 			fmt.Printf("etcd   c=%d turn %d: %.0f changes/s, p50 %.2f ms, p99 %.2f ms\n", c, t+1, m.Changes/m.Seconds, m.P50*1e3, m.P99*1e3)
 		}
@@ -146,15 +150,35 @@ func turn(name string, args ...string) (m measured, err error) {
 func report(c int, ours, peer []measured) {
 	rate := func(m measured) float64 { return m.Changes / m.Seconds }
 	p99 := func(m measured) float64 { return m.P99 * 1e3 }
-	a, a99 := median(ours, rate), median(ours, p99)
+	work := func(m measured) float64 { return m.cpu / m.Changes * 1e6 }
+	a, a99, work1 := median(ours, rate), median(ours, p99), median(ours, work)
 	if len(peer) == 0 {
 		fmt.Printf("RESULT {\"bench\":\"raft\",\"case\":\"c=%d throughput\",\"ours\":%.0f,\"peer\":null,\"ratio\":null,\"unit\":\"changes/s\"}\n", c, a)
 		fmt.Printf("RESULT {\"bench\":\"raft\",\"case\":\"c=%d p99\",\"ours\":%.2f,\"peer\":null,\"ratio\":null,\"unit\":\"ms\"}\n", c, a99)
+		fmt.Printf("RESULT {\"bench\":\"raft\",\"case\":\"c=%d processor time of the three\",\"ours\":%.0f,\"peer\":null,\"ratio\":null,\"unit\":\"us a change\"}\n", c, work1)
 		return
 	}
 	b, b99 := median(peer, rate), median(peer, p99)
 	fmt.Printf("RESULT {\"bench\":\"raft\",\"case\":\"c=%d throughput\",\"ours\":%.0f,\"peer\":%.0f,\"ratio\":%.2f,\"unit\":\"changes/s\"}\n", c, a, b, a/b)
 	fmt.Printf("RESULT {\"bench\":\"raft\",\"case\":\"c=%d p99\",\"ours\":%.2f,\"peer\":%.2f,\"ratio\":%.2f,\"unit\":\"ms\"}\n", c, a99, b99, b99/a99)
+	work2 := median(peer, work)
+	fmt.Printf("RESULT {\"bench\":\"raft\",\"case\":\"c=%d processor time of the three\",\"ours\":%.0f,\"peer\":%.0f,\"ratio\":%.2f,\"unit\":\"us a change\"}\n", c, work1, work2, work2/work1)
+}
+
+// cpu is the time that processes have computed, in seconds.
+func cpu(procs []*exec.Cmd) (sum float64) {
+	for _, p := range procs {
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Process.Pid))
+		_, rest, _ := strings.Cut(string(b), ") ")
+		f := strings.Fields(rest)
+		if len(f) < 13 {
+			continue
+		}
+		user, _ := strconv.ParseFloat(f[11], 64)
+		system, _ := strconv.ParseFloat(f[12], 64)
+		sum += (user + system) / 100 // USER_HZ
+	}
+	return sum
 }
 
 func median(list []measured, of func(measured) float64) float64 {

@@ -230,8 +230,9 @@ const admitWait = 2 * time.Second
 
 // Handler serves all procedures of this role behind the table. It must be served with TLS by [identity.Server].
 func (s *Server) Handler() http.Handler {
-	opts := []connect.HandlerOption{connect.WithInterceptors(api.Guard(s.refused)), connect.WithReadMaxBytes(8 << 20)}
-	small := []connect.HandlerOption{connect.WithInterceptors(api.Guard(s.refused)), connect.WithReadMaxBytes(maxStranger)}
+	packed := connect.WithCompressMinBytes(1 << 10) // to compress a short answer costs more than the change that it answers
+	opts := []connect.HandlerOption{connect.WithInterceptors(api.Guard(s.refused)), connect.WithReadMaxBytes(8 << 20), packed}
+	small := []connect.HandlerOption{connect.WithInterceptors(api.Guard(s.refused)), connect.WithReadMaxBytes(maxStranger), packed}
 	mux := http.NewServeMux()
 	mux.Handle(boundaryv1connect.NewBootstrapHandler(bootstrap{Server: s}, small...))
 	mux.Handle(boundaryv1connect.NewBoundaryHandler(s, opts...))

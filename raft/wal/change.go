@@ -137,7 +137,7 @@ func (l *Log) setSpare(s *segment) {
 func (l *Log) Prepare() error {
 	l.mu.RLock()
 	n := len(l.segs)
-	ready := l.spare != nil || (n > 0 && l.segs[n-1].end < l.segs[n-1].size/2)
+	ready := l.spare != nil || n == 0 || l.segs[n-1].end < l.segs[n-1].size/2
 	l.mu.RUnlock()
 	if ready {
 		return nil

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package wal_test
+// Package waltest crashes a log store at each step of a schedule, on a scripted file system, and checks what is left. It
+// serves the tests of package wal and the comparison of log stores in bench/logstores.
+package waltest
 
 import (
 	"errors"
@@ -15,19 +17,22 @@ import (
 	"github.com/demarc-dev/demarc/raft/wal"
 )
 
-const sector = 512
+// Sector is what a disk writes wholly or not at all, in bytes.
+const Sector = 512
 
-var errCrash = errors.New("the machine is off")
+// ErrOff is what everything answers once the machine is off.
+var ErrOff = errors.New("the machine is off")
 
-// script is a file system that crashes at a step, counted over writes, syncs and changes of the directory. What a sync
+// Script is a file system that crashes at a step, counted over writes, syncs and changes of the directory. What a sync
 // answered is durable; of the rest any sector of any write may be there or not, in any order, and so may any change of
 // the directory.
-type script struct {
+type Script struct {
+	Left   int  // steps until the crash; below 0: none
+	Full   bool // nothing new can be made
+	Broken bool // syncs fail
+
 	mu      sync.Mutex
-	left    int // steps until the crash; below 0: none
-	steps   int
-	full    bool                // nothing new can be made
-	broken  bool                // syncs fail
+	off     bool
 	names   map[string]*inode   // as programs see them
 	durable map[string]*inode   // as they are on disk
 	changes []map[string]*inode // of the directory since its last sync: nil is a removal
@@ -38,29 +43,59 @@ type inode struct {
 	dirty     map[int64][][]byte // versions of a sector since the last sync, oldest first
 }
 
-func newScript() *script {
-	return &script{left: -1, names: map[string]*inode{}, durable: map[string]*inode{}}
+// New gives an empty one that does not crash.
+func New() *Script {
+	return &Script{Left: -1, names: map[string]*inode{}, durable: map[string]*inode{}}
 }
 
-// step counts, and tells whether the machine is still on. The step at which it crashes has begun.
-func (s *script) step() error {
-	s.steps++
-	if s.left == 0 {
-		return errCrash
-	}
-	if s.left > 0 {
-		s.left--
+// Off tells whether the machine has crashed.
+func (s *Script) Off() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.off
+}
+
+// Bytes are those of a file, to be altered; nil where there is none.
+func (s *Script) Bytes(name string) []byte {
+	if n := s.names[name]; n != nil {
+		return n.now
 	}
 	return nil
 }
 
-func (s *script) List() ([]string, error) {
+// Put makes or replaces a file, as if it had always been there.
+func (s *Script) Put(name string, b []byte) {
+	n := &inode{now: b, disk: slices.Clone(b), dirty: map[int64][][]byte{}}
+	s.names[name], s.durable[name] = n, n
+}
+
+// Gone removes a file, as if it had never been there.
+func (s *Script) Gone(name string) {
+	delete(s.names, name)
+	delete(s.durable, name)
+}
+
+// step counts, and tells whether the machine is still on. The step at which it crashes has begun.
+func (s *Script) step() error {
+	if s.Left == 0 {
+		s.off = true
+		return ErrOff
+	}
+	if s.Left > 0 {
+		s.Left--
+	}
+	return nil
+}
+
+// List implements wal.Files.
+func (s *Script) List() ([]string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Sorted(maps.Keys(s.names)), nil
 }
 
-func (s *script) Open(name string) (wal.File, error) {
+// Open implements wal.Files.
+func (s *Script) Open(name string) (wal.File, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := s.names[name]
@@ -70,10 +105,11 @@ func (s *script) Open(name string) (wal.File, error) {
 	return &handle{s, n}, nil
 }
 
-func (s *script) Create(name string) (wal.File, error) {
+// Create implements wal.Files.
+func (s *Script) Create(name string) (wal.File, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.full {
+	if s.Full {
 		return nil, syscall.ENOSPC
 	}
 	n := &inode{dirty: map[int64][][]byte{}}
@@ -82,7 +118,8 @@ func (s *script) Create(name string) (wal.File, error) {
 	return &handle{s, n}, s.step()
 }
 
-func (s *script) Remove(name string) error {
+// Remove implements wal.Files.
+func (s *Script) Remove(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.names, name)
@@ -90,7 +127,8 @@ func (s *script) Remove(name string) error {
 	return s.step()
 }
 
-func (s *script) SyncDir() error {
+// SyncDir implements wal.Files.
+func (s *Script) SyncDir() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.step(); err != nil {
@@ -100,9 +138,9 @@ func (s *script) SyncDir() error {
 	return nil
 }
 
-// crash gives the file system that is there after the machine is on again.
-func (s *script) crash(r *rand.Rand) *script {
-	out := newScript()
+// Crash gives the file system that is there after the machine is on again.
+func (s *Script) Crash(r *rand.Rand) *Script {
+	out := New()
 	odds := []float64{0, 1, r.Float64()}[r.IntN(3)] // nothing of what was not synced is there, all, or some
 	names := maps.Clone(s.durable)
 	for _, c := range s.changes {
@@ -128,10 +166,10 @@ func (s *script) crash(r *rand.Rand) *script {
 			if odds < 1 {
 				take = v[r.IntN(len(v))]
 			}
-			if end := sec*sector + int64(len(take)); int64(len(b)) < end {
+			if end := sec*Sector + int64(len(take)); int64(len(b)) < end {
 				b = append(b, make([]byte, end-int64(len(b)))...)
 			}
-			copy(b[sec*sector:], take)
+			copy(b[sec*Sector:], take)
 		}
 		out.names[name] = &inode{now: b, disk: slices.Clone(b), dirty: map[int64][][]byte{}}
 	}
@@ -139,9 +177,9 @@ func (s *script) crash(r *rand.Rand) *script {
 	return out
 }
 
-// clone gives an independent copy, as if all were synced.
-func (s *script) clone() *script {
-	out := newScript()
+// Clone gives an independent copy, as if all were synced.
+func (s *Script) Clone() *Script {
+	out := New()
 	for name, n := range s.names {
 		out.names[name] = &inode{now: slices.Clone(n.now), disk: slices.Clone(n.now), dirty: map[int64][][]byte{}}
 	}
@@ -150,7 +188,7 @@ func (s *script) clone() *script {
 }
 
 type handle struct {
-	s *script
+	s *Script
 	n *inode
 }
 
@@ -170,15 +208,15 @@ func (h *handle) ReadAt(b []byte, off int64) (int, error) {
 func (h *handle) WriteAt(b []byte, off int64) (int, error) {
 	h.s.mu.Lock()
 	defer h.s.mu.Unlock()
-	if h.s.full && off+int64(len(b)) > int64(len(h.n.now)) {
+	if h.s.Full && off+int64(len(b)) > int64(len(h.n.now)) {
 		return 0, syscall.ENOSPC
 	}
 	if end := off + int64(len(b)); end > int64(len(h.n.now)) {
 		h.n.now = append(h.n.now, make([]byte, end-int64(len(h.n.now)))...)
 	}
 	copy(h.n.now[off:], b)
-	for sec := off / sector; sec*sector < off+int64(len(b)); sec++ {
-		h.n.dirty[sec] = append(h.n.dirty[sec], slices.Clone(h.n.now[sec*sector:min((sec+1)*sector, int64(len(h.n.now)))]))
+	for sec := off / Sector; sec*Sector < off+int64(len(b)); sec++ {
+		h.n.dirty[sec] = append(h.n.dirty[sec], slices.Clone(h.n.now[sec*Sector:min((sec+1)*Sector, int64(len(h.n.now)))]))
 	}
 	return len(b), h.s.step()
 }
@@ -189,7 +227,7 @@ func (h *handle) Sync() error {
 	if err := h.s.step(); err != nil {
 		return err
 	}
-	if h.s.broken {
+	if h.s.Broken {
 		return syscall.EIO
 	}
 	h.n.disk, h.n.dirty = slices.Clone(h.n.now), map[int64][][]byte{}
