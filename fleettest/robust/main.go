@@ -71,7 +71,7 @@ func main() {
 	flag.StringVar(&o.bin, "bin", "bin", "folder with demarc and demarcd")
 	flag.StringVar(&o.out, "out", "", "folder of the run; BIN/robustness/seed-N where it is empty")
 	flag.StringVar(&without, "without", "", "faults to leave out, by name or by what they need (disk, clock), with commas")
-	flag.StringVar(&o.only, "only", "", "this fault alone, by name")
+	flag.StringVar(&o.only, "only", "", "these faults alone, by name, with commas")
 	flag.IntVar(&o.workers, "workers", 8, "clients")
 	flag.DurationVar(&o.think, "think", 30*time.Millisecond, "mean pause of a client between calls")
 	flag.BoolVar(&o.leave, "keep", false, "leave the folder behind though all went well")
@@ -121,10 +121,13 @@ func suite(ctx context.Context, o options) (err error) {
 		return err
 	}
 	if o.only != "" {
-		if !slices.Contains(names, o.only) {
-			return fmt.Errorf("-only %s: there are %s", o.only, strings.Join(names, ", "))
+		only := strings.Split(o.only, ",")
+		for _, k := range only {
+			if !slices.Contains(names, k) {
+				return fmt.Errorf("-only %s: there are %s", k, strings.Join(names, ", "))
+			}
 		}
-		names = []string{o.only}
+		names = only
 	}
 	steps := plan(o.seed, o.duration, names)
 	fmt.Printf("seed %d, %s, %d faults of %d kinds (%s)\n", o.seed, o.duration, len(steps), len(names), strings.Join(names, ", "))
