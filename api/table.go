@@ -8,6 +8,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -38,65 +39,96 @@ const (
 // Callers lists every class.
 func Callers() []Caller { return []Caller{Stranger, Appliance, Operator, Node, Owner} }
 
-// table is the only list of who may call what: one class a procedure, but for Bootstrap and Artifact.
+// rule is who may call one procedure: the classes, and for an operator the least rank.
+type rule struct {
+	classes []Caller
+	least   fleet.Rank // where the classes hold Operator
+}
+
+func only(classes ...Caller) rule { return rule{classes: classes} }
+
+func from(least fleet.Rank) rule { return rule{classes: []Caller{Operator}, least: least} }
+
+// table is the only list of who may call what: one class a procedure, but for Bootstrap and Artifact; for an operator, the
+// least rank that may.
 // A certificate where none is needed does no harm, so Bootstrap takes strangers and appliances (which come back
 // after their certificate has run out).
-var table = map[string][]Caller{
-	boundaryv1connect.BootstrapChallengeProcedure: {Stranger, Appliance},
-	boundaryv1connect.BootstrapBundleProcedure:    {Stranger, Appliance},
-	boundaryv1connect.BootstrapEnrolProcedure:     {Stranger, Appliance},
+var table = map[string]rule{
+	boundaryv1connect.BootstrapChallengeProcedure: only(Stranger, Appliance),
+	boundaryv1connect.BootstrapBundleProcedure:    only(Stranger, Appliance),
+	boundaryv1connect.BootstrapEnrolProcedure:     only(Stranger, Appliance),
 
-	boundaryv1connect.BoundaryRenewProcedure:    {Appliance},
-	boundaryv1connect.BoundaryRollKeysProcedure: {Appliance},
-	boundaryv1connect.BoundaryChannelProcedure:  {Appliance},
-	boundaryv1connect.BoundaryArtifactProcedure: {Appliance, Node}, // a node asks the node that an artifact was uploaded to
+	boundaryv1connect.BoundaryRenewProcedure:    only(Appliance),
+	boundaryv1connect.BoundaryRollKeysProcedure: only(Appliance),
+	boundaryv1connect.BoundaryChannelProcedure:  only(Appliance),
+	boundaryv1connect.BoundaryArtifactProcedure: only(Appliance, Node), // a node asks the node that an artifact was uploaded to
 
-	controlv1connect.ControlStatusProcedure:            {Operator},
-	controlv1connect.ControlRegisterCustomerProcedure:  {Operator},
-	controlv1connect.ControlRegisterApplianceProcedure: {Operator},
-	controlv1connect.ControlListAppliancesProcedure:    {Operator},
-	controlv1connect.ControlBanApplianceProcedure:      {Operator},
-	controlv1connect.ControlSetExpectProcedure:         {Operator},
-	controlv1connect.ControlListAuthoritiesProcedure:   {Operator},
-	controlv1connect.ControlPrepareAuthorityProcedure:  {Operator},
-	controlv1connect.ControlActivateAuthorityProcedure: {Operator},
-	controlv1connect.ControlRetireAuthorityProcedure:   {Operator},
-	controlv1connect.ControlRenewOperatorProcedure:     {Operator},
-	controlv1connect.ControlUploadArtifactProcedure:    {Operator},
-	controlv1connect.ControlPublishReleaseProcedure:    {Operator},
-	controlv1connect.ControlProbeProcedure:             {Operator},
-	controlv1connect.ControlGetProbeProcedure:          {Operator},
-	controlv1connect.ControlRequestOperationProcedure:  {Operator},
-	controlv1connect.ControlListOperationsProcedure:    {Operator},
-	controlv1connect.ControlExportEvidenceProcedure:    {Operator},
+	controlv1connect.ControlStatusProcedure:            from(fleet.Viewer),
+	controlv1connect.ControlRegisterCustomerProcedure:  from(fleet.Operate),
+	controlv1connect.ControlRegisterApplianceProcedure: from(fleet.Operate),
+	controlv1connect.ControlListAppliancesProcedure:    from(fleet.Viewer),
+	controlv1connect.ControlBanApplianceProcedure:      from(fleet.Operate),
+	controlv1connect.ControlSetExpectProcedure:         from(fleet.Admin),
+	controlv1connect.ControlListAuthoritiesProcedure:   from(fleet.Viewer),
+	controlv1connect.ControlPrepareAuthorityProcedure:  from(fleet.Admin),
+	controlv1connect.ControlActivateAuthorityProcedure: from(fleet.Admin),
+	controlv1connect.ControlRetireAuthorityProcedure:   from(fleet.Admin),
+	controlv1connect.ControlRenewOperatorProcedure:     from(fleet.Viewer),
+	controlv1connect.ControlUploadArtifactProcedure:    from(fleet.Deployer),
+	controlv1connect.ControlPublishReleaseProcedure:    from(fleet.Deployer),
+	controlv1connect.ControlProbeProcedure:             from(fleet.Operate),
+	controlv1connect.ControlGetProbeProcedure:          from(fleet.Viewer),
+	controlv1connect.ControlRequestOperationProcedure:  from(fleet.Operate),
+	controlv1connect.ControlListOperationsProcedure:    from(fleet.Viewer),
+	controlv1connect.ControlExportEvidenceProcedure:    from(fleet.Viewer),
 
-	localv1connect.LocalStatusProcedure:         {Owner},
-	localv1connect.LocalPinProcedure:            {Owner},
-	localv1connect.LocalSubmitProcedure:         {Owner},
-	localv1connect.LocalReviewProcedure:         {Owner},
-	localv1connect.LocalAccessProcedure:         {Owner},
-	localv1connect.LocalSetPostureProcedure:     {Owner},
-	localv1connect.LocalGetPostureProcedure:     {Owner},
-	localv1connect.LocalSetTransportProcedure:   {Owner},
-	localv1connect.LocalListOperationsProcedure: {Owner},
-	localv1connect.LocalListLogProcedure:        {Owner},
-	localv1connect.LocalExportEvidenceProcedure: {Owner},
+	controlv1connect.OperatorServiceListOperatorsProcedure:      from(fleet.Viewer),
+	controlv1connect.OperatorServiceInviteOperatorProcedure:     from(fleet.Admin),
+	controlv1connect.OperatorServiceSetOperatorRoleProcedure:    from(fleet.Admin),
+	controlv1connect.OperatorServiceBanOperatorProcedure:        from(fleet.Admin),
+	controlv1connect.OperatorServiceRemoveOperatorProcedure:     from(fleet.Admin),
+	controlv1connect.KeyServiceGetKeysProcedure:                 from(fleet.Admin),
+	controlv1connect.KeyServiceRotateKeyProcedure:               from(fleet.Admin),
+	controlv1connect.OperatorBootstrapAcceptInvitationProcedure: only(Stranger),
 
-	managementv1connect.ManagementReportProcedure: {Node},
-	managementv1connect.OverviewListProcedure:     {Owner},
+	controlv1connect.IssuerKeysGetExpectProcedure:   from(fleet.Viewer),
+	controlv1connect.IssuerKeysConfirmKeysProcedure: from(fleet.Admin), // it decides who an appliance is
+	controlv1connect.IssuerKeysForgetKeysProcedure:  from(fleet.Admin),
+
+	localv1connect.LocalStatusProcedure:         only(Owner),
+	localv1connect.LocalPinProcedure:            only(Owner),
+	localv1connect.LocalSubmitProcedure:         only(Owner),
+	localv1connect.LocalReviewProcedure:         only(Owner),
+	localv1connect.LocalAccessProcedure:         only(Owner),
+	localv1connect.LocalSetPostureProcedure:     only(Owner),
+	localv1connect.LocalGetPostureProcedure:     only(Owner),
+	localv1connect.LocalSetTransportProcedure:   only(Owner),
+	localv1connect.LocalListOperationsProcedure: only(Owner),
+	localv1connect.LocalListLogProcedure:        only(Owner),
+	localv1connect.LocalExportEvidenceProcedure: only(Owner),
+
+	managementv1connect.ManagementReportProcedure: only(Node),
+	managementv1connect.OverviewListProcedure:     only(Owner),
 }
 
 // Procedures lists every procedure of the table, sorted.
 func Procedures() []string { return slices.Sorted(maps.Keys(table)) }
 
-// May tells whether a class of caller may call a procedure.
-func May(c Caller, procedure string) bool { return slices.Contains(table[procedure], c) }
+// May tells whether a caller may call a procedure.
+func May(w Who, procedure string) bool {
+	r := table[procedure]
+	return slices.Contains(r.classes, w.Class) && (w.Class != Operator || w.Rank.Covers(r.least))
+}
+
+// Least is the least rank of an operator that may call a procedure, "" where no operator may.
+func Least(procedure string) fleet.Rank { return table[procedure].least }
 
 // Who is a caller as its door proved it.
 type Who struct {
 	Class     Caller
 	Principal fleet.Principal // empty for a stranger
 	Serial    fleet.Serial    // of the certificate, where there is one
+	Rank      fleet.Rank      // of an operator, as the book has it at the time of the call
 	Issuer    fleet.Digest    // of the CA's certificate that the chain ends in, where the server tells it
 }
 
@@ -144,13 +176,22 @@ type guard struct {
 
 func (g guard) check(ctx context.Context, procedure string) error {
 	w := From(ctx)
-	if May(w.Class, procedure) {
+	if May(w, procedure) {
 		return nil
 	}
 	if g.refused != nil {
 		g.refused(ctx, w, procedure)
 	}
-	return ToWire(fault.New("api.Guard", fault.Denied, "%s may not be called by %s", procedure, aOrAn(w.Class)))
+	return ToWire(Refusal(w, procedure))
+}
+
+// Refusal is what a caller is told that the table refused.
+func Refusal(w Who, procedure string) error {
+	const op = "api.Guard"
+	if least := Least(procedure); w.Class == Operator && least != "" {
+		return fault.New(op, fault.Denied, "%s needs the role %s, and yours is %s: ask an admin", procedure, least, cmp.Or(w.Rank, "none"))
+	}
+	return fault.New(op, fault.Denied, "%s may not be called by %s", procedure, aOrAn(w.Class))
 }
 
 func aOrAn(c Caller) string {

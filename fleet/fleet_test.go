@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 )
 
@@ -65,5 +66,25 @@ func TestPosture(t *testing.T) {
 	}
 	if !fleet.Closed.Narrower(fleet.Private) || fleet.Public.Narrower(fleet.Allowlist) {
 		t.Error("the order of exposures is wrong")
+	}
+}
+
+func TestRanks(t *testing.T) {
+	all := fleet.Ranks()
+	for i, have := range all {
+		if err := have.Check(); err != nil {
+			t.Error(err)
+		}
+		for j, need := range all {
+			if got, want := have.Covers(need), i >= j; got != want {
+				t.Errorf("%s covers %s: %v, want %v", have, need, got, want)
+			}
+		}
+		if have.Covers("") || have.Covers("root") || fleet.Rank("").Covers(have) || fleet.Rank("root").Covers(have) {
+			t.Errorf("%s: a rank outside of the set covers, or is covered", have)
+		}
+	}
+	if err := fleet.Rank("root").Check(); fault.Of(err) != fault.Invalid {
+		t.Errorf("%v, want %s", err, fault.Invalid)
 	}
 }

@@ -134,7 +134,7 @@ func (a *app) operator() *cobra.Command {
 			}
 			return a.say(map[string]any{"operator": v.Name, "until_unix": until.Unix()}, "the certificate of %s is good until %s", v.Name, until.UTC().Format(time.DateOnly))
 		})
-	return group("operator", "Yourself, as an operator", renew)
+	return group("operator", "The vendor's operators, and yourself as one", append(a.operators(), renew)...)
 }
 
 // renew asks for a certificate of a fresh key. The new files are whole on disk before the first one takes its place: where

@@ -125,7 +125,7 @@ func (v house) serve(f *fake, src identity.Source) string {
 			http.Error(w, "who", http.StatusForbidden)
 			return
 		}
-		mux.ServeHTTP(w, r.WithContext(api.With(r.Context(), api.Who{Class: api.ClassOf(who), Principal: who, Serial: serial})))
+		mux.ServeHTTP(w, r.WithContext(api.With(r.Context(), api.Who{Class: api.ClassOf(who), Principal: who, Serial: serial, Rank: fleet.Admin})))
 	})
 	s := httptest.NewUnstartedServer(h)
 	s.TLS = identity.Server(src, func(fleet.Principal, fleet.Serial) error { return nil }, true, "h2")

@@ -36,7 +36,7 @@ import (
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// Lives of the first certificates. Nodes and operators are renewed by hand, with `init` of the same trust domain yet to come.
+// firstLife is the life of the first certificates. A node makes its next one itself; an operator runs demarc operator renew.
 const firstLife = 365 * 24 * time.Hour
 
 func (a *app) controlPlane() *cobra.Command {
@@ -57,7 +57,7 @@ func (a *app) controlPlane() *cobra.Command {
 	f.StringVar(&in.tailnetURL, "tailnet-url", "", "coordinator of the vendor's tailnet, for a door on it")
 	f.StringVar(&in.tailnetKey, "tailnet-auth-key-file", "", "file with an auth key of the vendor's tailnet")
 	c.RunE = func(*cobra.Command, []string) error { return a.initTrustDomain(in) }
-	return group("control-plane", "The vendor's control plane", c)
+	return group("control-plane", "The vendor's control plane", append(a.keyCommands(), c)...)
 }
 
 type initOptions struct {
@@ -228,10 +228,6 @@ func (in *initOptions) write(f folder, specs []nodeSpec, now time.Time) error {
 		return err
 	}
 	slots := []identity.Slot{{Stage: identity.Active, CertDER: ca.Cert.Raw, SealedKey: sealed}}
-	genesis, err := json.Marshal(controlplane.Genesis{TrustDomain: in.domain, Slots: slots})
-	if err != nil {
-		return fault.At(op, fault.Internal, err)
-	}
 	bundle, err := identity.BundlePEM(slots)
 	if err != nil {
 		return err
@@ -240,7 +236,7 @@ func (in *initOptions) write(f folder, specs []nodeSpec, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(f.write(kek, 0o600, "kek"), f.write(genesis, 0o600, "genesis.json"), f.write(bundle, 0o644, "bundle.pem"), f.write(logKey, 0o644, "log.pub")); err != nil {
+	if err := errors.Join(f.write(kek, 0o600, "kek"), f.write(bundle, 0o644, "bundle.pem"), f.write(logKey, 0o644, "log.pub")); err != nil {
 		return err
 	}
 	if in.managementCA != "" {
@@ -257,32 +253,41 @@ func (in *initOptions) write(f folder, specs []nodeSpec, now time.Time) error {
 			return err
 		}
 	}
-	return in.writeOperator(f, ca, specs, now)
+	cert, err := in.writeOperator(f, ca, specs, now)
+	if err != nil {
+		return err
+	}
+	genesis, err := json.Marshal(controlplane.GenesisWith{Genesis: controlplane.Genesis{TrustDomain: in.domain, Slots: slots},
+		Operator: controlplane.FirstOperator{Name: in.operator, Serial: identity.SerialOf(cert), Till: cert.NotAfter, Issuer: slots[0].ID()}})
+	if err != nil {
+		return fault.At(op, fault.Internal, err)
+	}
+	return f.write(genesis, 0o600, "genesis.json")
 }
 
 // leaf issues a certificate and writes it with its key.
-func leaf(f folder, ca *identity.Authority, who fleet.Principal, now time.Time, names []string, ips []netip.Addr, parts ...string) error {
+func leaf(f folder, ca *identity.Authority, who fleet.Principal, now time.Time, names []string, ips []netip.Addr, parts ...string) (*x509.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return fault.At("demarc.leaf", fault.Internal, err)
+		return nil, fault.At("demarc.leaf", fault.Internal, err)
 	}
 	der, err := identity.NewCSR(key, rand.Reader)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	csr, err := identity.ParseCSR(der)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	cert, err := ca.Issue(csr, who, now, firstLife, identity.IssueOptions{Rand: rand.Reader, DNSNames: names, IPs: ips})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	pemKey, err := keyPEM(key)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return errors.Join(f.write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}), 0o644, append(parts, "cert.pem")...),
+	return cert, errors.Join(f.write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}), 0o644, append(parts, "cert.pem")...),
 		f.write(pemKey, 0o600, append(parts, "cert.key")...))
 }
 
@@ -295,7 +300,7 @@ func keyPEM(k crypto.Signer) ([]byte, error) {
 }
 
 func (in *initOptions) writeNode(f folder, ca *identity.Authority, n nodeSpec, all []nodeSpec, now time.Time) error {
-	if err := leaf(f, ca, fleet.PrincipalOf(in.domain, fleet.Node, n.name), now, nil, nil, n.name); err != nil {
+	if _, err := leaf(f, ca, fleet.PrincipalOf(in.domain, fleet.Node, n.name), now, nil, nil, n.name); err != nil {
 		return err
 	}
 	var b bytes.Buffer
@@ -322,26 +327,14 @@ func (in *initOptions) writeNode(f folder, ca *identity.Authority, n nodeSpec, a
 	return f.write(b.Bytes(), 0o644, n.name, "node.yaml")
 }
 
-func (in *initOptions) writeOperator(f folder, ca *identity.Authority, all []nodeSpec, now time.Time) error {
-	const op = "demarc.init"
-	if err := leaf(f, ca, fleet.PrincipalOf(in.domain, fleet.Operator, in.operator), now, nil, nil, "operator"); err != nil {
-		return err
-	}
-	pub, priv, err := ed25519.GenerateKey(rand.Reader)
+func (in *initOptions) writeOperator(f folder, ca *identity.Authority, all []nodeSpec, now time.Time) (*x509.Certificate, error) {
+	cert, err := leaf(f, ca, fleet.PrincipalOf(in.domain, fleet.Operator, in.operator), now, nil, nil, "operator")
 	if err != nil {
-		return fault.At(op, fault.Internal, err)
+		return nil, err
 	}
-	k, err := seal.KeyOf(pub)
+	own, err := drawKeys()
 	if err != nil {
-		return err
-	}
-	signing, err := keyPEM(priv)
-	if err != nil {
-		return err
-	}
-	id, err := age.GenerateX25519Identity()
-	if err != nil {
-		return fault.At(op, fault.Internal, err)
+		return nil, err
 	}
 	o := operator{TrustDomain: in.domain, Name: in.operator, Certificate: "cert.pem", Key: "cert.key", Bundle: "../bundle.pem", SigningKey: "signing.key", RecipientKey: "recipient.key"}
 	for _, n := range all {
@@ -349,8 +342,32 @@ func (in *initOptions) writeOperator(f folder, ca *identity.Authority, all []nod
 	}
 	file, err := yaml.Marshal(o)
 	if err != nil {
-		return fault.At(op, fault.Internal, err)
+		return nil, fault.At("demarc.init", fault.Internal, err)
 	}
-	return errors.Join(f.write(signing, 0o600, "operator", "signing.key"), f.write(k.PEM(), 0o644, "operator", "signing.pub"),
-		f.write([]byte(id.String()+"\n"), 0o600, "operator", "recipient.key"), f.write(file, 0o600, "operator", "operator.yaml"))
+	return cert, errors.Join(f.write(own.signing, 0o600, "operator", "signing.key"), f.write(own.public, 0o644, "operator", "signing.pub"),
+		f.write(own.recipient, 0o600, "operator", "recipient.key"), f.write(file, 0o600, "operator", "operator.yaml"))
+}
+
+// ownKeys is what an operator has beside the certificate: a key that signs releases and requests, and one that reads output.
+type ownKeys struct{ signing, public, recipient []byte }
+
+func drawKeys() (ownKeys, error) {
+	const op = "demarc.keys"
+	pub, priv, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return ownKeys{}, fault.At(op, fault.Internal, err)
+	}
+	k, err := seal.KeyOf(pub)
+	if err != nil {
+		return ownKeys{}, err
+	}
+	signing, err := keyPEM(priv)
+	if err != nil {
+		return ownKeys{}, err
+	}
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		return ownKeys{}, fault.At(op, fault.Internal, err)
+	}
+	return ownKeys{signing, k.PEM(), []byte(id.String() + "\n")}, nil
 }

@@ -25,12 +25,16 @@ type bootstrap struct {
 }
 
 // Challenge draws a nonce. It keeps nothing.
-func (b bootstrap) Challenge(context.Context, *connect.Request[boundaryv1.ChallengeRequest]) (*connect.Response[boundaryv1.ChallengeResponse], error) {
-	if !b.strangers.Allow() {
+func (b bootstrap) Challenge(_ context.Context, req *connect.Request[boundaryv1.ChallengeRequest]) (*connect.Response[boundaryv1.ChallengeResponse], error) {
+	if !b.heard(req.Peer().Addr) {
 		return nil, tooMany()
 	}
 	now := b.now()
-	nonce, err := identity.NewNonce(b.nonceKey, now, rand.Reader)
+	_, key, err := b.secrets()
+	if err != nil {
+		return nil, err
+	}
+	nonce, err := identity.NewNonce(key, now, rand.Reader)
 	if err != nil {
 		return nil, err
 	}
@@ -43,7 +47,7 @@ func tooMany() error {
 
 // Enrol checks the proof and issues a certificate. Each refusal is on record with the reason that the caller is told.
 func (b bootstrap) Enrol(ctx context.Context, req *connect.Request[boundaryv1.EnrolRequest]) (*connect.Response[boundaryv1.EnrolResponse], error) {
-	if !b.strangers.Allow() {
+	if !b.heard(req.Peer().Addr) {
 		return nil, tooMany()
 	}
 	m := req.Msg
@@ -60,7 +64,11 @@ func (b bootstrap) Enrol(ctx context.Context, req *connect.Request[boundaryv1.En
 func (b bootstrap) enrol(ctx context.Context, m *boundaryv1.EnrolRequest) (*boundaryv1.EnrolResponse, error) {
 	const op = "controlplane.Enrol"
 	now := b.now()
-	till, err := identity.CheckNonce(b.nonceKey, m.GetNonce(), now)
+	_, key, err := b.secrets()
+	if err != nil {
+		return nil, err
+	}
+	till, err := identity.CheckNonce(key, m.GetNonce(), now)
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +98,7 @@ func (b bootstrap) enrol(ctx context.Context, m *boundaryv1.EnrolRequest) (*boun
 		return nil, err
 	}
 	_, err = submit(ctx, b.Server, fleet.PrincipalOf(page.TrustDomain, fleet.Appliance, string(a.Name)), "", EnrolProven{
-		UID: proven.UID, Expect: fleet.DigestOf(a.Expect), Issuer: issuer,
+		UID: proven.UID, Expect: a.mustProve(), Issuer: issuer,
 		Enrol: Enrol{Name: a.Name, Nonce: m.GetNonce(), NonceTill: till, Proven: proven.Kind + " " + proven.Issuer + " " + proven.Subject,
 			Serial: identity.SerialOf(leaf), Till: leaf.NotAfter, LogKey: m.GetLogKey()}})
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/x509"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,11 +34,15 @@ func (s *Server) issue(csrDER []byte, role fleet.Role, name string) (*x509.Certi
 	if err != nil {
 		return nil, "", err
 	}
-	ca, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, s.KEK)
+	k, err := s.ring.get(page.KEK)
 	if err != nil {
 		return nil, "", err
 	}
-	leaf, err := ca.Issue(csr, fleet.PrincipalOf(page.TrustDomain, role, name), s.now(), s.LeafLife, identity.IssueOptions{Rand: rand.Reader})
+	ca, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, k.key)
+	if err != nil {
+		return nil, "", err
+	}
+	leaf, err := ca.Issue(csr, fleet.PrincipalOf(page.TrustDomain, role, name), s.now(), s.LeafLife, identity.IssueOptions{Rand: rand.Reader, Backdate: s.Backdate})
 	return leaf, slot.ID(), err
 }
 
@@ -66,7 +71,11 @@ func (s *Server) signedBundle() ([]byte, error) {
 	s.told.mu.Lock()
 	defer s.told.mu.Unlock()
 	if s.told.number != page.Bundle() {
-		sealed, err := identity.SealBundle(page.TrustDomain, page.Bundle(), page.Slots, s.now(), nil, s.logKey)
+		key, err := s.logSigner()
+		if err != nil {
+			return nil, err
+		}
+		sealed, err := identity.SealBundle(page.TrustDomain, page.Bundle(), page.Slots, s.now(), nil, key)
 		if err != nil {
 			return nil, err
 		}
@@ -77,14 +86,18 @@ func (s *Server) signedBundle() ([]byte, error) {
 
 // Bundle signs the CAs and the time for a stranger: an appliance that slept through a change, or whose clock is off.
 func (b bootstrap) Bundle(_ context.Context, req *connect.Request[boundaryv1.BundleRequest]) (*connect.Response[boundaryv1.BundleResponse], error) {
-	if !b.strangers.Allow() {
+	if !b.heard(req.Peer().Addr) {
 		return nil, tooMany()
 	}
 	if err := identity.CheckBundleNonce(req.Msg.GetNonce()); err != nil {
 		return nil, err
 	}
 	page := b.book.View()
-	sealed, err := identity.SealBundle(page.TrustDomain, page.Bundle(), page.Slots, b.now(), req.Msg.GetNonce(), b.logKey)
+	key, err := b.logSigner()
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := identity.SealBundle(page.TrustDomain, page.Bundle(), page.Slots, b.now(), req.Msg.GetNonce(), key)
 	if err != nil {
 		return nil, err
 	}
@@ -92,17 +105,38 @@ func (b bootstrap) Bundle(_ context.Context, req *connect.Request[boundaryv1.Bun
 }
 
 // holds records that an appliance stored a bundle, where that says something new.
-func (s *Server) holds(ctx context.Context, by fleet.Principal, name fleet.ApplianceID, number uint64) error {
-	page := s.book.View()
-	a, err := page.Appliance(name)
+func (s *Server) holds(ctx context.Context, l *live, number uint64) error {
+	if number > s.book.View().Bundle() {
+		// This node is behind, or the appliance says more than it knows: neither is worth its channel. Once the book has
+		// that bundle, owed takes the word again.
+		l.owes.Store(number)
+		if number > s.book.View().Bundle() {
+			return nil
+		}
+		l.owes.Store(0) // the book went on in between
+	}
+	a, err := s.book.View().Appliance(l.name)
 	if err != nil || number <= a.Bundle {
 		return err
 	}
-	if number > page.Bundle() {
-		return nil // this node is behind, or the appliance says more than it knows: neither is worth its channel
-	}
-	_, err = submit(ctx, s, by, "", HoldsBundle{Name: name, Number: number})
+	_, err = submit(ctx, s, l.by, "", HoldsBundle{Name: l.name, Number: number})
 	return err
+}
+
+// owed takes an appliance's word about a bundle that this node had not met when it came. It never waits.
+func (s *Server) owed(page State, l *live) {
+	number := l.owes.Load()
+	if number == 0 || number > page.Bundle() || !l.owes.CompareAndSwap(number, 0) {
+		return
+	}
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), submitFor)
+		defer cancel()
+		if err := s.holds(ctx, l, number); err != nil {
+			l.owes.CompareAndSwap(0, number) // at the next change of the book
+			s.log.Info("which bundle an appliance holds is not on record yet", "appliance", l.name, "err", fault.Text(err))
+		}
+	}()
 }
 
 func (s *Server) nodes() []string {
@@ -110,6 +144,7 @@ func (s *Server) nodes() []string {
 	for _, m := range s.Members {
 		out = append(out, m.Name)
 	}
+	slices.Sort(out) // whichever node is asked, the same request has the same body
 	return out
 }
 
@@ -154,17 +189,54 @@ func (s *Server) PrepareAuthority(ctx context.Context, req *connect.Request[cont
 		}
 		life = time.Duration(seconds) * time.Second
 	}
-	ca, err := identity.NewCA(s.book.View().TrustDomain, s.now(), rand.Reader, life)
+	by, id := api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId())
+	if err := s.Order.Read(ctx); err != nil {
+		return nil, fault.At(op, "", err)
+	}
+	if done, err := s.preparedBy(by, id, life); done != nil || err != nil {
+		return done, err
+	}
+	page := s.book.View()
+	ca, err := identity.NewCA(page.TrustDomain, s.now(), rand.Reader, life)
 	if err != nil {
 		return nil, err
 	}
-	key, err := ca.SealKey(s.KEK, rand.Reader)
+	k, err := s.ring.get(page.KEK)
 	if err != nil {
 		return nil, err
 	}
-	// The CA is drawn anew in each try, so a repeated request is answered with conflict and not with a second CA.
-	took, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), PrepareCA{Cert: ca.Cert.Raw, SealedKey: key})
+	key, err := ca.SealKey(k.key, rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	took, err := submit(ctx, s, by, id, PrepareCAWith{KEK: page.KEK, PrepareCA: PrepareCA{Cert: ca.Cert.Raw, SealedKey: key}})
+	if fault.Of(err) == fault.Conflict { // the CA is drawn anew in each try: the same request may have come in at another node meanwhile
+		if s.Order.Read(ctx) == nil {
+			if done, again := s.preparedBy(by, id, life); done != nil && again == nil {
+				return done, nil
+			}
+		}
+	}
 	return connect.NewResponse(&controlv1.PrepareAuthorityResponse{Id: string(took.ID), BundleNumber: took.Bundle}), err
+}
+
+// preparedBy is the answer that a request was given before; nil where it is new.
+func (s *Server) preparedBy(by fleet.Principal, id fleet.RequestID, life time.Duration) (*connect.Response[controlv1.PrepareAuthorityResponse], error) {
+	const op = "controlplane.PrepareAuthority"
+	for _, slot := range s.book.View().Slots {
+		if id == "" || slot.Request != id || slot.By != by {
+			continue
+		}
+		cert, err := x509.ParseCertificate(slot.CertDER)
+		if err != nil {
+			return nil, fault.At(op, fault.Internal, err)
+		}
+		if cert.NotAfter.Sub(cert.NotBefore) != life+identity.DefaultBackdate {
+			return nil, fault.New(op, fault.Conflict, "this request id was used for a CA of another life: draw a new one")
+		}
+		return connect.NewResponse(&controlv1.PrepareAuthorityResponse{Id: string(slot.ID()), BundleNumber: slot.Since}), nil
+	}
+	return nil, nil
 }
 
 // ActivateAuthority makes a prepared CA the one that issues.
@@ -173,28 +245,24 @@ func (s *Server) ActivateAuthority(ctx context.Context, req *connect.Request[con
 	return connect.NewResponse(&controlv1.ActivateAuthorityResponse{}), err
 }
 
-// RetireAuthority ends the trust in a CA. It refuses an operator whose own certificate is of that CA, compromised or not:
-// the book does not know which operators there are, and so at least one is left who can call.
+// RetireAuthority ends the trust in a CA. It refuses an operator whose own certificate is of that CA, compromised or not, so
+// that at least one is left who can call; and, unless it is compromised, while other operators use certificates of it.
 func (s *Server) RetireAuthority(ctx context.Context, req *connect.Request[controlv1.RetireAuthorityRequest]) (*connect.Response[controlv1.RetireAuthorityResponse], error) {
+	const op = "controlplane.RetireAuthority"
 	m := req.Msg
-	if own := api.From(ctx).Issuer; own != "" && own == fleet.Digest(m.GetId()) {
-		return nil, fault.New("controlplane.RetireAuthority", fault.Conflict, "your own certificate is of CA %s, and you would be cut off with it: run demarc operator renew first", own.Short())
+	id := fleet.Digest(m.GetId())
+	if own := api.From(ctx).Issuer; own != "" && own == id {
+		return nil, fault.New(op, fault.Conflict, "your own certificate is of CA %s, and you would be cut off with it: run demarc operator renew first", own.Short())
 	}
-	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
-		RetireCA{ID: fleet.Digest(m.GetId()), Nodes: s.nodes(), Compromised: m.GetCompromised()})
-	return connect.NewResponse(&controlv1.RetireAuthorityResponse{}), err
-}
-
-// RenewOperator issues another certificate to the operator who calls.
-func (s *Server) RenewOperator(ctx context.Context, req *connect.Request[controlv1.RenewOperatorRequest]) (*connect.Response[controlv1.RenewOperatorResponse], error) {
-	_, _, name, ok := api.From(ctx).Principal.Split()
-	if !ok {
-		return nil, fault.New("controlplane.RenewOperator", fault.Denied, "the caller has no name")
-	}
-	leaf, _, err := s.issue(req.Msg.GetCsr(), fleet.Operator, name)
-	if err != nil {
+	if err := s.Order.Read(ctx); err != nil {
 		return nil, err
 	}
-	cas, _ := s.bundle()
-	return connect.NewResponse(&controlv1.RenewOperatorResponse{Certificate: leaf.Raw, Bundle: cas}), nil
+	page := s.book.View()
+	if slot, err := page.slot(op, id); err == nil && slot.Stage == identity.Tainted && !m.GetCompromised() {
+		if names := page.usersOf(id, s.now()); len(names) > 0 {
+			return nil, fault.New(op, fault.Conflict, "%d operators still use certificates of CA %s: %s; have them run demarc operator renew, or say that it is compromised", len(names), id.Short(), naming(names))
+		}
+	}
+	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), RetireCA{ID: id, Nodes: s.nodes(), Compromised: m.GetCompromised()})
+	return connect.NewResponse(&controlv1.RetireAuthorityResponse{}), err
 }

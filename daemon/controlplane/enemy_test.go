@@ -413,7 +413,7 @@ func TestEnemyIsSlow(t *testing.T) {
 	}
 }
 
-// TestNoOperatorRetiresTheirOwnCA: the book knows no operators, so who calls is the one who is sure to be left.
+// TestNoOperatorRetiresTheirOwnCA: who calls is the one who is sure to be left, compromised or not.
 func TestNoOperatorRetiresTheirOwnCA(t *testing.T) {
 	g := newGate(t, 0)
 	old := fleet.DigestOf(g.ca.Cert.Raw)
@@ -422,13 +422,18 @@ func TestNoOperatorRetiresTheirOwnCA(t *testing.T) {
 	submitAs(g, controlplane.PrepareCA{Cert: next.Cert.Raw, SealedKey: []byte("sealed")})
 	submitAs(g, controlplane.ActivateCA{ID: fleet.DigestOf(next.Cert.Raw)})
 	g.own.pool.Store(identity.Pool([]*x509.Certificate{g.ca.Cert, next.Cert}))
-	retire := func(by *identity.Authority) error {
-		cert, err := identitytest.Leaf(by, fleet.PrincipalOf(domain, fleet.Operator, "ann"), time.Now(), time.Hour)
+	certs := map[*identity.Authority]*tls.Certificate{}
+	for _, by := range []*identity.Authority{g.ca, next} {
+		certs[by], err = identitytest.Leaf(by, fleet.PrincipalOf(domain, fleet.Operator, "ann"), time.Now(), time.Hour)
 		ok(t, err)
-		_, err = controlv1connect.NewControlClient(g.caller(cert), "https://"+g.addr).RetireAuthority(t.Context(),
+	}
+	retire := func(by *identity.Authority) error {
+		_, err = controlv1connect.NewControlClient(g.caller(certs[by]), "https://"+g.addr).RetireAuthority(t.Context(),
 			connect.NewRequest(&controlv1.RetireAuthorityRequest{Id: string(old), Compromised: true}))
 		return api.FromWire("test", err)
 	}
 	refusedWith(t, retire(g.ca), fault.Conflict, "demarc operator renew")
+	submitAs(g, controlplane.RenewOperator{Name: "ann", Using: identity.SerialOf(certs[g.ca].Leaf), Serial: identity.SerialOf(certs[next].Leaf),
+		Till: certs[next].Leaf.NotAfter, Issuer: fleet.DigestOf(next.Cert.Raw)})
 	ok(t, retire(next))
 }

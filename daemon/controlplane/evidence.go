@@ -10,6 +10,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"slices"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -24,7 +25,12 @@ import (
 
 // logPublic is the PEM form of the key that signs the vendor's checkpoints.
 func (s *Server) logPublic() []byte {
-	k, err := seal.KeyOf(s.logKey.Public())
+	key, err := s.logSigner()
+	if err != nil {
+		s.log.Error("the key of the vendor's log can't be opened", "err", err)
+		return nil
+	}
+	k, err := seal.KeyOf(key.Public())
 	if err != nil {
 		return nil // an Ed25519 key always has one
 	}
@@ -35,7 +41,11 @@ func (s *Server) logPublic() []byte {
 func (s *Server) head() (audit.Log, []byte, error) {
 	log := s.book.Log()
 	origin := audit.VendorOrigin(s.book.View().TrustDomain)
-	signer, err := audit.NoteSigner(origin, s.logKey)
+	key, err := s.logSigner()
+	if err != nil {
+		return log, nil, err
+	}
+	signer, err := audit.NoteSigner(origin, key)
 	if err != nil {
 		return log, nil, err
 	}
@@ -64,7 +74,11 @@ func (s *Server) countersign(ctx context.Context, name fleet.ApplianceID, c Chec
 		s.log.Error("a customer's log does not continue what was countersigned", "appliance", name, "error", err)
 		return nil // the channel stays: the fork is evidence, not a reason to stop listening
 	}
-	cosigned, err := audit.Cosign(c.Note, audit.VendorOrigin(page.TrustDomain), s.logKey, s.now())
+	key, err := s.logSigner()
+	if err != nil {
+		return err
+	}
+	cosigned, err := audit.Cosign(c.Note, audit.VendorOrigin(page.TrustDomain), key, s.now())
 	if err != nil {
 		return err
 	}
@@ -80,8 +94,12 @@ func verifier(origin string, pem []byte) (note.Verifier, error) {
 	return audit.NoteVerifier(origin, k.Public)
 }
 
-// witnessEach is how many appliances are looked at in one round of witnessing: the fleet is asked in turns.
-const witnessEach = 64
+// The fleet is asked in turns, in a round for each tick: as many as finish it in witnessRounds, and witnessEach at least.
+// Those of a round are asked side by side, so that their proposals share log entries.
+const (
+	witnessEach   = 64
+	witnessRounds = 16
+)
 
 // witness asks appliances with a channel here, in turns, to countersign the vendor's log where it has news for them.
 func (s *Server) witness(ctx context.Context, every time.Duration) error {
@@ -99,23 +117,41 @@ func (s *Server) witness(ctx context.Context, every time.Duration) error {
 		n.read(s.book.Log())
 		names := s.channels.names()
 		from, _ := slices.BinarySearch(names, turn)
-		for i := range min(len(names), witnessEach) {
+		var ask []fleet.ApplianceID
+		for i := range min(len(names), max(witnessEach, len(names)/witnessRounds)) {
 			name := names[(from+i)%len(names)]
 			turn = name + "\x00" // the least name that is greater
-			if asked[name] >= n.upto {
-				continue
+			if asked[name] < n.upto {
+				ask = append(ask, name)
 			}
-			size, err := s.askWitness(ctx, name, n.upto)
-			asked[name] = max(asked[name], size)
-			if err != nil && ctx.Err() == nil {
-				s.log.Warn("could not ask for a countersignature", "appliance", name, "error", err)
-			}
+		}
+		for i, size := range s.askAll(ctx, ask, n.upto) {
+			asked[ask[i]] = max(asked[ask[i]], size)
 		}
 	}
 }
 
+// askAll asks each, witnessEach at once, and gives the sizes of their heads.
+func (s *Server) askAll(ctx context.Context, names []fleet.ApplianceID, upto int64) []int64 {
+	sizes := make([]int64, len(names))
+	var wg sync.WaitGroup
+	places := make(chan struct{}, witnessEach)
+	for i, name := range names {
+		places <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-places }()
+			var err error
+			if sizes[i], err = s.askWitness(ctx, name, upto); err != nil && ctx.Err() == nil {
+				s.log.Warn("could not ask for a countersignature", "appliance", name, "error", err)
+			}
+		})
+	}
+	wg.Wait()
+	return sizes
+}
+
 // news is the size of the vendor's log up to its last entry that is worth a question. What countersigning adds itself,
-// and who comes and goes, is not: else a large fleet would never be quiet.
+// who comes and goes, and who renews a certificate, is not: else a large fleet would never be quiet.
 type news struct{ seen, upto int64 }
 
 func (n *news) read(log audit.Log) {
@@ -129,7 +165,7 @@ func (n *news) read(log audit.Log) {
 		}
 		if err := json.Unmarshal(log.Entry(n.seen), &e); err == nil {
 			switch e.Kind {
-			case Countersign{}.Kind(), OrdersDone{}.Kind(), Edge{}.Kind(), HoldsBundle{}.Kind():
+			case Countersign{}.Kind(), OrdersDone{}.Kind(), Edge{}.Kind(), HoldsBundle{}.Kind(), NodeBundle{}.Kind(), Renew{}.Kind(), RenewBy{}.Kind():
 				continue
 			case Report{}.Kind():
 				if e.Body.Checkpoint != nil || e.Body.Cosigned != nil {
@@ -204,7 +240,11 @@ func (s *Server) ExportEvidence(ctx context.Context, _ *connect.Request[controlv
 			b.Witnessed = append(b.Witnessed, string(w))
 		}
 	}
-	e, err := audit.Collect(audit.VendorOrigin(page.TrustDomain), s.logKey.Public(), log, [][]byte{cp}, cosigned)
+	key, err := s.logSigner()
+	if err != nil {
+		return err
+	}
+	e, err := audit.Collect(audit.VendorOrigin(page.TrustDomain), key.Public(), log, [][]byte{cp}, cosigned)
 	if err != nil {
 		return err
 	}
@@ -223,7 +263,8 @@ func (s *Server) ExportEvidence(ctx context.Context, _ *connect.Request[controlv
 	return nil
 }
 
-// LogKey is the public half, in PEM, of the key that signs the checkpoints of the vendor's log: auditors pin it.
+// LogKey is the public half, in PEM, of the key that signs the checkpoints of the vendor's log, for a book that begins with this
+// key-encryption key: auditors pin it.
 func LogKey(kek []byte) ([]byte, error) {
 	key, err := logKey(kek)
 	if err != nil {
@@ -236,7 +277,8 @@ func LogKey(kek []byte) ([]byte, error) {
 	return k.PEM(), nil
 }
 
-// logKey derives the signing key of the vendor's log: every node that has the key-encryption key has it.
+// logKey derives the signing key of the vendor's log, as a book begins with it: every node that has the key-encryption key has
+// it. The book then keeps it as a secret of its own.
 func logKey(kek []byte) (ed25519.PrivateKey, error) {
 	const op = "controlplane.logKey"
 	if len(kek) != 32 {

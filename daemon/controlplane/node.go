@@ -29,7 +29,12 @@ func NewBook() *ledger.Book[State] {
 		ledger.Learn[Enrol](), ledger.Learn[Refuse](), ledger.Learn[Renew](), ledger.Learn[Edge](), ledger.Learn[Ban](), ledger.Learn[Publish](),
 		ledger.Learn[Ask](), ledger.Learn[Countersign](), ledger.Learn[RequestOperation](), ledger.Learn[OrdersDone](), ledger.Learn[Report](),
 		ledger.Learn[EnrolProven](), ledger.Learn[RollKeys](), ledger.Learn[SetExpect](),
-		ledger.Learn[PrepareCA](), ledger.Learn[ActivateCA](), ledger.Learn[RetireCA](), ledger.Learn[RenewBy](), ledger.Learn[HoldsBundle](), ledger.Learn[NodeBundle]())
+		ledger.Learn[PrepareCA](), ledger.Learn[ActivateCA](), ledger.Learn[RetireCA](), ledger.Learn[RenewBy](), ledger.Learn[HoldsBundle](), ledger.Learn[NodeBundle](),
+		ledger.Learn[GenesisWith](), ledger.Learn[AdoptOperator](), ledger.Learn[InviteOperator](), ledger.Learn[EnrolOperator](), ledger.Learn[RenewOperator](), ledger.Learn[OperatorUses](),
+		ledger.Learn[SetOperatorRole](), ledger.Learn[BanOperator](), ledger.Learn[RemoveOperator](),
+		ledger.Learn[KeepSecrets](), ledger.Learn[HoldsKEK](), ledger.Learn[RotateKEK](), ledger.Learn[PrepareCAWith](),
+		ledger.Learn[NodeStops](), ledger.Learn[NodeRoll](),
+		ledger.Learn[ReportKeys](), ledger.Learn[ConfirmKeys](), ledger.Learn[ForgetKeys]())
 }
 
 // node is one process of the control plane.
@@ -53,9 +58,9 @@ const witnessEvery = 10 * time.Second
 func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part, error) {
 	const op = "controlplane.Parts"
 	n := &node{cfg: cfg, build: build, log: log, book: NewBook(), reg: telemetry.New(configs.RoleControl, build)}
-	kek, err := os.ReadFile(cfg.KEKFile)
+	keks, err := KEKFiles{cfg.KEKFile}.read()
 	if err != nil {
-		return nil, fault.Because(err, op, fault.Invalid, "kek_file can't be read: %s", cfg.KEKFile)
+		return nil, err
 	}
 	if n.store, err = artifact.Open(cfg.Artifacts); err != nil {
 		return nil, err
@@ -68,12 +73,20 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	if err != nil {
 		return nil, err
 	}
-	n.server, err = NewServer(Options{Name: cfg.Name, Book: n.book, Order: n, Artifacts: blobs{n.store}, Fetch: n.fetch, KEK: kek, LeafLife: cfg.Leaf.Life,
+	n.server, err = NewServer(Options{Name: cfg.Name, Book: n.book, Order: n, Artifacts: blobs{n.store}, Fetch: n.fetch, KEK: keks[0].key, LeafLife: cfg.Leaf.Life,
+		Backdate:  max(cfg.Leaf.Backdate, time.Nanosecond), // a certificate counts whole seconds: 0s is none
 		Platforms: platforms, Members: members, Now: time.Now, Log: log, Meter: meterOf(n.reg)})
 	if err != nil {
 		return nil, err
 	}
+	n.server.ring.set(keks...)
 	if n.files, err = loadFiles(cfg, n.server); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fault.Because(err, op, fault.Unavailable, "dir can't be made: %v", err)
+	}
+	if err := n.files.KeepAt(filepath.Join(cfg.Dir, "cas.json")); err != nil {
 		return nil, err
 	}
 	rln, err := net.Listen("tcp", cfg.Raft.Listen)
@@ -102,6 +115,13 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 		ready()
 		return n.server.Tend(ctx, n.files)
 	}))
+	parts = append(parts, daemon.Func("keys", func(ctx context.Context, ready func()) error {
+		ready()
+		return n.server.TendKeys(ctx, KEKFiles{cfg.KEKFile})
+	}), daemon.Func("catch-up", func(ctx context.Context, ready func()) error {
+		ready()
+		return n.server.CatchUp(ctx, n.files, catchUpEvery)
+	}))
 	if cfg.Management != nil {
 		parts = append(parts, daemon.Func("management", n.tellManagement))
 	}
@@ -125,14 +145,6 @@ func (n *node) doors() ([]daemon.Part, error) {
 	}
 	conf := identity.Server(n.files, n.server.Admit, false, Protocols()...)
 	parts = append(parts, daemon.Func("hub", n.server.Follow), n.server.Door("door", ln, conf, n.log))
-	parts = append(parts, daemon.Func("roll-call", func(ctx context.Context, ready func()) error {
-		ready()
-		if err := n.server.RollCall(ctx, absentAfter); err != nil {
-			return err
-		}
-		<-ctx.Done()
-		return nil
-	}))
 	inner, err := innerDoor(n.cfg.InnerTLS, conf, func(name string, ln net.Listener, c *tls.Config) daemon.Part {
 		return n.server.Door(name, ln, c, n.log)
 	}, n.log)
@@ -147,6 +159,15 @@ func (n *node) doors() ([]daemon.Part, error) {
 		}
 		parts = append(parts, daemon.Func("tailnet", func(ctx context.Context, ready func()) error { return n.tailnetDoor(ctx, ready, port, conf) }))
 	}
+	parts = append(parts, daemon.Func("roll-call", func(ctx context.Context, ready func()) error { // the first door's part to stop
+		ready()
+		n.server.RollCall(ctx, absentAfter)
+		<-ctx.Done()
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveWait)
+		defer cancel()
+		n.server.Leave(stop)
+		return nil
+	}))
 	return parts, nil
 }
 
@@ -223,6 +244,9 @@ func (n *node) genesis(ctx context.Context, ready func()) error {
 			if td != n.cfg.TrustDomain {
 				return fault.New(op, fault.Conflict, "the book is of the trust domain %q, the file says %q", td, n.cfg.TrustDomain)
 			}
+			if err := n.server.opens(); err != nil {
+				return fault.Because(err, op, fault.Invalid, "kek_file does not open the keys of the book: %s", fault.Text(err))
+			}
 			ready()
 			<-ctx.Done()
 			return nil
@@ -253,7 +277,7 @@ func (n *node) begin(ctx context.Context) error {
 	if err != nil {
 		return fault.Because(err, op, fault.Invalid, "genesis can't be read: %s", n.cfg.Genesis)
 	}
-	var g Genesis
+	var g GenesisWith // what an older build wrote has no operator
 	if err := seal.StrictJSON(b, &g); err != nil {
 		return fault.At(op, fault.Invalid, err)
 	}
@@ -261,7 +285,12 @@ func (n *node) begin(ctx context.Context) error {
 		return fault.New(op, fault.Invalid, "the genesis is of the trust domain %q, the file says %q", g.TrustDomain, n.cfg.TrustDomain)
 	}
 	by := fleet.PrincipalOf(g.TrustDomain, fleet.Node, n.cfg.Name)
-	_, err = ledger.Submit(ctx, n, ledger.Meta{At: time.Now().UTC(), By: by, Request: "genesis"}, g)
+	meta := ledger.Meta{At: time.Now().UTC(), By: by, Request: "genesis"}
+	if g.Operator == (FirstOperator{}) {
+		_, err = ledger.Submit(ctx, n, meta, g.Genesis)
+		return err
+	}
+	_, err = ledger.Submit(ctx, n, meta, g)
 	return err
 }
 
@@ -272,36 +301,22 @@ func meterOf(r *telemetry.Registry) Meter {
 		Handshake: r.Histogram("demarc_handshake_seconds", "Time of a handshake that succeeded.", []float64{.001, .005, .01, .05, .1, .5, 1, 2, 5, 10}),
 		Arrival:   r.Histogram("demarc_channel_arrival_seconds", "Time after the opening of the door at which a channel came up.", []float64{.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 30, 60, 300}),
 		Rejected:  r.Counter("demarc_connections_rejected_total", "Connections that were closed before their handshake began: too many waited, or for too long."),
+		Displaced: r.Counter("demarc_connections_displaced_total", "Connections for calls, and channels without hello, that gave way to newer ones of the same source, or of a source that held fewer."),
+		Unlogged:  r.Counter("demarc_refusals_unlogged_total", "Refused calls that are neither in the log nor on record: there were too many."),
 	}
 }
 
 // describe registers what Prometheus may know.
 func (n *node) describe() {
 	r := n.reg
-	count := func(is func(Appliance) bool) func() float64 {
-		return func() float64 {
-			c := 0
-			for _, a := range n.book.View().Appliances() {
-				if is(a) {
-					c++
-				}
-			}
-			return float64(c)
-		}
-	}
+	var t tally
 	r.GaugeVec("demarc_appliances", "Appliances by status.", "status", []string{Registered, Enrolled, Banned}, func(status string) float64 {
-		return count(func(a Appliance) bool { return a.Status == status })()
+		return float64(t.of(n.book.View()).status[status])
 	})
-	r.Gauge("demarc_appliances_online", "Appliances with a channel to any node.", count(func(a Appliance) bool { return a.Online }))
+	r.Gauge("demarc_appliances_online", "Appliances with a channel to any node.", func() float64 { return float64(t.of(n.book.View()).online) })
 	r.Gauge("demarc_channels", "Channels of appliances at this node.", func() float64 { return float64(n.server.channels.count()) })
 	r.Gauge("demarc_audit_entries", "Entries of the vendor's audit log.", func() float64 { return float64(n.book.Log().Size()) })
-	r.Gauge("demarc_orders_waiting", "Orders that appliances have not acknowledged.", func() float64 {
-		c := 0
-		for _, a := range n.book.View().Appliances() {
-			c += len(a.Orders)
-		}
-		return float64(c)
-	})
+	r.Gauge("demarc_orders_waiting", "Orders that appliances have not acknowledged.", func() float64 { return float64(t.of(n.book.View()).orders) })
 	r.Check("raft", func(ctx context.Context) error { return n.raft.Read(ctx) })
 	r.Alive("raft", func(context.Context) error { return n.raft.Failure() })
 }

@@ -4,15 +4,15 @@ package controlplane
 
 import (
 	"context"
-	"crypto/ed25519"
-	"crypto/hkdf"
 	"crypto/rand"
-	"crypto/sha256"
+	"crypto/tls"
 	"encoding/hex"
 	"log/slog"
+	"net"
 	"net/http"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -58,15 +58,17 @@ type Options struct {
 	Order     Sequence
 	Artifacts Artifacts
 	Fetch     func(ctx context.Context, d fleet.Digest) error // from the node that has it; may be nil
-	KEK       []byte                                          // 32 bytes; opens the CA keys
+	KEK       []byte                                          // 32 bytes; opens the CA keys. See [Server.TendKeys] for another one
 	LeafLife  time.Duration
+	Backdate  time.Duration      // of leaves, from their issue; zero means [identity.DefaultBackdate]
 	Platforms *platform.Verifier // asks AWS, Google and listed issuers; nil: pinned keys are all that is known
 	Members   []Member
+	Dial      func(ctx context.Context, network, addr string) (net.Conn, error) // to another node's API, for [Server.CatchUp]; nil: TCP
 	Now       func() time.Time
 	Log       *slog.Logger
 	// StrangerWait is how long a call of the bootstrap service may take, its body and its answer included; zero means 15 s.
 	StrangerWait time.Duration
-	// Beat is how often an appliance speaks at least, for tests; it keeps to five minutes where it is told more. Zero means
+	// Beat is how often an appliance speaks at least, for tests; it keeps to 15 minutes where it is told more. Zero means
 	// that the size of the fleet decides.
 	Beat time.Duration
 	// WriteWait is how long an appliance may take to read one message of its channel; zero means 10 s.
@@ -80,6 +82,8 @@ type Meter struct {
 	Handshake telemetry.Observer // seconds of a handshake that succeeded
 	Arrival   telemetry.Observer // seconds after the door's opening at which a channel came up
 	Rejected  telemetry.Counter  // connections that were closed before their handshake began
+	Displaced telemetry.Counter  // connections for calls, and channels without hello, that gave way to newer ones
+	Unlogged  telemetry.Counter  // refused calls that are not in the log or on record: there were too many
 }
 
 // Member is one node of the first cluster, as people know it.
@@ -92,15 +96,25 @@ type Server struct {
 	book      *ledger.Book[State]
 	log       *slog.Logger
 	now       func() time.Time
-	nonceKey  []byte
-	logKey    ed25519.PrivateKey
-	strangers *rate.Limiter
+	ring      ring
+	vault     vault
+	kept      atomic.Pointer[kept] // what this node's disk holds beside the log; nil for nothing
+	strangers *rate.Limiter        // all of them together
+	sources   *budget              // of the bootstrap service, by network
+	refusals  *rate.Limiter        // of known callers, all of them together
+	refusers  *budget              // the same, by caller
+	guests    *guests
 	channels  channels
+	leaving   atomic.Bool   // the book knows that this node stops
 	turns     chan struct{} // handshakes that compute, at all doors
 	told      told
+	sessions  sessions
+	records   records
 	meter     Meter
 
 	controlv1connect.UnimplementedControlHandler
+	controlv1connect.UnimplementedOperatorServiceHandler
+	controlv1connect.UnimplementedKeyServiceHandler
 	boundaryv1connect.UnimplementedBoundaryHandler
 }
 
@@ -111,8 +125,10 @@ func (m Meter) orNone() Meter {
 			*o = none{}
 		}
 	}
-	if m.Rejected == nil {
-		m.Rejected = none{}
+	for _, c := range []*telemetry.Counter{&m.Rejected, &m.Displaced, &m.Unlogged} {
+		if *c == nil {
+			*c = none{}
+		}
 	}
 	return m
 }
@@ -138,11 +154,7 @@ const (
 
 // NewServer makes a server.
 func NewServer(o Options) (*Server, error) {
-	key, err := hkdf.Key(sha256.New, o.KEK, nil, "demarc-nonce-key/1", 32)
-	if err != nil || len(o.KEK) != 32 {
-		return nil, fault.Because(err, "controlplane.NewServer", fault.Invalid, "the key that seals the CA must have 32 bytes")
-	}
-	signer, err := logKey(o.KEK)
+	key, err := newKEK(o.KEK)
 	if err != nil {
 		return nil, err
 	}
@@ -152,9 +164,16 @@ func NewServer(o Options) (*Server, error) {
 	if o.WriteWait <= 0 {
 		o.WriteWait = writeWait
 	}
-	return &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now, nonceKey: key, logKey: signer,
-		strangers: rate.NewLimiter(strangerRate, strangerBurst), channels: channels{open: map[fleet.ApplianceID]*live{}},
-		turns: make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), meter: o.Meter.orNone()}, nil
+	if o.Backdate <= 0 {
+		o.Backdate = identity.DefaultBackdate
+	}
+	s := &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now,
+		strangers: rate.NewLimiter(strangerRate, strangerBurst), sources: newBudget(sourceRate, sourceBurst, sourcesMax),
+		refusals: rate.NewLimiter(refusalRate, refusalBurst), refusers: newBudget(refusalRate/4., refusalBurst/4, sourcesMax), guests: newGuests(),
+		channels: channels{open: map[fleet.ApplianceID]*live{}, greeted: map[fleet.ApplianceID][]*tls.Conn{}}, sessions: newSessions(), records: newRecords(),
+		turns: make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), meter: o.Meter.orNone()}
+	s.ring.set(key)
+	return s, nil
 }
 
 // Admit is the door's question in each handshake: may this certificate come in now.
@@ -163,6 +182,9 @@ func (s *Server) Admit(p fleet.Principal, serial fleet.Serial) error {
 	page := s.book.View()
 	if !ok || td != page.TrustDomain {
 		return fault.New("controlplane.Admit", fault.Denied, "%s is not of this trust domain", clip(string(p)))
+	}
+	if role == fleet.Operator {
+		return s.admitOperator(p, serial)
 	}
 	if role != fleet.Appliance {
 		return nil
@@ -207,6 +229,10 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle(boundaryv1connect.NewBootstrapHandler(bootstrap{Server: s}, small...))
 	mux.Handle(boundaryv1connect.NewBoundaryHandler(s, opts...))
 	mux.Handle(controlv1connect.NewControlHandler(s, opts...))
+	mux.Handle(controlv1connect.NewOperatorServiceHandler(s, opts...))
+	mux.Handle(controlv1connect.NewKeyServiceHandler(s, opts...))
+	mux.Handle(controlv1connect.NewOperatorBootstrapHandler(operatorBootstrap{Server: s}, small...))
+	mux.Handle(controlv1connect.NewIssuerKeysHandler(keys{Server: s}, small...))
 	errors := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		who := api.Who{Class: api.Stranger}
@@ -218,8 +244,14 @@ func (s *Server) Handler() http.Handler {
 			}
 			chain := r.TLS.VerifiedChains[0] // PrincipalOf has read it
 			who = api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial, Issuer: fleet.DigestOf(chain[len(chain)-1].Raw)}
+			if who.Class == api.Operator {
+				if who.Rank, err = s.rank(r.Context(), who, chain[0].NotAfter); err != nil {
+					_ = errors.Write(w, r, api.ToWire(err))
+					return
+				}
+			}
 		}
-		if strings.HasPrefix(r.URL.Path, "/"+boundaryv1connect.BootstrapName+"/") {
+		if bootstraps(r.URL.Path) {
 			if err := s.bound(http.NewResponseController(w)); err != nil {
 				http.Error(w, fault.Text(err), http.StatusInternalServerError)
 				return
@@ -234,7 +266,12 @@ func (s *Server) Handler() http.Handler {
 	})
 }
 
-// bound ends a call of the bootstrap service that a stranger draws out.
+// bootstraps tells of a procedure that a stranger may call.
+func bootstraps(path string) bool {
+	return strings.HasPrefix(path, "/"+boundaryv1connect.BootstrapName+"/") || strings.HasPrefix(path, "/"+controlv1connect.OperatorBootstrapName+"/")
+}
+
+// bound ends a call of a bootstrap service that a stranger draws out.
 func (s *Server) bound(rc *http.ResponseController) error {
 	till := time.Now().Add(s.StrangerWait)
 	if err := rc.SetReadDeadline(till); err != nil {
@@ -246,28 +283,10 @@ func (s *Server) bound(rc *http.ResponseController) error {
 // tooLong puts on record that a stranger announced more than is taken, as often as strangers may be heard.
 func (s *Server) tooLong(r *http.Request) error {
 	err := fault.New("controlplane.Bootstrap", fault.Invalid, "the message has %d bytes, at most %d are taken from a stranger", r.ContentLength, maxStranger)
-	if s.strangers.Allow() {
+	if s.heard(r.RemoteAddr) {
 		s.onRecord(r.Context(), s.self(), Refuse{What: r.URL.Path, Fault: fault.Invalid, Reason: fault.Text(err)})
 	}
 	return err
-}
-
-// refused puts a call that the table refused on record, where the caller has a name.
-func (s *Server) refused(ctx context.Context, w api.Who, procedure string) {
-	s.log.Warn("call refused", "caller", w.Class, "principal", w.Principal, "procedure", procedure)
-	if w.Principal == "" {
-		return
-	}
-	s.onRecord(ctx, w.Principal, Refuse{What: procedure, Name: string(w.Principal), Fault: fault.Denied, Reason: "not in the table for " + string(w.Class)})
-}
-
-// onRecord submits a refusal. That it can't be recorded is logged: the refusal itself stands.
-func (s *Server) onRecord(ctx context.Context, by fleet.Principal, r Refuse) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	if _, err := submit(ctx, s, by, "", r); err != nil {
-		s.log.Error("a refusal is not on record", "what", r.What, "reason", r.Reason, "error", err)
-	}
 }
 
 // self is the principal of this node.

@@ -24,10 +24,15 @@ type State struct {
 	Slots       []identity.Slot // replaced whole, never edited in place
 	number      uint64          // of the bundle that Slots make; see Bundle
 	nodes       *immutable.SortedMap[string, uint64]
+	stopped     *immutable.SortedMap[string, time.Time] // nodes that stopped and have not called the roll since
 	customers   *immutable.SortedMap[fleet.CustomerID, Customer]
 	appliances  roll
 	releases    *immutable.SortedMap[fleet.Digest, Release]
 	operations  *immutable.SortedMap[string, Operation] // by appliance, a slash, and the operation's id
+	operators   *immutable.SortedMap[string, Operator]  // by name
+	KEK         string                                  // name of the key that seals the keys of Slots and Secrets; "" in a book of an older build
+	Secrets     []Secret                                // by name; replaced whole, never edited in place
+	keks        *immutable.SortedMap[string, []string]  // by node: the keys that it holds
 	nonces      *immutable.SortedMap[string, time.Time] // spent ones, until they would have expired anyway
 }
 
@@ -48,7 +53,7 @@ const (
 type Appliance struct {
 	Name     fleet.ApplianceID `json:"name"`
 	Customer fleet.CustomerID  `json:"customer"`
-	Expect   json.RawMessage   `json:"expect"` // the platform identity that it must prove
+	Expect   json.RawMessage   `json:"expect"` // the platform identity that it must prove, as the vendor registered it
 	Status   string            `json:"status"`
 	Since    time.Time         `json:"since"`
 
@@ -81,6 +86,10 @@ type Appliance struct {
 	ReportsDone uint64  `json:"reports_done,omitempty"`
 
 	Probe Probe `json:"probe,omitzero"` // the newest one
+
+	// Keys of its cluster that came after the registration; see [ReportKeys].
+	Rolled   json.RawMessage `json:"rolled,omitempty"`   // JWKS that counts in place of the pinned one
+	Reported json.RawMessage `json:"reported,omitempty"` // JWKS that waits for the operator's word; it proves nothing
 
 	UID       string   `json:"uid,omitempty"`       // of the platform's account or role, as it was proven first; see [SetExpect]
 	LogKey    []byte   `json:"log_key,omitempty"`   // PEM; signs the checkpoints of the customer's log
@@ -151,10 +160,13 @@ type Operation struct {
 func NewState() State {
 	return State{
 		nodes:      immutable.NewSortedMap[string, uint64](nil),
+		stopped:    immutable.NewSortedMap[string, time.Time](nil),
 		customers:  immutable.NewSortedMap[fleet.CustomerID, Customer](nil),
 		appliances: newRoll(),
 		releases:   immutable.NewSortedMap[fleet.Digest, Release](nil),
 		operations: immutable.NewSortedMap[string, Operation](nil),
+		operators:  immutable.NewSortedMap[string, Operator](nil),
+		keks:       immutable.NewSortedMap[string, []string](nil),
 		nonces:     immutable.NewSortedMap[string, time.Time](nil),
 	}
 }
@@ -220,14 +232,30 @@ type page struct {
 
 	Bundle uint64            `json:"bundle,omitempty"`
 	Nodes  map[string]uint64 `json:"nodes,omitempty"`
+
+	Operators []Operator           `json:"operators,omitempty"`
+	KEK       string               `json:"kek,omitempty"`
+	Secrets   []Secret             `json:"secrets,omitempty"`
+	KEKs      map[string][]string  `json:"keks,omitempty"`
+	Stopped   map[string]time.Time `json:"stopped,omitempty"`
 }
 
 // MarshalJSON writes the page in a canonical order.
 func (s State) MarshalJSON() ([]byte, error) {
-	p := page{s.TrustDomain, s.Slots, s.Customers(), s.Appliances(), values(s.releases), values(s.operations), map[string]time.Time{}, s.number, map[string]uint64{}}
+	p := page{TrustDomain: s.TrustDomain, Slots: s.Slots, Customers: s.Customers(), Appliances: s.Appliances(), Releases: values(s.releases),
+		Operations: values(s.operations), Nonces: map[string]time.Time{}, Bundle: s.number, Nodes: map[string]uint64{}, Operators: s.Operators(),
+		KEK: s.KEK, Secrets: s.Secrets, KEKs: map[string][]string{}, Stopped: map[string]time.Time{}}
+	for it := s.stopped.Iterator(); !it.Done(); {
+		k, v, _ := it.Next()
+		p.Stopped[k] = v
+	}
 	for it := s.nodes.Iterator(); !it.Done(); {
 		k, v, _ := it.Next()
 		p.Nodes[k] = v
+	}
+	for it := s.keks.Iterator(); !it.Done(); {
+		k, v, _ := it.Next()
+		p.KEKs[k] = v
 	}
 	for it := s.nonces.Iterator(); !it.Done(); {
 		k, v, _ := it.Next()
@@ -243,9 +271,12 @@ func (s *State) UnmarshalJSON(b []byte) error {
 		return fault.At("controlplane.State", "", err)
 	}
 	n := NewState()
-	n.TrustDomain, n.Slots, n.number = p.TrustDomain, p.Slots, p.Bundle
+	n.TrustDomain, n.Slots, n.number, n.KEK, n.Secrets = p.TrustDomain, p.Slots, p.Bundle, p.KEK, p.Secrets
 	for k, v := range p.Nodes {
 		n.nodes = n.nodes.Set(k, v)
+	}
+	for k, v := range p.Stopped {
+		n.stopped = n.stopped.Set(k, v)
 	}
 	for _, c := range p.Customers {
 		n.customers = n.customers.Set(c.Name, c)
@@ -259,6 +290,12 @@ func (s *State) UnmarshalJSON(b []byte) error {
 	for _, o := range p.Operations {
 		n.operations = n.operations.Set(string(o.Appliance)+"/"+o.ID, o)
 	}
+	for _, o := range p.Operators {
+		n.operators = n.operators.Set(o.Name, o)
+	}
+	for k, v := range p.KEKs {
+		n.keks = n.keks.Set(k, v)
+	}
 	for k, v := range p.Nonces {
 		n.nonces = n.nonces.Set(k, v)
 	}
@@ -266,8 +303,8 @@ func (s *State) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// ask appends an order to the appliance's outbox.
-func (s *State) ask(name fleet.ApplianceID, o Order) error {
+// ask appends orders to the appliance's outbox, all of them or none. The outbox is copied once.
+func (s *State) ask(name fleet.ApplianceID, orders ...Order) error {
 	a, err := s.Appliance(name)
 	if err != nil {
 		return err
@@ -275,10 +312,10 @@ func (s *State) ask(name fleet.ApplianceID, o Order) error {
 	if a.Status == Banned {
 		return fault.New("controlplane.ask", fault.Denied, "appliance %q is banned", name)
 	}
-	if len(a.Orders) >= MaxOutbox {
+	if len(a.Orders)+len(orders) > MaxOutbox {
 		return fault.New("controlplane.ask", fault.Busy, "%d orders wait for appliance %q already: it has not acknowledged them", len(a.Orders), name)
 	}
-	a.Orders = append(slices.Clip(a.Orders), o)
+	a.Orders = append(slices.Clip(a.Orders), orders...)
 	s.appliances = s.appliances.Set(name, a)
 	return nil
 }

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
+
+	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
+	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
+	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/seal"
+)
+
+func (a *app) acceptInvitation() *cobra.Command {
+	var out string
+	c := &cobra.Command{Use: "accept INVITATION --out FILE.yaml", Short: "Become an operator by an invitation", Args: exactly(1, "the invitation's file, or - for standard input"),
+		Long: "accept draws your keys here, proves to the control plane that you hold the invitation, and writes your operator's file with the\ncertificate, " +
+			"readable by you only. No key leaves this machine, and neither does the invitation's secret. The control plane is recognized by\nthe key that the invitation names. An accept that was cut short goes on when it is run again.",
+		Example: "  demarc operator accept ben.invitation --out ~/demarc/ben.yaml"}
+	c.Flags().StringVar(&out, "out", "", "the operator's file to write; the others go beside it")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if out == "" {
+			return usage("name the operator's file with --out FILE.yaml")
+		}
+		i, err := a.readInvitation(args[0])
+		if err != nil {
+			return err
+		}
+		ctx, cancel := a.bounded(c)
+		defer cancel()
+		d, err := newDesk(out)
+		if err != nil {
+			return err
+		}
+		got, err := d.accept(ctx, i)
+		if err != nil {
+			return err
+		}
+		return a.emit(map[string]any{"operator": i.Name, "role": got.role, "operator_file": out, "release_key": d.path("signing.pub"), "until_unix": got.leaf.NotAfter.Unix()}, func(w io.Writer) {
+			fmt.Fprintf(w, "you are operator %s with the role %s until %s\n  export DEMARC_CONTEXT=%s\n  demarc status\n", i.Name, got.role, got.leaf.NotAfter.UTC().Format(time.DateOnly), out)
+			if fleet.Rank(got.role).Covers(fleet.Deployer) {
+				fmt.Fprintf(w, "what you sign is taken by customers who pinned %s\n", d.path("signing.pub"))
+			}
+		})
+	}
+	return c
+}
+
+func (a *app) readInvitation(from string) (identity.Invitation, error) {
+	var b []byte
+	var err error
+	if from == "-" {
+		b, err = io.ReadAll(io.LimitReader(a.in, identity.MaxInvitation+1))
+	} else {
+		b, err = readBounded(from, identity.MaxInvitation)
+	}
+	if err != nil {
+		return identity.Invitation{}, fault.Because(err, "demarc.invitation", fault.NotFound, "the invitation can't be read: name its file, or - for standard input")
+	}
+	return identity.ParseInvitation(b)
+}
+
+// desk is where a new operator's files are written: FILE.yaml, and FILE.* beside it.
+type desk struct{ file string }
+
+func newDesk(file string) (desk, error) {
+	if _, err := os.Lstat(file); err == nil {
+		return desk{}, fault.New("demarc.accept", fault.Conflict, "%s is there already: nothing is overwritten", file)
+	}
+	return desk{file}, nil
+}
+
+func (d desk) path(what string) string {
+	return strings.TrimSuffix(d.file, filepath.Ext(d.file)) + "." + what
+}
+
+// key is the private key of the certificate: the one of an accept that was cut short, or a new one, on disk before anybody
+// is asked.
+func (d desk) key() (crypto.Signer, error) {
+	const op = "demarc.accept"
+	path := d.path("key")
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			return nil, fault.At(op, fault.Internal, err)
+		}
+		b, err := keyPEM(key)
+		if err != nil {
+			return nil, err
+		}
+		return key, create(path, b, 0o600)
+	}
+	if err != nil {
+		return nil, fault.Because(err, op, fault.Unavailable, "%s can't be read", path)
+	}
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return nil, fault.New(op, fault.Conflict, "%s is there already and holds no key: nothing is overwritten", path)
+	}
+	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if ec, ok := k.(*ecdsa.PrivateKey); err == nil && ok {
+		return ec, nil
+	}
+	return nil, fault.Because(err, op, fault.Conflict, "%s is there already and holds another kind of key: nothing is overwritten", path)
+}
+
+// granted is what the control plane gave.
+type granted struct {
+	leaf   *x509.Certificate
+	bundle [][]byte
+	role   string
+}
+
+func (d desk) accept(ctx context.Context, i identity.Invitation) (granted, error) {
+	invite, err := identity.InviteKey(i.Secret)
+	if err != nil {
+		return granted{}, err
+	}
+	key, err := d.key()
+	if err != nil {
+		return granted{}, err
+	}
+	csr, err := identity.NewCSR(key, rand.Reader)
+	if err != nil {
+		return granted{}, err
+	}
+	req := &controlv1.AcceptInvitationRequest{Name: i.Name, Csr: csr, Verifier: invite.Public().(ed25519.PublicKey), Proof: identity.SignInvite(invite, i.TrustDomain, i.Name, csr)}
+	m, err := asStranger(ctx, i.TrustDomain, i.Nodes, []byte(i.LogKey), func(ctx context.Context, c controlv1connect.OperatorBootstrapClient) (*controlv1.AcceptInvitationResponse, error) {
+		return wire(c.AcceptInvitation(ctx, connect.NewRequest(req)))
+	})
+	if err != nil {
+		if fault.Of(err) == fault.Denied || fault.Of(err) == fault.Expired || fault.Of(err) == fault.Invalid {
+			_ = os.Remove(d.path("key")) // it got no certificate and never will
+		}
+		return granted{}, err
+	}
+	got, err := checkGranted(m.GetCertificate(), m.GetBundle(), m.GetRole(), key, i.TrustDomain, i.Name)
+	if err != nil {
+		return granted{}, err
+	}
+	return got, d.write(operator{TrustDomain: i.TrustDomain, Name: i.Name, Nodes: i.Nodes}, got)
+}
+
+// checkGranted reads what a control plane answered: a certificate of this key and this name, and CAs of the trust domain.
+func checkGranted(cert []byte, bundle [][]byte, role string, key crypto.Signer, trustDomain, name string) (granted, error) {
+	const op = "demarc.accept"
+	leaf, err := x509.ParseCertificate(cert)
+	if err != nil {
+		return granted{}, fault.Because(err, op, fault.Invalid, "the control plane answered with no certificate")
+	}
+	if pub, ok := leaf.PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(key.Public()) {
+		return granted{}, fault.New(op, fault.Invalid, "the certificate is not of the key that asked for it")
+	}
+	if want := string(fleet.PrincipalOf(trustDomain, fleet.Operator, name)); len(leaf.URIs) != 1 || leaf.URIs[0].String() != want {
+		return granted{}, fault.New(op, fault.Invalid, "the certificate is not that of %s", want)
+	}
+	if _, err := identity.ParseDER(bundle, trustDomain); err != nil {
+		return granted{}, err
+	}
+	return granted{leaf, bundle, role}, nil
+}
+
+// write writes the files but for the key, which is there; the operator's file comes last.
+func (d desk) write(o operator, got granted) error {
+	own, err := drawKeys()
+	if err != nil {
+		return err
+	}
+	base := filepath.Base(d.path(""))
+	o.Certificate, o.Key, o.Bundle, o.SigningKey, o.RecipientKey = base+"cert.pem", base+"key", base+"bundle.pem", base+"signing.key", base+"recipient.key"
+	file, err := yaml.Marshal(o)
+	if err != nil {
+		return fault.At("demarc.accept", fault.Internal, err)
+	}
+	var cas bytes.Buffer
+	for _, ca := range got.bundle {
+		cas.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca}))
+	}
+	for _, f := range []struct {
+		what string
+		b    []byte
+	}{{"signing.key", own.signing}, {"signing.pub", own.public}, {"recipient.key", own.recipient}, {"bundle.pem", cas.Bytes()},
+		{"cert.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: got.leaf.Raw})}} {
+		if err := replace(map[string][]byte{d.path(f.what): f.b}); err != nil { // of an accept that was cut short here
+			return err
+		}
+	}
+	return create(d.file, file, 0o600)
+}
+
+// asStranger asks one node after another as somebody who has no certificate. It first gets the CAs, signed with the key that
+// is pinned, over a connection that proves nothing; what counts is asked over one that those CAs prove.
+func asStranger[Res any](ctx context.Context, trustDomain string, nodes []string, logKey []byte, do func(ctx context.Context, c controlv1connect.OperatorBootstrapClient) (Res, error)) (Res, error) {
+	var none Res
+	pinned, err := seal.ParseKey(logKey)
+	if err != nil {
+		return none, err
+	}
+	began := time.Now()
+	var last error
+	for round := 1; ; round++ {
+		hope := false
+		for _, node := range nodes {
+			res, err := strangerAt(ctx, trustDomain, node, pinned, do)
+			var one nodeError
+			if err == nil || !passing(err) && !errors.As(err, &one) {
+				return res, err
+			}
+			last = fault.Because(err, "demarc.ask", fault.Of(err), "node %s: %s", node, fault.Text(err))
+			hope = hope || passing(err)
+		}
+		if !hope || !pause(ctx, round) {
+			return none, giveUp(last, time.Since(began))
+		}
+	}
+}
+
+func strangerAt[Res any](ctx context.Context, trustDomain, node string, pinned seal.Key, do func(ctx context.Context, c controlv1connect.OperatorBootstrapClient) (Res, error)) (Res, error) {
+	var none Res
+	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+	defer cancel()
+	nonce := make([]byte, identity.MaxBundleNonce)
+	_, _ = rand.Read(nonce) // crypto/rand.Read never fails
+	// Who answers here is not known yet: the answer is trusted for its signature, and it is an answer to our nonce.
+	blind := strangerWay(&tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+	defer blind.CloseIdleConnections()
+	m, err := wire(boundaryv1connect.NewBootstrapClient(&http.Client{Transport: blind}, "https://"+node, connect.WithReadMaxBytes(4*identity.MaxBundle)).
+		Bundle(ctx, connect.NewRequest(&boundaryv1.BundleRequest{Nonce: nonce})))
+	if err != nil {
+		return none, err
+	}
+	bundle, err := identity.OpenBundle(m.GetSealed(), pinned, trustDomain, nonce, 0)
+	if err != nil {
+		return none, fault.Because(nodeError{err}, "demarc.ask", fault.Of(err), "whoever answers is not the control plane of the invitation, or a proxy on the path opens TLS: %s", fault.Text(err))
+	}
+	cas, err := identity.ParseDER(bundle.CAs, trustDomain)
+	if err != nil {
+		return none, err
+	}
+	way := strangerWay(identity.Client(identity.Fixed(nil, identity.Pool(cas)), identity.WantNode(trustDomain), "h2"))
+	defer way.CloseIdleConnections()
+	return do(ctx, controlv1connect.NewOperatorBootstrapClient(&http.Client{Transport: way}, "https://"+node, connect.WithReadMaxBytes(4*identity.MaxBundle)))
+}
+
+func strangerWay(conf *tls.Config) *http.Transport {
+	t := &http.Transport{TLSClientConfig: conf, TLSHandshakeTimeout: 5 * time.Second, DialContext: (&net.Dialer{Timeout: 3 * time.Second}).DialContext, Protocols: new(http.Protocols)}
+	t.Protocols.SetHTTP2(true)
+	return t
+}

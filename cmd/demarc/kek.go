@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"strings"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/identity"
+)
+
+// askKeys is ask for the service about keys.
+func askKeys[Res any](ctx context.Context, v *vendor, do func(ctx context.Context, c controlv1connect.KeyServiceClient) (Res, error)) (Res, error) {
+	return ask(ctx, v, func(ctx context.Context, _ controlv1connect.ControlClient) (Res, error) { return do(ctx, v.keys[v.at]) })
+}
+
+const rotateHelp = `The key-encryption key (kek) seals the CAs' keys and the vendor's other secrets wherever they are stored. To replace it while all runs:
+
+  1. demarc control-plane kek new kek.next             draws the next one, here
+  2. put it beside kek_file on each node, with .next at the end of its name, for instance /etc/demarc/kek.next
+  3. demarc control-plane kek status                   shows who holds it
+  4. demarc control-plane rotate-kek                   seals everything anew; refused while a node does not hold it, which is named
+  5. each node puts the next one in the place of kek_file by itself: kek status shows when all have
+
+What was copied before, with the old kek, stays open to whoever has both: roll the CA too where that may be (demarc ca prepare).`
+
+// keyCommands is the commands about the key-encryption key.
+func (a *app) keyCommands() []*cobra.Command {
+	draw1 := &cobra.Command{Use: "new FILE", Short: "Draw a key-encryption key", Args: exactly(1, "the file to write"), Example: "  demarc control-plane kek new kek.next"}
+	draw1.RunE = func(_ *cobra.Command, args []string) error {
+		kek := make([]byte, 32)
+		_, _ = rand.Read(kek) // crypto/rand.Read never fails
+		id, err := identity.KEKID(kek)
+		if err != nil {
+			return err
+		}
+		if err := create(args[0], kek, 0o600); err != nil {
+			return err
+		}
+		return a.say(map[string]string{"key": id, "file": args[0]}, "key %s is in %s: give it to each node", id, args[0])
+	}
+	status := a.online(&cobra.Command{Use: "status", Short: "Show which key seals the vendor's keys, and which ones each node holds", Args: exactly(0, "no arguments"), Example: "  demarc control-plane kek status"},
+		func(ctx context.Context, v *vendor, _ []string) error {
+			m, err := askKeys(ctx, v, func(ctx context.Context, c controlv1connect.KeyServiceClient) (*controlv1.GetKeysResponse, error) {
+				return wire(c.GetKeys(ctx, connect.NewRequest(&controlv1.GetKeysRequest{})))
+			})
+			if err != nil {
+				return err
+			}
+			return a.emit(m, func(w io.Writer) {
+				fmt.Fprintf(w, "in use\t%s\tseals %d keys and secrets\n", orDash(m.GetKey()), m.GetSealed())
+				for _, n := range m.GetNodes() {
+					fmt.Fprintf(w, "node\t%s\tholds %s\n", n.GetNode(), orDash(strings.Join(n.GetKeys(), " and ")))
+				}
+			})
+		})
+	var to string
+	rotate := a.online(&cobra.Command{Use: "rotate-kek", Short: "Seal the vendor's keys with the next key-encryption key, while all runs", Args: exactly(0, "no arguments"), Long: rotateHelp,
+		Example: "  demarc control-plane rotate-kek"},
+		func(ctx context.Context, v *vendor, _ []string) error {
+			req := &controlv1.RotateKeyRequest{RequestId: draw(), To: to}
+			m, err := askKeys(ctx, v, func(ctx context.Context, c controlv1connect.KeyServiceClient) (*controlv1.RotateKeyResponse, error) {
+				return wire(c.RotateKey(ctx, connect.NewRequest(req)))
+			})
+			if err != nil {
+				return err
+			}
+			return a.say(m, "%d keys and secrets are sealed with key %s now; the nodes drop the old one (demarc control-plane kek status)", m.GetSealed(), m.GetKey())
+		})
+	rotate.Flags().StringVar(&to, "to", "", "name of the next key; left out, the one that the nodes hold beside the one in use")
+	return []*cobra.Command{group("kek", "The key that seals the vendor's keys", draw1, status), rotate}
+}

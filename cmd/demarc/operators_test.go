@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/ledger"
+)
+
+// one is the order of one node.
+type one struct {
+	mu   sync.Mutex
+	n    uint64
+	book *ledger.Book[controlplane.State]
+}
+
+func (o *one) Propose(_ context.Context, data []byte) ([]byte, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if err := o.book.Rehearse(data); err != nil {
+		return nil, err
+	}
+	o.n++
+	return o.book.Apply(o.n, data)
+}
+func (*one) Read(context.Context) error { return nil }
+func (*one) Leader() string             { return "cp-1" }
+
+// estate is a trust domain as demarc control-plane init makes it, with its one node running in this process.
+type estate struct {
+	t   *testing.T
+	dir string
+	one *one
+}
+
+func newEstate(t *testing.T) *estate {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &estate{t: t, dir: filepath.Join(t.TempDir(), "acme"), one: &one{book: controlplane.NewBook()}}
+	e.types("", 0, "control-plane", "init", "--dir", e.dir, "--trust-domain", trustDomain, "--operator", "ann", "--node", "cp-1=127.0.0.1:1,"+ln.Addr().String())
+	var genesis controlplane.GenesisWith
+	if err := json.Unmarshal(e.read("genesis.json"), &genesis); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ledger.Submit(t.Context(), e.one, ledger.Meta{At: time.Now(), By: "test", Request: "genesis"}, genesis); err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	s, err := controlplane.NewServer(controlplane.Options{Name: "cp-1", Book: e.one.book, Order: e.one, KEK: e.read("kek"), LeafLife: time.Hour, Now: time.Now, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := tls.X509KeyPair(e.read("cp-1/cert.pem"), e.read("cp-1/cert.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cas, err := identity.ParseBundle(e.read("bundle.pem"), trustDomain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, err := s.NewSource(&leaf, identity.Pool(cas))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = s.Follow(ctx, func() {}) })
+	wg.Go(func() {
+		_ = s.Door("door", ln, identity.Server(source, s.Admit, false, controlplane.Protocols()...), log).Run(ctx, func() {})
+	})
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	return e
+}
+
+func (e *estate) read(name string) []byte {
+	e.t.Helper()
+	b, err := os.ReadFile(filepath.Join(e.dir, name))
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return b
+}
+
+// types runs a command line and gives both outputs.
+func (e *estate) types(stdin string, exit int, args ...string) string {
+	e.t.Helper()
+	var out, errs bytes.Buffer
+	if got := run(e.t.Context(), args, strings.NewReader(stdin), &out, io.MultiWriter(&errs, &out)); got != exit {
+		e.t.Fatalf("demarc %s: exit %d, want %d\n%s%s", strings.Join(args, " "), got, exit, &out, &errs)
+	}
+	return out.String()
+}
+
+func (e *estate) as(file string, exit int, args ...string) string {
+	e.t.Helper()
+	return e.types("", exit, append(args, "--context", file)...)
+}
+
+// TestOperatorsByCommand is the whole life of an operator as people type it, against a real door.
+func TestOperatorsByCommand(t *testing.T) {
+	e := newEstate(t)
+	ann, ben := filepath.Join(e.dir, "operator", "operator.yaml"), filepath.Join(e.dir, "ben.yaml")
+	invitation := filepath.Join(e.dir, "ben.invitation")
+	has := func(out string, want ...string) {
+		t.Helper()
+		for _, w := range want {
+			if !strings.Contains(out, w) {
+				t.Fatalf("%q is not in\n%s", w, out)
+			}
+		}
+	}
+	has(e.as(ann, 2, "operator", "invite", "ben"), "viewer, deployer, operator or admin")
+	has(e.as(ann, 2, "operator", "invite", "ben", "--role", "root"), "is no role")
+	has(e.as(ann, 2, "operator", "invite", "ben", "--role", "viewer", "--valid", "1000h"), "--valid")
+	has(e.as(ann, 0, "operator", "invite", "ben", "--role", "viewer", "--valid", "24h", "--out", invitation), "demarc operator accept")
+	has(e.as(ann, 1, "operator", "invite", "ben", "--role", "viewer", "--out", invitation), "nothing is overwritten") // and that made the first worthless
+	again := e.as(ann, 0, "operator", "invite", "ben", "--role", "viewer")
+	has(e.types("", 3, "operator", "accept", invitation, "--out", ben), "no such invitation")
+	if left, _ := filepath.Glob(filepath.Join(e.dir, "ben.*")); !slices.Equal(left, []string{invitation}) {
+		t.Fatalf("a refused acceptance left %q", left)
+	}
+	has(e.types("nonsense", 1, "operator", "accept", "-", "--out", ben), "this is no invitation")
+	has(e.types(again[:60]+"\n", 1, "operator", "accept", "-", "--out", ben), "cut short")
+	has(e.types(again, 2, "operator", "accept", "-"), "--out")
+	has(e.types(again, 0, "operator", "accept", "-", "--out", ben), "you are operator ben with the role viewer")
+	has(e.types(again, 1, "operator", "accept", "-", "--out", ben), "nothing is overwritten")
+	for _, f := range []string{"ben.yaml", "ben.key", "ben.cert.pem", "ben.signing.key", "ben.recipient.key"} {
+		if fi, err := os.Stat(filepath.Join(e.dir, f)); err != nil || fi.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", f, fi.Mode(), err)
+		}
+	}
+	has(e.as(ben, 0, "operator", "list"), "ann", "admin", "ben", "viewer", "active", "operator/ann")
+	has(e.as(ben, 0, "operator", "show", "ben", "-o", "json"), `"role": "viewer"`, `"by": "spiffe://acme.example/operator/ann"`, `"via": "invitation"`)
+	has(e.as(ben, 1, "operator", "show", "eve"), "there is no operator")
+	has(e.as(ben, 3, "customer", "add", "globex"), "needs the role operator, and yours is viewer")
+	has(e.as(ben, 3, "operator", "ban", "ann"), "needs the role admin")
+	has(e.as(ann, 0, "operator", "role", "ben", "--role", "operator"), "operator ben is an operator now")
+	has(e.as(ben, 0, "customer", "add", "globex"), "is registered")
+	has(e.as(ben, 0, "operator", "renew"), "is good until")
+	has(e.as(ben, 0, "customer", "add", "initech"), "is registered")
+	has(e.as(ann, 1, "operator", "remove", "ann"), "the last admin")
+	has(e.types("", 0, "__complete", "operator", "ban", "--context", ann, ""), "ben\toperator, active")
+	has(e.as(ann, 0, "operator", "ban", "ben", "--reason", "laptop stolen"), "is banned")
+	has(e.as(ben, 3, "status", "--timeout", "5s"), "refused this operator's certificate")
+	has(e.as(ann, 0, "operator", "show", "ben"), "banned", "laptop stolen")
+	has(e.as(ann, 0, "operator", "remove", "ben"), "is removed")
+	if o, err := e.one.book.View().Operator("ann"); err != nil || o.Via != controlplane.ViaInit || o.Role != fleet.Admin {
+		t.Fatalf("%+v, %v", o, err)
+	}
+}
+
+// TestAcceptKnowsWhoAnswers: the secret's proof goes to nobody but the control plane that the invitation names.
+func TestAcceptKnowsWhoAnswers(t *testing.T) {
+	e, evil := newEstate(t), newEstate(t)
+	ann, out := filepath.Join(e.dir, "operator", "operator.yaml"), filepath.Join(e.dir, "ben.yaml")
+	i, err := identity.ParseInvitation([]byte(e.as(ann, 0, "operator", "invite", "ben", "--role", "admin")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := identity.ParseInvitation([]byte(evil.as(filepath.Join(evil.dir, "operator", "operator.yaml"), 0, "operator", "invite", "ben", "--role", "admin")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := i.Nodes
+	i.Nodes = other.Nodes // of the same trust domain's name, with other keys
+	line, err := i.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := evil.one.book.Log().Size()
+	if got := e.types(line, 3, "operator", "accept", "-", "--out", out); !strings.Contains(got, "is not the control plane of the invitation") {
+		t.Fatal(got)
+	}
+	if evil.one.book.Log().Size() != size {
+		t.Fatal("another control plane was asked to take the invitation")
+	}
+	i.Nodes = append(other.Nodes, good...) // the right one comes second
+	if line, err = i.Encode(); err != nil {
+		t.Fatal(err)
+	}
+	e.types(line, 0, "operator", "accept", "-", "--out", out)
+}

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/demarc-dev/demarc/api"
+	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+)
+
+// kekFile has the node of the gate tend its keys, from a file that holds the key it began with.
+func (g *gate) kekFile(kek []byte) string {
+	g.t.Helper()
+	file := filepath.Join(g.t.TempDir(), "kek")
+	ok(g.t, os.WriteFile(file, kek, 0o600))
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = g.server.TendKeys(ctx, controlplane.KEKFiles{Current: file}) })
+	g.t.Cleanup(func() { cancel(); wg.Wait() })
+	return file
+}
+
+func (g *gate) until(what string, holds func(controlplane.State) bool) {
+	g.t.Helper()
+	limit := time.After(20 * time.Second)
+	for {
+		changed := g.order.book.Changed()
+		if holds(g.order.book.View()) {
+			return
+		}
+		select {
+		case <-changed:
+		case <-limit:
+			g.t.Fatalf("not within 20 s: %s", what)
+		}
+	}
+}
+
+// TestRotationNamesTheNodeWithoutTheKey: of two nodes one has the next key; nothing is sealed anew, and the other is named.
+func TestRotationNamesTheNodeWithoutTheKey(t *testing.T) {
+	g := newGate(t, 0)
+	g.server.Members = []controlplane.Member{{Name: "cp-1"}, {Name: "cp-2"}}
+	kek := bytes.Repeat([]byte{7}, 32)
+	ann := g.operator("ann")
+	ok(t, g.status(ann))
+	wrong := bytes.Repeat([]byte{9}, 32)
+	pub := g.logKey()
+	file := g.kekFile(kek)
+	g.until("the book keeps its secrets", func(s controlplane.State) bool { return len(s.Secrets) == 2 && len(s.Holds("cp-1")) == 1 })
+	if !bytes.Equal(g.logKey(), pub) {
+		t.Fatal("the log's key changed when it was kept")
+	}
+	before := g.order.book.View()
+	ok(t, os.WriteFile(file+".next", wrong, 0o600))
+	g.until("the node holds both", func(s controlplane.State) bool { return len(s.Holds("cp-1")) == 2 })
+	rotate := func() error {
+		_, err := controlv1connect.NewKeyServiceClient(g.caller(ann), "https://"+g.addr).RotateKey(t.Context(), connect.NewRequest(&controlv1.RotateKeyRequest{RequestId: rand.Text()}))
+		return api.FromWire("test", err)
+	}
+	refusedWith(t, rotate(), fault.Conflict, "node cp-2")
+	if err := rotate(); strings.Contains(fault.Text(err), "cp-1") {
+		t.Fatalf("a node that holds it is named: %v", err)
+	}
+	next, err := identity.KEKID(wrong)
+	ok(t, err)
+	submitAs(g, controlplane.HoldsKEK{Node: "cp-2", IDs: []string{before.KEK, next}})
+	ok(t, rotate())
+	after := g.order.book.View()
+	if after.KEK != next || bytes.Equal(after.Slots[0].SealedKey, before.Slots[0].SealedKey) || after.Bundle() != before.Bundle() || !bytes.Equal(g.logKey(), pub) {
+		t.Fatalf("%s, bundle %d, want %s and %d", after.KEK, after.Bundle(), next, before.Bundle())
+	}
+	g.until("the old one is dropped", func(s controlplane.State) bool { return slices.Equal(s.Holds("cp-1"), []string{next}) })
+	m, _ := g.request(logKey(t))
+	_, err = g.enrol(m) // nonces and the CA's key are as they were
+	ok(t, err)
+}
+
+// logKey is the public half of the key that signs the vendor's log, as an inviter gets it.
+func (g *gate) logKey() []byte {
+	g.t.Helper()
+	ctx := api.With(g.t.Context(), api.Who{Class: api.Operator, Rank: fleet.Admin, Principal: fleet.PrincipalOf(domain, fleet.Operator, "ann")})
+	res, err := g.server.InviteOperator(ctx, connect.NewRequest(&controlv1.InviteOperatorRequest{Name: "key", Role: "viewer", Verifier: make([]byte, 32), ValidSeconds: 60}))
+	ok(g.t, err)
+	return res.Msg.GetLogKey()
+}
+
+// TestRotationLosesNothing: a rotation that does not seal everything anew is refused, and so is a CA that is sealed with the key
+// of before.
+func TestRotationLosesNothing(t *testing.T) {
+	o := &order{book: controlplane.NewBook()}
+	ca, err := identity.NewCA(domain, start, rand.Reader, time.Hour)
+	ok(t, err)
+	slots := []identity.Slot{{Stage: identity.Active, CertDER: ca.Cert.Raw, SealedKey: []byte("k")}}
+	must(t, o, controlplane.Genesis{TrustDomain: domain, Slots: slots})
+	const one, two = "0000000000000001", "0000000000000002"
+	kept := []controlplane.Secret{{Name: "log-key", Sealed: []byte("a")}, {Name: "nonce-key", Sealed: []byte("b")}}
+	refused(t, o, fault.Invalid, controlplane.KeepSecrets{KEK: one, Secrets: []controlplane.Secret{kept[1], kept[0]}})
+	must(t, o, controlplane.KeepSecrets{KEK: one, Secrets: kept})
+	must(t, o, controlplane.KeepSecrets{KEK: two, Secrets: kept}) // of another node, later: it changes nothing
+	if page := o.book.View(); page.KEK != one {
+		t.Fatal(page.KEK)
+	}
+	rotate := func(change func(*controlplane.RotateKEK)) controlplane.RotateKEK {
+		c := controlplane.RotateKEK{From: one, To: two, Nodes: []string{"cp-1"}, CAs: map[fleet.Digest][]byte{slots[0].ID(): []byte("k2")},
+			Secrets: []controlplane.Secret{{Name: "log-key", Sealed: []byte("a2")}, {Name: "nonce-key", Sealed: []byte("b2")}}}
+		change(&c)
+		return c
+	}
+	whole := rotate(func(*controlplane.RotateKEK) {})
+	refused(t, o, fault.Conflict, whole)
+	must(t, o, controlplane.HoldsKEK{Node: "cp-1", IDs: []string{one, two}})
+	refused(t, o, fault.Conflict, rotate(func(c *controlplane.RotateKEK) { c.Nodes = []string{"cp-1", "cp-2"} }))
+	refused(t, o, fault.Conflict, rotate(func(c *controlplane.RotateKEK) { c.From = two }))
+	refused(t, o, fault.Invalid, rotate(func(c *controlplane.RotateKEK) { c.To = one }))
+	refused(t, o, fault.Invalid, rotate(func(c *controlplane.RotateKEK) { c.Nodes = nil }))
+	refused(t, o, fault.Unavailable, rotate(func(c *controlplane.RotateKEK) { c.CAs = nil }))
+	refused(t, o, fault.Unavailable, rotate(func(c *controlplane.RotateKEK) { c.Secrets = c.Secrets[:1] }))
+	must(t, o, whole)
+	second, err := identity.NewCA(domain, start, rand.Reader, time.Hour)
+	ok(t, err)
+	late := controlplane.PrepareCAWith{KEK: one, PrepareCA: controlplane.PrepareCA{Cert: second.Cert.Raw, SealedKey: []byte("k")}}
+	refused(t, o, fault.Unavailable, late)
+	late.KEK = two
+	must(t, o, late)
+
+	snap, err := o.book.Snapshot()
+	ok(t, err)
+	var file bytes.Buffer
+	_, err = snap.WriteTo(&file)
+	ok(t, err)
+	back := controlplane.NewBook()
+	ok(t, back.Restore(&file))
+	x, _ := json.Marshal(o.book.View())
+	y, _ := json.Marshal(back.View())
+	if !bytes.Equal(x, y) || back.View().KEK != two || !slices.Equal(back.View().Holds("cp-1"), []string{one, two}) {
+		t.Fatalf("%s\n%s", x, y)
+	}
+	log := o.book.Log()
+	for i := range log.Size() {
+		if e := log.Entry(i); bytes.Contains(e, []byte(`"sealed`)) || bytes.Contains(e, []byte(`"cas"`)) {
+			t.Errorf("what is sealed is in the audit log: %s", e)
+		}
+	}
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"crypto/x509"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/demarc-dev/demarc/api"
+	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+)
+
+// usersOf names the operators whose certificate in use is of a CA and has not run out.
+func (s State) usersOf(ca fleet.Digest, at time.Time) []string {
+	var names []string
+	for _, o := range s.Operators() {
+		if o.Current != "" && o.CurrentIssuer == ca && o.CurrentTill.After(at) {
+			names = append(names, o.Name)
+		}
+	}
+	return names
+}
+
+// InviteOperator puts an invitation into the book. Its secret never comes here.
+func (s *Server) InviteOperator(ctx context.Context, req *connect.Request[controlv1.InviteOperatorRequest]) (*connect.Response[controlv1.InviteOperatorResponse], error) {
+	const op = "controlplane.InviteOperator"
+	m := req.Msg
+	if n := len(m.GetVerifier()); n != 32 {
+		return nil, fault.New(op, fault.Invalid, "the verifier of an invitation has 32 bytes, this one has %d", n)
+	}
+	valid := m.GetValidSeconds()
+	if valid <= 0 || valid > int64(identity.MaxInviteLife/time.Second) {
+		return nil, fault.New(op, fault.Invalid, "an invitation that is good for %d seconds: use more than none and at most %s", valid, identity.MaxInviteLife)
+	}
+	till := s.now().UTC().Truncate(time.Second).Add(time.Duration(valid) * time.Second)
+	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
+		InviteOperator{Name: m.GetName(), Role: fleet.Rank(m.GetRole()), Verifier: fleet.DigestOf(m.GetVerifier()), Till: till})
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&controlv1.InviteOperatorResponse{TrustDomain: s.book.View().TrustDomain, LogKey: s.logPublic(), ExpiresUnix: till.Unix()}), nil
+}
+
+// ListOperators tells who may call, what they may, and since when.
+func (s *Server) ListOperators(ctx context.Context, _ *connect.Request[controlv1.ListOperatorsRequest]) (*connect.Response[controlv1.ListOperatorsResponse], error) {
+	if err := s.Order.Read(ctx); err != nil {
+		return nil, err
+	}
+	out := &controlv1.ListOperatorsResponse{}
+	for _, o := range s.book.View().Operators() {
+		r := &controlv1.OperatorRecord{Name: o.Name, Role: string(o.Role), Status: o.Status, Via: o.Via, SinceUnix: o.Since.Unix(), By: string(o.By),
+			Serial: string(o.Current), ExpiresUnix: unix(o.CurrentTill), NextSerial: string(o.Next), Reason: o.Reason}
+		if o.Invitation != nil && o.Status == Invited {
+			r.InvitationExpiresUnix = o.Invitation.Till.Unix()
+		}
+		out.Operators = append(out.Operators, r)
+	}
+	return connect.NewResponse(out), nil
+}
+
+func unix(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
+}
+
+// SetOperatorRole changes what an operator may do, from its next call on.
+func (s *Server) SetOperatorRole(ctx context.Context, req *connect.Request[controlv1.SetOperatorRoleRequest]) (*connect.Response[controlv1.SetOperatorRoleResponse], error) {
+	m := req.Msg
+	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), SetOperatorRole{Name: m.GetName(), Role: fleet.Rank(m.GetRole())})
+	return connect.NewResponse(&controlv1.SetOperatorRoleResponse{}), err
+}
+
+// BanOperator makes every certificate of an operator worthless and closes its connections, at every node.
+func (s *Server) BanOperator(ctx context.Context, req *connect.Request[controlv1.BanOperatorRequest]) (*connect.Response[controlv1.BanOperatorResponse], error) {
+	m := req.Msg
+	if len(m.GetReason()) > maxSentence {
+		return nil, fault.New("controlplane.BanOperator", fault.Invalid, "the reason has more than %d bytes", maxSentence)
+	}
+	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), BanOperator{Name: m.GetName(), Reason: m.GetReason()})
+	return connect.NewResponse(&controlv1.BanOperatorResponse{}), err
+}
+
+// RemoveOperator forgets an operator and withdraws its invitation.
+func (s *Server) RemoveOperator(ctx context.Context, req *connect.Request[controlv1.RemoveOperatorRequest]) (*connect.Response[controlv1.RemoveOperatorResponse], error) {
+	m := req.Msg
+	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), RemoveOperator{Name: m.GetName()})
+	return connect.NewResponse(&controlv1.RemoveOperatorResponse{}), err
+}
+
+// RenewOperator issues another certificate to the operator who calls. The one that it calls with passes until the new one is
+// used.
+func (s *Server) RenewOperator(ctx context.Context, req *connect.Request[controlv1.RenewOperatorRequest]) (*connect.Response[controlv1.RenewOperatorResponse], error) {
+	who := api.From(ctx)
+	_, _, name, ok := who.Principal.Split()
+	if !ok {
+		return nil, fault.New("controlplane.RenewOperator", fault.Denied, "the caller has no name")
+	}
+	leaf, issuer, err := s.issue(req.Msg.GetCsr(), fleet.Operator, name)
+	if err != nil {
+		s.onRecord(ctx, who.Principal, Refuse{What: "operator.renew", Name: clip(name), Fault: fault.Of(err), Reason: fault.Text(err)})
+		return nil, err
+	}
+	if _, err := submit(ctx, s, who.Principal, "", RenewOperator{Name: name, Using: who.Serial, Serial: identity.SerialOf(leaf), Till: leaf.NotAfter, Issuer: issuer}); err != nil {
+		return nil, err
+	}
+	cas, _ := s.bundle()
+	return connect.NewResponse(&controlv1.RenewOperatorResponse{Certificate: leaf.Raw, Bundle: cas}), nil
+}
+
+// operatorBootstrap is what one who has no operator's certificate yet may call. It is bounded like the bootstrap of
+// appliances, and shares their rate.
+type operatorBootstrap struct {
+	*Server
+	controlv1connect.UnimplementedOperatorBootstrapHandler
+}
+
+// AcceptInvitation makes an operator of one who holds an invitation. Each refusal is on record with the reason that the
+// caller is told.
+func (b operatorBootstrap) AcceptInvitation(ctx context.Context, req *connect.Request[controlv1.AcceptInvitationRequest]) (*connect.Response[controlv1.AcceptInvitationResponse], error) {
+	if !b.strangers.Allow() {
+		return nil, tooMany()
+	}
+	res, err := b.accept(ctx, req.Msg)
+	if err != nil {
+		if k := fault.Of(err); k != fault.Unavailable && k != fault.Unsure && k != fault.Busy && k != fault.NotLeader {
+			b.onRecord(ctx, b.self(), Refuse{What: "operator.accept", Name: clip(req.Msg.GetName()), Fault: k, Reason: fault.Text(err)})
+		}
+		return nil, err
+	}
+	return connect.NewResponse(res), nil
+}
+
+func (b operatorBootstrap) accept(ctx context.Context, m *controlv1.AcceptInvitationRequest) (*controlv1.AcceptInvitationResponse, error) {
+	const op = "controlplane.AcceptInvitation"
+	if err := b.Order.Read(ctx); err != nil {
+		return nil, fault.At(op, "", err)
+	}
+	page := b.book.View()
+	if err := identity.CheckInvite(m.GetVerifier(), page.TrustDomain, m.GetName(), m.GetCsr(), m.GetProof()); err != nil {
+		return nil, err
+	}
+	csr, err := identity.ParseCSR(m.GetCsr())
+	if err != nil {
+		return nil, err
+	}
+	spki, err := x509.MarshalPKIXPublicKey(csr.PublicKey)
+	if err != nil {
+		return nil, fault.At(op, fault.Invalid, err)
+	}
+	verifier, key := fleet.DigestOf(m.GetVerifier()), fleet.DigestOf(spki)
+	o, _ := page.operators.Get(m.GetName())
+	if err := o.takes(verifier, key, b.now()); err != nil { // nothing is signed for one who holds no invitation
+		return nil, err
+	}
+	leaf, issuer, err := b.issue(m.GetCsr(), fleet.Operator, o.Name)
+	if err != nil {
+		return nil, err
+	}
+	rank, err := submit(ctx, b.Server, fleet.PrincipalOf(page.TrustDomain, fleet.Operator, o.Name), "",
+		EnrolOperator{Name: o.Name, Verifier: verifier, Key: key, Serial: identity.SerialOf(leaf), Till: leaf.NotAfter, Issuer: issuer})
+	if err != nil {
+		return nil, err
+	}
+	b.log.Info("an operator accepted its invitation", "operator", o.Name, "role", rank)
+	cas, _ := b.bundle()
+	return &controlv1.AcceptInvitationResponse{Certificate: leaf.Raw, Bundle: cas, Role: string(rank)}, nil
+}

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"time"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/ledger"
+)
+
+// FirstOperator is the certificate of the operator that a book begins with.
+type FirstOperator struct {
+	Name   string       `json:"name"`
+	Serial fleet.Serial `json:"serial"`
+	Till   time.Time    `json:"till"`
+	Issuer fleet.Digest `json:"issuer"`
+}
+
+func (f FirstOperator) check(op string) error {
+	if f.Serial == "" || f.Till.IsZero() {
+		return fault.New(op, fault.Invalid, "the operator has no certificate")
+	}
+	return fleet.CheckName("operator", f.Name)
+}
+
+func (f FirstOperator) record(via string, m ledger.Meta) Operator {
+	return Operator{Name: f.Name, Role: fleet.Admin, Status: ActiveOperator, Via: via, Since: m.At, By: m.By,
+		Current: f.Serial, CurrentTill: f.Till, CurrentIssuer: f.Issuer}
+}
+
+// GenesisWith is the first change of a book that begins with its first operator.
+type GenesisWith struct {
+	Genesis
+	Operator FirstOperator `json:"operator"`
+}
+
+// Kind names the change in the log.
+func (GenesisWith) Kind() string { return "genesis/2" }
+
+// Apply is that of [Genesis], and makes the first operator an admin.
+func (c GenesisWith) Apply(s *State, m ledger.Meta) (none, error) {
+	fresh := s.TrustDomain == ""
+	if err := c.Operator.check("genesis"); err != nil {
+		return none{}, err
+	}
+	if _, err := c.Genesis.Apply(s, m); err != nil || !fresh {
+		return none{}, err
+	}
+	s.operators = s.operators.Set(c.Operator.Name, c.Operator.record(ViaInit, m))
+	return none{}, nil
+}
+
+// AdoptOperator makes the operator of a book that an older build began its first admin. Such a book has no operators, and
+// one alone was made with it: whoever calls first with a certificate of the role operator is that one.
+type AdoptOperator struct {
+	FirstOperator
+}
+
+// Kind names the change in the log.
+func (AdoptOperator) Kind() string { return "operator.adopt/1" }
+
+// Apply refuses once the book has an operator: the second one is invited.
+func (c AdoptOperator) Apply(s *State, m ledger.Meta) (none, error) {
+	const op = "operator.adopt"
+	if err := c.check(op); err != nil {
+		return none{}, err
+	}
+	if s.TrustDomain == "" || m.By != fleet.PrincipalOf(s.TrustDomain, fleet.Operator, c.Name) {
+		return none{}, fault.New(op, fault.Invalid, "an operator is adopted by its own call")
+	}
+	if s.operators.Len() > 0 {
+		return none{}, unknownOperator(c.Name)
+	}
+	s.operators = s.operators.Set(c.Name, c.record(ViaAdopted, m))
+	return none{}, nil
+}
+
+// InviteOperator hands out an invitation.
+type InviteOperator struct {
+	Name     string       `json:"name"`
+	Role     fleet.Rank   `json:"role"`
+	Verifier fleet.Digest `json:"verifier"` // of the public key that the secret gives; the secret is nowhere in the book
+	Till     time.Time    `json:"till"`
+}
+
+// Kind names the change in the log.
+func (InviteOperator) Kind() string { return "operator.invite/1" }
+
+// Apply takes the place of an invitation that nobody accepted; an operator who has a certificate is not invited again.
+func (c InviteOperator) Apply(s *State, m ledger.Meta) (none, error) {
+	const op = "operator.invite"
+	if err := fleet.CheckName("operator", c.Name); err != nil {
+		return none{}, err
+	}
+	if err := c.Role.Check(); err != nil {
+		return none{}, err
+	}
+	if err := c.Verifier.Check(); err != nil {
+		return none{}, err
+	}
+	if !c.Till.After(m.At) || c.Till.Sub(m.At) > identity.MaxInviteLife {
+		return none{}, fault.New(op, fault.Invalid, "an invitation is good for more than no time and for %s at most", identity.MaxInviteLife)
+	}
+	o, known := s.operators.Get(c.Name)
+	switch {
+	case known && o.Status == BannedOperator:
+		return none{}, fault.New(op, fault.Conflict, "operator %q is banned: remove it first, or choose another name", c.Name)
+	case known && o.Status == ActiveOperator:
+		return none{}, fault.New(op, fault.Conflict, "operator %q has a certificate already: remove it first if it lost its file", c.Name)
+	case !known && s.operators.Len() >= MaxOperators:
+		return none{}, fault.New(op, fault.Busy, "the book has %d operators: remove some first", MaxOperators)
+	}
+	s.operators = s.operators.Set(c.Name, Operator{Name: c.Name, Role: c.Role, Status: Invited, Via: ViaInvitation, Since: m.At, By: m.By,
+		Invitation: &OperatorInvitation{Verifier: c.Verifier, Till: c.Till}})
+	return none{}, nil
+}
+
+// EnrolOperator records that an invitation was accepted, and with which certificate.
+type EnrolOperator struct {
+	Name     string       `json:"name"`
+	Verifier fleet.Digest `json:"verifier"`
+	Key      fleet.Digest `json:"key"` // of the public key in the certificate
+	Serial   fleet.Serial `json:"serial"`
+	Till     time.Time    `json:"till"`
+	Issuer   fleet.Digest `json:"issuer"`
+}
+
+// Kind names the change in the log.
+func (EnrolOperator) Kind() string { return "operator.enrol/1" }
+
+// Apply binds the invitation to the key: the same key may ask again until the invitation ends, any other is refused.
+func (c EnrolOperator) Apply(s *State, m ledger.Meta) (fleet.Rank, error) {
+	const op = "operator.enrol"
+	if err := s.issues(op, c.Issuer); err != nil {
+		return "", err
+	}
+	if err := c.Key.Check(); err != nil {
+		return "", err
+	}
+	if c.Serial == "" {
+		return "", fault.New(op, fault.Invalid, "no serial")
+	}
+	o, _ := s.operators.Get(c.Name)
+	if err := o.takes(c.Verifier, c.Key, m.At); err != nil {
+		return "", err
+	}
+	spent := *o.Invitation
+	spent.Key = c.Key
+	o.Invitation, o.Status = &spent, ActiveOperator
+	o.Current, o.CurrentTill, o.CurrentIssuer = c.Serial, c.Till, c.Issuer
+	o.Next, o.NextTill, o.NextIssuer = "", time.Time{}, ""
+	s.operators = s.operators.Set(c.Name, o)
+	return o.Role, nil
+}
+
+// RenewOperator records the next certificate of an operator.
+type RenewOperator struct {
+	Name   string       `json:"name"`
+	Using  fleet.Serial `json:"using"` // the certificate that asks: a stale one gets no successor
+	Serial fleet.Serial `json:"serial"`
+	Till   time.Time    `json:"till"`
+	Issuer fleet.Digest `json:"issuer"`
+}
+
+// Kind names the change in the log.
+func (RenewOperator) Kind() string { return "operator.renew/1" }
+
+// Apply sets the next serial; the current one stays valid until the next is used. An invitation can't be accepted again
+// after it.
+func (c RenewOperator) Apply(s *State, _ ledger.Meta) (none, error) {
+	if err := s.issues("operator.renew", c.Issuer); err != nil {
+		return none{}, err
+	}
+	o, err := s.Operator(c.Name)
+	if err != nil {
+		return none{}, err
+	}
+	if err := o.admits(c.Using); err != nil {
+		return none{}, err
+	}
+	o.Next, o.NextTill, o.NextIssuer, o.Invitation = c.Serial, c.Till, c.Issuer, nil
+	s.operators = s.operators.Set(c.Name, o)
+	return none{}, nil
+}
+
+// OperatorUses records the first use of an operator's next certificate: the one before is worth nothing any more.
+type OperatorUses struct {
+	Name   string       `json:"name"`
+	Serial fleet.Serial `json:"serial"`
+}
+
+// Kind names the change in the log.
+func (OperatorUses) Kind() string { return "operator.use/1" }
+
+// Apply moves the serials on.
+func (c OperatorUses) Apply(s *State, _ ledger.Meta) (none, error) {
+	o, err := s.Operator(c.Name)
+	if err != nil {
+		return none{}, err
+	}
+	if err := o.admits(c.Serial); err != nil {
+		return none{}, err
+	}
+	if c.Serial == o.Next {
+		o.Current, o.CurrentTill, o.CurrentIssuer = o.Next, o.NextTill, o.NextIssuer
+		o.Next, o.NextTill, o.NextIssuer = "", time.Time{}, ""
+	}
+	s.operators = s.operators.Set(c.Name, o)
+	return none{}, nil
+}
+
+// SetOperatorRole changes what an operator may do, from its next call on.
+type SetOperatorRole struct {
+	Name string     `json:"name"`
+	Role fleet.Rank `json:"role"`
+}
+
+// Kind names the change in the log.
+func (SetOperatorRole) Kind() string { return "operator.role/1" }
+
+// Apply refuses to take the last admin's role, and a change of one who is banned.
+func (c SetOperatorRole) Apply(s *State, m ledger.Meta) (none, error) {
+	const op = "operator.role"
+	if err := c.Role.Check(); err != nil {
+		return none{}, err
+	}
+	o, err := s.Operator(c.Name)
+	if err != nil {
+		return none{}, err
+	}
+	if o.Status == BannedOperator {
+		return none{}, fault.New(op, fault.Conflict, "operator %q is banned", c.Name)
+	}
+	if c.Role != fleet.Admin {
+		if err := s.keepsAnAdmin(op, c.Name, m.At); err != nil {
+			return none{}, err
+		}
+	}
+	o.Role = c.Role
+	s.operators = s.operators.Set(c.Name, o)
+	return none{}, nil
+}
+
+// BanOperator empties an operator's serials: no certificate of it is good any more, and no invitation.
+type BanOperator struct {
+	Name   string `json:"name"`
+	Reason string `json:"reason"`
+}
+
+// Kind names the change in the log.
+func (BanOperator) Kind() string { return "operator.ban/1" }
+
+// Apply refuses to ban the last admin.
+func (c BanOperator) Apply(s *State, m ledger.Meta) (none, error) {
+	const op = "operator.ban"
+	o, err := s.Operator(c.Name)
+	if err != nil {
+		return none{}, err
+	}
+	if err := s.keepsAnAdmin(op, c.Name, m.At); err != nil {
+		return none{}, err
+	}
+	o.Status, o.Reason, o.Invitation = BannedOperator, c.Reason, nil
+	o.Current, o.CurrentTill, o.CurrentIssuer = "", time.Time{}, ""
+	o.Next, o.NextTill, o.NextIssuer = "", time.Time{}, ""
+	s.operators = s.operators.Set(c.Name, o)
+	return none{}, nil
+}
+
+// RemoveOperator forgets an operator: none of its certificates passes, and the name may be invited again.
+type RemoveOperator struct {
+	Name string `json:"name"`
+}
+
+// Kind names the change in the log.
+func (RemoveOperator) Kind() string { return "operator.remove/1" }
+
+// Apply refuses to remove the last admin.
+func (c RemoveOperator) Apply(s *State, m ledger.Meta) (none, error) {
+	if _, err := s.Operator(c.Name); err != nil {
+		return none{}, err
+	}
+	if err := s.keepsAnAdmin("operator.remove", c.Name, m.At); err != nil {
+		return none{}, err
+	}
+	s.operators = s.operators.Delete(c.Name)
+	return none{}, nil
+}

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/identity"
+)
+
+// ring is the key-encryption keys that this node holds: the one of kek_file, and while it is rotated the next one.
+type ring struct {
+	mu   sync.Mutex
+	keys []kek // that of kek_file first
+}
+
+type kek struct {
+	id  string
+	key []byte
+}
+
+func newKEK(key []byte) (kek, error) {
+	id, err := identity.KEKID(key)
+	return kek{id, key}, err
+}
+
+func (r *ring) set(keys ...kek) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.keys = keys
+}
+
+// ids lists the names of the keys.
+func (r *ring) ids() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []string
+	for _, k := range r.keys {
+		out = append(out, k.id)
+	}
+	return out
+}
+
+// get gives the key of a name; that of kek_file where the book names none yet.
+func (r *ring) get(id string) (kek, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, k := range r.keys {
+		if id == "" || k.id == id {
+			return k, nil
+		}
+	}
+	return kek{}, fault.New("controlplane.kek", fault.Unavailable, "this node does not hold key %s, which seals the keys of the book: kek_file is another one", id)
+}
+
+// vault is the secrets of the newest page, opened.
+type vault struct {
+	mu    sync.Mutex
+	of    *Secret // the first of the page's list: another list, another pointer
+	ready bool
+	log   ed25519.PrivateKey
+	nonce []byte
+}
+
+// secrets opens the vendor's own secrets. A book that has none yet is of an older build, or has only begun: they are derived.
+func (s *Server) secrets() (log ed25519.PrivateKey, nonce []byte, err error) {
+	page := s.book.View()
+	if k := s.kept.Load(); k != nil && page.TrustDomain == "" { // it has heard of no leader since it started
+		page.KEK, page.Secrets = k.KEK, k.Secrets
+	}
+	var of *Secret
+	if len(page.Secrets) > 0 {
+		of = &page.Secrets[0]
+	}
+	v := &s.vault
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.ready && v.of == of {
+		return v.log, v.nonce, nil
+	}
+	k, err := s.ring.get(page.KEK)
+	if err != nil {
+		return nil, nil, err
+	}
+	var seed []byte
+	if of == nil {
+		if log, err = logKey(k.key); err != nil {
+			return nil, nil, err
+		}
+		if nonce, err = nonceKey(k.key); err != nil {
+			return nil, nil, err
+		}
+	} else {
+		if seed, err = openSecret(page, SecretLogKey, ed25519.SeedSize, k.key); err != nil {
+			return nil, nil, err
+		}
+		if nonce, err = openSecret(page, SecretNonceKey, 32, k.key); err != nil {
+			return nil, nil, err
+		}
+		log = ed25519.NewKeyFromSeed(seed)
+	}
+	v.of, v.ready, v.log, v.nonce = of, true, log, nonce
+	return log, nonce, nil
+}
+
+func openSecret(page State, name string, size int, key []byte) ([]byte, error) {
+	for _, one := range page.Secrets {
+		if one.Name != name {
+			continue
+		}
+		b, err := identity.OpenSecret(name, one.Sealed, key)
+		if err == nil && len(b) != size {
+			err = fault.New("controlplane.secret", fault.Internal, "the secret %q has %d bytes, want %d", name, len(b), size)
+		}
+		return b, err
+	}
+	return nil, fault.New("controlplane.secret", fault.NotFound, "the book has no secret %q", name)
+}
+
+// logSigner is the key that signs the checkpoints of the vendor's log.
+func (s *Server) logSigner() (ed25519.PrivateKey, error) {
+	log, _, err := s.secrets()
+	return log, err
+}
+
+// nonceKey derives the key of nonces, as older builds did: every node that has the key-encryption key has it.
+func nonceKey(kek []byte) ([]byte, error) {
+	b, err := hkdf.Key(sha256.New, kek, nil, "demarc-nonce-key/1", 32)
+	return b, fault.At("controlplane.nonceKey", fault.Internal, err)
+}
+
+// opens tells whether this node holds the key that seals the keys of the book.
+func (s *Server) opens() error {
+	page := s.book.View()
+	k, err := s.ring.get(page.KEK)
+	if err != nil {
+		return err
+	}
+	slot, err := identity.Issuer(page.Slots)
+	if err != nil {
+		return err
+	}
+	_, err = identity.OpenAuthority(slot.CertDER, slot.SealedKey, k.key)
+	return err
+}
+
+// keep puts the secrets into a book that has none.
+func (s *Server) keep(ctx context.Context) error {
+	if err := s.opens(); err != nil { // what is derived from another key is not this book's
+		return err
+	}
+	k, err := s.ring.get("")
+	if err != nil {
+		return err
+	}
+	log, nonce, err := s.secrets()
+	if err != nil {
+		return err
+	}
+	c := KeepSecrets{KEK: k.id}
+	for _, one := range []struct {
+		name string
+		b    []byte
+	}{{SecretLogKey, log.Seed()}, {SecretNonceKey, nonce}} {
+		sealed, err := identity.SealSecret(one.name, one.b, k.key, rand.Reader)
+		if err != nil {
+			return err
+		}
+		c.Secrets = append(c.Secrets, Secret{one.name, sealed})
+	}
+	_, err = submit(ctx, s, s.self(), "", c)
+	return err
+}
+
+// KEKFiles is where a node's key-encryption keys are.
+type KEKFiles struct{ Current string }
+
+// Next is where the next key is put while it is rotated.
+func (f KEKFiles) Next() string { return f.Current + ".next" }
+
+func (f KEKFiles) read() ([]kek, error) {
+	const op = "controlplane.kek"
+	var keys []kek
+	for _, path := range []string{f.Current, f.Next()} {
+		b, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) && path != f.Current {
+			continue
+		}
+		if err != nil {
+			return nil, fault.Because(err, op, fault.Invalid, "kek_file can't be read: %s", path)
+		}
+		k, err := newKEK(b)
+		if err != nil {
+			return nil, fault.Because(err, op, fault.Invalid, "%s: %s", path, fault.Text(err))
+		}
+		if len(keys) == 0 || keys[0].id != k.id {
+			keys = append(keys, k)
+		}
+	}
+	return keys, nil
+}
+
+// drop puts the next key in the place of the one that nothing is sealed with any more.
+func (f KEKFiles) drop(next kek) error {
+	const op = "controlplane.kek"
+	if b, err := os.ReadFile(f.Next()); err != nil || !bytes.Equal(b, next.key) {
+		return fault.Because(err, op, fault.Conflict, "%s is not the key that it was", f.Next())
+	}
+	if err := os.Rename(f.Next(), f.Current); err != nil {
+		return fault.Because(err, op, fault.Unavailable, "%s can't take the place of %s: do it by hand", f.Next(), f.Current)
+	}
+	if d, err := os.Open(filepath.Dir(f.Current)); err == nil {
+		_ = d.Sync() // the rename is done; that it outlives a power cut is as good as the file system
+		_ = d.Close()
+	}
+	return nil
+}
+
+// kekEvery is how often the files of the key-encryption keys are looked at.
+const kekEvery = 2 * time.Second
+
+// TendKeys keeps the keys of this node, and what the book knows of them, in step with the files, until ctx ends: it puts the
+// secrets into a book that has none, reports which keys this node holds, and drops the old one after a rotation.
+func (s *Server) TendKeys(ctx context.Context, f KEKFiles) error {
+	tick := time.NewTicker(kekEvery)
+	defer tick.Stop()
+	var said string
+	for {
+		changed := s.book.Changed()
+		if err := s.tendKeys(ctx, f); err != nil && ctx.Err() == nil {
+			if text := err.Error(); text != said { // once, and not at each turn
+				s.log.Warn("the keys of this node are not in step", "err", err)
+				said = text
+			}
+			changed = nil // its own trouble is not mended by each change of the book
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *Server) tendKeys(ctx context.Context, f KEKFiles) error {
+	keys, err := f.read()
+	if err != nil {
+		return err
+	}
+	s.ring.set(keys...)
+	page := s.book.View()
+	if page.TrustDomain == "" {
+		return nil
+	}
+	if page.KEK == "" {
+		return s.keep(ctx)
+	}
+	if n := len(keys); n == 2 && keys[1].id == page.KEK {
+		if err := f.drop(keys[1]); err != nil {
+			return err
+		}
+		s.log.Info("the key that sealed the keys before was dropped", "key", keys[0].id, "now", page.KEK)
+		s.ring.set(keys[1])
+	}
+	if ids := s.ring.ids(); !slices.Equal(page.Holds(s.name), ids) {
+		_, err := submit(ctx, s, s.self(), "", HoldsKEK{Node: s.name, IDs: ids})
+		return err
+	}
+	return nil
+}

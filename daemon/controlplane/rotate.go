@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"crypto/rand"
+	"slices"
+
+	"connectrpc.com/connect"
+
+	"github.com/demarc-dev/demarc/api"
+	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+)
+
+// sealed counts what is sealed.
+func (s State) sealed() uint32 {
+	n := len(s.Secrets)
+	for _, one := range s.Slots {
+		if one.SealedKey != nil {
+			n++
+		}
+	}
+	return uint32(n)
+}
+
+// GetKeys tells which key seals, and which ones each node holds.
+func (s *Server) GetKeys(ctx context.Context, _ *connect.Request[controlv1.GetKeysRequest]) (*connect.Response[controlv1.GetKeysResponse], error) {
+	if err := s.Order.Read(ctx); err != nil {
+		return nil, err
+	}
+	page := s.book.View()
+	out := &controlv1.GetKeysResponse{Key: page.KEK, Sealed: page.sealed()}
+	for _, n := range s.nodes() {
+		out.Nodes = append(out.Nodes, &controlv1.KeyHolder{Node: n, Keys: page.Holds(n)})
+	}
+	return connect.NewResponse(out), nil
+}
+
+// RotateKey seals everything with the next key, once each node holds it. The nodes drop the old one by themselves.
+func (s *Server) RotateKey(ctx context.Context, req *connect.Request[controlv1.RotateKeyRequest]) (*connect.Response[controlv1.RotateKeyResponse], error) {
+	const op = "controlplane.RotateKey"
+	if err := s.Order.Read(ctx); err != nil {
+		return nil, err
+	}
+	page := s.book.View()
+	to := req.Msg.GetTo()
+	if page.KEK == "" {
+		return nil, fault.New(op, fault.Unavailable, "the book does not name its key yet: try again in a few seconds")
+	}
+	if to != "" && to == page.KEK {
+		return connect.NewResponse(&controlv1.RotateKeyResponse{Key: to, Sealed: page.sealed()}), nil // a repeated call, or one that came second
+	}
+	if to == "" {
+		others := page.others(s.nodes())
+		if len(others) != 1 {
+			return nil, fault.New(op, fault.Conflict, "the nodes hold %d keys beside the one in use: put the next one beside kek_file on each, with .next at the end of its name", len(others))
+		}
+		to = others[0]
+	}
+	if names := page.without(s.nodes(), to); len(names) > 0 {
+		return nil, fault.New(op, fault.Conflict, "%d do not hold key %s, and could not open the keys: %s", len(names), clip(to), naming(names))
+	}
+	c, err := s.reseal(page, to)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), c); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&controlv1.RotateKeyResponse{Key: to, Sealed: page.sealed()}), nil
+}
+
+// others lists the keys that nodes hold beside the one in use.
+func (s State) others(nodes []string) []string {
+	var out []string
+	for _, n := range nodes {
+		for _, id := range s.Holds(n) {
+			if id != s.KEK && !slices.Contains(out, id) {
+				out = append(out, id)
+			}
+		}
+	}
+	return out
+}
+
+// reseal opens everything with the key in use and seals it with another.
+func (s *Server) reseal(page State, to string) (RotateKEK, error) {
+	c := RotateKEK{From: page.KEK, To: to, Nodes: s.nodes(), CAs: map[fleet.Digest][]byte{}}
+	old, err := s.ring.get(page.KEK)
+	if err != nil {
+		return c, err
+	}
+	next, err := s.ring.get(to)
+	if err != nil {
+		return c, err
+	}
+	for _, slot := range page.Slots {
+		if slot.SealedKey == nil {
+			continue
+		}
+		ca, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, old.key)
+		if err != nil {
+			return c, err
+		}
+		if c.CAs[slot.ID()], err = ca.SealKey(next.key, rand.Reader); err != nil {
+			return c, err
+		}
+	}
+	for _, one := range page.Secrets {
+		b, err := identity.OpenSecret(one.Name, one.Sealed, old.key)
+		if err != nil {
+			return c, err
+		}
+		sealed, err := identity.SealSecret(one.Name, b, next.key, rand.Reader)
+		if err != nil {
+			return c, err
+		}
+		c.Secrets = append(c.Secrets, Secret{one.Name, sealed})
+	}
+	return c, nil
+}
