@@ -32,6 +32,7 @@ type options struct {
 	duration     time.Duration
 	bin, out     string
 	without      []string
+	only         string
 	workers      int
 	think        time.Duration
 	leave        bool
@@ -53,6 +54,16 @@ func main() {
 		}
 		return
 	}
+	if len(os.Args) > 3 && os.Args[1] == linkWord {
+		var exit *exec.ExitError
+		if err := linkWith(os.Args[2], os.Args[3:]); errors.As(err, &exit) {
+			os.Exit(exit.ExitCode())
+		} else if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	var o options
 	var without string
 	flag.Uint64Var(&o.seed, "seed", 0, "draws the schedule and the calls; 0: a new one")
@@ -60,6 +71,7 @@ func main() {
 	flag.StringVar(&o.bin, "bin", "bin", "folder with demarc and demarcd")
 	flag.StringVar(&o.out, "out", "", "folder of the run; BIN/robustness/seed-N where it is empty")
 	flag.StringVar(&without, "without", "", "faults to leave out, by name or by what they need (disk, clock), with commas")
+	flag.StringVar(&o.only, "only", "", "these faults alone, by name, with commas")
 	flag.IntVar(&o.workers, "workers", 8, "clients")
 	flag.DurationVar(&o.think, "think", 30*time.Millisecond, "mean pause of a client between calls")
 	flag.BoolVar(&o.leave, "keep", false, "leave the folder behind though all went well")
@@ -95,10 +107,7 @@ func (o options) needs() error {
 		}
 	}
 	if o.has("clock") {
-		if _, err := os.Stat(filepath.Join(o.bin, shiftedName)); err != nil {
-			fmt.Println("building demarcd once more, with a clock that can be moved: the first time this takes minutes")
-			return buildShifted(filepath.Join(o.bin, shiftedName), "./cmd/demarcd")
-		}
+		return buildShifted(filepath.Join(o.bin, shiftedName), "./cmd/demarcd")
 	}
 	return nil
 }
@@ -110,6 +119,15 @@ func suite(ctx context.Context, o options) (err error) {
 	names, err := namesOf(o.without)
 	if err != nil {
 		return err
+	}
+	if o.only != "" {
+		only := strings.Split(o.only, ",")
+		for _, k := range only {
+			if !slices.Contains(names, k) {
+				return fmt.Errorf("-only %s: there are %s", k, strings.Join(names, ", "))
+			}
+		}
+		names = only
 	}
 	steps := plan(o.seed, o.duration, names)
 	fmt.Printf("seed %d, %s, %d faults of %d kinds (%s)\n", o.seed, o.duration, len(steps), len(names), strings.Join(names, ", "))

@@ -16,7 +16,8 @@ import (
 // process is a demarcd in a namespace. It is started again where it dies by itself, as a service manager would.
 type process struct {
 	name, ns, log string
-	argv, env     []string
+	dir           string // in which it works
+	argv          []string
 
 	mu     sync.Mutex
 	cmd    *exec.Cmd
@@ -50,7 +51,7 @@ func (p *process) launch() error {
 	}
 	defer log.Close()
 	c := exec.Command(p.argv[0], p.argv[1:]...)
-	c.Stdout, c.Stderr, c.Env = log, log, append(os.Environ(), p.env...)
+	c.Stdout, c.Stderr, c.Dir = log, log, p.dir
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := inside(p.ns, c.Start); err != nil {
 		return err

@@ -37,7 +37,7 @@ const (
 type node struct {
 	*process
 	disk   *disk
-	clock  string
+	clock  string // the folder that its clock's file is in
 	addr   string
 	faulty bool // run.mu guards it
 }
@@ -104,7 +104,7 @@ func (r *run) begin() error {
 }
 
 func (r *run) addNode(name string) error {
-	n := &node{addr: r.net.hosts[name].addr, clock: r.path(name + ".clock")}
+	n := &node{addr: r.net.hosts[name].addr, clock: r.path("acme", name)}
 	if r.has("disk") {
 		d, err := newDisk(r.path(name+".img"), r.path("acme", name, "data"))
 		if d != nil {
@@ -120,7 +120,7 @@ func (r *run) addNode(name string) error {
 		if err := setClock(n.clock, 0); err != nil {
 			return err
 		}
-		n.argv[0], n.env = filepath.Join(r.bin, shiftedName), []string{shiftEnv + "=" + n.clock}
+		n.argv[0], n.dir = filepath.Join(r.bin, shiftedName), n.clock
 	}
 	r.nodes = append(r.nodes, n)
 	one, err := os.ReadFile(r.path("acme", "operator", "operator.yaml"))
