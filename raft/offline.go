@@ -13,7 +13,6 @@ import (
 	hraft "github.com/hashicorp/raft"
 
 	"github.com/demarc-dev/demarc/fault"
-	"github.com/demarc-dev/demarc/raft/wal"
 )
 
 // Offline is the directory of a node that is stopped.
@@ -32,7 +31,7 @@ func (o Offline) open() (*disk, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return openDisk(o.Dir, o.Self.ID, wal.Options{}, hclogger(o.Logger))
+	return openDisk(o.Dir, o.Self.ID, hclogger(o.Logger))
 }
 
 func (o Offline) alone() hraft.Configuration {
