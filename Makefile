@@ -6,7 +6,7 @@ export GOFLAGS := $(GOFLAGS) -tags=ts_omit_peerapiserver
 
 TOOLS   := $(CURDIR)/bin/tools
 
-.PHONY: all bin demo demo-check bench-channels build test test-kubernetes test-roads robustness robustness-short race check vet lint vuln gen gen-check clean
+.PHONY: all bin demo demo-check bench-channels bench-raft build fuzz test test-disk test-kubernetes test-roads robustness robustness-short race check vet lint vuln gen gen-check clean
 all: build
 
 build: ## build everything
@@ -26,8 +26,19 @@ bench-channels: bin ## memory of idle channels and their return after kill -9, b
 	$(GO) build -o $(BIN)/channels ./bench/channels
 	$(BIN)/channels -n $(or $(N),10000) -bin $(BIN)
 
+bench-raft: bin ## changes a second through the API of three nodes, in turns with three of etcd (SECONDS=5 TURNS=3)
+	dir=$$(bench/raft/etcd/build.sh) && $(GO) build -o $(BIN)/raftbench ./bench/raft && \
+	$(BIN)/raftbench -bin $(BIN) -etcd $$dir -seconds $(or $(SECONDS),5) -turns $(or $(TURNS),3)
+
 test: ## all tests
 	$(GO) test ./...
+
+FUZZTIME ?= 25s
+fuzz: ## every fuzz target for FUZZTIME each, one after another; what fails is kept under testdata/fuzz
+	@for dir in $$(git grep -lE '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u); do \
+	  for target in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | cut -d' ' -f2); do \
+	    echo "$$dir $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 200x -parallel 1 ./$$dir || exit 1; \
+	  done; done
 
 test-roads: ## real processes in network namespaces, a fault at a time (needs root, ip and iptables)
 	DEMARC_NETNS=1 $(GO) test -count=1 -timeout 10m -v ./fleettest/roads
@@ -39,6 +50,9 @@ robustness: bin ## three real nodes under faults, histories checked (DURATION=5m
 robustness-short: bin ## 75 s of the same, without the second build that clock jumps need
 	$(GO) build -o $(BIN)/robust ./fleettest/robust
 	$(BIN)/robust -bin $(BIN) -duration 75s -seed $(or $(SEED),0) -without $(if $(wildcard /dev/loop-control),clock,'clock,disk')
+
+test-disk: ## a full disk on real, small file systems (needs root)
+	DEMARC_DISK=1 unshare -m $(GO) test -count=1 -v -run 'Full' ./raft
 
 race: ## all tests with the race detector, in random order (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on ./...
@@ -72,7 +86,7 @@ vuln: ## known vulnerabilities in what is called, where the database can be reac
 	  if [ $$code = 3 ]; then echo "$$out"; exit 1; elif [ $$code != 0 ]; then echo "govulncheck did not run here:"; echo "$$out" | tail -3; else echo "$$out" | tail -3; fi; \
 	else echo "govulncheck can't be had here"; fi
 
-check: build lint gen-check race test-kubernetes test-roads robustness-short vuln demo-check ## what CI runs
+check: build lint gen-check race test-disk test-kubernetes test-roads robustness-short vuln demo-check ## what CI runs
 
 clean:
 	rm -rf $(BIN)

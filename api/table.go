@@ -94,6 +94,10 @@ var table = map[string]rule{
 	controlv1connect.OperatorBootstrapLoginOptionsProcedure:     only(Stranger),
 	controlv1connect.OperatorBootstrapLoginProcedure:            only(Stranger),
 
+	controlv1connect.IssuerKeysGetExpectProcedure:   from(fleet.Viewer),
+	controlv1connect.IssuerKeysConfirmKeysProcedure: from(fleet.Admin), // it decides who an appliance is
+	controlv1connect.IssuerKeysForgetKeysProcedure:  from(fleet.Admin),
+
 	localv1connect.LocalStatusProcedure:         only(Owner),
 	localv1connect.LocalPinProcedure:            only(Owner),
 	localv1connect.LocalSubmitProcedure:         only(Owner),

@@ -29,6 +29,7 @@ import (
 
 func schemas() []protoreflect.FileDescriptor {
 	return []protoreflect.FileDescriptor{boundaryv1.File_boundary_v1_boundary_proto, controlv1.File_control_v1_control_proto, controlv1.File_control_v1_operators_proto, controlv1.File_control_v1_keys_proto,
+		controlv1.File_control_v1_reported_proto,
 		localv1.File_local_v1_local_proto, managementv1.File_management_v1_management_proto}
 }
 
@@ -56,6 +57,7 @@ var allowed = map[string][]api.Caller{
 	"demarc.control.v1.Control":           {api.Operator}, // of the rank in least
 	"demarc.control.v1.OperatorService":   {api.Operator}, // likewise
 	"demarc.control.v1.KeyService":        {api.Operator}, // likewise
+	"demarc.control.v1.IssuerKeys":        {api.Operator}, // likewise
 	"demarc.control.v1.OperatorBootstrap": {api.Stranger},
 	"demarc.local.v1.Local":               {api.Owner},
 	"demarc.management.v1.Management":     {api.Node},
@@ -65,11 +67,12 @@ var allowed = map[string][]api.Caller{
 // least is written a second time on purpose too: the least rank of an operator for each procedure of the control plane.
 var least = map[fleet.Rank][]string{
 	fleet.Viewer: {"Control/Status", "Control/ListAppliances", "Control/ListAuthorities", "Control/GetProbe", "Control/ListOperations", "Control/ExportEvidence",
-		"Control/RenewOperator", "OperatorService/ListOperators", "OperatorService/GetDoor"},
+		"Control/RenewOperator", "OperatorService/ListOperators", "OperatorService/GetDoor", "IssuerKeys/GetExpect"},
 	fleet.Deployer: {"Control/UploadArtifact", "Control/PublishRelease"},
 	fleet.Operate:  {"Control/RegisterCustomer", "Control/RegisterAppliance", "Control/BanAppliance", "Control/Probe", "Control/RequestOperation"},
 	fleet.Admin: {"Control/SetExpect", "Control/PrepareAuthority", "Control/ActivateAuthority", "Control/RetireAuthority",
-		"OperatorService/InviteOperator", "OperatorService/SetOperatorRole", "OperatorService/BanOperator", "OperatorService/RemoveOperator", "KeyService/GetKeys", "KeyService/RotateKey"},
+		"OperatorService/InviteOperator", "OperatorService/SetOperatorRole", "OperatorService/BanOperator", "OperatorService/RemoveOperator", "KeyService/GetKeys", "KeyService/RotateKey",
+		"IssuerKeys/ConfirmKeys", "IssuerKeys/ForgetKeys"},
 }
 
 // every is each class of caller, and an operator of each rank and of none.
@@ -126,6 +129,9 @@ func TestEveryProcedureAsEveryCaller(t *testing.T) {
 		},
 		func() (string, http.Handler) {
 			return controlv1connect.NewOperatorBootstrapHandler(controlv1connect.UnimplementedOperatorBootstrapHandler{}, opt)
+		},
+		func() (string, http.Handler) {
+			return controlv1connect.NewIssuerKeysHandler(controlv1connect.UnimplementedIssuerKeysHandler{}, opt)
 		},
 		func() (string, http.Handler) {
 			return localv1connect.NewLocalHandler(localv1connect.UnimplementedLocalHandler{}, opt)

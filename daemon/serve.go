@@ -37,11 +37,13 @@ func HTTP(name string, ln net.Listener, conf *tls.Config, h http.Handler, log *s
 	return serve(name, srv, func() error { return srv.ServeTLS(ln, "", "") })
 }
 
-// Proved is HTTP over connections whose TLS handshake was done, with conf, before ln gave them: each is a *tls.Conn.
-func Proved(name string, ln net.Listener, conf *tls.Config, h http.Handler, log *slog.Logger) Part {
+// Proved is HTTP over connections whose TLS handshake was done, with conf, before ln gave them: each is a *tls.Conn. State is
+// told how each of them fares, as [http.Server.ConnState] is; it may be nil.
+func Proved(name string, ln net.Listener, conf *tls.Config, h http.Handler, state func(net.Conn, http.ConnState), log *slog.Logger) Part {
 	conf = conf.Clone()
 	conf.NextProtos = []string{"h2"} // what else conf offers is not for this server
 	srv := server(name, conf, h, log)
+	srv.ConnState = state
 	return serve(name, srv, func() error { return srv.Serve(ln) })
 }
 

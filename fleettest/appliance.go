@@ -4,7 +4,6 @@ package fleettest
 
 import (
 	"context"
-	"encoding/json"
 	"net"
 	"os"
 	"path/filepath"
@@ -12,13 +11,11 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/go-jose/go-jose/v4"
-
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon/appliance"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
-	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/mesh"
 	"github.com/demarc-dev/demarc/seal"
@@ -29,6 +26,7 @@ type Appliance struct {
 	Name   string
 	proofs atomic.Int64
 	dials  atomic.Int64
+	told   atomic.Int64
 	f      *Fleet
 	cfg    *configs.Appliance
 	cut    bool
@@ -40,6 +38,9 @@ type Appliance struct {
 
 // Proofs is how often it has proved its platform identity.
 func (a *Appliance) Proofs() int { return int(a.proofs.Load()) }
+
+// Told is how often it has told the control plane the keys of its cluster, or tried to.
+func (a *Appliance) Told() int { return int(a.told.Load()) }
 
 // Dials is how often it has come to the node's door, or tried to.
 func (a *Appliance) Dials() int { return int(a.dials.Load()) }
@@ -74,7 +75,7 @@ func (a *Appliance) Start() {
 	app, err := appliance.New(ctx, a.cfg, "test", f.log.With("appliance", a.Name), appliance.Options{
 		Now:    func() time.Time { f.mu.Lock(); defer f.mu.Unlock(); return time.Now().Add(a.skew) },
 		Routes: map[string]mesh.Route{"https": road{a}},
-		Proof:  a.proof,
+		Proof:  a.proof, Keys: a.keys,
 	})
 	f.must(err)
 	var wg sync.WaitGroup
@@ -185,28 +186,10 @@ func (r road) Dial(ctx context.Context, _ string) (net.Conn, error) {
 	return c, nil
 }
 
-// proof is the platform: it signs a projected token.
-func (a *Appliance) proof(_ context.Context, audience string) (string, error) {
-	a.f.mu.Lock()
-	a.proofs.Add(1)
-	mute := a.mute
-	a.f.mu.Unlock()
-	if mute {
-		return "", fault.New("fleettest.Proof", fault.Unavailable, "the platform does not answer")
-	}
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: a.f.platform, KeyID: "k"}}, nil)
-	if err != nil {
-		return "", err
-	}
-	now := time.Now() // the platform's clock is right
-	b, err := json.Marshal(map[string]any{"iss": "https://cluster.example", "sub": "system:serviceaccount:demarc:" + a.Name, "aud": []string{audience},
-		"exp": now.Add(10 * time.Minute).Unix(), "iat": now.Unix()})
-	if err != nil {
-		return "", err
-	}
-	o, err := signer.Sign(b)
-	if err != nil {
-		return "", err
-	}
-	return o.CompactSerialize()
+// NewBundleFile puts the vendor's CAs of now in the place of the customer's file.
+func (a *Appliance) NewBundleFile() {
+	a.f.t.Helper()
+	b, err := identity.BundlePEM(a.f.View().Slots)
+	a.f.must(err)
+	a.f.must(os.WriteFile(a.cfg.ControlPlane.BundleFile, b, 0o600))
 }

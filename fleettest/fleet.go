@@ -23,7 +23,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"github.com/go-jose/go-jose/v4"
 
 	"github.com/demarc-dev/demarc/api"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
@@ -49,9 +48,10 @@ type Fleet struct {
 
 	t        *testing.T
 	kek      []byte
-	first    *tls.Certificate
-	bundle   []byte // the file that customers got at the beginning
+	first    map[string]*tls.Certificate // by node
+	bundle   []byte                      // the file that customers got at the beginning
 	platform *ecdsa.PrivateKey
+	cluster  cluster
 	log      *slog.Logger
 
 	mu     sync.Mutex
@@ -61,13 +61,23 @@ type Fleet struct {
 	server *controlplane.Server
 	door   *door
 	conns  map[*end]*Appliance
-	shut   bool // whoever shows a certificate is refused
+	seq    controlplane.Sequence // of a cluster; nil: the record is the order
+	shut   bool                  // whoever shows a certificate is refused
 	stop   func()
 }
 
 // New starts a vendor. The test's cleanup ends it.
 func New(t *testing.T) *Fleet {
 	t.Helper()
+	f, slots := found(t, nodeName)
+	f.StartNode()
+	t.Cleanup(f.CrashNode)
+	f.begin(slots)
+	return f
+}
+
+// found draws what a vendor has before its first node starts: a CA, the certificates of the nodes' first start, a platform.
+func found(t *testing.T, nodes ...string) (*Fleet, []identity.Slot) {
 	f := &Fleet{t: t, kek: make([]byte, 32), conns: map[*end]*Appliance{}, log: slog.New(slog.NewTextHandler(logs{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))}
 	if !testing.Verbose() {
 		f.log = slog.New(slog.DiscardHandler)
@@ -82,24 +92,31 @@ func New(t *testing.T) *Fleet {
 	f.must(err)
 	f.bundle, err = identity.BundlePEM(slots)
 	f.must(err)
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	f.must(err)
-	der, err := identity.NewCSR(key, rand.Reader)
-	f.must(err)
-	csr, err := identity.ParseCSR(der)
-	f.must(err)
-	leaf, err := ca.Issue(csr, fleet.PrincipalOf(Domain, fleet.Node, nodeName), time.Now(), LeafLife, identity.IssueOptions{Rand: rand.Reader})
-	f.must(err)
-	f.first = &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
+	f.first = map[string]*tls.Certificate{}
+	for _, name := range nodes {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		f.must(err)
+		der, err := identity.NewCSR(key, rand.Reader)
+		f.must(err)
+		csr, err := identity.ParseCSR(der)
+		f.must(err)
+		leaf, err := ca.Issue(csr, fleet.PrincipalOf(Domain, fleet.Node, name), time.Now(), LeafLife, identity.IssueOptions{Rand: rand.Reader})
+		f.must(err)
+		f.first[name] = &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
+	}
 	f.platform, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	f.must(err)
-	f.StartNode()
-	t.Cleanup(f.CrashNode)
-	_, err = ledger.Submit(t.Context(), order{f}, f.meta(), controlplane.Genesis{TrustDomain: Domain, Slots: slots})
+	f.cluster = cluster{signs: "k", keys: map[string]*ecdsa.PrivateKey{"k": f.platform}, shown: []string{"k"}}
+	return f, slots
+}
+
+// begin makes the first changes of the book.
+func (f *Fleet) begin(slots []identity.Slot) {
+	f.t.Helper()
+	_, err := ledger.Submit(f.t.Context(), order{f}, f.meta(), controlplane.Genesis{TrustDomain: Domain, Slots: slots})
 	f.must(err)
-	_, err = ledger.Submit(t.Context(), order{f}, f.meta(), controlplane.RegisterCustomer{Name: "globex"})
+	_, err = ledger.Submit(f.t.Context(), order{f}, f.meta(), controlplane.RegisterCustomer{Name: "globex"})
 	f.must(err)
-	return f
 }
 
 type logs struct{ t *testing.T }
@@ -131,6 +148,9 @@ type view struct {
 
 // View is the vendor's book as it is now.
 func (f *Fleet) View() view {
+	if f.seq != nil { // a follower may be behind what it has forwarded
+		_ = f.seq.Read(context.Background())
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s, log := f.book.Both()
@@ -187,6 +207,9 @@ type order struct{ f *Fleet }
 // Propose implements [controlplane.Sequence].
 func (o order) Propose(ctx context.Context, data []byte) ([]byte, error) {
 	f := o.f
+	if f.seq != nil {
+		return f.seq.Propose(ctx, data)
+	}
 	f.mu.Lock()
 	if f.stop == nil || ctx.Err() != nil {
 		f.mu.Unlock()
@@ -242,7 +265,7 @@ func (f *Fleet) StartNode() {
 	f.must(err)
 	roots, err := identity.ParseBundle(f.bundle, Domain)
 	f.must(err)
-	source, err := server.NewSource(f.first, identity.Pool(roots))
+	source, err := server.NewSource(f.first[nodeName], identity.Pool(roots))
 	f.must(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	d := newDoor()
@@ -394,9 +417,7 @@ func (f *Fleet) Wait(what string, limit time.Duration, holds func() bool) time.D
 
 // expect is the platform identity that the vendor registers for every appliance of a fleet.
 func (f *Fleet) expect(name string) json.RawMessage {
-	set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: f.platform.Public(), KeyID: "k", Algorithm: "ES256", Use: "sig"}}})
-	f.must(err)
-	b, err := json.Marshal(identity.Expect{Kind: "kubernetes", Issuer: "https://cluster.example", JWKS: set, Namespace: "demarc", ServiceAccount: name})
+	b, err := json.Marshal(identity.Expect{Kind: "kubernetes", Issuer: "https://cluster.example", JWKS: f.JWKS(), Namespace: "demarc", ServiceAccount: name})
 	f.must(err)
 	return b
 }

@@ -199,6 +199,10 @@ func TestRollOver(t *testing.T) {
 		}
 		sleeper.Start() // the old CA still stands; it does not know the new one
 		sleeper.WaitUp(time.Minute)
+		late.Stop()
+		late.NewBundleFile()
+		late.Start()
+		late.WaitUp(time.Minute)
 		f.Wait("the old CA is retired", time.Hour, func() bool { return f.RetireCA(old, false) == nil })
 		if sleeper.Proofs() != 1 {
 			t.Errorf("%d proofs of the one that slept", sleeper.Proofs())

@@ -4,6 +4,7 @@ package identity
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rsa"
@@ -118,13 +119,35 @@ func (k Keys) open(token string, c any) error {
 	return nil
 }
 
-// KeysAudience is what a token must be made out to, so that it vouches for these keys at this trust domain.
-func KeysAudience(trustDomain string, jwks []byte) (string, error) {
+// KeysAudience is what a token must be made out to, so that it vouches for these keys, once, at this trust domain.
+func KeysAudience(trustDomain, nonce string, jwks []byte) (string, error) {
 	if err := CheckTrustDomain(trustDomain); err != nil {
 		return "", err
 	}
+	if nonce == "" {
+		return "", fault.New("identity.KeysAudience", fault.Invalid, "there is no nonce: ask for one first")
+	}
 	sum := sha256.Sum256(jwks)
-	return "demarc://" + trustDomain + "/keys?jwks=" + base64.RawURLEncoding.EncodeToString(sum[:]), nil
+	return "demarc://" + trustDomain + "/keys?nonce=" + url.QueryEscape(nonce) + "&jwks=" + base64.RawURLEncoding.EncodeToString(sum[:]), nil
+}
+
+// KeyName is how people tell a key of an issuer.
+type KeyName struct {
+	ID         string // kid
+	Thumbprint string // SHA-256 (RFC 7638), base64url
+}
+
+// Names lists the keys, in the order of the JWKS.
+func (k Keys) Names() ([]KeyName, error) {
+	var out []KeyName
+	for _, key := range k.set.Keys {
+		sum, err := key.Thumbprint(crypto.SHA256)
+		if err != nil {
+			return nil, fault.At("identity.Names", fault.Invalid, err)
+		}
+		out = append(out, KeyName{ID: key.KeyID, Thumbprint: base64.RawURLEncoding.EncodeToString(sum)})
+	}
+	return out, nil
 }
 
 // CheckIssuer tells whether keys can be fetched from an issuer: https, a host, and nothing that is not a path.

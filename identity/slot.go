@@ -34,6 +34,10 @@ type Slot struct {
 	CertDER   []byte `json:"cert"`
 	SealedKey []byte `json:"sealed_key"`
 	Since     uint64 `json:"since,omitempty"` // number of the first bundle that held it
+
+	// Who asked for it, and with which request; empty where an older build recorded neither.
+	By      fleet.Principal `json:"by,omitempty"`
+	Request fleet.RequestID `json:"request,omitempty"`
 }
 
 // ID is the digest of the CA's certificate: it names the slot.

@@ -113,7 +113,7 @@ func (p *Proxy) connect(c net.Conn, addr string) (net.Conn, error) {
 		return nil, fault.New(op, fault.Unavailable, "the proxy answers %d to CONNECT %s", resp.StatusCode, addr)
 	}
 	if r.Buffered() == 0 {
-		return c, nil
+		return &ahead{Conn: c, r: c}, nil
 	}
 	head, err := r.Peek(r.Buffered())
 	if err != nil {
@@ -122,7 +122,7 @@ func (p *Proxy) connect(c net.Conn, addr string) (net.Conn, error) {
 	return &ahead{Conn: c, r: io.MultiReader(strings.NewReader(string(head)), c)}, nil
 }
 
-// ahead is a connection of which some bytes have been read already.
+// ahead is a tunnel through a proxy, of which some bytes may have been read already.
 type ahead struct {
 	net.Conn
 	r io.Reader
@@ -130,3 +130,6 @@ type ahead struct {
 
 // Read gives the bytes that were read ahead first.
 func (a *ahead) Read(b []byte) (int, error) { return a.r.Read(b) }
+
+// NetConn gives the connection beneath, to the proxy.
+func (a *ahead) NetConn() net.Conn { return a.Conn }

@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"tailscale.com/client/local"
-	"tailscale.com/envknob"
 	"tailscale.com/feature/buildfeatures"
 	"tailscale.com/ipn"
 	"tailscale.com/ipn/ipnstate"
@@ -63,17 +62,6 @@ type Node struct {
 	closed  bool
 }
 
-// quiet sees to it that no log leaves the process and that no gateway is asked to open a port. The library takes both from
-// the environment of the process alone, and reads it without a lock: so it is written once, before the first node. And the
-// library would take credentials and its control server from there, which come from the operator's file and from nowhere else.
-var quiet = sync.OnceFunc(func() {
-	for _, name := range []string{"TS_AUTHKEY", "TS_AUTH_KEY", "TS_CLIENT_SECRET", "TS_CLIENT_ID", "TS_ID_TOKEN", "TS_AUDIENCE", "TS_CONTROL_URL", "TSNET_FORCE_LOGIN"} {
-		_ = os.Unsetenv(name) // it fails for no name of this form
-	}
-	envknob.SetNoLogsNoSupport()
-	envknob.Setenv("TS_DISABLE_PORTMAPPER", "true")
-})
-
 // busy are the folders of nodes that are up, or on their way up or down.
 var busy sync.Map
 
@@ -107,7 +95,9 @@ func Join(ctx context.Context, cfg TailnetConfig) (*Node, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "the folder of the tailnet node's state can't be made")
 	}
-	quiet()
+	if err := quiet(cfg.ControlURL); err != nil {
+		return nil, err
+	}
 	if _, err := os.Stat(filepath.Join(cfg.Dir, "tailscaled.state")); err == nil {
 		n, err := bring(ctx, cfg, Credentials{})
 		if !errors.Is(err, errLogin) {
@@ -151,7 +141,7 @@ func bring(ctx context.Context, cfg TailnetConfig, c Credentials) (*Node, error)
 	}
 	if err != nil {
 		err = fault.Because(err, op, fault.Unavailable, "the tailnet node does not start: %.300v", err)
-	} else {
+	} else if err = sweep(cfg.Dir); err == nil {
 		err = n.up(ctx, c == Credentials{})
 	}
 	if err != nil {

@@ -272,7 +272,7 @@ func (c *cluster) same(want []string) {
 			c.t.Fatal(err)
 		}
 		if got := c.lists[i].all(); want != nil && !slices.Equal(got, want) {
-			c.t.Fatalf("%s has %d lines %.200q, want %d %.200q", c.members[i].ID, len(got), got, len(want), want)
+			c.t.Fatalf("%s has %d lines %.20q, want %d %.20q", c.members[i].ID, len(got), got[max(0, len(got)-8):], len(want), want[max(0, len(want)-8):])
 		}
 	}
 }

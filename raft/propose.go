@@ -186,8 +186,15 @@ func (n *Node) write(batch []*waiting) {
 	if len(kept) == 0 {
 		return
 	}
+	entry := encodePack(proposals)
+	if err := n.room(len(entry)); err != nil {
+		for _, w := range kept {
+			w.answer <- result{err: err}
+		}
+		return
+	}
 	n.meters.packs.Observe(float64(len(kept)))
-	out, err := n.apply(encodePack(proposals))
+	out, err := n.apply(entry)
 	for i, w := range kept {
 		switch {
 		case err != nil:
@@ -245,7 +252,7 @@ func (n *Node) retry(ctx context.Context, f func() error) error {
 	wait := 10 * time.Millisecond
 	for {
 		err := f()
-		if k := fault.Of(err); err == nil || (k != fault.NotLeader && k != fault.Unavailable) || errors.Is(err, errClosing) {
+		if k := fault.Of(err); err == nil || (k != fault.NotLeader && k != fault.Unavailable) || errors.Is(err, errClosing) || isFull(err) {
 			return err
 		}
 		t := time.NewTimer(wait/2 + rand.N(wait))

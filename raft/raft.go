@@ -25,9 +25,11 @@
 //
 // # On disk
 //
-// "lock" is held while the node is open. "log" is a raft-wal; its meta store also holds term, vote, and which member the
-// directory belongs to. "snapshots" is hashicorp/raft's file store, synced and with checksums; two are kept. Where the
-// log can no longer be read, or a vote not be stored, the library panics: the process ends, which is stopping too.
+// "lock" is held while the node is open. "log/wal" is a log of package wal; beside it lie term, vote, and which member the
+// directory belongs to. "snapshots" is hashicorp/raft's file store, synced and with checksums; two are kept. Where an
+// entry was altered on disk the node does not start, and says which file and entry; a snapshot that was altered is put
+// aside in "damaged", and the older one and the log take its place where they reach. Where the log can no longer be read
+// while the node runs, or a vote not be stored, the library panics: the process ends, which is stopping too.
 //
 // # Reading
 //
@@ -42,8 +44,14 @@
 // A leader whose disk does not return from a write goes on sending heartbeats and leads nobody anywhere
 // (hashicorp/raft#503). When a write takes longer than [Timing].DiskHang this package cuts the node off from its peers
 // until the write returns: they elect another leader in the meantime. What waits on the cut-off node is answered
-// unavailable, except the entry in the disk's hands, which is unsure. A disk that fails instead makes the library step
-// down by itself.
+// unavailable, except the entry in the disk's hands, which is unsure. A disk that fails to sync stops the node: nobody
+// knows what is on it, and the next start reads it anew.
+//
+// # A disk that is full
+//
+// A leader whose log can't grow refuses proposals as unavailable, says why, goes on answering reads, and lets another
+// member lead where one can. Elections and votes have room that was set aside. When there is space again it takes
+// proposals within a second, by itself. A follower whose disk is full stays behind until then.
 //
 // # Not yet
 //
@@ -67,6 +75,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/raft/wal"
 )
 
 // Member is one voter.
@@ -108,6 +117,7 @@ type Config struct {
 	Registerer prometheus.Registerer // nil: no metrics
 
 	wrap func(hraft.LogStore) hraft.LogStore // tests: a disk that misbehaves
+	wal  wal.Options                         // tests: small files
 }
 
 // Node is one member of a cluster. Its methods may be called concurrently.
@@ -126,6 +136,7 @@ type Node struct {
 	meters  *meters
 	trans   *hraft.NetworkTransport
 	hung    atomic.Bool // the node is cut off while its disk hangs
+	full    atomic.Bool // the node takes no proposals while its disk is full
 
 	ctx       context.Context // ends when all that was given to the library has been answered
 	stop      context.CancelFunc
@@ -204,6 +215,7 @@ func Open(cfg Config) (*Node, error) {
 	}
 	n.work.Go(n.readRounds)
 	n.wg.Go(n.watchDisk)
+	n.wg.Go(n.tendLog)
 	go n.run()
 	return n, nil
 }
@@ -250,14 +262,16 @@ func (cfg *Config) library() *hraft.Config {
 func (n *Node) open() error {
 	const op = "raft.open"
 	var err error
-	if n.disk, err = openDisk(n.cfg.Dir, n.cfg.Self.ID, hclogger(n.log)); err != nil {
+	if n.disk, err = openDisk(n.cfg.Dir, n.cfg.Self.ID, n.cfg.wal, hclogger(n.log)); err != nil {
 		return err
 	}
 	var logs hraft.LogStore = n.disk.wal
 	if n.cfg.wrap != nil {
 		logs = n.cfg.wrap(logs)
 	}
-	n.store = &watched{LogStore: logs, wrote: n.meters.wrote}
+	n.store = &watched{LogStore: logs, wrote: n.meters.wrote, grew: make(chan struct{}, 1), fail: func(err error) {
+		n.fsm.fail(fault.Because(err, op, fault.Internal, "the log can't be written: %s", fault.Text(err)))
+	}}
 	if n.logs, err = hraft.NewLogCache(cachedEntries, n.store); err != nil {
 		return fault.At(op, fault.Internal, err)
 	}

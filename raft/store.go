@@ -13,17 +13,18 @@ import (
 	hraft "github.com/hashicorp/raft"
 
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/raft/wal"
 )
 
 // disk is what a member keeps.
 type disk struct {
 	lock  *os.File
-	wal   *boltLog
-	snaps hraft.SnapshotStore
+	wal   store
+	snaps *snapshots
 }
 
 // openDisk opens the directory of a member. A directory serves one member for ever, and one process at a time.
-func openDisk(dir, self string, log hclog.Logger) (_ *disk, err error) {
+func openDisk(dir, self string, o wal.Options, log hclog.Logger) (_ *disk, err error) {
 	const op = "raft.openDisk"
 	d := &disk{}
 	defer func() {
@@ -35,23 +36,25 @@ func openDisk(dir, self string, log hclog.Logger) (_ *disk, err error) {
 	if err := os.MkdirAll(logs, 0o700); err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "can't make the directory of the log")
 	}
-	// The file of the log has a lock too; this one tells why at once.
 	if d.lock, err = os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "can't make the lock of the directory")
 	}
 	if err := lockFile(d.lock); err != nil {
 		return nil, fault.Because(err, op, fault.Conflict, "the directory is in use by another process: stop it first")
 	}
-	if d.wal, err = openBoltLog(filepath.Join(logs, "log.db")); err != nil {
-		return nil, fault.Because(err, op, fault.Unavailable, "the log can't be opened")
+	if d.wal, err = openStore(logs, o); err != nil {
+		return nil, fault.Because(err, op, fault.Unavailable, "the log can't be opened: %s", fault.Text(err))
 	}
-	if d.snaps, err = hraft.NewFileSnapshotStoreWithLogger(dir, 2, log); err != nil {
-		return nil, fault.Because(err, op, fault.Unavailable, "can't keep snapshots")
+	if d.wal.Repaired() {
+		log.Warn("one copy of the votes was altered on disk; it was written anew from the other: look after the disk")
+	}
+	if d.snaps, err = openSnapshots(dir, log); err != nil {
+		return nil, err
 	}
 	if err := d.claim(self); err != nil {
 		return nil, err
 	}
-	return d, nil
+	return d, d.whole()
 }
 
 // claim makes sure that the directory is this member's.
@@ -83,7 +86,7 @@ func (d *disk) close() error {
 		return nil
 	}
 	var errs []error
-	if d.wal != nil {
+	if d.wal.Log != nil {
 		errs = append(errs, d.wal.Close())
 	}
 	if d.lock != nil {
@@ -96,6 +99,8 @@ func (d *disk) close() error {
 type watched struct {
 	hraft.LogStore
 	wrote func(time.Duration) // every write that returned
+	fail  func(error)         // the log takes nothing more
+	grew  chan struct{}       // something was written
 	began atomic.Int64        // Unix nanoseconds, 0: no write is going on
 }
 
@@ -110,8 +115,17 @@ func (w *watched) since() time.Time {
 func (w *watched) StoreLogs(logs []*hraft.Log) error {
 	begin := time.Now()
 	w.began.Store(begin.UnixNano())
-	defer func() { w.began.Store(0); w.wrote(time.Since(begin)) }()
-	return w.LogStore.StoreLogs(logs)
+	err := w.LogStore.StoreLogs(logs)
+	w.began.Store(0)
+	w.wrote(time.Since(begin))
+	if err != nil && fault.Of(err) == fault.Internal {
+		w.fail(err)
+	}
+	select {
+	case w.grew <- struct{}{}:
+	default:
+	}
+	return err
 }
 
 // StoreLog implements hraft.LogStore.

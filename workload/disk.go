@@ -93,7 +93,7 @@ func (d *disk) change(f func(*record)) error {
 	f(&next)
 	b, err := json.Marshal(next)
 	if err == nil {
-		err = replace(filepath.Join(d.dir, "state.json"), b)
+		err = Replace(filepath.Join(d.dir, "state.json"), b)
 	}
 	if err != nil {
 		return fault.Because(err, "workload.record", fault.Unavailable, "the disk did not take the state of the runtime")

@@ -72,31 +72,8 @@ func CreateFile(dir, name string, value []byte) error {
 	if st, err := os.Stat(dir); err != nil || st.Mode().Perm()&0o022 != 0 {
 		return fault.Because(err, op, fault.Denied, "others may write to the folder of secrets: chmod 700 it")
 	}
-	if err := replace(filepath.Join(dir, name), value); err != nil {
+	if err := Replace(filepath.Join(dir, name), value); err != nil {
 		return fault.Because(err, op, fault.Unavailable, "secret %q can't be written", name)
 	}
 	return nil
-}
-
-// replace writes a file of mode 0600 beside its place, syncs and renames it. The name of what is on its way can't be
-// that of a secret.
-func replace(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // after the rename there is nothing to remove
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

@@ -11,6 +11,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -26,6 +27,20 @@ const (
 	MaxUp    = 8 << 20 // any later one: output that was released travels in reports
 	MaxDown  = 8 << 20 // a release document travels in an order
 )
+
+// Timing that both sides share.
+const (
+	// Answer is how long a side that said what the other acknowledges (an order, a report) waits to hear anything at all.
+	// A path that went dead is found by that, however rare the beats are.
+	Answer = time.Minute
+	// KnownQuiet is how long a road may be silent of which nothing is known: many proxies drop what is silent for 60 s.
+	KnownQuiet = 50 * time.Second
+	// MaxQuiet is the most that a side holds to be bearable where the kernels watch the whole path.
+	MaxQuiet = 15 * time.Minute
+)
+
+// Patience is the silence that ends a channel: three beats that are missed, or one that is a minute late.
+func Patience(beat time.Duration) time.Duration { return min(3*beat, beat+time.Minute) }
 
 const prefix = 4 // bytes of the length
 

@@ -19,6 +19,7 @@ import (
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/channel"
 	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/mesh"
 )
 
 // crowd is light appliances: each holds a channel, beats, acknowledges orders, and comes back as an appliance does.
@@ -26,6 +27,7 @@ type crowd struct {
 	addr    string
 	clients []*client
 	stopped atomic.Bool
+	came    atomic.Int64 // clients that have had a channel
 	begun   atomic.Int64 // Unix nanoseconds of the present measurement
 	wg      sync.WaitGroup
 }
@@ -42,12 +44,21 @@ func newCrowd(addr string, roots *x509.CertPool, leaves []*tls.Certificate) *cro
 	f := &crowd{addr: addr}
 	f.begun.Store(time.Now().UnixNano())
 	for _, leaf := range leaves {
-		c := &client{leaf: leaf}
-		f.clients = append(f.clients, c)
-		f.wg.Go(func() { f.keep(c, roots) })
+		f.clients = append(f.clients, &client{leaf: leaf})
 	}
+	f.wg.Go(func() { // the first coming is no storm: that is measured after the kill
+		for i, c := range f.clients {
+			for i-f.first() > 256 {
+				time.Sleep(10 * time.Millisecond)
+			}
+			f.wg.Go(func() { f.keep(c, roots) })
+		}
+	})
 	return f
 }
+
+// first is how many clients have had a channel.
+func (f *crowd) first() int { return int(f.came.Load()) }
 
 // keep is what an appliance's switch does: full jitter below a ceiling that doubles to 30 s, after the named spread.
 func (f *crowd) keep(c *client, roots *x509.CertPool) {
@@ -71,9 +82,10 @@ func (f *crowd) session(c *client, conf *tls.Config) (time.Duration, error) {
 		return 0, err
 	}
 	defer raw.Close()
+	mesh.KeepAlive(raw)
 	_ = raw.SetDeadline(time.Now().Add(20 * time.Second))
 	t := tls.Client(raw, conf)
-	if err := channel.Write(t, &boundaryv1.Up{Body: &boundaryv1.Up_Hello{Hello: &boundaryv1.Hello{Build: "bench", Route: "https"}}}, channel.MaxHello); err != nil {
+	if err := channel.Write(t, &boundaryv1.Up{Body: &boundaryv1.Up_Hello{Hello: &boundaryv1.Hello{Build: "bench", Route: "https", QuietMs: uint32(channel.MaxQuiet.Milliseconds())}}}, channel.MaxHello); err != nil {
 		return 0, err
 	}
 	var down boundaryv1.Down
@@ -87,7 +99,9 @@ func (f *crowd) session(c *client, conf *tls.Config) (time.Duration, error) {
 	c.took.Store(int64(time.Since(dialled)))
 	c.at.Store(time.Now().UnixNano() - f.begun.Load())
 	c.conn.Store(t)
-	c.ups.Add(1)
+	if c.ups.Add(1) == 1 {
+		f.came.Add(1)
+	}
 	spread, beat := time.Duration(w.GetReconnectSpreadMs())*time.Millisecond, time.Duration(w.GetBeatMs())*time.Millisecond
 	var mu sync.Mutex
 	say := func(up *boundaryv1.Up) {
@@ -105,7 +119,7 @@ func (f *crowd) session(c *client, conf *tls.Config) (time.Duration, error) {
 	}
 	tick = time.AfterFunc(time.Duration(rand.Float64()*float64(beat)), func() { again() })
 	for {
-		_ = t.SetReadDeadline(time.Now().Add(3 * beat))
+		_ = t.SetReadDeadline(time.Now().Add(channel.Patience(beat)))
 		var down boundaryv1.Down
 		if err := channel.Read(t, &down, channel.MaxDown); err != nil {
 			return spread, err

@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"path/filepath"
 	"sync"
@@ -30,11 +31,14 @@ import (
 	"github.com/demarc-dev/demarc/seal"
 )
 
+// strangers is from how many addresses of loopback the appliances enrol.
+const strangers = 16
+
 // fixture registers and enrols appliances over the real API.
 type fixture struct {
 	roots   *x509.CertPool
 	control controlv1connect.ControlClient
-	boot    boundaryv1connect.BootstrapClient
+	boot    []boundaryv1connect.BootstrapClient
 	issuer  *identitytest.Issuer
 	expect  []byte
 	logKey  []byte
@@ -50,11 +54,14 @@ func openFixture(dir, addr string) (*fixture, error) {
 	if err != nil {
 		return nil, err
 	}
-	call := func(leaf *tls.Certificate) *http.Client {
-		return &http.Client{Transport: &http.Transport{ForceAttemptHTTP2: true, TLSClientConfig: identity.Client(identity.Fixed(leaf, f.roots), identity.WantNode(domain), "h2")}}
+	call := func(leaf *tls.Certificate, from net.IP) *http.Client {
+		d := &net.Dialer{LocalAddr: &net.TCPAddr{IP: from}}
+		return &http.Client{Transport: &http.Transport{DialContext: d.DialContext, ForceAttemptHTTP2: true, TLSClientConfig: identity.Client(identity.Fixed(leaf, f.roots), identity.WantNode(domain), "h2")}}
 	}
-	f.control = controlv1connect.NewControlClient(call(&ann), "https://"+addr)
-	f.boot = boundaryv1connect.NewBootstrapClient(call(nil), "https://"+addr)
+	f.control = controlv1connect.NewControlClient(call(&ann, nil), "https://"+addr)
+	for i := range byte(strangers) { // each network has a budget of its own
+		f.boot = append(f.boot, boundaryv1connect.NewBootstrapClient(call(nil, net.IPv4(127, 0, 1, 1+i)), "https://"+addr))
+	}
 	if f.issuer, err = identitytest.NewIssuer("https://issuer.bench.example"); err != nil {
 		return nil, err
 	}
@@ -83,14 +90,14 @@ func (f *fixture) enrolAll(n int) ([]*tls.Certificate, error) {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			out[i], errs[i] = f.enrol(fmt.Sprintf("a-%05d", i))
+			out[i], errs[i] = f.enrol(fmt.Sprintf("a-%05d", i), f.boot[i%len(f.boot)])
 		})
 	}
 	wg.Wait()
 	return out, errors.Join(errs...)
 }
 
-func (f *fixture) enrol(name string) (*tls.Certificate, error) {
+func (f *fixture) enrol(name string, boot boundaryv1connect.BootstrapClient) (*tls.Certificate, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	_, err := f.control.RegisterAppliance(ctx, connect.NewRequest(&controlv1.RegisterApplianceRequest{RequestId: name, Name: name, Customer: "globex", Expect: f.expect}))
@@ -106,7 +113,7 @@ func (f *fixture) enrol(name string) (*tls.Certificate, error) {
 		return nil, err
 	}
 	for {
-		der, err := f.once(ctx, name, csr)
+		der, err := f.once(ctx, boot, name, csr)
 		if err == nil {
 			leaf, err := x509.ParseCertificate(der)
 			return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, err
@@ -122,8 +129,8 @@ func (f *fixture) enrol(name string) (*tls.Certificate, error) {
 	}
 }
 
-func (f *fixture) once(ctx context.Context, name string, csr []byte) ([]byte, error) {
-	ch, err := f.boot.Challenge(ctx, connect.NewRequest(&boundaryv1.ChallengeRequest{}))
+func (f *fixture) once(ctx context.Context, boot boundaryv1connect.BootstrapClient, name string, csr []byte) ([]byte, error) {
+	ch, err := boot.Challenge(ctx, connect.NewRequest(&boundaryv1.ChallengeRequest{}))
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +142,7 @@ func (f *fixture) once(ctx context.Context, name string, csr []byte) ([]byte, er
 	if err != nil {
 		return nil, err
 	}
-	res, err := f.boot.Enrol(ctx, connect.NewRequest(&boundaryv1.EnrolRequest{Appliance: name, Nonce: ch.Msg.GetNonce(), Csr: csr, Token: token, LogKey: f.logKey}))
+	res, err := boot.Enrol(ctx, connect.NewRequest(&boundaryv1.EnrolRequest{Appliance: name, Nonce: ch.Msg.GetNonce(), Csr: csr, Token: token, LogKey: f.logKey}))
 	if err != nil {
 		return nil, err
 	}

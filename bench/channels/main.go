@@ -28,6 +28,7 @@ func main() {
 	n := flag.Int("n", 10000, "channels")
 	bin := flag.String("bin", "bin", "folder of demarc and demarcd")
 	idle := flag.Duration("idle", time.Minute, "how long the channels are left alone")
+	settle := flag.Duration("settle", 10*time.Minute, "how long the node may take to come to rest")
 	peer := flag.String("peer", "", "be the peer's server, with the folder of the trust domain")
 	addr := flag.String("addr", "", "where the peer listens")
 	flag.Parse()
@@ -35,7 +36,7 @@ func main() {
 	if *peer != "" {
 		err = servePeer(*peer, *addr)
 	} else {
-		err = run(*n, *bin, *idle)
+		err = run(*n, *bin, *idle, *settle)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "channels:", err)
@@ -43,7 +44,7 @@ func main() {
 	}
 }
 
-func run(n int, bin string, idle time.Duration) error {
+func run(n int, bin string, idle, settle time.Duration) error {
 	dir, err := os.MkdirTemp("", "bench-channels-")
 	if err != nil {
 		return err
@@ -82,17 +83,22 @@ func run(n int, bin string, idle time.Duration) error {
 	}
 	took := time.Since(begun)
 	fmt.Printf("%d appliances registered and enrolled in %.1f s\n", n, took.Seconds())
+	base, err := quietCPU(node.Process.Pid, metrics, idle, settle)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("idle with the same book and no channel: %.2f CPU seconds in %s\n", base, idle)
 
 	crowd := newCrowd(api, fixture.roots, leaves)
-	up, err := crowd.up(0, 2*time.Minute)
+	up, err := crowd.up(0, settle)
 	if err != nil {
 		return err
 	}
 	fmt.Printf("%d channels up in %.1f s\n", n, up.Seconds())
-	time.Sleep(idle / 2) // what the enrolment left behind is collected and given back
-	cpu0 := cpu(node.Process.Pid)
-	time.Sleep(idle)
-	used := cpu(node.Process.Pid) - cpu0
+	used, err := quietCPU(node.Process.Pid, metrics, idle, settle)
+	if err != nil {
+		return err
+	}
 	ours := (rss(node.Process.Pid) - rss0) / float64(n)
 	routines := metric(metrics, "go_goroutines")
 	fmt.Printf("node: %.1f KiB a channel (%.1f MiB empty, %.1f MiB full), %.2f goroutines a channel, %.2f CPU seconds in %s idle\n",
@@ -103,7 +109,7 @@ func run(n int, bin string, idle time.Duration) error {
 	if node, err = start(); err != nil {
 		return err
 	}
-	back, err := crowd.up(gen, 2*time.Minute)
+	back, err := crowd.up(gen, settle)
 	if err != nil {
 		return err
 	}
@@ -119,7 +125,27 @@ func run(n int, bin string, idle time.Duration) error {
 	fmt.Printf("peer: %.1f KiB a channel\n", theirs)
 	result("memory per channel", ours, theirs, theirs/ours, "KiB")
 	fmt.Printf("RESULT {\"bench\":\"channels\",\"case\":\"all %d back after kill -9\",\"ours\":%.2f,\"peer\":null,\"ratio\":null,\"unit\":\"s\"}\n", n, back.Seconds())
+	fmt.Printf("RESULT {\"bench\":\"channels\",\"case\":\"CPU of the node, %d idle channels\",\"ours\":%.4f,\"without_channels\":%.4f,\"difference\":%.4f,\"unit\":\"CPU s/s\",\"over_s\":%.0f}\n",
+		n, used/idle.Seconds(), base/idle.Seconds(), (used-base)/idle.Seconds(), idle.Seconds())
 	return nil
+}
+
+// quietCPU waits until the node's log has not grown for a while, and gives what the node computes in idle after that, in
+// seconds: countersignatures of what was enrolled, and what the enrolment left behind, are not idleness.
+func quietCPU(pid int, metrics string, idle, limit time.Duration) (float64, error) {
+	const still = 25 * time.Second // two rounds of witnessing
+	until := time.Now().Add(limit)
+	for size, since := -1.0, time.Now(); time.Since(since) < still; time.Sleep(time.Second) {
+		if now := metric(metrics, "demarc_audit_entries"); now != size {
+			size, since = now, time.Now()
+		}
+		if time.Now().After(until) {
+			return 0, fmt.Errorf("the log of the node still grows after %s", limit)
+		}
+	}
+	before := cpu(pid)
+	time.Sleep(idle)
+	return cpu(pid) - before, nil
 }
 
 func result(name string, ours, peer, ratio float64, unit string) {

@@ -95,7 +95,7 @@ func (o operator) signer() (ed25519.PrivateKey, error) {
 // vendor speaks to the control plane. Who answers is proven by its certificate, never by its address.
 type vendor struct {
 	operator
-	clients   []controlv1connect.ControlClient
+	clients   []node
 	operators []controlv1connect.OperatorServiceClient // of the same nodes
 	keys      []controlv1connect.KeyServiceClient
 	ways      []*http.Transport
@@ -135,9 +135,10 @@ func newVendor(o operator, who identity.Source, total time.Duration) *vendor {
 			HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second}, Protocols: new(http.Protocols)}
 		t.Protocols.SetHTTP2(true)
 		v.ways = append(v.ways, t)
-		v.clients = append(v.clients, controlv1connect.NewControlClient(&http.Client{Transport: t}, "https://"+n, connect.WithReadMaxBytes(64<<20)))
-		v.keys = append(v.keys, controlv1connect.NewKeyServiceClient(&http.Client{Transport: t}, "https://"+n, connect.WithReadMaxBytes(8<<20)))
-		v.operators = append(v.operators, controlv1connect.NewOperatorServiceClient(&http.Client{Transport: t}, "https://"+n, connect.WithReadMaxBytes(8<<20)))
+		c := &http.Client{Transport: t}
+		v.clients = append(v.clients, node{controlv1connect.NewControlClient(c, "https://"+n, connect.WithReadMaxBytes(64<<20)), controlv1connect.NewIssuerKeysClient(c, "https://"+n, connect.WithReadMaxBytes(1<<20))})
+		v.keys = append(v.keys, controlv1connect.NewKeyServiceClient(c, "https://"+n, connect.WithReadMaxBytes(8<<20)))
+		v.operators = append(v.operators, controlv1connect.NewOperatorServiceClient(c, "https://"+n, connect.WithReadMaxBytes(8<<20)))
 	}
 	return v
 }
@@ -149,13 +150,19 @@ func (v *vendor) close() {
 	}
 }
 
+// node is what one node of the control plane answers to operators.
+type node struct {
+	controlv1connect.ControlClient
+	keys controlv1connect.IssuerKeysClient
+}
+
 // ask calls one node after another until one answers. What is asked carries its own request id, so that asking twice
 // does it once.
 func ask[Res any](ctx context.Context, v *vendor, do func(ctx context.Context, c controlv1connect.ControlClient) (Res, error)) (Res, error) {
 	var res Res
 	ctx, cancel := context.WithTimeout(ctx, v.total)
 	defer cancel()
-	err := v.each(ctx, 0, func(c controlv1connect.ControlClient) (err error) {
+	err := v.each(ctx, 0, func(c node) (err error) {
 		ctx, cancel := context.WithTimeout(ctx, v.try)
 		defer cancel()
 		res, err = do(ctx, c)
@@ -164,9 +171,16 @@ func ask[Res any](ctx context.Context, v *vendor, do func(ctx context.Context, c
 	return res, err
 }
 
+// askIssuerKeys is ask of the service about the keys of clusters.
+func askIssuerKeys[Res any](ctx context.Context, v *vendor, do func(ctx context.Context, c controlv1connect.IssuerKeysClient) (Res, error)) (Res, error) {
+	return ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (Res, error) {
+		return do(ctx, c.(node).keys)
+	})
+}
+
 // bulk is ask for a stream: its time is not bounded as long as it moves, which it tells with alive.
 func (v *vendor) bulk(ctx context.Context, do func(ctx context.Context, c controlv1connect.ControlClient, alive func()) error) error {
-	return v.each(ctx, 3, func(c controlv1connect.ControlClient) error {
+	return v.each(ctx, 3, func(c node) error {
 		sub, cancel := context.WithCancel(ctx)
 		defer cancel()
 		stalled := time.AfterFunc(v.try, cancel)
@@ -181,7 +195,7 @@ func (v *vendor) bulk(ctx context.Context, do func(ctx context.Context, c contro
 
 // each tries the nodes in turn, the one that answered last first, in so many rounds that come further and further
 // apart; until the context ends where rounds is 0.
-func (v *vendor) each(ctx context.Context, rounds int, do func(c controlv1connect.ControlClient) error) error {
+func (v *vendor) each(ctx context.Context, rounds int, do func(c node) error) error {
 	const op = "demarc.ask"
 	began := time.Now()
 	var last error

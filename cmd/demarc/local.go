@@ -62,6 +62,7 @@ func (a *app) localStatus() *cobra.Command {
 			return a.emit(m, func(w io.Writer) {
 				fmt.Fprintf(w, "appliance\t%s of %s, vendor %s\n", m.GetAppliance(), m.GetCustomer(), m.GetTrustDomain())
 				fmt.Fprintf(w, "channel\tconnected %v, node %s by %s (of %s)\n", m.GetConnected(), m.GetNode(), m.GetRoute(), strings.Join(m.GetRoutes(), ", "))
+				fmt.Fprintf(w, "clock\t%s\n", clock(m.GetClock()))
 				fmt.Fprintf(w, "application\t%s %s\t%s\n", m.GetVersion(), m.GetState(), m.GetReason())
 				for _, s := range m.GetServices() {
 					fmt.Fprintf(w, "service\t%s\thealthy %v, restarts %d, pid %d\n", s.GetName(), s.GetHealthy(), s.GetRestarts(), s.GetPid())
@@ -75,6 +76,26 @@ func (a *app) localStatus() *cobra.Command {
 				fmt.Fprintf(w, "audit log\t%d entries, root %.16s\n", m.GetAuditSize(), m.GetAuditRoot())
 			})
 		})
+}
+
+// clock says how the host's clock compares with the vendor's, and what to do where that is too much.
+func clock(c *localv1.Clock) string {
+	if c == nil {
+		return "not compared with the vendor's yet: no node of the vendor's has answered"
+	}
+	apart := time.Duration(c.GetVendorAheadMs()) * time.Millisecond
+	off := apart.Abs().Round(time.Second)
+	way := "behind"
+	if apart < 0 {
+		way = "ahead of"
+	}
+	switch {
+	case off <= 2*time.Second:
+		return "agrees with the vendor's"
+	case off.Milliseconds() <= c.GetTrustedMs():
+		return fmt.Sprintf("%s %s the vendor's: within bounds", off, way)
+	}
+	return fmt.Sprintf("%s %s the vendor's: set this host's clock (is its NTP running?); until then certificates are judged by the vendor's, and windows and ends of grants by this host's", off, way)
 }
 
 // appliance asks the appliance for its name: documents are bound to it.

@@ -96,7 +96,7 @@ func (x *expected) compose() ([]byte, error) {
 		return nil, usage("say where the cluster's keys come from: --jwks FILE or --discovery")
 	}
 	if err := e.Check(); err != nil {
-		return nil, usage("%s", fault.Text(err))
+		return nil, usage("%s", asFlags(fault.Text(err), e.Kind))
 	}
 	return json.Marshal(e)
 }
@@ -126,25 +126,5 @@ func (a *app) register() *cobra.Command {
 		}
 		return check(c, args)
 	}
-	return c
-}
-
-func (a *app) expect() *cobra.Command {
-	var x expected
-	c := a.online(&cobra.Command{Use: "expect NAME", Short: "Replace the platform identity that an appliance must prove", Args: exactly(1, "the appliance's name"),
-		Long: "expect is for an appliance whose cluster rotated its keys while it was away, that moved, or whose service account or role was made anew.\n" +
-			"Its name, certificates and history stay; which account proved it before is forgotten. The change is in the vendor's log.\n\n" + expectHelp,
-		Example: "  demarc appliance expect eu-1 --kubernetes-issuer https://kubernetes.default.svc --namespace demarc --service-account appliance --jwks keys.json"},
-		func(ctx context.Context, v *vendor, args []string) error {
-			id := draw()
-			_, err := ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.SetExpectResponse, error) {
-				return wire(c.SetExpect(ctx, connect.NewRequest(&controlv1.SetExpectRequest{RequestId: id, Name: args[0], Expect: x.document})))
-			})
-			if err != nil {
-				return err
-			}
-			return a.say(map[string]string{"appliance": args[0]}, "appliance %s proves what is registered now when it enrols next", args[0])
-		})
-	x.flags(c)
 	return c
 }

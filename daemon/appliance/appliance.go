@@ -61,9 +61,10 @@ type Appliance struct {
 	nudge   chan struct{} // holds one token each time the renewal has something to look at
 	opts    Options
 	proving proving
+	hush    hush
 	running runner
-	door    sync.Mutex // one change of doors at a time
-	private privateSide
+	door    sync.Mutex   // one change of doors at a time
+	private *privateSide // nil: the file names no tailnet of the customer's
 	file    *os.File
 }
 
@@ -79,7 +80,8 @@ type Options struct {
 	Now    func() time.Time      // the host's clock
 	Routes map[string]mesh.Route // by the name of the transport, in the place of those that the file describes
 	Proof  func(ctx context.Context, audience string) (string, error)
-	Rand   func() float64 // jitter, from 0 to 1
+	Keys   func(ctx context.Context) (jwks []byte, token func(ctx context.Context, audience string) (string, error), err error) // see platform.Keys
+	Rand   func() float64                                                                                                       // jitter, from 0 to 1
 }
 
 // New opens the customer's book, the keys and the runtime. Close gives them back.
@@ -179,12 +181,17 @@ func (a *Appliance) openRest(ctx context.Context) error {
 
 // Close stops the application and closes the book.
 func (a *Appliance) Close(ctx context.Context) {
+	if a.private != nil {
+		a.private.stop() // a join under way: the gate would wait for it
+	}
 	if a.gate != nil {
 		_ = a.gate.Close()
 	}
-	a.private.close()
+	if a.private != nil {
+		a.private.close()
+	}
 	for _, r := range a.routes {
-		if t, ok := r.(*tailnetRoute); ok {
+		if t, ok := r.(tailnetRoute); ok {
 			t.close()
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -31,9 +32,8 @@ import (
 // Bounds on what the control plane may wish.
 const (
 	defaultBeat = 5 * time.Second
-	maxBeat     = 5 * time.Minute
+	maxBeat     = channel.MaxQuiet
 	maxSpread   = 5 * time.Minute
-	lostBeats   = 3                // beats missed end a channel
 	writeWait   = 10 * time.Second // for the control plane to take one message
 	bulkIdle    = 30 * time.Second // after which the connection for artifacts and renewals is closed
 )
@@ -54,7 +54,7 @@ func (a *Appliance) carry(ctx context.Context, route string, c net.Conn, up func
 	l, bulk := a.bulk(route, t)
 	defer bulk.CloseIdleConnections()
 
-	welcome, err := a.greet(ctx, route, told)
+	welcome, err := a.greet(ctx, route, told, a.hush.of(route, c))
 	if err != nil {
 		return err
 	}
@@ -67,7 +67,7 @@ func (a *Appliance) carry(ctx context.Context, route string, c net.Conn, up func
 	defer a.dropLink(l)
 	up()
 	a.log.Info("channel is up", "route", route, "node", l.node)
-	err = a.converse(ctx, told, welcome)
+	err = a.converse(ctx, route, told, welcome)
 	var own later
 	if ctx.Err() == nil && !errors.As(err, &own) {
 		spread := min(time.Duration(welcome.GetReconnectSpreadMs())*time.Millisecond, maxSpread)
@@ -109,10 +109,10 @@ func (a *Appliance) bulk(route string, c io.Closer) (*link, *http2.Transport) {
 }
 
 // greet says hello and gives the control plane's welcome.
-func (a *Appliance) greet(ctx context.Context, route string, t net.Conn) (*boundaryv1.Welcome, error) {
+func (a *Appliance) greet(ctx context.Context, route string, t net.Conn, quiet time.Duration) (*boundaryv1.Welcome, error) {
 	const op = "appliance.greet"
 	_ = t.SetDeadline(time.Now().Add(welcomeWait))
-	hello := &boundaryv1.Hello{Build: a.build, OrdersDone: a.book.View().OrdersDone, BundleHeld: a.wallet.number(), Route: kindOf(a.cfg.Transports, route)}
+	hello := &boundaryv1.Hello{Build: a.build, OrdersDone: a.book.View().OrdersDone, BundleHeld: a.wallet.number(), Route: kindOf(a.cfg.Transports, route), QuietMs: uint32(quiet.Milliseconds())}
 	failed := channel.Write(t, &boundaryv1.Up{Body: &boundaryv1.Up_Hello{Hello: hello}}, channel.MaxHello)
 	var first boundaryv1.Down
 	if err := channel.Read(t, &first, channel.MaxDown); err != nil {
@@ -146,7 +146,7 @@ func closed(c *boundaryv1.Closed) error {
 }
 
 // converse reads and writes until the channel ends.
-func (a *Appliance) converse(ctx context.Context, t net.Conn, welcome *boundaryv1.Welcome) error {
+func (a *Appliance) converse(ctx context.Context, route string, t net.Conn, welcome *boundaryv1.Welcome) error {
 	ctx, end := context.WithCancelCause(ctx)
 	beat := defaultBeat
 	if ms := welcome.GetBeatMs(); ms > 0 {
@@ -163,11 +163,21 @@ func (a *Appliance) converse(ctx context.Context, t net.Conn, welcome *boundaryv
 		}
 	})
 	for {
-		_ = t.SetReadDeadline(time.Now().Add(lostBeats * beat))
+		wait := channel.Patience(beat)
+		if out.asked.Load() {
+			wait = min(wait, channel.Answer)
+		}
+		since := time.Now()
+		_ = t.SetReadDeadline(since.Add(wait))
 		var down boundaryv1.Down
 		if err := channel.Read(t, &down, channel.MaxDown); err != nil {
+			if ctx.Err() == nil {
+				a.hush.ended(route, time.Since(since))
+			}
 			return because(ctx, err)
 		}
+		out.asked.Store(false)
+		a.hush.bore(route, time.Since(since))
 		if err := a.hear(ctx, &down, out); err != nil {
 			return err
 		}
@@ -203,6 +213,16 @@ type outbox struct {
 	held uint64 // bundle to acknowledge
 	wake chan struct{}
 	sent uint64 // number of the last report on this channel; the writer's own
+
+	asked atomic.Bool // a report or a beat was written, and nothing was heard since
+}
+
+// expect has the channel end where nothing is heard soon after a report or a beat.
+func (o *outbox) expect(t net.Conn, beat time.Duration) {
+	o.asked.Store(true) // before the deadline: the reader sets its own by this
+	if channel.Answer < channel.Patience(beat) {
+		_ = t.SetReadDeadline(time.Now().Add(channel.Answer))
+	}
 }
 
 func (o *outbox) ack(upto uint64) {
@@ -352,6 +372,7 @@ func (a *Appliance) speak(ctx context.Context, t net.Conn, beat time.Duration, o
 				return err
 			}
 			out.sent++
+			out.expect(t, beat)
 		}
 		if upto := out.acked(); upto > acked {
 			acked = upto
@@ -374,6 +395,7 @@ func (a *Appliance) speak(ctx context.Context, t net.Conn, beat time.Duration, o
 			if err := say(&boundaryv1.Up{Body: &boundaryv1.Up_Beat{Beat: &boundaryv1.Beat{AtUnixMs: a.now().UnixMilli()}}}); err != nil {
 				return err
 			}
+			out.expect(t, beat)
 			tick.Reset(jitter(beat))
 		}
 	}

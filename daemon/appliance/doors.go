@@ -9,7 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"sync"
+	"time"
 
 	"github.com/demarc-dev/demarc/daemon"
 	"github.com/demarc-dev/demarc/fault"
@@ -29,8 +29,8 @@ func (a *Appliance) openGate() error {
 		cfg.Certificate = files.Certificate
 	}
 	if a.cfg.Ingress.Tailnet != nil {
-		a.private.a = a
-		cfg.Tailnet = &a.private
+		a.private = newPrivateSide(daemon.Tailnet(*a.cfg.Ingress.Tailnet, a.log))
+		cfg.Tailnet = a.private
 	}
 	a.gate = ingress.New(cfg)
 	return nil
@@ -69,14 +69,22 @@ func tailnetAddr(port int) string {
 
 // followDoors opens and shuts doors after what runs has changed.
 func (a *Appliance) followDoors(ctx context.Context) error {
-	a.door.Lock()
-	defer a.door.Unlock()
 	plan, err := a.doorPlan(a.book.View().Posture)
 	if err != nil {
 		return err
 	}
 	if reflect.DeepEqual(plan, a.gate.Plan()) && !slices.ContainsFunc(a.gate.Doors(), func(s ingress.Standing) bool { return s.Err != nil }) {
 		return nil
+	}
+	short, cancel := context.WithTimeout(ctx, openWait) // the join goes on meanwhile: the next look finds it done
+	defer cancel()
+	if err := a.ready(short, plan); err != nil {
+		return err
+	}
+	a.door.Lock()
+	defer a.door.Unlock()
+	if plan, err = a.doorPlan(a.book.View().Posture); err != nil { // the customer may have set another posture meanwhile
+		return err
 	}
 	return a.gate.Set(ctx, plan)
 }
@@ -87,14 +95,20 @@ func (a *Appliance) setPosture(ctx context.Context, id fleet.RequestID, p fleet.
 	if err := p.Check(); err != nil {
 		return err
 	}
-	a.door.Lock()
-	defer a.door.Unlock()
 	plan, err := a.doorPlan(p)
 	if err != nil {
 		return err
 	}
 	if p.Exposure == fleet.Private && a.cfg.Ingress.Tailnet == nil {
 		return fault.New("appliance.setPosture", fault.Invalid, "the posture private needs ingress.tailnet in the file of this appliance")
+	}
+	if err := a.ready(ctx, plan); err != nil {
+		return err
+	}
+	a.door.Lock()
+	defer a.door.Unlock()
+	if plan, err = a.doorPlan(p); err != nil {
+		return err
 	}
 	was := a.gate.Plan()
 	if err := a.gate.Set(ctx, plan); err != nil {
@@ -109,57 +123,44 @@ func (a *Appliance) setPosture(ctx context.Context, id fleet.RequestID, p fleet.
 	return nil
 }
 
-// privateSide is the customer's own tailnet. The node joins when the first door on it is opened, and not before.
-type privateSide struct {
-	a    *Appliance
-	mu   sync.Mutex
-	node *mesh.Node
+// openWait bounds how long the deployment's loop, and the lock of the doors, wait for the node on the customer's tailnet.
+const openWait = 2 * time.Second
+
+// ready joins the customer's tailnet where a plan has a door on it: before the lock of the doors is taken, so that a coordinator
+// that is slow or away holds up nobody who shuts doors or opens others.
+func (a *Appliance) ready(ctx context.Context, p ingress.Plan) error {
+	if a.private == nil || !slices.ContainsFunc(p.Doors, func(d ingress.Door) bool { return d.Side == ingress.Tailnet }) {
+		return nil
+	}
+	_, err := a.private.up(ctx)
+	return err
 }
 
-func (p *privateSide) join(ctx context.Context) (*mesh.Node, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.node != nil {
-		if !isClosed(p.node.Gone()) {
-			return p.node, nil
-		}
-		_ = p.node.Close() // its key has expired
-		p.node = nil
-	}
-	cfg := daemon.Tailnet(*p.a.cfg.Ingress.Tailnet, p.a.log)
+// privateSide is the customer's own tailnet. The node joins when the first door on it is opened, and not before.
+type privateSide struct{ *tailnetNode }
+
+func newPrivateSide(cfg mesh.TailnetConfig) *privateSide {
 	cfg.Doors = true
-	n, err := mesh.Join(ctx, cfg)
-	if err != nil {
-		return nil, err
-	}
-	p.node = n
-	return n, nil
+	return &privateSide{newTailnetNode("the customer's tailnet", cfg)}
 }
 
 // Open implements [ingress.Opener].
 func (p *privateSide) Open(ctx context.Context, addr string) (net.Listener, error) {
-	n, err := p.join(ctx)
+	ctx, cancel := context.WithTimeout(ctx, openWait)
+	defer cancel()
+	n, err := p.up(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return n.Listen(ctx, addr)
 }
 
-// WhoIs implements [ingress.Knower].
+// WhoIs implements [ingress.Knower]. It joins nothing: where the node is gone, so is who was behind the address.
 func (p *privateSide) WhoIs(ctx context.Context, remote netip.AddrPort) (ingress.Peer, error) {
-	n, err := p.join(ctx)
-	if err != nil {
-		return ingress.Peer{}, err
+	n := p.standing()
+	if n == nil {
+		return ingress.Peer{}, fault.New("appliance.WhoIs", fault.NotFound, "the node on the customer's tailnet is not up")
 	}
 	who, err := n.WhoIs(ctx, remote)
 	return ingress.Peer(who), err
-}
-
-func (p *privateSide) close() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.node != nil {
-		_ = p.node.Close()
-		p.node = nil
-	}
 }

@@ -50,6 +50,9 @@ func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) 
 	for _, t := range l.cfg.Transports {
 		out.Routes = append(out.Routes, t.Name)
 	}
+	if apart := l.wallet.measured(); apart != nil {
+		out.Clock = &localv1.Clock{VendorAheadMs: apart.Milliseconds(), TrustedMs: clockTrusted.Milliseconds()}
+	}
 	if leaf, _ := l.wallet.Leaf(); leaf != nil {
 		out.ExpiresUnix = leaf.Leaf.NotAfter.Unix()
 	}

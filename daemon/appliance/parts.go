@@ -59,12 +59,12 @@ func (a *Appliance) parts() ([]daemon.Part, error) {
 		}
 		parts = append(parts, daemon.HTTP("metrics", ln, nil, reg.Handler(), a.log))
 	}
-	return append(append(parts, a.Link()...), daemon.Func("witness", a.witness), daemon.Func("cluster-keys", a.clusterKeys)), nil
+	return append(append(parts, a.Link()...), daemon.Func("witness", a.witness)), nil
 }
 
 // Link is the parts that keep the appliance connected, and nothing of what it runs or serves.
 func (a *Appliance) Link() []daemon.Part {
-	return []daemon.Part{daemon.Func("channel", a.channel), daemon.Func("renewal", a.renewal)}
+	return []daemon.Part{daemon.Func("channel", a.channel), daemon.Func("renewal", a.renewal), daemon.Func("cluster-keys", a.clusterKeys)}
 }
 
 // channel keeps the channel up over the customer's list of routes.

@@ -60,23 +60,44 @@ func (a *Appliance) clusterKeys(ctx context.Context, ready func()) error {
 	}
 }
 
-// tellKeys gives the keys that the control plane has now, after it told them where they are others than before.
+// tellKeys gives the keys that the control plane has now, after it told them where they are others than before. Keys that
+// wait for the operator there are told again: they may be vouched for meanwhile.
 func (a *Appliance) tellKeys(ctx context.Context, l *link, told []byte) ([]byte, error) {
 	const op = "appliance.tellKeys"
-	jwks, token, err := platform.Keys(ctx, a.cfg.Proof, func(jwks []byte) (string, error) { return identity.KeysAudience(a.cfg.TrustDomain, jwks) })
+	jwks, token, err := a.keys(ctx)
 	if err != nil || jwks == nil || bytes.Equal(jwks, told) {
-		return told, err
-	}
-	t, err := token(ctx)
-	if err != nil {
 		return told, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	_, err = boundaryv1connect.NewBoundaryClient(l.http, base, connect.WithReadMaxBytes(64<<10)).RollKeys(ctx, connect.NewRequest(&boundaryv1.RollKeysRequest{Jwks: jwks, Token: t}))
+	ch, err := boundaryv1connect.NewBootstrapClient(l.http, base, connect.WithReadMaxBytes(64<<10)).Challenge(ctx, connect.NewRequest(&boundaryv1.ChallengeRequest{}))
 	if err != nil {
 		return told, api.FromWire(op, err)
 	}
+	audience, err := identity.KeysAudience(a.cfg.TrustDomain, ch.Msg.GetNonce(), jwks)
+	if err != nil {
+		return told, err
+	}
+	t, err := token(ctx, audience)
+	if err != nil {
+		return told, err
+	}
+	res, err := boundaryv1connect.NewBoundaryClient(l.http, base, connect.WithReadMaxBytes(64<<10)).RollKeys(ctx, connect.NewRequest(&boundaryv1.RollKeysRequest{Jwks: jwks, Token: t, Nonce: ch.Msg.GetNonce()}))
+	if err != nil {
+		return told, api.FromWire(op, err)
+	}
+	if res.Msg.GetWaiting() {
+		a.log.Warn("this cluster signs with a key that the control plane does not know: its new keys wait there until the vendor confirms them (demarc appliance expect " + a.cfg.Name + ")")
+		return told, nil
+	}
 	a.log.Info("the control plane has the keys of this cluster")
 	return jwks, nil
+}
+
+// keys asks the cluster for its keys; nil where none are pinned.
+func (a *Appliance) keys(ctx context.Context) ([]byte, func(ctx context.Context, audience string) (string, error), error) {
+	if a.opts.Keys != nil {
+		return a.opts.Keys(ctx)
+	}
+	return platform.Keys(ctx, a.cfg.Proof)
 }

@@ -51,8 +51,8 @@ func (a *Appliance) recover(ctx context.Context, route string) (bool, error) {
 	return clock || cas, err
 }
 
-// askAnyone asks WHOEVER ANSWERS for the signed bundle. THIS CONNECTION IS NOT VERIFIED, and it is the only one in the
-// program that is not. That is safe because:
+// askAnyone asks WHOEVER ANSWERS for the signed bundle. THIS CONNECTION IS NOT VERIFIED; but for a node's
+// same question to its peers it is the only one in the program that is not. That is safe because:
 //
 //   - nothing goes out on it but 32 random bytes, made for this question: no certificate is shown, no name, no report;
 //   - nothing that comes back on it is believed but a document that the pinned key of the vendor's log signed, over that

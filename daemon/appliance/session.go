@@ -220,7 +220,7 @@ func (a *Appliance) lost(ctx context.Context, route string, s *seen, err error) 
 		return err
 	}
 	if a.book.View().VendorLogKey == nil {
-		return err // never enrolled: the customer's bundle file is all that can be trusted
+		return fault.Because(err, "appliance.session", fault.Of(err), "%s", firstMeeting(foreign, err)) // the customer's bundle file is all that can be trusted
 	}
 	news, again := a.recover(ctx, route)
 	if again != nil {
@@ -230,6 +230,15 @@ func (a *Appliance) lost(ctx context.Context, route string, s *seen, err error) 
 		return err
 	}
 	return fault.Because(err, "appliance.session", fault.Unavailable, "the CAs or the clock were behind and were set right by the vendor's signature: dialling again")
+}
+
+// firstMeeting says what to do where an appliance that never enrolled does not recognise who answers.
+func firstMeeting(foreign x509.UnknownAuthorityError, err error) string {
+	if foreign.Cert == nil {
+		return fault.Text(err) + ": before the first enrolment this host's clock must be right; set it"
+	}
+	return fault.Text(err) + "; or the vendor changed its CA since bundle_file was written: ask the vendor, on a way that you trust, for the newest bundle " +
+		"(the file that an operator's bundle setting names), put it in the place of bundle_file and restart the appliance"
 }
 
 // newBundle takes a bundle that came down the channel. Its time says nothing: nobody asked for it.

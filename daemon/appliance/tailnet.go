@@ -16,14 +16,14 @@ import (
 // from the start again by each dial.
 const joinWait = time.Minute
 
-// tailnetRoute joins the vendor's tailnet when it is first dialled, and again when the node's key has expired. It listens
-// for nothing there. Safe for concurrent use: a dial waits for the join under way as long as its own context allows, and
-// holds no lock meanwhile.
-type tailnetRoute struct {
-	cfg  mesh.TailnetConfig
-	life context.Context // ends with close
-	stop context.CancelFunc
-	work sync.WaitGroup
+// tailnetNode is a node that joins a tailnet when it is first wanted, and again when its key has expired. Safe for concurrent
+// use: who wants it waits for the join under way as long as its own context allows, and holds no lock meanwhile.
+type tailnetNode struct {
+	whose string // tailnet, in errors
+	cfg   mesh.TailnetConfig
+	life  context.Context // ends with stop
+	stop  context.CancelFunc
+	work  sync.WaitGroup
 
 	mu     sync.Mutex
 	node   *mesh.Node
@@ -37,17 +37,24 @@ type joinTry struct {
 	err  error
 }
 
-func newTailnetRoute(cfg mesh.TailnetConfig) *tailnetRoute {
-	r := &tailnetRoute{cfg: cfg}
+func newTailnetNode(whose string, cfg mesh.TailnetConfig) *tailnetNode {
+	r := &tailnetNode{whose: whose, cfg: cfg}
 	r.life, r.stop = context.WithCancel(context.Background())
 	return r
 }
 
+// tailnetRoute is the way over the vendor's tailnet. Its node listens for nothing there.
+type tailnetRoute struct{ *tailnetNode }
+
+func newTailnetRoute(cfg mesh.TailnetConfig) tailnetRoute {
+	return tailnetRoute{newTailnetNode("the vendor's tailnet", cfg)}
+}
+
 // Name implements [mesh.Route].
-func (*tailnetRoute) Name() string { return mesh.NameTailscale }
+func (tailnetRoute) Name() string { return mesh.NameTailscale }
 
 // Dial implements [mesh.Route].
-func (r *tailnetRoute) Dial(ctx context.Context, addr string) (net.Conn, error) {
+func (r tailnetRoute) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	n, err := r.up(ctx)
 	if err != nil {
 		return nil, err
@@ -56,11 +63,11 @@ func (r *tailnetRoute) Dial(ctx context.Context, addr string) (net.Conn, error) 
 }
 
 // up gives the node, joined.
-func (r *tailnetRoute) up(ctx context.Context) (*mesh.Node, error) {
+func (r *tailnetNode) up(ctx context.Context) (*mesh.Node, error) {
 	const op = "appliance.tailnet"
 	for {
 		r.mu.Lock()
-		if r.closed {
+		if r.closed || r.life.Err() != nil {
 			r.mu.Unlock()
 			return nil, fault.New(op, fault.Unavailable, "this appliance is stopping")
 		}
@@ -82,12 +89,12 @@ func (r *tailnetRoute) up(ctx context.Context) (*mesh.Node, error) {
 				return nil, try.err
 			}
 		case <-ctx.Done():
-			return nil, fault.Because(ctx.Err(), op, fault.Unavailable, "the vendor's tailnet is not joined yet: its coordinator does not answer, or does not let the node in")
+			return nil, fault.Because(ctx.Err(), op, fault.Unavailable, "%s is not joined yet: its coordinator does not answer, or does not let the node in", r.whose)
 		}
 	}
 }
 
-func (r *tailnetRoute) join(old *mesh.Node, try *joinTry) {
+func (r *tailnetNode) join(old *mesh.Node, try *joinTry) {
 	if old != nil {
 		_ = old.Close() // its key has expired
 	}
@@ -100,6 +107,16 @@ func (r *tailnetRoute) join(old *mesh.Node, try *joinTry) {
 	close(try.done)
 }
 
+// standing gives the node where it is up, and nil where it is not. It waits for nothing.
+func (r *tailnetNode) standing() *mesh.Node {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.node == nil || isClosed(r.node.Gone()) {
+		return nil
+	}
+	return r.node
+}
+
 func isClosed(c <-chan struct{}) bool {
 	select {
 	case <-c:
@@ -110,7 +127,7 @@ func isClosed(c <-chan struct{}) bool {
 }
 
 // close takes the node off the tailnet and ends a join under way.
-func (r *tailnetRoute) close() {
+func (r *tailnetNode) close() {
 	r.mu.Lock()
 	r.closed = true
 	r.mu.Unlock()

@@ -29,6 +29,7 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/seal"
+	"github.com/demarc-dev/demarc/workload"
 )
 
 // wallet is the appliance's own certificate and the vendor's CAs. It is an [identity.Source].
@@ -42,7 +43,8 @@ type wallet struct {
 	held   held
 	leaf   *tls.Certificate
 	roots  *x509.CertPool
-	offset time.Duration // from the host's clock to the vendor's, where they differ by much; never kept on disk
+	offset time.Duration  // from the host's clock to the vendor's, where they differ by much; never kept on disk
+	apart  *time.Duration // the same, as it was measured last; nil before
 }
 
 // held is the wallet on disk.
@@ -77,6 +79,9 @@ func openWallet(path, domain string, first []*x509.Certificate, clock func() tim
 	var h held
 	if err := seal.StrictJSON(b, &h); err != nil || h.Version != walletVersion {
 		return nil, fault.Because(err, op, fault.Invalid, "%s is damaged: remove it, and the appliance enrols again", path)
+	}
+	if len(h.Certificate) == 0 { // it has never enrolled: the customer may have written a newer file meanwhile
+		h.Bundle = w.held.Bundle
 	}
 	return w, w.use(h)
 }
@@ -232,6 +237,8 @@ func (w *wallet) heard(at time.Time) (time.Duration, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	off := at.Sub(w.clock())
+	apart := off
+	w.apart = &apart
 	if off.Abs() <= clockTrusted {
 		off = 0
 	}
@@ -240,6 +247,13 @@ func (w *wallet) heard(at time.Time) (time.Duration, bool) {
 		w.offset = off
 	}
 	return w.offset, news
+}
+
+// measured is by how much the vendor's clock was ahead of the host's when it was heard last; nil before that.
+func (w *wallet) measured() *time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.apart
 }
 
 // Leaf implements [identity.Source].
@@ -356,17 +370,7 @@ func openSigner(path string) (ed25519.PrivateKey, error) {
 	return ed, nil
 }
 
-// writeFile replaces a file at once, readable by its owner only.
+// writeFile replaces a file at once, readable by its owner only; once it returns, a crash does not bring the old one back.
 func writeFile(path string, b []byte) error {
-	const op = "appliance.writeFile"
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-")
-	if err != nil {
-		return fault.At(op, fault.Unavailable, err)
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	return fault.At(op, fault.Unavailable, err)
+	return fault.At("appliance.writeFile", fault.Unavailable, workload.Replace(path, b))
 }

@@ -25,8 +25,8 @@ type bootstrap struct {
 }
 
 // Challenge draws a nonce. It keeps nothing.
-func (b bootstrap) Challenge(context.Context, *connect.Request[boundaryv1.ChallengeRequest]) (*connect.Response[boundaryv1.ChallengeResponse], error) {
-	if !b.strangers.Allow() {
+func (b bootstrap) Challenge(_ context.Context, req *connect.Request[boundaryv1.ChallengeRequest]) (*connect.Response[boundaryv1.ChallengeResponse], error) {
+	if !b.heard(req.Peer().Addr) {
 		return nil, tooMany()
 	}
 	now := b.now()
@@ -47,7 +47,7 @@ func tooMany() error {
 
 // Enrol checks the proof and issues a certificate. Each refusal is on record with the reason that the caller is told.
 func (b bootstrap) Enrol(ctx context.Context, req *connect.Request[boundaryv1.EnrolRequest]) (*connect.Response[boundaryv1.EnrolResponse], error) {
-	if !b.strangers.Allow() {
+	if !b.heard(req.Peer().Addr) {
 		return nil, tooMany()
 	}
 	m := req.Msg
@@ -98,7 +98,7 @@ func (b bootstrap) enrol(ctx context.Context, m *boundaryv1.EnrolRequest) (*boun
 		return nil, err
 	}
 	_, err = submit(ctx, b.Server, fleet.PrincipalOf(page.TrustDomain, fleet.Appliance, string(a.Name)), "", EnrolProven{
-		UID: proven.UID, Expect: fleet.DigestOf(a.Expect), Issuer: issuer,
+		UID: proven.UID, Expect: a.mustProve(), Issuer: issuer,
 		Enrol: Enrol{Name: a.Name, Nonce: m.GetNonce(), NonceTill: till, Proven: proven.Kind + " " + proven.Issuer + " " + proven.Subject,
 			Serial: identity.SerialOf(leaf), Till: leaf.NotAfter, LogKey: m.GetLogKey()}})
 	if err != nil {

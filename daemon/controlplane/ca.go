@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/x509"
+	"slices"
 	"sync"
 	"time"
 
@@ -45,7 +46,7 @@ func (s *Server) issueFor(csrDER []byte, role fleet.Role, name string, life time
 	if err != nil {
 		return nil, "", err
 	}
-	leaf, err := ca.Issue(csr, fleet.PrincipalOf(page.TrustDomain, role, name), s.now(), life, identity.IssueOptions{Rand: rand.Reader})
+	leaf, err := ca.Issue(csr, fleet.PrincipalOf(page.TrustDomain, role, name), s.now(), life, identity.IssueOptions{Rand: rand.Reader, Backdate: s.Backdate})
 	return leaf, slot.ID(), err
 }
 
@@ -89,7 +90,7 @@ func (s *Server) signedBundle() ([]byte, error) {
 
 // Bundle signs the CAs and the time for a stranger: an appliance that slept through a change, or whose clock is off.
 func (b bootstrap) Bundle(_ context.Context, req *connect.Request[boundaryv1.BundleRequest]) (*connect.Response[boundaryv1.BundleResponse], error) {
-	if !b.strangers.Allow() {
+	if !b.heard(req.Peer().Addr) {
 		return nil, tooMany()
 	}
 	if err := identity.CheckBundleNonce(req.Msg.GetNonce()); err != nil {
@@ -108,17 +109,38 @@ func (b bootstrap) Bundle(_ context.Context, req *connect.Request[boundaryv1.Bun
 }
 
 // holds records that an appliance stored a bundle, where that says something new.
-func (s *Server) holds(ctx context.Context, by fleet.Principal, name fleet.ApplianceID, number uint64) error {
-	page := s.book.View()
-	a, err := page.Appliance(name)
+func (s *Server) holds(ctx context.Context, l *live, number uint64) error {
+	if number > s.book.View().Bundle() {
+		// This node is behind, or the appliance says more than it knows: neither is worth its channel. Once the book has
+		// that bundle, owed takes the word again.
+		l.owes.Store(number)
+		if number > s.book.View().Bundle() {
+			return nil
+		}
+		l.owes.Store(0) // the book went on in between
+	}
+	a, err := s.book.View().Appliance(l.name)
 	if err != nil || number <= a.Bundle {
 		return err
 	}
-	if number > page.Bundle() {
-		return nil // this node is behind, or the appliance says more than it knows: neither is worth its channel
-	}
-	_, err = submit(ctx, s, by, "", HoldsBundle{Name: name, Number: number})
+	_, err = submit(ctx, s, l.by, "", HoldsBundle{Name: l.name, Number: number})
 	return err
+}
+
+// owed takes an appliance's word about a bundle that this node had not met when it came. It never waits.
+func (s *Server) owed(page State, l *live) {
+	number := l.owes.Load()
+	if number == 0 || number > page.Bundle() || !l.owes.CompareAndSwap(number, 0) {
+		return
+	}
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), submitFor)
+		defer cancel()
+		if err := s.holds(ctx, l, number); err != nil {
+			l.owes.CompareAndSwap(0, number) // at the next change of the book
+			s.log.Info("which bundle an appliance holds is not on record yet", "appliance", l.name, "err", fault.Text(err))
+		}
+	}()
 }
 
 func (s *Server) nodes() []string {
@@ -126,6 +148,7 @@ func (s *Server) nodes() []string {
 	for _, m := range s.Members {
 		out = append(out, m.Name)
 	}
+	slices.Sort(out) // whichever node is asked, the same request has the same body
 	return out
 }
 
@@ -170,6 +193,13 @@ func (s *Server) PrepareAuthority(ctx context.Context, req *connect.Request[cont
 		}
 		life = time.Duration(seconds) * time.Second
 	}
+	by, id := api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId())
+	if err := s.Order.Read(ctx); err != nil {
+		return nil, fault.At(op, "", err)
+	}
+	if done, err := s.preparedBy(by, id, life); done != nil || err != nil {
+		return done, err
+	}
 	page := s.book.View()
 	ca, err := identity.NewCA(page.TrustDomain, s.now(), rand.Reader, life)
 	if err != nil {
@@ -183,9 +213,34 @@ func (s *Server) PrepareAuthority(ctx context.Context, req *connect.Request[cont
 	if err != nil {
 		return nil, err
 	}
-	// The CA is drawn anew in each try, so a repeated request is answered with conflict and not with a second CA.
-	took, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), PrepareCAWith{KEK: page.KEK, PrepareCA: PrepareCA{Cert: ca.Cert.Raw, SealedKey: key}})
+	took, err := submit(ctx, s, by, id, PrepareCAWith{KEK: page.KEK, PrepareCA: PrepareCA{Cert: ca.Cert.Raw, SealedKey: key}})
+	if fault.Of(err) == fault.Conflict { // the CA is drawn anew in each try: the same request may have come in at another node meanwhile
+		if s.Order.Read(ctx) == nil {
+			if done, again := s.preparedBy(by, id, life); done != nil && again == nil {
+				return done, nil
+			}
+		}
+	}
 	return connect.NewResponse(&controlv1.PrepareAuthorityResponse{Id: string(took.ID), BundleNumber: took.Bundle}), err
+}
+
+// preparedBy is the answer that a request was given before; nil where it is new.
+func (s *Server) preparedBy(by fleet.Principal, id fleet.RequestID, life time.Duration) (*connect.Response[controlv1.PrepareAuthorityResponse], error) {
+	const op = "controlplane.PrepareAuthority"
+	for _, slot := range s.book.View().Slots {
+		if id == "" || slot.Request != id || slot.By != by {
+			continue
+		}
+		cert, err := x509.ParseCertificate(slot.CertDER)
+		if err != nil {
+			return nil, fault.At(op, fault.Internal, err)
+		}
+		if cert.NotAfter.Sub(cert.NotBefore) != life+identity.DefaultBackdate {
+			return nil, fault.New(op, fault.Conflict, "this request id was used for a CA of another life: draw a new one")
+		}
+		return connect.NewResponse(&controlv1.PrepareAuthorityResponse{Id: string(slot.ID()), BundleNumber: slot.Since}), nil
+	}
+	return nil, nil
 }
 
 // ActivateAuthority makes a prepared CA the one that issues.

@@ -87,7 +87,7 @@ func (PrepareCA) Kind() string { return "ca.prepare/1" }
 func (PrepareCA) Private() bool { return true }
 
 // Apply refuses a CA of another domain, a second prepared one, and more CAs than a bundle holds.
-func (c PrepareCA) Apply(s *State, _ ledger.Meta) (Prepared, error) {
+func (c PrepareCA) Apply(s *State, m ledger.Meta) (Prepared, error) {
 	const op = "ca.prepare"
 	slots, err := identity.Prepare(s.Slots, c.Cert, c.SealedKey)
 	if err != nil {
@@ -108,7 +108,8 @@ func (c PrepareCA) Apply(s *State, _ ledger.Meta) (Prepared, error) {
 		}
 	}
 	s.reslot(slots)
-	s.Slots[len(s.Slots)-1].Since = s.Bundle()
+	mine := &s.Slots[len(s.Slots)-1]
+	mine.Since, mine.By, mine.Request = s.Bundle(), m.By, m.Request
 	return Prepared{ID: fleet.DigestOf(c.Cert), Bundle: s.Bundle()}, nil
 }
 

@@ -105,13 +105,8 @@ func (Enrol) Kind() string { return "appliance.enrol/1" }
 
 // Apply spends the nonce and makes the serial the next one, or the current one of a new appliance.
 func (c Enrol) Apply(s *State, m ledger.Meta) (none, error) {
-	if _, spent := s.nonces.Get(c.Nonce); spent {
-		return none{}, fault.New("appliance.enrol", fault.Denied, "this nonce was used before: a proof is good for one enrolment, ask for a new challenge")
-	}
-	for it := s.nonces.Iterator(); !it.Done(); {
-		if k, till, _ := it.Next(); till.Before(m.At) {
-			s.nonces = s.nonces.Delete(k)
-		}
+	if err := s.spend("appliance.enrol", "enrolment", c.Nonce, c.NonceTill, m.At); err != nil {
+		return none{}, err
 	}
 	a, err := s.Appliance(c.Name)
 	if err != nil {
@@ -123,7 +118,6 @@ func (c Enrol) Apply(s *State, m ledger.Meta) (none, error) {
 	if a.LogKey != nil && !bytes.Equal(a.LogKey, c.LogKey) {
 		return none{}, fault.New("appliance.enrol", fault.Denied, "appliance %q enrolled with another log key before: its state was lost or it is an impostor; the vendor must register it under a new name", c.Name)
 	}
-	s.nonces = s.nonces.Set(c.Nonce, c.NonceTill)
 	a.LogKey = c.LogKey
 	a.Status = Enrolled
 	if a.Current == "" || a.CurrentTill.Before(m.At) {
@@ -134,6 +128,20 @@ func (c Enrol) Apply(s *State, m ledger.Meta) (none, error) {
 	}
 	s.appliances = s.appliances.Set(c.Name, a)
 	return none{}, nil
+}
+
+// spend takes a nonce once, and forgets those that have run out.
+func (s *State) spend(op, act, nonce string, till, now time.Time) error {
+	if _, spent := s.nonces.Get(nonce); spent {
+		return fault.New(op, fault.Denied, "this nonce was used before: a proof is good for one %s, ask for a new challenge", act)
+	}
+	for it := s.nonces.Iterator(); !it.Done(); {
+		if k, till, _ := it.Next(); till.Before(now) {
+			s.nonces = s.nonces.Delete(k)
+		}
+	}
+	s.nonces = s.nonces.Set(nonce, till)
+	return nil
 }
 
 // Refuse puts a refused bootstrap or a refused call on record.
@@ -231,6 +239,7 @@ func (c Ban) Apply(s *State, _ ledger.Meta) (none, error) {
 		return none{}, err
 	}
 	a.Status, a.Current, a.Next, a.Reason = Banned, "", "", c.Reason
+	a.Rolled, a.Reported = nil, nil // nothing that it said counts any more
 	s.appliances = s.appliances.Set(c.Name, a)
 	return none{}, nil
 }
@@ -285,10 +294,12 @@ func (c Ask) Apply(s *State, _ ledger.Meta) (none, error) {
 	if c.Count == 0 || c.Count > MaxProbe || c.ID == "" || len(c.ID) > 64 {
 		return none{}, fault.New("probe.send", fault.Invalid, "a probe has an id of at most 64 bytes and 1 to %d messages", MaxProbe)
 	}
-	for i := range uint64(c.Count) {
-		if err := s.ask(c.To, Order{Probe: &ProbeIndex{c.ID, c.First + i}}); err != nil {
-			return none{}, err
-		}
+	orders := make([]Order, c.Count)
+	for i := range orders {
+		orders[i].Probe = &ProbeIndex{c.ID, c.First + uint64(i)}
+	}
+	if err := s.ask(c.To, orders...); err != nil {
+		return none{}, err
 	}
 	a, _ := s.appliances.Get(c.To)
 	if a.Probe.ID != c.ID {
@@ -376,7 +387,10 @@ func (c OrdersDone) Apply(s *State, _ ledger.Meta) (none, error) {
 		return none{}, fault.New("orders.done", fault.Conflict, "appliance %q acknowledges order %d, and %d is the last that was sent", c.Name, c.Upto, a.OrdersSent())
 	}
 	if c.Upto > a.OrdersDone {
-		a.Orders = slices.Clone(a.Orders[c.Upto-a.OrdersDone:])
+		a.Orders = a.Orders[c.Upto-a.OrdersDone:] // those that are done are freed with the next order, or with the last
+		if len(a.Orders) == 0 {
+			a.Orders = nil
+		}
 		a.OrdersDone = c.Upto
 		s.appliances = s.appliances.Set(c.Name, a)
 	}

@@ -7,8 +7,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
-	"maps"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,75 +27,30 @@ const (
 	linger    = time.Second      // for an appliance to read why its channel ends
 	submitFor = 15 * time.Second // for one change of the book
 
-	minBeat   = 5 * time.Second  // between two beats of a small fleet
-	maxBeat   = 50 * time.Second // below the 60 s after which many proxies drop a silent connection
-	beatsEach = 200              // beats a second that a node takes at most, before maxBeat
-	lostBeats = 3                // beats missed end a channel
+	minBeat   = 5 * time.Second // between two beats of a small fleet
+	beatsEach = 200             // beats a second of a fleet whose roads are not known to bear silence, before channel.KnownQuiet
+	rareEach  = 10              // beats a second of one whose roads the kernels watch, before channel.MaxQuiet
 
 	backEach  = 1500 // appliances a second that a node takes back
 	minSpread = 200 * time.Millisecond
 )
 
-// beatFor is how often an appliance of a fleet of n speaks, at least.
-func beatFor(n int) time.Duration {
-	return min(max(time.Duration(n)*time.Second/beatsEach, minBeat), maxBeat)
+// beatFor is how often an appliance of a fleet of n speaks, at least, whose road bears that much silence. A beat costs a
+// node some 0.3 ms: where the kernels of both ends watch the path, beats only find what the kernels can't, a peer whose
+// program hangs, and are rare. Where they don't, or nothing is known (quiet 0), beats find a dead path, too.
+func beatFor(n int, quiet time.Duration) time.Duration {
+	if quiet <= channel.KnownQuiet {
+		if quiet <= 0 {
+			quiet = channel.KnownQuiet
+		}
+		return max(min(time.Duration(n)*time.Second/beatsEach, quiet), minBeat)
+	}
+	return max(min(time.Duration(n)*time.Second/rareEach, quiet, channel.MaxQuiet), minBeat)
 }
 
 // spreadFor is the time over which the appliances of a fleet of n come back to a node that they lost.
 func spreadFor(n int) time.Duration {
 	return max(time.Duration(n)*time.Second/backEach, minSpread)
-}
-
-// channels is the live channels of this node, one an appliance.
-type channels struct {
-	mu   sync.Mutex
-	open map[fleet.ApplianceID]*live
-}
-
-var errReplaced = fault.New("controlplane.Channel", fault.Conflict, "a newer channel of this appliance took the place of this one")
-
-// take makes l the appliance's channel and gives the older one.
-func (c *channels) take(l *live) *live {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	old := c.open[l.name]
-	c.open[l.name] = l
-	return old
-}
-
-// drop forgets l and reports whether it was still the appliance's channel.
-func (c *channels) drop(l *live) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.open[l.name] != l {
-		return false
-	}
-	delete(c.open, l.name)
-	return true
-}
-
-func (c *channels) get(name fleet.ApplianceID) *live {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.open[name]
-}
-
-func (c *channels) all() []*live {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return slices.Collect(maps.Values(c.open))
-}
-
-func (c *channels) names() []fleet.ApplianceID {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return slices.Sorted(maps.Keys(c.open))
-}
-
-func (c *channels) count() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.open)
 }
 
 // live is one channel. A goroutine of its own reads; whoever has something to say writes, under mu. There are ten
@@ -112,6 +65,8 @@ type live struct {
 	beat   time.Duration // that it was told
 
 	upto  atomic.Uint64 // reports to acknowledge
+	asked atomic.Bool   // an order was written, and nothing was heard since
+	owes  atomic.Uint64 // number of a bundle that it says it holds and that this node has not met yet; 0 for none
 	busy  atomic.Int32  // idle, running, again: is there a goroutine that writes what the book has
 	ended atomic.Pointer[ending]
 
@@ -171,16 +126,16 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 		return nil, fault.New(op, fault.Denied, "a channel is for appliances, and the caller is of the class %s", who.Class)
 	}
 	_, _, id, _ := who.Principal.Split()
-	l := &live{s: s, door: d, conn: c, name: fleet.ApplianceID(id), serial: who.Serial, by: who.Principal, beat: s.beat()}
-	_ = c.SetReadDeadline(time.Now().Add(helloWait))
-	var first boundaryv1.Up
-	if err := channel.Read(c, &first, channel.MaxHello); err != nil {
+	l := &live{s: s, door: d, conn: c, name: fleet.ApplianceID(id), serial: who.Serial, by: who.Principal}
+	first, err := s.hello(l.name, c)
+	if err != nil {
 		return nil, err
 	}
 	hello := first.GetHello()
 	if hello == nil {
 		return nil, fault.New(op, fault.Invalid, "the first message of a channel is hello")
 	}
+	l.beat = s.beat(time.Duration(hello.GetQuietMs()) * time.Millisecond)
 	if err := s.came(ctx, l, hello.GetRoute()); err != nil {
 		return nil, err
 	}
@@ -188,13 +143,14 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 		return nil, err
 	}
 	l.held = hello.GetBundleHeld()
-	if err := s.holds(ctx, l.by, l.name, l.held); err != nil {
+	if err := s.holds(ctx, l, l.held); err != nil {
 		return nil, err
 	}
 	l.busy.Store(running) // until listen, nobody else writes
 	if old := s.channels.take(l); old != nil {
 		go old.end(errReplaced)
 	}
+	s.owed(s.book.View(), l)                                                // the book may have caught up before the hub saw the channel
 	if a, err := s.book.View().Appliance(l.name); err == nil && !a.Online { // the older one's edge came between, and the hub saw no channel
 		go s.assert(l, hello.GetRoute())
 	}
@@ -203,6 +159,18 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+// hello reads the first message. Of the connections of one appliance that say none, the oldest gives way.
+func (s *Server) hello(name fleet.ApplianceID, c *tls.Conn) (first *boundaryv1.Up, err error) {
+	if old := s.channels.greet(name, c); old != nil {
+		s.meter.Displaced.Inc()
+		_ = old.NetConn().Close()
+	}
+	defer s.channels.greetedBy(name, c)
+	_ = c.SetReadDeadline(time.Now().Add(helloWait))
+	first = &boundaryv1.Up{}
+	return first, channel.Read(c, first, channel.MaxHello)
 }
 
 // came puts an appliance's coming on record, where the book does not say so already: after a restart of a node all of
@@ -235,11 +203,11 @@ func (l *live) welcome() error {
 // fleet is how many appliances may come here: any of them, where other nodes are down.
 func (s *Server) fleet() int { return s.book.View().appliances.Len() }
 
-func (s *Server) beat() time.Duration {
+func (s *Server) beat(quiet time.Duration) time.Duration {
 	if s.Beat > 0 {
 		return s.Beat
 	}
-	return beatFor(s.fleet())
+	return beatFor(s.fleet(), quiet)
 }
 
 func (s *Server) spread() time.Duration { return spreadFor(s.fleet()) }
@@ -269,7 +237,11 @@ var errEnded = errors.New("the channel has ended")
 
 // hear takes one message of the appliance.
 func (l *live) hear() error {
-	_ = l.conn.SetReadDeadline(time.Now().Add(lostBeats * l.beat))
+	wait := channel.Patience(l.beat)
+	if l.asked.Load() {
+		wait = min(wait, channel.Answer)
+	}
+	_ = l.conn.SetReadDeadline(time.Now().Add(wait))
 	if e := l.ended.Load(); e != nil {
 		_ = l.conn.SetReadDeadline(e.till)
 	}
@@ -277,6 +249,7 @@ func (l *live) hear() error {
 	if err := channel.Read(l.conn, &up, channel.MaxUp); err != nil {
 		return err
 	}
+	l.asked.Store(false)
 	if l.ended.Load() != nil {
 		return errEnded
 	}
@@ -296,7 +269,7 @@ func (s *Server) hear(ctx context.Context, l *live, up *boundaryv1.Up) error {
 	case *boundaryv1.Up_Ack:
 		return s.done(ctx, l.by, l.name, body.Ack.GetUpto())
 	case *boundaryv1.Up_BundleHeld:
-		return s.holds(ctx, l.by, l.name, body.BundleHeld)
+		return s.holds(ctx, l, body.BundleHeld)
 	case *boundaryv1.Up_Report:
 		r, err := reportOf(l.name, body.Report)
 		if err != nil {
@@ -374,6 +347,9 @@ func (l *live) say() error {
 		l.bundle = number
 	}
 	l.sent = max(l.sent, a.OrdersDone)
+	if l.sent < a.OrdersSent() {
+		defer l.expect()
+	}
 	for ; l.sent < a.OrdersSent(); l.sent++ {
 		if err := l.write(a.Orders[l.sent-a.OrdersDone].toWire(l.sent + 1)); err != nil {
 			return err
@@ -384,6 +360,14 @@ func (l *live) say() error {
 		return l.write(&boundaryv1.Down{Body: &boundaryv1.Down_Ack{Ack: &boundaryv1.Ack{Upto: upto}}})
 	}
 	return nil
+}
+
+// expect has the channel end where nothing is heard soon after an order. The caller holds mu.
+func (l *live) expect() {
+	l.asked.Store(true) // before the deadline: whoever hears meanwhile sets its own by this
+	if l.ended.Load() == nil && channel.Answer < channel.Patience(l.beat) {
+		_ = l.conn.SetReadDeadline(time.Now().Add(channel.Answer))
+	}
 }
 
 // write sends one message. The caller holds mu. An appliance that does not read loses its channel after writeWait.
@@ -440,7 +424,7 @@ func closed(why error, spread time.Duration) *boundaryv1.Down {
 
 // left puts the edge on record when the channel was the appliance's newest.
 func (s *Server) left(l *live) {
-	if !s.channels.drop(l) {
+	if !s.channels.drop(l) || s.leaving.Load() { // one entry has said it for all
 		return
 	}
 	s.gone(l.name)

@@ -57,16 +57,17 @@ func (s *Server) ListAppliances(ctx context.Context, req *connect.Request[contro
 		return nil, err
 	}
 	out := &controlv1.ListAppliancesResponse{}
-	for _, a := range s.book.View().Appliances() {
+	page := s.book.View()
+	for _, a := range page.Appliances() {
 		if c := req.Msg.GetCustomer(); c == "" || c == string(a.Customer) {
-			out.Appliances = append(out.Appliances, a.toWire())
+			out.Appliances = append(out.Appliances, a.toWire(s.here(page, a)))
 		}
 	}
 	return connect.NewResponse(out), nil
 }
 
-func (a Appliance) toWire() *controlv1.Appliance {
-	out := &controlv1.Appliance{Name: string(a.Name), Customer: string(a.Customer), Status: a.Status, Online: a.Online, Node: a.Node,
+func (a Appliance) toWire(online bool) *controlv1.Appliance {
+	out := &controlv1.Appliance{Name: string(a.Name), Customer: string(a.Customer), Status: a.Status, Online: online, Node: a.Node,
 		Route: a.Route, Serial: string(a.Current), Release: string(a.Release), Version: a.Version, State: string(a.State), Reason: a.Reason,
 		Posture: string(a.Health.Posture), Orders: a.OrdersSent(), OrdersDone: a.OrdersDone, ReportsDone: a.ReportsDone}
 	if !a.CurrentTill.IsZero() {

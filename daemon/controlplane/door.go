@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,6 +28,8 @@ const (
 	silentWait    = time.Second      // after its coming for a peer's first byte, while all places are taken and others wait
 	glance        = 50 * time.Millisecond
 	peerWait      = 4 * time.Second // for all of a peer's bytes, then
+	heavyWait     = time.Second     // the same, for a source with more than heavy handshakes under way, while others wait
+	heavy         = flightMax / 8
 	turnsEach     = 2               // handshakes that compute at once, for each processor
 	stopWait      = 4 * time.Second // for channels to end at a stop
 )
@@ -44,7 +47,8 @@ type Door struct {
 	born time.Time
 
 	mu     sync.Mutex
-	queue  []waiting
+	queue  lines
+	next   string             // source, behind a slash, of the connection that was popped and waits for a place
 	flying map[*turn]struct{} // handshakes under way
 	wait   chan struct{}      // holds a token while the queue may have something
 
@@ -52,15 +56,11 @@ type Door struct {
 	calls *handed
 }
 
-type waiting struct {
-	conn  net.Conn
-	since time.Time
-}
-
 // Door makes the part that serves ln, of whatever kind it is, with conf of [identity.Server] and [Protocols]. The part
 // closes ln.
 //
-// A connection waits in one queue, first come first served, until a handshake can begin. Of the handshakes under way
+// A connection waits in the line of its source, first come first served, until a handshake can begin; the lines take
+// turns. Of the handshakes under way
 // only a few compute at once, and one that waits for its peer's bytes lets others compute: a slow peer holds nobody up,
 // and where all places are taken and others wait, those who say nothing lose theirs. A storm of reconnections is served in order, at the speed of the processors.
 func (s *Server) Door(name string, ln net.Listener, conf *tls.Config, log *slog.Logger) daemon.Part {
@@ -77,7 +77,9 @@ func (d *Door) run(ctx context.Context, ready func()) error {
 	var parts sync.WaitGroup
 	parts.Go(func() { failed <- d.accept(own) })
 	parts.Go(func() { d.admit(own) })
-	parts.Go(func() { failed <- daemon.Proved(d.name, d.calls, d.conf, d.s.Handler(), d.log).Run(own, ready) })
+	parts.Go(func() {
+		failed <- daemon.Proved(d.name, d.calls, d.conf, d.s.Handler(), d.s.guests.moved, d.log).Run(own, ready)
+	})
 	var err error
 	select {
 	case err = <-failed:
@@ -129,17 +131,13 @@ func (d *Door) accept(ctx context.Context) error {
 		}
 		pause = time.Millisecond
 		mesh.KeepAlive(c)
-		d.push(waiting{c, time.Now()})
+		d.push(waiting{c, time.Now(), sourceOfConn(c)})
 	}
 }
 
 func (d *Door) push(w waiting) {
 	d.mu.Lock()
-	var out net.Conn
-	if len(d.queue) >= queueMax {
-		out, d.queue = d.queue[0].conn, d.queue[1:]
-	}
-	d.queue = append(d.queue, w)
+	out := d.queue.push(w, queueMax)
 	d.mu.Unlock()
 	if out != nil {
 		d.s.meter.Rejected.Inc()
@@ -154,17 +152,14 @@ func (d *Door) push(w waiting) {
 func (d *Door) pop() (waiting, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(d.queue) == 0 {
-		d.queue = nil // a storm's array is not kept
-		return waiting{}, false
+	w, ok := d.queue.pop()
+	if d.next = ""; ok {
+		d.next = "/" + w.from
 	}
-	w := d.queue[0]
-	d.queue[0] = waiting{}
-	d.queue = d.queue[1:]
-	return w, true
+	return w, ok
 }
 
-// admit begins handshakes in the order of arrival.
+// admit begins handshakes, those of each source in the order of arrival.
 func (d *Door) admit(ctx context.Context) {
 	flight := make(chan struct{}, flightMax)
 	for {
@@ -220,10 +215,18 @@ func (d *Door) place(ctx context.Context, flight chan<- struct{}) {
 func (d *Door) shed() time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	under := map[string]int{}
+	for t := range d.flying {
+		under[t.from]++
+	}
 	var worst *turn
 	var most time.Duration
 	for t := range d.flying {
-		if over := t.overdue(); worst == nil || over > most {
+		wait := peerWait
+		if under[t.from] > heavy && d.nextIsNot(t.from) {
+			wait = heavyWait
+		}
+		if over := t.overdue(wait); worst == nil || over > most {
 			worst, most = t, over
 		}
 	}
@@ -234,6 +237,11 @@ func (d *Door) shed() time.Duration {
 	d.s.meter.Rejected.Inc()
 	go func() { _ = worst.Conn.Close() }() // one that is not TCP may take its time
 	return time.Millisecond
+}
+
+// nextIsNot tells whether anyone from elsewhere waits. The lock is held.
+func (d *Door) nextIsNot(from string) bool {
+	return d.queue.others(from) || d.next != "" && d.next != "/"+from
 }
 
 // fly puts a handshake among those that shed looks at, or takes it away.
@@ -252,7 +260,7 @@ func (d *Door) fly(t *turn, under bool) {
 func (d *Door) shake(ctx context.Context, w waiting, landed func()) {
 	defer landed()
 	raw := w.conn
-	t := &turn{Conn: raw, turns: d.s.turns, came: w.since}
+	t := &turn{Conn: raw, turns: d.s.turns, came: w.since, from: w.from}
 	handed := false
 	defer func() {
 		if v := recover(); v != nil {
@@ -282,10 +290,7 @@ func (d *Door) shake(ctx context.Context, w waiting, landed func()) {
 	landed()
 	if c.ConnectionState().NegotiatedProtocol != channel.Proto {
 		d.s.sessions.watch(t, c.ConnectionState())
-		handed = d.calls.give(ctx, c)
-		if handed {
-			d.wg.Done()
-		}
+		handed = d.admitCalls(ctx, c)
 		return
 	}
 	if l := d.s.greet(d, c); l != nil {
@@ -298,11 +303,27 @@ func (d *Door) shake(ctx context.Context, w waiting, landed func()) {
 	}
 }
 
+// admitCalls hands a proven connection to the server of calls, within the bounds of its source or its member.
+func (d *Door) admitCalls(ctx context.Context, c *tls.Conn) bool {
+	host, stranger := hostOf(c)
+	if old := d.s.guests.enter(c, host, stranger); old != nil {
+		d.s.meter.Displaced.Inc()
+		go func() { _ = old.Close() }() // one that does not read may take its time
+	}
+	if !d.calls.give(ctx, c) {
+		d.s.guests.moved(c, http.StateClosed)
+		return false
+	}
+	d.wg.Done()
+	return true
+}
+
 // turn is a connection whose handshake computes only while it has a turn; to wait for bytes it gives the turn back.
 type turn struct {
 	net.Conn
 	turns chan struct{} // nil once the handshake is over
 	came  time.Time
+	from  string // its source
 
 	closed atomic.Pointer[func()] // called once it is closed; nil for none
 
@@ -344,7 +365,7 @@ func (t *turn) Read(p []byte) (int, error) {
 }
 
 // overdue is how much longer the peer has been silent than it may be while others wait; less than 0 where it has time left.
-func (t *turn) overdue() time.Duration {
+func (t *turn) overdue(wait time.Duration) time.Duration {
 	now, since := time.Since(t.came), time.Duration(t.since.Load())
 	switch {
 	case since == 0:
@@ -352,7 +373,7 @@ func (t *turn) overdue() time.Duration {
 	case !t.spoke.Load():
 		return min(now-silentWait, now-since-glance)
 	}
-	return time.Duration(t.waited.Load()) + now - since - peerWait
+	return time.Duration(t.waited.Load()) + now - since - wait
 }
 
 // handed is a listener of connections whose handshake is done.

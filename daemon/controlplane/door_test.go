@@ -48,7 +48,11 @@ type house struct {
 	t    *testing.T
 	ca   *identity.Authority
 	line *line
-	addr string
+	addr string // of the present node
+
+	set    func(*controlplane.Options)
+	server *controlplane.Server
+	end    func()
 }
 
 func open(t *testing.T) *house {
@@ -66,14 +70,24 @@ func openWith(t *testing.T, set func(*controlplane.Options)) *house {
 	h := &house{t: t, ca: ca, line: &line{order: order{book: controlplane.NewBook()}}}
 	submitTo(t, h, controlplane.Genesis{TrustDomain: "acme.example", Slots: []identity.Slot{{Stage: identity.Active, CertDER: ca.Cert.Raw, SealedKey: []byte("k")}}})
 	submitTo(t, h, controlplane.RegisterCustomer{Name: "globex"})
+	h.set = set
+	h.start()
+	t.Cleanup(func() { h.stop() })
+	return h
+}
+
+// start opens the door of a node, at another address each time.
+func (h *house) start() {
+	t := h.t
+	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	o := controlplane.Options{Name: "cp-1", Book: h.line.book, Order: h.line, KEK: make([]byte, 32), LeafLife: time.Hour, Now: time.Now, Log: log}
-	set(&o)
+	h.set(&o)
 	s, err := controlplane.NewServer(o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	leaf, err := identitytest.Leaf(ca, fleet.PrincipalOf("acme.example", fleet.Node, "cp-1"), now, time.Hour)
+	leaf, err := identitytest.Leaf(h.ca, fleet.PrincipalOf("acme.example", fleet.Node, "cp-1"), time.Now(), time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,8 +95,8 @@ func openWith(t *testing.T, set func(*controlplane.Options)) *house {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.addr = ln.Addr().String()
-	source := identity.Fixed(leaf, identity.Pool([]*x509.Certificate{ca.Cert}))
+	h.addr, h.server = ln.Addr().String(), s
+	source := identity.Fixed(leaf, identity.Pool([]*x509.Certificate{h.ca.Cert}))
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = s.Follow(ctx, func() {}) })
@@ -91,8 +105,13 @@ func openWith(t *testing.T, set func(*controlplane.Options)) *house {
 			t.Error(err)
 		}
 	})
-	t.Cleanup(func() { cancel(); wg.Wait() })
-	return h
+	h.end = func() { cancel(); wg.Wait() }
+}
+
+// stop ends the node, once.
+func (h *house) stop() {
+	h.end()
+	h.end = func() {}
 }
 
 func submitTo[R any](t *testing.T, h *house, c ledger.Change[controlplane.State, R]) {

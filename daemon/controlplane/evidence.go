@@ -10,6 +10,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"slices"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -93,8 +94,12 @@ func verifier(origin string, pem []byte) (note.Verifier, error) {
 	return audit.NoteVerifier(origin, k.Public)
 }
 
-// witnessEach is how many appliances are looked at in one round of witnessing: the fleet is asked in turns.
-const witnessEach = 64
+// The fleet is asked in turns, in a round for each tick: as many as finish it in witnessRounds, and witnessEach at least.
+// Those of a round are asked side by side, so that their proposals share log entries.
+const (
+	witnessEach   = 64
+	witnessRounds = 16
+)
 
 // witness asks appliances with a channel here, in turns, to countersign the vendor's log where it has news for them.
 func (s *Server) witness(ctx context.Context, every time.Duration) error {
@@ -112,23 +117,41 @@ func (s *Server) witness(ctx context.Context, every time.Duration) error {
 		n.read(s.book.Log())
 		names := s.channels.names()
 		from, _ := slices.BinarySearch(names, turn)
-		for i := range min(len(names), witnessEach) {
+		var ask []fleet.ApplianceID
+		for i := range min(len(names), max(witnessEach, len(names)/witnessRounds)) {
 			name := names[(from+i)%len(names)]
 			turn = name + "\x00" // the least name that is greater
-			if asked[name] >= n.upto {
-				continue
+			if asked[name] < n.upto {
+				ask = append(ask, name)
 			}
-			size, err := s.askWitness(ctx, name, n.upto)
-			asked[name] = max(asked[name], size)
-			if err != nil && ctx.Err() == nil {
-				s.log.Warn("could not ask for a countersignature", "appliance", name, "error", err)
-			}
+		}
+		for i, size := range s.askAll(ctx, ask, n.upto) {
+			asked[ask[i]] = max(asked[ask[i]], size)
 		}
 	}
 }
 
+// askAll asks each, witnessEach at once, and gives the sizes of their heads.
+func (s *Server) askAll(ctx context.Context, names []fleet.ApplianceID, upto int64) []int64 {
+	sizes := make([]int64, len(names))
+	var wg sync.WaitGroup
+	places := make(chan struct{}, witnessEach)
+	for i, name := range names {
+		places <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-places }()
+			var err error
+			if sizes[i], err = s.askWitness(ctx, name, upto); err != nil && ctx.Err() == nil {
+				s.log.Warn("could not ask for a countersignature", "appliance", name, "error", err)
+			}
+		})
+	}
+	wg.Wait()
+	return sizes
+}
+
 // news is the size of the vendor's log up to its last entry that is worth a question. What countersigning adds itself,
-// and who comes and goes, is not: else a large fleet would never be quiet.
+// who comes and goes, and who renews a certificate, is not: else a large fleet would never be quiet.
 type news struct{ seen, upto int64 }
 
 func (n *news) read(log audit.Log) {
@@ -142,7 +165,7 @@ func (n *news) read(log audit.Log) {
 		}
 		if err := json.Unmarshal(log.Entry(n.seen), &e); err == nil {
 			switch e.Kind {
-			case Countersign{}.Kind(), OrdersDone{}.Kind(), Edge{}.Kind(), HoldsBundle{}.Kind():
+			case Countersign{}.Kind(), OrdersDone{}.Kind(), Edge{}.Kind(), HoldsBundle{}.Kind(), NodeBundle{}.Kind(), Renew{}.Kind(), RenewBy{}.Kind():
 				continue
 			case Report{}.Kind():
 				if e.Body.Checkpoint != nil || e.Body.Cosigned != nil {

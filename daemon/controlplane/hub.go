@@ -63,6 +63,7 @@ func (s *Server) look(page State, l *live) {
 		go l.end(err)
 		return
 	}
+	s.owed(page, l)
 	if !a.Online { // the edge of an older channel came late
 		go s.assert(l, a.Route)
 	}
@@ -84,29 +85,85 @@ func (s *Server) assert(l *live, route string) {
 // absentAfter is how long after its start a node takes those for gone that it held before and that did not come back.
 const absentAfter = 90 * time.Second
 
-// RollCall puts on record, once after a start, which of the appliances that the book shows here did not come back.
-func (s *Server) RollCall(ctx context.Context, after time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-time.After(after):
-	}
-	var missing []fleet.ApplianceID
-	for _, a := range s.book.View().Appliances() {
-		if a.Online && a.Node == s.name && s.channels.get(a.Name) == nil {
-			missing = append(missing, a.Name)
+// leaveWait bounds the word of a node that it stops.
+const leaveWait = 2 * time.Second
+
+// rollEvery is how often it is looked whether all are back.
+const rollEvery = time.Second
+
+// RollCall puts on record, once after a start, which of the appliances that the book shows here did not come back: as soon
+// as all are back, and then there are none, or after that time. A restart that everybody survived costs the entry by which
+// the node said that it stops, and one here.
+func (s *Server) RollCall(ctx context.Context, after time.Duration) {
+	tick := time.NewTicker(min(rollEvery, after))
+	defer tick.Stop()
+	missing, stopped := s.missing()
+	for till := time.Now().Add(after); len(missing) > 0 && time.Now().Before(till); missing, stopped = s.missing() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
 		}
 	}
 	if len(missing) > 0 {
 		s.log.Info("appliances did not come back after the start", "count", len(missing))
 	}
-	for _, name := range missing {
-		if ctx.Err() != nil {
-			return nil
+	for stopped || len(missing) > 0 {
+		n := min(len(missing), maxRoll)
+		if ctx.Err() != nil || !s.roll(ctx, NodeRoll{Name: s.name, Missing: missing[:n], More: n < len(missing)}) {
+			return
 		}
-		if s.channels.get(name) == nil {
-			s.gone(name)
+		missing = missing[n:]
+		stopped = false
+	}
+}
+
+// missing lists the appliances that the book shows here and that have no channel, and tells whether the book says that this
+// node stopped.
+func (s *Server) missing() (out []fleet.ApplianceID, stopped bool) {
+	page := s.book.View()
+	for _, a := range page.Appliances() {
+		if a.Online && a.Node == s.name && s.channels.get(a.Name) == nil {
+			out = append(out, a.Name)
 		}
 	}
-	return nil
+	_, stopped = page.stopped.Get(s.name)
+	return out, stopped
+}
+
+// roll submits until it is on record or ctx ends.
+func (s *Server) roll(ctx context.Context, c NodeRoll) bool {
+	id := drawID()
+	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
+		_, err := submit(ctx, s, s.self(), id, c)
+		if err == nil {
+			return true
+		}
+		if ctx.Err() == nil {
+			s.log.Warn("the roll of this node is not on record yet", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(wait):
+		}
+	}
+}
+
+// Leave puts on record that this node stops. It is called before the doors end, so that the end of each channel needs no
+// entry of its own; where it can't be recorded, each gets one.
+func (s *Server) Leave(ctx context.Context) {
+	if _, err := submit(ctx, s, s.self(), "", NodeStops{Name: s.name}); err != nil {
+		s.log.Warn("could not record that this node stops", "error", err)
+		return
+	}
+	s.leaving.Store(true)
+}
+
+// here tells whether an appliance has a channel. A node knows its own better than the book while it calls the roll.
+func (s *Server) here(page State, a Appliance) bool {
+	if a.Node == s.name && !s.leaving.Load() {
+		return a.Online && s.channels.get(a.Name) != nil
+	}
+	return page.Here(a)
 }

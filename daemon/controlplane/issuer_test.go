@@ -4,7 +4,6 @@ package controlplane_test
 
 import (
 	"bytes"
-	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"net"
@@ -15,11 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"connectrpc.com/connect"
-
-	"github.com/demarc-dev/demarc/api"
-	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
-	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon/controlplane/platform"
 	"github.com/demarc-dev/demarc/fault"
@@ -104,53 +98,6 @@ func TestGCPRefuses(t *testing.T) {
 			refusedWith(t, g.proves(gcpProof, nil, nil), fault.Denied, tc.want)
 		})
 	}
-}
-
-func (g *gate) rolls(cert *tls.Certificate, jwks []byte, token string) error {
-	g.t.Helper()
-	_, err := boundaryv1connect.NewBoundaryClient(g.caller(cert), "https://"+g.addr).RollKeys(g.t.Context(), connect.NewRequest(&boundaryv1.RollKeysRequest{Jwks: jwks, Token: token}))
-	if err != nil {
-		return api.FromWire("test", err)
-	}
-	return nil
-}
-
-// TestRollKeys replaces pinned keys over the real door, and shows who may not.
-func TestRollKeys(t *testing.T) {
-	g := newGate(t, time.Minute)
-	log := logKey(t)
-	cert := g.enrolled(log)
-	anew, err := identitytest.NewIssuer(g.issuer.URL)
-	ok(t, err)
-	audience, err := identity.KeysAudience(domain, anew.JWKS())
-	ok(t, err)
-	token := func(i *identitytest.Issuer, ns, audience string) string {
-		s, err := i.Token(ns, "appliance", audience, time.Now())
-		ok(t, err)
-		return s
-	}
-	good := token(anew, "demarc", audience)
-	other := token(anew, "demarc", "demarc://"+domain+"/keys?jwks=x")
-	refusedWith(t, g.rolls(cert, anew.JWKS(), other), fault.Denied, "its audience must be")
-	refusedWith(t, g.rolls(cert, anew.JWKS(), token(anew, "other", audience)), fault.Denied, "is registered")
-	refusedWith(t, g.rolls(cert, anew.JWKS(), token(g.issuer, "demarc", audience)), fault.Denied, "signature is not that")
-	refusedWith(t, g.rolls(cert, []byte(`{"keys":[]}`), good), fault.Invalid, "0 keys")
-	if err := g.rolls(nil, anew.JWKS(), good); fault.Of(err) != fault.Denied {
-		t.Fatalf("a stranger: %v", err)
-	}
-	old, _ := g.request(log)
-	ok(t, g.rolls(cert, anew.JWKS(), good))
-	size := g.order.book.Log().Size()
-	ok(t, g.rolls(cert, anew.JWKS(), "no token is looked at"))
-	if n := g.order.book.Log().Size(); n != size {
-		t.Errorf("the same keys again made %d entries", n-size)
-	}
-	_, err = g.enrol(old)
-	refusedWith(t, err, fault.Denied, "signature is not that of the pinned key")
-	g.issuer = anew
-	fresh, _ := g.request(log)
-	_, err = g.enrol(fresh)
-	ok(t, err)
 }
 
 // issuerAt is a cluster on loopback that publishes its keys, as the discovery document says.

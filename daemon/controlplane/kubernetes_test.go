@@ -23,8 +23,10 @@ import (
 
 	"github.com/demarc-dev/demarc/configs"
 	own "github.com/demarc-dev/demarc/daemon/appliance/platform"
+	"github.com/demarc-dev/demarc/daemon/controlplane"
 	"github.com/demarc-dev/demarc/daemon/controlplane/platform"
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 )
 
@@ -205,21 +207,25 @@ func (c *cluster) expect() identity.Expect {
 	return identity.Expect{Kind: identity.KindKubernetes, Issuer: c.issuer, JWKS: c.jwks(), Namespace: "demarc", ServiceAccount: "appliance"}
 }
 
-// roll does what the appliance does when its cluster has new keys.
-func (c *cluster) roll(g *gate, cert *tls.Certificate, p configs.Proof) error {
+// roll does what the appliance does when its cluster has new keys, and tells whether they wait for the operator.
+func (c *cluster) roll(g *gate, cert *tls.Certificate, p configs.Proof) (waiting bool, err error) {
 	c.t.Helper()
-	jwks, token, err := own.Keys(c.t.Context(), p, func(b []byte) (string, error) { return identity.KeysAudience(domain, b) })
+	jwks, token, err := own.Keys(c.t.Context(), p)
 	if err != nil {
-		return err
+		return false, err
 	}
-	s, err := token(c.t.Context())
+	nonce := g.nonce()
+	audience, err := identity.KeysAudience(domain, nonce, jwks)
+	ok(c.t, err)
+	s, err := token(c.t.Context(), audience)
 	if err != nil {
-		return err
+		return false, err
 	}
-	return g.rolls(cert, jwks, s)
+	return g.rolls(cert, jwks, s, nonce)
 }
 
-// TestRealClusterRotatesItsKeys goes from key one to both to key two, with a real API server.
+// TestRealClusterRotatesItsKeys goes from key one to both to key two, with a real API server: as Kubernetes tells it, the
+// new key is published before it signs. Then to key three at once, which waits for the operator.
 func TestRealClusterRotatesItsKeys(t *testing.T) {
 	c := newCluster(t)
 	c.serve("one")
@@ -250,19 +256,33 @@ func TestRealClusterRotatesItsKeys(t *testing.T) {
 	late, err := g.proof(pod, m.GetLogKey()) // signed with key one, shown when it is gone
 	ok(t, err)
 
+	rolls := func(wait bool) {
+		t.Helper()
+		if waiting, err := c.roll(g, cert, pod); err != nil || waiting != wait {
+			t.Fatalf("waiting %v, %v", waiting, err)
+		}
+	}
+	c.serve("one", "two")
+	rolls(false)
 	c.serve("two", "one")
-	refusedWith(t, g.proves(pod, m.GetLogKey(), nil), fault.Denied, "not pinned")
-	ok(t, c.roll(g, cert, pod))
 	ok(t, g.proves(pod, m.GetLogKey(), nil))
 
 	c.serve("two")
-	if err := c.roll(g, cert, pod); fault.Of(err) != fault.Denied {
+	if _, err := c.roll(g, cert, pod); fault.Of(err) != fault.Denied {
 		t.Fatalf("the API server takes a token of a key that is gone: %v", err)
 	}
 	pod = c.pod("appliance")
-	ok(t, c.roll(g, cert, pod))
+	rolls(false)
 	_, err = g.enrol(late)
 	refusedWith(t, err, fault.Denied, "not pinned")
+	ok(t, g.proves(pod, m.GetLogKey(), nil))
+
+	c.serve("three", "two")
+	rolls(true)
+	refusedWith(t, g.proves(pod, m.GetLogKey(), nil), fault.Denied, "not pinned")
+	a, err := g.order.book.View().Appliance("eu-1")
+	ok(t, err)
+	submitAs(g, controlplane.ConfirmKeys{Name: "eu-1", Digest: fleet.DigestOf(a.Reported)})
 	ok(t, g.proves(pod, m.GetLogKey(), nil))
 }
 

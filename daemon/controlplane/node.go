@@ -32,7 +32,9 @@ func NewBook() *ledger.Book[State] {
 		ledger.Learn[PrepareCA](), ledger.Learn[ActivateCA](), ledger.Learn[RetireCA](), ledger.Learn[RenewBy](), ledger.Learn[HoldsBundle](), ledger.Learn[NodeBundle](),
 		ledger.Learn[GenesisWith](), ledger.Learn[AdoptOperator](), ledger.Learn[InviteOperator](), ledger.Learn[EnrolOperator](), ledger.Learn[RenewOperator](), ledger.Learn[OperatorUses](),
 		ledger.Learn[SetOperatorRole](), ledger.Learn[BanOperator](), ledger.Learn[RemoveOperator](),
-		ledger.Learn[KeepSecrets](), ledger.Learn[HoldsKEK](), ledger.Learn[RotateKEK](), ledger.Learn[PrepareCAWith](), ledger.Learn[LoginOperator]())
+		ledger.Learn[KeepSecrets](), ledger.Learn[HoldsKEK](), ledger.Learn[RotateKEK](), ledger.Learn[PrepareCAWith](),
+		ledger.Learn[NodeStops](), ledger.Learn[NodeRoll](),
+		ledger.Learn[ReportKeys](), ledger.Learn[ConfirmKeys](), ledger.Learn[ForgetKeys](), ledger.Learn[LoginOperator]())
 }
 
 // node is one process of the control plane.
@@ -76,12 +78,19 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 		return nil, err
 	}
 	n.server, err = NewServer(Options{Login: people, Name: cfg.Name, Book: n.book, Order: n, Artifacts: blobs{n.store}, Fetch: n.fetch, KEK: keks[0].key, LeafLife: cfg.Leaf.Life,
+		Backdate:  max(cfg.Leaf.Backdate, time.Nanosecond), // a certificate counts whole seconds: 0s is none
 		Platforms: platforms, Members: members, Now: time.Now, Log: log, Meter: meterOf(n.reg)})
 	if err != nil {
 		return nil, err
 	}
 	n.server.ring.set(keks...)
 	if n.files, err = loadFiles(cfg, n.server); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fault.Because(err, op, fault.Unavailable, "dir can't be made: %v", err)
+	}
+	if err := n.files.KeepAt(filepath.Join(cfg.Dir, "cas.json")); err != nil {
 		return nil, err
 	}
 	rln, err := net.Listen("tcp", cfg.Raft.Listen)
@@ -113,6 +122,9 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	parts = append(parts, daemon.Func("keys", func(ctx context.Context, ready func()) error {
 		ready()
 		return n.server.TendKeys(ctx, KEKFiles{cfg.KEKFile})
+	}), daemon.Func("catch-up", func(ctx context.Context, ready func()) error {
+		ready()
+		return n.server.CatchUp(ctx, n.files, catchUpEvery)
 	}))
 	if cfg.Management != nil {
 		parts = append(parts, daemon.Func("management", n.tellManagement))
@@ -137,14 +149,6 @@ func (n *node) doors() ([]daemon.Part, error) {
 	}
 	conf := identity.Server(n.files, n.server.Admit, false, Protocols()...)
 	parts = append(parts, daemon.Func("hub", n.server.Follow), n.server.Door("door", ln, conf, n.log))
-	parts = append(parts, daemon.Func("roll-call", func(ctx context.Context, ready func()) error {
-		ready()
-		if err := n.server.RollCall(ctx, absentAfter); err != nil {
-			return err
-		}
-		<-ctx.Done()
-		return nil
-	}))
 	inner, err := innerDoor(n.cfg.InnerTLS, conf, func(name string, ln net.Listener, c *tls.Config) daemon.Part {
 		return n.server.Door(name, ln, c, n.log)
 	}, n.log)
@@ -159,6 +163,15 @@ func (n *node) doors() ([]daemon.Part, error) {
 		}
 		parts = append(parts, daemon.Func("tailnet", func(ctx context.Context, ready func()) error { return n.tailnetDoor(ctx, ready, port, conf) }))
 	}
+	parts = append(parts, daemon.Func("roll-call", func(ctx context.Context, ready func()) error { // the first door's part to stop
+		ready()
+		n.server.RollCall(ctx, absentAfter)
+		<-ctx.Done()
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveWait)
+		defer cancel()
+		n.server.Leave(stop)
+		return nil
+	}))
 	return parts, nil
 }
 
@@ -292,36 +305,22 @@ func meterOf(r *telemetry.Registry) Meter {
 		Handshake: r.Histogram("demarc_handshake_seconds", "Time of a handshake that succeeded.", []float64{.001, .005, .01, .05, .1, .5, 1, 2, 5, 10}),
 		Arrival:   r.Histogram("demarc_channel_arrival_seconds", "Time after the opening of the door at which a channel came up.", []float64{.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 30, 60, 300}),
 		Rejected:  r.Counter("demarc_connections_rejected_total", "Connections that were closed before their handshake began: too many waited, or for too long."),
+		Displaced: r.Counter("demarc_connections_displaced_total", "Connections for calls, and channels without hello, that gave way to newer ones of the same source, or of a source that held fewer."),
+		Unlogged:  r.Counter("demarc_refusals_unlogged_total", "Refused calls that are neither in the log nor on record: there were too many."),
 	}
 }
 
 // describe registers what Prometheus may know.
 func (n *node) describe() {
 	r := n.reg
-	count := func(is func(Appliance) bool) func() float64 {
-		return func() float64 {
-			c := 0
-			for _, a := range n.book.View().Appliances() {
-				if is(a) {
-					c++
-				}
-			}
-			return float64(c)
-		}
-	}
+	var t tally
 	r.GaugeVec("demarc_appliances", "Appliances by status.", "status", []string{Registered, Enrolled, Banned}, func(status string) float64 {
-		return count(func(a Appliance) bool { return a.Status == status })()
+		return float64(t.of(n.book.View()).status[status])
 	})
-	r.Gauge("demarc_appliances_online", "Appliances with a channel to any node.", count(func(a Appliance) bool { return a.Online }))
+	r.Gauge("demarc_appliances_online", "Appliances with a channel to any node.", func() float64 { return float64(t.of(n.book.View()).online) })
 	r.Gauge("demarc_channels", "Channels of appliances at this node.", func() float64 { return float64(n.server.channels.count()) })
 	r.Gauge("demarc_audit_entries", "Entries of the vendor's audit log.", func() float64 { return float64(n.book.Log().Size()) })
-	r.Gauge("demarc_orders_waiting", "Orders that appliances have not acknowledged.", func() float64 {
-		c := 0
-		for _, a := range n.book.View().Appliances() {
-			c += len(a.Orders)
-		}
-		return float64(c)
-	})
+	r.Gauge("demarc_orders_waiting", "Orders that appliances have not acknowledged.", func() float64 { return float64(t.of(n.book.View()).orders) })
 	r.Check("raft", func(ctx context.Context) error { return n.raft.Read(ctx) })
 	r.Alive("raft", func(context.Context) error { return n.raft.Failure() })
 }

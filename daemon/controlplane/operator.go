@@ -111,6 +111,7 @@ func (s *Server) RenewOperator(ctx context.Context, req *connect.Request[control
 	}
 	leaf, issuer, err := s.issue(req.Msg.GetCsr(), fleet.Operator, name)
 	if err != nil {
+		s.onRecord(ctx, who.Principal, Refuse{What: "operator.renew", Name: clip(name), Fault: fault.Of(err), Reason: fault.Text(err)})
 		return nil, err
 	}
 	if _, err := submit(ctx, s, who.Principal, "", RenewOperator{Name: name, Using: who.Serial, Serial: identity.SerialOf(leaf), Till: leaf.NotAfter, Issuer: issuer}); err != nil {
@@ -130,7 +131,7 @@ type operatorBootstrap struct {
 // AcceptInvitation makes an operator of one who holds an invitation. Each refusal is on record with the reason that the
 // caller is told.
 func (b operatorBootstrap) AcceptInvitation(ctx context.Context, req *connect.Request[controlv1.AcceptInvitationRequest]) (*connect.Response[controlv1.AcceptInvitationResponse], error) {
-	if !b.strangers.Allow() {
+	if !b.heard(req.Peer().Addr) {
 		return nil, tooMany()
 	}
 	res, err := b.accept(ctx, req.Msg)

@@ -155,7 +155,8 @@ func (n *node) report() *managementv1.ReportRequest {
 	if st.Reachable < len(n.cfg.Cluster) {
 		out.Health = "degraded"
 	}
-	for _, a := range n.book.View().Appliances() {
+	page := n.book.View()
+	for _, a := range page.Appliances() {
 		switch a.Status {
 		case Registered:
 			out.AppliancesRegistered++
@@ -164,7 +165,7 @@ func (n *node) report() *managementv1.ReportRequest {
 		case Banned:
 			out.AppliancesBanned++
 		}
-		if a.Online {
+		if page.Here(a) {
 			out.AppliancesOnline++
 		}
 	}

@@ -3,6 +3,9 @@
 package controlplane
 
 import (
+	"sync"
+	"time"
+
 	"github.com/benbjohnson/immutable"
 
 	"github.com/demarc-dev/demarc/fleet"
@@ -50,4 +53,38 @@ func (r roll) since(from *touch) (names []fleet.ApplianceID, ok bool) {
 		names = append(names, t.name)
 	}
 	return names, true
+}
+
+// tally counts the appliances of a page. It looks at them again only when one of them, or a node, changed: one walk serves all
+// that a scrape reads.
+type tally struct {
+	mu    sync.Mutex
+	known bool
+	at    *touch
+	stops *immutable.SortedMap[string, time.Time]
+	counts
+}
+
+type counts struct {
+	status         map[string]int
+	online, orders int
+}
+
+func (t *tally) of(page State) counts {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.known && t.at == page.appliances.last && t.stops == page.stopped {
+		return t.counts
+	}
+	t.known, t.at, t.stops = true, page.appliances.last, page.stopped
+	t.counts = counts{status: map[string]int{}}
+	for it := page.appliances.Iterator(); !it.Done(); {
+		_, a, _ := it.Next()
+		t.status[a.Status]++
+		t.orders += len(a.Orders)
+		if page.Here(a) {
+			t.online++
+		}
+	}
+	return t.counts
 }

@@ -5,11 +5,14 @@ package controlplane
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/hex"
 	"log/slog"
+	"net"
 	"net/http"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -57,14 +60,16 @@ type Options struct {
 	Fetch     func(ctx context.Context, d fleet.Digest) error // from the node that has it; may be nil
 	KEK       []byte                                          // 32 bytes; opens the CA keys. See [Server.TendKeys] for another one
 	LeafLife  time.Duration
+	Backdate  time.Duration      // of leaves, from their issue; zero means [identity.DefaultBackdate]
 	Platforms *platform.Verifier // asks AWS, Google and listed issuers; nil: pinned keys are all that is known
 	Login     *Login             // nil: operators come by invitation only
 	Members   []Member
+	Dial      func(ctx context.Context, network, addr string) (net.Conn, error) // to another node's API, for [Server.CatchUp]; nil: TCP
 	Now       func() time.Time
 	Log       *slog.Logger
 	// StrangerWait is how long a call of the bootstrap service may take, its body and its answer included; zero means 15 s.
 	StrangerWait time.Duration
-	// Beat is how often an appliance speaks at least, for tests; it keeps to five minutes where it is told more. Zero means
+	// Beat is how often an appliance speaks at least, for tests; it keeps to 15 minutes where it is told more. Zero means
 	// that the size of the fleet decides.
 	Beat time.Duration
 	// WriteWait is how long an appliance may take to read one message of its channel; zero means 10 s.
@@ -78,6 +83,8 @@ type Meter struct {
 	Handshake telemetry.Observer // seconds of a handshake that succeeded
 	Arrival   telemetry.Observer // seconds after the door's opening at which a channel came up
 	Rejected  telemetry.Counter  // connections that were closed before their handshake began
+	Displaced telemetry.Counter  // connections for calls, and channels without hello, that gave way to newer ones
+	Unlogged  telemetry.Counter  // refused calls that are not in the log or on record: there were too many
 }
 
 // Member is one node of the first cluster, as people know it.
@@ -92,9 +99,15 @@ type Server struct {
 	now       func() time.Time
 	ring      ring
 	vault     vault
-	strangers *rate.Limiter
+	kept      atomic.Pointer[kept] // what this node's disk holds beside the log; nil for nothing
+	strangers *rate.Limiter        // all of them together
+	sources   *budget              // of the bootstrap service, by network
+	refusals  *rate.Limiter        // of known callers, all of them together
+	refusers  *budget              // the same, by caller
+	guests    *guests
 	logins    *rate.Limiter
 	channels  channels
+	leaving   atomic.Bool   // the book knows that this node stops
 	turns     chan struct{} // handshakes that compute, at all doors
 	told      told
 	sessions  sessions
@@ -114,8 +127,10 @@ func (m Meter) orNone() Meter {
 			*o = none{}
 		}
 	}
-	if m.Rejected == nil {
-		m.Rejected = none{}
+	for _, c := range []*telemetry.Counter{&m.Rejected, &m.Displaced, &m.Unlogged} {
+		if *c == nil {
+			*c = none{}
+		}
 	}
 	return m
 }
@@ -151,8 +166,13 @@ func NewServer(o Options) (*Server, error) {
 	if o.WriteWait <= 0 {
 		o.WriteWait = writeWait
 	}
+	if o.Backdate <= 0 {
+		o.Backdate = identity.DefaultBackdate
+	}
 	s := &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now,
-		strangers: rate.NewLimiter(strangerRate, strangerBurst), logins: rate.NewLimiter(loginRate, loginBurst), channels: channels{open: map[fleet.ApplianceID]*live{}}, sessions: newSessions(), records: newRecords(),
+		strangers: rate.NewLimiter(strangerRate, strangerBurst), sources: newBudget(sourceRate, sourceBurst, sourcesMax),
+		refusals: rate.NewLimiter(refusalRate, refusalBurst), refusers: newBudget(refusalRate/4., refusalBurst/4, sourcesMax), guests: newGuests(), logins: rate.NewLimiter(loginRate, loginBurst),
+		channels: channels{open: map[fleet.ApplianceID]*live{}, greeted: map[fleet.ApplianceID][]*tls.Conn{}}, sessions: newSessions(), records: newRecords(),
 		turns: make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), meter: o.Meter.orNone()}
 	s.ring.set(key)
 	return s, nil
@@ -214,6 +234,7 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle(controlv1connect.NewOperatorServiceHandler(s, opts...))
 	mux.Handle(controlv1connect.NewKeyServiceHandler(s, opts...))
 	mux.Handle(controlv1connect.NewOperatorBootstrapHandler(operatorBootstrap{Server: s}, small...))
+	mux.Handle(controlv1connect.NewIssuerKeysHandler(keys{Server: s}, small...))
 	errors := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		who := api.Who{Class: api.Stranger}
@@ -264,7 +285,7 @@ func (s *Server) bound(rc *http.ResponseController) error {
 // tooLong puts on record that a stranger announced more than is taken, as often as strangers may be heard.
 func (s *Server) tooLong(r *http.Request) error {
 	err := fault.New("controlplane.Bootstrap", fault.Invalid, "the message has %d bytes, at most %d are taken from a stranger", r.ContentLength, maxStranger)
-	if s.strangers.Allow() {
+	if s.heard(r.RemoteAddr) {
 		s.onRecord(r.Context(), s.self(), Refuse{What: r.URL.Path, Fault: fault.Invalid, Reason: fault.Text(err)})
 	}
 	return err

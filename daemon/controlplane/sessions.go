@@ -169,8 +169,13 @@ func (r records) take(key string) (bool, int) {
 	return true, dropped
 }
 
-// refused puts a call that the table refused on record, where the caller has a name.
+// refused puts a call that the table refused on record, where the caller has a name. What one caller, or all of them,
+// bring about faster than that is only counted: nobody fills the log or the book by knocking.
 func (s *Server) refused(ctx context.Context, w api.Who, procedure string) {
+	if !s.refusers.allow(string(w.Principal)) || w.Principal != "" && !s.refusals.Allow() { // strangers use up nobody's record
+		s.meter.Unlogged.Inc()
+		return
+	}
 	s.log.Warn("call refused", "caller", w.Class, "principal", w.Principal, "procedure", procedure)
 	if w.Principal == "" {
 		return

@@ -36,7 +36,10 @@ type Source struct {
 	pool   *x509.CertPool
 	issuer fleet.Digest // of leaf
 	leaf   *tls.Certificate
-	from   time.Time // when leaf is renewed
+	from   time.Time              // when leaf is renewed
+	path   string                 // of the file that kept is on; "": nowhere
+	kept   kept                   // the CAs as this node met them last
+	ahead  *identity.SignedBundle // of the others, where this node's book is behind; see CatchUp
 }
 
 // NewSource makes the source of a node from the certificate and the CAs that serve its first start.
@@ -94,12 +97,12 @@ func (f *Source) Leaf() (*tls.Certificate, error) {
 
 // fresh makes a leaf where there is none, another CA issues, or half of its life is over.
 func (f *Source) fresh() error {
-	page, now := f.server.book.View(), f.server.now()
-	slot, err := identity.Issuer(page.Slots)
+	page, now := f.known(), f.server.now()
+	if len(page.Slots) == 0 {
+		return nil // the book has not begun
+	}
+	slot, err := f.issuing(page)
 	if err != nil {
-		if len(page.Slots) == 0 {
-			return nil // the book has not begun
-		}
 		return err
 	}
 	if f.leaf != nil && f.issuer == slot.ID() && now.Before(f.from) {
@@ -113,30 +116,35 @@ func (f *Source) fresh() error {
 	if err != nil {
 		return err
 	}
-	extra := identity.IssueOptions{Rand: rand.Reader, DNSNames: f.first.Leaf.DNSNames}
+	extra := identity.IssueOptions{Rand: rand.Reader, Backdate: f.server.Backdate, DNSNames: f.first.Leaf.DNSNames}
 	for _, ip := range f.first.Leaf.IPAddresses {
 		if a, ok := netip.AddrFromSlice(ip); ok {
 			extra.IPs = append(extra.IPs, a.Unmap())
 		}
 	}
-	leaf, err := ca.Issue(f.csr, f.server.self(), now, f.server.LeafLife, extra)
+	leaf, err := ca.Issue(f.csr, fleet.PrincipalOf(page.TrustDomain, fleet.Node, f.server.name), now, f.server.LeafLife, extra)
 	if err != nil {
 		return err
 	}
 	f.leaf, f.issuer = &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: f.key, Leaf: leaf}, slot.ID()
-	f.from = identity.RenewFrom(leaf, identity.DefaultBackdate)
+	f.from = identity.RenewFrom(leaf, f.server.Backdate)
 	return nil
 }
 
 // Roots implements [identity.Source]. One pool serves all handshakes until the bundle changes.
 func (f *Source) Roots() *x509.CertPool {
-	page := f.server.book.View()
-	number := page.Bundle()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	page := f.known()
+	number := page.Bundle
 	if number == 0 {
 		return f.roots
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	if f.ahead != nil && f.ahead.Number > number {
+		if cas, err := identity.ParseDER(f.ahead.CAs, page.TrustDomain); err == nil { // OpenBundle has read it
+			return identity.Pool(cas)
+		}
+	}
 	if f.pool == nil || f.number != number {
 		pool, err := identity.Bundle(page.Slots)
 		if err != nil {
@@ -148,11 +156,16 @@ func (f *Source) Roots() *x509.CertPool {
 	return f.pool
 }
 
-// serves tells the number of the bundle that this node trusts and shows a leaf of; 0 while it can't.
+// serves tells the number of the bundle that this node trusts, has kept, and shows a leaf of; 0 while it can't.
 func (f *Source) serves() uint64 {
-	number := f.server.book.View().Bundle()
+	page := f.server.book.View()
+	number := page.Bundle()
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if err := f.keep(page); err != nil {
+		f.server.log.Warn("this node could not keep the CAs on its disk", "err", err)
+		return 0
+	}
 	if err := f.fresh(); err != nil || f.leaf == nil {
 		return 0
 	}
@@ -166,6 +179,7 @@ func (s *Server) Tend(ctx context.Context, f *Source) error {
 		changed := s.book.Changed()
 		again := make(<-chan time.Time)
 		page := s.book.View()
+		f.remember(page)
 		had, _ := page.nodes.Get(s.name)
 		if number := page.Bundle(); number > had && page.TrustDomain != "" {
 			var err error

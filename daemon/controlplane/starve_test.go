@@ -7,8 +7,10 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -167,4 +169,91 @@ func TestWhoDoesNotCountersignIsAskedOnceForAHead(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestABudgetForgetsWhoWasNotHeardLongest: however many sources there are, a bounded number is kept, and one that floods stays among them.
+func TestABudgetForgetsWhoWasNotHeardLongest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBudget(1, 2, 8)
+		for range 2 {
+			if !b.allow("flood") {
+				t.Fatal("the first calls are refused")
+			}
+		}
+		for i := range 100 {
+			if b.allow("flood") {
+				t.Fatalf("the flood is heard again after %d others", i)
+			}
+			if !b.allow(fmt.Sprint("other-", i)) {
+				t.Fatalf("other %d is refused", i)
+			}
+			if len(b.by) > 8 || b.used.Len() > 8 {
+				t.Fatalf("%d sources are kept", len(b.by))
+			}
+		}
+		time.Sleep(time.Second)
+		if !b.allow("flood") {
+			t.Fatal("a second later nothing is allowed")
+		}
+	})
+}
+
+// TestSourcesAreNetworks: who has a network of IPv6 has one budget, and not 2 to the 64.
+func TestSourcesAreNetworks(t *testing.T) {
+	for addr, want := range map[string]string{
+		"192.0.2.7:443": "192.0.2.7", "[::ffff:192.0.2.7]:1": "192.0.2.7", "[2001:db8:1:2:3::4]:1": "2001:db8:1:2::/64", "[fe80::1%eth0]:1": "fe80::/64",
+		"pipe": "", "": "", "name:1": "",
+	} {
+		if got := sourceOf(addr); got != want {
+			t.Errorf("%q is of %q, want %q", addr, got, want)
+		}
+	}
+}
+
+// TestLinesTakeTurns: one that comes alone goes before the second of a thousand, and the longest line loses where there is no room.
+func TestLinesTakeTurns(t *testing.T) {
+	var q lines
+	for i := range 100 {
+		q.push(waiting{from: "many", since: time.Unix(int64(i), 0)}, 100)
+	}
+	mine, theirs := net.Pipe()
+	defer mine.Close()
+	defer theirs.Close()
+	q.turn[0].list[0].conn = theirs
+	if out := q.push(waiting{from: "one"}, 100); out != theirs {
+		t.Fatal("the oldest of the longest line did not go")
+	}
+	q.push(waiting{from: "two"}, 1000)
+	var got []string
+	for range 4 {
+		w, _ := q.pop()
+		got = append(got, w.from)
+	}
+	if want := []string{"many", "one", "two", "many"}; !slices.Equal(want, got) {
+		t.Fatalf("want %v, got %v", want, got)
+	}
+	for n := 97; n > 0; n-- {
+		if _, ok := q.pop(); !ok {
+			t.Fatalf("%d are missing", n)
+		}
+	}
+	if _, ok := q.pop(); ok || len(q.of) != 0 || len(q.turn) != 0 {
+		t.Fatal("something is left")
+	}
+}
+
+// TestBeats: beats of roads that the kernels watch are rare, and no node takes more than it was measured for.
+func TestBeats(t *testing.T) {
+	for _, c := range []struct {
+		n           int
+		quiet, want time.Duration
+	}{
+		{1, 0, 5 * time.Second}, {3000, 0, 15 * time.Second}, {10000, 0, 50 * time.Second}, {50000, 0, 50 * time.Second}, // an older build says nothing
+		{10000, 20 * time.Second, 20 * time.Second}, {10000, time.Millisecond, 5 * time.Second}, {10000, 50 * time.Second, 50 * time.Second},
+		{1, 15 * time.Minute, 5 * time.Second}, {1000, 15 * time.Minute, 100 * time.Second}, {10000, 15 * time.Minute, 15 * time.Minute}, {10000, time.Hour, 15 * time.Minute},
+	} {
+		if got := beatFor(c.n, c.quiet); got != c.want {
+			t.Errorf("%d appliances, a road that bears %s: want %s, got %s", c.n, c.quiet, c.want, got)
+		}
+	}
 }

@@ -24,6 +24,7 @@ type State struct {
 	Slots       []identity.Slot // replaced whole, never edited in place
 	number      uint64          // of the bundle that Slots make; see Bundle
 	nodes       *immutable.SortedMap[string, uint64]
+	stopped     *immutable.SortedMap[string, time.Time] // nodes that stopped and have not called the roll since
 	customers   *immutable.SortedMap[fleet.CustomerID, Customer]
 	appliances  roll
 	releases    *immutable.SortedMap[fleet.Digest, Release]
@@ -52,7 +53,7 @@ const (
 type Appliance struct {
 	Name     fleet.ApplianceID `json:"name"`
 	Customer fleet.CustomerID  `json:"customer"`
-	Expect   json.RawMessage   `json:"expect"` // the platform identity that it must prove
+	Expect   json.RawMessage   `json:"expect"` // the platform identity that it must prove, as the vendor registered it
 	Status   string            `json:"status"`
 	Since    time.Time         `json:"since"`
 
@@ -85,6 +86,10 @@ type Appliance struct {
 	ReportsDone uint64  `json:"reports_done,omitempty"`
 
 	Probe Probe `json:"probe,omitzero"` // the newest one
+
+	// Keys of its cluster that came after the registration; see [ReportKeys].
+	Rolled   json.RawMessage `json:"rolled,omitempty"`   // JWKS that counts in place of the pinned one
+	Reported json.RawMessage `json:"reported,omitempty"` // JWKS that waits for the operator's word; it proves nothing
 
 	UID       string   `json:"uid,omitempty"`       // of the platform's account or role, as it was proven first; see [SetExpect]
 	LogKey    []byte   `json:"log_key,omitempty"`   // PEM; signs the checkpoints of the customer's log
@@ -155,6 +160,7 @@ type Operation struct {
 func NewState() State {
 	return State{
 		nodes:      immutable.NewSortedMap[string, uint64](nil),
+		stopped:    immutable.NewSortedMap[string, time.Time](nil),
 		customers:  immutable.NewSortedMap[fleet.CustomerID, Customer](nil),
 		appliances: newRoll(),
 		releases:   immutable.NewSortedMap[fleet.Digest, Release](nil),
@@ -227,17 +233,22 @@ type page struct {
 	Bundle uint64            `json:"bundle,omitempty"`
 	Nodes  map[string]uint64 `json:"nodes,omitempty"`
 
-	Operators []Operator          `json:"operators,omitempty"`
-	KEK       string              `json:"kek,omitempty"`
-	Secrets   []Secret            `json:"secrets,omitempty"`
-	KEKs      map[string][]string `json:"keks,omitempty"`
+	Operators []Operator           `json:"operators,omitempty"`
+	KEK       string               `json:"kek,omitempty"`
+	Secrets   []Secret             `json:"secrets,omitempty"`
+	KEKs      map[string][]string  `json:"keks,omitempty"`
+	Stopped   map[string]time.Time `json:"stopped,omitempty"`
 }
 
 // MarshalJSON writes the page in a canonical order.
 func (s State) MarshalJSON() ([]byte, error) {
 	p := page{TrustDomain: s.TrustDomain, Slots: s.Slots, Customers: s.Customers(), Appliances: s.Appliances(), Releases: values(s.releases),
 		Operations: values(s.operations), Nonces: map[string]time.Time{}, Bundle: s.number, Nodes: map[string]uint64{}, Operators: s.Operators(),
-		KEK: s.KEK, Secrets: s.Secrets, KEKs: map[string][]string{}}
+		KEK: s.KEK, Secrets: s.Secrets, KEKs: map[string][]string{}, Stopped: map[string]time.Time{}}
+	for it := s.stopped.Iterator(); !it.Done(); {
+		k, v, _ := it.Next()
+		p.Stopped[k] = v
+	}
 	for it := s.nodes.Iterator(); !it.Done(); {
 		k, v, _ := it.Next()
 		p.Nodes[k] = v
@@ -264,6 +275,9 @@ func (s *State) UnmarshalJSON(b []byte) error {
 	for k, v := range p.Nodes {
 		n.nodes = n.nodes.Set(k, v)
 	}
+	for k, v := range p.Stopped {
+		n.stopped = n.stopped.Set(k, v)
+	}
 	for _, c := range p.Customers {
 		n.customers = n.customers.Set(c.Name, c)
 	}
@@ -289,8 +303,8 @@ func (s *State) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// ask appends an order to the appliance's outbox.
-func (s *State) ask(name fleet.ApplianceID, o Order) error {
+// ask appends orders to the appliance's outbox, all of them or none. The outbox is copied once.
+func (s *State) ask(name fleet.ApplianceID, orders ...Order) error {
 	a, err := s.Appliance(name)
 	if err != nil {
 		return err
@@ -298,10 +312,10 @@ func (s *State) ask(name fleet.ApplianceID, o Order) error {
 	if a.Status == Banned {
 		return fault.New("controlplane.ask", fault.Denied, "appliance %q is banned", name)
 	}
-	if len(a.Orders) >= MaxOutbox {
+	if len(a.Orders)+len(orders) > MaxOutbox {
 		return fault.New("controlplane.ask", fault.Busy, "%d orders wait for appliance %q already: it has not acknowledged them", len(a.Orders), name)
 	}
-	a.Orders = append(slices.Clip(a.Orders), o)
+	a.Orders = append(slices.Clip(a.Orders), orders...)
 	s.appliances = s.appliances.Set(name, a)
 	return nil
 }

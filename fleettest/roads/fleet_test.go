@@ -316,7 +316,7 @@ type counts struct {
 // flow sends probes until stop is closed, then lets the last one end.
 func (p *pair) flow(ctx context.Context, stop <-chan struct{}) (all counts, err error) {
 	for {
-		one, err := p.probe(ctx)
+		one, err := p.probe(ctx, "200")
 		all.Sent += one.Sent
 		all.Echoed += one.Echoed
 		all.Doubled += one.Doubled
@@ -333,8 +333,8 @@ func (p *pair) flow(ctx context.Context, stop <-chan struct{}) (all counts, err 
 	}
 }
 
-func (p *pair) probe(ctx context.Context) (c counts, err error) {
-	cmd := p.vendor(ctx, "probe", "--appliance", appliance, "--count", "200", "--rate", "20", "--watch", "--timeout", "100s", "--output", "json")
+func (p *pair) probe(ctx context.Context, count string) (c counts, err error) {
+	cmd := p.vendor(ctx, "probe", "--appliance", appliance, "--count", count, "--rate", "20", "--watch", "--timeout", "100s", "--output", "json")
 	var out bytes.Buffer
 	cmd.Stdout = &out
 	watch, err := cmd.StderrPipe()

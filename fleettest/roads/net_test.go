@@ -95,14 +95,19 @@ func newTopology(n int) (_ *topology, err error) {
 			return nil, err
 		}
 	}
-	etc := filepath.Join("/etc/netns", t.appliance) // what ip netns exec puts over /etc, in that process alone
-	if err := os.MkdirAll(etc, 0o755); err != nil {
-		return nil, err
-	}
-	if err := os.WriteFile(filepath.Join(etc, "resolv.conf"), []byte("nameserver "+roadToAppliance+"\noptions timeout:1 attempts:2\n"), 0o644); err != nil {
+	if err := resolver(t.appliance, roadToAppliance); err != nil {
 		return nil, err
 	}
 	return t, t.stand()
+}
+
+// resolver names the resolver of a namespace's programs: ip netns exec puts this folder over /etc, in that process alone.
+func resolver(ns, at string) error {
+	etc := filepath.Join("/etc/netns", ns)
+	if err := os.MkdirAll(etc, 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(etc, "resolv.conf"), []byte("nameserver "+at+"\noptions timeout:1 attempts:2\n"), 0o644)
 }
 
 // stand puts the relay, the proxy and the resolver on the road.
@@ -195,6 +200,7 @@ func (t *topology) close() error {
 		if _, err := os.Stat("/run/netns/" + ns); err == nil {
 			errs = append(errs, command("ip", "netns", "del", ns))
 		}
+		errs = append(errs, os.RemoveAll(filepath.Join("/etc/netns", ns)))
 	}
-	return errors.Join(append(errs, os.RemoveAll(filepath.Join("/etc/netns", t.appliance)))...)
+	return errors.Join(errs...)
 }

@@ -103,7 +103,7 @@ func TestInnerTLSThroughInspection(t *testing.T) {
 	if err := p.begin(ctx, true, true, "https"); err != nil {
 		t.Fatal(err)
 	}
-	if c, err := p.probe(ctx); err != nil || c.Echoed != 200 {
+	if c, err := p.probe(ctx, "200"); err != nil || c.Echoed != 200 {
 		t.Errorf("%+v, %v", c, err)
 	}
 	out, err := p.customer(ctx, "transport", "use", "plain").CombinedOutput()

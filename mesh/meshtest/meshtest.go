@@ -7,6 +7,7 @@
 package meshtest
 
 import (
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -38,7 +39,8 @@ type Tailnet struct {
 	AuthKey string // what a node must show
 
 	handler *testcontrol.Server
-	control *http.Server
+	at      string // where the coordinator listens
+	control *coordinator
 	relay   *http.Server
 	derp    *derpserver.Server
 	stun    *net.UDPConn
@@ -53,17 +55,27 @@ type Tailnet struct {
 	streams atomic.Int64
 }
 
+// Place is where a tailnet is, for tests in network namespaces: what listens is made on the thread that calls.
+type Place struct {
+	IP          string // of everything; "" is 127.0.0.1
+	Coordinator string // its name, for which the nodes' resolver gives IP; "" is IP
+	Relay       string // likewise
+}
+
 // Start opens a tailnet that takes in nodes with this auth key. Everybody reaches everybody.
-func Start(authKey string) (*Tailnet, error) { return start(authKey, nil) }
+func Start(authKey string) (*Tailnet, error) { return StartAt(authKey, nil, Place{}) }
 
 // StartWith opens a tailnet whose nodes filter by this policy. Each node still sees all others: only filters keep them apart.
-func StartWith(authKey string, p *Policy) (*Tailnet, error) { return start(authKey, p) }
+func StartWith(authKey string, p *Policy) (*Tailnet, error) { return StartAt(authKey, p, Place{}) }
 
-func start(authKey string, p *Policy) (*Tailnet, error) {
+// StartAt is StartWith at a place. A nil policy lets everybody reach everybody.
+func StartAt(authKey string, p *Policy, at Place) (*Tailnet, error) {
 	const op = "meshtest.Start"
+	at.IP = cmp.Or(at.IP, "127.0.0.1")
+	at.Coordinator, at.Relay = cmp.Or(at.Coordinator, at.IP), cmp.Or(at.Relay, at.IP)
 	t := &Tailnet{AuthKey: authKey, policy: p, changed: make(chan struct{})}
 	var err error
-	if t.stun, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}); err != nil {
+	if t.stun, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP(at.IP)}); err != nil {
 		return nil, fault.At(op, fault.Unavailable, err)
 	}
 	t.work.Go(t.answer)
@@ -71,7 +83,7 @@ func start(authKey string, p *Policy) (*Tailnet, error) {
 	if err != nil {
 		return nil, errors.Join(fault.At(op, fault.Internal, err), t.Close())
 	}
-	relay, err := net.Listen("tcp4", "127.0.0.1:0")
+	relay, err := net.Listen("tcp4", net.JoinHostPort(at.IP, "0"))
 	if err != nil {
 		return nil, errors.Join(fault.At(op, fault.Unavailable, err), t.Close())
 	}
@@ -79,14 +91,21 @@ func start(authKey string, p *Policy) (*Tailnet, error) {
 	t.derp = derpserver.New(key.NewNode(), func(string, ...any) {})
 	t.relay = &http.Server{Handler: derpserver.Handler(t.derp), ReadHeaderTimeout: 10 * time.Second, ErrorLog: silent, Protocols: new(http.Protocols)}
 	t.relay.Protocols.SetHTTP1(true)
-	t.serve(t.relay, tls.NewListener(relay, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}}))
+	t.work.Go(func() {
+		_ = t.relay.Serve(tls.NewListener(relay, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}}))
+	}) // it ends with Close
 
-	control, err := net.Listen("tcp4", "127.0.0.1:0")
+	control, err := net.Listen("tcp4", net.JoinHostPort(at.IP, "0"))
 	if err != nil {
 		return nil, errors.Join(fault.At(op, fault.Unavailable, err), t.Close())
 	}
-	t.URL = "http://" + control.Addr().String()
-	node := &tailcfg.DERPNode{Name: "1a", RegionID: 1, HostName: "127.0.0.1", IPv4: "127.0.0.1", IPv6: "none", InsecureForTests: true, STUNTestIP: "127.0.0.1",
+	t.at = control.Addr().String()
+	_, port, err := net.SplitHostPort(t.at)
+	if err != nil {
+		return nil, errors.Join(fault.At(op, fault.Internal, err), control.Close(), t.Close())
+	}
+	t.URL = "http://" + net.JoinHostPort(at.Coordinator, port)
+	node := &tailcfg.DERPNode{Name: "1a", RegionID: 1, HostName: at.Relay, IPv4: at.IP, IPv6: "none", InsecureForTests: true, STUNTestIP: at.IP,
 		DERPPort: relay.Addr().(*net.TCPAddr).Port, STUNPort: t.stun.LocalAddr().(*net.UDPAddr).Port}
 	handler := &testcontrol.Server{
 		Logf:            func(string, ...any) {},
@@ -106,13 +125,14 @@ func start(authKey string, p *Policy) (*Tailnet, error) {
 		handler.TagOwners = p.TagOwners
 	}
 	t.handler = handler
-	t.control = &http.Server{Handler: t.front(handler), ReadHeaderTimeout: 10 * time.Second, ErrorLog: silent}
-	t.serve(t.control, control)
+	t.control = t.open(control)
 	return t, nil
 }
 
-func (t *Tailnet) serve(s *http.Server, l net.Listener) {
-	t.work.Go(func() { _ = s.Serve(l) }) // it ends with Close
+// Ports are those of the relay (TCP) and of STUN (UDP).
+func (t *Tailnet) Ports() (relay, stun int) {
+	n := t.handler.DERPMap.Regions[1].Nodes[0]
+	return n.DERPPort, n.STUNPort
 }
 
 // answer tells each caller the address that it comes from.
@@ -135,9 +155,7 @@ func (t *Tailnet) answer() {
 // Close ends the tailnet. Nodes that are still up lose their coordinator.
 func (t *Tailnet) Close() error {
 	var errs []error
-	if t.control != nil {
-		errs = append(errs, t.control.Close())
-	}
+	errs = append(errs, t.StopCoordinator())
 	if t.relay != nil {
 		errs = append(errs, t.relay.Close())
 	}

@@ -123,6 +123,3 @@ func (t *Tailnet) learn(req *tailcfg.MapRequest) {
 	}
 	t.handler.UpdateNode(n)
 }
-
-// StopCoordinator takes the coordinator away, and with it the API. The relay and STUN stay.
-func (t *Tailnet) StopCoordinator() error { return t.control.Close() }

@@ -568,7 +568,8 @@ func (x *RenewResponse) GetBundleNumber() uint64 {
 type RollKeysRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Jwks          []byte                 `protobuf:"bytes,1,opt,name=jwks,proto3" json:"jwks,omitempty"`   // the public keys that the cluster publishes now, at most 64 KiB
-	Token         string                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"` // signed with one of them, for the service account that is registered; its audience is bound to jwks
+	Token         string                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"` // signed with one of them, for the service account that is registered; its audience is bound to nonce and jwks
+	Nonce         string                 `protobuf:"bytes,3,opt,name=nonce,proto3" json:"nonce,omitempty"` // of a Challenge, drawn for this call
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -617,8 +618,16 @@ func (x *RollKeysRequest) GetToken() string {
 	return ""
 }
 
+func (x *RollKeysRequest) GetNonce() string {
+	if x != nil {
+		return x.Nonce
+	}
+	return ""
+}
+
 type RollKeysResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Waiting       bool                   `protobuf:"varint,1,opt,name=waiting,proto3" json:"waiting,omitempty"` // no key that counted before has signed the token: the keys wait for the operator's word
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -651,6 +660,13 @@ func (x *RollKeysResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use RollKeysResponse.ProtoReflect.Descriptor instead.
 func (*RollKeysResponse) Descriptor() ([]byte, []int) {
 	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RollKeysResponse) GetWaiting() bool {
+	if x != nil {
+		return x.Waiting
+	}
+	return false
 }
 
 // Up is everything that an appliance says on its channel.
@@ -998,6 +1014,7 @@ type Hello struct {
 	OrdersDone    uint64                 `protobuf:"varint,2,opt,name=orders_done,json=ordersDone,proto3" json:"orders_done,omitempty"` // number of the last order in the customer's book
 	Route         string                 `protobuf:"bytes,3,opt,name=route,proto3" json:"route,omitempty"`                              // https, privatelink or tailscale
 	BundleHeld    uint64                 `protobuf:"varint,4,opt,name=bundle_held,json=bundleHeld,proto3" json:"bundle_held,omitempty"` // number of the newest bundle of CAs that the appliance has stored
+	QuietMs       uint32                 `protobuf:"varint,5,opt,name=quiet_ms,json=quietMs,proto3" json:"quiet_ms,omitempty"`          // how long its road bears silence, so that beats are no more often than they must be; 0: not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1060,13 +1077,20 @@ func (x *Hello) GetBundleHeld() uint64 {
 	return 0
 }
 
+func (x *Hello) GetQuietMs() uint32 {
+	if x != nil {
+		return x.QuietMs
+	}
+	return 0
+}
+
 type Welcome struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Node              string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // name of the control-plane node that answers
 	ServerTimeUnix    int64                  `protobuf:"varint,2,opt,name=server_time_unix,json=serverTimeUnix,proto3" json:"server_time_unix,omitempty"`
 	ReportsDone       uint64                 `protobuf:"varint,3,opt,name=reports_done,json=reportsDone,proto3" json:"reports_done,omitempty"`                     // number of the last report in the vendor's book
 	ReconnectSpreadMs uint32                 `protobuf:"varint,4,opt,name=reconnect_spread_ms,json=reconnectSpreadMs,proto3" json:"reconnect_spread_ms,omitempty"` // spread the next reconnection over this long
-	BeatMs            uint32                 `protobuf:"varint,5,opt,name=beat_ms,json=beatMs,proto3" json:"beat_ms,omitempty"`                                    // say something at least this often; three times that in silence ends the channel
+	BeatMs            uint32                 `protobuf:"varint,5,opt,name=beat_ms,json=beatMs,proto3" json:"beat_ms,omitempty"`                                    // say something at least this often; see channel.Patience for the silence that ends the channel
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -2178,11 +2202,13 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"\rRenewResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x16\n" +
 	"\x06bundle\x18\x02 \x03(\fR\x06bundle\x12#\n" +
-	"\rbundle_number\x18\x03 \x01(\x04R\fbundleNumber\";\n" +
+	"\rbundle_number\x18\x03 \x01(\x04R\fbundleNumber\"Q\n" +
 	"\x0fRollKeysRequest\x12\x12\n" +
 	"\x04jwks\x18\x01 \x01(\fR\x04jwks\x12\x14\n" +
-	"\x05token\x18\x02 \x01(\tR\x05token\"\x12\n" +
-	"\x10RollKeysResponse\"\xf5\x01\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\x12\x14\n" +
+	"\x05nonce\x18\x03 \x01(\tR\x05nonce\",\n" +
+	"\x10RollKeysResponse\x12\x18\n" +
+	"\awaiting\x18\x01 \x01(\bR\awaiting\"\xf5\x01\n" +
 	"\x02Up\x121\n" +
 	"\x05hello\x18\x01 \x01(\v2\x19.demarc.boundary.v1.HelloH\x00R\x05hello\x12.\n" +
 	"\x04beat\x18\x02 \x01(\v2\x18.demarc.boundary.v1.BeatH\x00R\x04beat\x124\n" +
@@ -2202,14 +2228,15 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"\x06Closed\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12$\n" +
-	"\x0eretry_after_ms\x18\x03 \x01(\rR\fretryAfterMs\"u\n" +
+	"\x0eretry_after_ms\x18\x03 \x01(\rR\fretryAfterMs\"\x90\x01\n" +
 	"\x05Hello\x12\x14\n" +
 	"\x05build\x18\x01 \x01(\tR\x05build\x12\x1f\n" +
 	"\vorders_done\x18\x02 \x01(\x04R\n" +
 	"ordersDone\x12\x14\n" +
 	"\x05route\x18\x03 \x01(\tR\x05route\x12\x1f\n" +
 	"\vbundle_held\x18\x04 \x01(\x04R\n" +
-	"bundleHeld\"\xb3\x01\n" +
+	"bundleHeld\x12\x19\n" +
+	"\bquiet_ms\x18\x05 \x01(\rR\aquietMs\"\xb3\x01\n" +
 	"\aWelcome\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12(\n" +
 	"\x10server_time_unix\x18\x02 \x01(\x03R\x0eserverTimeUnix\x12!\n" +

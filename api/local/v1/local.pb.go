@@ -82,6 +82,7 @@ type StatusResponse struct {
 	AuditSize     int64                  `protobuf:"varint,16,opt,name=audit_size,json=auditSize,proto3" json:"audit_size,omitempty"`
 	AuditRoot     string                 `protobuf:"bytes,17,opt,name=audit_root,json=auditRoot,proto3" json:"audit_root,omitempty"`
 	ProbesSeen    uint64                 `protobuf:"varint,18,opt,name=probes_seen,json=probesSeen,proto3" json:"probes_seen,omitempty"`
+	Clock         *Clock                 `protobuf:"bytes,19,opt,name=clock,proto3" json:"clock,omitempty"` // absent until a node that was proven to be the vendor's told its time
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -242,6 +243,67 @@ func (x *StatusResponse) GetProbesSeen() uint64 {
 	return 0
 }
 
+func (x *StatusResponse) GetClock() *Clock {
+	if x != nil {
+		return x.Clock
+	}
+	return nil
+}
+
+// Clock is how this host's clock compares with the vendor's, as it was measured last. A node's time is told in seconds and
+// takes its time to arrive: a difference of a second or two says nothing.
+type Clock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VendorAheadMs int64                  `protobuf:"varint,1,opt,name=vendor_ahead_ms,json=vendorAheadMs,proto3" json:"vendor_ahead_ms,omitempty"` // less than 0 where this host's is ahead
+	TrustedMs     int64                  `protobuf:"varint,2,opt,name=trusted_ms,json=trustedMs,proto3" json:"trusted_ms,omitempty"`               // beyond this, certificates are judged by the vendor's clock
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Clock) Reset() {
+	*x = Clock{}
+	mi := &file_local_v1_local_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Clock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Clock) ProtoMessage() {}
+
+func (x *Clock) ProtoReflect() protoreflect.Message {
+	mi := &file_local_v1_local_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Clock.ProtoReflect.Descriptor instead.
+func (*Clock) Descriptor() ([]byte, []int) {
+	return file_local_v1_local_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Clock) GetVendorAheadMs() int64 {
+	if x != nil {
+		return x.VendorAheadMs
+	}
+	return 0
+}
+
+func (x *Clock) GetTrustedMs() int64 {
+	if x != nil {
+		return x.TrustedMs
+	}
+	return 0
+}
+
 type Service struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -254,7 +316,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_local_v1_local_proto_msgTypes[2]
+	mi := &file_local_v1_local_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -266,7 +328,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[2]
+	mi := &file_local_v1_local_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -279,7 +341,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{2}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Service) GetName() string {
@@ -321,7 +383,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_local_v1_local_proto_msgTypes[3]
+	mi := &file_local_v1_local_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -333,7 +395,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[3]
+	mi := &file_local_v1_local_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -346,7 +408,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{3}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Secret) GetName() string {
@@ -382,7 +444,7 @@ type PinRequest struct {
 
 func (x *PinRequest) Reset() {
 	*x = PinRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[4]
+	mi := &file_local_v1_local_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -394,7 +456,7 @@ func (x *PinRequest) String() string {
 func (*PinRequest) ProtoMessage() {}
 
 func (x *PinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[4]
+	mi := &file_local_v1_local_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -407,7 +469,7 @@ func (x *PinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinRequest.ProtoReflect.Descriptor instead.
 func (*PinRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{4}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PinRequest) GetRequestId() string {
@@ -447,7 +509,7 @@ type PinResponse struct {
 
 func (x *PinResponse) Reset() {
 	*x = PinResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[5]
+	mi := &file_local_v1_local_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -459,7 +521,7 @@ func (x *PinResponse) String() string {
 func (*PinResponse) ProtoMessage() {}
 
 func (x *PinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[5]
+	mi := &file_local_v1_local_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -472,7 +534,7 @@ func (x *PinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinResponse.ProtoReflect.Descriptor instead.
 func (*PinResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{5}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PinResponse) GetKeyId() string {
@@ -493,7 +555,7 @@ type SubmitRequest struct {
 
 func (x *SubmitRequest) Reset() {
 	*x = SubmitRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[6]
+	mi := &file_local_v1_local_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -505,7 +567,7 @@ func (x *SubmitRequest) String() string {
 func (*SubmitRequest) ProtoMessage() {}
 
 func (x *SubmitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[6]
+	mi := &file_local_v1_local_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -518,7 +580,7 @@ func (x *SubmitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitRequest.ProtoReflect.Descriptor instead.
 func (*SubmitRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{6}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SubmitRequest) GetRequestId() string {
@@ -554,7 +616,7 @@ type SubmitResponse struct {
 
 func (x *SubmitResponse) Reset() {
 	*x = SubmitResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[7]
+	mi := &file_local_v1_local_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -566,7 +628,7 @@ func (x *SubmitResponse) String() string {
 func (*SubmitResponse) ProtoMessage() {}
 
 func (x *SubmitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[7]
+	mi := &file_local_v1_local_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -579,7 +641,7 @@ func (x *SubmitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitResponse.ProtoReflect.Descriptor instead.
 func (*SubmitResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{7}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SubmitResponse) GetKind() string {
@@ -619,7 +681,7 @@ type ReviewRequest struct {
 
 func (x *ReviewRequest) Reset() {
 	*x = ReviewRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[8]
+	mi := &file_local_v1_local_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -631,7 +693,7 @@ func (x *ReviewRequest) String() string {
 func (*ReviewRequest) ProtoMessage() {}
 
 func (x *ReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[8]
+	mi := &file_local_v1_local_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -644,7 +706,7 @@ func (x *ReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewRequest.ProtoReflect.Descriptor instead.
 func (*ReviewRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{8}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ReviewRequest) GetRelease() string {
@@ -668,7 +730,7 @@ type ReviewResponse struct {
 
 func (x *ReviewResponse) Reset() {
 	*x = ReviewResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[9]
+	mi := &file_local_v1_local_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -680,7 +742,7 @@ func (x *ReviewResponse) String() string {
 func (*ReviewResponse) ProtoMessage() {}
 
 func (x *ReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[9]
+	mi := &file_local_v1_local_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -693,7 +755,7 @@ func (x *ReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewResponse.ProtoReflect.Descriptor instead.
 func (*ReviewResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{9}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ReviewResponse) GetRelease() string {
@@ -747,7 +809,7 @@ type AccessRequest struct {
 
 func (x *AccessRequest) Reset() {
 	*x = AccessRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[10]
+	mi := &file_local_v1_local_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -759,7 +821,7 @@ func (x *AccessRequest) String() string {
 func (*AccessRequest) ProtoMessage() {}
 
 func (x *AccessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[10]
+	mi := &file_local_v1_local_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -772,7 +834,7 @@ func (x *AccessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessRequest.ProtoReflect.Descriptor instead.
 func (*AccessRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{10}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AccessRequest) GetPhase() string {
@@ -791,7 +853,7 @@ type AccessResponse struct {
 
 func (x *AccessResponse) Reset() {
 	*x = AccessResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[11]
+	mi := &file_local_v1_local_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -803,7 +865,7 @@ func (x *AccessResponse) String() string {
 func (*AccessResponse) ProtoMessage() {}
 
 func (x *AccessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[11]
+	mi := &file_local_v1_local_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -816,7 +878,7 @@ func (x *AccessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessResponse.ProtoReflect.Descriptor instead.
 func (*AccessResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{11}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AccessResponse) GetAccess() []*Access {
@@ -839,7 +901,7 @@ type Access struct {
 
 func (x *Access) Reset() {
 	*x = Access{}
-	mi := &file_local_v1_local_proto_msgTypes[12]
+	mi := &file_local_v1_local_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -851,7 +913,7 @@ func (x *Access) String() string {
 func (*Access) ProtoMessage() {}
 
 func (x *Access) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[12]
+	mi := &file_local_v1_local_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -864,7 +926,7 @@ func (x *Access) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Access.ProtoReflect.Descriptor instead.
 func (*Access) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{12}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Access) GetPhase() string {
@@ -913,7 +975,7 @@ type SetPostureRequest struct {
 
 func (x *SetPostureRequest) Reset() {
 	*x = SetPostureRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[13]
+	mi := &file_local_v1_local_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -925,7 +987,7 @@ func (x *SetPostureRequest) String() string {
 func (*SetPostureRequest) ProtoMessage() {}
 
 func (x *SetPostureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[13]
+	mi := &file_local_v1_local_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -938,7 +1000,7 @@ func (x *SetPostureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPostureRequest.ProtoReflect.Descriptor instead.
 func (*SetPostureRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{13}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SetPostureRequest) GetRequestId() string {
@@ -970,7 +1032,7 @@ type SetPostureResponse struct {
 
 func (x *SetPostureResponse) Reset() {
 	*x = SetPostureResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[14]
+	mi := &file_local_v1_local_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -982,7 +1044,7 @@ func (x *SetPostureResponse) String() string {
 func (*SetPostureResponse) ProtoMessage() {}
 
 func (x *SetPostureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[14]
+	mi := &file_local_v1_local_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -995,7 +1057,7 @@ func (x *SetPostureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPostureResponse.ProtoReflect.Descriptor instead.
 func (*SetPostureResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{14}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{15}
 }
 
 type GetPostureRequest struct {
@@ -1006,7 +1068,7 @@ type GetPostureRequest struct {
 
 func (x *GetPostureRequest) Reset() {
 	*x = GetPostureRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[15]
+	mi := &file_local_v1_local_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1018,7 +1080,7 @@ func (x *GetPostureRequest) String() string {
 func (*GetPostureRequest) ProtoMessage() {}
 
 func (x *GetPostureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[15]
+	mi := &file_local_v1_local_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1031,7 +1093,7 @@ func (x *GetPostureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPostureRequest.ProtoReflect.Descriptor instead.
 func (*GetPostureRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{15}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{16}
 }
 
 type GetPostureResponse struct {
@@ -1046,7 +1108,7 @@ type GetPostureResponse struct {
 
 func (x *GetPostureResponse) Reset() {
 	*x = GetPostureResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[16]
+	mi := &file_local_v1_local_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1058,7 +1120,7 @@ func (x *GetPostureResponse) String() string {
 func (*GetPostureResponse) ProtoMessage() {}
 
 func (x *GetPostureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[16]
+	mi := &file_local_v1_local_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1071,7 +1133,7 @@ func (x *GetPostureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPostureResponse.ProtoReflect.Descriptor instead.
 func (*GetPostureResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{16}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetPostureResponse) GetExposure() string {
@@ -1116,7 +1178,7 @@ type Door struct {
 
 func (x *Door) Reset() {
 	*x = Door{}
-	mi := &file_local_v1_local_proto_msgTypes[17]
+	mi := &file_local_v1_local_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1128,7 +1190,7 @@ func (x *Door) String() string {
 func (*Door) ProtoMessage() {}
 
 func (x *Door) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[17]
+	mi := &file_local_v1_local_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1141,7 +1203,7 @@ func (x *Door) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Door.ProtoReflect.Descriptor instead.
 func (*Door) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{17}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Door) GetName() string {
@@ -1196,7 +1258,7 @@ type Shut struct {
 
 func (x *Shut) Reset() {
 	*x = Shut{}
-	mi := &file_local_v1_local_proto_msgTypes[18]
+	mi := &file_local_v1_local_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1208,7 +1270,7 @@ func (x *Shut) String() string {
 func (*Shut) ProtoMessage() {}
 
 func (x *Shut) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[18]
+	mi := &file_local_v1_local_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1221,7 +1283,7 @@ func (x *Shut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shut.ProtoReflect.Descriptor instead.
 func (*Shut) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{18}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Shut) GetPort() string {
@@ -1248,7 +1310,7 @@ type SetTransportRequest struct {
 
 func (x *SetTransportRequest) Reset() {
 	*x = SetTransportRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[19]
+	mi := &file_local_v1_local_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1260,7 +1322,7 @@ func (x *SetTransportRequest) String() string {
 func (*SetTransportRequest) ProtoMessage() {}
 
 func (x *SetTransportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[19]
+	mi := &file_local_v1_local_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1335,7 @@ func (x *SetTransportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTransportRequest.ProtoReflect.Descriptor instead.
 func (*SetTransportRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{19}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SetTransportRequest) GetRequestId() string {
@@ -1299,7 +1361,7 @@ type SetTransportResponse struct {
 
 func (x *SetTransportResponse) Reset() {
 	*x = SetTransportResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[20]
+	mi := &file_local_v1_local_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1311,7 +1373,7 @@ func (x *SetTransportResponse) String() string {
 func (*SetTransportResponse) ProtoMessage() {}
 
 func (x *SetTransportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[20]
+	mi := &file_local_v1_local_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1324,7 +1386,7 @@ func (x *SetTransportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTransportResponse.ProtoReflect.Descriptor instead.
 func (*SetTransportResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{20}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SetTransportResponse) GetKind() string {
@@ -1343,7 +1405,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[21]
+	mi := &file_local_v1_local_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1355,7 +1417,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[21]
+	mi := &file_local_v1_local_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1368,7 +1430,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{21}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListOperationsRequest) GetId() string {
@@ -1387,7 +1449,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[22]
+	mi := &file_local_v1_local_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1461,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[22]
+	mi := &file_local_v1_local_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1474,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{22}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -1437,7 +1499,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_local_v1_local_proto_msgTypes[23]
+	mi := &file_local_v1_local_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1449,7 +1511,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[23]
+	mi := &file_local_v1_local_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1462,7 +1524,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{23}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Operation) GetId() string {
@@ -1524,7 +1586,7 @@ type ListLogRequest struct {
 
 func (x *ListLogRequest) Reset() {
 	*x = ListLogRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[24]
+	mi := &file_local_v1_local_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1536,7 +1598,7 @@ func (x *ListLogRequest) String() string {
 func (*ListLogRequest) ProtoMessage() {}
 
 func (x *ListLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[24]
+	mi := &file_local_v1_local_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1549,7 +1611,7 @@ func (x *ListLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLogRequest.ProtoReflect.Descriptor instead.
 func (*ListLogRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{24}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListLogRequest) GetFrom() int64 {
@@ -1576,7 +1638,7 @@ type ListLogResponse struct {
 
 func (x *ListLogResponse) Reset() {
 	*x = ListLogResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[25]
+	mi := &file_local_v1_local_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1588,7 +1650,7 @@ func (x *ListLogResponse) String() string {
 func (*ListLogResponse) ProtoMessage() {}
 
 func (x *ListLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[25]
+	mi := &file_local_v1_local_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1601,7 +1663,7 @@ func (x *ListLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLogResponse.ProtoReflect.Descriptor instead.
 func (*ListLogResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{25}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListLogResponse) GetEntries() [][]byte {
@@ -1626,7 +1688,7 @@ type ExportEvidenceRequest struct {
 
 func (x *ExportEvidenceRequest) Reset() {
 	*x = ExportEvidenceRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[26]
+	mi := &file_local_v1_local_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +1700,7 @@ func (x *ExportEvidenceRequest) String() string {
 func (*ExportEvidenceRequest) ProtoMessage() {}
 
 func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[26]
+	mi := &file_local_v1_local_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +1713,7 @@ func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceRequest.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{26}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{27}
 }
 
 type ExportEvidenceResponse struct {
@@ -1663,7 +1725,7 @@ type ExportEvidenceResponse struct {
 
 func (x *ExportEvidenceResponse) Reset() {
 	*x = ExportEvidenceResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[27]
+	mi := &file_local_v1_local_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1675,7 +1737,7 @@ func (x *ExportEvidenceResponse) String() string {
 func (*ExportEvidenceResponse) ProtoMessage() {}
 
 func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[27]
+	mi := &file_local_v1_local_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1688,7 +1750,7 @@ func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceResponse.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{27}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ExportEvidenceResponse) GetData() []byte {
@@ -1703,7 +1765,7 @@ var File_local_v1_local_proto protoreflect.FileDescriptor
 const file_local_v1_local_proto_rawDesc = "" +
 	"\n" +
 	"\x14local/v1/local.proto\x12\x0fdemarc.local.v1\"\x0f\n" +
-	"\rStatusRequest\"\xb2\x04\n" +
+	"\rStatusRequest\"\xe0\x04\n" +
 	"\x0eStatusResponse\x12\x1c\n" +
 	"\tappliance\x18\x01 \x01(\tR\tappliance\x12\x1a\n" +
 	"\bcustomer\x18\x02 \x01(\tR\bcustomer\x12!\n" +
@@ -1726,7 +1788,12 @@ const file_local_v1_local_proto_rawDesc = "" +
 	"\n" +
 	"audit_root\x18\x11 \x01(\tR\tauditRoot\x12\x1f\n" +
 	"\vprobes_seen\x18\x12 \x01(\x04R\n" +
-	"probesSeen\"e\n" +
+	"probesSeen\x12,\n" +
+	"\x05clock\x18\x13 \x01(\v2\x16.demarc.local.v1.ClockR\x05clock\"N\n" +
+	"\x05Clock\x12&\n" +
+	"\x0fvendor_ahead_ms\x18\x01 \x01(\x03R\rvendorAheadMs\x12\x1d\n" +
+	"\n" +
+	"trusted_ms\x18\x02 \x01(\x03R\ttrustedMs\"e\n" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\ahealthy\x18\x02 \x01(\bR\ahealthy\x12\x1a\n" +
@@ -1859,71 +1926,73 @@ func file_local_v1_local_proto_rawDescGZIP() []byte {
 	return file_local_v1_local_proto_rawDescData
 }
 
-var file_local_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_local_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_local_v1_local_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: demarc.local.v1.StatusRequest
 	(*StatusResponse)(nil),         // 1: demarc.local.v1.StatusResponse
-	(*Service)(nil),                // 2: demarc.local.v1.Service
-	(*Secret)(nil),                 // 3: demarc.local.v1.Secret
-	(*PinRequest)(nil),             // 4: demarc.local.v1.PinRequest
-	(*PinResponse)(nil),            // 5: demarc.local.v1.PinResponse
-	(*SubmitRequest)(nil),          // 6: demarc.local.v1.SubmitRequest
-	(*SubmitResponse)(nil),         // 7: demarc.local.v1.SubmitResponse
-	(*ReviewRequest)(nil),          // 8: demarc.local.v1.ReviewRequest
-	(*ReviewResponse)(nil),         // 9: demarc.local.v1.ReviewResponse
-	(*AccessRequest)(nil),          // 10: demarc.local.v1.AccessRequest
-	(*AccessResponse)(nil),         // 11: demarc.local.v1.AccessResponse
-	(*Access)(nil),                 // 12: demarc.local.v1.Access
-	(*SetPostureRequest)(nil),      // 13: demarc.local.v1.SetPostureRequest
-	(*SetPostureResponse)(nil),     // 14: demarc.local.v1.SetPostureResponse
-	(*GetPostureRequest)(nil),      // 15: demarc.local.v1.GetPostureRequest
-	(*GetPostureResponse)(nil),     // 16: demarc.local.v1.GetPostureResponse
-	(*Door)(nil),                   // 17: demarc.local.v1.Door
-	(*Shut)(nil),                   // 18: demarc.local.v1.Shut
-	(*SetTransportRequest)(nil),    // 19: demarc.local.v1.SetTransportRequest
-	(*SetTransportResponse)(nil),   // 20: demarc.local.v1.SetTransportResponse
-	(*ListOperationsRequest)(nil),  // 21: demarc.local.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil), // 22: demarc.local.v1.ListOperationsResponse
-	(*Operation)(nil),              // 23: demarc.local.v1.Operation
-	(*ListLogRequest)(nil),         // 24: demarc.local.v1.ListLogRequest
-	(*ListLogResponse)(nil),        // 25: demarc.local.v1.ListLogResponse
-	(*ExportEvidenceRequest)(nil),  // 26: demarc.local.v1.ExportEvidenceRequest
-	(*ExportEvidenceResponse)(nil), // 27: demarc.local.v1.ExportEvidenceResponse
+	(*Clock)(nil),                  // 2: demarc.local.v1.Clock
+	(*Service)(nil),                // 3: demarc.local.v1.Service
+	(*Secret)(nil),                 // 4: demarc.local.v1.Secret
+	(*PinRequest)(nil),             // 5: demarc.local.v1.PinRequest
+	(*PinResponse)(nil),            // 6: demarc.local.v1.PinResponse
+	(*SubmitRequest)(nil),          // 7: demarc.local.v1.SubmitRequest
+	(*SubmitResponse)(nil),         // 8: demarc.local.v1.SubmitResponse
+	(*ReviewRequest)(nil),          // 9: demarc.local.v1.ReviewRequest
+	(*ReviewResponse)(nil),         // 10: demarc.local.v1.ReviewResponse
+	(*AccessRequest)(nil),          // 11: demarc.local.v1.AccessRequest
+	(*AccessResponse)(nil),         // 12: demarc.local.v1.AccessResponse
+	(*Access)(nil),                 // 13: demarc.local.v1.Access
+	(*SetPostureRequest)(nil),      // 14: demarc.local.v1.SetPostureRequest
+	(*SetPostureResponse)(nil),     // 15: demarc.local.v1.SetPostureResponse
+	(*GetPostureRequest)(nil),      // 16: demarc.local.v1.GetPostureRequest
+	(*GetPostureResponse)(nil),     // 17: demarc.local.v1.GetPostureResponse
+	(*Door)(nil),                   // 18: demarc.local.v1.Door
+	(*Shut)(nil),                   // 19: demarc.local.v1.Shut
+	(*SetTransportRequest)(nil),    // 20: demarc.local.v1.SetTransportRequest
+	(*SetTransportResponse)(nil),   // 21: demarc.local.v1.SetTransportResponse
+	(*ListOperationsRequest)(nil),  // 22: demarc.local.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil), // 23: demarc.local.v1.ListOperationsResponse
+	(*Operation)(nil),              // 24: demarc.local.v1.Operation
+	(*ListLogRequest)(nil),         // 25: demarc.local.v1.ListLogRequest
+	(*ListLogResponse)(nil),        // 26: demarc.local.v1.ListLogResponse
+	(*ExportEvidenceRequest)(nil),  // 27: demarc.local.v1.ExportEvidenceRequest
+	(*ExportEvidenceResponse)(nil), // 28: demarc.local.v1.ExportEvidenceResponse
 }
 var file_local_v1_local_proto_depIdxs = []int32{
-	2,  // 0: demarc.local.v1.StatusResponse.services:type_name -> demarc.local.v1.Service
-	3,  // 1: demarc.local.v1.StatusResponse.secrets:type_name -> demarc.local.v1.Secret
-	12, // 2: demarc.local.v1.AccessResponse.access:type_name -> demarc.local.v1.Access
-	17, // 3: demarc.local.v1.GetPostureResponse.doors:type_name -> demarc.local.v1.Door
-	18, // 4: demarc.local.v1.GetPostureResponse.shut:type_name -> demarc.local.v1.Shut
-	23, // 5: demarc.local.v1.ListOperationsResponse.operations:type_name -> demarc.local.v1.Operation
-	0,  // 6: demarc.local.v1.Local.Status:input_type -> demarc.local.v1.StatusRequest
-	4,  // 7: demarc.local.v1.Local.Pin:input_type -> demarc.local.v1.PinRequest
-	6,  // 8: demarc.local.v1.Local.Submit:input_type -> demarc.local.v1.SubmitRequest
-	8,  // 9: demarc.local.v1.Local.Review:input_type -> demarc.local.v1.ReviewRequest
-	10, // 10: demarc.local.v1.Local.Access:input_type -> demarc.local.v1.AccessRequest
-	13, // 11: demarc.local.v1.Local.SetPosture:input_type -> demarc.local.v1.SetPostureRequest
-	15, // 12: demarc.local.v1.Local.GetPosture:input_type -> demarc.local.v1.GetPostureRequest
-	19, // 13: demarc.local.v1.Local.SetTransport:input_type -> demarc.local.v1.SetTransportRequest
-	21, // 14: demarc.local.v1.Local.ListOperations:input_type -> demarc.local.v1.ListOperationsRequest
-	24, // 15: demarc.local.v1.Local.ListLog:input_type -> demarc.local.v1.ListLogRequest
-	26, // 16: demarc.local.v1.Local.ExportEvidence:input_type -> demarc.local.v1.ExportEvidenceRequest
-	1,  // 17: demarc.local.v1.Local.Status:output_type -> demarc.local.v1.StatusResponse
-	5,  // 18: demarc.local.v1.Local.Pin:output_type -> demarc.local.v1.PinResponse
-	7,  // 19: demarc.local.v1.Local.Submit:output_type -> demarc.local.v1.SubmitResponse
-	9,  // 20: demarc.local.v1.Local.Review:output_type -> demarc.local.v1.ReviewResponse
-	11, // 21: demarc.local.v1.Local.Access:output_type -> demarc.local.v1.AccessResponse
-	14, // 22: demarc.local.v1.Local.SetPosture:output_type -> demarc.local.v1.SetPostureResponse
-	16, // 23: demarc.local.v1.Local.GetPosture:output_type -> demarc.local.v1.GetPostureResponse
-	20, // 24: demarc.local.v1.Local.SetTransport:output_type -> demarc.local.v1.SetTransportResponse
-	22, // 25: demarc.local.v1.Local.ListOperations:output_type -> demarc.local.v1.ListOperationsResponse
-	25, // 26: demarc.local.v1.Local.ListLog:output_type -> demarc.local.v1.ListLogResponse
-	27, // 27: demarc.local.v1.Local.ExportEvidence:output_type -> demarc.local.v1.ExportEvidenceResponse
-	17, // [17:28] is the sub-list for method output_type
-	6,  // [6:17] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	3,  // 0: demarc.local.v1.StatusResponse.services:type_name -> demarc.local.v1.Service
+	4,  // 1: demarc.local.v1.StatusResponse.secrets:type_name -> demarc.local.v1.Secret
+	2,  // 2: demarc.local.v1.StatusResponse.clock:type_name -> demarc.local.v1.Clock
+	13, // 3: demarc.local.v1.AccessResponse.access:type_name -> demarc.local.v1.Access
+	18, // 4: demarc.local.v1.GetPostureResponse.doors:type_name -> demarc.local.v1.Door
+	19, // 5: demarc.local.v1.GetPostureResponse.shut:type_name -> demarc.local.v1.Shut
+	24, // 6: demarc.local.v1.ListOperationsResponse.operations:type_name -> demarc.local.v1.Operation
+	0,  // 7: demarc.local.v1.Local.Status:input_type -> demarc.local.v1.StatusRequest
+	5,  // 8: demarc.local.v1.Local.Pin:input_type -> demarc.local.v1.PinRequest
+	7,  // 9: demarc.local.v1.Local.Submit:input_type -> demarc.local.v1.SubmitRequest
+	9,  // 10: demarc.local.v1.Local.Review:input_type -> demarc.local.v1.ReviewRequest
+	11, // 11: demarc.local.v1.Local.Access:input_type -> demarc.local.v1.AccessRequest
+	14, // 12: demarc.local.v1.Local.SetPosture:input_type -> demarc.local.v1.SetPostureRequest
+	16, // 13: demarc.local.v1.Local.GetPosture:input_type -> demarc.local.v1.GetPostureRequest
+	20, // 14: demarc.local.v1.Local.SetTransport:input_type -> demarc.local.v1.SetTransportRequest
+	22, // 15: demarc.local.v1.Local.ListOperations:input_type -> demarc.local.v1.ListOperationsRequest
+	25, // 16: demarc.local.v1.Local.ListLog:input_type -> demarc.local.v1.ListLogRequest
+	27, // 17: demarc.local.v1.Local.ExportEvidence:input_type -> demarc.local.v1.ExportEvidenceRequest
+	1,  // 18: demarc.local.v1.Local.Status:output_type -> demarc.local.v1.StatusResponse
+	6,  // 19: demarc.local.v1.Local.Pin:output_type -> demarc.local.v1.PinResponse
+	8,  // 20: demarc.local.v1.Local.Submit:output_type -> demarc.local.v1.SubmitResponse
+	10, // 21: demarc.local.v1.Local.Review:output_type -> demarc.local.v1.ReviewResponse
+	12, // 22: demarc.local.v1.Local.Access:output_type -> demarc.local.v1.AccessResponse
+	15, // 23: demarc.local.v1.Local.SetPosture:output_type -> demarc.local.v1.SetPostureResponse
+	17, // 24: demarc.local.v1.Local.GetPosture:output_type -> demarc.local.v1.GetPostureResponse
+	21, // 25: demarc.local.v1.Local.SetTransport:output_type -> demarc.local.v1.SetTransportResponse
+	23, // 26: demarc.local.v1.Local.ListOperations:output_type -> demarc.local.v1.ListOperationsResponse
+	26, // 27: demarc.local.v1.Local.ListLog:output_type -> demarc.local.v1.ListLogResponse
+	28, // 28: demarc.local.v1.Local.ExportEvidence:output_type -> demarc.local.v1.ExportEvidenceResponse
+	18, // [18:29] is the sub-list for method output_type
+	7,  // [7:18] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_local_v1_local_proto_init() }
@@ -1937,7 +2006,7 @@ func file_local_v1_local_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_local_v1_local_proto_rawDesc), len(file_local_v1_local_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -249,9 +249,9 @@ func whose(token string) (namespace, account string, err error) {
 	return s[2], s[3], nil
 }
 
-// Keys is what the cluster signs tokens with now, as its API server publishes it, and a token for the audience that
-// audience makes of it. It gives nil where the proof is not asked of an API server.
-func Keys(ctx context.Context, p configs.Proof, audience func(jwks []byte) (string, error)) (jwks []byte, own func(context.Context) (string, error), err error) {
+// Keys is what the cluster signs tokens with now, as its API server publishes it, and what asks it for a token made out
+// to one audience. It gives nil where the proof is not asked of an API server.
+func Keys(ctx context.Context, p configs.Proof) (jwks []byte, own func(ctx context.Context, audience string) (string, error), err error) {
 	if p.Kind != configs.ProofKubernetes || len(p.TokenCommand) > 0 {
 		return nil, nil, nil
 	}
@@ -264,14 +264,10 @@ func Keys(ctx context.Context, p configs.Proof, audience func(jwks []byte) (stri
 	if jwks, err = c.do(ctx, http.MethodGet, "/openid/v1/jwks", nil, identity.MaxJWKS); err != nil {
 		return nil, nil, err
 	}
-	aud, err := audience(jwks)
-	if err != nil {
-		return nil, nil, err
-	}
-	return jwks, func(ctx context.Context) (string, error) {
+	return jwks, func(ctx context.Context, audience string) (string, error) {
 		ctx, cancel := context.WithTimeout(ctx, proveTimeout)
 		defer cancel()
-		t, err := token(c.request(ctx, aud))
+		t, err := token(c.request(ctx, audience))
 		return t.Token, err
 	}, nil
 }

@@ -202,7 +202,8 @@ func (UnimplementedBootstrapHandler) Enrol(context.Context, *connect.Request[v1.
 type BoundaryClient interface {
 	// Renew trades a CSR for the next certificate. The current one stays valid until the next is first used.
 	Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error)
-	// RollKeys replaces the pinned keys of the appliance's Kubernetes cluster, which the cluster has rotated.
+	// RollKeys tells the keys of the appliance's Kubernetes cluster, which the cluster has rotated. They count where a key
+	// that counted before vouches for them, or once the vendor's operator confirms them.
 	RollKeys(context.Context, *connect.Request[v1.RollKeysRequest]) (*connect.Response[v1.RollKeysResponse], error)
 	// Channel carries commands down and reports up. One is open at a time; a newer one replaces the older.
 	Channel(context.Context) *connect.BidiStreamForClient[v1.Up, v1.Down]
@@ -280,7 +281,8 @@ func (c *boundaryClient) Artifact(ctx context.Context, req *connect.Request[v1.A
 type BoundaryHandler interface {
 	// Renew trades a CSR for the next certificate. The current one stays valid until the next is first used.
 	Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error)
-	// RollKeys replaces the pinned keys of the appliance's Kubernetes cluster, which the cluster has rotated.
+	// RollKeys tells the keys of the appliance's Kubernetes cluster, which the cluster has rotated. They count where a key
+	// that counted before vouches for them, or once the vendor's operator confirms them.
 	RollKeys(context.Context, *connect.Request[v1.RollKeysRequest]) (*connect.Response[v1.RollKeysResponse], error)
 	// Channel carries commands down and reports up. One is open at a time; a newer one replaces the older.
 	Channel(context.Context, *connect.BidiStream[v1.Up, v1.Down]) error

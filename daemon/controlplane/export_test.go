@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+// What tests measure bounds against.
+const (
+	GuestsEach    = guestsEach
+	GreetingsEach = greetingsEach
+)

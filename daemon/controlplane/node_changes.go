@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/ledger"
+)
+
+// NodeStops records that a node ends in order: from now on no appliance is there, whatever its last edge said, until the
+// node has called the roll. One entry stands for an edge of each.
+type NodeStops struct {
+	Name string `json:"name"`
+}
+
+// Kind names the change in the log.
+func (NodeStops) Kind() string { return "node.stops/1" }
+
+// Apply marks the node.
+func (c NodeStops) Apply(s *State, m ledger.Meta) (none, error) {
+	if err := fleet.CheckName("node", c.Name); err != nil {
+		return none{}, err
+	}
+	s.stopped = s.stopped.Set(c.Name, m.At)
+	return none{}, nil
+}
+
+// NodeRoll records who did not come back to a node after its start. With More the roll goes on in another entry.
+type NodeRoll struct {
+	Name    string              `json:"name"`
+	Missing []fleet.ApplianceID `json:"missing,omitempty"`
+	More    bool                `json:"more,omitempty"`
+}
+
+// maxRoll is how many names one roll may hold.
+const maxRoll = 1000
+
+// Kind names the change in the log.
+func (NodeRoll) Kind() string { return "node.roll/1" }
+
+// Apply takes those for gone that are still at this node, and takes the mark of [NodeStops] away.
+func (c NodeRoll) Apply(s *State, _ ledger.Meta) (none, error) {
+	if err := fleet.CheckName("node", c.Name); err != nil {
+		return none{}, err
+	}
+	if len(c.Missing) > maxRoll {
+		return none{}, fault.New("node.roll", fault.Invalid, "a roll has at most %d names", maxRoll)
+	}
+	for _, name := range c.Missing {
+		if a, ok := s.appliances.Get(name); ok && a.Online && a.Node == c.Name {
+			a.Online = false
+			s.appliances = s.appliances.Set(name, a)
+		}
+	}
+	if !c.More {
+		s.stopped = s.stopped.Delete(c.Name)
+	}
+	return none{}, nil
+}
+
+// Here tells whether an appliance has a channel, as far as the book knows: its last edge says so, and its node did not stop since.
+func (s State) Here(a Appliance) bool {
+	_, stopped := s.stopped.Get(a.Node)
+	return a.Online && !stopped
+}

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package fleettest
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"path/filepath"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/ledger"
+	"github.com/demarc-dev/demarc/raft"
+)
+
+// trio is a vendor with three nodes and real raft between them, in fake time and over wires of memory.
+type trio struct {
+	*Fleet
+	members []controlplane.Member
+	dirs    map[string]string // of the nodes
+	mu      sync.Mutex
+	doors   map[string]*door // by address
+	peers   map[string]*peer
+}
+
+// peer is one node that runs.
+type peer struct {
+	book   *ledger.Book[controlplane.State]
+	server *controlplane.Server
+	source *controlplane.Source
+	raft   *raft.Node
+	api    *door
+	stop   func()
+}
+
+func newTrio(t *testing.T) *trio {
+	t.Helper()
+	f, slots := found(t, "cp-1", "cp-2", "cp-3")
+	c := &trio{Fleet: f, dirs: map[string]string{}, doors: map[string]*door{}, peers: map[string]*peer{}}
+	for name := range f.first {
+		c.members = append(c.members, controlplane.Member{Name: name, Raft: name + ":1", API: name + ":2"})
+	}
+	for _, m := range c.members {
+		c.dirs[m.Name] = t.TempDir()
+	}
+	for _, m := range c.members {
+		c.startNode(m.Name)
+	}
+	t.Cleanup(func() {
+		for name := range c.dirs {
+			c.stopNode(name)
+		}
+	})
+	c.front("cp-1")
+	f.begin(slots)
+	return c
+}
+
+// sequence is raft as a server takes it.
+type sequence struct{ n *raft.Node }
+
+func (s sequence) Propose(ctx context.Context, data []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	return s.n.Propose(ctx, data)
+}
+
+func (s sequence) Read(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	return s.n.Read(ctx)
+}
+
+func (s sequence) Leader() string { id, _ := s.n.Leader(); return id }
+
+// late is a sequence that is known only once the server is made.
+type late struct{ controlplane.Sequence }
+
+func (c *trio) listen(addr string) *door {
+	d := newDoor()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.doors[addr] = d
+	return d
+}
+
+func (c *trio) connect(ctx context.Context, addr string) (net.Conn, error) {
+	c.mu.Lock()
+	d := c.doors[addr]
+	c.mu.Unlock()
+	none := fault.New("fleettest.connect", fault.Unavailable, "no way to %s", addr)
+	if d == nil {
+		return nil, none
+	}
+	here, there := wire()
+	select {
+	case d.in <- there:
+		return here, nil
+	case <-d.ended:
+		return nil, none
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// startNode starts a node with what is in its folder.
+func (c *trio) startNode(name string) {
+	f := c.Fleet
+	f.t.Helper()
+	p := &peer{book: controlplane.NewBook()}
+	seq := &late{}
+	var err error
+	p.server, err = controlplane.NewServer(controlplane.Options{Name: name, Book: p.book, Order: seq, KEK: f.kek, LeafLife: LeafLife, Members: c.members, Now: time.Now, Log: f.log.With("node", name),
+		Dial: func(ctx context.Context, _, addr string) (net.Conn, error) { return c.connect(ctx, addr) }})
+	f.must(err)
+	roots, err := identity.ParseBundle(f.bundle, Domain)
+	f.must(err)
+	p.source, err = p.server.NewSource(f.first[name], identity.Pool(roots))
+	f.must(err)
+	f.must(p.source.KeepAt(filepath.Join(c.dirs[name], "cas.json")))
+	conf := raft.Config{Dir: filepath.Join(c.dirs[name], "raft"), Machine: p.book, Listener: c.listen(name + ":1"), Dial: c.connect, Logger: f.log,
+		ServerTLS: identity.Server(p.source, func(id fleet.Principal, _ fleet.Serial) error {
+			if _, role, _, _ := id.Split(); role != fleet.Node {
+				return fault.New("fleettest.raft", fault.Denied, "%s is no node", id)
+			}
+			return nil
+		}, true, raft.ProtoRaft, raft.ProtoForward),
+		ClientTLS: func(id string) *tls.Config { return identity.Client(p.source, identity.WantNode(Domain, id)) }}
+	for _, m := range c.members {
+		conf.First = append(conf.First, raft.Member{ID: m.Name, Addr: m.Raft})
+		if m.Name == name {
+			conf.Self = raft.Member{ID: m.Name, Addr: m.Raft}
+		}
+	}
+	p.raft, err = raft.Open(conf)
+	f.must(err)
+	seq.Sequence = sequence{p.raft}
+	ctx, cancel := context.WithCancel(context.Background())
+	p.api = c.listen(name + ":2")
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		_ = p.server.Door("door", p.api, identity.Server(p.source, p.server.Admit, false, controlplane.Protocols()...), f.log).Run(ctx, func() {})
+	})
+	wg.Go(func() { _ = p.server.Follow(ctx, func() {}) })
+	wg.Go(func() { _ = p.server.Tend(ctx, p.source) })
+	wg.Go(func() { _ = p.server.CatchUp(ctx, p.source, 5*time.Second) })
+	p.stop = func() {
+		cancel()
+		gone, end := context.WithCancel(context.Background())
+		end() // a crash: nothing is handed over
+		_ = p.raft.Close(gone)
+		wg.Wait()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.peers[name] = p
+}
+
+// stopNode ends a node.
+func (c *trio) stopNode(name string) {
+	c.mu.Lock()
+	p := c.peers[name]
+	delete(c.peers, name)
+	c.mu.Unlock()
+	if p != nil {
+		p.stop()
+	}
+}
+
+// front has appliances come to this node, and the operator ask it.
+func (c *trio) front(name string) {
+	c.mu.Lock()
+	p := c.peers[name]
+	c.mu.Unlock()
+	c.Fleet.mu.Lock()
+	defer c.Fleet.mu.Unlock()
+	c.book, c.server, c.door, c.seq, c.stop = p.book, p.server, p.api, sequence{p.raft}, func() {}
+}
+
+func playTrio(t *testing.T, play func(t *testing.T, c *trio)) {
+	synctest.Test(t, func(t *testing.T) { play(t, newTrio(t)) })
+}
+
+// TestThreeNodesOfflineRow plays the row of docs/offline.md in which an appliance was stopped for an hour, with three nodes;
+// the one that it was at is down when it comes back.
+func TestThreeNodesOfflineRow(t *testing.T) {
+	playTrio(t, func(t *testing.T, c *trio) {
+		a := c.AddAppliance("eu-1")
+		a.Start()
+		a.WaitUp(time.Minute)
+		before := c.Of("eu-1")
+		a.Stop()
+		c.Wait("it left", time.Minute, func() bool { return !c.Of("eu-1").Online })
+		time.Sleep(time.Hour)
+		c.front("cp-2")
+		c.stopNode("cp-1")
+		time.Sleep(time.Minute)
+		size := c.Size()
+		a.Start()
+		there := func() bool { at := c.Of("eu-1"); return a.Up() && at.Node == "cp-2" }
+		c.Wait("it is at another node", time.Minute, there)
+		if at := c.Of("eu-1"); string(at.LogKey) != string(before.LogKey) || !at.Since.Equal(before.Since) {
+			t.Error("it came back as another")
+		}
+		if n := c.Size() - size; n > 4 {
+			t.Errorf("%d entries", n)
+		}
+	})
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raft
+
+import (
+	"time"
+
+	hraft "github.com/hashicorp/raft"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/raft/wal"
+)
+
+// What a full disk leaves of the log's room: reserve is kept for the entries of elections, headroom for the packs that are
+// on their way while the next one is being asked about. Votes have their place already.
+const (
+	reserve  = 256 << 10
+	headroom = packers * packBytes
+
+	fullRetry = time.Second      // how often it is looked whether there is space again
+	fullYield = 30 * time.Second // how often a leader whose disk is full tries to make another one lead
+)
+
+var errFull = fault.New("raft.Propose", fault.Unavailable, "the disk of the leader is full, so it takes no changes: make space, it goes on by itself; reads are answered")
+
+// isFull knows it from its sentence too, for it comes from another node as one.
+func isFull(err error) bool {
+	return fault.Of(err) == fault.Unavailable && fault.Text(err) == errFull.(*fault.Error).Text
+}
+
+// room makes sure that an entry of size bytes can be written and leaves enough; otherwise it is refused before the library
+// has it, which would step down.
+func (n *Node) room(size int) error {
+	need := wal.SizeOf(wal.Entry{}) + int64(size) + reserve + headroom
+	if n.disk.wal.Room() >= need {
+		return nil
+	}
+	err := n.disk.wal.Grow(need)
+	switch {
+	case err == nil:
+		return nil
+	case wal.Full(err):
+		n.setFull(true, err)
+		return errFull
+	}
+	return fault.At("raft.room", "", err)
+}
+
+func (n *Node) setFull(on bool, err error) {
+	switch was := n.full.Swap(on); {
+	case on && !was:
+		n.log.Error("the disk is full: this node takes no changes until there is space; reads go on", "err", err)
+	case was && !on:
+		n.log.Warn("there is space again: this node takes changes")
+	}
+}
+
+// tendLog makes the next file of the log before it is needed. While that fails it tries again, and lets another member
+// lead where there is one.
+func (n *Node) tendLog() {
+	var yielded time.Time
+	tick := time.NewTicker(fullRetry)
+	defer tick.Stop()
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-n.store.grew:
+			if n.full.Load() {
+				continue // not at each entry of an election
+			}
+		case <-tick.C:
+		}
+		err := n.disk.wal.Prepare()
+		if err == nil && n.full.Load() {
+			err = n.disk.wal.Grow(reserve + headroom + packBytes) // more than what was refused for
+		}
+		if err == nil {
+			n.setFull(false, nil)
+			continue
+		}
+		if !wal.Full(err) {
+			continue // who writes meets it
+		}
+		// Nothing is refused before the present file is filled, see room.
+		if n.full.Load() && n.raft.State() == hraft.Leader && time.Since(yielded) > fullYield {
+			yielded = time.Now()
+			if err := n.raft.LeadershipTransfer().Error(); err != nil {
+				n.log.Info("no other member takes the lead from this one, whose disk is full", "err", err)
+			}
+		}
+	}
+}
