@@ -215,16 +215,13 @@ func TestTheSameRequestGetsTheSameAnswer(t *testing.T) {
 func TestOperatorsRenewalIsOnRecord(t *testing.T) {
 	ca, genesis := firstCA(t)
 	n := newNode(t, "cp-1", ca, func(o *controlplane.Options) { o.Backdate = time.Hour })
-	must(t, &n.order, genesis)
+	must(t, &n.order, controlplane.GenesisWith{Genesis: genesis, Operator: controlplane.FirstOperator{Name: "ops", Serial: "1", Till: time.Now().Add(time.Hour), Issuer: fleet.DigestOf(ca.Cert.Raw)}})
+	ops := api.With(t.Context(), api.Who{Class: api.Operator, Rank: fleet.Admin, Serial: "1", Principal: fleet.PrincipalOf(domain, fleet.Operator, "ops")})
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	ok(t, err)
 	csr, err := identity.NewCSR(key, rand.Reader)
 	ok(t, err)
-	who := api.From(asOperator(t))
-	who.Serial, who.Issuer = "0a", fleet.DigestOf(ca.Cert.Raw)
-	must(t, &n.order, controlplane.AdoptOperator{FirstOperator: controlplane.FirstOperator{Name: "ops", Serial: who.Serial, Till: time.Now().Add(time.Hour), Issuer: who.Issuer}})
-	ctx := api.With(t.Context(), who)
-	res, err := n.RenewOperator(ctx, connect.NewRequest(&controlv1.RenewOperatorRequest{Csr: csr}))
+	res, err := n.RenewOperator(ops, connect.NewRequest(&controlv1.RenewOperatorRequest{Csr: csr}))
 	ok(t, err)
 	leaf, err := x509.ParseCertificate(res.Msg.GetCertificate())
 	ok(t, err)
@@ -248,7 +245,7 @@ func TestOperatorsRenewalIsOnRecord(t *testing.T) {
 	if own, err := n.source.Leaf(); err != nil || time.Since(own.Leaf.NotBefore) > time.Hour+time.Minute {
 		t.Errorf("the node's own certificate is backdated by %s: %v", time.Since(own.Leaf.NotBefore), err)
 	}
-	if _, err := n.RenewOperator(ctx, connect.NewRequest(&controlv1.RenewOperatorRequest{Csr: []byte("none")})); err == nil {
+	if _, err := n.RenewOperator(ops, connect.NewRequest(&controlv1.RenewOperatorRequest{Csr: []byte("none")})); err == nil {
 		t.Fatal("a request that is none is granted")
 	}
 	var no controlplane.Refuse

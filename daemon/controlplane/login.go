@@ -137,8 +137,8 @@ func (b operatorBootstrap) offersLogin() error {
 }
 
 // LoginOptions tells a stranger which issuer to log in at.
-func (b operatorBootstrap) LoginOptions(context.Context, *connect.Request[controlv1.LoginOptionsRequest]) (*connect.Response[controlv1.LoginOptionsResponse], error) {
-	if !b.strangers.Allow() {
+func (b operatorBootstrap) LoginOptions(_ context.Context, req *connect.Request[controlv1.LoginOptionsRequest]) (*connect.Response[controlv1.LoginOptionsResponse], error) {
+	if !b.heard(req.Peer().Addr) {
 		return nil, tooMany()
 	}
 	if err := b.offersLogin(); err != nil {
@@ -150,7 +150,7 @@ func (b operatorBootstrap) LoginOptions(context.Context, *connect.Request[contro
 
 // Login trades an ID token for a certificate of some hours. Each refusal is on record with the reason that the caller is told.
 func (b operatorBootstrap) Login(ctx context.Context, req *connect.Request[controlv1.LoginRequest]) (*connect.Response[controlv1.LoginResponse], error) {
-	if !b.strangers.Allow() || !b.logins.Allow() {
+	if !b.heard(req.Peer().Addr) || !b.logins.Allow() {
 		return nil, tooMany()
 	}
 	res, name, err := b.login(ctx, req.Msg)

@@ -131,7 +131,7 @@ type operatorBootstrap struct {
 // AcceptInvitation makes an operator of one who holds an invitation. Each refusal is on record with the reason that the
 // caller is told.
 func (b operatorBootstrap) AcceptInvitation(ctx context.Context, req *connect.Request[controlv1.AcceptInvitationRequest]) (*connect.Response[controlv1.AcceptInvitationResponse], error) {
-	if !b.strangers.Allow() {
+	if !b.heard(req.Peer().Addr) {
 		return nil, tooMany()
 	}
 	res, err := b.accept(ctx, req.Msg)

@@ -392,7 +392,7 @@ func TestBannedOperatorIsCutOff(t *testing.T) {
 	refusedWith(t, err, fault.Conflict, "banned: remove it first")
 }
 
-// TestRefusalsDoNotFillTheLog: who is refused over and over gets a bounded place in the log, and what is left out is counted.
+// TestRefusalsDoNotFillTheLog: who is refused over and over gets a bounded place in the log.
 func TestRefusalsDoNotFillTheLog(t *testing.T) {
 	g := newGate(t, 0)
 	ann := g.operator("ann")
