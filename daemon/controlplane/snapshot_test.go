@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -147,15 +148,15 @@ func (c *crowd) changes() string {
 // led is an order of one node, which leads while it is told so.
 type led struct {
 	*order
-	leads bool
+	follows atomic.Bool
 }
 
 func (*led) Read(context.Context) error { return nil }
 func (l *led) Leader() string {
-	if l.leads {
-		return "cp-1"
+	if l.follows.Load() {
+		return "cp-2"
 	}
-	return "cp-2"
+	return "cp-1"
 }
 
 // TestAutopilotInTime runs the leader's loop in fake time: a voter falls silent, and a day later, not earlier, it is removed
@@ -163,11 +164,13 @@ func (l *led) Leader() string {
 func TestAutopilotInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newBook(t)
-		l := &led{order: o, leads: true}
-		began := time.Now()
+		l := &led{order: o}
+		var began atomic.Pointer[time.Time]
+		begin := func() { now := time.Now(); began.Store(&now) }
+		begin()
 		c := &crowd{all: func() raft.Cluster {
 			out := seen("cp-1! cp-2 cp-3 cp-4 cp-5?")
-			out.Members[4].Silent = time.Since(began).Milliseconds()
+			out.Members[4].Silent = time.Since(*began.Load()).Milliseconds()
 			return out
 		}}
 		s, err := controlplane.NewServer(controlplane.Options{Name: "cp-1", Book: o.book, Order: l, KEK: make([]byte, 32), LeafLife: time.Hour, Cluster: c, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
@@ -182,13 +185,14 @@ func TestAutopilotInTime(t *testing.T) {
 			t.Fatalf("autopilot is off, and did %q", got)
 		}
 		must(t, o, controlplane.SetAutopilot{Autopilot: controlplane.Autopilot{RemoveDead: true}})
-		began = time.Now()
-		l.leads = false
+		begin()
+		l.follows.Store(true)
 		time.Sleep(30 * time.Hour)
 		if got := c.changes(); got != "" {
 			t.Fatalf("a follower did %q", got)
 		}
-		began, l.leads = time.Now(), true
+		begin()
+		l.follows.Store(false)
 		time.Sleep(23 * time.Hour)
 		if got := c.changes(); got != "" {
 			t.Fatalf("after 23 hours of silence: %q", got)
@@ -212,7 +216,7 @@ func TestARemovedNodeIsRefusedAtTheDoor(t *testing.T) {
 	o := newBook(t)
 	in := "cp-1! cp-2 cp-3"
 	c := &crowd{all: func() raft.Cluster { return seen(in) }}
-	s, err := controlplane.NewServer(controlplane.Options{Name: "cp-1", Book: o.book, Order: &led{order: o, leads: true}, KEK: make([]byte, 32), LeafLife: time.Hour, Cluster: c, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+	s, err := controlplane.NewServer(controlplane.Options{Name: "cp-1", Book: o.book, Order: &led{order: o}, KEK: make([]byte, 32), LeafLife: time.Hour, Cluster: c, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
