@@ -214,10 +214,11 @@ type outbox struct {
 	wake chan struct{}
 	sent uint64 // number of the last report on this channel; the writer's own
 
-	asked atomic.Bool // a report or a beat was written, and nothing was heard since
+	asked atomic.Bool // a report or a beat is being written, and nothing was heard since
 }
 
-// expect has the channel end where nothing is heard soon after a report or a beat.
+// expect has the channel end where nothing is heard soon after a report or a beat. It comes before what is written: the
+// answer may be there before the write returns, and to wait for it after that would be to wait for a second one.
 func (o *outbox) expect(t net.Conn, beat time.Duration) {
 	o.asked.Store(true) // before the deadline: the reader sets its own by this
 	if channel.Answer < channel.Patience(beat) {
@@ -368,11 +369,11 @@ func (a *Appliance) speak(ctx context.Context, t net.Conn, beat time.Duration, o
 		out.sent = max(out.sent, page.ReportsDone)
 		for out.sent < page.ReportsSent() {
 			m := page.Reports[out.sent-page.ReportsDone].toWire(out.sent + 1)
+			out.expect(t, beat)
 			if err := say(&boundaryv1.Up{Body: &boundaryv1.Up_Report{Report: m}}); err != nil {
 				return err
 			}
 			out.sent++
-			out.expect(t, beat)
 		}
 		if upto := out.acked(); upto > acked {
 			acked = upto
@@ -392,10 +393,10 @@ func (a *Appliance) speak(ctx context.Context, t net.Conn, beat time.Duration, o
 		case <-changed:
 		case <-out.wake:
 		case <-tick.C:
+			out.expect(t, beat)
 			if err := say(&boundaryv1.Up{Body: &boundaryv1.Up_Beat{Beat: &boundaryv1.Beat{AtUnixMs: a.now().UnixMilli()}}}); err != nil {
 				return err
 			}
-			out.expect(t, beat)
 			tick.Reset(jitter(beat))
 		}
 	}

@@ -348,7 +348,7 @@ func (l *live) say() error {
 	}
 	l.sent = max(l.sent, a.OrdersDone)
 	if l.sent < a.OrdersSent() {
-		defer l.expect()
+		l.expect()
 	}
 	for ; l.sent < a.OrdersSent(); l.sent++ {
 		if err := l.write(a.Orders[l.sent-a.OrdersDone].toWire(l.sent + 1)); err != nil {
@@ -362,7 +362,8 @@ func (l *live) say() error {
 	return nil
 }
 
-// expect has the channel end where nothing is heard soon after an order. The caller holds mu.
+// expect has the channel end where nothing is heard soon after an order. It comes before the order is written: the answer
+// may be there before the write returns. The caller holds mu.
 func (l *live) expect() {
 	l.asked.Store(true) // before the deadline: whoever hears meanwhile sets its own by this
 	if l.ended.Load() == nil && channel.Answer < channel.Patience(l.beat) {
