@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -56,6 +57,7 @@ type Node struct {
 
 	stop    context.CancelFunc // of watch
 	watched chan struct{}      // closed when watch has ended
+	local   *http.Transport    // of client
 	gone    chan struct{}      // closed when the tailnet wants credentials again
 	mu      sync.Mutex         // over the next two
 	doors   []net.Listener
@@ -154,11 +156,27 @@ func bring(ctx context.Context, cfg TailnetConfig, c Credentials) (*Node, error)
 	return n, nil
 }
 
-// end closes the library's node and gives its folder back.
+// endWait is how long the library may take to end a node. With more than about 512 connections open it may never end: its
+// stack resets each of them into a queue that nobody empties any more.
+const endWait = 10 * time.Second
+
+// end closes the library's node and gives its folder back. Where the library does not end, the folder stays taken.
 func (n *Node) end() error {
-	err := n.server.Close()
-	busy.Delete(n.cfg.Dir)
-	return err
+	ended := make(chan error, 1)
+	go func() {
+		err := n.server.Close()
+		if n.local != nil {
+			n.local.CloseIdleConnections()
+		}
+		busy.Delete(n.cfg.Dir)
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(endWait):
+		return fault.New("mesh.Close", fault.Unavailable, "the tailnet node does not end: its folder is taken until it does, or until the program ends")
+	}
 }
 
 // up waits until the node is up. One that has no credentials to show does not wait for somebody who would log it in.
@@ -167,6 +185,10 @@ func (n *Node) up(ctx context.Context, bare bool) error {
 	client, err := n.server.LocalClient()
 	if err != nil {
 		return fault.At(op, fault.Internal, err)
+	}
+	if client.Transport == nil && client.Dial != nil { // one whose idle connections end with the node
+		n.local = &http.Transport{DialContext: client.Dial}
+		client.Transport = n.local
 	}
 	n.client = client
 	// Before it is up: a node that may not listen never has a moment in which it accepts.
@@ -381,5 +403,5 @@ func (n *Node) Close() error {
 	}
 	n.stop()
 	<-n.watched
-	return fault.At("mesh.Close", fault.Internal, n.end())
+	return fault.At("mesh.Close", "", n.end())
 }
