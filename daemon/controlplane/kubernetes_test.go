@@ -57,6 +57,7 @@ func newCluster(t *testing.T) *cluster {
 	ok(t, os.WriteFile(filepath.Join(c.dir, "tokens.csv"), []byte(`admin,admin,1,"system:masters"`+"\n"), 0o600))
 	c.key("one")
 	c.key("two")
+	c.key("three")
 	return c
 }
 
