@@ -17,8 +17,9 @@
 //  1. A kind is never edited and never reused: a change of meaning is a new version.
 //  2. A change that is refused alters nothing and leaves its record: the audit leaf names the fault.
 //  3. Same principal, same request id, same kind and body: the same answer again, and no second leaf. Another body is
-//     [fault.Conflict]. Answers are remembered for [Remember] of the book's own time, never of a clock.
-//  4. The book's time never goes back: an earlier stamp is lifted to the last one.
+//     [fault.Conflict]. Answers are remembered for [Remember] of the book's own time, never of a clock, and none is
+//     forgotten earlier: while there are more than a book may hold, [Book.Rehearse] keeps new changes out.
+//  4. The book's time never goes back: an earlier stamp is lifted to the last one. The one exception is [SetTime].
 //  5. A kind that is met in the log and not known, or a change that panics, stops the book: carrying on would make it
 //     differ from the others. [Book.Rehearse] keeps both from getting into the log.
 package ledger
@@ -123,12 +124,14 @@ type page[S any] struct {
 	at    time.Time
 	seen  *immutable.Map[string, remembered]
 	old   *immutable.List[string] // keys of seen, oldest first
+	held  int64                   // bytes of seen
 }
 
 // Book holds a state. Readers never block and always see one whole moment. Apply, Restore and Snapshot may be called
 // from one goroutine at a time; View, Log, Index, Changed and Rehearse from any.
 type Book[S any] struct {
 	kinds   map[string]Learned[S]
+	limit   limit
 	now     atomic.Pointer[page[S]]
 	mu      sync.Mutex // guards changed
 	changed chan struct{}
@@ -137,7 +140,7 @@ type Book[S any] struct {
 // NewBook makes a book with its first page. A copy of S by assignment must be a copy: build S of persistent maps. S is
 // written to snapshots as JSON. Two changes of one kind are a programmer's mistake: it panics.
 func NewBook[S any](first S, learned ...Learned[S]) *Book[S] {
-	b := &Book[S]{kinds: map[string]Learned[S]{}, changed: make(chan struct{})}
+	b := &Book[S]{kinds: map[string]Learned[S]{}, limit: limit{MaxRemembered, MaxRememberedBytes}, changed: make(chan struct{})}
 	for _, l := range learned {
 		if _, twice := b.kinds[l.kind]; twice || l.kind == "" {
 			panic(fmt.Sprintf("ledger: the kind %q is learned twice or has no name", l.kind))
@@ -188,11 +191,16 @@ func (b *Book[S]) publish(p *page[S]) {
 }
 
 // Rehearse applies a proposal to a copy of the present page and throws the copy away. It fails only where Apply would
-// stop the book: the proposal is malformed, its kind is not known, or the change panics. A change that would be refused
-// passes: its refusal belongs on record.
+// stop the book: the proposal is malformed, its kind is not known, or the change panics; and with [fault.Busy] where more
+// answers would have to be remembered than the book may hold. A change that would be refused passes: its refusal belongs
+// on record.
 func (b *Book[S]) Rehearse(data []byte) error {
-	_, _, err := b.try(b.now.Load(), b.now.Load().index, data)
-	return err
+	now := b.now.Load()
+	next, _, err := b.try(now, now.index, data)
+	if err != nil {
+		return err
+	}
+	return b.limit.allows(now.log.Size(), next.log.Size(), next.old.Len(), next.held)
 }
 
 // Apply makes the next page from one proposal and publishes it. The answer goes to whoever proposed. An error means
@@ -234,11 +242,13 @@ func (b *Book[S]) try(p *page[S], index uint64, data []byte) (next *page[S], ans
 		}
 		return &n, encode(answer{Fault: fault.Conflict, Detail: "this request id was used for another request: draw a new one"}), nil
 	}
-	in.Meta.At = in.Meta.At.UTC()
-	if in.Meta.At.Before(p.at) {
-		in.Meta.At = p.at
-	}
 	n := *p
+	if in.Meta.At = in.Meta.At.UTC(); in.Kind == setTimeKind {
+		n.turnBack(&in)
+	}
+	if in.Meta.At.Before(n.at) {
+		in.Meta.At = n.at
+	}
 	n.index, n.at = index, in.Meta.At
 	out, private, err := b.run(kind, &n, in)
 	if err != nil {
@@ -276,12 +286,18 @@ func (b *Book[S]) run(kind Learned[S], n *page[S], in proposal) (out answer, pri
 
 // remember keeps an answer and forgets those that are too old, by the book's own time.
 func (n *page[S]) remember(r remembered) {
-	n.seen, n.old = n.seen.Set(r.Key, r), n.old.Append(r.Key)
+	if count := n.old.Len(); count > 0 {
+		if last, ok := n.seen.Get(n.old.Get(count - 1)); ok && n.at.Sub(last.At) >= Remember { // all at once: there can be many
+			n.seen, n.old, n.held = immutable.NewMap[string, remembered](nil), immutable.NewList[string](), 0
+		}
+	}
+	n.seen, n.old, n.held = n.seen.Set(r.Key, r), n.old.Append(r.Key), n.held+r.bytes()
 	for n.old.Len() > 0 {
 		first, ok := n.seen.Get(n.old.Get(0))
 		if ok && n.at.Sub(first.At) < Remember {
 			return
 		}
+		n.held -= first.bytes()
 		n.seen = n.seen.Delete(n.old.Get(0))
 		n.old = n.old.Slice(1, n.old.Len())
 	}

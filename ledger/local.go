@@ -224,7 +224,8 @@ func (l *Local[S]) replay(payload []byte, at int64) (int, error) {
 	return n, nil
 }
 
-// Propose implements [Proposer]. A proposal that can't be applied is refused and not written. After a failed write or
+// Propose implements [Proposer]. A proposal that can't be applied is refused and not written, and so is, with [fault.Busy],
+// one whose answer is more than the book may remember. After a failed write or
 // sync nothing more is taken: what the disk holds is only known by opening it again. A ctx that has ended keeps a
 // proposal out; one that is in is waited for.
 func (l *Local[S]) Propose(ctx context.Context, data []byte) ([]byte, error) {
@@ -246,6 +247,9 @@ func (l *Local[S]) Propose(ctx context.Context, data []byte) ([]byte, error) {
 		return nil, l.broken
 	}
 	next, ans, err := l.book.try(l.tail, l.tail.index+1, data)
+	if err == nil {
+		err = l.book.limit.allows(l.tail.log.Size(), next.log.Size(), next.old.Len(), next.held)
+	}
 	if err != nil {
 		l.mu.Unlock()
 		return nil, fault.At(op, "", err)

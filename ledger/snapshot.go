@@ -157,7 +157,7 @@ func (b *Book[S]) Restore(r io.Reader) error {
 		if err := in.json(&m, maxRemembered); err != nil {
 			return fault.At(op, fault.Invalid, err)
 		}
-		p.seen, p.old = p.seen.Set(m.Key, m), p.old.Append(m.Key)
+		p.seen, p.old, p.held = p.seen.Set(m.Key, m), p.old.Append(m.Key), p.held+m.bytes()
 	}
 	if p.seen.Len() != p.old.Len() {
 		return fault.New(op, fault.Invalid, "an answer is remembered twice")

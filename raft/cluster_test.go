@@ -30,7 +30,7 @@ import (
 
 const domain = "acme.example"
 
-// list is a machine that keeps what it was given. "bad" is refused in rehearsal, "poison" stops the node.
+// list is a machine that keeps what it was given. "bad" and "full" are refused in rehearsal, "poison" stops the node.
 type list struct {
 	mu    sync.Mutex
 	lines []string
@@ -45,6 +45,9 @@ type list struct {
 func (l *list) Rehearse(data []byte) error {
 	if string(data) == "bad" {
 		return fault.New("list", fault.Invalid, "this line is bad")
+	}
+	if string(data) == "full" {
+		return fault.New("list", fault.Busy, "there is no room for this line")
 	}
 	return nil
 }

@@ -416,6 +416,17 @@ type final struct{ error }
 // Unwrap gives the cause.
 func (f *final) Unwrap() error { return f.error }
 
+// refusal is what a proposer is told that the machine kept out.
+func refusal(err error) error {
+	switch fault.Of(err) {
+	case fault.Unavailable: // not yet, and not soon
+		return &final{err}
+	case fault.Busy, fault.NotLeader:
+		return err
+	}
+	return fault.At("raft.Propose", fault.Invalid, err)
+}
+
 // Voters lists those who vote by this node's log, by id.
 func (n *Node) Voters() []string { return voters(n.servers()) }
 

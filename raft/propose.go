@@ -178,11 +178,7 @@ func (n *Node) write(batch []*waiting) {
 			continue
 		}
 		if err := n.cfg.Machine.Rehearse(w.data); err != nil {
-			if fault.Of(err) == fault.Unavailable { // not yet, and not soon
-				w.answer <- result{err: &final{err}}
-				continue
-			}
-			w.answer <- result{err: fault.At("raft.Propose", fault.Invalid, err)}
+			w.answer <- result{err: refusal(err)}
 			continue
 		}
 		kept, proposals = append(kept, w), append(proposals, w.data)

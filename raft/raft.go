@@ -91,7 +91,8 @@ type Member struct {
 // Machine is what the bytes are for. Apply, Snapshot and Restore are called from one goroutine at a time; Rehearse from
 // any, also during an Apply.
 type Machine interface {
-	// Rehearse fails where Apply would stop the machine, or, with [fault.Unavailable], where it would stop another member's.
+	// Rehearse fails where Apply would stop the machine. With [fault.Unavailable] it keeps out what can't be taken soon, with
+	// [fault.Busy] what may be taken in a moment, and with [fault.NotLeader] what this node can't judge yet: that is tried again.
 	Rehearse(data []byte) error
 	// Apply is pure. An error means that this node must stop. Proposals of one entry share its index.
 	Apply(index uint64, data []byte) ([]byte, error)

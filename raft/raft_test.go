@@ -53,6 +53,9 @@ func TestRehearsalKeepsBadLinesOut(t *testing.T) {
 		if _, err := c.nodes[i].Propose(within(t), []byte("bad")); !errors.Is(err, fault.Invalid) || !strings.Contains(fault.Text(err), "bad") {
 			t.Fatalf("node %d (leader %d): %v", i, lead, err)
 		}
+		if _, err := c.nodes[i].Propose(within(t), []byte("full")); !errors.Is(err, fault.Busy) || !strings.Contains(fault.Text(err), "no room") {
+			t.Fatalf("node %d (leader %d): %v", i, lead, err)
+		}
 	}
 	c.propose(0, "good")
 	c.same([]string{"good"})

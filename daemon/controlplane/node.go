@@ -307,6 +307,10 @@ func (n *node) describe() {
 	r.Gauge("demarc_appliances_online", "Appliances with a channel to any node.", func() float64 { return float64(t.of(n.book.View()).online) })
 	r.Gauge("demarc_channels", "Channels of appliances at this node.", func() float64 { return float64(n.server.channels.count()) })
 	r.Gauge("demarc_audit_entries", "Entries of the vendor's audit log.", func() float64 { return float64(n.book.Log().Size()) })
+	r.Gauge("demarc_answers_remembered", "Answers of the last 10 minutes that the book remembers, so that a repeated request is not done twice.", func() float64 {
+		count, _ := n.book.Remembered()
+		return float64(count)
+	})
 	r.Gauge("demarc_orders_waiting", "Orders that appliances have not acknowledged.", func() float64 { return float64(t.of(n.book.View()).orders) })
 	r.Check("raft", func(ctx context.Context) error { return n.raft.Read(ctx) })
 	r.Alive("raft", func(context.Context) error { return n.raft.Failure() })
