@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -147,4 +148,74 @@ func (f *fixture) once(ctx context.Context, boot boundaryv1connect.BootstrapClie
 		return nil, err
 	}
 	return res.Msg.GetCertificate(), nil
+}
+
+// enrolled is what a run leaves for later ones.
+type enrolled struct {
+	At     place   `json:"at"`
+	Empty  float64 `json:"empty_kib"`
+	Leaves []leaf  `json:"leaves"`
+}
+
+type leaf struct {
+	Certificate []byte `json:"certificate"` // DER
+	Key         []byte `json:"key"`         // PKCS #8
+}
+
+func (b *bench) save(path string) error {
+	out := enrolled{At: b.at, Empty: b.empty}
+	for _, l := range b.leaves {
+		key, err := x509.MarshalPKCS8PrivateKey(l.PrivateKey)
+		if err != nil {
+			return err
+		}
+		out.Leaves = append(out.Leaves, leaf{l.Certificate[0], key})
+	}
+	raw, err := json.Marshal(out)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, raw, 0o600)
+}
+
+func (b *bench) load(path string, n int) (err error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	var in enrolled
+	if err := json.Unmarshal(raw, &in); err != nil {
+		return err
+	}
+	if len(in.Leaves) != n {
+		return fmt.Errorf("%s holds %d appliances, and memory a channel is counted over all of them: use -n %d or another -dir", path, len(in.Leaves), len(in.Leaves))
+	}
+	b.at, b.empty = in.At, in.Empty
+	if b.roots, err = readPool(filepath.Join(b.vendor, "bundle.pem")); err != nil {
+		return err
+	}
+	for _, l := range in.Leaves {
+		key, err := x509.ParsePKCS8PrivateKey(l.Key)
+		if err != nil {
+			return err
+		}
+		cert, err := x509.ParseCertificate(l.Certificate)
+		if err != nil {
+			return err
+		}
+		b.leaves = append(b.leaves, &tls.Certificate{Certificate: [][]byte{l.Certificate}, PrivateKey: key, Leaf: cert})
+	}
+	return nil
+}
+
+func readPool(path string) (*x509.CertPool, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(b) {
+		return nil, fmt.Errorf("no certificate in %s", path)
+	}
+	return pool, nil
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -11,8 +12,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -45,88 +46,85 @@ func servePeer(dir, addr string) error {
 	return srv.ServeTLS(ln, "", "")
 }
 
-// measurePeer opens one stream a client and gives the memory of each in KiB.
-func measurePeer(dir string, roots *x509.CertPool, leaves []*tls.Certificate, settle time.Duration) (float64, error) {
+// measurePeer measures the bare server as the node is measured.
+func (b *bench) measurePeer(o options) (*measured, error) {
 	self, err := os.Executable()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	addr := free()
-	srv, err := startProc(self, "-peer", dir, "-addr", addr)
-	if err != nil {
-		return 0, err
-	}
-	defer kill(srv)
-	for limit := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		c, err := net.Dial("tcp", addr)
-		if err == nil {
-			c.Close()
-			break
+	var srv *exec.Cmd
+	start := func() (*exec.Cmd, error) {
+		if srv, err = startProc(self, "-peer", b.vendor, "-addr", addr); err != nil {
+			return nil, err
 		}
-		if time.Now().After(limit) {
-			return 0, err
-		}
+		return srv, answers(addr)
 	}
-	before := rss(srv.Process.Pid)
-	conns := make([]net.Conn, len(leaves))
-	errs := make([]error, len(leaves))
-	var wg sync.WaitGroup
-	slots := make(chan struct{}, 64)
-	for i, leaf := range leaves {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			conns[i], errs[i] = openStream(addr, identity.Client(identity.Fixed(leaf, roots), identity.WantNode(domain), "h2"))
-		})
+	defer func() { kill(srv) }()
+	if _, err := start(); err != nil {
+		return nil, err
 	}
-	wg.Wait()
-	for i, c := range conns {
-		if errs[i] != nil {
-			return 0, errs[i]
-		}
-		defer c.Close()
-	}
-	time.Sleep(settle)
-	return (rss(srv.Process.Pid) - before) / float64(len(leaves)), nil
+	return b.measure(o, srv, addr, speakStream(b.roots, spreadLike(o.n)), start)
 }
 
-// openStream speaks as much HTTP/2 as one open request takes.
-func openStream(addr string, conf *tls.Config) (net.Conn, error) {
-	raw, err := net.DialTimeout("tcp", addr, 10*time.Second)
-	if err != nil {
-		return nil, err
+// spreadLike is the spread that a node names to a fleet of n: the peer has no word for it.
+func spreadLike(n int) time.Duration { return time.Duration(n) * time.Second / 1500 }
+
+// speakStream speaks as much HTTP/2 as one open request takes, and waits for its end.
+func speakStream(roots *x509.CertPool, spread time.Duration) speak {
+	return func(_ context.Context, leaf *tls.Certificate, raw net.Conn, up func(time.Duration)) error {
+		if err := raw.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			return err
+		}
+		t := tls.Client(raw, identity.Client(identity.Fixed(leaf, roots), identity.WantNode(domain), "h2"))
+		fr := http2.NewFramer(t, t)
+		if err := openStream(t, fr); err != nil {
+			return err
+		}
+		if err := raw.SetDeadline(time.Time{}); err != nil {
+			return err
+		}
+		up(spread)
+		for {
+			if _, err := fr.ReadFrame(); err != nil {
+				return err
+			}
+		}
 	}
-	_ = raw.SetDeadline(time.Now().Add(20 * time.Second))
-	t := tls.Client(raw, conf)
+}
+
+func openStream(t *tls.Conn, fr *http2.Framer) error {
 	if _, err := io.WriteString(t, http2.ClientPreface); err != nil {
-		return nil, err
+		return err
 	}
-	fr := http2.NewFramer(t, t)
 	var head bytes.Buffer
 	enc := hpack.NewEncoder(&head)
 	for _, h := range [][2]string{{":method", "POST"}, {":scheme", "https"}, {":authority", "peer"}, {":path", "/"}} {
-		_ = enc.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]})
+		if err := enc.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]}); err != nil {
+			return err
+		}
 	}
 	if err := fr.WriteSettings(); err != nil {
-		return nil, err
+		return err
 	}
 	if err := fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: head.Bytes(), EndHeaders: true}); err != nil {
-		return nil, err
+		return err
 	}
 	for {
 		f, err := fr.ReadFrame()
 		if err != nil {
-			return nil, fmt.Errorf("the peer opened no stream: %w", err)
+			return fmt.Errorf("the peer opened no stream: %w", err)
 		}
 		switch f := f.(type) {
 		case *http2.SettingsFrame:
-			if !f.IsAck() {
-				if err := fr.WriteSettingsAck(); err != nil {
-					return nil, err
-				}
+			if f.IsAck() {
+				continue
+			}
+			if err := fr.WriteSettingsAck(); err != nil {
+				return err
 			}
 		case *http2.HeadersFrame:
-			return t, raw.SetDeadline(time.Time{})
+			return nil
 		}
 	}
 }
