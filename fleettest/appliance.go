@@ -31,6 +31,7 @@ type Appliance struct {
 	cfg    *configs.Appliance
 	cut    bool
 	mute   bool // its platform vouches for nobody
+	hung   bool // nothing is delivered, either way
 	skew   time.Duration
 	stop   func()
 	onDial func()
@@ -63,7 +64,7 @@ func (f *Fleet) AddAppliance(name string) *Appliance {
 		Transports:   []configs.Transport{{Name: "https", Kind: configs.HTTPS}},
 		Runtime:      configs.Runtime{Kind: configs.RuntimeProcess}, Secrets: configs.Secrets{Kind: configs.SecretsFiles, Dir: dir},
 		Ingress: configs.Ingress{Host: "127.0.0.1"}}}
-	f.t.Cleanup(a.Stop)
+	f.t.Cleanup(func() { a.Hang(false); a.Stop() })
 	return a
 }
 
@@ -126,6 +127,19 @@ func (a *Appliance) Heal() {
 	a.f.mu.Lock()
 	defer a.f.mu.Unlock()
 	a.cut = false
+}
+
+// Hang has the program at one end of the appliance's connections hang, until it is told otherwise: what either end writes is
+// taken, and neither hears anything, not even that a connection ended. Which of the two programs hangs looks the same.
+func (a *Appliance) Hang(hung bool) {
+	a.f.mu.Lock()
+	defer a.f.mu.Unlock()
+	a.hung = hung
+	for c, of := range a.f.conns {
+		if of == a {
+			c.hold(hung)
+		}
+	}
 }
 
 // Mute has the platform give no proof, until it is told otherwise.

@@ -337,6 +337,7 @@ func (f *Fleet) dial(ctx context.Context, a *Appliance) (*end, error) {
 			delete(f.conns, c)
 		}
 	}
+	mine.hold(a.hung)
 	f.conns[mine] = a
 	return mine, nil
 }
@@ -384,6 +385,14 @@ func (f *Fleet) CAs() *controlv1.ListAuthoritiesResponse {
 	res, err := s.ListAuthorities(ctx, connect.NewRequest(&controlv1.ListAuthoritiesRequest{}))
 	f.must(err)
 	return res.Msg
+}
+
+// Order has the vendor give an appliance one order, which it acknowledges.
+func (f *Fleet) Order(name string) {
+	f.t.Helper()
+	at := f.Of(name)
+	_, err := ledger.Submit(f.t.Context(), order{f}, f.meta(), controlplane.Ask{To: fleet.ApplianceID(name), ID: "p", First: at.OrdersSent() + 1, Count: 1})
+	f.must(err)
 }
 
 // Ban bans an appliance.

@@ -17,6 +17,8 @@ type half struct {
 	more   *sync.Cond
 	buf    bytes.Buffer
 	closed bool // by either side
+	left   bool // by the side that reads
+	held   bool // what is written stays where it is, and so does that the writer closed
 	until  time.Time
 	alarm  *time.Timer
 }
@@ -32,9 +34,11 @@ func (h *half) read(p []byte) (int, error) {
 	defer h.mu.Unlock()
 	for {
 		switch {
-		case h.buf.Len() > 0:
+		case h.left && h.held:
+			return 0, io.ErrClosedPipe
+		case h.buf.Len() > 0 && !h.held:
 			return h.buf.Read(p)
-		case h.closed:
+		case h.closed && !h.held:
 			return 0, io.EOF
 		case !h.until.IsZero() && !time.Now().Before(h.until):
 			return 0, os.ErrDeadlineExceeded
@@ -53,13 +57,21 @@ func (h *half) write(p []byte) (int, error) {
 	return h.buf.Write(p)
 }
 
-func (h *half) close() {
+func (h *half) close(reads bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.closed = true
-	if h.alarm != nil {
+	h.left = h.left || reads
+	if reads && h.alarm != nil { // who is held from seeing the end still has a deadline
 		h.alarm.Stop()
 	}
+	h.more.Broadcast()
+}
+
+func (h *half) hold(held bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.held = held
 	h.more.Broadcast()
 }
 
@@ -71,7 +83,7 @@ func (h *half) deadline(t time.Time) {
 		h.alarm.Stop()
 		h.alarm = nil
 	}
-	if !t.IsZero() && !h.closed {
+	if !t.IsZero() && !h.left {
 		h.alarm = time.AfterFunc(time.Until(t), func() {
 			h.mu.Lock()
 			defer h.mu.Unlock()
@@ -102,9 +114,16 @@ func (e *end) SetReadDeadline(t time.Time) error { e.in.deadline(t); return nil 
 func (e *end) SetWriteDeadline(time.Time) error  { return nil } // a writer never waits
 func (e *end) SetDeadline(t time.Time) error     { return e.SetReadDeadline(t) }
 func (e *end) Close() error {
-	e.in.close()
-	e.out.close()
+	e.in.close(true)
+	e.out.close(false)
 	return nil
+}
+
+// hold has neither side hear anything of the other, not even its end: what a program that hangs looks like, while its
+// kernel lives and takes what is written.
+func (e *end) hold(held bool) {
+	e.in.hold(held)
+	e.out.hold(held)
 }
 
 // door is a listener of such ends.

@@ -14,7 +14,6 @@ import (
 	"net/http"
 	"os"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -163,12 +162,8 @@ func (a *Appliance) converse(ctx context.Context, route string, t net.Conn, welc
 		}
 	})
 	for {
-		wait := channel.Patience(beat)
-		if out.asked.Load() {
-			wait = min(wait, channel.Answer)
-		}
 		since := time.Now()
-		_ = t.SetReadDeadline(since.Add(wait))
+		out.watch.Listen(t, since, beat)
 		var down boundaryv1.Down
 		if err := channel.Read(t, &down, channel.MaxDown); err != nil {
 			if ctx.Err() == nil {
@@ -176,7 +171,7 @@ func (a *Appliance) converse(ctx context.Context, route string, t net.Conn, welc
 			}
 			return because(ctx, err)
 		}
-		out.asked.Store(false)
+		out.watch.Heard()
 		a.hush.bore(route, time.Since(since))
 		if err := a.hear(ctx, &down, out); err != nil {
 			return err
@@ -214,16 +209,7 @@ type outbox struct {
 	wake chan struct{}
 	sent uint64 // number of the last report on this channel; the writer's own
 
-	asked atomic.Bool // a report or a beat is being written, and nothing was heard since
-}
-
-// expect has the channel end where nothing is heard soon after a report or a beat. It comes before what is written: the
-// answer may be there before the write returns, and to wait for it after that would be to wait for a second one.
-func (o *outbox) expect(t net.Conn, beat time.Duration) {
-	o.asked.Store(true) // before the deadline: the reader sets its own by this
-	if channel.Answer < channel.Patience(beat) {
-		_ = t.SetReadDeadline(time.Now().Add(channel.Answer))
-	}
+	watch channel.Watch // for an answer to what the writer says
 }
 
 func (o *outbox) ack(upto uint64) {
@@ -369,7 +355,7 @@ func (a *Appliance) speak(ctx context.Context, t net.Conn, beat time.Duration, o
 		out.sent = max(out.sent, page.ReportsDone)
 		for out.sent < page.ReportsSent() {
 			m := page.Reports[out.sent-page.ReportsDone].toWire(out.sent + 1)
-			out.expect(t, beat)
+			out.watch.Ask(t, time.Now())
 			if err := say(&boundaryv1.Up{Body: &boundaryv1.Up_Report{Report: m}}); err != nil {
 				return err
 			}
@@ -393,7 +379,7 @@ func (a *Appliance) speak(ctx context.Context, t net.Conn, beat time.Duration, o
 		case <-changed:
 		case <-out.wake:
 		case <-tick.C:
-			out.expect(t, beat)
+			out.watch.Ask(t, time.Now())
 			if err := say(&boundaryv1.Up{Body: &boundaryv1.Up_Beat{Beat: &boundaryv1.Beat{AtUnixMs: a.now().UnixMilli()}}}); err != nil {
 				return err
 			}

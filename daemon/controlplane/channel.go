@@ -65,9 +65,9 @@ type live struct {
 	beat   time.Duration // that it was told
 
 	upto  atomic.Uint64 // reports to acknowledge
-	asked atomic.Bool   // an order was written, and nothing was heard since
 	owes  atomic.Uint64 // number of a bundle that it says it holds and that this node has not met yet; 0 for none
 	busy  atomic.Int32  // idle, running, again: is there a goroutine that writes what the book has
+	watch channel.Watch // for an answer to an order
 	ended atomic.Pointer[ending]
 
 	mu     sync.Mutex // held to write
@@ -237,11 +237,7 @@ var errEnded = errors.New("the channel has ended")
 
 // hear takes one message of the appliance.
 func (l *live) hear() error {
-	wait := channel.Patience(l.beat)
-	if l.asked.Load() {
-		wait = min(wait, channel.Answer)
-	}
-	_ = l.conn.SetReadDeadline(time.Now().Add(wait))
+	l.watch.Listen(l.conn, time.Now(), l.beat)
 	if e := l.ended.Load(); e != nil {
 		_ = l.conn.SetReadDeadline(e.till)
 	}
@@ -249,7 +245,7 @@ func (l *live) hear() error {
 	if err := channel.Read(l.conn, &up, channel.MaxUp); err != nil {
 		return err
 	}
-	l.asked.Store(false)
+	l.watch.Heard()
 	if l.ended.Load() != nil {
 		return errEnded
 	}
@@ -347,8 +343,8 @@ func (l *live) say() error {
 		l.bundle = number
 	}
 	l.sent = max(l.sent, a.OrdersDone)
-	if l.sent < a.OrdersSent() {
-		l.expect()
+	if l.sent < a.OrdersSent() && l.ended.Load() == nil { // whoever ends it sets a deadline of its own, under mu
+		l.watch.Ask(l.conn, time.Now())
 	}
 	for ; l.sent < a.OrdersSent(); l.sent++ {
 		if err := l.write(a.Orders[l.sent-a.OrdersDone].toWire(l.sent + 1)); err != nil {
@@ -360,15 +356,6 @@ func (l *live) say() error {
 		return l.write(&boundaryv1.Down{Body: &boundaryv1.Down_Ack{Ack: &boundaryv1.Ack{Upto: upto}}})
 	}
 	return nil
-}
-
-// expect has the channel end where nothing is heard soon after an order. It comes before the order is written: the answer
-// may be there before the write returns. The caller holds mu.
-func (l *live) expect() {
-	l.asked.Store(true) // before the deadline: whoever hears meanwhile sets its own by this
-	if l.ended.Load() == nil && channel.Answer < channel.Patience(l.beat) {
-		_ = l.conn.SetReadDeadline(time.Now().Add(channel.Answer))
-	}
 }
 
 // write sends one message. The caller holds mu. An appliance that does not read loses its channel after writeWait.

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package appliance
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
+	"github.com/demarc-dev/demarc/api/channel"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/ledger"
+	"github.com/demarc-dev/demarc/mesh"
+)
+
+// talker is an appliance of which nothing runs but its book and one conversation.
+func talker(t *testing.T) *Appliance {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "book"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	a := &Appliance{book: NewBook("eu-1", "globex"), now: time.Now, log: slog.New(slog.DiscardHandler)}
+	if a.local, _, err = ledger.OpenLocal(f, a.book); err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// TestHungVendorIsFoundInTime: the control plane's program hangs right after its welcome. Its kernel lives and takes all that
+// is written, so nothing but the appliance's own deadline finds it, however much the appliance says meanwhile.
+func TestHungVendorIsFoundInTime(t *testing.T) {
+	const never = 0
+	for _, c := range []struct {
+		name     string
+		beat     time.Duration
+		first    time.Duration // when the first report is made
+		every    time.Duration // and how long after it each of the others
+		from, to time.Duration
+	}{
+		{"a small fleet", 5 * time.Second, never, never, 14 * time.Second, 15 * time.Second},
+		{"beats closer than the answer is awaited", 25 * time.Second, never, never, 74 * time.Second, 75 * time.Second},
+		{"through a proxy", 50 * time.Second, never, never, 100 * time.Second, 110 * time.Second},
+		{"a beat waits", 15 * time.Minute, never, never, 13 * time.Minute, 16 * time.Minute},
+		{"one report waits", 15 * time.Minute, time.Minute, time.Hour, 119 * time.Second, 2 * time.Minute},
+		{"reports all the time", 15 * time.Minute, 7 * time.Second, 7 * time.Second, 66 * time.Second, 67 * time.Second},
+		{"a report just before patience ends", 25 * time.Second, 70 * time.Second, 7 * time.Second, 74 * time.Second, 75 * time.Second},
+		{"a small fleet with reports all the time", 5 * time.Second, time.Second, time.Second, 14 * time.Second, 15 * time.Second},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a := talker(t)
+				here, there := net.Pipe()
+				go func() { _, _ = io.Copy(io.Discard, there) }() // the kernel of a program that hangs
+				ctx, stop := context.WithCancel(t.Context())
+				var wg sync.WaitGroup
+				defer wg.Wait()
+				defer stop()
+				if c.first > 0 {
+					wg.Go(func() { a.chatter(ctx, t, c.first, c.every) })
+				}
+				began := time.Now()
+				over := time.AfterFunc(2*c.to, func() { _ = here.Close() })
+				defer over.Stop()
+				err := a.converse(ctx, "https", here, &boundaryv1.Welcome{BeatMs: uint32(c.beat.Milliseconds())})
+				took := time.Since(began)
+				_ = here.Close()
+				if took < c.from || took > c.to {
+					t.Errorf("the channel ended after %s, want %s to %s: %v", took, c.from, c.to, err)
+				}
+				var dead mesh.Silent
+				if !errors.As(err, &dead) || fault.Of(err) != fault.Unavailable {
+					t.Errorf("it is not told as silence: %v", err)
+				}
+			})
+		})
+	}
+}
+
+// chatter makes reports.
+func (a *Appliance) chatter(ctx context.Context, t *testing.T, first, every time.Duration) {
+	for wait := first; ; wait = every {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		if _, err := submit(ctx, a, Checkpointed{Checkpoint: Checkpoint{Note: []byte("note")}}); err != nil {
+			t.Error(err)
+			return
+		}
+	}
+}
+
+// TestAVendorThatAnswersKeepsItsChannel is the other side of it: reports and beats that are answered late, but in time, end nothing.
+func TestAVendorThatAnswersKeepsItsChannel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := talker(t)
+		here, there := net.Pipe()
+		go slowVendor(there, 55*time.Second)
+		ctx, stop := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		defer stop()
+		wg.Go(func() { a.chatter(ctx, t, time.Second, 20*time.Minute) })
+		began := time.Now()
+		time.AfterFunc(24*time.Hour, stop)
+		defer context.AfterFunc(ctx, func() { _ = here.Close() })()
+		err := a.converse(ctx, "https", here, &boundaryv1.Welcome{BeatMs: uint32((15 * time.Minute).Milliseconds())})
+		if took := time.Since(began); took < 24*time.Hour {
+			t.Errorf("the channel ended after %s: %v", took, err)
+		}
+	})
+}
+
+// slowVendor answers each report and each beat after a while, and reads on meanwhile.
+func slowVendor(c net.Conn, after time.Duration) {
+	var mu sync.Mutex
+	for {
+		var up boundaryv1.Up
+		if channel.Read(c, &up, channel.MaxUp) != nil {
+			return
+		}
+		down := &boundaryv1.Down{Body: &boundaryv1.Down_Beat{Beat: &boundaryv1.Beat{}}}
+		if r := up.GetReport(); r != nil {
+			down.Body = &boundaryv1.Down_Ack{Ack: &boundaryv1.Ack{Upto: r.GetNumber()}}
+		}
+		time.AfterFunc(after, func() {
+			mu.Lock()
+			defer mu.Unlock()
+			_ = channel.Write(c, down, channel.MaxDown) // the channel may have ended
+		})
+	}
+}
