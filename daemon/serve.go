@@ -37,15 +37,66 @@ func HTTP(name string, ln net.Listener, conf *tls.Config, h http.Handler, log *s
 	return serve(name, srv, func() error { return srv.ServeTLS(ln, "", "") })
 }
 
-// Proved is HTTP over connections whose TLS handshake was done, with conf, before ln gave them: each is a *tls.Conn. State is
-// told how each of them fares, as [http.Server.ConnState] is; it may be nil.
-func Proved(name string, ln net.Listener, conf *tls.Config, h http.Handler, state func(net.Conn, http.ConnState), log *slog.Logger) Part {
-	conf = conf.Clone()
-	conf.NextProtos = []string{"h2"} // what else conf offers is not for this server
-	srv := server(name, conf, h, log)
-	srv.ConnState = state
-	return serve(name, srv, func() error { return srv.Serve(ln) })
+// Calls is the calls that come over one connection whose TLS handshake was done. It has an HTTP server of its own, so that one
+// connection can be ended in order while all others go on.
+type Calls struct {
+	conn *tls.Conn
+	srv  *http.Server
 }
+
+// NewCalls makes what serves h on a connection that negotiated "h2", or HTTP/1.1 where its peer offered nothing. State is told
+// how it fares, as [http.Server.ConnState] is.
+func NewCalls(name string, c *tls.Conn, h http.Handler, state func(net.Conn, http.ConnState), log *slog.Logger) *Calls {
+	srv := server(name, nil, h, log)
+	srv.Protocols.SetHTTP2(true)
+	srv.Protocols.SetUnencryptedHTTP2(false)
+	srv.ConnState = state
+	return &Calls{c, srv}
+}
+
+// Serve begins, and returns at once. It is called once, before all that ends the connection.
+func (c *Calls) Serve() { _ = c.srv.Serve(&once{conn: c.conn}) } // the error is that there is no second connection
+
+// Leave tells the peer to go elsewhere (GOAWAY). Calls that are under way end as they would have, and a call that the peer sent
+// meanwhile was not begun: an HTTP/2 client makes it again elsewhere by itself. The connection is closed after. It does not wait.
+func (c *Calls) Leave() {
+	over, cancel := context.WithCancel(context.Background())
+	cancel()
+	_ = c.srv.Shutdown(over) // it begins, and the context ends the waiting
+}
+
+// End is Leave for at most 3 s; what is under way then is cut off.
+func (c *Calls) End() {
+	stop, cancel := context.WithTimeout(context.Background(), drain)
+	defer cancel()
+	if c.srv.Shutdown(stop) != nil {
+		c.Close()
+	}
+}
+
+// Close cuts the connection.
+func (c *Calls) Close() { _ = c.conn.Close() }
+
+// once is a listener that gives one connection.
+type once struct {
+	conn  *tls.Conn
+	given bool
+}
+
+// Accept implements net.Listener.
+func (o *once) Accept() (net.Conn, error) {
+	if o.given {
+		return nil, net.ErrClosed
+	}
+	o.given = true
+	return o.conn, nil
+}
+
+// Close implements net.Listener.
+func (*once) Close() error { return nil }
+
+// Addr implements net.Listener.
+func (o *once) Addr() net.Addr { return o.conn.LocalAddr() }
 
 func server(name string, conf *tls.Config, h http.Handler, log *slog.Logger) *http.Server {
 	srv := &http.Server{

@@ -13,6 +13,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"connectrpc.com/connect"
+
+	"github.com/demarc-dev/demarc/api"
 	"github.com/demarc-dev/demarc/api/channel"
 	"github.com/demarc-dev/demarc/daemon"
 	"github.com/demarc-dev/demarc/fault"
@@ -52,8 +55,9 @@ type Door struct {
 	flying map[*turn]struct{} // handshakes under way
 	wait   chan struct{}      // holds a token while the queue may have something
 
-	wg    sync.WaitGroup // handshakes and channels
-	calls *handed
+	wg    sync.WaitGroup // handshakes, channels, and connections for calls
+	calls map[net.Conn]*daemon.Calls
+	serve http.Handler
 }
 
 // Door makes the part that serves ln, of whatever kind it is, with conf of [identity.Server] and [Protocols]. The part
@@ -64,22 +68,20 @@ type Door struct {
 // only a few compute at once, and one that waits for its peer's bytes lets others compute: a slow peer holds nobody up,
 // and where all places are taken and others wait, those who say nothing lose theirs. A storm of reconnections is served in order, at the speed of the processors.
 func (s *Server) Door(name string, ln net.Listener, conf *tls.Config, log *slog.Logger) daemon.Part {
-	d := &Door{s: s, name: name, ln: ln, conf: conf, log: log, flying: map[*turn]struct{}{}, wait: make(chan struct{}, 1)}
+	d := &Door{s: s, name: name, ln: ln, conf: conf, log: log, flying: map[*turn]struct{}{}, wait: make(chan struct{}, 1),
+		calls: map[net.Conn]*daemon.Calls{}, serve: s.Handler()}
 	return daemon.Func(name, d.run)
 }
 
 func (d *Door) run(ctx context.Context, ready func()) error {
 	d.born = time.Now()
-	d.calls = &handed{conns: make(chan net.Conn), closed: make(chan struct{}), addr: d.ln.Addr()}
 	own, cancel := context.WithCancel(ctx)
 	defer cancel()
-	failed := make(chan error, 3)
+	failed := make(chan error, 1)
 	var parts sync.WaitGroup
 	parts.Go(func() { failed <- d.accept(own) })
 	parts.Go(func() { d.admit(own) })
-	parts.Go(func() {
-		failed <- daemon.Proved(d.name, d.calls, d.conf, d.s.Handler(), d.s.guests.moved, d.log).Run(own, ready)
-	})
+	ready()
 	var err error
 	select {
 	case err = <-failed:
@@ -97,8 +99,13 @@ func (d *Door) run(ctx context.Context, ready func()) error {
 
 var errStops = fault.New("controlplane.Channel", fault.Unavailable, "this node stops: come back to another, or to this one in a while")
 
-// endAll ends the channels of this door, and waits for them as long as a stop may take.
+// endAll ends the channels and the connections for calls of this door, and waits for them as long as a stop may take.
 func (d *Door) endAll() {
+	d.mu.Lock()
+	for _, c := range d.calls {
+		go c.End()
+	}
+	d.mu.Unlock()
 	for _, l := range d.s.channels.all() {
 		if l.door == d {
 			go l.end(errStops)
@@ -303,19 +310,55 @@ func (d *Door) shake(ctx context.Context, w waiting, landed func()) {
 	}
 }
 
-// admitCalls hands a proven connection to the server of calls, within the bounds of its source or its member.
+// admitCalls serves the calls of a proven connection, within the bounds of its source or its member.
 func (d *Door) admitCalls(ctx context.Context, c *tls.Conn) bool {
-	host, stranger := hostOf(c)
-	if old := d.s.guests.enter(c, host, stranger); old != nil {
-		d.s.meter.Displaced.Inc()
-		go func() { _ = old.Close() }() // one that does not read may take its time
-	}
-	if !d.calls.give(ctx, c) {
-		d.s.guests.moved(c, http.StateClosed)
+	h, who := d.serve, guestOf(c)
+	out, err := d.s.guests.enter(c, who, d.s.CallsIdle)
+	switch {
+	case who.gone:
+		d.s.meter.Crowded.Inc()
 		return false
+	case err != nil:
+		d.s.meter.Crowded.Inc()
+		h = refusal(err)
+	case out != nil:
+		d.s.meter.Displaced.Inc()
+		out.leave()
 	}
-	d.wg.Done()
+	calls := daemon.NewCalls(d.name, c, h, d.moved, d.log)
+	d.mu.Lock()
+	d.calls[c] = calls
+	d.mu.Unlock()
+	calls.Serve()
+	d.s.guests.serve(c, calls)
+	if ctx.Err() != nil { // endAll may have come before
+		go calls.End()
+	}
 	return true
+}
+
+// refusal answers each call with err, and ends the connection after the first in order.
+func refusal(err error) http.Handler {
+	say := connect.NewErrorWriter()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "close")
+		_ = say.Write(w, r, api.ToWire(err))
+	})
+}
+
+// moved takes what the server of a connection for calls says of it.
+func (d *Door) moved(c net.Conn, st http.ConnState) {
+	d.s.guests.moved(c, st)
+	if st != http.StateClosed {
+		return
+	}
+	d.mu.Lock()
+	_, open := d.calls[c]
+	delete(d.calls, c)
+	d.mu.Unlock()
+	if open {
+		d.wg.Done()
+	}
 }
 
 // turn is a connection whose handshake computes only while it has a turn; to wait for bytes it gives the turn back.
@@ -375,41 +418,3 @@ func (t *turn) overdue(wait time.Duration) time.Duration {
 	}
 	return time.Duration(t.waited.Load()) + now - since - wait
 }
-
-// handed is a listener of connections whose handshake is done.
-type handed struct {
-	conns  chan net.Conn
-	once   sync.Once
-	closed chan struct{}
-	addr   net.Addr
-}
-
-// give hands c to whoever accepts, and tells whether somebody took it.
-func (h *handed) give(ctx context.Context, c net.Conn) bool {
-	select {
-	case h.conns <- c:
-		return true
-	case <-h.closed:
-	case <-ctx.Done():
-	}
-	return false
-}
-
-// Accept implements net.Listener.
-func (h *handed) Accept() (net.Conn, error) {
-	select {
-	case c := <-h.conns:
-		return c, nil
-	case <-h.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close implements net.Listener.
-func (h *handed) Close() error {
-	h.once.Do(func() { close(h.closed) })
-	return nil
-}
-
-// Addr implements net.Listener.
-func (h *handed) Addr() net.Addr { return h.addr }

@@ -5,5 +5,6 @@ package controlplane
 // What tests measure bounds against.
 const (
 	GuestsEach    = guestsEach
+	OperatorEach  = operatorEach
 	GreetingsEach = greetingsEach
 )

@@ -293,6 +293,7 @@ func meterOf(r *telemetry.Registry) Meter {
 		Arrival:   r.Histogram("demarc_channel_arrival_seconds", "Time after the opening of the door at which a channel came up.", []float64{.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 30, 60, 300}),
 		Rejected:  r.Counter("demarc_connections_rejected_total", "Connections that were closed before their handshake began: too many waited, or for too long."),
 		Displaced: r.Counter("demarc_connections_displaced_total", "Connections for calls, and channels without hello, that gave way to newer ones of the same source, or of a source that held fewer."),
+		Crowded:   r.Counter("demarc_connections_crowded_total", "Connections for calls that were refused: their operator, appliance or node had as many in use as it may."),
 		Unlogged:  r.Counter("demarc_refusals_unlogged_total", "Refused calls that are neither in the log nor on record: there were too many."),
 	}
 }

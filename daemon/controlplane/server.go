@@ -76,6 +76,9 @@ type Options struct {
 	Beat time.Duration
 	// WriteWait is how long an appliance may take to read one message of its channel; zero means 10 s.
 	WriteWait time.Duration
+	// CallsIdle is how long a connection for calls has had none before it may give way to another one of the same member; zero
+	// means 10 s.
+	CallsIdle time.Duration
 	Meter     Meter
 }
 
@@ -86,6 +89,7 @@ type Meter struct {
 	Arrival   telemetry.Observer // seconds after the door's opening at which a channel came up
 	Rejected  telemetry.Counter  // connections that were closed before their handshake began
 	Displaced telemetry.Counter  // connections for calls, and channels without hello, that gave way to newer ones
+	Crowded   telemetry.Counter  // connections for calls that were refused: their holder has too many in use
 	Unlogged  telemetry.Counter  // refused calls that are not in the log or on record: there were too many
 }
 
@@ -129,7 +133,7 @@ func (m Meter) orNone() Meter {
 			*o = none{}
 		}
 	}
-	for _, c := range []*telemetry.Counter{&m.Rejected, &m.Displaced, &m.Unlogged} {
+	for _, c := range []*telemetry.Counter{&m.Rejected, &m.Displaced, &m.Crowded, &m.Unlogged} {
 		if *c == nil {
 			*c = none{}
 		}
@@ -167,6 +171,9 @@ func NewServer(o Options) (*Server, error) {
 	}
 	if o.WriteWait <= 0 {
 		o.WriteWait = writeWait
+	}
+	if o.CallsIdle <= 0 {
+		o.CallsIdle = callsIdle
 	}
 	if o.Backdate <= 0 {
 		o.Backdate = identity.DefaultBackdate
