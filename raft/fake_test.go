@@ -112,29 +112,50 @@ type fakeSource struct {
 
 func (s fakeSource) Now() time.Time { return s.now }
 
-func fakeRun(t *testing.T, ca *identity.Authority, dirs []string, r *rand.Rand) {
+// fakeCluster is nodes in a bubble. Its certificates are made by the real clock.
+type fakeCluster struct {
+	*cluster
+	world   *fakeNet
+	sources []identity.Source
+}
+
+func newFakeCluster(t *testing.T, ca *identity.Authority, dirs []string, edit func(i int, cfg *raft.Config)) *fakeCluster {
+	t.Helper()
 	real := ca.Cert.NotAfter.Add(-30 * time.Minute)
-	world := &fakeNet{doors: map[string]*fakeDoor{}, away: map[string]bool{}, conns: map[net.Conn][2]string{}}
-	c := &cluster{t: t, ca: ca, lists: make([]*list, 3), nodes: make([]*raft.Node, 3)}
-	var sources []identity.Source
-	for i := range 3 {
-		c.members = append(c.members, raft.Member{ID: fmt.Sprintf("n%d", i), Addr: fmt.Sprintf("n%d:1", i)})
-		c.dirs = append(c.dirs, filepath.Join(dirs[i], "raft"))
-		sources = append(sources, fakeSource{sourceAt(t, ca, fleet.Node, c.members[i].ID, real), real})
+	f := &fakeCluster{world: &fakeNet{doors: map[string]*fakeDoor{}, away: map[string]bool{}, conns: map[net.Conn][2]string{}}}
+	f.cluster = &cluster{t: t, ca: ca, lists: make([]*list, len(dirs)), nodes: make([]*raft.Node, len(dirs)), edit: edit}
+	for i := range dirs {
+		f.members = append(f.members, raft.Member{ID: fmt.Sprintf("n%d", i), Addr: fmt.Sprintf("n%d:1", i)})
+		f.dirs = append(f.dirs, filepath.Join(dirs[i], "raft"))
+		f.sources = append(f.sources, fakeSource{sourceAt(t, ca, fleet.Node, f.members[i].ID, real), real})
 	}
-	up := func(i int) {
-		s := sources[i]
-		c.lists[i] = &list{}
-		n, err := raft.Open(raft.Config{Self: c.members[i], First: c.members, Dir: c.dirs[i], Machine: c.lists[i], Listener: world.listen(c.members[i].Addr), Dial: world.dialer(c.members[i].Addr),
-			ServerTLS: identity.Server(s, onlyNodes, true, raft.ProtoRaft, raft.ProtoForward), ClientTLS: func(id string) *tls.Config { return identity.Client(s, identity.WantNode(domain, id)) }})
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.nodes[i] = n
+	for i := range dirs {
+		f.up(i)
 	}
-	for i := range 3 {
-		up(i)
+	return f
+}
+
+// up starts a node.
+func (f *fakeCluster) up(i int) {
+	f.t.Helper()
+	s := f.sources[i]
+	f.lists[i] = &list{}
+	cfg := raft.Config{Self: f.members[i], First: f.members, Dir: f.dirs[i], Machine: f.lists[i], Listener: f.world.listen(f.members[i].Addr), Dial: f.world.dialer(f.members[i].Addr), Peer: peer,
+		ServerTLS: identity.Server(s, onlyNodes, true, raft.ProtoRaft, raft.ProtoForward), ClientTLS: func(id string) *tls.Config { return identity.Client(s, identity.WantNode(domain, id)) }}
+	raft.SmallLog(&cfg, 4<<20)
+	if f.edit != nil {
+		f.edit(i, &cfg)
 	}
+	n, err := raft.Open(cfg)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.nodes[i] = n
+}
+
+func fakeRun(t *testing.T, ca *identity.Authority, dirs []string, r *rand.Rand) {
+	c := newFakeCluster(t, ca, dirs, nil)
+	world, up := c.world, c.up
 	began := time.Now()
 	sure, tried := map[string]bool{}, map[string]bool{}
 	for k := range 150 {

@@ -3,6 +3,7 @@
 package raft
 
 import (
+	"math"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -40,6 +41,12 @@ func newMeters(n *Node) *meters {
 	gauge("demarc_raft_applied_index", "Index of the last entry that was applied.", func() float64 { return float64(n.fsm.index.Load()) })
 	gauge("demarc_raft_last_index", "Index of the last entry on disk.", func() float64 { return float64(n.raft.LastIndex()) })
 	gauge("demarc_raft_reachable_members", "Members that the leader hears from, itself included; 0 on a follower.", func() float64 { return float64(n.State().Reachable) })
+	gauge("demarc_raft_clock_ahead_seconds", "By how much this node's clock is ahead of what a majority of the voters' clocks says; NaN where that is not known.", func() float64 {
+		if d, known := n.ahead(n.agreed(), n.cfg.Self.ID); known {
+			return d.Seconds()
+		}
+		return math.NaN()
+	})
 	gauge("demarc_raft_disk_full", "1 while this node takes no changes because its disk is full.", func() float64 { return one(n.full.Load()) })
 	gauge("demarc_raft_disk_hangs", "1 while a write to the disk takes too long.", func() float64 { return one(n.hung.Load()) })
 	return m

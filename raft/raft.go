@@ -53,6 +53,14 @@
 // member lead where one can. Elections and votes have room that was set aside. When there is space again it takes
 // proposals within a second, by itself. A follower whose disk is full stays behind until then.
 //
+// # Clocks
+//
+// What is stamped is the machine's; this package tells what time it is. Each member tells its clock when it is asked how
+// it is, and counts the moments between by the clock that only runs forward. What a majority of the voters' clocks says, within
+// 30 s of each other, is the time: [Node.Now] for who stamps, [Node.Judge] for the leader, before the log. A leader whose
+// own clock is off gives the lead away. Where no majority agrees, two voters that differ among them, there is no time, and
+// nothing that is judged is let into the log.
+//
 // # Members
 //
 // The configuration in the log is the truth about who is a member and who votes; [Node.Change] changes it by stable id. The
@@ -123,6 +131,7 @@ type Config struct {
 	Dial       func(ctx context.Context, addr string) (net.Conn, error) // nil: TCP
 	Peer       func(tls.ConnectionState) (id string, err error)         // who calls, and why it may not; nil: members are not told apart
 	About      func() []byte                                            // what the leader may know of this node, up to 64 KiB; nil: nothing
+	Now        func() time.Time                                         // the clock of this node, which may be wrong; nil: time.Now
 	Logger     *slog.Logger
 	Timing     Timing
 	Registerer prometheus.Registerer // nil: no metrics
@@ -146,6 +155,8 @@ type Node struct {
 	forward *forwarder
 	members *members
 	watch   *watch
+	clocks  *clocks
+	peek    chan struct{} // holds a token while the members are to be asked at once
 	silent  silent
 	meters  *meters
 	trans   *hraft.NetworkTransport
@@ -214,6 +225,7 @@ func Open(cfg Config) (*Node, error) {
 	n.fsm = newMachine(cfg.Machine)
 	n.net = newNetwork(n)
 	n.fsm.at = func(index uint64) { n.members.passed(index) }
+	n.clocks, n.peek = newClocks(cfg.Now), make(chan struct{}, 1)
 	n.members, n.watch, n.silent.failed = newMembers(cfg.First), newWatch(), map[hraft.ServerID]bool{}
 	n.forward = newForwarder(n)
 	n.meters = newMeters(n)

@@ -21,6 +21,7 @@ type weather struct {
 	Last    uint64 `json:"last"`
 	Applied uint64 `json:"applied"`
 	About   []byte `json:"about,omitempty"`
+	Clock   int64  `json:"clock,omitempty"` // ns since 1970, in an answer; 0 of a build that does not tell
 }
 
 const (
@@ -120,7 +121,7 @@ func (w *watch) end(id string, said weather, err error, gap time.Duration) {
 }
 
 func (w *watch) cluster(n *Node) Cluster {
-	all, last := n.servers(), n.raft.LastIndex()
+	all, last, clocks := n.servers(), n.raft.LastIndex(), n.agreed()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := time.Now()
@@ -135,6 +136,10 @@ func (w *watch) cluster(n *Node) Cluster {
 			if now.Sub(s.heard) < n.gap() {
 				m.Stable = max(1, s.heard.Sub(s.stable).Milliseconds())
 			}
+		}
+		if d, known := n.ahead(clocks, m.ID); known {
+			ms := d.Milliseconds()
+			m.Ahead = &ms
 		}
 		if last > m.Last {
 			m.Lag = last - m.Last
@@ -163,7 +168,7 @@ func roleOfServer(s hraft.Server) Role {
 }
 
 func (n *Node) weather() weather {
-	w := weather{Addr: n.cfg.Self.Addr, Last: n.raft.LastIndex(), Applied: n.fsm.index.Load()}
+	w := weather{Addr: n.cfg.Self.Addr, Last: n.raft.LastIndex(), Applied: n.fsm.index.Load(), Clock: n.clocks.now().UnixNano()}
 	if n.cfg.About != nil {
 		if w.About = n.cfg.About(); len(w.About) > maxAbout {
 			w.About = nil
@@ -172,15 +177,21 @@ func (n *Node) weather() weather {
 	return w
 }
 
-// watchMembers asks the members how they are while this node leads, and tells them where it is while it knows no leader.
+// watchMembers asks the members how they are while this node leads, and tells them where it is while it knows no leader. All
+// nodes ask for the clocks of the others, so that who begins to lead knows them.
 func (n *Node) watchMembers() {
 	tick := time.NewTicker(n.cfg.Timing.Heartbeat)
 	defer tick.Stop()
+	var looked time.Time
 	for alone := 0; ; {
 		select {
 		case <-n.ctx.Done():
 			return
 		case <-tick.C:
+		case <-n.peek:
+			n.watch.began(n.raft.CurrentTerm())
+			n.look()
+			continue
 		case <-n.fsm.configured:
 			n.refresh()
 			continue
@@ -192,10 +203,16 @@ func (n *Node) watchMembers() {
 			alone = 0
 			n.watch.began(n.raft.CurrentTerm())
 			n.look()
+			n.steer()
+			looked = time.Now()
 		case known && id != n.cfg.Self.ID:
 			alone = 0
+			if !n.agreed().told || time.Since(looked) >= clockEvery {
+				n.hello()
+				looked = time.Now()
+			}
 		default:
-			if alone++; alone%helloEvery == 0 {
+			if alone++; alone%helloEvery == 0 || alone == 1 && !n.agreed().told {
 				n.hello()
 			}
 		}
@@ -272,11 +289,16 @@ func (f *forwarder) weather(ctx context.Context, id string) (weather, error) {
 	if err != nil {
 		return out, fault.At(op, fault.Internal, err)
 	}
+	asked := f.n.clocks.moment()
 	b, err := f.ask(ctx, id, askWeather, own)
 	if err != nil {
 		return out, err
 	}
-	return out, fault.At(op, fault.Internal, json.Unmarshal(b, &out))
+	if err := json.Unmarshal(b, &out); err != nil {
+		return out, fault.At(op, fault.Internal, err)
+	}
+	f.n.clocks.heard(id, out.Clock, asked)
+	return out, nil
 }
 
 // members is where members are, and which are gone. It follows the log.

@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raft_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/raft"
+)
+
+func clock(id string, at time.Duration) raft.ClockAt { return raft.ClockAt{ID: id, Lo: at, Hi: at} }
+
+func silent(id string) raft.ClockAt { return raft.ClockAt{ID: id, Silent: true} }
+
+func older(id string) raft.ClockAt { return raft.ClockAt{ID: id, Mute: true} }
+
+// The law of clocks: what a majority of those that tell says is the time.
+func TestWhatClocksSayTogether(t *testing.T) {
+	const s, m, h = time.Second, time.Minute, time.Hour
+	for _, tc := range []struct {
+		name   string
+		clocks []raft.ClockAt
+		told   bool
+		with   string // "" : no majority is of one mind
+		by     time.Duration
+	}{
+		{"one voter", []raft.ClockAt{clock("a", h)}, true, "a", h},
+		{"three alike", []raft.ClockAt{clock("a", 0), clock("b", s), clock("c", -s)}, true, "a b c", 0},
+		{"one ahead", []raft.ClockAt{clock("a", h), clock("b", 0), clock("c", s)}, true, "b c", 0},
+		{"one behind", []raft.ClockAt{clock("a", 0), clock("b", -10*h), clock("c", s)}, true, "a c", 0},
+		{"the asker itself", []raft.ClockAt{clock("a", 10*h), clock("b", 0), clock("c", 0)}, true, "b c", 0},
+		{"all three apart", []raft.ClockAt{clock("a", 0), clock("b", m), clock("c", 2*m)}, true, "", 0},
+		{"two that differ", []raft.ClockAt{clock("a", 0), clock("b", m)}, true, "", 0},
+		{"two alike", []raft.ClockAt{clock("a", 0), clock("b", 20*s)}, true, "a b", 0},
+		{"two of three, one silent", []raft.ClockAt{clock("a", 0), clock("b", s), silent("c")}, true, "a b", 0},
+		{"two of three that differ", []raft.ClockAt{clock("a", 0), clock("b", h), silent("c")}, true, "", 0},
+		{"one of three", []raft.ClockAt{clock("a", 0), silent("b"), silent("c")}, false, "", 0},
+		{"two pairs", []raft.ClockAt{clock("a", 0), clock("b", 0), clock("c", h), clock("d", h)}, true, "", 0},
+		{"three of five", []raft.ClockAt{clock("a", 0), clock("b", h), clock("c", s), clock("d", 2*s), clock("e", -h)}, true, "a c d", s},
+		{"two of five", []raft.ClockAt{clock("a", 0), clock("b", h), clock("c", s), clock("d", 2*h), clock("e", -h)}, true, "", 0},
+		{"a bridge between two ends", []raft.ClockAt{clock("a", 0), clock("b", 25*s), clock("c", 50*s)}, true, "a b c", 25 * s},
+		{"the closer of two pairs of three", []raft.ClockAt{clock("a", 0), clock("b", 29*s), clock("c", 60*s)}, true, "a b", 0},
+		{"older builds do not tell", []raft.ClockAt{clock("a", h), older("b"), older("c")}, true, "a", h},
+		{"one older build", []raft.ClockAt{clock("a", 0), clock("b", h), older("c")}, true, "", 0},
+		{"a slow way hides a difference", []raft.ClockAt{clock("a", 0), {ID: "b", Lo: 29 * s, Hi: 31 * s}}, true, "a b", 0},
+		{"a slow way does not hide an hour", []raft.ClockAt{clock("a", 0), {ID: "b", Lo: h - s, Hi: h + s}}, true, "", 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			for range len(tc.clocks) { // in whatever order
+				tc.clocks = append(tc.clocks[1:], tc.clocks[0])
+				told, by, with := raft.AgreedAt(tc.clocks...)
+				if told != tc.told || strings.Join(with, " ") != tc.with || with != nil && by != tc.by {
+					t.Fatalf("told %v, by %s, with %q; want %v, %s, %q", told, by, with, tc.told, tc.by, tc.with)
+				}
+			}
+		})
+	}
+}
+
+func TestStampsAreJudged(t *testing.T) {
+	const s, h = time.Second, time.Hour
+	three := []raft.ClockAt{clock("a", 0), clock("b", 0), clock("c", 0)}
+	off := []raft.ClockAt{clock("a", 0), clock("b", h), clock("c", 0)}
+	for _, tc := range []struct {
+		name   string
+		stamp  time.Duration
+		clocks []raft.ClockAt
+		kind   fault.Kind
+		says   string
+	}{
+		{"now", 0, three, "", ""},
+		{"a minute ahead", 60 * s, three, "", ""},
+		{"a minute behind", -60 * s, three, "", ""},
+		{"more ahead", 61 * s, three, fault.Unavailable, "1m1s ahead of the clocks of a, b, c"},
+		{"more behind", -61 * s, three, fault.Unavailable, "1m1s behind the clocks of a, b, c"},
+		{"by a clock that is off", h, off, fault.Unavailable, `the clock of node "b", by which this was stamped, is 1h0m0s ahead of those of a, c`},
+		{"by the others", 0, off, "", ""},
+		{"two that differ", 0, off[:2], fault.Unavailable, `no majority of the voters' clocks agrees, so that nothing can be changed: that of node "b" is 1h0m0s ahead of that of "a"`},
+		{"not heard yet", 0, []raft.ClockAt{clock("a", 0), silent("b"), silent("c")}, fault.NotLeader, "has not heard"},
+		{"a single node has nobody to ask", 10 * h, []raft.ClockAt{clock("a", 10*h)}, "", ""},
+		{"a majority that is wrong alike", h, []raft.ClockAt{clock("a", h), clock("b", h), clock("c", 0)}, "", ""},
+		{"what the way took", 62 * s, []raft.ClockAt{clock("a", 0), {ID: "b", Lo: -s, Hi: 3 * s}, {ID: "c", Lo: 2 * s, Hi: 4 * s}}, "", ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			err := raft.JudgeAt(tc.stamp, tc.clocks...)
+			if fault.Of(err) != tc.kind || !strings.Contains(fault.Text(err), tc.says) {
+				t.Fatalf("%v, want %q %q", err, tc.kind, tc.says)
+			}
+		})
+	}
+}
+
+// What the way took is uncertain: the clock may have been read at its beginning or at its end.
+func TestTheWayIsConsidered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		least, most := raft.Read(time.Now().Add(time.Hour), 4*time.Second)
+		if least != time.Hour-4*time.Second || most != time.Hour {
+			t.Fatalf("ahead by %s to %s", least, most)
+		}
+	})
+}
+
+// skewed is a cluster in a bubble in which each node has a clock of its own, and whose machines judge stamps as the
+// control plane's do: a proposal is the time that it was stamped with.
+type skewed struct {
+	*fakeCluster
+	skew []atomic.Int64
+}
+
+// stamped lets in what the leader's judgement lets in.
+type stamped struct {
+	*list
+	node func() *raft.Node
+}
+
+func (m stamped) Rehearse(data []byte) error {
+	at, err := time.Parse(time.RFC3339Nano, string(data))
+	if err != nil {
+		return fault.At("test", fault.Invalid, err)
+	}
+	return m.node().Judge(at)
+}
+
+func playSkewed(t *testing.T, nodes int, play func(t *testing.T, c *skewed)) {
+	ca, dirs := newCA(t), make([]string, nodes)
+	for i := range dirs {
+		dirs[i] = t.TempDir()
+	}
+	synctest.Test(t, func(t *testing.T) {
+		c := &skewed{skew: make([]atomic.Int64, nodes)}
+		boot := make(chan struct{})
+		c.fakeCluster = newFakeCluster(t, ca, dirs, func(i int, cfg *raft.Config) {
+			cfg.Now = func() time.Time { return time.Now().Add(time.Duration(c.skew[i].Load())) }
+			cfg.Machine = stamped{cfg.Machine.(*list), func() *raft.Node { <-boot; return c.nodes[i] }}
+		})
+		close(boot)
+		defer func() {
+			for i := range c.nodes {
+				c.stop(i)
+			}
+		}()
+		c.lead()
+		play(t, c)
+	})
+}
+
+// lead waits for a leader that all know, and that has read the clocks.
+func (c *skewed) lead() int {
+	c.t.Helper()
+	var lead int
+	c.until("a leader that knows the clocks", time.Minute, func() bool {
+		id, ok := c.nodes[0].Leader()
+		lead = slices.IndexFunc(c.members, func(m raft.Member) bool { return m.ID == id })
+		if !ok || lead < 0 || c.nodes[lead].State().Role != "leader" {
+			return false
+		}
+		for _, n := range c.nodes {
+			if other, ok := n.Leader(); !ok || other != id {
+				return false
+			}
+		}
+		_, by := c.nodes[lead].Agreed()
+		return by > 0
+	})
+	return lead
+}
+
+func (c *skewed) until(what string, limit time.Duration, is func() bool) time.Duration {
+	c.t.Helper()
+	began := time.Now()
+	for !is() {
+		if time.Since(began) > limit {
+			c.t.Fatalf("after %s: not yet: %s", limit, what)
+		}
+		time.Sleep(50 * time.Millisecond) // of the bubble's time
+	}
+	return time.Since(began)
+}
+
+// stamp proposes a change by the clock of a node, as it is or as the node corrects it.
+func (c *skewed) stamp(i int, at time.Time) error {
+	_, err := c.nodes[i].Propose(within(c.t), []byte(at.Format(time.RFC3339Nano)))
+	return err
+}
+
+func (c *skewed) own(i int) time.Time { return time.Now().Add(time.Duration(c.skew[i].Load())) }
+
+// book is the latest stamp that any node has applied.
+func (c *skewed) book() time.Time {
+	c.t.Helper()
+	var last time.Time
+	for i, l := range c.lists {
+		if err := c.nodes[i].Read(within(c.t)); err != nil {
+			c.t.Fatal(err)
+		}
+		for _, s := range l.all() {
+			at, err := time.Parse(time.RFC3339Nano, s)
+			if err != nil {
+				c.t.Fatal(err)
+			}
+			if at.After(last) {
+				last = at
+			}
+		}
+	}
+	return last
+}
+
+// A node whose clock jumps, the leader or another one: what it stamps by its own clock is refused and named, what it stamps by
+// the majority's is taken, it says that its clock is off, and a leader gives the lead away. Then the clock is set right.
+func TestAClockThatJumps(t *testing.T) {
+	for _, who := range []string{"the leader's", "a follower's"} {
+		for _, by := range []time.Duration{90 * time.Second, time.Hour, 10 * time.Hour, -90 * time.Second, -time.Hour, -10 * time.Hour} {
+			t.Run(fmt.Sprint(who, " by ", by), func(t *testing.T) {
+				playSkewed(t, 3, func(t *testing.T, c *skewed) {
+					lead := c.lead()
+					if err := c.stamp(lead, c.nodes[lead].Now()); err != nil {
+						t.Fatal(err)
+					}
+					bad := lead
+					if who != "the leader's" {
+						bad = (lead + 1) % 3
+					}
+					c.skew[bad].Store(int64(by))
+					if err := c.stamp(bad, c.own(bad)); !errors.Is(err, fault.Unavailable) || !strings.Contains(fault.Text(err), "clock") {
+						t.Fatalf("at once: %v", err)
+					}
+					if d := c.nodes[bad].Now().Sub(time.Now()); d.Abs() > time.Second {
+						t.Errorf("the node stamps %s off", d)
+					}
+					if err := c.nodes[bad].Clock(); !errors.Is(err, fault.Unavailable) || !strings.Contains(fault.Text(err), "the clock of this node is") {
+						t.Errorf("the node says of its clock: %v", err)
+					}
+					took := c.until("a leader whose clock is right", 10*time.Second, func() bool { return c.nodes[bad].State().Role != "leader" })
+					if took > 5*time.Second {
+						t.Errorf("the lead was given away after %s", took)
+					}
+					lead = c.lead()
+					c.until("the leader knows", 10*time.Second, func() bool {
+						err := c.stamp(bad, c.own(bad))
+						return errors.Is(err, fault.Unavailable) && strings.Contains(fault.Text(err), fmt.Sprintf("the clock of node %q", c.members[bad].ID))
+					})
+					for i := range 3 {
+						if err := c.stamp(i, c.nodes[i].Now()); err != nil {
+							t.Errorf("node %d: %v", i, err)
+						}
+					}
+					if err := c.nodes[(bad+1)%3].Clock(); err != nil {
+						t.Errorf("a node whose clock is right: %v", err)
+					}
+					all, err := c.nodes[bad].Members(within(t))
+					c.must(err)
+					for i, m := range all.Members {
+						want := time.Duration(0)
+						if i == bad {
+							want = by
+						}
+						if m.Ahead == nil || (time.Duration(*m.Ahead)*time.Millisecond-want).Abs() > time.Second {
+							t.Errorf("the members say that the clock of %s is %v ahead, want %s", m.ID, m.Ahead, want)
+						}
+					}
+					if d := c.book().Sub(time.Now()); d > time.Second {
+						t.Errorf("the last stamp is %s ahead", d)
+					}
+					c.skew[bad].Store(0)
+					c.until("all is well", 10*time.Second, func() bool { return c.nodes[bad].Clock() == nil && c.stamp(bad, c.own(bad)) == nil })
+					time.Sleep(10 * time.Second) // nobody gives the lead away now
+					if now := c.lead(); now != lead {
+						t.Errorf("the lead went on, from %d to %d", lead, now)
+					}
+				})
+			})
+		}
+	}
+}
+
+// Two voters that differ stop changes, and both say so; reads go on. So do all three apart.
+func TestNoMajorityOfClocks(t *testing.T) {
+	for nodes, skew := range map[int][]time.Duration{2: {0, time.Hour}, 3: {0, time.Hour, -time.Hour}} {
+		t.Run(fmt.Sprint(nodes, " nodes"), func(t *testing.T) {
+			playSkewed(t, nodes, func(t *testing.T, c *skewed) {
+				for i, by := range skew {
+					c.skew[i].Store(int64(by))
+				}
+				c.until("it is seen", 20*time.Second, func() bool {
+					for _, n := range c.nodes {
+						if n.Clock() == nil {
+							return false
+						}
+					}
+					return true
+				})
+				for i, n := range c.nodes {
+					if err := c.stamp(i, n.Now()); !errors.Is(err, fault.Unavailable) || !strings.Contains(fault.Text(err), "no majority of the voters' clocks agrees") {
+						t.Errorf("node %d: %v", i, err)
+					}
+					if err := n.Read(within(t)); err != nil {
+						t.Error(err)
+					}
+				}
+				for i := range skew {
+					c.skew[i].Store(0)
+				}
+				c.until("all is well", 20*time.Second, func() bool { return c.stamp(0, c.own(0)) == nil })
+			})
+		})
+	}
+}
+
+// Who has just begun to lead judges at once: it read the clocks before. A change is not held up by that.
+func TestANewLeaderKnowsTheClocks(t *testing.T) {
+	playSkewed(t, 3, func(t *testing.T, c *skewed) {
+		time.Sleep(20 * time.Second)
+		for range 3 {
+			lead := c.lead()
+			if err := c.nodes[lead].StepDown(); err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			for i := range 3 {
+				if err := c.stamp(i, c.own(i)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if took := time.Since(began); took > time.Second {
+				t.Errorf("the first changes of a new leader took %s", took)
+			}
+		}
+	})
+}
+
+// With one voter down the other two decide, also when it comes back with another time; alone, a node has no time.
+func TestClocksOfTwoOfThree(t *testing.T) {
+	playSkewed(t, 3, func(t *testing.T, c *skewed) {
+		lead := c.lead()
+		away := (lead + 1) % 3
+		c.world.cut(c.members[away].Addr, true)
+		c.skew[away].Store(int64(time.Hour))
+		time.Sleep(2 * time.Minute)
+		lead = c.leadBut(away)
+		if err := c.stamp(lead, c.own(lead)); err != nil {
+			t.Fatal(err)
+		}
+		if _, by := c.nodes[away].Agreed(); by != 0 {
+			t.Error("a node that hears of nobody knows the majority's time")
+		}
+		c.world.cut(c.members[away].Addr, false)
+		c.until("it says that it is off", time.Minute, func() bool { return c.nodes[away].Clock() != nil })
+		if err := c.stamp(away, c.nodes[away].Now()); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// leadBut is the leader that all but one agree upon.
+func (c *skewed) leadBut(but int) int {
+	c.t.Helper()
+	lead := -1
+	c.until("a leader of the others", time.Minute, func() bool {
+		for i, n := range c.nodes {
+			if i != but && n.State().Role == "leader" {
+				lead = i
+				_, by := n.Agreed()
+				return by > 0
+			}
+		}
+		return false
+	})
+	return lead
+}
