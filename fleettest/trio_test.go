@@ -28,6 +28,7 @@ type trio struct {
 	mu      sync.Mutex
 	doors   map[string]*door // by address
 	peers   map[string]*peer
+	world   world
 }
 
 // peer is one node that runs.
@@ -43,7 +44,7 @@ type peer struct {
 func newTrio(t *testing.T) *trio {
 	t.Helper()
 	f, slots := found(t, "cp-1", "cp-2", "cp-3")
-	c := &trio{Fleet: f, dirs: map[string]string{}, doors: map[string]*door{}, peers: map[string]*peer{}}
+	c := &trio{Fleet: f, dirs: map[string]string{}, doors: map[string]*door{}, peers: map[string]*peer{}, world: newWorld()}
 	for name := range f.first {
 		c.members = append(c.members, controlplane.Member{Name: name, Raft: name + ":1", API: name + ":2"})
 	}
@@ -115,9 +116,9 @@ func (c *trio) startNode(name string) {
 	f := c.Fleet
 	f.t.Helper()
 	p := &peer{book: controlplane.NewBook()}
-	seq := &late{}
+	seq, clock := &late{}, &voters{world: &c.world, node: name}
 	var err error
-	p.server, err = controlplane.NewServer(controlplane.Options{Name: name, Book: p.book, Order: seq, KEK: f.kek, LeafLife: LeafLife, Members: c.members, Now: time.Now, Log: f.log.With("node", name),
+	p.server, err = controlplane.NewServer(controlplane.Options{Name: name, Book: p.book, Order: seq, KEK: f.kek, LeafLife: LeafLife, Members: c.members, Now: clock.Now, Clocks: clock, Log: f.log.With("node", name),
 		Dial: func(ctx context.Context, _, addr string) (net.Conn, error) { return c.connect(ctx, addr) }})
 	f.must(err)
 	roots, err := identity.ParseBundle(f.bundle, Domain)
@@ -125,7 +126,11 @@ func (c *trio) startNode(name string) {
 	p.source, err = p.server.NewSource(f.first[name], identity.Pool(roots))
 	f.must(err)
 	f.must(p.source.KeepAt(filepath.Join(c.dirs[name], "cas.json")))
-	conf := raft.Config{Dir: filepath.Join(c.dirs[name], "raft"), Machine: p.book, Listener: c.listen(name + ":1"), Dial: c.connect, Logger: f.log,
+	conf := raft.Config{Dir: filepath.Join(c.dirs[name], "raft"), Machine: controlplane.Gate{Book: p.book, Cluster: clock.voting}, Listener: c.listen(name + ":1"), Logger: c.world.logger(name, f.log), Now: clock.own,
+		Dial: func(ctx context.Context, addr string) (net.Conn, error) {
+			return c.world.dial(ctx, name, addr, c.connect)
+		},
+		About: func() []byte { return aboutOf(p.book) },
 		ServerTLS: identity.Server(p.source, func(id fleet.Principal, _ fleet.Serial) error {
 			if _, role, _, _ := id.Split(); role != fleet.Node {
 				return fault.New("fleettest.raft", fault.Denied, "%s is no node", id)
@@ -142,6 +147,7 @@ func (c *trio) startNode(name string) {
 	p.raft, err = raft.Open(conf)
 	f.must(err)
 	seq.Sequence = sequence{p.raft}
+	clock.up(p.raft)
 	ctx, cancel := context.WithCancel(context.Background())
 	p.api = c.listen(name + ":2")
 	var wg sync.WaitGroup
@@ -150,6 +156,7 @@ func (c *trio) startNode(name string) {
 	})
 	wg.Go(func() { _ = p.server.Follow(ctx, func() {}) })
 	wg.Go(func() { _ = p.server.Tend(ctx, p.source) })
+	wg.Go(func() { _ = p.server.TendTime(ctx) })
 	wg.Go(func() { _ = p.server.CatchUp(ctx, p.source, 5*time.Second) })
 	p.stop = func() {
 		cancel()

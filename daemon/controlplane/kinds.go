@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"slices"
+	"time"
 
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/ledger"
@@ -32,10 +33,13 @@ type about struct {
 type Voting interface {
 	Voters() []string
 	About(id string) []byte
+	// Judge refuses a stamp that is off by the clocks of the voters.
+	Judge(stamp time.Time) error
 }
 
 // Gate is the vendor's book as the machine of a cluster whose members may run different builds: a change is let into the
-// log only when each voter knows its kind, because one that does not would stop.
+// log only when each voter knows its kind, because one that does not would stop, and when its stamp is of the time that a
+// majority of the voters' clocks says, because the book would take it for the time.
 type Gate struct {
 	*ledger.Book[State]
 	Cluster func() Voting // nil while there is none
@@ -44,6 +48,9 @@ type Gate struct {
 // Rehearse implements raft.Machine.
 func (g Gate) Rehearse(data []byte) error {
 	if err := g.Book.Rehearse(data); err != nil {
+		return err
+	}
+	if err := g.stamped(data); err != nil {
 		return err
 	}
 	kind, err := kindOf(data)

@@ -52,6 +52,7 @@ func (v voting) Voters() []string {
 	return out
 }
 func (v voting) About(id string) []byte { return v[id] }
+func (voting) Judge(time.Time) error    { return nil }
 
 func proposal[R any](t *testing.T, id string, c ledger.Change[controlplane.State, R]) []byte {
 	t.Helper()

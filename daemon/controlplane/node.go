@@ -37,7 +37,8 @@ func NewBook(more ...ledger.Learned[State]) *ledger.Book[State] {
 		ledger.Learn[SetOperatorRole](), ledger.Learn[BanOperator](), ledger.Learn[RemoveOperator](),
 		ledger.Learn[KeepSecrets](), ledger.Learn[HoldsKEK](), ledger.Learn[RotateKEK](), ledger.Learn[PrepareCAWith](), ledger.Learn[LoginOperator](),
 		ledger.Learn[NodeStops](), ledger.Learn[NodeRoll](),
-		ledger.Learn[ReportKeys](), ledger.Learn[ConfirmKeys](), ledger.Learn[ForgetKeys]())...)
+		ledger.Learn[ReportKeys](), ledger.Learn[ConfirmKeys](), ledger.Learn[ForgetKeys](),
+		ledger.Learn[ledger.SetTime[State]]())...)
 }
 
 // node is one process of the control plane.
@@ -87,7 +88,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	}
 	n.server, err = NewServer(Options{Login: people, Name: cfg.Name, Book: n.book, Order: n, Artifacts: blobs{n.store}, Fetch: n.fetch, KEK: keks[0].key, LeafLife: cfg.Leaf.Life,
 		Backdate:  max(cfg.Leaf.Backdate, time.Nanosecond), // a certificate counts whole seconds: 0s is none
-		Platforms: platforms, Members: members, Cluster: n, Build: build, Now: time.Now, Log: log, Meter: meterOf(n.reg)})
+		Platforms: platforms, Members: members, Cluster: n, Build: build, Now: n.now, Clocks: n, Log: log, Meter: meterOf(n.reg)})
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +132,10 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 		ready()
 		return n.server.Pilot(ctx)
 	}))
-	parts = append(parts, daemon.Func("keys", func(ctx context.Context, ready func()) error {
+	parts = append(parts, daemon.Func("time", func(ctx context.Context, ready func()) error {
+		ready()
+		return n.server.TendTime(ctx)
+	}), daemon.Func("keys", func(ctx context.Context, ready func()) error {
 		ready()
 		return n.server.TendKeys(ctx, KEKFiles{cfg.KEKFile})
 	}), daemon.Func("catch-up", func(ctx context.Context, ready func()) error {
@@ -276,7 +280,7 @@ func (n *node) begin(ctx context.Context) error {
 		return fault.New(op, fault.Invalid, "the genesis is of the trust domain %q, the file says %q", g.TrustDomain, n.cfg.TrustDomain)
 	}
 	by := fleet.PrincipalOf(g.TrustDomain, fleet.Node, n.cfg.Name)
-	meta := ledger.Meta{At: time.Now().UTC(), By: by, Request: "genesis"}
+	meta := ledger.Meta{At: n.now().UTC(), By: by, Request: "genesis"}
 	if g.Operator == (FirstOperator{}) {
 		_, err = ledger.Submit(ctx, n, meta, g.Genesis)
 		return err
@@ -314,5 +318,6 @@ func (n *node) describe() {
 	})
 	r.Gauge("demarc_orders_waiting", "Orders that appliances have not acknowledged.", func() float64 { return float64(t.of(n.book.View()).orders) })
 	r.Check("raft", func(ctx context.Context) error { return n.raft.Read(ctx) })
+	r.Check("clock", func(context.Context) error { return n.raft.Clock() })
 	r.Alive("raft", func(context.Context) error { return n.raft.Failure() })
 }

@@ -68,6 +68,7 @@ type Options struct {
 	Build     string                                                            // of this process
 	Dial      func(ctx context.Context, network, addr string) (net.Conn, error) // to another node's API, for [Server.CatchUp]; nil: TCP
 	Now       func() time.Time
+	Clocks    Clocks // of the voters; nil: the book's time is never set back
 	Log       *slog.Logger
 	// StrangerWait is how long a call of the bootstrap service may take, its body and its answer included; zero means 15 s.
 	StrangerWait time.Duration

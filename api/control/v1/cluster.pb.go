@@ -151,7 +151,8 @@ type ClusterMember struct {
 	Lag           uint64                 `protobuf:"varint,8,opt,name=lag,proto3" json:"lag,omitempty"`                                    // entries of the log that it does not have
 	VoterWanted   bool                   `protobuf:"varint,9,opt,name=voter_wanted,json=voterWanted,proto3" json:"voter_wanted,omitempty"` // autopilot may promote it
 	Build         string                 `protobuf:"bytes,10,opt,name=build,proto3" json:"build,omitempty"`
-	Lacks         []string               `protobuf:"bytes,11,rep,name=lacks,proto3" json:"lacks,omitempty"` // kinds of changes that the leader knows and this node does not
+	Lacks         []string               `protobuf:"bytes,11,rep,name=lacks,proto3" json:"lacks,omitempty"`                                            // kinds of changes that the leader knows and this node does not
+	ClockAheadMs  *int64                 `protobuf:"varint,12,opt,name=clock_ahead_ms,json=clockAheadMs,proto3,oneof" json:"clock_ahead_ms,omitempty"` // of what a majority of the voters' clocks says; absent: not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -261,6 +262,13 @@ func (x *ClusterMember) GetLacks() []string {
 		return x.Lacks
 	}
 	return nil
+}
+
+func (x *ClusterMember) GetClockAheadMs() int64 {
+	if x != nil && x.ClockAheadMs != nil {
+		return *x.ClockAheadMs
+	}
+	return 0
 }
 
 type AddMemberRequest struct {
@@ -1144,7 +1152,7 @@ const file_control_v1_cluster_proto_rawDesc = "" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12:\n" +
 	"\amembers\x18\x03 \x03(\v2 .demarc.control.v1.ClusterMemberR\amembers\x12\x18\n" +
 	"\aremoved\x18\x04 \x03(\tR\aremoved\x12:\n" +
-	"\tautopilot\x18\x05 \x01(\v2\x1c.demarc.control.v1.AutopilotR\tautopilot\"\xa5\x02\n" +
+	"\tautopilot\x18\x05 \x01(\v2\x1c.demarc.control.v1.AutopilotR\tautopilot\"\xe3\x02\n" +
 	"\rClusterMember\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12!\n" +
@@ -1158,7 +1166,9 @@ const file_control_v1_cluster_proto_rawDesc = "" +
 	"\fvoter_wanted\x18\t \x01(\bR\vvoterWanted\x12\x14\n" +
 	"\x05build\x18\n" +
 	" \x01(\tR\x05build\x12\x14\n" +
-	"\x05lacks\x18\v \x03(\tR\x05lacks\"\xb8\x01\n" +
+	"\x05lacks\x18\v \x03(\tR\x05lacks\x12)\n" +
+	"\x0eclock_ahead_ms\x18\f \x01(\x03H\x00R\fclockAheadMs\x88\x01\x01B\x11\n" +
+	"\x0f_clock_ahead_ms\"\xb8\x01\n" +
 	"\x10AddMemberRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +
@@ -1299,6 +1309,7 @@ func file_control_v1_cluster_proto_init() {
 	if File_control_v1_cluster_proto != nil {
 		return
 	}
+	file_control_v1_cluster_proto_msgTypes[2].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
