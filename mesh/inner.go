@@ -83,11 +83,11 @@ func (i *Inner) over(ctx context.Context, c net.Conn) (net.Conn, error) {
 func outerFault(err error) error {
 	const op = "mesh.Inner"
 	if cert, ok := stranger(err); ok {
-		return fault.Because(err, op, fault.Denied, "the outer certificate was issued by %s, which this machine does not trust: if that is your inspecting proxy, put its CA in inner_tls.ca_file", issuer(cert))
+		return For(Settings, fault.Because(err, op, fault.Denied, "the outer certificate was issued by %s, which this machine does not trust: if that is your inspecting proxy, put its CA in inner_tls.ca_file", issuer(cert)))
 	}
 	var name x509.HostnameError
 	if errors.As(err, &name) {
-		return fault.Because(err, op, fault.Denied, "the outer certificate is not for the host of inner_tls.url")
+		return For(Settings, fault.Because(err, op, fault.Denied, "the outer certificate is not for the host of inner_tls.url"))
 	}
 	return Explain(err)
 }

@@ -175,7 +175,7 @@ func dialList(ctx context.Context, name, addr string, listed []string, wait time
 	err := errors.Join(errs...)
 	for _, e := range errs { // what needs a human is told before what may pass
 		if k := fault.Of(e); k == fault.Denied || k == fault.Invalid {
-			return nil, fault.Because(err, op, k, "route %s: %s", name, fault.Text(e))
+			return nil, fault.Because(For(ReasonOf(e), err), op, k, "route %s: %s", name, fault.Text(e))
 		}
 	}
 	return nil, fault.Because(err, op, fault.Unavailable, "route %s: none of its %d addresses answers", name, len(listed))

@@ -104,11 +104,11 @@ func (p *Proxy) connect(c net.Conn, addr string) (net.Conn, error) {
 	case resp.StatusCode == http.StatusProxyAuthRequired:
 		scheme, _, _ := strings.Cut(resp.Header.Get("Proxy-Authenticate"), " ")
 		if p.User == "" {
-			return nil, fault.New(op, fault.Denied, "the proxy asks for authentication (%.32q): set proxy.auth_file", scheme)
+			return nil, For(ProxyRefuses, fault.New(op, fault.Denied, "the proxy asks for authentication (%.32q): set proxy.auth_file", scheme))
 		}
-		return nil, fault.New(op, fault.Denied, "the proxy refuses the user and password of proxy.auth_file (it asks for %.32q; Basic is sent)", scheme)
+		return nil, For(ProxyRefuses, fault.New(op, fault.Denied, "the proxy refuses the user and password of proxy.auth_file (it asks for %.32q; Basic is sent)", scheme))
 	case resp.StatusCode == http.StatusForbidden:
-		return nil, fault.New(op, fault.Denied, "the proxy forbids %s: ask its administrator to allow CONNECT to that address", addr)
+		return nil, For(ProxyRefuses, fault.New(op, fault.Denied, "the proxy forbids %s: ask its administrator to allow CONNECT to that address", addr))
 	case resp.StatusCode != http.StatusOK:
 		return nil, fault.New(op, fault.Unavailable, "the proxy answers %d to CONNECT %s", resp.StatusCode, addr)
 	}

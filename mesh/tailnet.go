@@ -37,6 +37,7 @@ type TailnetConfig struct {
 	Doors       bool     // the node may listen; else it accepts nothing from the tailnet
 	Tags        []string // asked for, tag:NAME each; the policy says whether the credentials may hand them out
 	Wait        time.Duration
+	MaxHeld     int // connections at once, dialled and taken in together; 0 is [MaxHeld]
 	Logger      *slog.Logger
 }
 
@@ -59,7 +60,8 @@ type Node struct {
 	watched chan struct{}      // closed when watch has ended
 	local   *http.Transport    // of client
 	gone    chan struct{}      // closed when the tailnet wants credentials again
-	mu      sync.Mutex         // over the next two
+	held    held
+	mu      sync.Mutex // over the next two
 	doors   []net.Listener
 	closed  bool
 }
@@ -91,6 +93,9 @@ func Join(ctx context.Context, cfg TailnetConfig) (*Node, error) {
 	if cfg.Wait <= 0 {
 		cfg.Wait = 10 * time.Second
 	}
+	if cfg.MaxHeld <= 0 {
+		cfg.MaxHeld = MaxHeld
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -100,21 +105,27 @@ func Join(ctx context.Context, cfg TailnetConfig) (*Node, error) {
 	if err := quiet(cfg.ControlURL); err != nil {
 		return nil, err
 	}
+	again := false
 	if _, err := os.Stat(filepath.Join(cfg.Dir, "tailscaled.state")); err == nil {
 		n, err := bring(ctx, cfg, Credentials{})
 		if !errors.Is(err, errLogin) {
 			return n, err
 		}
+		again = true
 		cfg.Logger.Info("the tailnet asks for credentials again", "hostname", cfg.Hostname)
 	}
 	c, err := cfg.Credentials()
+	if err == nil {
+		err = c.check(cfg.Tags)
+	}
 	if err != nil {
-		return nil, err
+		return nil, For(Settings, err)
 	}
-	if err := c.check(cfg.Tags); err != nil {
-		return nil, err
+	n, err := bring(ctx, cfg, c)
+	if again && ReasonOf(err) == TailnetKey {
+		err = For(TailnetExpired, fault.Because(err, op, fault.Denied, "the key of this node has expired or was taken away, and the tailnet refuses the credentials to renew it: %s", fault.Text(err)))
 	}
-	return bring(ctx, cfg, c)
+	return n, err
 }
 
 // bring starts one node. Start and Close of the library's node never overlap: the one that races leaks the whole stack. Start
@@ -128,7 +139,7 @@ func bring(ctx context.Context, cfg TailnetConfig, c Credentials) (*Node, error)
 	debug := func(format string, args ...any) { cfg.Logger.Debug("tailnet", "text", fmt.Sprintf(format, args...)) }
 	s := &tsnet.Server{Dir: cfg.Dir, Hostname: cfg.Hostname, ControlURL: cfg.ControlURL, Ephemeral: cfg.Ephemeral, AdvertiseTags: cfg.Tags, Logf: debug, UserLogf: debug}
 	c.put(s, cfg.Ephemeral)
-	n := &Node{cfg: cfg, server: s, watched: make(chan struct{}), gone: make(chan struct{})}
+	n := &Node{cfg: cfg, server: s, watched: make(chan struct{}), gone: make(chan struct{}), held: held{most: cfg.MaxHeld}}
 	started := make(chan error, 1)
 	go func() { started <- s.Start() }()
 	var err error
@@ -139,10 +150,10 @@ func bring(ctx context.Context, cfg TailnetConfig, c Credentials) (*Node, error)
 			<-started
 			_ = n.end()
 		}()
-		return nil, fault.Because(ctx.Err(), op, fault.Unavailable, "the tailnet node does not start: whoever makes its key does not answer")
+		return nil, For(TailnetUnreached, fault.Because(ctx.Err(), op, fault.Unavailable, "the tailnet node does not start: whoever makes its key does not answer"))
 	}
 	if err != nil {
-		err = fault.Because(err, op, fault.Unavailable, "the tailnet node does not start: %.300v", err)
+		err = unstarted(err)
 	} else if err = sweep(cfg.Dir); err == nil {
 		err = n.up(ctx, c == Credentials{})
 	}
@@ -156,14 +167,24 @@ func bring(ctx context.Context, cfg TailnetConfig, c Credentials) (*Node, error)
 	return n, nil
 }
 
-// endWait is how long the library may take to end a node. With more than about 512 connections open it may never end: its
-// stack resets each of them into a queue that nobody empties any more.
-const endWait = 10 * time.Second
+// endWait is how long the end of a node may take.
+const endWait = 20 * time.Second
 
-// end closes the library's node and gives its folder back. Where the library does not end, the folder stays taken.
+// unstarted says why the library's node does not start: the API that makes keys may have refused to make one.
+func unstarted(cause error) error {
+	const op = "mesh.Join"
+	if refusal(cause.Error()) == TailnetKey {
+		return For(TailnetKey, fault.Because(cause, op, fault.Denied, "the tailnet node does not start: whoever makes its key refuses to: %.300v", cause))
+	}
+	return For(TailnetUnreached, fault.Because(cause, op, fault.Unavailable, "the tailnet node does not start: %.300v", cause))
+}
+
+// end closes the node's connections, then the library's node, and gives its folder back. Where the library does not end, the
+// folder stays taken.
 func (n *Node) end() error {
 	ended := make(chan error, 1)
 	go func() {
+		n.quiesce()
 		err := n.server.Close()
 		if n.local != nil {
 			n.local.CloseIdleConnections()
@@ -179,7 +200,7 @@ func (n *Node) end() error {
 	}
 }
 
-// up waits until the node is up. One that has no credentials to show does not wait for somebody who would log it in.
+// up waits until the node is up.
 func (n *Node) up(ctx context.Context, bare bool) error {
 	const op = "mesh.Join"
 	client, err := n.server.LocalClient()
@@ -196,10 +217,8 @@ func (n *Node) up(ctx context.Context, bare bool) error {
 	if _, err := client.EditPrefs(ctx, prefs); err != nil {
 		return fault.Because(err, op, fault.Internal, "the tailnet node does not take its settings")
 	}
-	if bare {
-		if err := n.returns(ctx); err != nil {
-			return err
-		}
+	if err := n.lets(ctx, bare); err != nil {
+		return err
 	}
 	status, err := n.server.Up(ctx)
 	if err != nil {
@@ -209,13 +228,19 @@ func (n *Node) up(ctx context.Context, bare bool) error {
 	return nil
 }
 
-// returns waits for an enrolled node to run, or to be asked for credentials.
-func (n *Node) returns(ctx context.Context) error {
+// approvalWait is for how long a node may be without approval before its join ends: coordinators that approve by themselves do it
+// within one more answer.
+const approvalWait = 5 * time.Second
+
+// lets waits for the tailnet to let the node in, or to say why it does not. One that has no credentials to show does not wait for
+// somebody who would log it in.
+func (n *Node) lets(ctx context.Context, bare bool) error {
 	bus, err := n.client.WatchIPNBus(ctx, ipn.NotifyInitialState)
 	if err != nil {
 		return n.notUp(err)
 	}
 	defer func() { _ = bus.Close() }()
+	var patience *time.Timer
 	for {
 		m, err := bus.Next()
 		switch {
@@ -223,10 +248,30 @@ func (n *Node) returns(ctx context.Context) error {
 			return n.notUp(err)
 		case m.State != nil && *m.State == ipn.Running:
 			return nil
-		case m.ErrMessage != nil, m.BrowseToURL != nil && *m.BrowseToURL != "", m.State != nil && *m.State == ipn.NeedsLogin:
+		case bare && (m.ErrMessage != nil || m.BrowseToURL != nil && *m.BrowseToURL != "" || m.State != nil && *m.State == ipn.NeedsLogin):
 			return errLogin
+		case m.ErrMessage != nil:
+			return refused(*m.ErrMessage)
+		case m.State == nil:
+		case *m.State == ipn.NeedsMachineAuth && patience == nil:
+			patience = time.AfterFunc(approvalWait, func() { _ = bus.Close() }) // ends Next
+			defer patience.Stop()
+		case *m.State != ipn.NeedsMachineAuth && patience != nil && patience.Stop():
+			patience = nil
 		}
 	}
+}
+
+// refused is the error of a node that the coordinator turned away, in its own words: they are quoted and short.
+func refused(words string) error {
+	const op = "mesh.Join"
+	switch r := refusal(words); r {
+	case TailnetLogs:
+		return For(r, fault.New(op, fault.Denied, "the tailnet wants its nodes to send logs, which this one never does: it says %.200q", words))
+	case TailnetKey:
+		return For(r, fault.New(op, fault.Denied, "the tailnet does not let the node in: its auth key may be wrong, expired, used up, or not for its tags: it says %.200q", words))
+	}
+	return For(Other, fault.New(op, fault.Denied, "the tailnet does not let the node in: it says %.200q", words))
 }
 
 // watch looks for the end of the node's key. Then it shuts what the node listens on, so that whoever serves there joins again.
@@ -286,13 +331,11 @@ func (n *Node) notUp(cause error) error {
 	status, err := n.client.StatusWithoutPeers(ctx)
 	switch {
 	case err != nil:
-		return fault.At(op, fault.Unavailable, cause)
-	case strings.Contains(strings.ToLower(cause.Error()), "authkey"): // in the control server's own words
-		return fault.Because(cause, op, fault.Denied, "the tailnet does not let the node in: its auth key may be spent, expired or wrong")
+		return For(TailnetUnreached, fault.At(op, fault.Unavailable, cause))
 	case status.BackendState == ipn.NeedsMachineAuth.String():
-		return fault.Because(cause, op, fault.Denied, "the tailnet waits for its administrator to approve the node")
+		return For(TailnetApproval, fault.Because(cause, op, fault.Denied, "the tailnet waits for its administrator to approve the node"))
 	}
-	return fault.Because(cause, op, fault.Unavailable, "the tailnet node is not up (%.32s): %.200s", status.BackendState, strings.Join(status.Health, "; "))
+	return For(TailnetUnreached, fault.Because(cause, op, fault.Unavailable, "the tailnet node is not up (%.32s): %.200s", status.BackendState, strings.Join(status.Health, "; ")))
 }
 
 // Name names the route.
@@ -306,8 +349,11 @@ func (n *Node) Addrs() []netip.Addr { return slices.Clone(n.addrs) }
 func (n *Node) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	select {
 	case <-n.gone:
-		return nil, fault.New("mesh.Dial", fault.Denied, "route tailscale: the key of this node has expired: it must join again")
+		return nil, For(TailnetExpired, fault.New("mesh.Dial", fault.Denied, "route tailscale: the key of this node has expired: it must join again"))
 	default:
+	}
+	if err := n.held.room(); err != nil {
+		return nil, err
 	}
 	return dialList(ctx, NameTailscale, addr, n.cfg.Addresses, n.cfg.Wait, func(ctx context.Context, a string) (net.Conn, error) {
 		host, port, err := net.SplitHostPort(a)
@@ -318,7 +364,11 @@ func (n *Node) Dial(ctx context.Context, addr string) (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		return n.server.Dial(ctx, "tcp", net.JoinHostPort(ip.String(), port))
+		c, err := n.server.Dial(ctx, "tcp", net.JoinHostPort(ip.String(), port))
+		if err != nil {
+			return nil, err
+		}
+		return n.held.take(c)
 	})
 }
 
@@ -363,10 +413,11 @@ func (n *Node) Listen(_ context.Context, addr string) (net.Listener, error) {
 	if !n.cfg.Doors {
 		return nil, fault.New(op, fault.Denied, "this node carries the channel to the vendor: it accepts nothing from the tailnet")
 	}
-	l, err := n.server.Listen("tcp", addr)
+	inner, err := n.server.Listen("tcp", addr)
 	if err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "the tailnet node can't listen at %.64s", addr)
 	}
+	l := &door{inner, &n.held}
 	n.mu.Lock()
 	n.doors = append(n.doors, l)
 	n.mu.Unlock()

@@ -53,6 +53,7 @@ type Tailnet struct {
 	expired bool          // every node's key is old
 	changed chan struct{} // closed when the maps of nodes are old
 	streams atomic.Int64
+	hidden  map[netip.Addr]bool
 }
 
 // Place is where a tailnet is, for tests in network namespaces: what listens is made on the thread that calls.

@@ -4,6 +4,8 @@ package meshtest
 
 import (
 	"context"
+	"net/netip"
+	"slices"
 	"time"
 
 	"tailscale.com/tailcfg"
@@ -26,6 +28,22 @@ func (t *Tailnet) SetAuthKey(k string) {
 	t.handler.RequireAuthKey = k
 }
 
+// RequireApproval keeps new nodes out until it is called with false: then all that wait are approved.
+func (t *Tailnet) RequireApproval(on bool) {
+	t.keyed.Lock()
+	t.handler.NumNodes() // as in SetAuthKey
+	t.handler.RequireMachineAuth = on
+	t.keyed.Unlock()
+	if on {
+		return
+	}
+	for _, n := range t.handler.AllNodes() {
+		n.MachineAuthorized = true
+		t.handler.UpdateNode(n)
+	}
+	t.notify()
+}
+
 // Streams is how many streams of maps nodes ever opened. A node that comes back runs on the map of its last life at first;
 // one more stream is its coordinator's word.
 func (t *Tailnet) Streams() int64 { return t.streams.Load() }
@@ -38,6 +56,27 @@ func (t *Tailnet) ExpireAll(expired bool) {
 	t.expired = expired
 	t.mu.Unlock()
 	t.notify()
+}
+
+// Hide takes the node with this address out of everybody's map, or puts it back. What others send to it goes nowhere, as to a
+// machine that has lost its power, but for its relay.
+func (t *Tailnet) Hide(node netip.Addr, hidden bool) {
+	t.mu.Lock()
+	if t.hidden == nil {
+		t.hidden = map[netip.Addr]bool{}
+	}
+	t.hidden[node] = hidden
+	t.mu.Unlock()
+	t.notify()
+}
+
+// seen gives the peers that are not hidden.
+func (t *Tailnet) seen(peers []*tailcfg.Node) []*tailcfg.Node {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.DeleteFunc(peers, func(n *tailcfg.Node) bool {
+		return slices.ContainsFunc(n.Addresses, func(p netip.Prefix) bool { return t.hidden[p.Addr()] })
+	})
 }
 
 // Nodes is how many nodes were ever taken in, a new key counting as a new node.
@@ -73,6 +112,7 @@ func (t *Tailnet) stream(ctx context.Context, w testcontrol.MapStreamWriter, req
 		if err != nil || res == nil {
 			return
 		}
+		res.Peers = t.seen(res.Peers)
 		if expired {
 			res.Node.KeyExpiry = time.Now().Add(-time.Minute)
 		}
