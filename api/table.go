@@ -100,10 +100,14 @@ var table = map[string]rule{
 	controlv1connect.OperatorServiceRemoveOperatorProcedure:     from(fleet.Admin),
 	controlv1connect.KeyServiceGetKeysProcedure:                 from(fleet.Admin),
 	controlv1connect.KeyServiceRotateKeyProcedure:               from(fleet.Admin),
+	controlv1connect.KeyServicePutSecretProcedure:               from(fleet.Admin),
+	controlv1connect.KeyServiceListSecretsProcedure:             from(fleet.Admin),
+	controlv1connect.KeyServiceForgetSecretProcedure:            from(fleet.Admin),
 	controlv1connect.OperatorServiceGetDoorProcedure:            from(fleet.Viewer),
 	controlv1connect.OperatorBootstrapAcceptInvitationProcedure: only(Stranger),
 	controlv1connect.OperatorBootstrapLoginOptionsProcedure:     only(Stranger),
 	controlv1connect.OperatorBootstrapLoginProcedure:            only(Stranger),
+	controlv1connect.OperatorBootstrapRecoverAdminProcedure:     only(Stranger),
 
 	controlv1connect.IssuerKeysGetExpectProcedure:   from(fleet.Viewer),
 	controlv1connect.IssuerKeysConfirmKeysProcedure: from(fleet.Admin), // it decides who an appliance is

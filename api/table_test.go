@@ -73,6 +73,7 @@ var least = map[fleet.Rank][]string{
 	fleet.Operate:  {"Control/RegisterCustomer", "Control/RegisterAppliance", "Control/BanAppliance", "Control/Probe", "Control/RequestOperation"},
 	fleet.Admin: {"Control/SetExpect", "Control/PrepareAuthority", "Control/ActivateAuthority", "Control/RetireAuthority",
 		"OperatorService/InviteOperator", "OperatorService/SetOperatorRole", "OperatorService/BanOperator", "OperatorService/RemoveOperator", "KeyService/GetKeys", "KeyService/RotateKey",
+		"KeyService/PutSecret", "KeyService/ListSecrets", "KeyService/ForgetSecret",
 		"IssuerKeys/ConfirmKeys", "IssuerKeys/ForgetKeys",
 		"Cluster/ListMembers", "Cluster/AddMember", "Cluster/PromoteMember", "Cluster/DemoteMember", "Cluster/RemoveMember", "Cluster/ReplaceMember",
 		"Cluster/TransferLeadership", "Cluster/SetAutopilot", "Cluster/SaveSnapshot"},

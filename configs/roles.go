@@ -60,28 +60,29 @@ func defaults(role string) Config {
 
 // Control configures one node of a vendor's control plane.
 type Control struct {
-	Version     string          `yaml:"version"`
-	Role        string          `yaml:"role"`
-	Name        string          `yaml:"name" is:"name" need:"yes"` // of this node
-	TrustDomain string          `yaml:"trust_domain" is:"domain" need:"yes"`
-	Dir         string          `yaml:"dir" is:"path" need:"yes"`
-	Listen      string          `yaml:"listen" is:"listen" need:"yes"` // for appliances and operators
-	Advertise   string          `yaml:"advertise,omitempty" is:"addr"` // where they reach it; that of cluster where absent
-	Raft        Raft            `yaml:"raft"`                          //
-	Cluster     []Member        `yaml:"cluster" need:"yes"`            // the first configuration, the same on each node
-	Join        bool            `yaml:"join"`                          // this node was added later: it begins no cluster
-	Voter       bool            `yaml:"voter"`                         // false: it never votes, and holds channels of appliances
-	KEKFile     string          `yaml:"kek_file" is:"path" need:"yes"` // 32 bytes that seal the CA's key
-	Metrics     Metrics         `yaml:"metrics"`                       //
-	Management  *ManagementLink `yaml:"management,omitempty"`          // absent: nobody is told
-	Artifacts   string          `yaml:"artifacts" is:"path"`           // <dir>/artifacts where absent
-	Certificate Certificate     `yaml:"certificate"`                   //
-	Genesis     string          `yaml:"genesis,omitempty" is:"path"`   // what the first start of the cluster begins with
-	Tailnet     *Tailnet        `yaml:"tailnet,omitempty"`             // absent: no door on a tailnet
-	InnerTLS    *InnerDoor      `yaml:"inner_tls,omitempty"`           // absent: no door for appliances behind inspection
-	OIDC        *OIDC           `yaml:"oidc,omitempty"`                // absent: operators come by invitation only
-	Leaf        Leaf            `yaml:"leaf"`                          // the certificates that it issues
-	Platforms   Platforms       `yaml:"platforms,omitempty"`           // what is asked about the proofs of appliances
+	Version       string          `yaml:"version"`
+	Role          string          `yaml:"role"`
+	Name          string          `yaml:"name" is:"name" need:"yes"` // of this node
+	TrustDomain   string          `yaml:"trust_domain" is:"domain" need:"yes"`
+	Dir           string          `yaml:"dir" is:"path" need:"yes"`
+	Listen        string          `yaml:"listen" is:"listen" need:"yes"`      // for appliances and operators
+	Advertise     string          `yaml:"advertise,omitempty" is:"addr"`      // where they reach it; that of cluster where absent
+	Raft          Raft            `yaml:"raft"`                               //
+	Cluster       []Member        `yaml:"cluster" need:"yes"`                 // the first configuration, the same on each node
+	Join          bool            `yaml:"join"`                               // this node was added later: it begins no cluster
+	Voter         bool            `yaml:"voter"`                              // false: it never votes, and holds channels of appliances
+	KEKFile       string          `yaml:"kek_file" is:"path" need:"yes"`      // 32 bytes that seal the CA's key
+	Metrics       Metrics         `yaml:"metrics"`                            //
+	Management    *ManagementLink `yaml:"management,omitempty"`               // absent: nobody is told
+	Artifacts     string          `yaml:"artifacts" is:"path"`                // <dir>/artifacts where absent
+	Certificate   Certificate     `yaml:"certificate"`                        //
+	Genesis       string          `yaml:"genesis,omitempty" is:"path"`        // what the first start of the cluster begins with
+	Tailnet       *Tailnet        `yaml:"tailnet,omitempty"`                  // absent: no door on a tailnet
+	TailnetSecret string          `yaml:"tailnet_secret,omitempty" is:"name"` // of the book: its credential in place of a file
+	InnerTLS      *InnerDoor      `yaml:"inner_tls,omitempty"`                // absent: no door for appliances behind inspection
+	OIDC          *OIDC           `yaml:"oidc,omitempty"`                     // absent: operators come by invitation only
+	Leaf          Leaf            `yaml:"leaf"`                               // the certificates that it issues
+	Platforms     Platforms       `yaml:"platforms,omitempty"`                // what is asked about the proofs of appliances
 }
 
 // InnerDoor takes appliances whose network opens TLS: it has a web certificate that the proxy of such a network trusts.
@@ -147,12 +148,15 @@ type WorkloadIdentity struct {
 	IDTokenFile string `yaml:"id_token_file,omitempty" is:"path"`
 }
 
-func (t *Tailnet) problems(bad badFunc, key string) {
+func (t *Tailnet) problems(bad badFunc, key string) { t.problemsBut(bad, key, "") }
+
+// problemsBut is problems where a secret of the vendor's book, by its name, may stand for the files.
+func (t *Tailnet) problemsBut(bad badFunc, key, secret string) {
 	var ways []string
 	for _, w := range []struct {
 		key string
 		is  bool
-	}{{"auth_key_file", t.AuthKeyFile != ""}, {"oauth_client_file", t.OAuthClientFile != ""}, {"workload_identity", t.Workload != nil}} {
+	}{{"auth_key_file", t.AuthKeyFile != ""}, {"oauth_client_file", t.OAuthClientFile != ""}, {"tailnet_secret", secret != ""}, {"workload_identity", t.Workload != nil}} {
 		if w.is {
 			ways = append(ways, w.key)
 		}
@@ -162,7 +166,7 @@ func (t *Tailnet) problems(bad badFunc, key string) {
 		bad(key, "name one of auth_key_file, oauth_client_file and workload_identity")
 	case len(ways) > 1:
 		bad(key, "%s: name one of them only", strings.Join(ways, " and "))
-	case t.AuthKeyFile == "" && len(t.Tags) == 0:
+	case t.AuthKeyFile == "" && secret == "" && len(t.Tags) == 0:
 		bad(key+".tags", "missing: %s makes keys for tagged nodes only", ways[0])
 	}
 	if w := t.Workload; w != nil && (w.Audience == "") == (w.IDTokenFile == "") {
@@ -222,7 +226,7 @@ func (c *Control) problems() (out []problem) {
 	fill(&c.Artifacts, c.Dir+"/artifacts")
 	if c.Tailnet != nil {
 		fill(&c.Tailnet.Dir, c.Dir+"/tailnet")
-		c.Tailnet.problems(bad, "tailnet")
+		c.Tailnet.problemsBut(bad, "tailnet", c.TailnetSecret)
 	}
 	return out
 }

@@ -132,13 +132,8 @@ func CheckInvite(verifier []byte, trustDomain, name string, csrDER, proof []byte
 	return nil
 }
 
-// invited is what is signed. Lengths come first, so that no two questions have one spelling.
+// invited is what is signed.
 func invited(trustDomain, name string, csrDER []byte) []byte {
 	sum := sha256.Sum256(csrDER)
-	out := []byte("demarc-operator-accept/1\n")
-	for _, part := range [][]byte{[]byte(trustDomain), []byte(name), sum[:]} {
-		out = append(out, byte(len(part)>>8), byte(len(part)))
-		out = append(out, part...)
-	}
-	return out
+	return spell("demarc-operator-accept/1\n", []byte(trustDomain), []byte(name), sum[:])
 }

@@ -67,6 +67,14 @@ func (f CredentialFiles) Read() (Credentials, error) {
 // oauthPrefix is that of the secret of an OAuth client; the library tells it from an auth key by this.
 const oauthPrefix = "tskey-client-"
 
+// CredentialOf tells the secret of an OAuth client from an auth key.
+func CredentialOf(secret string) Credentials {
+	if secret = strings.TrimSpace(secret); strings.HasPrefix(secret, oauthPrefix) {
+		return Credentials{ClientSecret: secret}
+	}
+	return Credentials{AuthKey: secret}
+}
+
 func (c Credentials) check(tags []string) error {
 	const op = "mesh.Credentials"
 	bad := func(format string, args ...any) error { return fault.New(op, fault.Invalid, format, args...) }

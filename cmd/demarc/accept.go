@@ -153,7 +153,7 @@ func (d desk) accept(ctx context.Context, i identity.Invitation) (granted, error
 		return granted{}, err
 	}
 	req := &controlv1.AcceptInvitationRequest{Name: i.Name, Csr: csr, Verifier: invite.Public().(ed25519.PublicKey), Proof: identity.SignInvite(invite, i.TrustDomain, i.Name, csr)}
-	m, err := asStranger(ctx, i.TrustDomain, i.Nodes, []byte(i.LogKey), func(ctx context.Context, c controlv1connect.OperatorBootstrapClient) (*controlv1.AcceptInvitationResponse, error) {
+	m, err := asStranger(ctx, i.TrustDomain, i.Nodes, []byte(i.LogKey), func(ctx context.Context, c stranger) (*controlv1.AcceptInvitationResponse, error) {
 		return wire(c.AcceptInvitation(ctx, connect.NewRequest(req)))
 	})
 	if err != nil {
@@ -216,9 +216,15 @@ func (d desk) write(o operator, got granted) error {
 	return create(d.file, file, 0o600)
 }
 
+// stranger is what a node answers to somebody who has no certificate.
+type stranger struct {
+	controlv1connect.OperatorBootstrapClient
+	boundaryv1connect.BootstrapClient
+}
+
 // asStranger asks one node after another as somebody who has no certificate. It first gets the CAs, signed with the key that
 // is pinned, over a connection that proves nothing; what counts is asked over one that those CAs prove.
-func asStranger[Res any](ctx context.Context, trustDomain string, nodes []string, logKey []byte, do func(ctx context.Context, c controlv1connect.OperatorBootstrapClient) (Res, error)) (Res, error) {
+func asStranger[Res any](ctx context.Context, trustDomain string, nodes []string, logKey []byte, do func(ctx context.Context, c stranger) (Res, error)) (Res, error) {
 	var none Res
 	pinned, err := seal.ParseKey(logKey)
 	if err != nil {
@@ -243,7 +249,7 @@ func asStranger[Res any](ctx context.Context, trustDomain string, nodes []string
 	}
 }
 
-func strangerAt[Res any](ctx context.Context, trustDomain, node string, pinned seal.Key, do func(ctx context.Context, c controlv1connect.OperatorBootstrapClient) (Res, error)) (Res, error) {
+func strangerAt[Res any](ctx context.Context, trustDomain, node string, pinned seal.Key, do func(ctx context.Context, c stranger) (Res, error)) (Res, error) {
 	var none Res
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
@@ -267,7 +273,8 @@ func strangerAt[Res any](ctx context.Context, trustDomain, node string, pinned s
 	}
 	way := strangerWay(identity.Client(identity.Fixed(nil, identity.Pool(cas)), identity.WantNode(trustDomain), "h2"))
 	defer way.CloseIdleConnections()
-	return do(ctx, controlv1connect.NewOperatorBootstrapClient(&http.Client{Transport: way}, "https://"+node, connect.WithReadMaxBytes(4*identity.MaxBundle)))
+	client, at, most := &http.Client{Transport: way}, "https://"+node, connect.WithReadMaxBytes(4*identity.MaxBundle)
+	return do(ctx, stranger{controlv1connect.NewOperatorBootstrapClient(client, at, most), boundaryv1connect.NewBootstrapClient(client, at, most)})
 }
 
 func strangerWay(conf *tls.Config) *http.Transport {

@@ -76,5 +76,5 @@ func (a *app) keyCommands() []*cobra.Command {
 			return a.say(m, "%d keys and secrets are sealed with key %s now; the nodes drop the old one (demarc control-plane kek status)", m.GetSealed(), m.GetKey())
 		})
 	rotate.Flags().StringVar(&to, "to", "", "name of the next key; left out, the one that the nodes hold beside the one in use")
-	return []*cobra.Command{group("kek", "The key that seals the vendor's keys", draw1, status), rotate}
+	return []*cobra.Command{group("kek", "The key that seals the vendor's keys", draw1, status), rotate, a.secrets()}
 }

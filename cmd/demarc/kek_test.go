@@ -231,10 +231,16 @@ func TestTheKEKIsRotatedOnline(t *testing.T) {
 		t.Fatalf("the node without the key is not named: %s", got)
 	}
 	n.as(n.ann(), 0, "ca", "prepare") // a second key under the kek
+	value := "tskey-client-" + strings.Repeat("x9K", 12)
+	secret := n.types(value+"\n", 0, "control-plane", "secret", "put", "tailnet-oauth", "--from", "-", "--context", n.ann())
+	secret += n.as(n.ann(), 0, "control-plane", "secret", "list") + n.as(n.ann(), 0, "control-plane", "secret", "list", "-o", "json")
+	if strings.Contains(secret, value) || strings.Count(secret, "tailnet-oauth") < 3 || !strings.Contains(secret, "operator/ann") {
+		t.Fatal(secret)
+	}
 	n.types("", 0, "control-plane", "kek", "new", filepath.Join(n.dir, "kek.next"))
 	next := n.read("kek.next")
 	n.until("the node holds both", func() bool { _, held := n.holds(); return len(held) == 2 })
-	if got := n.as(n.ann(), 0, "control-plane", "rotate-kek"); !strings.Contains(got, "4 keys and secrets") {
+	if got := n.as(n.ann(), 0, "control-plane", "rotate-kek"); !strings.Contains(got, "5 keys and secrets") {
 		t.Fatal(got)
 	}
 	n.until("the old key is dropped", func() bool { use, held := n.holds(); return use != before && slices.Equal(held, []string{use}) })
@@ -254,12 +260,16 @@ func TestTheKEKIsRotatedOnline(t *testing.T) {
 	n.halt()
 	data := filepath.Join(n.dir, "cp-1", "data")
 	found, files := find(t, data, n.keysOf(old))
-	more, _ := find(t, data, map[string][]byte{"next kek": next})
+	more, _ := find(t, data, map[string][]byte{"next kek": next, "the OAuth client's secret": []byte(value)})
 	if found = append(found, more...); len(found) > 0 || files == 0 {
 		t.Fatalf("in the clear, of %d files: %q", files, found)
 	}
 	n.start()
 	pinned("two.json")
+	n.as(n.ann(), 0, "control-plane", "secret", "forget", "tailnet-oauth")
+	if left := n.as(n.ann(), 0, "control-plane", "secret", "list"); strings.Contains(left, "tailnet-oauth") {
+		t.Fatal(left)
+	}
 	if block, _ := pem.Decode(logKey); block == nil || !bytes.Equal(n.read("log.pub"), logKey) {
 		t.Fatal("log.pub is not what it was")
 	}

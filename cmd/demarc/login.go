@@ -135,7 +135,7 @@ func issuerClient(ca string) (*http.Client, error) {
 
 func (a *app) logIn(ctx context.Context, door doorFile, client *http.Client, port uint16, out string) (granted, string, error) {
 	const op = "demarc.login"
-	opts, err := asStranger(ctx, door.TrustDomain, door.Nodes, []byte(door.LogKey), func(ctx context.Context, c controlv1connect.OperatorBootstrapClient) (*controlv1.LoginOptionsResponse, error) {
+	opts, err := asStranger(ctx, door.TrustDomain, door.Nodes, []byte(door.LogKey), func(ctx context.Context, c stranger) (*controlv1.LoginOptionsResponse, error) {
 		return wire(c.LoginOptions(ctx, connect.NewRequest(&controlv1.LoginOptionsRequest{})))
 	})
 	if err != nil {
@@ -157,7 +157,7 @@ func (a *app) logIn(ctx context.Context, door doorFile, client *http.Client, por
 	if err != nil {
 		return granted{}, "", err
 	}
-	m, err := asStranger(ctx, door.TrustDomain, door.Nodes, []byte(door.LogKey), func(ctx context.Context, c controlv1connect.OperatorBootstrapClient) (*controlv1.LoginResponse, error) {
+	m, err := asStranger(ctx, door.TrustDomain, door.Nodes, []byte(door.LogKey), func(ctx context.Context, c stranger) (*controlv1.LoginResponse, error) {
 		return wire(c.Login(ctx, connect.NewRequest(&controlv1.LoginRequest{Csr: csr, IdToken: token})))
 	})
 	if err != nil {

@@ -24,8 +24,8 @@ type Secret struct {
 }
 
 func checkSecrets(op string, secrets []Secret) error {
-	if len(secrets) > 64 {
-		return fault.New(op, fault.Invalid, "%d secrets: 64 at most", len(secrets))
+	if len(secrets) > MaxSecrets {
+		return fault.New(op, fault.Invalid, "%d secrets: %d at most", len(secrets), MaxSecrets)
 	}
 	for i, s := range secrets {
 		if err := fleet.CheckName("secret", s.Name); err != nil {

@@ -38,7 +38,8 @@ func NewBook(more ...ledger.Learned[State]) *ledger.Book[State] {
 		ledger.Learn[KeepSecrets](), ledger.Learn[HoldsKEK](), ledger.Learn[RotateKEK](), ledger.Learn[PrepareCAWith](), ledger.Learn[LoginOperator](),
 		ledger.Learn[NodeStops](), ledger.Learn[NodeRoll](),
 		ledger.Learn[ReportKeys](), ledger.Learn[ConfirmKeys](), ledger.Learn[ForgetKeys](),
-		ledger.Learn[ledger.SetTime[State]]())...)
+		ledger.Learn[ledger.SetTime[State]](),
+		ledger.Learn[RecoverAdmin](), ledger.Learn[PutSecret](), ledger.Learn[ForgetSecret]())...)
 }
 
 // node is one process of the control plane.

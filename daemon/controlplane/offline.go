@@ -13,6 +13,7 @@ import (
 
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/raft"
 )
@@ -50,7 +51,7 @@ func offline(cfg *configs.Control, book *ledger.Book[State]) raft.Offline {
 
 // RestoreSnapshot makes the stopped node of a file the only member of a new cluster that begins with a snapshot. A node
 // that holds a log already is left alone unless force is set: then that log is set aside, in a folder that is named in the
-// answer, and not deleted.
+// answer, and not deleted. Before anything is changed, everything that is sealed in the snapshot is opened with the node's kek_file.
 func RestoreSnapshot(cfg *configs.Control, r io.Reader, size int64, force bool) (inv Inventory, aside string, err error) {
 	const op = "controlplane.RestoreSnapshot"
 	h, book, err := ReadSnapshot(r, size)
@@ -59,6 +60,9 @@ func RestoreSnapshot(cfg *configs.Control, r io.Reader, size int64, force bool) 
 	}
 	if h.TrustDomain != cfg.TrustDomain {
 		return inv, "", fault.New(op, fault.Conflict, "the snapshot is of the trust domain %q, the file says %q", h.TrustDomain, cfg.TrustDomain)
+	}
+	if err := openAll(cfg, book.View()); err != nil {
+		return inv, "", err
 	}
 	state, err := book.Snapshot()
 	if err != nil {
@@ -83,6 +87,34 @@ func RestoreSnapshot(cfg *configs.Control, r io.Reader, size int64, force bool) 
 		return inv, aside, err
 	}
 	return Take(book), aside, nil
+}
+
+// openAll opens everything that is sealed in a book with the key files of a node.
+func openAll(cfg *configs.Control, page State) error {
+	const op = "controlplane.RestoreSnapshot"
+	keks, err := KEKFiles{cfg.KEKFile}.read()
+	if err != nil {
+		return err
+	}
+	held := ring{keys: keks}
+	k, err := held.get(page.KEK)
+	if err != nil {
+		return fault.New(op, fault.Denied, "the keys in this snapshot are sealed with key %s, and %s is key %s: nothing was changed; put the right one there", page.KEK, cfg.KEKFile, keks[0].id)
+	}
+	for _, slot := range page.Slots {
+		if len(slot.SealedKey) == 0 {
+			continue
+		}
+		if _, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, k.key); err != nil {
+			return fault.Because(err, op, fault.Denied, "%s does not open the key of CA %s in this snapshot: nothing was changed", cfg.KEKFile, slot.ID().Short())
+		}
+	}
+	for _, one := range page.Secrets {
+		if _, err := identity.OpenSecret(one.Name, one.Sealed, k.key); err != nil {
+			return fault.Because(err, op, fault.Denied, "%s does not open the secret %q in this snapshot: nothing was changed", cfg.KEKFile, one.Name)
+		}
+	}
+	return nil
 }
 
 // Recover makes the stopped node of a file the only member of its cluster, with all that it holds itself.

@@ -22,6 +22,7 @@ const (
 	ViaInit       = "init"       // the first of the book
 	ViaAdopted    = "adopted"    // the first who called where an older build made the book; see [AdoptOperator]
 	ViaInvitation = "invitation" //
+	ViaRecovery   = "recovery"   // with the key-encryption key and a node's files; see [RecoverAdmin]
 	ViaOIDC       = "oidc"       // the vendor's OpenID Connect issuer; each login gives another certificate and the role anew
 )
 

@@ -5,8 +5,10 @@ package controlplane_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -22,6 +24,7 @@ import (
 	"github.com/demarc-dev/demarc/daemon/controlplane"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/raft"
 )
 
@@ -73,11 +76,92 @@ func TestSnapshotFile(t *testing.T) {
 
 func nodeConfig(t *testing.T) *configs.Control {
 	t.Helper()
-	return &configs.Control{Name: "cp-1", TrustDomain: "acme.example", Dir: t.TempDir(), Cluster: []configs.Member{{Name: "cp-1", Raft: "127.0.0.1:1", API: "127.0.0.1:2"}}}
+	kek := filepath.Join(t.TempDir(), "kek")
+	ok(t, os.WriteFile(kek, sealedKEK, 0o600))
+	return &configs.Control{Name: "cp-1", TrustDomain: "acme.example", Dir: t.TempDir(), KEKFile: kek, Cluster: []configs.Member{{Name: "cp-1", Raft: "127.0.0.1:1", API: "127.0.0.1:2"}}}
+}
+
+var sealedKEK = bytes.Repeat([]byte{7}, 32)
+
+// sealedBook is a book whose CA's key and secrets are sealed with sealedKEK.
+func sealedBook(t *testing.T, change func(*controlplane.Genesis, *controlplane.KeepSecrets)) *order {
+	t.Helper()
+	ca, err := identity.NewCA("acme.example", start, rand.Reader, time.Hour)
+	ok(t, err)
+	sealed, err := ca.SealKey(sealedKEK, rand.Reader)
+	ok(t, err)
+	id, err := identity.KEKID(sealedKEK)
+	ok(t, err)
+	g := controlplane.Genesis{TrustDomain: "acme.example", Slots: []identity.Slot{{Stage: identity.Active, CertDER: ca.Cert.Raw, SealedKey: sealed}}}
+	k := controlplane.KeepSecrets{KEK: id}
+	for _, name := range []string{controlplane.SecretLogKey, controlplane.SecretNonceKey} {
+		box, err := identity.SealSecret(name, make([]byte, 32), sealedKEK, rand.Reader)
+		ok(t, err)
+		k.Secrets = append(k.Secrets, controlplane.Secret{Name: name, Sealed: box})
+	}
+	change(&g, &k)
+	o := &order{book: controlplane.NewBook()}
+	must(t, o, g)
+	must(t, o, controlplane.RegisterCustomer{Name: "globex"})
+	must(t, o, k)
+	return o
+}
+
+// TestRestoreOpensAllKeysFirst: where the kek of the node does not open each key of the snapshot, nothing is changed and nothing
+// is set aside, and the error says what does not open.
+func TestRestoreOpensAllKeysFirst(t *testing.T) {
+	asItIs := func(*controlplane.Genesis, *controlplane.KeepSecrets) {}
+	for name, c := range map[string]struct {
+		kek    []byte
+		change func(*controlplane.Genesis, *controlplane.KeepSecrets)
+		want   string
+	}{
+		"another kek": {bytes.Repeat([]byte{9}, 32), asItIs, "are sealed with key"},
+		"no kek":      {nil, asItIs, "kek_file can't be read"},
+		"a CA's key does not open": {sealedKEK, func(g *controlplane.Genesis, _ *controlplane.KeepSecrets) {
+			g.Slots[0].SealedKey = g.Slots[0].SealedKey[:40]
+		}, "does not open the key of CA"},
+		"a secret does not open":  {sealedKEK, func(_ *controlplane.Genesis, k *controlplane.KeepSecrets) { k.Secrets[1].Sealed = k.Secrets[0].Sealed }, `does not open the secret "nonce-key"`},
+		"another kek, older book": {bytes.Repeat([]byte{9}, 32), func(_ *controlplane.Genesis, k *controlplane.KeepSecrets) { k.KEK = "0123456789abcdef" }, "are sealed with key"},
+	} {
+		cfg := nodeConfig(t)
+		was := snapshotFile(t, sealedBook(t, asItIs))
+		if _, _, err := controlplane.RestoreSnapshot(cfg, bytes.NewReader(was), int64(len(was)), false); err != nil {
+			t.Fatal(err)
+		}
+		ok(t, os.Remove(cfg.KEKFile))
+		if c.kek != nil {
+			ok(t, os.WriteFile(cfg.KEKFile, c.kek, 0o600))
+		}
+		before := tree(t, cfg.Dir)
+		file := snapshotFile(t, sealedBook(t, c.change))
+		_, aside, err := controlplane.RestoreSnapshot(cfg, bytes.NewReader(file), int64(len(file)), true)
+		if err == nil || aside != "" || !strings.Contains(fault.Text(err), c.want) {
+			t.Errorf("%s: %q %v", name, aside, err)
+		}
+		if after := tree(t, cfg.Dir); after != before {
+			t.Errorf("%s: the directory was changed:\n%s\nwas\n%s", name, after, before)
+		}
+	}
+}
+
+// tree is each file below a folder with the digest of what it holds.
+func tree(t *testing.T, dir string) string {
+	t.Helper()
+	var out strings.Builder
+	ok(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		out.WriteString(path + " " + string(fleet.DigestOf(b)) + "\n")
+		return err
+	}))
+	return out.String()
 }
 
 func TestRestoreOverwritesNothing(t *testing.T) {
-	o := newBook(t)
+	o := sealedBook(t, func(*controlplane.Genesis, *controlplane.KeepSecrets) {})
 	file := snapshotFile(t, o)
 	cfg := nodeConfig(t)
 	inv, aside, err := controlplane.RestoreSnapshot(cfg, bytes.NewReader(file), int64(len(file)), false)

@@ -34,6 +34,7 @@ type State struct {
 	operators   *immutable.SortedMap[string, Operator]  // by name
 	KEK         string                                  // name of the key that seals the keys of Slots and Secrets; "" in a book of an older build
 	Secrets     []Secret                                // by name; replaced whole, never edited in place
+	given       *immutable.SortedMap[string, Given]     // by name: those of Secrets that the vendor gave
 	keks        *immutable.SortedMap[string, []string]  // by node: the keys that it holds
 	nonces      *immutable.SortedMap[string, time.Time] // spent ones, until they would have expired anyway
 }
@@ -169,6 +170,7 @@ func NewState() State {
 		releases:   immutable.NewSortedMap[fleet.Digest, Release](nil),
 		operations: immutable.NewSortedMap[string, Operation](nil),
 		operators:  immutable.NewSortedMap[string, Operator](nil),
+		given:      immutable.NewSortedMap[string, Given](nil),
 		keks:       immutable.NewSortedMap[string, []string](nil),
 		nonces:     immutable.NewSortedMap[string, time.Time](nil),
 	}
@@ -242,6 +244,7 @@ type page struct {
 	Operators []Operator           `json:"operators,omitempty"`
 	KEK       string               `json:"kek,omitempty"`
 	Secrets   []Secret             `json:"secrets,omitempty"`
+	Given     map[string]Given     `json:"given,omitempty"`
 	KEKs      map[string][]string  `json:"keks,omitempty"`
 	Stopped   map[string]time.Time `json:"stopped,omitempty"`
 }
@@ -250,10 +253,14 @@ type page struct {
 func (s State) MarshalJSON() ([]byte, error) {
 	p := page{TrustDomain: s.TrustDomain, Slots: s.Slots, Customers: s.Customers(), Appliances: s.Appliances(), Releases: values(s.releases),
 		Operations: values(s.operations), Nonces: map[string]time.Time{}, Bundle: s.number, Nodes: map[string]uint64{}, Operators: s.Operators(),
-		Peers: values(s.peers), Pilot: s.pilot, KEK: s.KEK, Secrets: s.Secrets, KEKs: map[string][]string{}, Stopped: map[string]time.Time{}}
+		Peers: values(s.peers), Pilot: s.pilot, KEK: s.KEK, Secrets: s.Secrets, KEKs: map[string][]string{}, Stopped: map[string]time.Time{}, Given: map[string]Given{}}
 	for it := s.stopped.Iterator(); !it.Done(); {
 		k, v, _ := it.Next()
 		p.Stopped[k] = v
+	}
+	for it := s.given.Iterator(); !it.Done(); {
+		k, v, _ := it.Next()
+		p.Given[k] = v
 	}
 	for it := s.nodes.Iterator(); !it.Done(); {
 		k, v, _ := it.Next()
@@ -301,6 +308,9 @@ func (s *State) UnmarshalJSON(b []byte) error {
 	}
 	for _, o := range p.Operators {
 		n.operators = n.operators.Set(o.Name, o)
+	}
+	for k, v := range p.Given {
+		n.given = n.given.Set(k, v)
 	}
 	for k, v := range p.KEKs {
 		n.keks = n.keks.Set(k, v)

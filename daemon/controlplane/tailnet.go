@@ -40,7 +40,7 @@ func (n *node) tailnetDoor(ctx context.Context, ready func(), port string, conf 
 // serveTailnet joins once and serves until the node's key expires or ctx ends.
 func (n *node) serveTailnet(ctx context.Context, port string, conf *tls.Config) (opened bool, err error) {
 	cfg := daemon.Tailnet(*n.cfg.Tailnet, n.log)
-	cfg.Doors = true
+	cfg.Doors, cfg.Credentials = true, n.credentials(cfg.Credentials)
 	join, cancel := context.WithTimeout(ctx, joinWait)
 	defer cancel()
 	tn, err := mesh.Join(join, cfg)
@@ -54,4 +54,18 @@ func (n *node) serveTailnet(ctx context.Context, port string, conf *tls.Config) 
 	}
 	n.log.Info("the door on the tailnet is open", "hostname", cfg.Hostname, "addresses", tn.Addrs(), "port", port)
 	return true, n.server.Door("tailnet", ln, conf, n.log).Run(ctx, func() {})
+}
+
+// credentials are those of the files, or the secret of the book that the node's file names. They are opened anew for each join.
+func (n *node) credentials(files func() (mesh.Credentials, error)) func() (mesh.Credentials, error) {
+	if n.cfg.TailnetSecret == "" {
+		return files
+	}
+	return func() (mesh.Credentials, error) {
+		b, err := n.server.Secret(n.cfg.TailnetSecret)
+		if err != nil {
+			return mesh.Credentials{}, err
+		}
+		return mesh.CredentialOf(string(b)), nil
+	}
 }

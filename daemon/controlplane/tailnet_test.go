@@ -3,6 +3,7 @@
 package controlplane
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -16,9 +17,11 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/identity/identitytest"
+	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/mesh"
 	"github.com/demarc-dev/demarc/mesh/meshtest"
 )
@@ -157,4 +160,52 @@ func TestTailnetDoorComesBack(t *testing.T) {
 			t.Error("the door did not end within 20 s")
 		}
 	}
+}
+
+// TestTailnetCredentialOfTheBook: a node whose file names a secret joins with what the book holds at that moment, and says where it
+// holds none.
+func TestTailnetCredentialOfTheBook(t *testing.T) {
+	kek := bytes.Repeat([]byte{7}, 32)
+	book := NewBook()
+	o := direct{book: book}
+	s, err := NewServer(Options{Name: "cp-1", Book: book, Order: &o, KEK: kek, LeafLife: time.Hour, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{server: s, cfg: &configs.Control{TailnetSecret: "tailnet-oauth", Tailnet: &configs.Tailnet{}}}
+	read := n.credentials(func() (mesh.Credentials, error) { t.Fatal("a file was read"); return mesh.Credentials{}, nil })
+	if _, err := read(); fault.Of(err) != fault.NotFound {
+		t.Fatalf("before it was put: %v", err)
+	}
+	id := s.ring.ids()[0]
+	submitted := func(c ledger.Change[State, none]) {
+		t.Helper()
+		if _, err := ledger.Submit(t.Context(), &o, ledger.Meta{At: time.Now(), By: "test", Request: drawID()}, c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	submitted(Genesis{TrustDomain: "acme.example", Slots: []identity.Slot{{Stage: identity.Active, CertDER: []byte("c"), SealedKey: []byte("k")}}})
+	submitted(KeepSecrets{KEK: id, Secrets: []Secret{{SecretLogKey, []byte("l")}}})
+	for value, want := range map[string]mesh.Credentials{"tskey-client-x\n": {ClientSecret: "tskey-client-x"}, "tskey-auth-y": {AuthKey: "tskey-auth-y"}} {
+		sealed, err := identity.SealSecret("tailnet-oauth", []byte(value), kek, rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		submitted(PutSecret{KEK: id, Name: "tailnet-oauth", Sealed: sealed})
+		if got, err := read(); err != nil || got != want {
+			t.Fatalf("%+v, %v", got, err)
+		}
+	}
+}
+
+// direct is an order of one.
+type direct struct {
+	nobody
+	book *ledger.Book[State]
+	n    uint64
+}
+
+func (d *direct) Propose(_ context.Context, data []byte) ([]byte, error) {
+	d.n++
+	return d.book.Apply(d.n, data)
 }

@@ -5,8 +5,11 @@ package runbooks
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -22,7 +25,7 @@ import (
 type step struct {
 	line  int
 	shell string
-	do    string // "members ...", "lose ...", "customers ...", "through ..."
+	do    string // "members ...", "lose ...", "customers ...", "through ...", "forget ...", "sealed ..."
 }
 
 // steps reads a runbook.
@@ -50,7 +53,7 @@ func steps(t *testing.T, file string) []step {
 			t.Fatalf("%s:%d: a block that the test does not run", file, i+1)
 		}
 	}
-	if len(out) < 4 {
+	if len(out) < 3 {
 		t.Fatalf("%s has %d blocks", file, len(out))
 	}
 	return out
@@ -252,13 +255,62 @@ func (w *world) through(what string) {
 	w.run("demarc --context acme/operator/one.yaml customer add " + customer + "\ndemarc --context acme/operator/one.yaml status\n")
 }
 
+// forget takes the operator's files away, from a control plane that has run long enough for each node to have kept its keys.
+func (w *world) forget(dir string) {
+	w.t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		kept, _ := filepath.Glob(filepath.Join(w.dir, "acme", "cp-*", "data", "cas.json"))
+		named := 0
+		for _, path := range kept {
+			if b, _ := os.ReadFile(path); bytes.Contains(b, []byte(`"kek":`)) {
+				named++
+			}
+		}
+		if named == 3 {
+			break
+		}
+		if time.Now().After(deadline) {
+			w.t.Fatalf("%d nodes have kept their keys", named)
+		}
+	}
+	if err := os.RemoveAll(filepath.Join(w.dir, dir)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// sealed looks for a value in all that the nodes wrote: it is nowhere in the clear.
+func (w *world) sealed(value string) {
+	w.t.Helper()
+	forms := [][]byte{[]byte(value), []byte(hex.EncodeToString([]byte(value))), []byte(base64.StdEncoding.EncodeToString([]byte(value))[:len(value)])}
+	files := 0
+	err := filepath.WalkDir(w.dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		files++
+		for _, form := range forms {
+			if bytes.Contains(b, form) {
+				w.t.Errorf("%s has the value in the clear", path)
+			}
+		}
+		return err
+	})
+	if err != nil || files == 0 {
+		w.t.Fatalf("%d files: %v", files, err)
+	}
+}
+
+// runbooks are those whose blocks are run.
+var runbooks = []string{"runbook-members.md", "runbook-disaster.md", "runbook-admin.md", "runbook-secrets.md"}
+
 // The runbooks are run word for word: each block ends without an error, and after it the cluster is as the runbook says.
 func TestRunbooksWordForWord(t *testing.T) {
 	if os.Getenv("DEMARC_RUNBOOKS") == "" {
 		t.Skip("builds and runs real processes: make test-runbooks")
 	}
 	bin := programs(t)
-	for _, name := range []string{"runbook-members.md", "runbook-disaster.md"} {
+	for _, name := range runbooks {
 		t.Run(name, func(t *testing.T) {
 			w := begin(t, bin)
 			for _, s := range steps(t, filepath.Join("..", "..", "docs", name)) {
@@ -273,6 +325,10 @@ func TestRunbooksWordForWord(t *testing.T) {
 					for n := range strings.FieldsSeq(rest) {
 						w.run("systemctl kill demarcd@" + n + "\n")
 					}
+				case "forget":
+					w.forget(rest)
+				case "sealed":
+					w.sealed(rest)
 				case "through":
 					w.through(rest)
 				case "appliance":
@@ -291,14 +347,14 @@ func TestRunbooksWordForWord(t *testing.T) {
 
 // A runbook that changed in a way that the test does not understand is found without running anything.
 func TestRunbooksAreUnderstood(t *testing.T) {
-	for _, name := range []string{"runbook-members.md", "runbook-disaster.md"} {
+	for _, name := range runbooks {
 		for _, s := range steps(t, filepath.Join("..", "..", "docs", name)) {
 			verb, _, _ := strings.Cut(s.do, " ")
-			if !slices.Contains([]string{"", "members", "lose", "customers", "through", "appliance"}, verb) {
+			if !slices.Contains([]string{"", "members", "lose", "customers", "through", "appliance", "forget", "sealed"}, verb) {
 				t.Errorf("%s:%d: %q", name, s.line, s.do)
 			}
 			for line := range strings.Lines(s.shell) {
-				if first := strings.Fields(line); len(first) > 0 && !slices.Contains([]string{"export", "demarc", "systemctl"}, first[0]) {
+				if first := strings.Fields(line); len(first) > 0 && !slices.Contains([]string{"export", "demarc", "systemctl", "printf", "rm"}, first[0]) {
 					t.Errorf("%s:%d: %q is typed by nobody", name, s.line, line)
 				}
 			}

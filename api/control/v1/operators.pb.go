@@ -25,6 +25,136 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// RecoverAdminRequest makes an admin where no admin is left who can call. What proves it comes from the key-encryption key
+// and the files of a node, and from nothing else.
+type RecoverAdminRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`   // whose files were used, for the record
+	Nonce         string                 `protobuf:"bytes,3,opt,name=nonce,proto3" json:"nonce,omitempty"` // of Bootstrap.Challenge; it is good once
+	Csr           []byte                 `protobuf:"bytes,4,opt,name=csr,proto3" json:"csr,omitempty"`
+	Proof         []byte                 `protobuf:"bytes,5,opt,name=proof,proto3" json:"proof,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverAdminRequest) Reset() {
+	*x = RecoverAdminRequest{}
+	mi := &file_control_v1_operators_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverAdminRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverAdminRequest) ProtoMessage() {}
+
+func (x *RecoverAdminRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_operators_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverAdminRequest.ProtoReflect.Descriptor instead.
+func (*RecoverAdminRequest) Descriptor() ([]byte, []int) {
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *RecoverAdminRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RecoverAdminRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *RecoverAdminRequest) GetNonce() string {
+	if x != nil {
+		return x.Nonce
+	}
+	return ""
+}
+
+func (x *RecoverAdminRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+func (x *RecoverAdminRequest) GetProof() []byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+type RecoverAdminResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	Bundle        [][]byte               `protobuf:"bytes,2,rep,name=bundle,proto3" json:"bundle,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverAdminResponse) Reset() {
+	*x = RecoverAdminResponse{}
+	mi := &file_control_v1_operators_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverAdminResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverAdminResponse) ProtoMessage() {}
+
+func (x *RecoverAdminResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_operators_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverAdminResponse.ProtoReflect.Descriptor instead.
+func (*RecoverAdminResponse) Descriptor() ([]byte, []int) {
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RecoverAdminResponse) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *RecoverAdminResponse) GetBundle() [][]byte {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
 type InviteOperatorRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -39,7 +169,7 @@ type InviteOperatorRequest struct {
 
 func (x *InviteOperatorRequest) Reset() {
 	*x = InviteOperatorRequest{}
-	mi := &file_control_v1_operators_proto_msgTypes[0]
+	mi := &file_control_v1_operators_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -51,7 +181,7 @@ func (x *InviteOperatorRequest) String() string {
 func (*InviteOperatorRequest) ProtoMessage() {}
 
 func (x *InviteOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_operators_proto_msgTypes[0]
+	mi := &file_control_v1_operators_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -64,7 +194,7 @@ func (x *InviteOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteOperatorRequest.ProtoReflect.Descriptor instead.
 func (*InviteOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_operators_proto_rawDescGZIP(), []int{0}
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *InviteOperatorRequest) GetRequestId() string {
@@ -113,7 +243,7 @@ type InviteOperatorResponse struct {
 
 func (x *InviteOperatorResponse) Reset() {
 	*x = InviteOperatorResponse{}
-	mi := &file_control_v1_operators_proto_msgTypes[1]
+	mi := &file_control_v1_operators_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -125,7 +255,7 @@ func (x *InviteOperatorResponse) String() string {
 func (*InviteOperatorResponse) ProtoMessage() {}
 
 func (x *InviteOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_operators_proto_msgTypes[1]
+	mi := &file_control_v1_operators_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -138,7 +268,7 @@ func (x *InviteOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteOperatorResponse.ProtoReflect.Descriptor instead.
 func (*InviteOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_operators_proto_rawDescGZIP(), []int{1}
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *InviteOperatorResponse) GetTrustDomain() string {
@@ -170,7 +300,7 @@ type ListOperatorsRequest struct {
 
 func (x *ListOperatorsRequest) Reset() {
 	*x = ListOperatorsRequest{}
-	mi := &file_control_v1_operators_proto_msgTypes[2]
+	mi := &file_control_v1_operators_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -182,7 +312,7 @@ func (x *ListOperatorsRequest) String() string {
 func (*ListOperatorsRequest) ProtoMessage() {}
 
 func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_operators_proto_msgTypes[2]
+	mi := &file_control_v1_operators_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -195,7 +325,7 @@ func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperatorsRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_operators_proto_rawDescGZIP(), []int{2}
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{4}
 }
 
 type ListOperatorsResponse struct {
@@ -207,7 +337,7 @@ type ListOperatorsResponse struct {
 
 func (x *ListOperatorsResponse) Reset() {
 	*x = ListOperatorsResponse{}
-	mi := &file_control_v1_operators_proto_msgTypes[3]
+	mi := &file_control_v1_operators_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -219,7 +349,7 @@ func (x *ListOperatorsResponse) String() string {
 func (*ListOperatorsResponse) ProtoMessage() {}
 
 func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_operators_proto_msgTypes[3]
+	mi := &file_control_v1_operators_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -232,7 +362,7 @@ func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperatorsResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_operators_proto_rawDescGZIP(), []int{3}
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListOperatorsResponse) GetOperators() []*OperatorRecord {
@@ -247,7 +377,7 @@ type OperatorRecord struct {
 	Name                  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Role                  string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
 	Status                string                 `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"` // invited, active or banned
-	Via                   string                 `protobuf:"bytes,4,opt,name=via,proto3" json:"via,omitempty"`       // init, adopted, invitation or oidc
+	Via                   string                 `protobuf:"bytes,4,opt,name=via,proto3" json:"via,omitempty"`       // init, adopted, invitation, oidc or recovery
 	SinceUnix             int64                  `protobuf:"varint,5,opt,name=since_unix,json=sinceUnix,proto3" json:"since_unix,omitempty"`
 	By                    string                 `protobuf:"bytes,6,opt,name=by,proto3" json:"by,omitempty"`                                       // who invited
 	Serial                string                 `protobuf:"bytes,7,opt,name=serial,proto3" json:"serial,omitempty"`                               // of the certificate in use
@@ -261,7 +391,7 @@ type OperatorRecord struct {
 
 func (x *OperatorRecord) Reset() {
 	*x = OperatorRecord{}
-	mi := &file_control_v1_operators_proto_msgTypes[4]
+	mi := &file_control_v1_operators_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -273,7 +403,7 @@ func (x *OperatorRecord) String() string {
 func (*OperatorRecord) ProtoMessage() {}
 
 func (x *OperatorRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_operators_proto_msgTypes[4]
+	mi := &file_control_v1_operators_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -286,7 +416,7 @@ func (x *OperatorRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorRecord.ProtoReflect.Descriptor instead.
 func (*OperatorRecord) Descriptor() ([]byte, []int) {
-	return file_control_v1_operators_proto_rawDescGZIP(), []int{4}
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *OperatorRecord) GetName() string {
@@ -377,7 +507,7 @@ type SetOperatorRoleRequest struct {
 
 func (x *SetOperatorRoleRequest) Reset() {
 	*x = SetOperatorRoleRequest{}
-	mi := &file_control_v1_operators_proto_msgTypes[5]
+	mi := &file_control_v1_operators_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -389,7 +519,7 @@ func (x *SetOperatorRoleRequest) String() string {
 func (*SetOperatorRoleRequest) ProtoMessage() {}
 
 func (x *SetOperatorRoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_operators_proto_msgTypes[5]
+	mi := &file_control_v1_operators_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -402,7 +532,7 @@ func (x *SetOperatorRoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetOperatorRoleRequest.ProtoReflect.Descriptor instead.
 func (*SetOperatorRoleRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_operators_proto_rawDescGZIP(), []int{5}
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SetOperatorRoleRequest) GetRequestId() string {
@@ -434,7 +564,7 @@ type SetOperatorRoleResponse struct {
 
 func (x *SetOperatorRoleResponse) Reset() {
 	*x = SetOperatorRoleResponse{}
-	mi := &file_control_v1_operators_proto_msgTypes[6]
+	mi := &file_control_v1_operators_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -446,7 +576,7 @@ func (x *SetOperatorRoleResponse) String() string {
 func (*SetOperatorRoleResponse) ProtoMessage() {}
 
 func (x *SetOperatorRoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_operators_proto_msgTypes[6]
+	mi := &file_control_v1_operators_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -459,7 +589,7 @@ func (x *SetOperatorRoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetOperatorRoleResponse.ProtoReflect.Descriptor instead.
 func (*SetOperatorRoleResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_operators_proto_rawDescGZIP(), []int{6}
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{8}
 }
 
 type BanOperatorRequest struct {
@@ -473,7 +603,7 @@ type BanOperatorRequest struct {
 
 func (x *BanOperatorRequest) Reset() {
 	*x = BanOperatorRequest{}
-	mi := &file_control_v1_operators_proto_msgTypes[7]
+	mi := &file_control_v1_operators_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -485,7 +615,7 @@ func (x *BanOperatorRequest) String() string {
 func (*BanOperatorRequest) ProtoMessage() {}
 
 func (x *BanOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_operators_proto_msgTypes[7]
+	mi := &file_control_v1_operators_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -498,7 +628,7 @@ func (x *BanOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BanOperatorRequest.ProtoReflect.Descriptor instead.
 func (*BanOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_operators_proto_rawDescGZIP(), []int{7}
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *BanOperatorRequest) GetRequestId() string {
@@ -530,7 +660,7 @@ type BanOperatorResponse struct {
 
 func (x *BanOperatorResponse) Reset() {
 	*x = BanOperatorResponse{}
-	mi := &file_control_v1_operators_proto_msgTypes[8]
+	mi := &file_control_v1_operators_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -542,7 +672,7 @@ func (x *BanOperatorResponse) String() string {
 func (*BanOperatorResponse) ProtoMessage() {}
 
 func (x *BanOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_operators_proto_msgTypes[8]
+	mi := &file_control_v1_operators_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -555,7 +685,7 @@ func (x *BanOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BanOperatorResponse.ProtoReflect.Descriptor instead.
 func (*BanOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_operators_proto_rawDescGZIP(), []int{8}
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{10}
 }
 
 type RemoveOperatorRequest struct {
@@ -568,7 +698,7 @@ type RemoveOperatorRequest struct {
 
 func (x *RemoveOperatorRequest) Reset() {
 	*x = RemoveOperatorRequest{}
-	mi := &file_control_v1_operators_proto_msgTypes[9]
+	mi := &file_control_v1_operators_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -580,7 +710,7 @@ func (x *RemoveOperatorRequest) String() string {
 func (*RemoveOperatorRequest) ProtoMessage() {}
 
 func (x *RemoveOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_operators_proto_msgTypes[9]
+	mi := &file_control_v1_operators_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -593,7 +723,7 @@ func (x *RemoveOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveOperatorRequest.ProtoReflect.Descriptor instead.
 func (*RemoveOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_operators_proto_rawDescGZIP(), []int{9}
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RemoveOperatorRequest) GetRequestId() string {
@@ -618,7 +748,7 @@ type RemoveOperatorResponse struct {
 
 func (x *RemoveOperatorResponse) Reset() {
 	*x = RemoveOperatorResponse{}
-	mi := &file_control_v1_operators_proto_msgTypes[10]
+	mi := &file_control_v1_operators_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -630,7 +760,7 @@ func (x *RemoveOperatorResponse) String() string {
 func (*RemoveOperatorResponse) ProtoMessage() {}
 
 func (x *RemoveOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_operators_proto_msgTypes[10]
+	mi := &file_control_v1_operators_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -643,7 +773,7 @@ func (x *RemoveOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveOperatorResponse.ProtoReflect.Descriptor instead.
 func (*RemoveOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_operators_proto_rawDescGZIP(), []int{10}
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{12}
 }
 
 type AcceptInvitationRequest struct {
@@ -658,7 +788,7 @@ type AcceptInvitationRequest struct {
 
 func (x *AcceptInvitationRequest) Reset() {
 	*x = AcceptInvitationRequest{}
-	mi := &file_control_v1_operators_proto_msgTypes[11]
+	mi := &file_control_v1_operators_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -670,7 +800,7 @@ func (x *AcceptInvitationRequest) String() string {
 func (*AcceptInvitationRequest) ProtoMessage() {}
 
 func (x *AcceptInvitationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_operators_proto_msgTypes[11]
+	mi := &file_control_v1_operators_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -683,7 +813,7 @@ func (x *AcceptInvitationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptInvitationRequest.ProtoReflect.Descriptor instead.
 func (*AcceptInvitationRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_operators_proto_rawDescGZIP(), []int{11}
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AcceptInvitationRequest) GetName() string {
@@ -725,7 +855,7 @@ type AcceptInvitationResponse struct {
 
 func (x *AcceptInvitationResponse) Reset() {
 	*x = AcceptInvitationResponse{}
-	mi := &file_control_v1_operators_proto_msgTypes[12]
+	mi := &file_control_v1_operators_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -737,7 +867,7 @@ func (x *AcceptInvitationResponse) String() string {
 func (*AcceptInvitationResponse) ProtoMessage() {}
 
 func (x *AcceptInvitationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_operators_proto_msgTypes[12]
+	mi := &file_control_v1_operators_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -750,7 +880,7 @@ func (x *AcceptInvitationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptInvitationResponse.ProtoReflect.Descriptor instead.
 func (*AcceptInvitationResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_operators_proto_rawDescGZIP(), []int{12}
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AcceptInvitationResponse) GetCertificate() []byte {
@@ -782,7 +912,7 @@ type GetDoorRequest struct {
 
 func (x *GetDoorRequest) Reset() {
 	*x = GetDoorRequest{}
-	mi := &file_control_v1_operators_proto_msgTypes[13]
+	mi := &file_control_v1_operators_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -794,7 +924,7 @@ func (x *GetDoorRequest) String() string {
 func (*GetDoorRequest) ProtoMessage() {}
 
 func (x *GetDoorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_operators_proto_msgTypes[13]
+	mi := &file_control_v1_operators_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -807,7 +937,7 @@ func (x *GetDoorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDoorRequest.ProtoReflect.Descriptor instead.
 func (*GetDoorRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_operators_proto_rawDescGZIP(), []int{13}
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{15}
 }
 
 // GetDoorResponse is what one needs to recognize the control plane; none of it is a secret.
@@ -821,7 +951,7 @@ type GetDoorResponse struct {
 
 func (x *GetDoorResponse) Reset() {
 	*x = GetDoorResponse{}
-	mi := &file_control_v1_operators_proto_msgTypes[14]
+	mi := &file_control_v1_operators_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -833,7 +963,7 @@ func (x *GetDoorResponse) String() string {
 func (*GetDoorResponse) ProtoMessage() {}
 
 func (x *GetDoorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_operators_proto_msgTypes[14]
+	mi := &file_control_v1_operators_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -846,7 +976,7 @@ func (x *GetDoorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDoorResponse.ProtoReflect.Descriptor instead.
 func (*GetDoorResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_operators_proto_rawDescGZIP(), []int{14}
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetDoorResponse) GetTrustDomain() string {
@@ -871,7 +1001,7 @@ type LoginOptionsRequest struct {
 
 func (x *LoginOptionsRequest) Reset() {
 	*x = LoginOptionsRequest{}
-	mi := &file_control_v1_operators_proto_msgTypes[15]
+	mi := &file_control_v1_operators_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +1013,7 @@ func (x *LoginOptionsRequest) String() string {
 func (*LoginOptionsRequest) ProtoMessage() {}
 
 func (x *LoginOptionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_operators_proto_msgTypes[15]
+	mi := &file_control_v1_operators_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -896,7 +1026,7 @@ func (x *LoginOptionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginOptionsRequest.ProtoReflect.Descriptor instead.
 func (*LoginOptionsRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_operators_proto_rawDescGZIP(), []int{15}
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{17}
 }
 
 type LoginOptionsResponse struct {
@@ -910,7 +1040,7 @@ type LoginOptionsResponse struct {
 
 func (x *LoginOptionsResponse) Reset() {
 	*x = LoginOptionsResponse{}
-	mi := &file_control_v1_operators_proto_msgTypes[16]
+	mi := &file_control_v1_operators_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +1052,7 @@ func (x *LoginOptionsResponse) String() string {
 func (*LoginOptionsResponse) ProtoMessage() {}
 
 func (x *LoginOptionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_operators_proto_msgTypes[16]
+	mi := &file_control_v1_operators_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +1065,7 @@ func (x *LoginOptionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginOptionsResponse.ProtoReflect.Descriptor instead.
 func (*LoginOptionsResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_operators_proto_rawDescGZIP(), []int{16}
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LoginOptionsResponse) GetIssuer() string {
@@ -969,7 +1099,7 @@ type LoginRequest struct {
 
 func (x *LoginRequest) Reset() {
 	*x = LoginRequest{}
-	mi := &file_control_v1_operators_proto_msgTypes[17]
+	mi := &file_control_v1_operators_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -981,7 +1111,7 @@ func (x *LoginRequest) String() string {
 func (*LoginRequest) ProtoMessage() {}
 
 func (x *LoginRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_operators_proto_msgTypes[17]
+	mi := &file_control_v1_operators_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -994,7 +1124,7 @@ func (x *LoginRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginRequest.ProtoReflect.Descriptor instead.
 func (*LoginRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_operators_proto_rawDescGZIP(), []int{17}
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LoginRequest) GetCsr() []byte {
@@ -1023,7 +1153,7 @@ type LoginResponse struct {
 
 func (x *LoginResponse) Reset() {
 	*x = LoginResponse{}
-	mi := &file_control_v1_operators_proto_msgTypes[18]
+	mi := &file_control_v1_operators_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1035,7 +1165,7 @@ func (x *LoginResponse) String() string {
 func (*LoginResponse) ProtoMessage() {}
 
 func (x *LoginResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_operators_proto_msgTypes[18]
+	mi := &file_control_v1_operators_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1048,7 +1178,7 @@ func (x *LoginResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginResponse.ProtoReflect.Descriptor instead.
 func (*LoginResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_operators_proto_rawDescGZIP(), []int{18}
+	return file_control_v1_operators_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LoginResponse) GetCertificate() []byte {
@@ -1083,7 +1213,16 @@ var File_control_v1_operators_proto protoreflect.FileDescriptor
 
 const file_control_v1_operators_proto_rawDesc = "" +
 	"\n" +
-	"\x1acontrol/v1/operators.proto\x12\x11demarc.control.v1\"\x9f\x01\n" +
+	"\x1acontrol/v1/operators.proto\x12\x11demarc.control.v1\"{\n" +
+	"\x13RecoverAdminRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x14\n" +
+	"\x05nonce\x18\x03 \x01(\tR\x05nonce\x12\x10\n" +
+	"\x03csr\x18\x04 \x01(\fR\x03csr\x12\x14\n" +
+	"\x05proof\x18\x05 \x01(\fR\x05proof\"P\n" +
+	"\x14RecoverAdminResponse\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x16\n" +
+	"\x06bundle\x18\x02 \x03(\fR\x06bundle\"\x9f\x01\n" +
 	"\x15InviteOperatorRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +
@@ -1162,11 +1301,12 @@ const file_control_v1_operators_proto_rawDesc = "" +
 	"\x0fSetOperatorRole\x12).demarc.control.v1.SetOperatorRoleRequest\x1a*.demarc.control.v1.SetOperatorRoleResponse\x12\\\n" +
 	"\vBanOperator\x12%.demarc.control.v1.BanOperatorRequest\x1a&.demarc.control.v1.BanOperatorResponse\x12e\n" +
 	"\x0eRemoveOperator\x12(.demarc.control.v1.RemoveOperatorRequest\x1a).demarc.control.v1.RemoveOperatorResponse\x12P\n" +
-	"\aGetDoor\x12!.demarc.control.v1.GetDoorRequest\x1a\".demarc.control.v1.GetDoorResponse2\xad\x02\n" +
+	"\aGetDoor\x12!.demarc.control.v1.GetDoorRequest\x1a\".demarc.control.v1.GetDoorResponse2\x8e\x03\n" +
 	"\x11OperatorBootstrap\x12k\n" +
 	"\x10AcceptInvitation\x12*.demarc.control.v1.AcceptInvitationRequest\x1a+.demarc.control.v1.AcceptInvitationResponse\x12_\n" +
 	"\fLoginOptions\x12&.demarc.control.v1.LoginOptionsRequest\x1a'.demarc.control.v1.LoginOptionsResponse\x12J\n" +
-	"\x05Login\x12\x1f.demarc.control.v1.LoginRequest\x1a .demarc.control.v1.LoginResponseB7Z5github.com/demarc-dev/demarc/api/control/v1;controlv1b\x06proto3"
+	"\x05Login\x12\x1f.demarc.control.v1.LoginRequest\x1a .demarc.control.v1.LoginResponse\x12_\n" +
+	"\fRecoverAdmin\x12&.demarc.control.v1.RecoverAdminRequest\x1a'.demarc.control.v1.RecoverAdminResponseB7Z5github.com/demarc-dev/demarc/api/control/v1;controlv1b\x06proto3"
 
 var (
 	file_control_v1_operators_proto_rawDescOnce sync.Once
@@ -1180,50 +1320,54 @@ func file_control_v1_operators_proto_rawDescGZIP() []byte {
 	return file_control_v1_operators_proto_rawDescData
 }
 
-var file_control_v1_operators_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_control_v1_operators_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_control_v1_operators_proto_goTypes = []any{
-	(*InviteOperatorRequest)(nil),    // 0: demarc.control.v1.InviteOperatorRequest
-	(*InviteOperatorResponse)(nil),   // 1: demarc.control.v1.InviteOperatorResponse
-	(*ListOperatorsRequest)(nil),     // 2: demarc.control.v1.ListOperatorsRequest
-	(*ListOperatorsResponse)(nil),    // 3: demarc.control.v1.ListOperatorsResponse
-	(*OperatorRecord)(nil),           // 4: demarc.control.v1.OperatorRecord
-	(*SetOperatorRoleRequest)(nil),   // 5: demarc.control.v1.SetOperatorRoleRequest
-	(*SetOperatorRoleResponse)(nil),  // 6: demarc.control.v1.SetOperatorRoleResponse
-	(*BanOperatorRequest)(nil),       // 7: demarc.control.v1.BanOperatorRequest
-	(*BanOperatorResponse)(nil),      // 8: demarc.control.v1.BanOperatorResponse
-	(*RemoveOperatorRequest)(nil),    // 9: demarc.control.v1.RemoveOperatorRequest
-	(*RemoveOperatorResponse)(nil),   // 10: demarc.control.v1.RemoveOperatorResponse
-	(*AcceptInvitationRequest)(nil),  // 11: demarc.control.v1.AcceptInvitationRequest
-	(*AcceptInvitationResponse)(nil), // 12: demarc.control.v1.AcceptInvitationResponse
-	(*GetDoorRequest)(nil),           // 13: demarc.control.v1.GetDoorRequest
-	(*GetDoorResponse)(nil),          // 14: demarc.control.v1.GetDoorResponse
-	(*LoginOptionsRequest)(nil),      // 15: demarc.control.v1.LoginOptionsRequest
-	(*LoginOptionsResponse)(nil),     // 16: demarc.control.v1.LoginOptionsResponse
-	(*LoginRequest)(nil),             // 17: demarc.control.v1.LoginRequest
-	(*LoginResponse)(nil),            // 18: demarc.control.v1.LoginResponse
+	(*RecoverAdminRequest)(nil),      // 0: demarc.control.v1.RecoverAdminRequest
+	(*RecoverAdminResponse)(nil),     // 1: demarc.control.v1.RecoverAdminResponse
+	(*InviteOperatorRequest)(nil),    // 2: demarc.control.v1.InviteOperatorRequest
+	(*InviteOperatorResponse)(nil),   // 3: demarc.control.v1.InviteOperatorResponse
+	(*ListOperatorsRequest)(nil),     // 4: demarc.control.v1.ListOperatorsRequest
+	(*ListOperatorsResponse)(nil),    // 5: demarc.control.v1.ListOperatorsResponse
+	(*OperatorRecord)(nil),           // 6: demarc.control.v1.OperatorRecord
+	(*SetOperatorRoleRequest)(nil),   // 7: demarc.control.v1.SetOperatorRoleRequest
+	(*SetOperatorRoleResponse)(nil),  // 8: demarc.control.v1.SetOperatorRoleResponse
+	(*BanOperatorRequest)(nil),       // 9: demarc.control.v1.BanOperatorRequest
+	(*BanOperatorResponse)(nil),      // 10: demarc.control.v1.BanOperatorResponse
+	(*RemoveOperatorRequest)(nil),    // 11: demarc.control.v1.RemoveOperatorRequest
+	(*RemoveOperatorResponse)(nil),   // 12: demarc.control.v1.RemoveOperatorResponse
+	(*AcceptInvitationRequest)(nil),  // 13: demarc.control.v1.AcceptInvitationRequest
+	(*AcceptInvitationResponse)(nil), // 14: demarc.control.v1.AcceptInvitationResponse
+	(*GetDoorRequest)(nil),           // 15: demarc.control.v1.GetDoorRequest
+	(*GetDoorResponse)(nil),          // 16: demarc.control.v1.GetDoorResponse
+	(*LoginOptionsRequest)(nil),      // 17: demarc.control.v1.LoginOptionsRequest
+	(*LoginOptionsResponse)(nil),     // 18: demarc.control.v1.LoginOptionsResponse
+	(*LoginRequest)(nil),             // 19: demarc.control.v1.LoginRequest
+	(*LoginResponse)(nil),            // 20: demarc.control.v1.LoginResponse
 }
 var file_control_v1_operators_proto_depIdxs = []int32{
-	4,  // 0: demarc.control.v1.ListOperatorsResponse.operators:type_name -> demarc.control.v1.OperatorRecord
-	0,  // 1: demarc.control.v1.OperatorService.InviteOperator:input_type -> demarc.control.v1.InviteOperatorRequest
-	2,  // 2: demarc.control.v1.OperatorService.ListOperators:input_type -> demarc.control.v1.ListOperatorsRequest
-	5,  // 3: demarc.control.v1.OperatorService.SetOperatorRole:input_type -> demarc.control.v1.SetOperatorRoleRequest
-	7,  // 4: demarc.control.v1.OperatorService.BanOperator:input_type -> demarc.control.v1.BanOperatorRequest
-	9,  // 5: demarc.control.v1.OperatorService.RemoveOperator:input_type -> demarc.control.v1.RemoveOperatorRequest
-	13, // 6: demarc.control.v1.OperatorService.GetDoor:input_type -> demarc.control.v1.GetDoorRequest
-	11, // 7: demarc.control.v1.OperatorBootstrap.AcceptInvitation:input_type -> demarc.control.v1.AcceptInvitationRequest
-	15, // 8: demarc.control.v1.OperatorBootstrap.LoginOptions:input_type -> demarc.control.v1.LoginOptionsRequest
-	17, // 9: demarc.control.v1.OperatorBootstrap.Login:input_type -> demarc.control.v1.LoginRequest
-	1,  // 10: demarc.control.v1.OperatorService.InviteOperator:output_type -> demarc.control.v1.InviteOperatorResponse
-	3,  // 11: demarc.control.v1.OperatorService.ListOperators:output_type -> demarc.control.v1.ListOperatorsResponse
-	6,  // 12: demarc.control.v1.OperatorService.SetOperatorRole:output_type -> demarc.control.v1.SetOperatorRoleResponse
-	8,  // 13: demarc.control.v1.OperatorService.BanOperator:output_type -> demarc.control.v1.BanOperatorResponse
-	10, // 14: demarc.control.v1.OperatorService.RemoveOperator:output_type -> demarc.control.v1.RemoveOperatorResponse
-	14, // 15: demarc.control.v1.OperatorService.GetDoor:output_type -> demarc.control.v1.GetDoorResponse
-	12, // 16: demarc.control.v1.OperatorBootstrap.AcceptInvitation:output_type -> demarc.control.v1.AcceptInvitationResponse
-	16, // 17: demarc.control.v1.OperatorBootstrap.LoginOptions:output_type -> demarc.control.v1.LoginOptionsResponse
-	18, // 18: demarc.control.v1.OperatorBootstrap.Login:output_type -> demarc.control.v1.LoginResponse
-	10, // [10:19] is the sub-list for method output_type
-	1,  // [1:10] is the sub-list for method input_type
+	6,  // 0: demarc.control.v1.ListOperatorsResponse.operators:type_name -> demarc.control.v1.OperatorRecord
+	2,  // 1: demarc.control.v1.OperatorService.InviteOperator:input_type -> demarc.control.v1.InviteOperatorRequest
+	4,  // 2: demarc.control.v1.OperatorService.ListOperators:input_type -> demarc.control.v1.ListOperatorsRequest
+	7,  // 3: demarc.control.v1.OperatorService.SetOperatorRole:input_type -> demarc.control.v1.SetOperatorRoleRequest
+	9,  // 4: demarc.control.v1.OperatorService.BanOperator:input_type -> demarc.control.v1.BanOperatorRequest
+	11, // 5: demarc.control.v1.OperatorService.RemoveOperator:input_type -> demarc.control.v1.RemoveOperatorRequest
+	15, // 6: demarc.control.v1.OperatorService.GetDoor:input_type -> demarc.control.v1.GetDoorRequest
+	13, // 7: demarc.control.v1.OperatorBootstrap.AcceptInvitation:input_type -> demarc.control.v1.AcceptInvitationRequest
+	17, // 8: demarc.control.v1.OperatorBootstrap.LoginOptions:input_type -> demarc.control.v1.LoginOptionsRequest
+	19, // 9: demarc.control.v1.OperatorBootstrap.Login:input_type -> demarc.control.v1.LoginRequest
+	0,  // 10: demarc.control.v1.OperatorBootstrap.RecoverAdmin:input_type -> demarc.control.v1.RecoverAdminRequest
+	3,  // 11: demarc.control.v1.OperatorService.InviteOperator:output_type -> demarc.control.v1.InviteOperatorResponse
+	5,  // 12: demarc.control.v1.OperatorService.ListOperators:output_type -> demarc.control.v1.ListOperatorsResponse
+	8,  // 13: demarc.control.v1.OperatorService.SetOperatorRole:output_type -> demarc.control.v1.SetOperatorRoleResponse
+	10, // 14: demarc.control.v1.OperatorService.BanOperator:output_type -> demarc.control.v1.BanOperatorResponse
+	12, // 15: demarc.control.v1.OperatorService.RemoveOperator:output_type -> demarc.control.v1.RemoveOperatorResponse
+	16, // 16: demarc.control.v1.OperatorService.GetDoor:output_type -> demarc.control.v1.GetDoorResponse
+	14, // 17: demarc.control.v1.OperatorBootstrap.AcceptInvitation:output_type -> demarc.control.v1.AcceptInvitationResponse
+	18, // 18: demarc.control.v1.OperatorBootstrap.LoginOptions:output_type -> demarc.control.v1.LoginOptionsResponse
+	20, // 19: demarc.control.v1.OperatorBootstrap.Login:output_type -> demarc.control.v1.LoginResponse
+	1,  // 20: demarc.control.v1.OperatorBootstrap.RecoverAdmin:output_type -> demarc.control.v1.RecoverAdminResponse
+	11, // [11:21] is the sub-list for method output_type
+	1,  // [1:11] is the sub-list for method input_type
 	1,  // [1:1] is the sub-list for extension type_name
 	1,  // [1:1] is the sub-list for extension extendee
 	0,  // [0:1] is the sub-list for field type_name
@@ -1240,7 +1384,7 @@ func file_control_v1_operators_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_v1_operators_proto_rawDesc), len(file_control_v1_operators_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

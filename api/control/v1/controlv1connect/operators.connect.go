@@ -64,6 +64,9 @@ const (
 	OperatorBootstrapLoginOptionsProcedure = "/demarc.control.v1.OperatorBootstrap/LoginOptions"
 	// OperatorBootstrapLoginProcedure is the fully-qualified name of the OperatorBootstrap's Login RPC.
 	OperatorBootstrapLoginProcedure = "/demarc.control.v1.OperatorBootstrap/Login"
+	// OperatorBootstrapRecoverAdminProcedure is the fully-qualified name of the OperatorBootstrap's
+	// RecoverAdmin RPC.
+	OperatorBootstrapRecoverAdminProcedure = "/demarc.control.v1.OperatorBootstrap/RecoverAdmin"
 )
 
 // OperatorServiceClient is a client for the demarc.control.v1.OperatorService service.
@@ -271,6 +274,7 @@ type OperatorBootstrapClient interface {
 	AcceptInvitation(context.Context, *connect.Request[v1.AcceptInvitationRequest]) (*connect.Response[v1.AcceptInvitationResponse], error)
 	LoginOptions(context.Context, *connect.Request[v1.LoginOptionsRequest]) (*connect.Response[v1.LoginOptionsResponse], error)
 	Login(context.Context, *connect.Request[v1.LoginRequest]) (*connect.Response[v1.LoginResponse], error)
+	RecoverAdmin(context.Context, *connect.Request[v1.RecoverAdminRequest]) (*connect.Response[v1.RecoverAdminResponse], error)
 }
 
 // NewOperatorBootstrapClient constructs a client for the demarc.control.v1.OperatorBootstrap
@@ -302,6 +306,12 @@ func NewOperatorBootstrapClient(httpClient connect.HTTPClient, baseURL string, o
 			connect.WithSchema(operatorBootstrapMethods.ByName("Login")),
 			connect.WithClientOptions(opts...),
 		),
+		recoverAdmin: connect.NewClient[v1.RecoverAdminRequest, v1.RecoverAdminResponse](
+			httpClient,
+			baseURL+OperatorBootstrapRecoverAdminProcedure,
+			connect.WithSchema(operatorBootstrapMethods.ByName("RecoverAdmin")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -310,6 +320,7 @@ type operatorBootstrapClient struct {
 	acceptInvitation *connect.Client[v1.AcceptInvitationRequest, v1.AcceptInvitationResponse]
 	loginOptions     *connect.Client[v1.LoginOptionsRequest, v1.LoginOptionsResponse]
 	login            *connect.Client[v1.LoginRequest, v1.LoginResponse]
+	recoverAdmin     *connect.Client[v1.RecoverAdminRequest, v1.RecoverAdminResponse]
 }
 
 // AcceptInvitation calls demarc.control.v1.OperatorBootstrap.AcceptInvitation.
@@ -327,11 +338,17 @@ func (c *operatorBootstrapClient) Login(ctx context.Context, req *connect.Reques
 	return c.login.CallUnary(ctx, req)
 }
 
+// RecoverAdmin calls demarc.control.v1.OperatorBootstrap.RecoverAdmin.
+func (c *operatorBootstrapClient) RecoverAdmin(ctx context.Context, req *connect.Request[v1.RecoverAdminRequest]) (*connect.Response[v1.RecoverAdminResponse], error) {
+	return c.recoverAdmin.CallUnary(ctx, req)
+}
+
 // OperatorBootstrapHandler is an implementation of the demarc.control.v1.OperatorBootstrap service.
 type OperatorBootstrapHandler interface {
 	AcceptInvitation(context.Context, *connect.Request[v1.AcceptInvitationRequest]) (*connect.Response[v1.AcceptInvitationResponse], error)
 	LoginOptions(context.Context, *connect.Request[v1.LoginOptionsRequest]) (*connect.Response[v1.LoginOptionsResponse], error)
 	Login(context.Context, *connect.Request[v1.LoginRequest]) (*connect.Response[v1.LoginResponse], error)
+	RecoverAdmin(context.Context, *connect.Request[v1.RecoverAdminRequest]) (*connect.Response[v1.RecoverAdminResponse], error)
 }
 
 // NewOperatorBootstrapHandler builds an HTTP handler from the service implementation. It returns
@@ -359,6 +376,12 @@ func NewOperatorBootstrapHandler(svc OperatorBootstrapHandler, opts ...connect.H
 		connect.WithSchema(operatorBootstrapMethods.ByName("Login")),
 		connect.WithHandlerOptions(opts...),
 	)
+	operatorBootstrapRecoverAdminHandler := connect.NewUnaryHandler(
+		OperatorBootstrapRecoverAdminProcedure,
+		svc.RecoverAdmin,
+		connect.WithSchema(operatorBootstrapMethods.ByName("RecoverAdmin")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/demarc.control.v1.OperatorBootstrap/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case OperatorBootstrapAcceptInvitationProcedure:
@@ -367,6 +390,8 @@ func NewOperatorBootstrapHandler(svc OperatorBootstrapHandler, opts ...connect.H
 			operatorBootstrapLoginOptionsHandler.ServeHTTP(w, r)
 		case OperatorBootstrapLoginProcedure:
 			operatorBootstrapLoginHandler.ServeHTTP(w, r)
+		case OperatorBootstrapRecoverAdminProcedure:
+			operatorBootstrapRecoverAdminHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -386,4 +411,8 @@ func (UnimplementedOperatorBootstrapHandler) LoginOptions(context.Context, *conn
 
 func (UnimplementedOperatorBootstrapHandler) Login(context.Context, *connect.Request[v1.LoginRequest]) (*connect.Response[v1.LoginResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.control.v1.OperatorBootstrap.Login is not implemented"))
+}
+
+func (UnimplementedOperatorBootstrapHandler) RecoverAdmin(context.Context, *connect.Request[v1.RecoverAdminRequest]) (*connect.Response[v1.RecoverAdminResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.control.v1.OperatorBootstrap.RecoverAdmin is not implemented"))
 }

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"connectrpc.com/connect"
+
+	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/ledger"
+	"github.com/demarc-dev/demarc/seal"
+)
+
+// RecoverAdmin makes an admin of somebody who proved to hold the key-encryption key and the sealed keys of a node. It is the
+// way back where every admin's certificate has run out or is lost.
+type RecoverAdmin struct {
+	Name      string       `json:"name"`
+	Node      string       `json:"node"` // whose files were used
+	Nonce     string       `json:"nonce"`
+	NonceTill time.Time    `json:"nonce_till"`
+	Key       fleet.Digest `json:"key"` // of the public key in the certificate
+	Serial    fleet.Serial `json:"serial"`
+	Till      time.Time    `json:"till"`
+	Issuer    fleet.Digest `json:"issuer"`
+}
+
+// Kind names the change in the log.
+func (RecoverAdmin) Kind() string { return "operator.recover/1" }
+
+// Apply takes each nonce once. Certificates that an operator of this name had pass no more. A ban stands: one who was banned is
+// not let in by the name that was banned.
+func (c RecoverAdmin) Apply(s *State, m ledger.Meta) (none, error) {
+	const op = "operator.recover"
+	if err := s.issues(op, c.Issuer); err != nil {
+		return none{}, err
+	}
+	if err := c.Key.Check(); err != nil {
+		return none{}, err
+	}
+	first := FirstOperator{Name: c.Name, Serial: c.Serial, Till: c.Till, Issuer: c.Issuer}
+	if err := first.check(op); err != nil {
+		return none{}, err
+	}
+	if err := fleet.CheckName("node", c.Node); err != nil {
+		return none{}, err
+	}
+	if err := s.takesAdmin(op, c.Name); err != nil {
+		return none{}, err
+	}
+	if err := s.spend(op, "recovery", c.Nonce, c.NonceTill, m.At); err != nil {
+		return none{}, err
+	}
+	s.operators = s.operators.Set(c.Name, first.record(ViaRecovery, m))
+	return none{}, nil
+}
+
+// takesAdmin tells whether a name may become that of an admin by recovery.
+func (s State) takesAdmin(op, name string) error {
+	switch o, known := s.operators.Get(name); {
+	case known && o.Status == BannedOperator:
+		return fault.New(op, fault.Conflict, "operator %q is banned: choose another name", name)
+	case known && o.Via == ViaOIDC:
+		return fault.New(op, fault.Conflict, "operator %q is one who logs in: choose another name", name)
+	case !known && s.operators.Len() >= MaxOperators:
+		return fault.New(op, fault.Conflict, "the book has %d operators: choose the name of one of them", MaxOperators)
+	}
+	return nil
+}
+
+// recoveryKey is the key that proves a recovery at this moment.
+func (s *Server) recoveryKey() (ed25519.PrivateKey, error) {
+	log, _, err := s.secrets()
+	if err != nil {
+		return nil, err
+	}
+	k, err := s.ring.get(s.book.View().KEK)
+	if err != nil {
+		return nil, err
+	}
+	return identity.RecoveryKey(log.Seed(), k.key)
+}
+
+// RecoverAdmin implements the way back of [RecoverAdmin]. Each refusal is on record with the reason that the caller is told.
+func (b operatorBootstrap) RecoverAdmin(ctx context.Context, req *connect.Request[controlv1.RecoverAdminRequest]) (*connect.Response[controlv1.RecoverAdminResponse], error) {
+	if !b.heard(req.Peer().Addr) {
+		return nil, tooMany()
+	}
+	res, err := b.recover(ctx, req.Msg)
+	if err != nil {
+		if k := fault.Of(err); k != fault.Unavailable && k != fault.Unsure && k != fault.Busy && k != fault.NotLeader {
+			b.onRecord(ctx, b.self(), Refuse{What: "operator.recover", Name: clip(req.Msg.GetName()), Fault: k, Reason: fault.Text(err)})
+		}
+		return nil, err
+	}
+	return connect.NewResponse(res), nil
+}
+
+func (b operatorBootstrap) recover(ctx context.Context, m *controlv1.RecoverAdminRequest) (*controlv1.RecoverAdminResponse, error) {
+	const op = "controlplane.RecoverAdmin"
+	if err := b.Order.Read(ctx); err != nil {
+		return nil, fault.At(op, "", err)
+	}
+	_, nonces, err := b.secrets()
+	if err != nil {
+		return nil, err
+	}
+	till, err := identity.CheckNonce(nonces, m.GetNonce(), b.now())
+	if err != nil {
+		return nil, err
+	}
+	page := b.book.View()
+	key, err := b.recoveryKey()
+	if err != nil {
+		return nil, err
+	}
+	what := identity.Recovery{TrustDomain: page.TrustDomain, Name: m.GetName(), Node: m.GetNode(), Nonce: m.GetNonce(), CSR: m.GetCsr()}
+	if err := what.Check(key.Public().(ed25519.PublicKey), m.GetProof()); err != nil {
+		return nil, err
+	}
+	if err := page.takesAdmin(op, m.GetName()); err != nil { // nothing is signed for a name that is refused
+		return nil, err
+	}
+	csr, err := identity.ParseCSR(m.GetCsr())
+	if err != nil {
+		return nil, err
+	}
+	spki, err := x509.MarshalPKIXPublicKey(csr.PublicKey)
+	if err != nil {
+		return nil, fault.At(op, fault.Invalid, err)
+	}
+	leaf, issuer, err := b.issue(m.GetCsr(), fleet.Operator, m.GetName())
+	if err != nil {
+		return nil, err
+	}
+	_, err = submit(ctx, b.Server, fleet.PrincipalOf(page.TrustDomain, fleet.Operator, m.GetName()), "", RecoverAdmin{Name: m.GetName(), Node: m.GetNode(),
+		Nonce: m.GetNonce(), NonceTill: till, Key: fleet.DigestOf(spki), Serial: identity.SerialOf(leaf), Till: leaf.NotAfter, Issuer: issuer})
+	if err != nil {
+		return nil, err
+	}
+	b.log.Warn("an admin was made by recovery, with the key-encryption key and the files of a node", "operator", m.GetName(), "node", m.GetNode())
+	cas, _ := b.bundle()
+	return &controlv1.RecoverAdminResponse{Certificate: leaf.Raw, Bundle: cas}, nil
+}
+
+// Recoverer is what the files of a node give to whoever may recover an admin.
+type Recoverer struct {
+	TrustDomain string
+	Node        string
+	Nodes       []string           // host:port of the control plane, this node's first
+	Key         ed25519.PrivateKey // see [identity.RecoveryKey]
+	LogKey      []byte             // PEM; by it the control plane is recognized
+}
+
+// OpenRecoverer opens what a node keeps beside its log with the key-encryption key. The node may be running.
+func OpenRecoverer(cfg *configs.Control) (Recoverer, error) {
+	const op = "controlplane.OpenRecoverer"
+	var r Recoverer
+	keks, err := KEKFiles{cfg.KEKFile}.read()
+	if err != nil {
+		return r, err
+	}
+	path := filepath.Join(cfg.Dir, "cas.json")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		kind := fault.Unavailable
+		if errors.Is(err, fs.ErrNotExist) {
+			kind = fault.NotFound
+		}
+		return r, fault.Because(err, op, kind, "the sealed keys of the node can't be read: %s (it is written once the node has served)", path)
+	}
+	var k kept
+	if err := seal.StrictJSON(b, &k); err != nil || k.Version != keptVersion {
+		return r, fault.Because(err, op, fault.Invalid, "%s is damaged: take the files of another node", path)
+	}
+	if k.TrustDomain != cfg.TrustDomain {
+		return r, fault.New(op, fault.Conflict, "%s is of the trust domain %q, the file says %q", path, k.TrustDomain, cfg.TrustDomain)
+	}
+	held := ring{keys: keks}
+	one, err := held.get(k.KEK)
+	if err != nil || k.KEK == "" {
+		return r, fault.Because(err, op, fault.Denied, "kek_file does not open the keys of this node: key %s seals them", orNone(k.KEK))
+	}
+	seed, err := openSecret(State{Secrets: k.Secrets}, SecretLogKey, ed25519.SeedSize, one.key)
+	if err != nil {
+		return r, err
+	}
+	if r.Key, err = identity.RecoveryKey(seed, one.key); err != nil {
+		return r, err
+	}
+	log, err := seal.KeyOf(ed25519.NewKeyFromSeed(seed).Public())
+	if err != nil {
+		return r, err
+	}
+	r.TrustDomain, r.Node, r.LogKey, r.Nodes = cfg.TrustDomain, cfg.Name, log.PEM(), []string{cfg.Advertise}
+	for _, m := range cfg.Cluster {
+		if m.Name != cfg.Name {
+			r.Nodes = append(r.Nodes, m.API)
+		}
+	}
+	return r, nil
+}
+
+func orNone(id string) string {
+	if id == "" {
+		return "none that is named"
+	}
+	return id
+}
