@@ -297,7 +297,7 @@ func (w *world) logger(node string, log *slog.Logger) *slog.Logger {
 // The API of a leader that was paused, while another was elected and took changes, is asked at the moment at which it wakes:
 // it must not answer from its old book. This runs in real time: a lock of the library's logger is held meanwhile.
 func TestThreeNodesOldLeaderWakes(t *testing.T) {
-	c := newTrio(t)
+	c := newTrio(t, raft.Timing{})
 	old := c.leads()
 	c.must(c.customer(old, "before", "before"))
 	list := func(node string, wait time.Duration) (int64, error) {

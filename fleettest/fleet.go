@@ -57,12 +57,14 @@ type Fleet struct {
 	mu     sync.Mutex
 	record [][]byte // the log of changes: what survives a crash of the node
 	after  func(kind string, by fleet.Principal)
+	lose   bool // of a cluster: the answer of the change that the hook sees is lost
 	book   *ledger.Book[controlplane.State]
 	server *controlplane.Server
 	door   *door
 	conns  map[*end]*Appliance
 	seq    controlplane.Sequence // of a cluster; nil: the record is the order
 	shut   bool                  // whoever shows a certificate is refused
+	pick   func() *door          // of a cluster: the door that the next connection of an appliance comes to; nil: door
 	stop   func()
 }
 
@@ -148,8 +150,11 @@ type view struct {
 
 // View is the vendor's book as it is now.
 func (f *Fleet) View() view {
-	if f.seq != nil { // a follower may be behind what it has forwarded
-		_ = f.seq.Read(context.Background())
+	f.mu.Lock()
+	seq := f.seq
+	f.mu.Unlock()
+	if seq != nil { // a follower may be behind what it has forwarded
+		_ = seq.Read(context.Background())
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -207,10 +212,11 @@ type order struct{ f *Fleet }
 // Propose implements [controlplane.Sequence].
 func (o order) Propose(ctx context.Context, data []byte) ([]byte, error) {
 	f := o.f
-	if f.seq != nil {
-		return f.seq.Propose(ctx, data)
-	}
 	f.mu.Lock()
+	if seq := f.seq; seq != nil {
+		f.mu.Unlock()
+		return seq.Propose(ctx, data)
+	}
 	if f.stop == nil || ctx.Err() != nil {
 		f.mu.Unlock()
 		return nil, fault.New("fleettest.Propose", fault.Unavailable, "the node is down")
@@ -221,17 +227,30 @@ func (o order) Propose(ctx context.Context, data []byte) ([]byte, error) {
 	}
 	f.record = append(f.record, data)
 	ans, err := f.book.Apply(uint64(len(f.record)), data)
+	f.mu.Unlock()
+	f.told(data)
+	return ans, err
+}
+
+// told calls the hook of After for a change that is on record, and says whether its answer is lost.
+func (f *Fleet) told(data []byte) (lost bool) {
+	f.mu.Lock()
 	after := f.after
 	f.mu.Unlock()
-	if after != nil {
-		var in struct {
-			Kind string      `json:"kind"`
-			Meta ledger.Meta `json:"meta"`
-		}
-		_ = json.Unmarshal(data, &in)
+	if after == nil {
+		return false
+	}
+	var in struct {
+		Kind string      `json:"kind"`
+		Meta ledger.Meta `json:"meta"`
+	}
+	if json.Unmarshal(data, &in) == nil {
 		after(in.Kind, in.Meta.By)
 	}
-	return ans, err
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	lost, f.lose = f.lose, false
+	return lost
 }
 
 // Read implements [controlplane.Sequence].
@@ -317,9 +336,12 @@ func (f *Fleet) CrashNode() {
 // dial brings an appliance to the node's door.
 func (f *Fleet) dial(ctx context.Context, a *Appliance) (*end, error) {
 	f.mu.Lock()
-	up, d := f.stop != nil && !a.cut, f.door
+	up, d, pick := f.stop != nil && !a.cut, f.door, f.pick
 	f.mu.Unlock()
-	if !up {
+	if pick != nil {
+		d = pick()
+	}
+	if !up || d == nil {
 		return nil, fault.New("fleettest.Dial", fault.Unavailable, "no way to the node")
 	}
 	mine, theirs := wire()

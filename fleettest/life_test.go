@@ -160,7 +160,7 @@ func TestRollOver(t *testing.T) {
 		f.Wait("it left", time.Minute, func() bool { return !f.Of("us-1").Online })
 
 		f.After(func(kind string, _ fleet.Principal) { // eu-2 is connected and can't take the bundle
-			if kind == "ca.prepare/1" {
+			if kind == "ca.prepare/2" {
 				f.After(nil)
 				all[1].Cut()
 			}

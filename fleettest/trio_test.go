@@ -25,11 +25,16 @@ type trio struct {
 	*Fleet
 	members []controlplane.Member
 	dirs    map[string]string // of the nodes
+	timing  raft.Timing
 	mu      sync.Mutex
 	doors   map[string]*door // by address
 	peers   map[string]*peer
 	world   world
+	turn    int // counts dials of appliances
 }
+
+// unhurried is a timing with which an hour of three nodes costs little: leaders are found within some 10 s.
+var unhurried = raft.Timing{Heartbeat: 4 * time.Second, Election: 4 * time.Second, Lease: 2 * time.Second, Commit: time.Second, SnapshotEvery: time.Hour, DiskHang: time.Minute}
 
 // peer is one node that runs.
 type peer struct {
@@ -41,10 +46,10 @@ type peer struct {
 	stop   func()
 }
 
-func newTrio(t *testing.T) *trio {
+func newTrio(t *testing.T, timing raft.Timing) *trio {
 	t.Helper()
 	f, slots := found(t, "cp-1", "cp-2", "cp-3")
-	c := &trio{Fleet: f, dirs: map[string]string{}, doors: map[string]*door{}, peers: map[string]*peer{}, world: newWorld()}
+	c := &trio{Fleet: f, timing: timing, dirs: map[string]string{}, doors: map[string]*door{}, peers: map[string]*peer{}, world: newWorld()}
 	for name := range f.first {
 		c.members = append(c.members, controlplane.Member{Name: name, Raft: name + ":1", API: name + ":2"})
 	}
@@ -65,12 +70,19 @@ func newTrio(t *testing.T) *trio {
 }
 
 // sequence is raft as a server takes it.
-type sequence struct{ n *raft.Node }
+type sequence struct {
+	n *raft.Node
+	f *Fleet // nil: nobody is told
+}
 
 func (s sequence) Propose(ctx context.Context, data []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	return s.n.Propose(ctx, data)
+	ans, err := s.n.Propose(ctx, data)
+	if err == nil && s.f != nil && s.f.told(data) {
+		return nil, fault.New("fleettest.Propose", fault.Unsure, "the answer is lost")
+	}
+	return ans, err
 }
 
 func (s sequence) Read(ctx context.Context) error {
@@ -118,7 +130,7 @@ func (c *trio) startNode(name string) {
 	p := &peer{book: controlplane.NewBook()}
 	seq, clock := &late{}, &voters{world: &c.world, node: name}
 	var err error
-	p.server, err = controlplane.NewServer(controlplane.Options{Name: name, Book: p.book, Order: seq, KEK: f.kek, LeafLife: LeafLife, Members: c.members, Now: clock.Now, Clocks: clock, Log: f.log.With("node", name),
+	p.server, err = controlplane.NewServer(controlplane.Options{Name: name, Book: p.book, Order: seq, KEK: f.kek, LeafLife: LeafLife, Beat: f.Beat, Members: c.members, Now: clock.Now, Clocks: clock, Log: f.log.With("node", name),
 		Dial: func(ctx context.Context, _, addr string) (net.Conn, error) { return c.connect(ctx, addr) }})
 	f.must(err)
 	roots, err := identity.ParseBundle(f.bundle, Domain)
@@ -130,7 +142,7 @@ func (c *trio) startNode(name string) {
 		Dial: func(ctx context.Context, addr string) (net.Conn, error) {
 			return c.world.dial(ctx, name, addr, c.connect)
 		},
-		About: func() []byte { return aboutOf(p.book) },
+		About: func() []byte { return aboutOf(p.book) }, Timing: c.timing,
 		ServerTLS: identity.Server(p.source, func(id fleet.Principal, _ fleet.Serial) error {
 			if _, role, _, _ := id.Split(); role != fleet.Node {
 				return fault.New("fleettest.raft", fault.Denied, "%s is no node", id)
@@ -146,12 +158,20 @@ func (c *trio) startNode(name string) {
 	}
 	p.raft, err = raft.Open(conf)
 	f.must(err)
-	seq.Sequence = sequence{p.raft}
+	seq.Sequence = sequence{p.raft, f}
 	clock.up(p.raft)
 	ctx, cancel := context.WithCancel(context.Background())
 	p.api = c.listen(name + ":2")
 	var wg sync.WaitGroup
 	wg.Go(func() {
+		for p.book.View().TrustDomain == "" || p.raft.Read(ctx) != nil { // as the daemon does: a door that opens on an old book would refuse those that it does not know yet
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+		wg.Go(func() { p.server.RollCall(ctx, 90*time.Second) })
 		_ = p.server.Door("door", p.api, identity.Server(p.source, p.server.Admit, false, controlplane.Protocols()...), f.log).Run(ctx, func() {})
 	})
 	wg.Go(func() { _ = p.server.Follow(ctx, func() {}) })
@@ -188,11 +208,11 @@ func (c *trio) front(name string) {
 	c.mu.Unlock()
 	c.Fleet.mu.Lock()
 	defer c.Fleet.mu.Unlock()
-	c.book, c.server, c.door, c.seq, c.stop = p.book, p.server, p.api, sequence{p.raft}, func() {}
+	c.book, c.server, c.door, c.seq, c.stop = p.book, p.server, p.api, sequence{n: p.raft}, func() {}
 }
 
 func playTrio(t *testing.T, play func(t *testing.T, c *trio)) {
-	synctest.Test(t, func(t *testing.T) { play(t, newTrio(t)) })
+	synctest.Test(t, func(t *testing.T) { play(t, newTrio(t, raft.Timing{})) })
 }
 
 // TestThreeNodesOfflineRow plays the row of docs/offline.md in which an appliance was stopped for an hour, with three nodes;
