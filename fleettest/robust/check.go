@@ -165,3 +165,41 @@ func checkBan(entries []audit.Entry, name string) []string {
 	}
 	return bad
 }
+
+// checkRoster follows who is a member by the log: no name comes back after it was removed, and each change of the members that was
+// answered is on record.
+func checkRoster(entries []audit.Entry, answered []change) []string {
+	var bad []string
+	removed, count := map[string]int{}, map[string]int{}
+	for i, e := range entries {
+		kind, _, _ := strings.Cut(e.Kind, "/")
+		var body struct{ Do, Name string }
+		if !strings.HasPrefix(kind, "node.") || e.Fault != fault.Kind("") || json.Unmarshal(e.Body, &body) != nil {
+			continue
+		}
+		switch at, gone := removed[body.Name]; {
+		case kind == "node.remove":
+			removed[body.Name] = i
+			count["remove "+body.Name]++
+		case gone && (kind == "node.add" || kind == "node.is"):
+			bad = append(bad, fmt.Sprintf("node %s was removed by entry %d, and entry %d takes it back (%s)", body.Name, at, i, e.Kind))
+		case kind == "node.add":
+			count["add "+body.Name]++
+		case kind == "node.changed":
+			count[body.Do+" "+body.Name]++
+		}
+	}
+	for _, c := range answered {
+		what := c.Do + " " + c.Name
+		switch c.Do {
+		case "transfer": // recorded with the name that was asked for, which may be none
+			continue
+		case "replace":
+			what = "remove " + c.Name
+		}
+		if count[what]--; count[what] < 0 {
+			bad = append(bad, fmt.Sprintf("the change of the members %q was answered, and the log does not hold it", what))
+		}
+	}
+	return bad
+}

@@ -232,3 +232,56 @@ func TestChecksOfBans(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) { breached(t, tc.want, checkBan(tc.entries, "eu-2")) })
 	}
 }
+
+// TestChecksOfTheRoster gives what a log says of nodes that come and go.
+func TestChecksOfTheRoster(t *testing.T) {
+	log := func(lines ...string) (out []audit.Entry) { // "kind fault body"
+		for i, l := range lines {
+			f := strings.SplitN(l, " ", 3)
+			out = append(out, entry(string(rune('a'+i)), fault.Kind(strings.TrimPrefix(f[1], "-")), f[0], f[2]))
+		}
+		return out
+	}
+	add, is, gone := `node.add/1 - {"name":"cp-4"}`, `node.is/1 - {"name":"cp-4"}`, `node.remove/1 - {"name":"cp-4"}`
+	vote := `node.changed/1 - {"do":"promote","name":"cp-4"}`
+	for _, tc := range []struct {
+		name    string
+		entries []audit.Entry
+		told    []change
+		want    string
+	}{
+		{"it comes, votes and goes", log(add, is, vote, gone), []change{{Do: "add", Name: "cp-4"}, {Do: "promote", Name: "cp-4"}, {Do: "remove", Name: "cp-4"}}, ""},
+		{"another takes its place", log(gone, `node.add/1 - {"name":"cp-5"}`), []change{{Do: "replace", Name: "cp-4"}, {Do: "add", Name: "cp-5"}}, ""},
+		{"it was done, and nobody was told", log(add, vote), nil, ""},
+		{"it was removed, and speaks", log(add, gone, is), nil, "was removed by entry 1, and entry 2 takes it back"},
+		{"it was removed, and is added", log(gone, add), nil, "takes it back"},
+		{"it was removed, and is refused", log(gone, strings.Replace(is, "-", "denied", 1)), nil, ""},
+		{"told, and not there", log(add), []change{{Do: "promote", Name: "cp-4"}}, "the log does not hold it"},
+		{"replaced, and not there", log(add), []change{{Do: "replace", Name: "cp-1"}}, "the log does not hold it"},
+		{"told twice, and there once", log(add, vote), []change{{Do: "promote", Name: "cp-4"}, {Do: "promote", Name: "cp-4"}}, "the log does not hold it"},
+		{"refused, and told", log(strings.Replace(add, "-", "denied", 1)), []change{{Do: "add", Name: "cp-4"}}, "the log does not hold it"},
+		{"leadership went to whom it could", log(`node.changed/1 - {"do":"transfer","name":""}`), []change{{Do: "transfer", Name: "cp-2"}}, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) { breached(t, tc.want, checkRoster(tc.entries, tc.told)) })
+	}
+}
+
+// TestChecksOfMembers gives what a node says of the members at the end.
+func TestChecksOfMembers(t *testing.T) {
+	want := map[string]string{"cp-1": "removed", "cp-2": "voter", "cp-4": "voter"}
+	for name, tc := range map[string]struct{ out, want string }{
+		"as it should be":    {`{"members":[{"name":"cp-2","role":"voter"},{"name":"cp-4","role":"voter"}],"removed":["cp-1"]}`, ""},
+		"it does not vote":   {`{"members":[{"name":"cp-2","role":"voter"},{"name":"cp-4","role":"non-voter"}],"removed":["cp-1"]}`, "cp-4 is"},
+		"it is not there":    {`{"members":[{"name":"cp-2","role":"voter"}],"removed":["cp-1"]}`, "cp-4 is"},
+		"it is not removed":  {`{"members":[{"name":"cp-1","role":"voter"},{"name":"cp-2","role":"voter"},{"name":"cp-4","role":"voter"}]}`, "cp-1 is"},
+		"removed and member": {`{"members":[{"name":"cp-1","role":"voter"},{"name":"cp-2","role":"voter"},{"name":"cp-4","role":"voter"}],"removed":["cp-1"]}`, "and is a member"},
+		"one too many":       {`{"members":[{"name":"cp-2","role":"voter"},{"name":"cp-4","role":"voter"},{"name":"cp-9","role":"voter"}],"removed":["cp-1"]}`, "cp-9 is a voter"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := checkMembers([]byte(tc.out), want)
+			if err != nil || tc.want == "" && got != "" || !strings.Contains(got, tc.want) {
+				t.Errorf("want %q, got %q, %v", tc.want, got, err)
+			}
+		})
+	}
+}

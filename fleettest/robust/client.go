@@ -76,6 +76,35 @@ func (v *vendor) close() {
 	}
 }
 
+// crew is a vendor for the nodes that are there: nodes come and go.
+type crew struct {
+	run  *run
+	turn int
+	v    *vendor
+}
+
+// refresh makes another vendor where the nodes are others since. It keeps the old one where that fails.
+func (c *crew) refresh() error {
+	c.run.mu.Lock()
+	turn, nodes := c.run.turn, slices.Clone(c.run.nodes)
+	c.run.mu.Unlock()
+	if c.v != nil && turn == c.turn {
+		return nil
+	}
+	v, err := c.run.only(12*time.Second, nodes...)
+	if err != nil {
+		return err
+	}
+	if c.v != nil {
+		v.at = c.v.at % len(v.clients)
+		c.v.close()
+	}
+	c.v, c.turn = v, turn
+	return nil
+}
+
+func (c *crew) close() { c.v.close() }
+
 // ending is how a call ended.
 type ending struct {
 	outcome, fault, detail, node string

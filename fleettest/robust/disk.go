@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/demarc-dev/demarc/fleettest/process"
 )
 
 // disk is an ext4 file system in a file, on a loop device: it can be filled up, and frozen, in which it takes no write and no
@@ -33,11 +35,14 @@ func newDisk(image, at string) (*disk, error) {
 	if err := errors.Join(f.Truncate(diskBytes), f.Close(), os.MkdirAll(at, 0o700)); err != nil {
 		return nil, err
 	}
-	if err := command("mkfs.ext4", "-q", "-F", "-m", "0", "-J", "size=8", image); err != nil {
+	if err := process.Command("mkfs.ext4", "-q", "-F", "-m", "0", "-J", "size=8", image); err != nil {
 		return nil, err
 	}
-	return &disk{image: image, at: at}, command("mount", "-o", "loop,noatime", image, at)
+	d := &disk{image: image, at: at}
+	return d, d.mount()
 }
+
+func (d *disk) mount() error { return process.Command("mount", "-o", "loop,noatime", d.image, d.at) }
 
 // freezer is FIFREEZE and FITHAW of ioctl_fs(2).
 const (
@@ -110,6 +115,15 @@ func (d *disk) fill(on bool) error {
 		return errors.New("the disk could not be filled")
 	}
 	return nil
+}
+
+// wipe removes all that a folder holds, and leaves it: it may be a mount.
+func wipe(dir string) error {
+	all, err := os.ReadDir(dir)
+	for _, e := range all {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	return err
 }
 
 func (d *disk) close() error {

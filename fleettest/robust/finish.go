@@ -21,6 +21,7 @@ import (
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
 	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/fleettest/process"
 )
 
 // story is the run itself: workers call, the nemesis acts, and half way one appliance is banned.
@@ -30,97 +31,112 @@ func (r *run) story(steps []step) error {
 	defer func() { stop(); calls.Wait(); faults.Wait() }()
 	k := &keys{}
 	for i := range r.workers {
-		v, err := r.only(12*time.Second, r.nodes...)
-		if err != nil {
+		c := &crew{run: r}
+		if err := c.refresh(); err != nil {
 			return err
 		}
-		v.at = i % len(v.clients)
-		w := newWorker(i, r.seed, v, r.h, k)
-		calls.Go(func() { defer v.close(); w.run(ctx, r.think) })
+		c.v.at = i % len(c.v.clients)
+		w := newWorker(i, r.seed, c, r.h, k)
+		calls.Go(func() { defer c.close(); w.run(ctx, r.think) })
 	}
-	for _, n := range r.nodes {
-		calls.Go(func() {
-			if err := r.watch(ctx, n); err != nil {
-				r.h.breach(err.Error())
-			}
-		})
+	for _, n := range r.live() {
+		r.looking.Go(func() { r.watch(n) })
 	}
-	began := time.Now()
 	var mu sync.Mutex
 	var errs []error
 	fail := func(err error) {
-		mu.Lock()
-		defer mu.Unlock()
-		errs = append(errs, err)
+		if err != nil {
+			mu.Lock()
+			defer mu.Unlock()
+			errs = append(errs, err)
+		}
 	}
 	faults.Go(func() {
-		if pause(ctx, r.duration/2) == nil {
-			if err := r.ban(); err != nil {
-				fail(err)
-			}
+		if process.Pause(ctx, r.duration/2) == nil {
+			fail(r.ban())
 		}
 	})
-	for _, s := range steps {
-		if err := pause(ctx, time.Until(began.Add(s.At))); err != nil {
-			return err
-		}
-		if kindOf(s.Kind).alone {
-			r.idle(ctx)
-		}
-		done := make(chan struct{})
-		faults.Go(func() {
-			defer close(done)
-			if err := r.play(s); err != nil {
-				fail(err)
-			}
-		})
-		if kindOf(s.Kind).alone {
-			<-done
-		}
-	}
-	if err := pause(ctx, time.Until(began.Add(r.duration))); err != nil {
-		return err
-	}
+	err := r.nemesis(ctx, steps, &faults, fail)
 	faults.Wait()
 	stop()
 	calls.Wait()
-	return errors.Join(errs...)
+	return errors.Join(append(errs, err)...)
 }
 
-// idle waits until no node has a fault.
-func (r *run) idle(ctx context.Context) {
-	_ = until(ctx, time.Minute, "no node has a fault", func() bool {
+// nemesis plays the steps. One that is not meant to begin beside another waits until all before it have ended: what takes longer
+// than it was drawn puts off what follows, and what does not fit any more is left out.
+func (r *run) nemesis(ctx context.Context, steps []step, faults *sync.WaitGroup, fail func(error)) error {
+	began := time.Now()
+	var late time.Duration
+	for i, s := range steps {
+		if err := process.Pause(ctx, time.Until(began.Add(s.At+late))); err != nil {
+			return err
+		}
+		if !s.Beside {
+			if err := r.idle(ctx); err != nil {
+				return err
+			}
+			late = max(late, time.Since(began)-s.At)
+		}
+		if time.Since(began)+s.Hold+quietLast > r.duration+r.duration/4 {
+			fmt.Printf("%d of %d faults are left out: those before took longer than they were drawn\n", len(steps)-i, len(steps))
+			break
+		}
+		r.lasts(1)
+		faults.Go(func() {
+			defer r.lasts(-1)
+			fail(r.play(s))
+		})
+		if kindOf(s.Kind).alone {
+			if err := r.idle(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return process.Pause(ctx, time.Until(began.Add(r.duration)))
+}
+
+// lasts counts the faults that last.
+func (r *run) lasts(more int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.running += more
+}
+
+// idle waits until no fault lasts.
+func (r *run) idle(ctx context.Context) error {
+	return process.Until(ctx, 3*patience, "no fault lasts", func() bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		return !slices.ContainsFunc(r.nodes, func(n *node) bool { return n.faulty })
+		return r.running == 0
 	})
 }
 
 // ban bans an appliance that is online, however long it takes.
 func (r *run) ban() error {
-	v, err := r.only(30*time.Second, r.nodes...)
+	v, err := r.only(30*time.Second, r.live()...)
 	if err != nil {
 		return err
 	}
 	defer v.close()
-	for try := 0; ; try++ {
-		e := ask(r.ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) error {
+	var e ending
+	err = process.Until(r.ctx, patience, "the ban of "+banned+" is answered", func() bool {
+		e = ask(r.ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) error {
 			_, err := c.BanAppliance(ctx, connect.NewRequest(&controlv1.BanApplianceRequest{RequestId: "ban-of-" + banned, Name: banned, Reason: "half way"}))
 			return err
 		})
-		switch {
-		case e.outcome == done:
-			return nil
-		case e.outcome == refused || try == 5:
-			return fmt.Errorf("the ban of %s: %s: %s", banned, e.outcome, e.detail)
-		}
+		return e.outcome == done || e.outcome == refused
+	})
+	if err == nil && e.outcome == done {
+		return nil
 	}
+	return errors.Join(err, fmt.Errorf("the ban of %s: %s: %s", banned, e.outcome, e.detail))
 }
 
 // recovered waits until all nodes show the same log, and takes a change through each.
 func (r *run) recovered() error {
 	var all []*vendor
-	for _, n := range r.nodes {
+	for _, n := range r.live() {
 		v, err := r.only(10*time.Second, n)
 		if err != nil {
 			return err
@@ -128,9 +144,9 @@ func (r *run) recovered() error {
 		defer v.close()
 		all = append(all, v)
 	}
-	for i, v := range all {
+	for _, v := range all {
 		var last ending
-		if err := until(r.ctx, time.Minute, "a change goes through "+r.nodes[i].name+" after all faults have ended", func() bool {
+		if err := process.Until(r.ctx, patience, "a change goes through "+v.names[0]+" after all faults have ended", func() bool {
 			last = ask(r.ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) error {
 				_, err := c.RegisterCustomer(ctx, connect.NewRequest(&controlv1.RegisterCustomerRequest{RequestId: "after-" + v.names[0], Name: "after-" + v.names[0]}))
 				return err
@@ -140,7 +156,7 @@ func (r *run) recovered() error {
 			return fmt.Errorf("%w: %s", err, last.detail)
 		}
 	}
-	return until(r.ctx, time.Minute, "all nodes show the same log", func() bool {
+	return process.Until(r.ctx, patience, "all nodes show the same log", func() bool {
 		var sizes []int64
 		for _, v := range all {
 			l, err := r.look(v, 5*time.Second)
@@ -161,7 +177,7 @@ func (r *run) lastReads() error {
 			groups[o.Key] = true
 		}
 	}
-	for i, n := range r.nodes {
+	for i, n := range r.live() {
 		v, err := r.only(30*time.Second, n)
 		if err != nil {
 			return err
@@ -175,18 +191,18 @@ func (r *run) lastReads() error {
 			return err
 		})
 		if e.outcome != done {
-			return fmt.Errorf("node %s does not list the appliances at the end: %s", n.name, e.detail)
+			return fmt.Errorf("node %s does not list the appliances at the end: %s", n.Name, e.detail)
 		}
 		to := r.h.now()
 		by := map[string][]*controlv1.Appliance{}
 		for _, a := range all {
 			by[a.GetCustomer()] = append(by[a.GetCustomer()], a)
 			if a.GetName() == banned && (a.GetOnline() || a.GetStatus() != "banned") {
-				r.h.breach(fmt.Sprintf("node %s shows the banned appliance %s as %s, online %v", n.name, banned, a.GetStatus(), a.GetOnline()))
+				r.h.breach(fmt.Sprintf("node %s shows the banned appliance %s as %s, online %v", n.Name, banned, a.GetStatus(), a.GetOnline()))
 			}
 		}
 		for g := range groups {
-			r.h.add(op{Worker: r.workers + i, Key: g, Kind: opList, Node: n.name, Tries: 1, Call: from, Return: to, Outcome: done, Group: groupOf(g, by[g])})
+			r.h.add(op{Worker: r.workers + i, Key: g, Kind: opList, Node: n.Name, Tries: 1, Call: from, Return: to, Outcome: done, Group: groupOf(g, by[g])})
 		}
 	}
 	return nil
@@ -194,7 +210,7 @@ func (r *run) lastReads() error {
 
 // lasting checks that the appliance that stays is served: every message of a probe is echoed once.
 func (r *run) lasting() error {
-	if err := until(r.ctx, 90*time.Second, "appliance "+kept+" is online after all faults have ended", func() bool { return r.online(kept) }); err != nil {
+	if err := process.Until(r.ctx, patience, "appliance "+kept+" is online after all faults have ended", func() bool { return r.online(kept) }); err != nil {
 		return err
 	}
 	out, err := r.demarc("", "probe", "--appliance", kept, "--count", "50", "--rate", "25", "--output", "json")
@@ -213,9 +229,9 @@ func (r *run) lasting() error {
 // evidence exports the log from each node and lets the auditor's command compare them. It gives the longest.
 func (r *run) evidence() (log audit.Log, entries []audit.Entry, err error) {
 	args := []string{"verify"}
-	for _, n := range r.nodes {
-		file := r.path("evidence-" + n.name + ".json")
-		if _, err := r.demarc(n.name, "evidence", "export", "--out", file); err != nil {
+	for _, n := range r.live() {
+		file := r.path("evidence-" + n.Name + ".json")
+		if _, err := r.demarc(n.Name, "evidence", "export", "--out", file); err != nil {
 			return log, nil, err
 		}
 		args = append(args, file)
@@ -228,7 +244,7 @@ func (r *run) evidence() (log audit.Log, entries []audit.Entry, err error) {
 			return log, nil, err
 		}
 		if len(bundle.Logs) != 1 {
-			return log, nil, fmt.Errorf("the evidence of %s has %d logs", n.name, len(bundle.Logs))
+			return log, nil, fmt.Errorf("the evidence of %s has %d logs", n.Name, len(bundle.Logs))
 		}
 		if int64(len(bundle.Logs[0].Entries)) <= log.Size() {
 			continue
@@ -252,6 +268,7 @@ func (r *run) evidence() (log audit.Log, entries []audit.Entry, err error) {
 
 // judge looks at all that was seen. The first line says what is wrong.
 func (r *run) judge() (bad []string, summary string, err error) {
+	r.hush()
 	log, entries, err := r.evidence()
 	if err != nil {
 		return nil, "", err
@@ -261,23 +278,24 @@ func (r *run) judge() (bad []string, summary string, err error) {
 	bad = append(bad, checkWrites(by, r.h.ops, entries)...)
 	bad = append(bad, checkLooks(by, r.h.looks, r.h.ops, log, entries)...)
 	bad = append(bad, checkBan(entries, banned)...)
+	bad = append(bad, checkRoster(entries, r.h.turns)...)
 	logs := map[string]io.Reader{}
-	for _, n := range r.nodes {
-		f, err := os.Open(n.log)
+	for _, n := range append(r.live(), r.gone...) {
+		f, err := os.Open(n.Log)
 		if err != nil {
 			return nil, "", err
 		}
 		defer f.Close()
-		logs[n.name] = f
+		logs[n.Name] = f
 	}
 	terms, two := checkTerms(logs)
 	bad = append(bad, two...)
-	for _, n := range r.nodes {
-		if err := n.died(r.excuses); err != nil {
+	for _, n := range append(r.live(), r.gone...) {
+		if err := n.Died(r.excuses); err != nil {
 			bad = append(bad, err.Error())
 		}
 	}
-	v := linearizable(r.ctx, r.h.ops, r.h.acts, 3*time.Minute)
+	v := linearizable(r.ctx, r.h.ops, r.h.acts, 10*time.Minute)
 	if v.bad != "" {
 		bad = append(bad, fmt.Sprintf("the history of %s %s: see linearizability.html", v.bad, v.why))
 		if err := v.picture(r.path("linearizability.html")); err != nil {
@@ -292,8 +310,8 @@ func (r *run) judge() (bad []string, summary string, err error) {
 	if writes < 20 || reads < 20 || terms == 0 {
 		bad = append(bad, fmt.Sprintf("nothing is shown: %d changes and %d reads were answered, in %d terms", writes, reads, terms))
 	}
-	return bad, fmt.Sprintf("%d calls (%d done, %d refused, %d did not happen, %d of unknown end) on %d keys; %d looks at the log, which has %d entries; %d leaders",
-		len(r.h.ops), count[done], count[refused], count[undone], count[unknown], v.keys, len(r.h.looks), log.Size(), terms), nil
+	return bad, fmt.Sprintf("%d calls (%d done, %d refused, %d did not happen, %d of unknown end) on %d keys; %d looks at the log, which has %d entries; %d leaders; %d changes of the members",
+		len(r.h.ops), count[done], count[refused], count[undone], count[unknown], v.keys, len(r.h.looks), log.Size(), terms, len(r.h.turns)), nil
 }
 
 func (r *run) excuses(at time.Time) bool {

@@ -67,6 +67,13 @@ type act struct {
 	From, To int64
 }
 
+// change is a change of the members that was answered.
+type change struct {
+	Do   string `json:"do"` // add, promote, demote, replace, remove, transfer
+	Name string `json:"name"`
+	At   int64  `json:"at"`
+}
+
 // history is all that was seen of a run. Its methods may be called concurrently.
 type history struct {
 	mu    sync.Mutex
@@ -74,12 +81,24 @@ type history struct {
 	ops   []op
 	looks []look
 	acts  []act
+	turns []change // of the members
 	odd   []string // breaches that were seen while the run went on
 }
 
 func newHistory() *history { return &history{began: time.Now()} }
 
-func (h *history) now() int64 { return time.Since(h.began).Nanoseconds() }
+// begin forgets what was seen before: time begins now.
+func (h *history) begin() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.began, h.looks = time.Now(), nil
+}
+
+func (h *history) now() int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return time.Since(h.began).Nanoseconds()
+}
 
 func (h *history) add(o op) {
 	h.mu.Lock()
@@ -97,6 +116,13 @@ func (h *history) acted(a act) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.acts = append(h.acts, a)
+}
+
+func (h *history) changed(c change) {
+	c.At = h.now()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.turns = append(h.turns, c)
 }
 
 func (h *history) breach(s string) {
@@ -125,7 +151,7 @@ func (h *history) acked(from, to int64) (writes, reads int) {
 func (h *history) save(path string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	b, err := json.MarshalIndent(map[string]any{"ops": h.ops, "looks": h.looks, "acts": h.acts}, "", " ")
+	b, err := json.MarshalIndent(map[string]any{"ops": h.ops, "looks": h.looks, "acts": h.acts, "members": h.turns}, "", " ")
 	if err != nil {
 		return err
 	}

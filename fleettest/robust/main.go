@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command robust runs a control plane of three real nodes, in network namespaces and on disks of their own, breaks them by a
+// Command robust runs a control plane of real nodes, in network namespaces and on disks of their own, breaks them by a
 // schedule that a seed draws, and checks what their clients saw. It needs root, ip, iptables and mkfs.ext4: make robustness.
 package main
 
@@ -34,6 +34,7 @@ type options struct {
 	without      []string
 	only         string
 	workers      int
+	count        int // nodes at the beginning, and at the end
 	think        time.Duration
 	leave        bool
 	scheduleOnly bool
@@ -70,8 +71,9 @@ func main() {
 	flag.DurationVar(&o.duration, "duration", 5*time.Minute, "how long the clients call")
 	flag.StringVar(&o.bin, "bin", "bin", "folder with demarc and demarcd")
 	flag.StringVar(&o.out, "out", "", "folder of the run; BIN/robustness/seed-N where it is empty")
-	flag.StringVar(&without, "without", "", "faults to leave out, by name or by what they need (disk, clock), with commas")
+	flag.StringVar(&without, "without", "", "faults to leave out, by name or by what they need (disk, clock, members), with commas")
 	flag.StringVar(&o.only, "only", "", "these faults alone, by name, with commas")
+	flag.IntVar(&o.count, "nodes", 3, "nodes of the control plane: 3 or 5")
 	flag.IntVar(&o.workers, "workers", 8, "clients")
 	flag.DurationVar(&o.think, "think", 30*time.Millisecond, "mean pause of a client between calls")
 	flag.BoolVar(&o.leave, "keep", false, "leave the folder behind though all went well")
@@ -116,6 +118,9 @@ func suite(ctx context.Context, o options) (err error) {
 	if o.seed == 0 {
 		o.seed = uint64(time.Now().UnixNano()) % 1_000_000
 	}
+	if o.count != 3 && o.count != 5 {
+		return errors.New("-nodes is 3 or 5")
+	}
 	names, err := namesOf(o.without)
 	if err != nil {
 		return err
@@ -129,8 +134,8 @@ func suite(ctx context.Context, o options) (err error) {
 		}
 		names = only
 	}
-	steps := plan(o.seed, o.duration, names)
-	fmt.Printf("seed %d, %s, %d faults of %d kinds (%s)\n", o.seed, o.duration, len(steps), len(names), strings.Join(names, ", "))
+	steps := plan(o.seed, o.duration, o.count, names)
+	fmt.Printf("seed %d, %d nodes, %s, %d faults of %d kinds (%s)\n", o.seed, o.count, o.duration, len(steps), len(names), strings.Join(names, ", "))
 	for _, s := range steps {
 		fmt.Println(s)
 	}
@@ -151,9 +156,9 @@ func suite(ctx context.Context, o options) (err error) {
 	if err := errors.Join(os.RemoveAll(o.out), os.MkdirAll(o.out, 0o700)); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, o.duration+10*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 2*o.duration+20*time.Minute)
 	defer cancel()
-	r := &run{options: o, ctx: ctx, h: newHistory()}
+	r := &run{options: o, ctx: ctx, h: newHistory(), quiet: make(chan struct{})}
 	why, summary, err := r.whole(steps)
 	if err != nil {
 		why = append([]string{err.Error()}, why...)
@@ -182,9 +187,8 @@ func (r *run) whole(steps []step) (why []string, summary string, err error) {
 	if err := r.begin(); err != nil {
 		return nil, "", err
 	}
-	fmt.Printf("three nodes and two appliances are up after %s\n", time.Since(began).Round(time.Second))
-	r.h.began = time.Now()
-	r.h.looks = nil
+	fmt.Printf("%d nodes and two appliances are up after %s\n", r.count, time.Since(began).Round(time.Second))
+	r.h.begin()
 	if err := r.story(steps); err != nil {
 		why = append(why, err.Error())
 	}
@@ -193,7 +197,7 @@ func (r *run) whole(steps []step) (why []string, summary string, err error) {
 		return append(why, err.Error()), "", nil
 	}
 	fmt.Printf("recovered after %s\n", time.Since(began).Round(time.Second))
-	if err := errors.Join(r.lastReads(), r.lasting()); err != nil {
+	if err := errors.Join(r.lastReads(), r.lasting(), r.members(), r.ghost()); err != nil {
 		why = append(why, err.Error())
 	}
 	bad, summary, err := r.judge()

@@ -8,55 +8,23 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
-	"runtime"
-	"strings"
-	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/demarc-dev/demarc/fleettest/process"
 )
 
 // host is one network namespace on the bridge.
-type host struct{ name, ns, addr string }
+type host struct{ name, ns, addr, port string }
 
 // network is a bridge in a namespace of its own, and the hosts on it. They see nobody else.
 type network struct {
 	hub   string
 	hosts map[string]*host
-	order []string
-}
-
-func command(name string, args ...string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	if out, err := exec.CommandContext(ctx, name, args...).CombinedOutput(); err != nil {
-		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out)
-	}
-	return nil
-}
-
-// inside runs f on a thread of a namespace; the thread ends with it. Sockets and processes stay in the namespace that they were made in.
-func inside(ns string, f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread is thrown away
-		fd, err := unix.Open("/run/netns/"+ns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err == nil {
-			err = unix.Setns(fd, unix.CLONE_NEWNET)
-			_ = unix.Close(fd)
-		}
-		if err == nil {
-			err = f()
-		}
-		done <- err
-	}()
-	return <-done
 }
 
 // newNetwork makes the namespaces. The name of a host is also the last part of its namespace's name, and its place gives its address.
 func newNetwork(names ...string) (_ *network, err error) {
 	base := fmt.Sprintf("dmrob%d", os.Getpid())
-	n := &network{hub: base + "-hub", hosts: map[string]*host{}, order: names}
+	n := &network{hub: base + "-hub", hosts: map[string]*host{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.close())
@@ -65,16 +33,15 @@ func newNetwork(names ...string) (_ *network, err error) {
 	steps := [][]string{{"netns", "add", n.hub}, {"-n", n.hub, "link", "set", "lo", "up"},
 		{"-n", n.hub, "link", "add", "br0", "type", "bridge"}, {"-n", n.hub, "link", "set", "br0", "up"}}
 	for i, name := range names {
-		h := &host{name: name, ns: base + "-" + name, addr: fmt.Sprintf("10.78.0.%d", 11+i)}
+		h := &host{name: name, ns: base + "-" + name, addr: fmt.Sprintf("10.78.0.%d", 11+i), port: fmt.Sprintf("p%d", i)}
 		n.hosts[name] = h
-		port := fmt.Sprintf("p%d", i)
 		steps = append(steps, []string{"netns", "add", h.ns}, []string{"-n", h.ns, "link", "set", "lo", "up"},
-			[]string{"link", "add", "eth0", "netns", h.ns, "type", "veth", "peer", "name", port, "netns", n.hub},
-			[]string{"-n", n.hub, "link", "set", port, "master", "br0", "up"},
+			[]string{"link", "add", "eth0", "netns", h.ns, "type", "veth", "peer", "name", h.port, "netns", n.hub},
+			[]string{"-n", n.hub, "link", "set", h.port, "master", "br0", "up"},
 			[]string{"-n", h.ns, "addr", "add", h.addr + "/24", "dev", "eth0"}, []string{"-n", h.ns, "link", "set", "eth0", "up"})
 	}
 	for _, s := range steps {
-		if err := command("ip", s...); err != nil {
+		if err := process.Command("ip", s...); err != nil {
 			return nil, err
 		}
 	}
@@ -84,7 +51,7 @@ func newNetwork(names ...string) (_ *network, err error) {
 // dialFrom dials out of a host.
 func (n *network) dialFrom(name string) dialer {
 	return func(ctx context.Context, network, addr string) (c net.Conn, err error) {
-		err = inside(n.hosts[name].ns, func() error {
+		err = process.Inside(n.hosts[name].ns, func() error {
 			c, err = new(net.Dialer).DialContext(ctx, network, addr)
 			return err
 		})
@@ -94,7 +61,7 @@ func (n *network) dialFrom(name string) dialer {
 
 func (n *network) rule(at string, on bool, args ...string) error {
 	word := map[bool]string{true: "-A", false: "-D"}[on]
-	return command("ip", append([]string{"netns", "exec", n.hosts[at].ns, "iptables", "-w", "10", word, "INPUT"}, args...)...)
+	return process.Command("ip", append([]string{"netns", "exec", n.hosts[at].ns, "iptables", "-w", "10", word, "INPUT"}, args...)...)
 }
 
 // deafen makes a host hear nothing of another: one way.
@@ -115,7 +82,7 @@ func (n *network) close() error {
 	}
 	for _, ns := range spaces {
 		if _, err := os.Stat("/run/netns/" + ns); err == nil {
-			errs = append(errs, command("ip", "netns", "del", ns))
+			errs = append(errs, process.Command("ip", "netns", "del", ns))
 		}
 	}
 	return errors.Join(errs...)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,6 +21,7 @@ import (
 	"connectrpc.com/connect"
 
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/fleettest/process"
 	"github.com/demarc-dev/demarc/identity/identitytest"
 )
 
@@ -33,28 +35,29 @@ const (
 	office   = "office"
 )
 
-// node is one of the control plane, with its disk and its clock.
-type node struct {
-	*process
-	disk   *disk
-	clock  string // the folder that its clock's file is in
-	addr   string
-	faulty bool // run.mu guards it
-}
-
 // run is one run of the suite.
 type run struct {
 	options
 	ctx    context.Context
 	net    *network
-	nodes  []*node
 	others []string // hosts that are no nodes
+	slots  []*host  // hosts of nodes
 	h      *history
+	quiet  chan struct{} // closed when nobody looks any more
+	hushed sync.Once
 	expect []byte
-	apps   []*process
+	apps   []*process.Process
 	server *http.Server
 
+	looking sync.WaitGroup // one for each node that was ever there
+
 	mu      sync.Mutex
+	nodes   []*node // members, and those that are about to be
+	gone    []*node // that were removed
+	free    []*host // of nodes, in the order in which they became free
+	number  int     // of the newest node's name
+	turn    int     // grows with each node that comes or goes
+	running int     // faults
 	leader  string
 	excused [][2]time.Time // when a node may end by itself
 }
@@ -71,69 +74,66 @@ func (r *run) lead() string {
 
 // begin makes the network, the disks and the programs, and waits until all of them work.
 func (r *run) begin() error {
-	names := []string{"cp-1", "cp-2", "cp-3"}
 	r.others = []string{office, kept, banned}
+	var hosts []string
+	for i := range r.count + spare {
+		hosts = append(hosts, fmt.Sprintf("h%d", i+1))
+	}
 	var err error
-	if r.net, err = newNetwork(append(names, r.others...)...); err != nil {
+	if r.net, err = newNetwork(append(slices.Clone(hosts), r.others...)...); err != nil {
 		return err
 	}
+	for _, h := range hosts {
+		r.slots = append(r.slots, r.net.hosts[h])
+	}
+	r.free = slices.Clone(r.slots[r.count:])
 	args := []string{"control-plane", "init", "--dir", r.path("acme"), "--trust-domain", domain, "--operator", operator}
-	for _, n := range names {
-		a := r.net.hosts[n].addr
-		args = append(args, "--node", fmt.Sprintf("%s=%s:7444,%s:7443,127.0.0.1:7480", n, a, a))
+	for i := range r.count {
+		a := r.slots[i].addr
+		args = append(args, "--node", fmt.Sprintf("cp-%d=%s:7444,%s:7443,127.0.0.1:7480", i+1, a, a))
 	}
 	if _, err := r.demarc("", args...); err != nil {
 		return err
 	}
-	for _, n := range names {
-		if err := r.addNode(n); err != nil {
+	if err := r.tellOperator(); err != nil {
+		return err
+	}
+	for r.number = range r.count {
+		n, err := r.newNode(fmt.Sprintf("cp-%d", r.number+1), r.slots[r.number])
+		r.enter(n)
+		if err != nil {
 			return err
 		}
 	}
-	for _, n := range r.nodes {
-		if err := n.start(); err != nil {
+	r.number = r.count
+	for _, n := range r.live() {
+		if err := n.Start(); err != nil {
 			return err
 		}
 	}
-	for _, n := range r.nodes {
-		if err := until(r.ctx, time.Minute, n.name+" answers", func() bool { return r.status(n, 3*time.Second) == nil }); err != nil {
-			return fmt.Errorf("%w: %s", err, n.tail())
+	for _, n := range r.live() {
+		if err := process.Until(r.ctx, patience, n.Name+" answers", func() bool { return r.status(n, 3*time.Second) == nil }); err != nil {
+			return fmt.Errorf("%w: %s", err, n.Tail())
 		}
 	}
 	return r.beginAppliances()
 }
 
-func (r *run) addNode(name string) error {
-	n := &node{addr: r.net.hosts[name].addr, clock: r.path("acme", name)}
-	if r.has("disk") {
-		d, err := newDisk(r.path(name+".img"), r.path("acme", name, "data"))
-		if d != nil {
-			n.disk = d
-		}
-		if err != nil {
-			return err
-		}
-	}
-	n.process = &process{name: name, ns: r.net.hosts[name].ns, log: r.path(name + ".log"),
-		argv: []string{filepath.Join(r.bin, "demarcd"), "run", "-c", r.path("acme", name, "node.yaml"), "--log-level", "debug"}}
-	if r.has("clock") {
-		if err := setClock(n.clock, 0); err != nil {
-			return err
-		}
-		n.argv[0], n.dir = filepath.Join(r.bin, shiftedName), n.clock
-	}
-	r.nodes = append(r.nodes, n)
-	one, err := os.ReadFile(r.path("acme", "operator", "operator.yaml"))
+// tellOperator puts the hosts of nodes that may come into the operator's file.
+func (r *run) tellOperator() error {
+	file := r.path("acme", "operator", "operator.yaml")
+	b, err := os.ReadFile(file)
 	if err != nil {
 		return err
 	}
-	var lines []string // the operator's file with this node alone
-	for _, l := range strings.Split(string(one), "\n") {
-		if !strings.Contains(l, ":7443") || strings.Contains(l, n.addr+":") {
-			lines = append(lines, l)
-		}
+	head, rest, ok := strings.Cut(string(b), "nodes:\n")
+	if !ok {
+		return fmt.Errorf("%s has no list of nodes", file)
 	}
-	return os.WriteFile(r.path("acme", "operator", name+".yaml"), []byte(strings.Join(lines, "\n")), 0o600)
+	for _, h := range r.slots[r.count:] {
+		rest = fmt.Sprintf("    - %s:7443\n", h.addr) + rest
+	}
+	return os.WriteFile(file, []byte(head+"nodes:\n"+rest), 0o600)
 }
 
 // demarc runs the command as a person in the office would, with the operator's file of one node, or of all where it is "".
@@ -147,7 +147,7 @@ func (r *run) demarc(node string, args ...string) (string, error) {
 	c.Env = append(os.Environ(), "DEMARC_CONTEXT="+r.path("acme", "operator", node+".yaml"))
 	var out strings.Builder
 	c.Stdout, c.Stderr = &out, &out
-	err := inside(r.net.hosts[office].ns, c.Start)
+	err := process.Inside(r.net.hosts[office].ns, c.Start)
 	if err == nil {
 		err = c.Wait()
 	}
@@ -161,7 +161,7 @@ func (r *run) demarc(node string, args ...string) (string, error) {
 func (r *run) only(total time.Duration, nodes ...*node) (*vendor, error) {
 	at := map[string]string{}
 	for _, n := range nodes {
-		at[n.name] = net.JoinHostPort(n.addr, "7443")
+		at[n.Name] = n.api()
 	}
 	v, err := newVendor(r.path("acme"), domain, at, r.net.dialFrom(office), total)
 	if err == nil {
@@ -198,18 +198,31 @@ func (r *run) look(v *vendor, wait time.Duration) (look, error) {
 	return l, nil
 }
 
-// watch looks at a node again and again.
-func (r *run) watch(ctx context.Context, n *node) error {
+// watch looks at a node again and again, until it is gone.
+func (r *run) watch(n *node) {
 	v, err := r.only(3*time.Second, n)
 	if err != nil {
-		return err
+		r.h.breach(err.Error())
+		return
 	}
 	defer v.close()
-	for ctx.Err() == nil {
+	for r.ctx.Err() == nil {
+		select {
+		case <-n.left:
+			return
+		case <-r.quiet:
+			return
+		default:
+		}
 		_, _ = r.look(v, 3*time.Second) // a node under a fault need not answer
-		_ = pause(ctx, 300*time.Millisecond)
+		_ = process.Pause(r.ctx, 300*time.Millisecond)
 	}
-	return nil
+}
+
+// hush ends all watching.
+func (r *run) hush() {
+	r.hushed.Do(func() { close(r.quiet) })
+	r.looking.Wait()
 }
 
 func (r *run) beginAppliances() error {
@@ -246,8 +259,8 @@ func (r *run) beginAppliances() error {
 		}
 	}
 	for _, name := range []string{kept, banned} {
-		if err := until(r.ctx, time.Minute, "appliance "+name+" is online", func() bool { return r.online(name) }); err != nil {
-			return fmt.Errorf("%w: %s", err, r.apps[0].tail())
+		if err := process.Until(r.ctx, patience, "appliance "+name+" is online", func() bool { return r.online(name) }); err != nil {
+			return fmt.Errorf("%w: %s", err, r.apps[0].Tail())
 		}
 	}
 	return nil
@@ -278,8 +291,8 @@ func (r *run) beginAppliance(issuer *identitytest.Issuer, name string) error {
 		return err
 	}
 	var at []string
-	for _, n := range r.nodes {
-		at = append(at, fmt.Sprintf("%q", net.JoinHostPort(n.addr, "7443")))
+	for _, h := range r.slots { // those of nodes that may come too
+		at = append(at, fmt.Sprintf("%q", net.JoinHostPort(h.addr, "7443")))
 	}
 	file := filepath.Join(dir, "appliance.yaml")
 	if err := os.WriteFile(file, []byte(fmt.Sprintf(`version: demarc/1
@@ -302,27 +315,29 @@ secrets: {kind: files, dir: secrets}
 `, name, customer, domain, filepath.Join(r.sockets, name), strings.Join(at, ", "), self, r.tokens(), name)), 0o600); err != nil {
 		return err
 	}
-	p := &process{name: name, ns: r.net.hosts[name].ns, log: r.path(name + ".log"), argv: []string{filepath.Join(r.bin, "demarcd"), "run", "-c", file}}
+	p := &process.Process{Name: name, Namespace: r.net.hosts[name].ns, Log: r.path(name + ".log"), Argv: []string{filepath.Join(r.bin, "demarcd"), "run", "-c", file}}
 	r.apps = append(r.apps, p)
-	return p.start()
+	return p.Start()
 }
 
 // close ends all that was started, and leaves the files.
 func (r *run) close() error {
+	r.hush()
 	var errs []error
 	for _, p := range r.apps {
-		errs = append(errs, p.end(syscall.SIGTERM, 15*time.Second))
+		errs = append(errs, p.End(syscall.SIGTERM, time.Minute))
 	}
-	for _, n := range r.nodes {
+	all := append(r.live(), r.gone...)
+	for _, n := range all {
 		if n.disk != nil {
 			errs = append(errs, n.disk.freeze(false))
 		}
-		errs = append(errs, n.end(syscall.SIGTERM, 15*time.Second))
+		errs = append(errs, n.End(syscall.SIGTERM, time.Minute))
 	}
 	if r.server != nil {
 		errs = append(errs, r.server.Close(), os.RemoveAll(r.sockets))
 	}
-	for _, n := range r.nodes {
+	for _, n := range all {
 		if n.disk != nil {
 			errs = append(errs, n.disk.close())
 		}
@@ -336,36 +351,10 @@ func (r *run) close() error {
 // keep puts the data of the nodes beside the rest of a failed run, out of the file systems that are unmounted at its end.
 func (r *run) keep() error {
 	var errs []error
-	for _, n := range r.nodes {
+	for _, n := range r.live() {
 		if n.disk != nil {
-			errs = append(errs, command("cp", "-a", r.path("acme", n.name, "data"), r.path("data-"+n.name)))
+			errs = append(errs, process.Command("cp", "-a", n.dir, r.path("data-"+n.Name)))
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// until looks again and again.
-func until(ctx context.Context, limit time.Duration, what string, is func() bool) error {
-	for end := time.Now().Add(limit); ; {
-		if is() {
-			return nil
-		}
-		if time.Now().After(end) {
-			return fmt.Errorf("not so within %s: %s", limit, what)
-		}
-		if err := pause(ctx, 200*time.Millisecond); err != nil {
-			return err
-		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
 }

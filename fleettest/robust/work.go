@@ -68,14 +68,15 @@ func (k *keys) fresh(count bool) *key {
 type worker struct {
 	id   int
 	r    *rand.Rand
-	v    *vendor
+	crew *crew
+	v    *vendor // of this call
 	h    *history
 	keys *keys
 	seq  int
 }
 
-func newWorker(id int, seed uint64, v *vendor, h *history, k *keys) *worker {
-	return &worker{id: id, r: rand.New(rand.NewPCG(seed, uint64(id)+1)), v: v, h: h, keys: k}
+func newWorker(id int, seed uint64, c *crew, h *history, k *keys) *worker {
+	return &worker{id: id, r: rand.New(rand.NewPCG(seed, uint64(id)+1)), crew: c, h: h, keys: k}
 }
 
 // run calls until ctx ends; what it is in the middle of is waited for.
@@ -126,8 +127,12 @@ func (w *worker) choose(k *key) op {
 
 func (w *worker) once(k *key) {
 	o := w.choose(k)
-	if w.r.IntN(3) == 0 {
-		w.v.at = w.r.IntN(len(w.v.clients)) // followers, and nodes that are cut off, are asked too
+	if err := w.crew.refresh(); err != nil {
+		w.h.breach(err.Error())
+	}
+	w.v = w.crew.v
+	if first := w.r.Uint64(); w.r.IntN(3) == 0 {
+		w.v.at = int(first % uint64(len(w.v.clients))) // followers, and nodes that are cut off, are asked too
 	}
 	o.Call = w.h.now()
 	e := w.call(&o)
