@@ -49,13 +49,13 @@ test-roads: ## real processes in network namespaces, a fault at a time (needs ro
 test-runbooks: ## the runbooks of docs, word for word, against real processes on loopback
 	DEMARC_RUNBOOKS=1 $(GO) test -count=1 -timeout 15m -v ./fleettest/runbooks
 
-robustness: bin ## three real nodes under faults, histories checked (DURATION=5m, SEED= replays; needs root, ip, iptables, mkfs.ext4)
+robustness: bin ## three real nodes (NODES=5) under faults, histories checked (DURATION=5m, SEED= replays; needs root, ip, iptables, mkfs.ext4)
 	$(GO) build -o $(BIN)/robust ./fleettest/robust
-	$(BIN)/robust -bin $(BIN) -duration $(or $(DURATION),5m) -seed $(or $(SEED),0) $(if $(WITHOUT),-without "$(WITHOUT)")
+	$(BIN)/robust -bin $(BIN) -duration $(or $(DURATION),5m) -seed $(or $(SEED),0) -nodes $(or $(NODES),3) $(if $(WITHOUT),-without "$(WITHOUT)")
 
-robustness-short: bin ## 75 s of the same; without disk faults where there are no loop devices
+robustness-short: bin ## 5 minutes of the same, for CI; without disk faults where there are no loop devices
 	$(GO) build -o $(BIN)/robust ./fleettest/robust
-	$(BIN)/robust -bin $(BIN) -duration 75s -seed $(or $(SEED),0) $(if $(wildcard /dev/loop-control),,-without disk)
+	$(BIN)/robust -bin $(BIN) -duration 5m -seed $(or $(SEED),0) $(if $(wildcard /dev/loop-control),,-without disk)
 
 test-disk: ## a full disk on real, small file systems (needs root)
 	DEMARC_DISK=1 unshare -m $(GO) test -count=1 -v -run 'Full' ./raft

@@ -21,6 +21,7 @@ import (
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
 	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/fleettest/caller"
 	"github.com/demarc-dev/demarc/fleettest/process"
 )
 
@@ -35,7 +36,7 @@ func (r *run) story(steps []step) error {
 		if err := c.refresh(); err != nil {
 			return err
 		}
-		c.v.at = i % len(c.v.clients)
+		c.v.At = i % len(c.v.Clients)
 		w := newWorker(i, r.seed, c, r.h, k)
 		calls.Go(func() { defer c.close(); w.run(ctx, r.think) })
 	}
@@ -118,42 +119,42 @@ func (r *run) ban() error {
 	if err != nil {
 		return err
 	}
-	defer v.close()
-	var e ending
+	defer v.Close()
+	var e caller.Ending
 	err = process.Until(r.ctx, patience, "the ban of "+banned+" is answered", func() bool {
-		e = ask(r.ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) error {
+		e = caller.Ask(r.ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) error {
 			_, err := c.BanAppliance(ctx, connect.NewRequest(&controlv1.BanApplianceRequest{RequestId: "ban-of-" + banned, Name: banned, Reason: "half way"}))
 			return err
 		})
-		return e.outcome == done || e.outcome == refused
+		return e.Outcome == done || e.Outcome == refused
 	})
-	if err == nil && e.outcome == done {
+	if err == nil && e.Outcome == done {
 		return nil
 	}
-	return errors.Join(err, fmt.Errorf("the ban of %s: %s: %s", banned, e.outcome, e.detail))
+	return errors.Join(err, fmt.Errorf("the ban of %s: %s: %s", banned, e.Outcome, e.Detail))
 }
 
 // recovered waits until all nodes show the same log, and takes a change through each.
 func (r *run) recovered() error {
-	var all []*vendor
+	var all []*caller.Vendor
 	for _, n := range r.live() {
 		v, err := r.only(10*time.Second, n)
 		if err != nil {
 			return err
 		}
-		defer v.close()
+		defer v.Close()
 		all = append(all, v)
 	}
 	for _, v := range all {
-		var last ending
-		if err := process.Until(r.ctx, patience, "a change goes through "+v.names[0]+" after all faults have ended", func() bool {
-			last = ask(r.ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) error {
-				_, err := c.RegisterCustomer(ctx, connect.NewRequest(&controlv1.RegisterCustomerRequest{RequestId: "after-" + v.names[0], Name: "after-" + v.names[0]}))
+		var last caller.Ending
+		if err := process.Until(r.ctx, patience, "a change goes through "+v.Names[0]+" after all faults have ended", func() bool {
+			last = caller.Ask(r.ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) error {
+				_, err := c.RegisterCustomer(ctx, connect.NewRequest(&controlv1.RegisterCustomerRequest{RequestId: "after-" + v.Names[0], Name: "after-" + v.Names[0]}))
 				return err
 			})
-			return last.outcome == done
+			return last.Outcome == done
 		}); err != nil {
-			return fmt.Errorf("%w: %s", err, last.detail)
+			return fmt.Errorf("%w: %s", err, last.Detail)
 		}
 	}
 	return process.Until(r.ctx, patience, "all nodes show the same log", func() bool {
@@ -182,16 +183,16 @@ func (r *run) lastReads() error {
 		if err != nil {
 			return err
 		}
-		defer v.close()
+		defer v.Close()
 		var all []*controlv1.Appliance
 		from := r.h.now()
-		e := ask(r.ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) error {
+		e := caller.Ask(r.ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) error {
 			res, err := c.ListAppliances(ctx, connect.NewRequest(&controlv1.ListAppliancesRequest{}))
 			all = res.Msg.GetAppliances()
 			return err
 		})
-		if e.outcome != done {
-			return fmt.Errorf("node %s does not list the appliances at the end: %s", n.Name, e.detail)
+		if e.Outcome != done {
+			return fmt.Errorf("node %s does not list the appliances at the end: %s", n.Name, e.Detail)
 		}
 		to := r.h.now()
 		by := map[string][]*controlv1.Appliance{}

@@ -7,6 +7,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/demarc-dev/demarc/fleettest/caller"
 )
 
 // What a client did.
@@ -20,12 +22,12 @@ const (
 	opGet    = "get"    // reads the count of a probe
 )
 
-// How it ended, as the client knows it.
+// How it ended: see [caller.Done] and the others.
 const (
-	done    = "done"    // it happened
-	refused = "refused" // the book answered with a fault, which is on record
-	undone  = "undone"  // no node took it: it did not happen
-	unknown = "unknown" // it may happen yet
+	done    = caller.Done
+	refused = caller.Refused
+	undone  = caller.Undone
+	unknown = caller.Unknown
 )
 
 // op is one call of a client: all tries with one request id together.

@@ -301,7 +301,7 @@ func (r *run) ghost() error {
 			if l, err := r.look(v, 2*time.Second); err == nil {
 				served = fmt.Errorf("node %s was removed, and showed a log of %d entries", n.Name, l.Size)
 			}
-			v.close()
+			v.Close()
 		}
 		select {
 		case <-n.Ended():

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 
+	"github.com/demarc-dev/demarc/fleettest/caller"
 	"github.com/demarc-dev/demarc/fleettest/process"
 )
 
@@ -49,7 +50,7 @@ func newNetwork(names ...string) (_ *network, err error) {
 }
 
 // dialFrom dials out of a host.
-func (n *network) dialFrom(name string) dialer {
+func (n *network) dialFrom(name string) caller.Dialer {
 	return func(ctx context.Context, network, addr string) (c net.Conn, err error) {
 		err = process.Inside(n.hosts[name].ns, func() error {
 			c, err = new(net.Dialer).DialContext(ctx, network, addr)

@@ -21,6 +21,7 @@ import (
 	"connectrpc.com/connect"
 
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/fleettest/caller"
 	"github.com/demarc-dev/demarc/fleettest/process"
 	"github.com/demarc-dev/demarc/identity/identitytest"
 )
@@ -158,16 +159,12 @@ func (r *run) demarc(node string, args ...string) (string, error) {
 }
 
 // only speaks to these nodes, from the office.
-func (r *run) only(total time.Duration, nodes ...*node) (*vendor, error) {
+func (r *run) only(total time.Duration, nodes ...*node) (*caller.Vendor, error) {
 	at := map[string]string{}
 	for _, n := range nodes {
 		at[n.Name] = n.api()
 	}
-	v, err := newVendor(r.path("acme"), domain, at, r.net.dialFrom(office), total)
-	if err == nil {
-		v.expect = r.expect
-	}
-	return v, err
+	return caller.New(r.path("acme"), domain, at, r.net.dialFrom(office), total)
 }
 
 // status asks one node once.
@@ -176,17 +173,17 @@ func (r *run) status(n *node, wait time.Duration) error {
 	if err != nil {
 		return err
 	}
-	defer v.close()
+	defer v.Close()
 	_, err = r.look(v, wait)
 	return err
 }
 
 // look asks the one node of v for its view of the log, and keeps it.
-func (r *run) look(v *vendor, wait time.Duration) (look, error) {
+func (r *run) look(v *caller.Vendor, wait time.Duration) (look, error) {
 	ctx, cancel := context.WithTimeout(r.ctx, wait)
 	defer cancel()
-	l := look{Node: v.names[0], Call: r.h.now()}
-	res, err := v.clients[0].Status(ctx, connect.NewRequest(&controlv1.StatusRequest{}))
+	l := look{Node: v.Names[0], Call: r.h.now()}
+	res, err := v.Clients[0].Status(ctx, connect.NewRequest(&controlv1.StatusRequest{}))
 	if err != nil {
 		return l, err
 	}
@@ -205,7 +202,7 @@ func (r *run) watch(n *node) {
 		r.h.breach(err.Error())
 		return
 	}
-	defer v.close()
+	defer v.Close()
 	for r.ctx.Err() == nil {
 		select {
 		case <-n.left:

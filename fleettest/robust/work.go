@@ -15,6 +15,7 @@ import (
 
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/fleettest/caller"
 )
 
 // A key is given up for a new one after so many calls, or so many of unknown end: each of those doubles the checker's work.
@@ -69,7 +70,7 @@ type worker struct {
 	id   int
 	r    *rand.Rand
 	crew *crew
-	v    *vendor // of this call
+	v    *caller.Vendor // of this call
 	h    *history
 	keys *keys
 	seq  int
@@ -132,12 +133,12 @@ func (w *worker) once(k *key) {
 	}
 	w.v = w.crew.v
 	if first := w.r.Uint64(); w.r.IntN(3) == 0 {
-		w.v.at = int(first % uint64(len(w.v.clients))) // followers, and nodes that are cut off, are asked too
+		w.v.At = int(first % uint64(len(w.v.Clients))) // followers, and nodes that are cut off, are asked too
 	}
 	o.Call = w.h.now()
 	e := w.call(&o)
 	o.Return = w.h.now()
-	o.Outcome, o.Fault, o.Detail, o.Tries, o.Node = e.outcome, e.fault, e.detail, e.tries, e.node
+	o.Outcome, o.Fault, o.Detail, o.Tries, o.Node = e.Outcome, e.Fault, e.Detail, e.Tries, e.Node
 	if o.Kind == opFound || o.Kind == opEnlist {
 		if o.Outcome == done || o.Outcome == refused {
 			k.founded.Store(true)
@@ -155,11 +156,11 @@ func applianceOf(key string, n int) string { return fmt.Sprintf("%s-%d", key, n)
 const counters = "counters"
 
 // call does it, with what the node answers in o.
-func (w *worker) call(o *op) ending {
+func (w *worker) call(o *op) caller.Ending {
 	ctx := context.Background()
 	switch o.Kind {
 	case opFound:
-		return ask(ctx, w.v, func(ctx context.Context, c controlv1connect.ControlClient) error {
+		return caller.Ask(ctx, w.v, func(ctx context.Context, c controlv1connect.ControlClient) error {
 			_, err := c.RegisterCustomer(ctx, connect.NewRequest(&controlv1.RegisterCustomerRequest{RequestId: o.Request, Name: o.Key}))
 			return err
 		})
@@ -168,17 +169,17 @@ func (w *worker) call(o *op) ending {
 		if o.Kind == opEnlist {
 			name, customer = o.Key, counters
 		}
-		return ask(ctx, w.v, func(ctx context.Context, c controlv1connect.ControlClient) error {
-			_, err := c.RegisterAppliance(ctx, connect.NewRequest(&controlv1.RegisterApplianceRequest{RequestId: o.Request, Name: name, Customer: customer, Expect: w.v.expect}))
+		return caller.Ask(ctx, w.v, func(ctx context.Context, c controlv1connect.ControlClient) error {
+			_, err := c.RegisterAppliance(ctx, connect.NewRequest(&controlv1.RegisterApplianceRequest{RequestId: o.Request, Name: name, Customer: customer, Expect: w.crew.run.expect}))
 			return err
 		})
 	case opBan:
-		return ask(ctx, w.v, func(ctx context.Context, c controlv1connect.ControlClient) error {
+		return caller.Ask(ctx, w.v, func(ctx context.Context, c controlv1connect.ControlClient) error {
 			_, err := c.BanAppliance(ctx, connect.NewRequest(&controlv1.BanApplianceRequest{RequestId: o.Request, Name: applianceOf(o.Key, o.Name), Reason: o.Value}))
 			return err
 		})
 	case opList:
-		return ask(ctx, w.v, func(ctx context.Context, c controlv1connect.ControlClient) error {
+		return caller.Ask(ctx, w.v, func(ctx context.Context, c controlv1connect.ControlClient) error {
 			res, err := c.ListAppliances(ctx, connect.NewRequest(&controlv1.ListAppliancesRequest{Customer: o.Key}))
 			if err == nil {
 				o.Group = groupOf(o.Key, res.Msg.GetAppliances())
@@ -186,12 +187,12 @@ func (w *worker) call(o *op) ending {
 			return err
 		})
 	case opAsk:
-		return ask(ctx, w.v, func(ctx context.Context, c controlv1connect.ControlClient) error {
+		return caller.Ask(ctx, w.v, func(ctx context.Context, c controlv1connect.ControlClient) error {
 			_, err := c.Probe(ctx, connect.NewRequest(&controlv1.ProbeRequest{RequestId: o.Request, Appliance: o.Key, Id: o.Value, Count: uint32(o.Add)}))
 			return err
 		})
 	}
-	return ask(ctx, w.v, func(ctx context.Context, c controlv1connect.ControlClient) error {
+	return caller.Ask(ctx, w.v, func(ctx context.Context, c controlv1connect.ControlClient) error {
 		res, err := c.GetProbe(ctx, connect.NewRequest(&controlv1.GetProbeRequest{Appliance: o.Key, Id: o.Value}))
 		if err == nil {
 			o.Sent = res.Msg.GetSent()
