@@ -6,14 +6,9 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -23,7 +18,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/demarc-dev/demarc/identity/identitytest"
+	"github.com/demarc-dev/demarc/fleettest/platform"
 )
 
 // options are what the command line says.
@@ -48,13 +43,7 @@ func (o options) has(needs string) bool { return !slices.Contains(o.without, nee
 const shiftedName = "demarcd-clock"
 
 func main() {
-	if len(os.Args) == 5 && os.Args[1] == "token" {
-		if err := printToken(os.Args[2], os.Args[3], os.Args[4]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
+	platform.Command()
 	if len(os.Args) > 3 && os.Args[1] == linkWord {
 		var exit *exec.ExitError
 		if err := linkWith(os.Args[2], os.Args[3:]); errors.As(err, &exit) {
@@ -202,25 +191,4 @@ func (r *run) whole(steps []step) (why []string, summary string, err error) {
 	}
 	bad, summary, err := r.judge()
 	return append(why, bad...), summary, err
-}
-
-func expectOf(issuer *identitytest.Issuer, account string) ([]byte, error) {
-	return json.Marshal(issuer.Expect(space, account))
-}
-
-// printToken is the appliances' token command: this program, run as "token SOCKET ACCOUNT AUDIENCE".
-func printToken(socket, account, audience string) error {
-	c := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", socket)
-	}}}
-	res, err := c.Get("http://platform/?" + url.Values{"account": {account}, "audience": {audience}}.Encode())
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	if res.StatusCode != http.StatusOK {
-		return errors.New(res.Status)
-	}
-	_, err = io.Copy(os.Stdout, io.LimitReader(res.Body, 64<<10))
-	return err
 }

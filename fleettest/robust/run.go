@@ -6,9 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,15 +19,14 @@ import (
 
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/fleettest/caller"
+	"github.com/demarc-dev/demarc/fleettest/platform"
 	"github.com/demarc-dev/demarc/fleettest/process"
-	"github.com/demarc-dev/demarc/identity/identitytest"
 )
 
 const (
 	domain   = "acme.example"
 	operator = "ann"
 	customer = "globex"
-	space    = "demarc"
 	kept     = "eu-1" // an appliance that stays
 	banned   = "eu-2" // and one that is banned half way
 	office   = "office"
@@ -39,16 +35,16 @@ const (
 // run is one run of the suite.
 type run struct {
 	options
-	ctx    context.Context
-	net    *network
-	others []string // hosts that are no nodes
-	slots  []*host  // hosts of nodes
-	h      *history
-	quiet  chan struct{} // closed when nobody looks any more
-	hushed sync.Once
-	expect []byte
-	apps   []*process.Process
-	server *http.Server
+	ctx      context.Context
+	net      *network
+	others   []string // hosts that are no nodes
+	slots    []*host  // hosts of nodes
+	h        *history
+	quiet    chan struct{} // closed when nobody looks any more
+	hushed   sync.Once
+	expect   []byte
+	apps     []*process.Process
+	platform *platform.Platform
 
 	looking sync.WaitGroup // one for each node that was ever there
 
@@ -223,35 +219,21 @@ func (r *run) hush() {
 }
 
 func (r *run) beginAppliances() error {
-	issuer, err := identitytest.NewIssuer("https://cluster.globex.example")
-	if err != nil {
-		return err
-	}
 	short, err := os.MkdirTemp("", "dmrob") // a socket's path has 107 bytes
 	if err != nil {
 		return err
 	}
 	r.sockets = short
-	l, err := net.Listen("unix", r.tokens())
-	if err != nil {
+	if r.platform, err = platform.Serve(filepath.Join(short, "tokens")); err != nil {
 		return err
 	}
-	r.server = &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-		t, err := issuer.Token(space, q.URL.Query().Get("account"), q.URL.Query().Get("audience"), time.Now())
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		_, _ = io.WriteString(w, t)
-	})}
-	go func() { _ = r.server.Serve(l) }()
 	for _, c := range []string{customer, counters} {
 		if _, err := r.demarc("", "customer", "add", c); err != nil {
 			return err
 		}
 	}
 	for _, name := range []string{kept, banned} {
-		if err := r.beginAppliance(issuer, name); err != nil {
+		if err := r.beginAppliance(name); err != nil {
 			return err
 		}
 	}
@@ -263,20 +245,18 @@ func (r *run) beginAppliances() error {
 	return nil
 }
 
-func (r *run) tokens() string { return filepath.Join(r.sockets, "tokens") }
-
 func (r *run) online(name string) bool {
 	out, err := r.demarc("", "appliance", "show", name, "--output", "json", "--timeout", "5s")
 	return err == nil && strings.Contains(strings.ReplaceAll(out, " ", ""), `"online":true`)
 }
 
-func (r *run) beginAppliance(issuer *identitytest.Issuer, name string) error {
-	expect, err := expectOf(issuer, name)
+func (r *run) beginAppliance(name string) error {
+	expect, err := r.platform.Expect(name)
 	if err != nil {
 		return err
 	}
 	r.expect = expect
-	self, err := os.Executable()
+	proof, err := r.platform.Proof(name)
 	if err != nil {
 		return err
 	}
@@ -289,7 +269,7 @@ func (r *run) beginAppliance(issuer *identitytest.Issuer, name string) error {
 	}
 	var at []string
 	for _, h := range r.slots { // those of nodes that may come too
-		at = append(at, fmt.Sprintf("%q", net.JoinHostPort(h.addr, "7443")))
+		at = append(at, fmt.Sprintf("%q", h.addr+":7443"))
 	}
 	file := filepath.Join(dir, "appliance.yaml")
 	if err := os.WriteFile(file, []byte(fmt.Sprintf(`version: demarc/1
@@ -305,11 +285,8 @@ control_plane:
   release_keys: [../acme/operator/signing.pub]
 transports:
   - kind: https
-proof:
-  kind: kubernetes
-  token_command: [%q, token, %q, %q]
-secrets: {kind: files, dir: secrets}
-`, name, customer, domain, filepath.Join(r.sockets, name), strings.Join(at, ", "), self, r.tokens(), name)), 0o600); err != nil {
+%ssecrets: {kind: files, dir: secrets}
+`, name, customer, domain, filepath.Join(r.sockets, name), strings.Join(at, ", "), proof)), 0o600); err != nil {
 		return err
 	}
 	p := &process.Process{Name: name, Namespace: r.net.hosts[name].ns, Log: r.path(name + ".log"), Argv: []string{filepath.Join(r.bin, "demarcd"), "run", "-c", file}}
@@ -331,8 +308,11 @@ func (r *run) close() error {
 		}
 		errs = append(errs, n.End(syscall.SIGTERM, time.Minute))
 	}
-	if r.server != nil {
-		errs = append(errs, r.server.Close(), os.RemoveAll(r.sockets))
+	if r.platform != nil {
+		errs = append(errs, r.platform.Close())
+	}
+	if r.sockets != "" {
+		errs = append(errs, os.RemoveAll(r.sockets))
 	}
 	for _, n := range all {
 		if n.disk != nil {
