@@ -13,12 +13,15 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/seal"
 )
 
@@ -209,19 +212,46 @@ func TestStrictJSON(t *testing.T) {
 	}
 }
 
+// shaped has a field of each sort that documents have.
+type shaped struct {
+	A  string            `json:"a"`
+	N  int64             `json:"n,omitempty"`
+	F  float64           `json:"f,omitempty"`
+	B  []byte            `json:"b,omitempty"`
+	T  time.Time         `json:"t"`
+	P  *shaped           `json:"p,omitempty"`
+	L  []shaped          `json:"l,omitempty"`
+	M  map[string]string `json:"m,omitempty"`
+	R  json.RawMessage   `json:"r,omitempty"`
+	D  fleet.Digest      `json:"d,omitempty"`
+	OK bool
+}
+
+// same reads a document as StrictJSON does and in the two slow passes: both accept it or none does, and with the same value.
+func same(t *testing.T, b []byte, fast, slow any) {
+	t.Helper()
+	err, want := seal.StrictJSON(b, fast), seal.Placed(b, slow)
+	if (err == nil) != (want == nil) || err != nil && fault.Text(err) != fault.Text(want) {
+		t.Fatalf("%q: in one pass %v, in two %v", b, err, want)
+	}
+	if err == nil && !reflect.DeepEqual(fast, slow) {
+		t.Fatalf("%q: in one pass %+v, in two %+v", b, fast, slow)
+	}
+	if err != nil && !errors.Is(err, fault.Invalid) {
+		t.Fatalf("kind %q", fault.Of(err))
+	}
+}
+
 func FuzzStrictJSON(f *testing.F) {
-	for _, s := range []string{`{"a":[1,{"b":null}],"c":{"d":"e"}}`, `{"a":1,"a":2}`, `[]`, `"x" y`, `{"a":{"a":{}},"b":[[]]}`} {
+	for _, s := range []string{`{"a":"x","n":1,"f":1e3,"b":"AQI=","t":"2026-01-02T15:04:05Z","p":{"a":"y"},"l":[{"a":null},{}],"m":{"k":"v"},"r":{"x": [1]},"d":"sha256:00","ok":true,"OK":false}`,
+		`{"A":"x"}`, `{"A":"x","a":"y"}`, `{"n":1.0}`, `{"n":9223372036854775808}`, `{"b":"A"}`, `{"b":[1,2]}`, `{"b":null,"m":null,"r":null,"p":null}`, `{"t":"x"}`, `{"p":{"p":{"p":1}}}`,
+		`{"a":"\ud800"}`, `{"l":{}}`, `{"m":{"a":"1","a":"2"}}`, `{"f":1e999}`, `null`, `{"r":{"a":1,"a":2}}`, `{"a":[1,{"b":null}],"c":{"d":"e"}}`, `{"a":1,"a":2}`, `[]`, `"x" y`, `{"a":{"a":{}},"b":[[]]}`} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		var strict, loose any
-		err := seal.StrictJSON(b, &strict)
-		if err == nil && json.Unmarshal(b, &loose) != nil {
-			t.Fatalf("strict accepts what encoding/json refuses: %q", b)
-		}
-		if err != nil && !errors.Is(err, fault.Invalid) {
-			t.Fatalf("kind %q", fault.Of(err))
-		}
+		same(t, b, new(any), new(any))
+		same(t, b, new(shaped), new(shaped))
+		same(t, b, &shaped{A: "was", P: &shaped{N: 7}}, &shaped{A: "was", P: &shaped{N: 7}})
 	})
 }
 

@@ -8,8 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"strings"
 	"unicode/utf8"
+
+	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	jsonv1 "github.com/go-json-experiment/json/v1"
 
 	"github.com/demarc-dev/demarc/fault"
 )
@@ -18,7 +23,36 @@ const maxDepth = 64 // nesting of a JSON document
 
 // StrictJSON reads exactly one JSON value into v. Unknown fields, a key that is given twice in one object, trailing
 // data, text that is not UTF-8 and nesting beyond 64 are refused, with line and column. The caller bounds the size.
+//
+// What is right is read once; what is not is read again, by slower code that decides alone and knows the place.
 func StrictJSON(b []byte, v any) error {
+	if plain(b, v) {
+		return nil
+	}
+	return placed(b, v)
+}
+
+// onePass has the second version of encoding/json read as the first does, and refuse what [StrictJSON] refuses.
+var onePass = jsonv2.JoinOptions(jsonv1.DefaultOptionsV1(), jsonv2.RejectUnknownMembers(true),
+	jsontext.AllowDuplicateNames(false), jsontext.AllowInvalidUTF8(false))
+
+// plain reads a document that is not deep, and leaves v as it was where it can't.
+func plain(b []byte, v any) bool {
+	p := reflect.ValueOf(v)
+	if p.Kind() != reflect.Pointer || p.IsNil() || bytes.Count(b, []byte("{"))+bytes.Count(b, []byte("[")) > maxDepth {
+		return false
+	}
+	was := reflect.New(p.Type().Elem()).Elem()
+	was.Set(p.Elem())
+	if jsonv2.Unmarshal(b, v, onePass) == nil {
+		return true
+	}
+	p.Elem().Set(was)
+	return false
+}
+
+// placed reads in two passes, and says where a document is wrong.
+func placed(b []byte, v any) error {
 	const op = "seal.StrictJSON"
 	if !utf8.Valid(b) {
 		return fault.New(op, fault.Invalid, "the text is not UTF-8")
