@@ -13,6 +13,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
@@ -324,6 +325,42 @@ func TestCosign(t *testing.T) {
 	if _, err := audit.Cosign(b, "w", key(2), time.Unix(-1, 0)); !errors.Is(err, fault.Invalid) {
 		t.Errorf("before 1970: %v", err)
 	}
+}
+
+// A leaf is spelled as encoding/json spells it, byte for byte: roots of older builds depend on it.
+func FuzzLeaf(f *testing.F) {
+	f.Add("grant.add/1", "no\ngrant \xff <&> \u2028", []byte(`{"n": 1.0, "s":"<&>\u2028\ud800", "a":[ 1,2 ], "a":1E+2, "\u00e9":"\\u00E9"}`))
+	f.Add("", "", []byte(` null `))
+	f.Add("a/1", "x", []byte("{\"a\":\"\xff\"}"))
+	f.Add("a/1", "x", []byte(`{"`))
+	f.Fuzz(func(t *testing.T, kind, detail string, body []byte) {
+		e := audit.Entry{At: t0, By: fleet.Local, Request: "r", Kind: kind, Fault: fault.Denied, Detail: detail, Body: body}
+		clean := func(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+		w := struct {
+			V          string          `json:"v"`
+			At         string          `json:"at"`
+			By         string          `json:"by,omitempty"`
+			Request    string          `json:"request,omitempty"`
+			Kind       string          `json:"kind"`
+			BodyDigest fleet.Digest    `json:"body_digest,omitempty"`
+			Body       json.RawMessage `json:"body,omitempty"`
+			Fault      string          `json:"fault,omitempty"`
+			Detail     string          `json:"detail,omitempty"`
+		}{V: "demarc-entry/1", At: t0.Format(time.RFC3339Nano), By: string(fleet.Local), Request: "r", Kind: clean(kind), Fault: "denied", Detail: clean(detail)}
+		if len(body) > 0 {
+			w.BodyDigest = fleet.DigestOf(body)
+			if b, err := json.Marshal(json.RawMessage(body)); err == nil && utf8.Valid(b) {
+				w.Body, w.BodyDigest = b, fleet.DigestOf(b)
+			}
+		}
+		want, err := json.Marshal(w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := e.Leaf(); !bytes.Equal(got, want) {
+			t.Fatalf("leaf %s\nwant %s", got, want)
+		}
+	})
 }
 
 func FuzzParseEntry(f *testing.F) {

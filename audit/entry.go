@@ -82,12 +82,13 @@ func (e Entry) Leaf() []byte {
 	w := wire{V: entryVersion, At: e.At.UTC().Format(time.RFC3339Nano), By: text(e.By), Request: text(e.Request), Kind: text(e.Kind),
 		BodyDigest: text(e.BodyDigest), Fault: text(e.Fault), Detail: text(e.Detail)}
 	if len(e.Body) > 0 {
-		w.BodyDigest = fleet.DigestOf(e.Body)
-		if body, err := json.Marshal(e.Body); err == nil && utf8.Valid(body) {
+		if body, err := seal.JSON(e.Body); err == nil && utf8.Valid(body) {
 			w.Body, w.BodyDigest = body, fleet.DigestOf(body)
+		} else {
+			w.BodyDigest = fleet.DigestOf(e.Body)
 		}
 	}
-	b, err := json.Marshal(w)
+	b, err := seal.JSON(w)
 	if err != nil { // strings and valid JSON always have a JSON form
 		return nil
 	}

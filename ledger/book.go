@@ -85,7 +85,7 @@ func Learn[C Change[S, R], S, R any]() Learned[S] {
 		if err != nil {
 			return nil, private, err
 		}
-		b, err := json.Marshal(r)
+		b, err := seal.JSON(r)
 		if err != nil {
 			return nil, private, malformed{err}
 		}
@@ -133,6 +133,7 @@ type Book[S any] struct {
 	kinds   map[string]Learned[S]
 	limit   limit
 	now     atomic.Pointer[page[S]]
+	ahead   ahead[S]
 	mu      sync.Mutex // guards changed
 	changed chan struct{}
 }
@@ -147,7 +148,8 @@ func NewBook[S any](first S, learned ...Learned[S]) *Book[S] {
 		}
 		b.kinds[l.kind] = l
 	}
-	b.now.Store(&page[S]{state: first, seen: immutable.NewMap[string, remembered](nil), old: immutable.NewList[string]()})
+	p := &page[S]{state: first, seen: immutable.NewMap[string, remembered](nil), old: immutable.NewList[string]()}
+	b.publish(p, p)
 	return b
 }
 
@@ -180,39 +182,6 @@ func (b *Book[S]) Changed() <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.changed
-}
-
-func (b *Book[S]) publish(p *page[S]) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.now.Store(p)
-	close(b.changed)
-	b.changed = make(chan struct{})
-}
-
-// Rehearse applies a proposal to a copy of the present page and throws the copy away. It fails only where Apply would
-// stop the book: the proposal is malformed, its kind is not known, or the change panics; and with [fault.Busy] where more
-// answers would have to be remembered than the book may hold. A change that would be refused passes: its refusal belongs
-// on record.
-func (b *Book[S]) Rehearse(data []byte) error {
-	now := b.now.Load()
-	next, _, err := b.try(now, now.index, data)
-	if err != nil {
-		return err
-	}
-	return b.limit.allows(now.log.Size(), next.log.Size(), next.old.Len(), next.held)
-}
-
-// Apply makes the next page from one proposal and publishes it. The answer goes to whoever proposed. An error means
-// that the book can't go on: the node must stop. The caller gives each position of the log once, in order; several
-// proposals may share an index.
-func (b *Book[S]) Apply(index uint64, data []byte) ([]byte, error) {
-	p, ans, err := b.try(b.now.Load(), index, data)
-	if err != nil {
-		return nil, fault.At("ledger.Apply", fault.Internal, err)
-	}
-	b.publish(p)
-	return ans, nil
 }
 
 // try makes the page that follows p.
@@ -254,9 +223,10 @@ func (b *Book[S]) try(p *page[S], index uint64, data []byte) (next *page[S], ans
 	if err != nil {
 		return nil, nil, err
 	}
-	entry := audit.Entry{At: in.Meta.At, By: in.Meta.By, Request: in.Meta.Request, Kind: in.Kind,
-		BodyDigest: fleet.DigestOf(in.Body), Fault: out.Fault, Detail: out.Detail}
-	if !private {
+	entry := audit.Entry{At: in.Meta.At, By: in.Meta.By, Request: in.Meta.Request, Kind: in.Kind, Fault: out.Fault, Detail: out.Detail}
+	if private {
+		entry.BodyDigest = fleet.DigestOf(in.Body)
+	} else {
 		entry.Body = in.Body
 	}
 	n.log = n.log.Append(entry)
@@ -304,7 +274,7 @@ func (n *page[S]) remember(r remembered) {
 }
 
 func encode(a answer) []byte {
-	b, err := json.Marshal(a)
+	b, err := seal.JSON(a)
 	if err != nil { // two strings and JSON that was made before
 		return []byte(`{"fault":"internal","detail":"the answer has no JSON form"}`)
 	}

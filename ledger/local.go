@@ -118,7 +118,7 @@ func OpenLocal[S any](file File, book *Book[S]) (*Local[S], Recovered, error) {
 	if _, err := file.Seek(end, io.SeekStart); err != nil {
 		return nil, rec, fault.At(op, fault.Unavailable, err)
 	}
-	book.publish(l.tail)
+	book.publish(l.tail, l.tail)
 	return l, rec, nil
 }
 
@@ -296,7 +296,7 @@ func (l *Local[S]) flush(mine uint64) error {
 		return fault.Because(err, op, fault.Unsure, "the book's file failed while this change was being written: restart, and propose it again with the same request id")
 	}
 	l.done = made
-	l.book.publish(tail)
+	l.book.publish(tail, tail)
 	return nil
 }
 

@@ -181,7 +181,7 @@ func (b *Book[S]) Restore(r io.Reader) error {
 	if root := p.log.Root(); hex.EncodeToString(root[:]) != h.Root {
 		return fault.New(op, fault.Invalid, "the audit log's root is not that of the header")
 	}
-	b.publish(p)
+	b.publish(p, p)
 	return nil
 }
 

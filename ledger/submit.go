@@ -19,11 +19,11 @@ type Proposer interface {
 // Encode spells a proposal.
 func Encode[S, R any](m Meta, c Change[S, R]) ([]byte, error) {
 	const op = "ledger.Encode"
-	body, err := json.Marshal(c)
+	body, err := seal.JSON(c)
 	if err != nil {
 		return nil, fault.At(op, fault.Internal, err)
 	}
-	data, err := json.Marshal(proposal{c.Kind(), m, body})
+	data, err := seal.JSON(proposal{c.Kind(), m, body})
 	if err != nil {
 		return nil, fault.At(op, fault.Internal, err)
 	}

@@ -170,31 +170,11 @@ func (n *Node) pack() {
 
 // write rehearses a pack, puts it into the log as one entry, and answers each proposal.
 func (n *Node) write(batch []*waiting) {
-	proposals := make([][]byte, 0, len(batch))
-	kept := batch[:0]
-	for _, w := range batch {
-		if !n.leads() {
-			w.answer <- result{err: errNotLeader}
-			continue
-		}
-		if err := n.cfg.Machine.Rehearse(w.data); err != nil {
-			w.answer <- result{err: refusal(err)}
-			continue
-		}
-		kept, proposals = append(kept, w), append(proposals, w.data)
-	}
+	kept, entry := n.begin(batch)
 	if len(kept) == 0 {
 		return
 	}
-	entry := encodePack(proposals)
-	if err := n.room(len(entry)); err != nil {
-		for _, w := range kept {
-			w.answer <- result{err: err}
-		}
-		return
-	}
-	n.meters.packs.Observe(float64(len(kept)))
-	out, err := n.apply(entry)
+	out, err := n.applied(entry)
 	for i, w := range kept {
 		switch {
 		case err != nil:
@@ -209,15 +189,46 @@ func (n *Node) write(batch []*waiting) {
 	}
 }
 
-// apply puts one entry into the log and gives the machine's answers. Only the errors that the library gives before it
+// begin rehearses a pack and gives what is kept of it to the library. One pack at a time: so entries come into the log in
+// the order in which they were rehearsed, and the machine can take its rehearsals over.
+func (n *Node) begin(batch []*waiting) (kept []*waiting, entry hraft.ApplyFuture) {
+	n.order.Lock()
+	defer n.order.Unlock()
+	proposals := make([][]byte, 0, len(batch))
+	kept = batch[:0]
+	for _, w := range batch {
+		if !n.leads() {
+			w.answer <- result{err: errNotLeader}
+			continue
+		}
+		if err := n.cfg.Machine.Rehearse(w.data); err != nil {
+			w.answer <- result{err: refusal(err)}
+			continue
+		}
+		kept, proposals = append(kept, w), append(proposals, w.data)
+	}
+	if len(kept) == 0 {
+		return nil, nil
+	}
+	pack := encodePack(proposals)
+	if err := n.room(len(pack)); err != nil {
+		for _, w := range kept {
+			w.answer <- result{err: err}
+		}
+		return nil, nil
+	}
+	n.meters.packs.Observe(float64(len(kept)))
+	return kept, n.raft.Apply(pack, applyWait)
+}
+
+// applied waits for one entry and gives the machine's answers. Only the errors that the library gives before it
 // writes mean that nothing was written.
-func (n *Node) apply(entry []byte) ([]result, error) {
+func (n *Node) applied(entry hraft.ApplyFuture) ([]result, error) {
 	const op = "raft.write"
-	f := n.raft.Apply(entry, applyWait)
-	err := f.Error()
+	err := entry.Error()
 	switch {
 	case err == nil:
-		out, _ := f.Response().([]result)
+		out, _ := entry.Response().([]result)
 		return out, nil
 	case errors.Is(err, hraft.ErrNotLeader), errors.Is(err, hraft.ErrLeadershipTransferInProgress):
 		return nil, fault.Because(err, op, fault.NotLeader, "this node does not lead")

@@ -101,6 +101,7 @@ type Member struct {
 type Machine interface {
 	// Rehearse fails where Apply would stop the machine. With [fault.Unavailable] it keeps out what can't be taken soon, with
 	// [fault.Busy] what may be taken in a moment, and with [fault.NotLeader] what this node can't judge yet: that is tried again.
+	// It is called in the order in which proposals are put into the log, as long as this node leads.
 	Rehearse(data []byte) error
 	// Apply is pure. An error means that this node must stop. Proposals of one entry share its index.
 	Apply(index uint64, data []byte) ([]byte, error)
@@ -151,6 +152,7 @@ type Node struct {
 	store   *watched
 	disk    *disk
 	queue   *queue
+	order   sync.Mutex // of packs, from their rehearsal until the library has them
 	rounds  *rounds
 	forward *forwarder
 	members *members

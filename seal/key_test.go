@@ -21,7 +21,6 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/demarc-dev/demarc/fault"
-	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/seal"
 )
 
@@ -212,6 +211,17 @@ func TestStrictJSON(t *testing.T) {
 	}
 }
 
+// digest reads itself, and says in a fault of its own what is wrong.
+type digest string
+
+func (d *digest) UnmarshalJSON(b []byte) error {
+	if !bytes.HasPrefix(b, []byte(`"sha256:`)) {
+		return fault.New("digest", fault.Invalid, "a digest begins with sha256:")
+	}
+	*d = digest(bytes.Trim(b, `"`))
+	return nil
+}
+
 // shaped has a field of each sort that documents have.
 type shaped struct {
 	A  string            `json:"a"`
@@ -223,7 +233,7 @@ type shaped struct {
 	L  []shaped          `json:"l,omitempty"`
 	M  map[string]string `json:"m,omitempty"`
 	R  json.RawMessage   `json:"r,omitempty"`
-	D  fleet.Digest      `json:"d,omitempty"`
+	D  digest            `json:"d,omitempty"`
 	OK bool
 }
 

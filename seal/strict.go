@@ -32,6 +32,9 @@ func StrictJSON(b []byte, v any) error {
 	return placed(b, v)
 }
 
+// JSON is json.Marshal, byte for byte, by the second version of that package, which is faster.
+func JSON(v any) ([]byte, error) { return jsonv2.Marshal(v, jsonv1.DefaultOptionsV1()) }
+
 // onePass has the second version of encoding/json read as the first does, and refuse what [StrictJSON] refuses.
 var onePass = jsonv2.JoinOptions(jsonv1.DefaultOptionsV1(), jsonv2.RejectUnknownMembers(true),
 	jsontext.AllowDuplicateNames(false), jsontext.AllowInvalidUTF8(false))

@@ -45,19 +45,18 @@ type Gate struct {
 	Cluster func() Voting // nil while there is none
 }
 
-// Rehearse implements raft.Machine.
+// Rehearse implements raft.Machine. What is not let in is not rehearsed: what is rehearsed after it would not follow the log.
 func (g Gate) Rehearse(data []byte) error {
-	if err := g.Book.Rehearse(data); err != nil {
-		return err
-	}
 	if err := g.stamped(data); err != nil {
 		return err
 	}
 	kind, err := kindOf(data)
-	if err != nil || slices.Contains(firstKinds, kind) {
-		return err
+	if err == nil && g.Knows(kind) && !slices.Contains(firstKinds, kind) {
+		if err := g.known(kind); err != nil {
+			return err
+		}
 	}
-	return g.known(kind)
+	return g.Book.Rehearse(data)
 }
 
 func (g Gate) known(kind string) error {

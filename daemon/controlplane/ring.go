@@ -240,6 +240,7 @@ func (s *Server) TendKeys(ctx context.Context, f KEKFiles) error {
 	var said string
 	for {
 		changed := s.book.Changed()
+		was := s.book.View()
 		if err := s.tendKeys(ctx, f); err != nil && ctx.Err() == nil {
 			if text := err.Error(); text != said { // once, and not at each turn
 				s.log.Warn("the keys of this node are not in step", "err", err)
@@ -247,11 +248,17 @@ func (s *Server) TendKeys(ctx context.Context, f KEKFiles) error {
 			}
 			changed = nil // its own trouble is not mended by each change of the book
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-changed:
-		case <-tick.C:
+		for news := false; !news; {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-tick.C:
+				news = true
+			case <-changed: // the files are read where the book says something of keys, and not at each change
+				changed = s.book.Changed()
+				now := s.book.View()
+				news = now.KEK != was.KEK || now.keks != was.keks || now.TrustDomain != was.TrustDomain
+			}
 		}
 	}
 }

@@ -3,6 +3,7 @@
 package controlplane
 
 import (
+	"iter"
 	"sync"
 	"time"
 
@@ -12,9 +13,10 @@ import (
 )
 
 // roll is the appliances of one page, by name, and which of them changed last: whoever follows the book then looks at
-// those alone, and not at all of them. It is a value like the maps of the page: Set gives another one.
+// those alone, and not at all of them. It is a value like the maps of the page: Set gives another one. It holds pointers,
+// to what is never modified: the map copies 32 values for each that is set.
 type roll struct {
-	*immutable.SortedMap[fleet.ApplianceID, Appliance]
+	by   *immutable.SortedMap[fleet.ApplianceID, *Appliance]
 	last *touch
 }
 
@@ -29,7 +31,29 @@ type touch struct {
 const trailCut = 4096
 
 func newRoll() roll {
-	return roll{SortedMap: immutable.NewSortedMap[fleet.ApplianceID, Appliance](nil)}
+	return roll{by: sorted[fleet.ApplianceID, *Appliance]()}
+}
+
+// Len is how many there are.
+func (r roll) Len() int { return r.by.Len() }
+
+// Get looks one up.
+func (r roll) Get(name fleet.ApplianceID) (Appliance, bool) {
+	if a, ok := r.by.Get(name); ok {
+		return *a, true
+	}
+	return Appliance{}, false
+}
+
+// all goes through them by name.
+func (r roll) all() iter.Seq[Appliance] {
+	return func(yield func(Appliance) bool) {
+		for it := r.by.Iterator(); !it.Done(); {
+			if _, a, _ := it.Next(); !yield(*a) {
+				return
+			}
+		}
+	}
 }
 
 // Set gives the roll with a in it.
@@ -40,7 +64,7 @@ func (r roll) Set(name fleet.ApplianceID, a Appliance) roll {
 			t.prev = r.last
 		}
 	}
-	return roll{r.SortedMap.Set(name, a), t}
+	return roll{r.by.Set(name, &a), t}
 }
 
 // since tells which appliances changed after the step from, newest first and perhaps several times over. ok is false
@@ -78,8 +102,7 @@ func (t *tally) of(page State) counts {
 	}
 	t.known, t.at, t.stops = true, page.appliances.last, page.stopped
 	t.counts = counts{status: map[string]int{}}
-	for it := page.appliances.Iterator(); !it.Done(); {
-		_, a, _ := it.Next()
+	for a := range page.appliances.all() {
 		t.status[a.Status]++
 		t.orders += len(a.Orders)
 		if page.Here(a) {

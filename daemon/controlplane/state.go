@@ -159,20 +159,30 @@ type Operation struct {
 	By         fleet.Principal   `json:"by"`
 }
 
+// byName orders keys that are strings. The library compares those of a named type by reflection.
+type byName[K ~string] struct{}
+
+// Compare implements immutable.Comparer.
+func (byName[K]) Compare(a, b K) int { return strings.Compare(string(a), string(b)) }
+
+func sorted[K ~string, V any]() *immutable.SortedMap[K, V] {
+	return immutable.NewSortedMap[K, V](byName[K]{})
+}
+
 // NewState is the empty first page.
 func NewState() State {
 	return State{
-		nodes:      immutable.NewSortedMap[string, uint64](nil),
-		peers:      immutable.NewSortedMap[string, Peer](nil),
-		stopped:    immutable.NewSortedMap[string, time.Time](nil),
-		customers:  immutable.NewSortedMap[fleet.CustomerID, Customer](nil),
+		nodes:      sorted[string, uint64](),
+		peers:      sorted[string, Peer](),
+		stopped:    sorted[string, time.Time](),
+		customers:  sorted[fleet.CustomerID, Customer](),
 		appliances: newRoll(),
-		releases:   immutable.NewSortedMap[fleet.Digest, Release](nil),
-		operations: immutable.NewSortedMap[string, Operation](nil),
-		operators:  immutable.NewSortedMap[string, Operator](nil),
-		given:      immutable.NewSortedMap[string, Given](nil),
-		keks:       immutable.NewSortedMap[string, []string](nil),
-		nonces:     immutable.NewSortedMap[string, time.Time](nil),
+		releases:   sorted[fleet.Digest, Release](),
+		operations: sorted[string, Operation](),
+		operators:  sorted[string, Operator](),
+		given:      sorted[string, Given](),
+		keks:       sorted[string, []string](),
+		nonces:     sorted[string, time.Time](),
 	}
 }
 
@@ -186,7 +196,9 @@ func (s State) Appliance(name fleet.ApplianceID) (Appliance, error) {
 }
 
 // Appliances lists all, by name.
-func (s State) Appliances() []Appliance { return values(s.appliances.SortedMap) }
+func (s State) Appliances() []Appliance {
+	return slices.AppendSeq(make([]Appliance, 0, s.appliances.Len()), s.appliances.all())
+}
 
 // Customers lists all, by name.
 func (s State) Customers() []Customer { return values(s.customers) }
