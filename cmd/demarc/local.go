@@ -62,6 +62,10 @@ func (a *app) localStatus() *cobra.Command {
 			return a.emit(m, func(w io.Writer) {
 				fmt.Fprintf(w, "appliance\t%s of %s, vendor %s\n", m.GetAppliance(), m.GetCustomer(), m.GetTrustDomain())
 				fmt.Fprintf(w, "channel\tconnected %v, node %s by %s (of %s)\n", m.GetConnected(), m.GetNode(), m.GetRoute(), strings.Join(m.GetRoutes(), ", "))
+				for _, r := range m.GetWays() {
+					road(w, "road", r)
+				}
+				road(w, "door", m.GetDoor())
 				fmt.Fprintf(w, "clock\t%s\n", clock(m.GetClock()))
 				fmt.Fprintf(w, "application\t%s %s\t%s\n", m.GetVersion(), m.GetState(), m.GetReason())
 				for _, s := range m.GetServices() {
@@ -76,6 +80,15 @@ func (a *app) localStatus() *cobra.Command {
 				fmt.Fprintf(w, "audit log\t%d entries, root %.16s\n", m.GetAuditSize(), m.GetAuditRoot())
 			})
 		})
+}
+
+// road says why a road does not work, and what helps; of one that works, or was not tried, nothing.
+func road(w io.Writer, what string, r *localv1.Road) {
+	if r.GetReason() == "" {
+		return
+	}
+	fmt.Fprintf(w, "%s\t%s does not work (%s)\t%s\n", what, r.GetName(), r.GetReason(), r.GetSaid())
+	fmt.Fprintf(w, "\twhat helps\t%s\n", r.GetDo())
 }
 
 // clock says how the host's clock compares with the vendor's, and what to do where that is too much.

@@ -21,6 +21,7 @@ import (
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/manifest"
+	"github.com/demarc-dev/demarc/mesh"
 	"github.com/demarc-dev/demarc/operation"
 	"github.com/demarc-dev/demarc/seal"
 	"github.com/demarc-dev/demarc/workload/artifact"
@@ -100,6 +101,10 @@ func (a *app) appliance() *cobra.Command {
 				fmt.Fprintf(w, "channel\tonline %v, at node %s by %s\n", x.GetOnline(), x.GetNode(), x.GetRoute())
 				fmt.Fprintf(w, "deployment\t%s %s\t%s\n", x.GetVersion(), x.GetState(), x.GetReason())
 				fmt.Fprintf(w, "posture\t%s\n", x.GetPosture())
+				for _, r := range x.GetRoads() {
+					says, do := mesh.Reason(r.GetReason()).Sentence()
+					fmt.Fprintf(w, "road\t%s\tdoes not work (%s): %s; at the customer: %s\n", r.GetKind(), r.GetReason(), says, do)
+				}
 				for _, s := range x.GetServices() {
 					fmt.Fprintf(w, "service\t%s\thealthy %v, restarts %d\n", s.GetName(), s.GetHealthy(), s.GetRestarts())
 				}

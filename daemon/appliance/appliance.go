@@ -63,7 +63,8 @@ type Appliance struct {
 	proving proving
 	hush    hush
 	running runner
-	door    sync.Mutex   // one change of doors at a time
+	door    sync.Mutex // one change of doors at a time
+	ill     sickness
 	private *privateSide // nil: the file names no tailnet of the customer's
 	file    *os.File
 }
@@ -71,7 +72,7 @@ type Appliance struct {
 // NewBook makes the customer's book with every change that this build knows.
 func NewBook(name fleet.ApplianceID, customer fleet.CustomerID) *ledger.Book[State] {
 	return ledger.NewBook(NewState(name, customer), ledger.Learn[SetSite](), ledger.Learn[MeetVendor](), ledger.Learn[Pin](), ledger.Learn[SetPosture](),
-		ledger.Learn[UseTransport](), ledger.Learn[ReportsDone](), ledger.Learn[Observe](), ledger.Learn[Checkpointed](), ledger.Learn[Take](),
+		ledger.Learn[UseTransport](), ledger.Learn[ReportsDone](), ledger.Learn[Observe](), ledger.Learn[ObserveRoads](), ledger.Learn[Checkpointed](), ledger.Learn[Take](),
 		ledger.Learn[Consent](), ledger.Learn[BeginDeploy](), ledger.Learn[EndDeploy](), ledger.Learn[Start](), ledger.Learn[Finish](), ledger.Learn[Expire]())
 }
 

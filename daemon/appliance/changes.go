@@ -188,6 +188,15 @@ func (c Observe) Apply(s *State, m ledger.Meta) (none, error) {
 	return none{}, s.report(Report{At: m.At, Status: &status})
 }
 
+// ObserveRoads is [Observe] where roads do not work, or did not: what came before it had no word for them.
+type ObserveRoads Observe
+
+// Kind names the change in the log.
+func (ObserveRoads) Kind() string { return "status/2" }
+
+// Apply is that of [Observe].
+func (c ObserveRoads) Apply(s *State, m ledger.Meta) (none, error) { return Observe(c).Apply(s, m) }
+
 // Checkpointed queues a head of this log for the vendor to countersign.
 type Checkpointed struct {
 	Checkpoint Checkpoint `json:"checkpoint"`

@@ -418,6 +418,9 @@ func (r Report) toWire(number uint64) *boundaryv1.Report {
 		for _, p := range r.Status.Secrets {
 			s.Secrets = append(s.Secrets, &boundaryv1.SecretPresence{Name: p.Name, Present: p.Present})
 		}
+		for _, t := range r.Status.Roads {
+			s.Roads = append(s.Roads, &boundaryv1.RoadTrouble{Kind: t.Kind, Reason: string(t.Reason)})
+		}
 		w.Body = &boundaryv1.Report_Status{Status: s}
 	}
 	return w

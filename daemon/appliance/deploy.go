@@ -255,7 +255,7 @@ func (a *Appliance) fetch(ctx context.Context, d fleet.Digest) error {
 // observe puts a change of health, presence or posture on record.
 func (a *Appliance) observe(ctx context.Context) error {
 	page := a.book.View()
-	now := Status{Posture: page.Posture.Exposure}
+	now := Status{Posture: page.Posture.Exposure, Roads: a.ill.look(a.cfg.Transports, a.sw.Last, a.now())}
 	for _, s := range a.run.Status().Services {
 		now.Services = append(now.Services, ServiceHealth{Name: s.Name, Healthy: s.Healthy, Restarts: uint32(s.Restarts)})
 	}
@@ -272,10 +272,15 @@ func (a *Appliance) observe(ctx context.Context) error {
 			now.Secrets = append(now.Secrets, Presence{s.Name, there})
 		}
 	}
-	if page.Status.Posture == now.Posture && slices.Equal(page.Status.Services, now.Services) && slices.Equal(page.Status.Secrets, now.Secrets) {
+	if page.Status.Posture == now.Posture && slices.Equal(page.Status.Services, now.Services) && slices.Equal(page.Status.Secrets, now.Secrets) && slices.Equal(page.Status.Roads, now.Roads) {
 		return nil
 	}
-	_, err := submit(ctx, a, Observe{Status: now})
+	var err error
+	if len(page.Status.Roads)+len(now.Roads) == 0 {
+		_, err = submit(ctx, a, Observe{Status: now})
+	} else {
+		_, err = submit(ctx, a, ObserveRoads{Status: now})
+	}
 	return err
 }
 

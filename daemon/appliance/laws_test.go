@@ -20,6 +20,7 @@ import (
 	"github.com/demarc-dev/demarc/grant"
 	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/manifest"
+	"github.com/demarc-dev/demarc/mesh"
 	"github.com/demarc-dev/demarc/operation"
 	"github.com/demarc-dev/demarc/seal"
 )
@@ -287,6 +288,7 @@ func TestObservingCanBeSwitchedOff(t *testing.T) {
 	must(t, o, consent(t, grant.Revoke{Appliance: "eu-1", Phase: fleet.Observe, At: start, Nonce: nonce()}, customer))
 	before := o.book.View().ReportsSent()
 	must(t, o, appliance.Observe{Status: appliance.Status{Posture: fleet.Public}})
+	must(t, o, appliance.ObserveRoads{Status: appliance.Status{Roads: []appliance.Trouble{{Kind: "tailscale", Reason: mesh.TailnetKey}}}})
 	if after := o.book.View().ReportsSent(); after != before {
 		t.Fatal("the vendor was told")
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	localv1 "github.com/demarc-dev/demarc/api/local/v1"
 	"github.com/demarc-dev/demarc/api/local/v1/localv1connect"
+	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ingress"
@@ -49,6 +50,10 @@ func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) 
 	}
 	for _, t := range l.cfg.Transports {
 		out.Routes = append(out.Routes, t.Name)
+		out.Ways = append(out.Ways, way(t.Name, t.Kind, t.Name == out.Route, l.sw.Last(t.Name)))
+	}
+	if l.private != nil {
+		out.Door = way("ingress", configs.Tailscale, l.private.standing() != nil, l.private.refused())
 	}
 	if apart := l.wallet.measured(); apart != nil {
 		out.Clock = &localv1.Clock{VendorAheadMs: apart.Milliseconds(), TrustedMs: clockTrusted.Milliseconds()}

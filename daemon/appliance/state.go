@@ -107,6 +107,7 @@ type Status struct {
 	Posture  fleet.Exposure  `json:"posture,omitempty"`
 	Services []ServiceHealth `json:"services,omitempty"`
 	Secrets  []Presence      `json:"secrets,omitempty"`
+	Roads    []Trouble       `json:"roads,omitempty"` // only in a change of the kind status/2
 }
 
 // ServiceHealth is the health of one service.

@@ -28,6 +28,7 @@ type tailnetNode struct {
 	mu     sync.Mutex
 	node   *mesh.Node
 	try    *joinTry // under way; nil for none
+	failed error    // of the last try that ended; nil after a success
 	closed bool
 }
 
@@ -89,7 +90,10 @@ func (r *tailnetNode) up(ctx context.Context) (*mesh.Node, error) {
 				return nil, try.err
 			}
 		case <-ctx.Done():
-			return nil, fault.Because(ctx.Err(), op, fault.Unavailable, "%s is not joined yet: its coordinator does not answer, or does not let the node in", r.whose)
+			if err := r.refused(); mesh.ReasonOf(err).NeedsHuman() {
+				return nil, err // of the last try: this one may end in the same way
+			}
+			return nil, mesh.For(mesh.TailnetUnreached, fault.Because(ctx.Err(), op, fault.Unavailable, "%s is not joined yet: its coordinator does not answer, or does not let the node in", r.whose))
 		}
 	}
 }
@@ -102,9 +106,16 @@ func (r *tailnetNode) join(old *mesh.Node, try *joinTry) {
 	defer cancel()
 	n, err := mesh.Join(ctx, r.cfg)
 	r.mu.Lock()
-	r.node, r.try, try.err = n, nil, err
+	r.node, r.try, try.err, r.failed = n, nil, err, err
 	r.mu.Unlock()
 	close(try.done)
+}
+
+// refused gives the error of the last try to join; nil where it succeeded, or there was none.
+func (r *tailnetNode) refused() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.failed
 }
 
 // standing gives the node where it is up, and nil where it is not. It waits for nothing.

@@ -271,6 +271,11 @@ func (s *Server) hear(ctx context.Context, l *live, up *boundaryv1.Up) error {
 		if err != nil {
 			return err
 		}
+		if st := body.Report.GetStatus(); st != nil {
+			if err := s.troubles(ctx, l, r.Number, st.GetRoads()); err != nil {
+				return err
+			}
+		}
 		took, err := submit(ctx, s, l.by, "", r)
 		if err != nil {
 			return err

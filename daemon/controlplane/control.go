@@ -76,6 +76,9 @@ func (a Appliance) toWire(online bool) *controlv1.Appliance {
 	for _, h := range a.Health.Services {
 		out.Services = append(out.Services, &controlv1.Service{Name: h.Name, Healthy: h.Healthy, Restarts: h.Restarts})
 	}
+	for _, t := range a.Roads {
+		out.Roads = append(out.Roads, &controlv1.RoadTrouble{Kind: t.Kind, Reason: string(t.Reason)})
+	}
 	for _, p := range a.Health.Secrets {
 		out.Secrets = append(out.Secrets, &controlv1.Secret{Name: p.Name, Present: p.Present})
 	}

@@ -82,6 +82,7 @@ type Appliance struct {
 	Reason  string       `json:"reason,omitempty"`
 	Plan    fleet.Digest `json:"plan,omitempty"`
 	Health  Status       `json:"health,omitzero"`
+	Roads   []Trouble    `json:"roads,omitempty"` // that do not work; replaced whole
 
 	// Orders waits for the appliance's acknowledgement; numbers run from OrdersDone+1.
 	Orders      []Order `json:"orders,omitempty"` // replaced whole, never edited in place

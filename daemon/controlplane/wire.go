@@ -18,6 +18,7 @@ const (
 	maxOutput    = 4 << 20
 	maxServices  = 256
 	maxSecrets   = 256
+	maxTroubles  = 32
 	maxNote      = 4 << 10
 	maxProof     = 64
 )
@@ -69,6 +70,7 @@ func statusOf(s *boundaryv1.StatusReport, b *bounds) *Status {
 	b.text("status.posture", s.GetPosture(), maxName)
 	b.size("status.services", len(s.GetServices()), maxServices)
 	b.size("status.secrets", len(s.GetSecrets()), maxSecrets)
+	b.size("status.roads", len(s.GetRoads()), maxTroubles)
 	if b.err != nil {
 		return nil
 	}

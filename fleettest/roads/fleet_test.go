@@ -72,6 +72,12 @@ func told(c *exec.Cmd) error {
 	return nil
 }
 
+// words are what a command says; an error is a word too.
+func words(c *exec.Cmd) string {
+	out, err := c.CombinedOutput()
+	return fmt.Sprint(strings.Join(strings.Fields(string(out)), " "), err)
+}
+
 // start runs a demarcd in a namespace until the pair ends.
 func (p *pair) start(name, ns, file string, env ...string) error {
 	log, err := os.Create(p.path(name + ".log"))

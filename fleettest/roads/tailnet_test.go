@@ -161,8 +161,9 @@ func (w *world) names() []string {
 	return all
 }
 
-// beginTailnet is [pair.begin] with a tailnet as the first road, and the public network as the second.
-func (p *pair) beginTailnet(ctx context.Context, w *world) error {
+// beginTailnet is [pair.begin] with a tailnet as the first road, and the public network as the second. The appliance shows the tailnet a
+// key, and comes up on the road want.
+func (p *pair) beginTailnet(ctx context.Context, w *world, key, want string) error {
 	issuer, err := identitytest.NewIssuer("https://cluster.globex.example")
 	if err != nil {
 		return err
@@ -175,7 +176,7 @@ func (p *pair) beginTailnet(ctx context.Context, w *world) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(p.platform(issuer), p.write(string(expect), "eu-1.json"), p.write(w.tailnet.AuthKey, "tailnet.key"),
+	if err := errors.Join(p.platform(issuer), p.write(string(expect), "eu-1.json"), p.write(w.tailnet.AuthKey, "tailnet.key"), p.write(key, "customer", "tailnet.key"),
 		told(p.vendor(ctx, "control-plane", "init", "--dir", p.path("acme"), "--trust-domain", domain, "--node", "cp-1="+raftListen+","+controlName+":"+port+","+metricsListen,
 			"--tailnet-url", w.tailnet.URL, "--tailnet-auth-key-file", p.path("tailnet.key")))); err != nil {
 		return err
@@ -208,7 +209,7 @@ proof:
   token_command: [%q, token, %q]
 secrets: {kind: files, dir: secrets}
 `
-	road := fmt.Sprintf("  - kind: tailscale\n    addresses: [\"cp-1:%s\"]\n    tailnet: {control_url: %q, auth_key_file: ../tailnet.key, hostname: globex-eu-1}\n", port, w.tailnet.URL)
+	road := fmt.Sprintf("  - kind: tailscale\n    addresses: [\"cp-1:%s\"]\n    tailnet: {control_url: %q, auth_key_file: tailnet.key, hostname: globex-eu-1}\n", port, w.tailnet.URL)
 	for name, r := range map[string]string{"appliance.yaml": road, "plain.yaml": ""} {
 		if err := p.write(fmt.Sprintf(file, appliance, domain, controlName, port, r, self, p.path("platform.sock")), "customer", name); err != nil {
 			return err
@@ -217,7 +218,7 @@ secrets: {kind: files, dir: secrets}
 	if err := p.start("appliance", p.net.appliance, p.path("customer", "appliance.yaml")); err != nil {
 		return err
 	}
-	if err := p.seen(ctx, "tailscale", time.Minute); err != nil {
+	if err := p.seen(ctx, want, time.Minute); err != nil {
 		return fmt.Errorf("%w: %s", err, p.tail("appliance"))
 	}
 	return nil
@@ -260,7 +261,7 @@ func TestTailnetDiscipline(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if err := p.beginTailnet(ctx, w); err != nil {
+	if err := p.beginTailnet(ctx, w, w.tailnet.AuthKey, "tailscale"); err != nil {
 		t.Fatal(err)
 	}
 	phase("both are up")

@@ -1255,6 +1255,7 @@ type StatusReport struct {
 	Posture       string                 `protobuf:"bytes,1,opt,name=posture,proto3" json:"posture,omitempty"` // closed private allowlist public; not the networks of an allowlist
 	Services      []*ServiceHealth       `protobuf:"bytes,2,rep,name=services,proto3" json:"services,omitempty"`
 	Secrets       []*SecretPresence      `protobuf:"bytes,3,rep,name=secrets,proto3" json:"secrets,omitempty"`
+	Roads         []*RoadTrouble         `protobuf:"bytes,4,rep,name=roads,proto3" json:"roads,omitempty"` // of the customer's list, those that were tried and do not work; at most 32
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1310,6 +1311,66 @@ func (x *StatusReport) GetSecrets() []*SecretPresence {
 	return nil
 }
 
+func (x *StatusReport) GetRoads() []*RoadTrouble {
+	if x != nil {
+		return x.Roads
+	}
+	return nil
+}
+
+// RoadTrouble says that a road does not work, and why, in words of two closed sets. There is no field for a name, an address or a text.
+type RoadTrouble struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`     // https privatelink tailscale
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // unreached settings proxy_refuses tls_opened tailnet_unreached tailnet_key tailnet_approval tailnet_expired tailnet_logs other
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RoadTrouble) Reset() {
+	*x = RoadTrouble{}
+	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RoadTrouble) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RoadTrouble) ProtoMessage() {}
+
+func (x *RoadTrouble) ProtoReflect() protoreflect.Message {
+	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RoadTrouble.ProtoReflect.Descriptor instead.
+func (*RoadTrouble) Descriptor() ([]byte, []int) {
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *RoadTrouble) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *RoadTrouble) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type ServiceHealth struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // as the vendor's manifest names it
@@ -1321,7 +1382,7 @@ type ServiceHealth struct {
 
 func (x *ServiceHealth) Reset() {
 	*x = ServiceHealth{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1333,7 +1394,7 @@ func (x *ServiceHealth) String() string {
 func (*ServiceHealth) ProtoMessage() {}
 
 func (x *ServiceHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1346,7 +1407,7 @@ func (x *ServiceHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceHealth.ProtoReflect.Descriptor instead.
 func (*ServiceHealth) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{19}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ServiceHealth) GetName() string {
@@ -1381,7 +1442,7 @@ type SecretPresence struct {
 
 func (x *SecretPresence) Reset() {
 	*x = SecretPresence{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1393,7 +1454,7 @@ func (x *SecretPresence) String() string {
 func (*SecretPresence) ProtoMessage() {}
 
 func (x *SecretPresence) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1406,7 +1467,7 @@ func (x *SecretPresence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretPresence.ProtoReflect.Descriptor instead.
 func (*SecretPresence) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{20}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SecretPresence) GetName() string {
@@ -1443,7 +1504,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1455,7 +1516,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1468,7 +1529,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{21}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Report) GetNumber() uint64 {
@@ -1599,7 +1660,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1611,7 +1672,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1624,7 +1685,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{22}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Checkpoint) GetNote() []byte {
@@ -1661,7 +1722,7 @@ type DeployReport struct {
 
 func (x *DeployReport) Reset() {
 	*x = DeployReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1673,7 +1734,7 @@ func (x *DeployReport) String() string {
 func (*DeployReport) ProtoMessage() {}
 
 func (x *DeployReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1686,7 +1747,7 @@ func (x *DeployReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployReport.ProtoReflect.Descriptor instead.
 func (*DeployReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{23}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DeployReport) GetRelease() string {
@@ -1737,7 +1798,7 @@ type OperationReport struct {
 
 func (x *OperationReport) Reset() {
 	*x = OperationReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[24]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1749,7 +1810,7 @@ func (x *OperationReport) String() string {
 func (*OperationReport) ProtoMessage() {}
 
 func (x *OperationReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[24]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1762,7 +1823,7 @@ func (x *OperationReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationReport.ProtoReflect.Descriptor instead.
 func (*OperationReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{24}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *OperationReport) GetId() string {
@@ -1810,7 +1871,7 @@ type ProbeReport struct {
 
 func (x *ProbeReport) Reset() {
 	*x = ProbeReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[25]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1822,7 +1883,7 @@ func (x *ProbeReport) String() string {
 func (*ProbeReport) ProtoMessage() {}
 
 func (x *ProbeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[25]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1835,7 +1896,7 @@ func (x *ProbeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeReport.ProtoReflect.Descriptor instead.
 func (*ProbeReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{25}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ProbeReport) GetId() string {
@@ -1871,7 +1932,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[26]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1883,7 +1944,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[26]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1896,7 +1957,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{26}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Order) GetNumber() uint64 {
@@ -2018,7 +2079,7 @@ type ProbeOrder struct {
 
 func (x *ProbeOrder) Reset() {
 	*x = ProbeOrder{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[27]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2030,7 +2091,7 @@ func (x *ProbeOrder) String() string {
 func (*ProbeOrder) ProtoMessage() {}
 
 func (x *ProbeOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[27]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2043,7 +2104,7 @@ func (x *ProbeOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeOrder.ProtoReflect.Descriptor instead.
 func (*ProbeOrder) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{27}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ProbeOrder) GetId() string {
@@ -2070,7 +2131,7 @@ type ArtifactRequest struct {
 
 func (x *ArtifactRequest) Reset() {
 	*x = ArtifactRequest{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[28]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2082,7 +2143,7 @@ func (x *ArtifactRequest) String() string {
 func (*ArtifactRequest) ProtoMessage() {}
 
 func (x *ArtifactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[28]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2095,7 +2156,7 @@ func (x *ArtifactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactRequest.ProtoReflect.Descriptor instead.
 func (*ArtifactRequest) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{28}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ArtifactRequest) GetDigest() string {
@@ -2122,7 +2183,7 @@ type ArtifactChunk struct {
 
 func (x *ArtifactChunk) Reset() {
 	*x = ArtifactChunk{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[29]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2134,7 +2195,7 @@ func (x *ArtifactChunk) String() string {
 func (*ArtifactChunk) ProtoMessage() {}
 
 func (x *ArtifactChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[29]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2147,7 +2208,7 @@ func (x *ArtifactChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactChunk.ProtoReflect.Descriptor instead.
 func (*ArtifactChunk) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{29}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ArtifactChunk) GetTotal() int64 {
@@ -2247,11 +2308,15 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"\x04upto\x18\x01 \x01(\x04R\x04upto\"$\n" +
 	"\x04Beat\x12\x1c\n" +
 	"\n" +
-	"at_unix_ms\x18\x01 \x01(\x03R\batUnixMs\"\xa5\x01\n" +
+	"at_unix_ms\x18\x01 \x01(\x03R\batUnixMs\"\xdc\x01\n" +
 	"\fStatusReport\x12\x18\n" +
 	"\aposture\x18\x01 \x01(\tR\aposture\x12=\n" +
 	"\bservices\x18\x02 \x03(\v2!.demarc.boundary.v1.ServiceHealthR\bservices\x12<\n" +
-	"\asecrets\x18\x03 \x03(\v2\".demarc.boundary.v1.SecretPresenceR\asecrets\"Y\n" +
+	"\asecrets\x18\x03 \x03(\v2\".demarc.boundary.v1.SecretPresenceR\asecrets\x125\n" +
+	"\x05roads\x18\x04 \x03(\v2\x1f.demarc.boundary.v1.RoadTroubleR\x05roads\"9\n" +
+	"\vRoadTrouble\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"Y\n" +
 	"\rServiceHealth\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\ahealthy\x18\x02 \x01(\bR\ahealthy\x12\x1a\n" +
@@ -2335,7 +2400,7 @@ func file_boundary_v1_boundary_proto_rawDescGZIP() []byte {
 	return file_boundary_v1_boundary_proto_rawDescData
 }
 
-var file_boundary_v1_boundary_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_boundary_v1_boundary_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_boundary_v1_boundary_proto_goTypes = []any{
 	(*ChallengeRequest)(nil),  // 0: demarc.boundary.v1.ChallengeRequest
 	(*ChallengeResponse)(nil), // 1: demarc.boundary.v1.ChallengeResponse
@@ -2356,57 +2421,59 @@ var file_boundary_v1_boundary_proto_goTypes = []any{
 	(*Ack)(nil),               // 16: demarc.boundary.v1.Ack
 	(*Beat)(nil),              // 17: demarc.boundary.v1.Beat
 	(*StatusReport)(nil),      // 18: demarc.boundary.v1.StatusReport
-	(*ServiceHealth)(nil),     // 19: demarc.boundary.v1.ServiceHealth
-	(*SecretPresence)(nil),    // 20: demarc.boundary.v1.SecretPresence
-	(*Report)(nil),            // 21: demarc.boundary.v1.Report
-	(*Checkpoint)(nil),        // 22: demarc.boundary.v1.Checkpoint
-	(*DeployReport)(nil),      // 23: demarc.boundary.v1.DeployReport
-	(*OperationReport)(nil),   // 24: demarc.boundary.v1.OperationReport
-	(*ProbeReport)(nil),       // 25: demarc.boundary.v1.ProbeReport
-	(*Order)(nil),             // 26: demarc.boundary.v1.Order
-	(*ProbeOrder)(nil),        // 27: demarc.boundary.v1.ProbeOrder
-	(*ArtifactRequest)(nil),   // 28: demarc.boundary.v1.ArtifactRequest
-	(*ArtifactChunk)(nil),     // 29: demarc.boundary.v1.ArtifactChunk
+	(*RoadTrouble)(nil),       // 19: demarc.boundary.v1.RoadTrouble
+	(*ServiceHealth)(nil),     // 20: demarc.boundary.v1.ServiceHealth
+	(*SecretPresence)(nil),    // 21: demarc.boundary.v1.SecretPresence
+	(*Report)(nil),            // 22: demarc.boundary.v1.Report
+	(*Checkpoint)(nil),        // 23: demarc.boundary.v1.Checkpoint
+	(*DeployReport)(nil),      // 24: demarc.boundary.v1.DeployReport
+	(*OperationReport)(nil),   // 25: demarc.boundary.v1.OperationReport
+	(*ProbeReport)(nil),       // 26: demarc.boundary.v1.ProbeReport
+	(*Order)(nil),             // 27: demarc.boundary.v1.Order
+	(*ProbeOrder)(nil),        // 28: demarc.boundary.v1.ProbeOrder
+	(*ArtifactRequest)(nil),   // 29: demarc.boundary.v1.ArtifactRequest
+	(*ArtifactChunk)(nil),     // 30: demarc.boundary.v1.ArtifactChunk
 }
 var file_boundary_v1_boundary_proto_depIdxs = []int32{
 	5,  // 0: demarc.boundary.v1.EnrolRequest.aws:type_name -> demarc.boundary.v1.SignedIdentity
 	14, // 1: demarc.boundary.v1.Up.hello:type_name -> demarc.boundary.v1.Hello
 	17, // 2: demarc.boundary.v1.Up.beat:type_name -> demarc.boundary.v1.Beat
-	21, // 3: demarc.boundary.v1.Up.report:type_name -> demarc.boundary.v1.Report
+	22, // 3: demarc.boundary.v1.Up.report:type_name -> demarc.boundary.v1.Report
 	16, // 4: demarc.boundary.v1.Up.ack:type_name -> demarc.boundary.v1.Ack
 	15, // 5: demarc.boundary.v1.Down.welcome:type_name -> demarc.boundary.v1.Welcome
-	26, // 6: demarc.boundary.v1.Down.order:type_name -> demarc.boundary.v1.Order
+	27, // 6: demarc.boundary.v1.Down.order:type_name -> demarc.boundary.v1.Order
 	16, // 7: demarc.boundary.v1.Down.ack:type_name -> demarc.boundary.v1.Ack
 	17, // 8: demarc.boundary.v1.Down.beat:type_name -> demarc.boundary.v1.Beat
 	13, // 9: demarc.boundary.v1.Down.closed:type_name -> demarc.boundary.v1.Closed
-	19, // 10: demarc.boundary.v1.StatusReport.services:type_name -> demarc.boundary.v1.ServiceHealth
-	20, // 11: demarc.boundary.v1.StatusReport.secrets:type_name -> demarc.boundary.v1.SecretPresence
-	23, // 12: demarc.boundary.v1.Report.deploy:type_name -> demarc.boundary.v1.DeployReport
-	24, // 13: demarc.boundary.v1.Report.operation:type_name -> demarc.boundary.v1.OperationReport
-	25, // 14: demarc.boundary.v1.Report.probe:type_name -> demarc.boundary.v1.ProbeReport
-	22, // 15: demarc.boundary.v1.Report.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
-	18, // 16: demarc.boundary.v1.Report.status:type_name -> demarc.boundary.v1.StatusReport
-	27, // 17: demarc.boundary.v1.Order.probe:type_name -> demarc.boundary.v1.ProbeOrder
-	22, // 18: demarc.boundary.v1.Order.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
-	0,  // 19: demarc.boundary.v1.Bootstrap.Challenge:input_type -> demarc.boundary.v1.ChallengeRequest
-	2,  // 20: demarc.boundary.v1.Bootstrap.Bundle:input_type -> demarc.boundary.v1.BundleRequest
-	4,  // 21: demarc.boundary.v1.Bootstrap.Enrol:input_type -> demarc.boundary.v1.EnrolRequest
-	7,  // 22: demarc.boundary.v1.Boundary.Renew:input_type -> demarc.boundary.v1.RenewRequest
-	9,  // 23: demarc.boundary.v1.Boundary.RollKeys:input_type -> demarc.boundary.v1.RollKeysRequest
-	11, // 24: demarc.boundary.v1.Boundary.Channel:input_type -> demarc.boundary.v1.Up
-	28, // 25: demarc.boundary.v1.Boundary.Artifact:input_type -> demarc.boundary.v1.ArtifactRequest
-	1,  // 26: demarc.boundary.v1.Bootstrap.Challenge:output_type -> demarc.boundary.v1.ChallengeResponse
-	3,  // 27: demarc.boundary.v1.Bootstrap.Bundle:output_type -> demarc.boundary.v1.BundleResponse
-	6,  // 28: demarc.boundary.v1.Bootstrap.Enrol:output_type -> demarc.boundary.v1.EnrolResponse
-	8,  // 29: demarc.boundary.v1.Boundary.Renew:output_type -> demarc.boundary.v1.RenewResponse
-	10, // 30: demarc.boundary.v1.Boundary.RollKeys:output_type -> demarc.boundary.v1.RollKeysResponse
-	12, // 31: demarc.boundary.v1.Boundary.Channel:output_type -> demarc.boundary.v1.Down
-	29, // 32: demarc.boundary.v1.Boundary.Artifact:output_type -> demarc.boundary.v1.ArtifactChunk
-	26, // [26:33] is the sub-list for method output_type
-	19, // [19:26] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	20, // 10: demarc.boundary.v1.StatusReport.services:type_name -> demarc.boundary.v1.ServiceHealth
+	21, // 11: demarc.boundary.v1.StatusReport.secrets:type_name -> demarc.boundary.v1.SecretPresence
+	19, // 12: demarc.boundary.v1.StatusReport.roads:type_name -> demarc.boundary.v1.RoadTrouble
+	24, // 13: demarc.boundary.v1.Report.deploy:type_name -> demarc.boundary.v1.DeployReport
+	25, // 14: demarc.boundary.v1.Report.operation:type_name -> demarc.boundary.v1.OperationReport
+	26, // 15: demarc.boundary.v1.Report.probe:type_name -> demarc.boundary.v1.ProbeReport
+	23, // 16: demarc.boundary.v1.Report.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
+	18, // 17: demarc.boundary.v1.Report.status:type_name -> demarc.boundary.v1.StatusReport
+	28, // 18: demarc.boundary.v1.Order.probe:type_name -> demarc.boundary.v1.ProbeOrder
+	23, // 19: demarc.boundary.v1.Order.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
+	0,  // 20: demarc.boundary.v1.Bootstrap.Challenge:input_type -> demarc.boundary.v1.ChallengeRequest
+	2,  // 21: demarc.boundary.v1.Bootstrap.Bundle:input_type -> demarc.boundary.v1.BundleRequest
+	4,  // 22: demarc.boundary.v1.Bootstrap.Enrol:input_type -> demarc.boundary.v1.EnrolRequest
+	7,  // 23: demarc.boundary.v1.Boundary.Renew:input_type -> demarc.boundary.v1.RenewRequest
+	9,  // 24: demarc.boundary.v1.Boundary.RollKeys:input_type -> demarc.boundary.v1.RollKeysRequest
+	11, // 25: demarc.boundary.v1.Boundary.Channel:input_type -> demarc.boundary.v1.Up
+	29, // 26: demarc.boundary.v1.Boundary.Artifact:input_type -> demarc.boundary.v1.ArtifactRequest
+	1,  // 27: demarc.boundary.v1.Bootstrap.Challenge:output_type -> demarc.boundary.v1.ChallengeResponse
+	3,  // 28: demarc.boundary.v1.Bootstrap.Bundle:output_type -> demarc.boundary.v1.BundleResponse
+	6,  // 29: demarc.boundary.v1.Bootstrap.Enrol:output_type -> demarc.boundary.v1.EnrolResponse
+	8,  // 30: demarc.boundary.v1.Boundary.Renew:output_type -> demarc.boundary.v1.RenewResponse
+	10, // 31: demarc.boundary.v1.Boundary.RollKeys:output_type -> demarc.boundary.v1.RollKeysResponse
+	12, // 32: demarc.boundary.v1.Boundary.Channel:output_type -> demarc.boundary.v1.Down
+	30, // 33: demarc.boundary.v1.Boundary.Artifact:output_type -> demarc.boundary.v1.ArtifactChunk
+	27, // [27:34] is the sub-list for method output_type
+	20, // [20:27] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_boundary_v1_boundary_proto_init() }
@@ -2429,7 +2496,7 @@ func file_boundary_v1_boundary_proto_init() {
 		(*Down_Bundle)(nil),
 		(*Down_Closed)(nil),
 	}
-	file_boundary_v1_boundary_proto_msgTypes[21].OneofWrappers = []any{
+	file_boundary_v1_boundary_proto_msgTypes[22].OneofWrappers = []any{
 		(*Report_Deploy)(nil),
 		(*Report_Operation)(nil),
 		(*Report_Probe)(nil),
@@ -2437,7 +2504,7 @@ func file_boundary_v1_boundary_proto_init() {
 		(*Report_Cosigned)(nil),
 		(*Report_Status)(nil),
 	}
-	file_boundary_v1_boundary_proto_msgTypes[26].OneofWrappers = []any{
+	file_boundary_v1_boundary_proto_msgTypes[27].OneofWrappers = []any{
 		(*Order_Release)(nil),
 		(*Order_Operation)(nil),
 		(*Order_Cancel)(nil),
@@ -2451,7 +2518,7 @@ func file_boundary_v1_boundary_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_boundary_v1_boundary_proto_rawDesc), len(file_boundary_v1_boundary_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

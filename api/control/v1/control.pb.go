@@ -521,6 +521,7 @@ type Appliance struct {
 	Orders        uint64                 `protobuf:"varint,16,opt,name=orders,proto3" json:"orders,omitempty"`
 	OrdersDone    uint64                 `protobuf:"varint,17,opt,name=orders_done,json=ordersDone,proto3" json:"orders_done,omitempty"`
 	ReportsDone   uint64                 `protobuf:"varint,18,opt,name=reports_done,json=reportsDone,proto3" json:"reports_done,omitempty"`
+	Roads         []*RoadTrouble         `protobuf:"bytes,19,rep,name=roads,proto3" json:"roads,omitempty"` // roads that do not work, as the appliance reported it last
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -681,6 +682,66 @@ func (x *Appliance) GetReportsDone() uint64 {
 	return 0
 }
 
+func (x *Appliance) GetRoads() []*RoadTrouble {
+	if x != nil {
+		return x.Roads
+	}
+	return nil
+}
+
+// RoadTrouble is a road of the customer's list that does not work. Both words are of closed sets.
+type RoadTrouble struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RoadTrouble) Reset() {
+	*x = RoadTrouble{}
+	mi := &file_control_v1_control_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RoadTrouble) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RoadTrouble) ProtoMessage() {}
+
+func (x *RoadTrouble) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RoadTrouble.ProtoReflect.Descriptor instead.
+func (*RoadTrouble) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RoadTrouble) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *RoadTrouble) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type Service struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -692,7 +753,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_control_v1_control_proto_msgTypes[10]
+	mi := &file_control_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -704,7 +765,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[10]
+	mi := &file_control_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -717,7 +778,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Service) GetName() string {
@@ -751,7 +812,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_control_v1_control_proto_msgTypes[11]
+	mi := &file_control_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -763,7 +824,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[11]
+	mi := &file_control_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -776,7 +837,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Secret) GetName() string {
@@ -804,7 +865,7 @@ type BanApplianceRequest struct {
 
 func (x *BanApplianceRequest) Reset() {
 	*x = BanApplianceRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[12]
+	mi := &file_control_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -816,7 +877,7 @@ func (x *BanApplianceRequest) String() string {
 func (*BanApplianceRequest) ProtoMessage() {}
 
 func (x *BanApplianceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[12]
+	mi := &file_control_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -829,7 +890,7 @@ func (x *BanApplianceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BanApplianceRequest.ProtoReflect.Descriptor instead.
 func (*BanApplianceRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *BanApplianceRequest) GetRequestId() string {
@@ -861,7 +922,7 @@ type BanApplianceResponse struct {
 
 func (x *BanApplianceResponse) Reset() {
 	*x = BanApplianceResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[13]
+	mi := &file_control_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -873,7 +934,7 @@ func (x *BanApplianceResponse) String() string {
 func (*BanApplianceResponse) ProtoMessage() {}
 
 func (x *BanApplianceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[13]
+	mi := &file_control_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -886,7 +947,7 @@ func (x *BanApplianceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BanApplianceResponse.ProtoReflect.Descriptor instead.
 func (*BanApplianceResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 // SetExpect replaces the platform identity that an appliance must prove, for instance after its cluster's keys were
@@ -902,7 +963,7 @@ type SetExpectRequest struct {
 
 func (x *SetExpectRequest) Reset() {
 	*x = SetExpectRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[14]
+	mi := &file_control_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -914,7 +975,7 @@ func (x *SetExpectRequest) String() string {
 func (*SetExpectRequest) ProtoMessage() {}
 
 func (x *SetExpectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[14]
+	mi := &file_control_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -927,7 +988,7 @@ func (x *SetExpectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetExpectRequest.ProtoReflect.Descriptor instead.
 func (*SetExpectRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SetExpectRequest) GetRequestId() string {
@@ -959,7 +1020,7 @@ type SetExpectResponse struct {
 
 func (x *SetExpectResponse) Reset() {
 	*x = SetExpectResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[15]
+	mi := &file_control_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -971,7 +1032,7 @@ func (x *SetExpectResponse) String() string {
 func (*SetExpectResponse) ProtoMessage() {}
 
 func (x *SetExpectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[15]
+	mi := &file_control_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -984,7 +1045,7 @@ func (x *SetExpectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetExpectResponse.ProtoReflect.Descriptor instead.
 func (*SetExpectResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 type ListAuthoritiesRequest struct {
@@ -995,7 +1056,7 @@ type ListAuthoritiesRequest struct {
 
 func (x *ListAuthoritiesRequest) Reset() {
 	*x = ListAuthoritiesRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[16]
+	mi := &file_control_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1068,7 @@ func (x *ListAuthoritiesRequest) String() string {
 func (*ListAuthoritiesRequest) ProtoMessage() {}
 
 func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[16]
+	mi := &file_control_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1081,7 @@ func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuthoritiesRequest.ProtoReflect.Descriptor instead.
 func (*ListAuthoritiesRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 type ListAuthoritiesResponse struct {
@@ -1034,7 +1095,7 @@ type ListAuthoritiesResponse struct {
 
 func (x *ListAuthoritiesResponse) Reset() {
 	*x = ListAuthoritiesResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[17]
+	mi := &file_control_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1046,7 +1107,7 @@ func (x *ListAuthoritiesResponse) String() string {
 func (*ListAuthoritiesResponse) ProtoMessage() {}
 
 func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[17]
+	mi := &file_control_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1059,7 +1120,7 @@ func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuthoritiesResponse.ProtoReflect.Descriptor instead.
 func (*ListAuthoritiesResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListAuthoritiesResponse) GetAuthorities() []*Authority {
@@ -1096,7 +1157,7 @@ type Authority struct {
 
 func (x *Authority) Reset() {
 	*x = Authority{}
-	mi := &file_control_v1_control_proto_msgTypes[18]
+	mi := &file_control_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1108,7 +1169,7 @@ func (x *Authority) String() string {
 func (*Authority) ProtoMessage() {}
 
 func (x *Authority) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[18]
+	mi := &file_control_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1121,7 +1182,7 @@ func (x *Authority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authority.ProtoReflect.Descriptor instead.
 func (*Authority) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Authority) GetId() string {
@@ -1172,7 +1233,7 @@ type Missing struct {
 
 func (x *Missing) Reset() {
 	*x = Missing{}
-	mi := &file_control_v1_control_proto_msgTypes[19]
+	mi := &file_control_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1184,7 +1245,7 @@ func (x *Missing) String() string {
 func (*Missing) ProtoMessage() {}
 
 func (x *Missing) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[19]
+	mi := &file_control_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1197,7 +1258,7 @@ func (x *Missing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Missing.ProtoReflect.Descriptor instead.
 func (*Missing) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Missing) GetName() string {
@@ -1238,7 +1299,7 @@ type PrepareAuthorityRequest struct {
 
 func (x *PrepareAuthorityRequest) Reset() {
 	*x = PrepareAuthorityRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[20]
+	mi := &file_control_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1311,7 @@ func (x *PrepareAuthorityRequest) String() string {
 func (*PrepareAuthorityRequest) ProtoMessage() {}
 
 func (x *PrepareAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[20]
+	mi := &file_control_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1324,7 @@ func (x *PrepareAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*PrepareAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PrepareAuthorityRequest) GetRequestId() string {
@@ -1290,7 +1351,7 @@ type PrepareAuthorityResponse struct {
 
 func (x *PrepareAuthorityResponse) Reset() {
 	*x = PrepareAuthorityResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[21]
+	mi := &file_control_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1302,7 +1363,7 @@ func (x *PrepareAuthorityResponse) String() string {
 func (*PrepareAuthorityResponse) ProtoMessage() {}
 
 func (x *PrepareAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[21]
+	mi := &file_control_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1315,7 +1376,7 @@ func (x *PrepareAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*PrepareAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PrepareAuthorityResponse) GetId() string {
@@ -1342,7 +1403,7 @@ type ActivateAuthorityRequest struct {
 
 func (x *ActivateAuthorityRequest) Reset() {
 	*x = ActivateAuthorityRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[22]
+	mi := &file_control_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1354,7 +1415,7 @@ func (x *ActivateAuthorityRequest) String() string {
 func (*ActivateAuthorityRequest) ProtoMessage() {}
 
 func (x *ActivateAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[22]
+	mi := &file_control_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1367,7 +1428,7 @@ func (x *ActivateAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*ActivateAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ActivateAuthorityRequest) GetRequestId() string {
@@ -1392,7 +1453,7 @@ type ActivateAuthorityResponse struct {
 
 func (x *ActivateAuthorityResponse) Reset() {
 	*x = ActivateAuthorityResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[23]
+	mi := &file_control_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1404,7 +1465,7 @@ func (x *ActivateAuthorityResponse) String() string {
 func (*ActivateAuthorityResponse) ProtoMessage() {}
 
 func (x *ActivateAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[23]
+	mi := &file_control_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1417,7 +1478,7 @@ func (x *ActivateAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*ActivateAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 type RetireAuthorityRequest struct {
@@ -1431,7 +1492,7 @@ type RetireAuthorityRequest struct {
 
 func (x *RetireAuthorityRequest) Reset() {
 	*x = RetireAuthorityRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[24]
+	mi := &file_control_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1443,7 +1504,7 @@ func (x *RetireAuthorityRequest) String() string {
 func (*RetireAuthorityRequest) ProtoMessage() {}
 
 func (x *RetireAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[24]
+	mi := &file_control_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1456,7 +1517,7 @@ func (x *RetireAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RetireAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RetireAuthorityRequest) GetRequestId() string {
@@ -1488,7 +1549,7 @@ type RetireAuthorityResponse struct {
 
 func (x *RetireAuthorityResponse) Reset() {
 	*x = RetireAuthorityResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[25]
+	mi := &file_control_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1500,7 +1561,7 @@ func (x *RetireAuthorityResponse) String() string {
 func (*RetireAuthorityResponse) ProtoMessage() {}
 
 func (x *RetireAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[25]
+	mi := &file_control_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1513,7 +1574,7 @@ func (x *RetireAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RetireAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 type RenewOperatorRequest struct {
@@ -1525,7 +1586,7 @@ type RenewOperatorRequest struct {
 
 func (x *RenewOperatorRequest) Reset() {
 	*x = RenewOperatorRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[26]
+	mi := &file_control_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1598,7 @@ func (x *RenewOperatorRequest) String() string {
 func (*RenewOperatorRequest) ProtoMessage() {}
 
 func (x *RenewOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[26]
+	mi := &file_control_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1611,7 @@ func (x *RenewOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewOperatorRequest.ProtoReflect.Descriptor instead.
 func (*RenewOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RenewOperatorRequest) GetCsr() []byte {
@@ -1570,7 +1631,7 @@ type RenewOperatorResponse struct {
 
 func (x *RenewOperatorResponse) Reset() {
 	*x = RenewOperatorResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[27]
+	mi := &file_control_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1582,7 +1643,7 @@ func (x *RenewOperatorResponse) String() string {
 func (*RenewOperatorResponse) ProtoMessage() {}
 
 func (x *RenewOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[27]
+	mi := &file_control_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1595,7 +1656,7 @@ func (x *RenewOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewOperatorResponse.ProtoReflect.Descriptor instead.
 func (*RenewOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RenewOperatorResponse) GetCertificate() []byte {
@@ -1622,7 +1683,7 @@ type UploadArtifactRequest struct {
 
 func (x *UploadArtifactRequest) Reset() {
 	*x = UploadArtifactRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[28]
+	mi := &file_control_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1634,7 +1695,7 @@ func (x *UploadArtifactRequest) String() string {
 func (*UploadArtifactRequest) ProtoMessage() {}
 
 func (x *UploadArtifactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[28]
+	mi := &file_control_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1647,7 +1708,7 @@ func (x *UploadArtifactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadArtifactRequest.ProtoReflect.Descriptor instead.
 func (*UploadArtifactRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *UploadArtifactRequest) GetDigest() string {
@@ -1673,7 +1734,7 @@ type UploadArtifactResponse struct {
 
 func (x *UploadArtifactResponse) Reset() {
 	*x = UploadArtifactResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[29]
+	mi := &file_control_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1685,7 +1746,7 @@ func (x *UploadArtifactResponse) String() string {
 func (*UploadArtifactResponse) ProtoMessage() {}
 
 func (x *UploadArtifactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[29]
+	mi := &file_control_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1698,7 +1759,7 @@ func (x *UploadArtifactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadArtifactResponse.ProtoReflect.Descriptor instead.
 func (*UploadArtifactResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *UploadArtifactResponse) GetSize() int64 {
@@ -1719,7 +1780,7 @@ type PublishReleaseRequest struct {
 
 func (x *PublishReleaseRequest) Reset() {
 	*x = PublishReleaseRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[30]
+	mi := &file_control_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1731,7 +1792,7 @@ func (x *PublishReleaseRequest) String() string {
 func (*PublishReleaseRequest) ProtoMessage() {}
 
 func (x *PublishReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[30]
+	mi := &file_control_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1744,7 +1805,7 @@ func (x *PublishReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishReleaseRequest.ProtoReflect.Descriptor instead.
 func (*PublishReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PublishReleaseRequest) GetRequestId() string {
@@ -1778,7 +1839,7 @@ type PublishReleaseResponse struct {
 
 func (x *PublishReleaseResponse) Reset() {
 	*x = PublishReleaseResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[31]
+	mi := &file_control_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1790,7 +1851,7 @@ func (x *PublishReleaseResponse) String() string {
 func (*PublishReleaseResponse) ProtoMessage() {}
 
 func (x *PublishReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[31]
+	mi := &file_control_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1803,7 +1864,7 @@ func (x *PublishReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishReleaseResponse.ProtoReflect.Descriptor instead.
 func (*PublishReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PublishReleaseResponse) GetDigest() string {
@@ -1833,7 +1894,7 @@ type ProbeRequest struct {
 
 func (x *ProbeRequest) Reset() {
 	*x = ProbeRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[32]
+	mi := &file_control_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1845,7 +1906,7 @@ func (x *ProbeRequest) String() string {
 func (*ProbeRequest) ProtoMessage() {}
 
 func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[32]
+	mi := &file_control_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1858,7 +1919,7 @@ func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeRequest.ProtoReflect.Descriptor instead.
 func (*ProbeRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ProbeRequest) GetRequestId() string {
@@ -1904,7 +1965,7 @@ type ProbeResponse struct {
 
 func (x *ProbeResponse) Reset() {
 	*x = ProbeResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[33]
+	mi := &file_control_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1916,7 +1977,7 @@ func (x *ProbeResponse) String() string {
 func (*ProbeResponse) ProtoMessage() {}
 
 func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[33]
+	mi := &file_control_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1929,7 +1990,7 @@ func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResponse.ProtoReflect.Descriptor instead.
 func (*ProbeResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 type GetProbeRequest struct {
@@ -1942,7 +2003,7 @@ type GetProbeRequest struct {
 
 func (x *GetProbeRequest) Reset() {
 	*x = GetProbeRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[34]
+	mi := &file_control_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1954,7 +2015,7 @@ func (x *GetProbeRequest) String() string {
 func (*GetProbeRequest) ProtoMessage() {}
 
 func (x *GetProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[34]
+	mi := &file_control_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1967,7 +2028,7 @@ func (x *GetProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProbeRequest.ProtoReflect.Descriptor instead.
 func (*GetProbeRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetProbeRequest) GetAppliance() string {
@@ -1996,7 +2057,7 @@ type GetProbeResponse struct {
 
 func (x *GetProbeResponse) Reset() {
 	*x = GetProbeResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[35]
+	mi := &file_control_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2008,7 +2069,7 @@ func (x *GetProbeResponse) String() string {
 func (*GetProbeResponse) ProtoMessage() {}
 
 func (x *GetProbeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[35]
+	mi := &file_control_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2021,7 +2082,7 @@ func (x *GetProbeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProbeResponse.ProtoReflect.Descriptor instead.
 func (*GetProbeResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetProbeResponse) GetSent() uint64 {
@@ -2063,7 +2124,7 @@ type RequestOperationRequest struct {
 
 func (x *RequestOperationRequest) Reset() {
 	*x = RequestOperationRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[36]
+	mi := &file_control_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2075,7 +2136,7 @@ func (x *RequestOperationRequest) String() string {
 func (*RequestOperationRequest) ProtoMessage() {}
 
 func (x *RequestOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[36]
+	mi := &file_control_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2088,7 +2149,7 @@ func (x *RequestOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestOperationRequest.ProtoReflect.Descriptor instead.
 func (*RequestOperationRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RequestOperationRequest) GetRequestId() string {
@@ -2121,7 +2182,7 @@ type RequestOperationResponse struct {
 
 func (x *RequestOperationResponse) Reset() {
 	*x = RequestOperationResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[37]
+	mi := &file_control_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2133,7 +2194,7 @@ func (x *RequestOperationResponse) String() string {
 func (*RequestOperationResponse) ProtoMessage() {}
 
 func (x *RequestOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[37]
+	mi := &file_control_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2146,7 +2207,7 @@ func (x *RequestOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestOperationResponse.ProtoReflect.Descriptor instead.
 func (*RequestOperationResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RequestOperationResponse) GetId() string {
@@ -2166,7 +2227,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[38]
+	mi := &file_control_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2178,7 +2239,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[38]
+	mi := &file_control_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2191,7 +2252,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListOperationsRequest) GetAppliance() string {
@@ -2217,7 +2278,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[39]
+	mi := &file_control_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2229,7 +2290,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[39]
+	mi := &file_control_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2242,7 +2303,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -2267,7 +2328,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_control_v1_control_proto_msgTypes[40]
+	mi := &file_control_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2279,7 +2340,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[40]
+	mi := &file_control_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2292,7 +2353,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Operation) GetId() string {
@@ -2352,7 +2413,7 @@ type ExportEvidenceRequest struct {
 
 func (x *ExportEvidenceRequest) Reset() {
 	*x = ExportEvidenceRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[41]
+	mi := &file_control_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2364,7 +2425,7 @@ func (x *ExportEvidenceRequest) String() string {
 func (*ExportEvidenceRequest) ProtoMessage() {}
 
 func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[41]
+	mi := &file_control_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2377,7 +2438,7 @@ func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceRequest.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 type ExportEvidenceResponse struct {
@@ -2389,7 +2450,7 @@ type ExportEvidenceResponse struct {
 
 func (x *ExportEvidenceResponse) Reset() {
 	*x = ExportEvidenceResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[42]
+	mi := &file_control_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2401,7 +2462,7 @@ func (x *ExportEvidenceResponse) String() string {
 func (*ExportEvidenceResponse) ProtoMessage() {}
 
 func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[42]
+	mi := &file_control_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2414,7 +2475,7 @@ func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceResponse.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ExportEvidenceResponse) GetData() []byte {
@@ -2463,7 +2524,7 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\x16ListAppliancesResponse\x12<\n" +
 	"\n" +
 	"appliances\x18\x01 \x03(\v2\x1c.demarc.control.v1.ApplianceR\n" +
-	"appliances\"\x95\x04\n" +
+	"appliances\"\xcb\x04\n" +
 	"\tAppliance\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bcustomer\x18\x02 \x01(\tR\bcustomer\x12\x16\n" +
@@ -2484,7 +2545,11 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\x06orders\x18\x10 \x01(\x04R\x06orders\x12\x1f\n" +
 	"\vorders_done\x18\x11 \x01(\x04R\n" +
 	"ordersDone\x12!\n" +
-	"\freports_done\x18\x12 \x01(\x04R\vreportsDone\"S\n" +
+	"\freports_done\x18\x12 \x01(\x04R\vreportsDone\x124\n" +
+	"\x05roads\x18\x13 \x03(\v2\x1e.demarc.control.v1.RoadTroubleR\x05roads\"9\n" +
+	"\vRoadTrouble\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"S\n" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\ahealthy\x18\x02 \x01(\bR\ahealthy\x12\x1a\n" +
@@ -2638,7 +2703,7 @@ func file_control_v1_control_proto_rawDescGZIP() []byte {
 	return file_control_v1_control_proto_rawDescData
 }
 
-var file_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_control_v1_control_proto_goTypes = []any{
 	(*StatusRequest)(nil),             // 0: demarc.control.v1.StatusRequest
 	(*StatusResponse)(nil),            // 1: demarc.control.v1.StatusResponse
@@ -2650,89 +2715,91 @@ var file_control_v1_control_proto_goTypes = []any{
 	(*ListAppliancesRequest)(nil),     // 7: demarc.control.v1.ListAppliancesRequest
 	(*ListAppliancesResponse)(nil),    // 8: demarc.control.v1.ListAppliancesResponse
 	(*Appliance)(nil),                 // 9: demarc.control.v1.Appliance
-	(*Service)(nil),                   // 10: demarc.control.v1.Service
-	(*Secret)(nil),                    // 11: demarc.control.v1.Secret
-	(*BanApplianceRequest)(nil),       // 12: demarc.control.v1.BanApplianceRequest
-	(*BanApplianceResponse)(nil),      // 13: demarc.control.v1.BanApplianceResponse
-	(*SetExpectRequest)(nil),          // 14: demarc.control.v1.SetExpectRequest
-	(*SetExpectResponse)(nil),         // 15: demarc.control.v1.SetExpectResponse
-	(*ListAuthoritiesRequest)(nil),    // 16: demarc.control.v1.ListAuthoritiesRequest
-	(*ListAuthoritiesResponse)(nil),   // 17: demarc.control.v1.ListAuthoritiesResponse
-	(*Authority)(nil),                 // 18: demarc.control.v1.Authority
-	(*Missing)(nil),                   // 19: demarc.control.v1.Missing
-	(*PrepareAuthorityRequest)(nil),   // 20: demarc.control.v1.PrepareAuthorityRequest
-	(*PrepareAuthorityResponse)(nil),  // 21: demarc.control.v1.PrepareAuthorityResponse
-	(*ActivateAuthorityRequest)(nil),  // 22: demarc.control.v1.ActivateAuthorityRequest
-	(*ActivateAuthorityResponse)(nil), // 23: demarc.control.v1.ActivateAuthorityResponse
-	(*RetireAuthorityRequest)(nil),    // 24: demarc.control.v1.RetireAuthorityRequest
-	(*RetireAuthorityResponse)(nil),   // 25: demarc.control.v1.RetireAuthorityResponse
-	(*RenewOperatorRequest)(nil),      // 26: demarc.control.v1.RenewOperatorRequest
-	(*RenewOperatorResponse)(nil),     // 27: demarc.control.v1.RenewOperatorResponse
-	(*UploadArtifactRequest)(nil),     // 28: demarc.control.v1.UploadArtifactRequest
-	(*UploadArtifactResponse)(nil),    // 29: demarc.control.v1.UploadArtifactResponse
-	(*PublishReleaseRequest)(nil),     // 30: demarc.control.v1.PublishReleaseRequest
-	(*PublishReleaseResponse)(nil),    // 31: demarc.control.v1.PublishReleaseResponse
-	(*ProbeRequest)(nil),              // 32: demarc.control.v1.ProbeRequest
-	(*ProbeResponse)(nil),             // 33: demarc.control.v1.ProbeResponse
-	(*GetProbeRequest)(nil),           // 34: demarc.control.v1.GetProbeRequest
-	(*GetProbeResponse)(nil),          // 35: demarc.control.v1.GetProbeResponse
-	(*RequestOperationRequest)(nil),   // 36: demarc.control.v1.RequestOperationRequest
-	(*RequestOperationResponse)(nil),  // 37: demarc.control.v1.RequestOperationResponse
-	(*ListOperationsRequest)(nil),     // 38: demarc.control.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),    // 39: demarc.control.v1.ListOperationsResponse
-	(*Operation)(nil),                 // 40: demarc.control.v1.Operation
-	(*ExportEvidenceRequest)(nil),     // 41: demarc.control.v1.ExportEvidenceRequest
-	(*ExportEvidenceResponse)(nil),    // 42: demarc.control.v1.ExportEvidenceResponse
+	(*RoadTrouble)(nil),               // 10: demarc.control.v1.RoadTrouble
+	(*Service)(nil),                   // 11: demarc.control.v1.Service
+	(*Secret)(nil),                    // 12: demarc.control.v1.Secret
+	(*BanApplianceRequest)(nil),       // 13: demarc.control.v1.BanApplianceRequest
+	(*BanApplianceResponse)(nil),      // 14: demarc.control.v1.BanApplianceResponse
+	(*SetExpectRequest)(nil),          // 15: demarc.control.v1.SetExpectRequest
+	(*SetExpectResponse)(nil),         // 16: demarc.control.v1.SetExpectResponse
+	(*ListAuthoritiesRequest)(nil),    // 17: demarc.control.v1.ListAuthoritiesRequest
+	(*ListAuthoritiesResponse)(nil),   // 18: demarc.control.v1.ListAuthoritiesResponse
+	(*Authority)(nil),                 // 19: demarc.control.v1.Authority
+	(*Missing)(nil),                   // 20: demarc.control.v1.Missing
+	(*PrepareAuthorityRequest)(nil),   // 21: demarc.control.v1.PrepareAuthorityRequest
+	(*PrepareAuthorityResponse)(nil),  // 22: demarc.control.v1.PrepareAuthorityResponse
+	(*ActivateAuthorityRequest)(nil),  // 23: demarc.control.v1.ActivateAuthorityRequest
+	(*ActivateAuthorityResponse)(nil), // 24: demarc.control.v1.ActivateAuthorityResponse
+	(*RetireAuthorityRequest)(nil),    // 25: demarc.control.v1.RetireAuthorityRequest
+	(*RetireAuthorityResponse)(nil),   // 26: demarc.control.v1.RetireAuthorityResponse
+	(*RenewOperatorRequest)(nil),      // 27: demarc.control.v1.RenewOperatorRequest
+	(*RenewOperatorResponse)(nil),     // 28: demarc.control.v1.RenewOperatorResponse
+	(*UploadArtifactRequest)(nil),     // 29: demarc.control.v1.UploadArtifactRequest
+	(*UploadArtifactResponse)(nil),    // 30: demarc.control.v1.UploadArtifactResponse
+	(*PublishReleaseRequest)(nil),     // 31: demarc.control.v1.PublishReleaseRequest
+	(*PublishReleaseResponse)(nil),    // 32: demarc.control.v1.PublishReleaseResponse
+	(*ProbeRequest)(nil),              // 33: demarc.control.v1.ProbeRequest
+	(*ProbeResponse)(nil),             // 34: demarc.control.v1.ProbeResponse
+	(*GetProbeRequest)(nil),           // 35: demarc.control.v1.GetProbeRequest
+	(*GetProbeResponse)(nil),          // 36: demarc.control.v1.GetProbeResponse
+	(*RequestOperationRequest)(nil),   // 37: demarc.control.v1.RequestOperationRequest
+	(*RequestOperationResponse)(nil),  // 38: demarc.control.v1.RequestOperationResponse
+	(*ListOperationsRequest)(nil),     // 39: demarc.control.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),    // 40: demarc.control.v1.ListOperationsResponse
+	(*Operation)(nil),                 // 41: demarc.control.v1.Operation
+	(*ExportEvidenceRequest)(nil),     // 42: demarc.control.v1.ExportEvidenceRequest
+	(*ExportEvidenceResponse)(nil),    // 43: demarc.control.v1.ExportEvidenceResponse
 }
 var file_control_v1_control_proto_depIdxs = []int32{
 	2,  // 0: demarc.control.v1.StatusResponse.members:type_name -> demarc.control.v1.Member
 	9,  // 1: demarc.control.v1.ListAppliancesResponse.appliances:type_name -> demarc.control.v1.Appliance
-	10, // 2: demarc.control.v1.Appliance.services:type_name -> demarc.control.v1.Service
-	11, // 3: demarc.control.v1.Appliance.secrets:type_name -> demarc.control.v1.Secret
-	18, // 4: demarc.control.v1.ListAuthoritiesResponse.authorities:type_name -> demarc.control.v1.Authority
-	19, // 5: demarc.control.v1.ListAuthoritiesResponse.missing:type_name -> demarc.control.v1.Missing
-	40, // 6: demarc.control.v1.ListOperationsResponse.operations:type_name -> demarc.control.v1.Operation
-	0,  // 7: demarc.control.v1.Control.Status:input_type -> demarc.control.v1.StatusRequest
-	3,  // 8: demarc.control.v1.Control.RegisterCustomer:input_type -> demarc.control.v1.RegisterCustomerRequest
-	5,  // 9: demarc.control.v1.Control.RegisterAppliance:input_type -> demarc.control.v1.RegisterApplianceRequest
-	7,  // 10: demarc.control.v1.Control.ListAppliances:input_type -> demarc.control.v1.ListAppliancesRequest
-	12, // 11: demarc.control.v1.Control.BanAppliance:input_type -> demarc.control.v1.BanApplianceRequest
-	14, // 12: demarc.control.v1.Control.SetExpect:input_type -> demarc.control.v1.SetExpectRequest
-	16, // 13: demarc.control.v1.Control.ListAuthorities:input_type -> demarc.control.v1.ListAuthoritiesRequest
-	20, // 14: demarc.control.v1.Control.PrepareAuthority:input_type -> demarc.control.v1.PrepareAuthorityRequest
-	22, // 15: demarc.control.v1.Control.ActivateAuthority:input_type -> demarc.control.v1.ActivateAuthorityRequest
-	24, // 16: demarc.control.v1.Control.RetireAuthority:input_type -> demarc.control.v1.RetireAuthorityRequest
-	26, // 17: demarc.control.v1.Control.RenewOperator:input_type -> demarc.control.v1.RenewOperatorRequest
-	28, // 18: demarc.control.v1.Control.UploadArtifact:input_type -> demarc.control.v1.UploadArtifactRequest
-	30, // 19: demarc.control.v1.Control.PublishRelease:input_type -> demarc.control.v1.PublishReleaseRequest
-	32, // 20: demarc.control.v1.Control.Probe:input_type -> demarc.control.v1.ProbeRequest
-	34, // 21: demarc.control.v1.Control.GetProbe:input_type -> demarc.control.v1.GetProbeRequest
-	36, // 22: demarc.control.v1.Control.RequestOperation:input_type -> demarc.control.v1.RequestOperationRequest
-	38, // 23: demarc.control.v1.Control.ListOperations:input_type -> demarc.control.v1.ListOperationsRequest
-	41, // 24: demarc.control.v1.Control.ExportEvidence:input_type -> demarc.control.v1.ExportEvidenceRequest
-	1,  // 25: demarc.control.v1.Control.Status:output_type -> demarc.control.v1.StatusResponse
-	4,  // 26: demarc.control.v1.Control.RegisterCustomer:output_type -> demarc.control.v1.RegisterCustomerResponse
-	6,  // 27: demarc.control.v1.Control.RegisterAppliance:output_type -> demarc.control.v1.RegisterApplianceResponse
-	8,  // 28: demarc.control.v1.Control.ListAppliances:output_type -> demarc.control.v1.ListAppliancesResponse
-	13, // 29: demarc.control.v1.Control.BanAppliance:output_type -> demarc.control.v1.BanApplianceResponse
-	15, // 30: demarc.control.v1.Control.SetExpect:output_type -> demarc.control.v1.SetExpectResponse
-	17, // 31: demarc.control.v1.Control.ListAuthorities:output_type -> demarc.control.v1.ListAuthoritiesResponse
-	21, // 32: demarc.control.v1.Control.PrepareAuthority:output_type -> demarc.control.v1.PrepareAuthorityResponse
-	23, // 33: demarc.control.v1.Control.ActivateAuthority:output_type -> demarc.control.v1.ActivateAuthorityResponse
-	25, // 34: demarc.control.v1.Control.RetireAuthority:output_type -> demarc.control.v1.RetireAuthorityResponse
-	27, // 35: demarc.control.v1.Control.RenewOperator:output_type -> demarc.control.v1.RenewOperatorResponse
-	29, // 36: demarc.control.v1.Control.UploadArtifact:output_type -> demarc.control.v1.UploadArtifactResponse
-	31, // 37: demarc.control.v1.Control.PublishRelease:output_type -> demarc.control.v1.PublishReleaseResponse
-	33, // 38: demarc.control.v1.Control.Probe:output_type -> demarc.control.v1.ProbeResponse
-	35, // 39: demarc.control.v1.Control.GetProbe:output_type -> demarc.control.v1.GetProbeResponse
-	37, // 40: demarc.control.v1.Control.RequestOperation:output_type -> demarc.control.v1.RequestOperationResponse
-	39, // 41: demarc.control.v1.Control.ListOperations:output_type -> demarc.control.v1.ListOperationsResponse
-	42, // 42: demarc.control.v1.Control.ExportEvidence:output_type -> demarc.control.v1.ExportEvidenceResponse
-	25, // [25:43] is the sub-list for method output_type
-	7,  // [7:25] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	11, // 2: demarc.control.v1.Appliance.services:type_name -> demarc.control.v1.Service
+	12, // 3: demarc.control.v1.Appliance.secrets:type_name -> demarc.control.v1.Secret
+	10, // 4: demarc.control.v1.Appliance.roads:type_name -> demarc.control.v1.RoadTrouble
+	19, // 5: demarc.control.v1.ListAuthoritiesResponse.authorities:type_name -> demarc.control.v1.Authority
+	20, // 6: demarc.control.v1.ListAuthoritiesResponse.missing:type_name -> demarc.control.v1.Missing
+	41, // 7: demarc.control.v1.ListOperationsResponse.operations:type_name -> demarc.control.v1.Operation
+	0,  // 8: demarc.control.v1.Control.Status:input_type -> demarc.control.v1.StatusRequest
+	3,  // 9: demarc.control.v1.Control.RegisterCustomer:input_type -> demarc.control.v1.RegisterCustomerRequest
+	5,  // 10: demarc.control.v1.Control.RegisterAppliance:input_type -> demarc.control.v1.RegisterApplianceRequest
+	7,  // 11: demarc.control.v1.Control.ListAppliances:input_type -> demarc.control.v1.ListAppliancesRequest
+	13, // 12: demarc.control.v1.Control.BanAppliance:input_type -> demarc.control.v1.BanApplianceRequest
+	15, // 13: demarc.control.v1.Control.SetExpect:input_type -> demarc.control.v1.SetExpectRequest
+	17, // 14: demarc.control.v1.Control.ListAuthorities:input_type -> demarc.control.v1.ListAuthoritiesRequest
+	21, // 15: demarc.control.v1.Control.PrepareAuthority:input_type -> demarc.control.v1.PrepareAuthorityRequest
+	23, // 16: demarc.control.v1.Control.ActivateAuthority:input_type -> demarc.control.v1.ActivateAuthorityRequest
+	25, // 17: demarc.control.v1.Control.RetireAuthority:input_type -> demarc.control.v1.RetireAuthorityRequest
+	27, // 18: demarc.control.v1.Control.RenewOperator:input_type -> demarc.control.v1.RenewOperatorRequest
+	29, // 19: demarc.control.v1.Control.UploadArtifact:input_type -> demarc.control.v1.UploadArtifactRequest
+	31, // 20: demarc.control.v1.Control.PublishRelease:input_type -> demarc.control.v1.PublishReleaseRequest
+	33, // 21: demarc.control.v1.Control.Probe:input_type -> demarc.control.v1.ProbeRequest
+	35, // 22: demarc.control.v1.Control.GetProbe:input_type -> demarc.control.v1.GetProbeRequest
+	37, // 23: demarc.control.v1.Control.RequestOperation:input_type -> demarc.control.v1.RequestOperationRequest
+	39, // 24: demarc.control.v1.Control.ListOperations:input_type -> demarc.control.v1.ListOperationsRequest
+	42, // 25: demarc.control.v1.Control.ExportEvidence:input_type -> demarc.control.v1.ExportEvidenceRequest
+	1,  // 26: demarc.control.v1.Control.Status:output_type -> demarc.control.v1.StatusResponse
+	4,  // 27: demarc.control.v1.Control.RegisterCustomer:output_type -> demarc.control.v1.RegisterCustomerResponse
+	6,  // 28: demarc.control.v1.Control.RegisterAppliance:output_type -> demarc.control.v1.RegisterApplianceResponse
+	8,  // 29: demarc.control.v1.Control.ListAppliances:output_type -> demarc.control.v1.ListAppliancesResponse
+	14, // 30: demarc.control.v1.Control.BanAppliance:output_type -> demarc.control.v1.BanApplianceResponse
+	16, // 31: demarc.control.v1.Control.SetExpect:output_type -> demarc.control.v1.SetExpectResponse
+	18, // 32: demarc.control.v1.Control.ListAuthorities:output_type -> demarc.control.v1.ListAuthoritiesResponse
+	22, // 33: demarc.control.v1.Control.PrepareAuthority:output_type -> demarc.control.v1.PrepareAuthorityResponse
+	24, // 34: demarc.control.v1.Control.ActivateAuthority:output_type -> demarc.control.v1.ActivateAuthorityResponse
+	26, // 35: demarc.control.v1.Control.RetireAuthority:output_type -> demarc.control.v1.RetireAuthorityResponse
+	28, // 36: demarc.control.v1.Control.RenewOperator:output_type -> demarc.control.v1.RenewOperatorResponse
+	30, // 37: demarc.control.v1.Control.UploadArtifact:output_type -> demarc.control.v1.UploadArtifactResponse
+	32, // 38: demarc.control.v1.Control.PublishRelease:output_type -> demarc.control.v1.PublishReleaseResponse
+	34, // 39: demarc.control.v1.Control.Probe:output_type -> demarc.control.v1.ProbeResponse
+	36, // 40: demarc.control.v1.Control.GetProbe:output_type -> demarc.control.v1.GetProbeResponse
+	38, // 41: demarc.control.v1.Control.RequestOperation:output_type -> demarc.control.v1.RequestOperationResponse
+	40, // 42: demarc.control.v1.Control.ListOperations:output_type -> demarc.control.v1.ListOperationsResponse
+	43, // 43: demarc.control.v1.Control.ExportEvidence:output_type -> demarc.control.v1.ExportEvidenceResponse
+	26, // [26:44] is the sub-list for method output_type
+	8,  // [8:26] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_control_v1_control_proto_init() }
@@ -2746,7 +2813,7 @@ func file_control_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_v1_control_proto_rawDesc), len(file_control_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   43,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -83,6 +83,8 @@ type StatusResponse struct {
 	AuditRoot     string                 `protobuf:"bytes,17,opt,name=audit_root,json=auditRoot,proto3" json:"audit_root,omitempty"`
 	ProbesSeen    uint64                 `protobuf:"varint,18,opt,name=probes_seen,json=probesSeen,proto3" json:"probes_seen,omitempty"`
 	Clock         *Clock                 `protobuf:"bytes,19,opt,name=clock,proto3" json:"clock,omitempty"` // absent until a node that was proven to be the vendor's told its time
+	Ways          []*Road                `protobuf:"bytes,20,rep,name=ways,proto3" json:"ways,omitempty"`   // one for each of routes, in order
+	Door          *Road                  `protobuf:"bytes,21,opt,name=door,proto3" json:"door,omitempty"`   // the node on the customer's own tailnet; absent where the file names none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -250,6 +252,105 @@ func (x *StatusResponse) GetClock() *Clock {
 	return nil
 }
 
+func (x *StatusResponse) GetWays() []*Road {
+	if x != nil {
+		return x.Ways
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetDoor() *Road {
+	if x != nil {
+		return x.Door
+	}
+	return nil
+}
+
+// Road is one way to the vendor's control plane, as it was found when it was tried last.
+type Road struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"` // https privatelink tailscale
+	InUse         bool                   `protobuf:"varint,3,opt,name=in_use,json=inUse,proto3" json:"in_use,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"` // of a closed set (docs/roads.md); empty: it works, or was not tried
+	Said          string                 `protobuf:"bytes,5,opt,name=said,proto3" json:"said,omitempty"`     // what was met, for the customer alone
+	Do            string                 `protobuf:"bytes,6,opt,name=do,proto3" json:"do,omitempty"`         // what helps
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Road) Reset() {
+	*x = Road{}
+	mi := &file_local_v1_local_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Road) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Road) ProtoMessage() {}
+
+func (x *Road) ProtoReflect() protoreflect.Message {
+	mi := &file_local_v1_local_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Road.ProtoReflect.Descriptor instead.
+func (*Road) Descriptor() ([]byte, []int) {
+	return file_local_v1_local_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Road) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Road) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Road) GetInUse() bool {
+	if x != nil {
+		return x.InUse
+	}
+	return false
+}
+
+func (x *Road) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Road) GetSaid() string {
+	if x != nil {
+		return x.Said
+	}
+	return ""
+}
+
+func (x *Road) GetDo() string {
+	if x != nil {
+		return x.Do
+	}
+	return ""
+}
+
 // Clock is how this host's clock compares with the vendor's, as it was measured last. A node's time is told in seconds and
 // takes its time to arrive: a difference of a second or two says nothing.
 type Clock struct {
@@ -262,7 +363,7 @@ type Clock struct {
 
 func (x *Clock) Reset() {
 	*x = Clock{}
-	mi := &file_local_v1_local_proto_msgTypes[2]
+	mi := &file_local_v1_local_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -274,7 +375,7 @@ func (x *Clock) String() string {
 func (*Clock) ProtoMessage() {}
 
 func (x *Clock) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[2]
+	mi := &file_local_v1_local_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -287,7 +388,7 @@ func (x *Clock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Clock.ProtoReflect.Descriptor instead.
 func (*Clock) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{2}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Clock) GetVendorAheadMs() int64 {
@@ -316,7 +417,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_local_v1_local_proto_msgTypes[3]
+	mi := &file_local_v1_local_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -328,7 +429,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[3]
+	mi := &file_local_v1_local_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -341,7 +442,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{3}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Service) GetName() string {
@@ -383,7 +484,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_local_v1_local_proto_msgTypes[4]
+	mi := &file_local_v1_local_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -395,7 +496,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[4]
+	mi := &file_local_v1_local_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -408,7 +509,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{4}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Secret) GetName() string {
@@ -444,7 +545,7 @@ type PinRequest struct {
 
 func (x *PinRequest) Reset() {
 	*x = PinRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[5]
+	mi := &file_local_v1_local_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -456,7 +557,7 @@ func (x *PinRequest) String() string {
 func (*PinRequest) ProtoMessage() {}
 
 func (x *PinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[5]
+	mi := &file_local_v1_local_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -469,7 +570,7 @@ func (x *PinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinRequest.ProtoReflect.Descriptor instead.
 func (*PinRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{5}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PinRequest) GetRequestId() string {
@@ -509,7 +610,7 @@ type PinResponse struct {
 
 func (x *PinResponse) Reset() {
 	*x = PinResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[6]
+	mi := &file_local_v1_local_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -521,7 +622,7 @@ func (x *PinResponse) String() string {
 func (*PinResponse) ProtoMessage() {}
 
 func (x *PinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[6]
+	mi := &file_local_v1_local_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -534,7 +635,7 @@ func (x *PinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinResponse.ProtoReflect.Descriptor instead.
 func (*PinResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{6}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PinResponse) GetKeyId() string {
@@ -555,7 +656,7 @@ type SubmitRequest struct {
 
 func (x *SubmitRequest) Reset() {
 	*x = SubmitRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[7]
+	mi := &file_local_v1_local_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -567,7 +668,7 @@ func (x *SubmitRequest) String() string {
 func (*SubmitRequest) ProtoMessage() {}
 
 func (x *SubmitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[7]
+	mi := &file_local_v1_local_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -580,7 +681,7 @@ func (x *SubmitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitRequest.ProtoReflect.Descriptor instead.
 func (*SubmitRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{7}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SubmitRequest) GetRequestId() string {
@@ -616,7 +717,7 @@ type SubmitResponse struct {
 
 func (x *SubmitResponse) Reset() {
 	*x = SubmitResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[8]
+	mi := &file_local_v1_local_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -628,7 +729,7 @@ func (x *SubmitResponse) String() string {
 func (*SubmitResponse) ProtoMessage() {}
 
 func (x *SubmitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[8]
+	mi := &file_local_v1_local_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -641,7 +742,7 @@ func (x *SubmitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitResponse.ProtoReflect.Descriptor instead.
 func (*SubmitResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{8}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SubmitResponse) GetKind() string {
@@ -681,7 +782,7 @@ type ReviewRequest struct {
 
 func (x *ReviewRequest) Reset() {
 	*x = ReviewRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[9]
+	mi := &file_local_v1_local_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -693,7 +794,7 @@ func (x *ReviewRequest) String() string {
 func (*ReviewRequest) ProtoMessage() {}
 
 func (x *ReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[9]
+	mi := &file_local_v1_local_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -706,7 +807,7 @@ func (x *ReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewRequest.ProtoReflect.Descriptor instead.
 func (*ReviewRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{9}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ReviewRequest) GetRelease() string {
@@ -730,7 +831,7 @@ type ReviewResponse struct {
 
 func (x *ReviewResponse) Reset() {
 	*x = ReviewResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[10]
+	mi := &file_local_v1_local_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -742,7 +843,7 @@ func (x *ReviewResponse) String() string {
 func (*ReviewResponse) ProtoMessage() {}
 
 func (x *ReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[10]
+	mi := &file_local_v1_local_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -755,7 +856,7 @@ func (x *ReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewResponse.ProtoReflect.Descriptor instead.
 func (*ReviewResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{10}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ReviewResponse) GetRelease() string {
@@ -809,7 +910,7 @@ type AccessRequest struct {
 
 func (x *AccessRequest) Reset() {
 	*x = AccessRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[11]
+	mi := &file_local_v1_local_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +922,7 @@ func (x *AccessRequest) String() string {
 func (*AccessRequest) ProtoMessage() {}
 
 func (x *AccessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[11]
+	mi := &file_local_v1_local_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +935,7 @@ func (x *AccessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessRequest.ProtoReflect.Descriptor instead.
 func (*AccessRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{11}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AccessRequest) GetPhase() string {
@@ -853,7 +954,7 @@ type AccessResponse struct {
 
 func (x *AccessResponse) Reset() {
 	*x = AccessResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[12]
+	mi := &file_local_v1_local_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -865,7 +966,7 @@ func (x *AccessResponse) String() string {
 func (*AccessResponse) ProtoMessage() {}
 
 func (x *AccessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[12]
+	mi := &file_local_v1_local_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -878,7 +979,7 @@ func (x *AccessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessResponse.ProtoReflect.Descriptor instead.
 func (*AccessResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{12}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AccessResponse) GetAccess() []*Access {
@@ -901,7 +1002,7 @@ type Access struct {
 
 func (x *Access) Reset() {
 	*x = Access{}
-	mi := &file_local_v1_local_proto_msgTypes[13]
+	mi := &file_local_v1_local_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -913,7 +1014,7 @@ func (x *Access) String() string {
 func (*Access) ProtoMessage() {}
 
 func (x *Access) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[13]
+	mi := &file_local_v1_local_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -926,7 +1027,7 @@ func (x *Access) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Access.ProtoReflect.Descriptor instead.
 func (*Access) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{13}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Access) GetPhase() string {
@@ -975,7 +1076,7 @@ type SetPostureRequest struct {
 
 func (x *SetPostureRequest) Reset() {
 	*x = SetPostureRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[14]
+	mi := &file_local_v1_local_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -987,7 +1088,7 @@ func (x *SetPostureRequest) String() string {
 func (*SetPostureRequest) ProtoMessage() {}
 
 func (x *SetPostureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[14]
+	mi := &file_local_v1_local_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1000,7 +1101,7 @@ func (x *SetPostureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPostureRequest.ProtoReflect.Descriptor instead.
 func (*SetPostureRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{14}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SetPostureRequest) GetRequestId() string {
@@ -1032,7 +1133,7 @@ type SetPostureResponse struct {
 
 func (x *SetPostureResponse) Reset() {
 	*x = SetPostureResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[15]
+	mi := &file_local_v1_local_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1044,7 +1145,7 @@ func (x *SetPostureResponse) String() string {
 func (*SetPostureResponse) ProtoMessage() {}
 
 func (x *SetPostureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[15]
+	mi := &file_local_v1_local_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1057,7 +1158,7 @@ func (x *SetPostureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPostureResponse.ProtoReflect.Descriptor instead.
 func (*SetPostureResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{15}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{16}
 }
 
 type GetPostureRequest struct {
@@ -1068,7 +1169,7 @@ type GetPostureRequest struct {
 
 func (x *GetPostureRequest) Reset() {
 	*x = GetPostureRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[16]
+	mi := &file_local_v1_local_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1080,7 +1181,7 @@ func (x *GetPostureRequest) String() string {
 func (*GetPostureRequest) ProtoMessage() {}
 
 func (x *GetPostureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[16]
+	mi := &file_local_v1_local_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1093,7 +1194,7 @@ func (x *GetPostureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPostureRequest.ProtoReflect.Descriptor instead.
 func (*GetPostureRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{16}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{17}
 }
 
 type GetPostureResponse struct {
@@ -1108,7 +1209,7 @@ type GetPostureResponse struct {
 
 func (x *GetPostureResponse) Reset() {
 	*x = GetPostureResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[17]
+	mi := &file_local_v1_local_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1221,7 @@ func (x *GetPostureResponse) String() string {
 func (*GetPostureResponse) ProtoMessage() {}
 
 func (x *GetPostureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[17]
+	mi := &file_local_v1_local_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1234,7 @@ func (x *GetPostureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPostureResponse.ProtoReflect.Descriptor instead.
 func (*GetPostureResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{17}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetPostureResponse) GetExposure() string {
@@ -1178,7 +1279,7 @@ type Door struct {
 
 func (x *Door) Reset() {
 	*x = Door{}
-	mi := &file_local_v1_local_proto_msgTypes[18]
+	mi := &file_local_v1_local_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1291,7 @@ func (x *Door) String() string {
 func (*Door) ProtoMessage() {}
 
 func (x *Door) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[18]
+	mi := &file_local_v1_local_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1304,7 @@ func (x *Door) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Door.ProtoReflect.Descriptor instead.
 func (*Door) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{18}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Door) GetName() string {
@@ -1258,7 +1359,7 @@ type Shut struct {
 
 func (x *Shut) Reset() {
 	*x = Shut{}
-	mi := &file_local_v1_local_proto_msgTypes[19]
+	mi := &file_local_v1_local_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1270,7 +1371,7 @@ func (x *Shut) String() string {
 func (*Shut) ProtoMessage() {}
 
 func (x *Shut) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[19]
+	mi := &file_local_v1_local_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1283,7 +1384,7 @@ func (x *Shut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shut.ProtoReflect.Descriptor instead.
 func (*Shut) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{19}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Shut) GetPort() string {
@@ -1310,7 +1411,7 @@ type SetTransportRequest struct {
 
 func (x *SetTransportRequest) Reset() {
 	*x = SetTransportRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[20]
+	mi := &file_local_v1_local_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1423,7 @@ func (x *SetTransportRequest) String() string {
 func (*SetTransportRequest) ProtoMessage() {}
 
 func (x *SetTransportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[20]
+	mi := &file_local_v1_local_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1436,7 @@ func (x *SetTransportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTransportRequest.ProtoReflect.Descriptor instead.
 func (*SetTransportRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{20}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SetTransportRequest) GetRequestId() string {
@@ -1361,7 +1462,7 @@ type SetTransportResponse struct {
 
 func (x *SetTransportResponse) Reset() {
 	*x = SetTransportResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[21]
+	mi := &file_local_v1_local_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1373,7 +1474,7 @@ func (x *SetTransportResponse) String() string {
 func (*SetTransportResponse) ProtoMessage() {}
 
 func (x *SetTransportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[21]
+	mi := &file_local_v1_local_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1386,7 +1487,7 @@ func (x *SetTransportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTransportResponse.ProtoReflect.Descriptor instead.
 func (*SetTransportResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{21}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SetTransportResponse) GetKind() string {
@@ -1405,7 +1506,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[22]
+	mi := &file_local_v1_local_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1417,7 +1518,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[22]
+	mi := &file_local_v1_local_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1430,7 +1531,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{22}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListOperationsRequest) GetId() string {
@@ -1449,7 +1550,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[23]
+	mi := &file_local_v1_local_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1461,7 +1562,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[23]
+	mi := &file_local_v1_local_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1474,7 +1575,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{23}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -1499,7 +1600,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_local_v1_local_proto_msgTypes[24]
+	mi := &file_local_v1_local_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1511,7 +1612,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[24]
+	mi := &file_local_v1_local_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1524,7 +1625,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{24}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Operation) GetId() string {
@@ -1586,7 +1687,7 @@ type ListLogRequest struct {
 
 func (x *ListLogRequest) Reset() {
 	*x = ListLogRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[25]
+	mi := &file_local_v1_local_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1598,7 +1699,7 @@ func (x *ListLogRequest) String() string {
 func (*ListLogRequest) ProtoMessage() {}
 
 func (x *ListLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[25]
+	mi := &file_local_v1_local_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1611,7 +1712,7 @@ func (x *ListLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLogRequest.ProtoReflect.Descriptor instead.
 func (*ListLogRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{25}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListLogRequest) GetFrom() int64 {
@@ -1638,7 +1739,7 @@ type ListLogResponse struct {
 
 func (x *ListLogResponse) Reset() {
 	*x = ListLogResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[26]
+	mi := &file_local_v1_local_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1650,7 +1751,7 @@ func (x *ListLogResponse) String() string {
 func (*ListLogResponse) ProtoMessage() {}
 
 func (x *ListLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[26]
+	mi := &file_local_v1_local_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1663,7 +1764,7 @@ func (x *ListLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLogResponse.ProtoReflect.Descriptor instead.
 func (*ListLogResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{26}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListLogResponse) GetEntries() [][]byte {
@@ -1688,7 +1789,7 @@ type ExportEvidenceRequest struct {
 
 func (x *ExportEvidenceRequest) Reset() {
 	*x = ExportEvidenceRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[27]
+	mi := &file_local_v1_local_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1700,7 +1801,7 @@ func (x *ExportEvidenceRequest) String() string {
 func (*ExportEvidenceRequest) ProtoMessage() {}
 
 func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[27]
+	mi := &file_local_v1_local_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1713,7 +1814,7 @@ func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceRequest.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{27}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{28}
 }
 
 type ExportEvidenceResponse struct {
@@ -1725,7 +1826,7 @@ type ExportEvidenceResponse struct {
 
 func (x *ExportEvidenceResponse) Reset() {
 	*x = ExportEvidenceResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[28]
+	mi := &file_local_v1_local_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1737,7 +1838,7 @@ func (x *ExportEvidenceResponse) String() string {
 func (*ExportEvidenceResponse) ProtoMessage() {}
 
 func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[28]
+	mi := &file_local_v1_local_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1750,7 +1851,7 @@ func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceResponse.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{28}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ExportEvidenceResponse) GetData() []byte {
@@ -1765,7 +1866,7 @@ var File_local_v1_local_proto protoreflect.FileDescriptor
 const file_local_v1_local_proto_rawDesc = "" +
 	"\n" +
 	"\x14local/v1/local.proto\x12\x0fdemarc.local.v1\"\x0f\n" +
-	"\rStatusRequest\"\xe0\x04\n" +
+	"\rStatusRequest\"\xb6\x05\n" +
 	"\x0eStatusResponse\x12\x1c\n" +
 	"\tappliance\x18\x01 \x01(\tR\tappliance\x12\x1a\n" +
 	"\bcustomer\x18\x02 \x01(\tR\bcustomer\x12!\n" +
@@ -1789,7 +1890,16 @@ const file_local_v1_local_proto_rawDesc = "" +
 	"audit_root\x18\x11 \x01(\tR\tauditRoot\x12\x1f\n" +
 	"\vprobes_seen\x18\x12 \x01(\x04R\n" +
 	"probesSeen\x12,\n" +
-	"\x05clock\x18\x13 \x01(\v2\x16.demarc.local.v1.ClockR\x05clock\"N\n" +
+	"\x05clock\x18\x13 \x01(\v2\x16.demarc.local.v1.ClockR\x05clock\x12)\n" +
+	"\x04ways\x18\x14 \x03(\v2\x15.demarc.local.v1.RoadR\x04ways\x12)\n" +
+	"\x04door\x18\x15 \x01(\v2\x15.demarc.local.v1.RoadR\x04door\"\x81\x01\n" +
+	"\x04Road\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x15\n" +
+	"\x06in_use\x18\x03 \x01(\bR\x05inUse\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x12\n" +
+	"\x04said\x18\x05 \x01(\tR\x04said\x12\x0e\n" +
+	"\x02do\x18\x06 \x01(\tR\x02do\"N\n" +
 	"\x05Clock\x12&\n" +
 	"\x0fvendor_ahead_ms\x18\x01 \x01(\x03R\rvendorAheadMs\x12\x1d\n" +
 	"\n" +
@@ -1926,73 +2036,76 @@ func file_local_v1_local_proto_rawDescGZIP() []byte {
 	return file_local_v1_local_proto_rawDescData
 }
 
-var file_local_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_local_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_local_v1_local_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: demarc.local.v1.StatusRequest
 	(*StatusResponse)(nil),         // 1: demarc.local.v1.StatusResponse
-	(*Clock)(nil),                  // 2: demarc.local.v1.Clock
-	(*Service)(nil),                // 3: demarc.local.v1.Service
-	(*Secret)(nil),                 // 4: demarc.local.v1.Secret
-	(*PinRequest)(nil),             // 5: demarc.local.v1.PinRequest
-	(*PinResponse)(nil),            // 6: demarc.local.v1.PinResponse
-	(*SubmitRequest)(nil),          // 7: demarc.local.v1.SubmitRequest
-	(*SubmitResponse)(nil),         // 8: demarc.local.v1.SubmitResponse
-	(*ReviewRequest)(nil),          // 9: demarc.local.v1.ReviewRequest
-	(*ReviewResponse)(nil),         // 10: demarc.local.v1.ReviewResponse
-	(*AccessRequest)(nil),          // 11: demarc.local.v1.AccessRequest
-	(*AccessResponse)(nil),         // 12: demarc.local.v1.AccessResponse
-	(*Access)(nil),                 // 13: demarc.local.v1.Access
-	(*SetPostureRequest)(nil),      // 14: demarc.local.v1.SetPostureRequest
-	(*SetPostureResponse)(nil),     // 15: demarc.local.v1.SetPostureResponse
-	(*GetPostureRequest)(nil),      // 16: demarc.local.v1.GetPostureRequest
-	(*GetPostureResponse)(nil),     // 17: demarc.local.v1.GetPostureResponse
-	(*Door)(nil),                   // 18: demarc.local.v1.Door
-	(*Shut)(nil),                   // 19: demarc.local.v1.Shut
-	(*SetTransportRequest)(nil),    // 20: demarc.local.v1.SetTransportRequest
-	(*SetTransportResponse)(nil),   // 21: demarc.local.v1.SetTransportResponse
-	(*ListOperationsRequest)(nil),  // 22: demarc.local.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil), // 23: demarc.local.v1.ListOperationsResponse
-	(*Operation)(nil),              // 24: demarc.local.v1.Operation
-	(*ListLogRequest)(nil),         // 25: demarc.local.v1.ListLogRequest
-	(*ListLogResponse)(nil),        // 26: demarc.local.v1.ListLogResponse
-	(*ExportEvidenceRequest)(nil),  // 27: demarc.local.v1.ExportEvidenceRequest
-	(*ExportEvidenceResponse)(nil), // 28: demarc.local.v1.ExportEvidenceResponse
+	(*Road)(nil),                   // 2: demarc.local.v1.Road
+	(*Clock)(nil),                  // 3: demarc.local.v1.Clock
+	(*Service)(nil),                // 4: demarc.local.v1.Service
+	(*Secret)(nil),                 // 5: demarc.local.v1.Secret
+	(*PinRequest)(nil),             // 6: demarc.local.v1.PinRequest
+	(*PinResponse)(nil),            // 7: demarc.local.v1.PinResponse
+	(*SubmitRequest)(nil),          // 8: demarc.local.v1.SubmitRequest
+	(*SubmitResponse)(nil),         // 9: demarc.local.v1.SubmitResponse
+	(*ReviewRequest)(nil),          // 10: demarc.local.v1.ReviewRequest
+	(*ReviewResponse)(nil),         // 11: demarc.local.v1.ReviewResponse
+	(*AccessRequest)(nil),          // 12: demarc.local.v1.AccessRequest
+	(*AccessResponse)(nil),         // 13: demarc.local.v1.AccessResponse
+	(*Access)(nil),                 // 14: demarc.local.v1.Access
+	(*SetPostureRequest)(nil),      // 15: demarc.local.v1.SetPostureRequest
+	(*SetPostureResponse)(nil),     // 16: demarc.local.v1.SetPostureResponse
+	(*GetPostureRequest)(nil),      // 17: demarc.local.v1.GetPostureRequest
+	(*GetPostureResponse)(nil),     // 18: demarc.local.v1.GetPostureResponse
+	(*Door)(nil),                   // 19: demarc.local.v1.Door
+	(*Shut)(nil),                   // 20: demarc.local.v1.Shut
+	(*SetTransportRequest)(nil),    // 21: demarc.local.v1.SetTransportRequest
+	(*SetTransportResponse)(nil),   // 22: demarc.local.v1.SetTransportResponse
+	(*ListOperationsRequest)(nil),  // 23: demarc.local.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil), // 24: demarc.local.v1.ListOperationsResponse
+	(*Operation)(nil),              // 25: demarc.local.v1.Operation
+	(*ListLogRequest)(nil),         // 26: demarc.local.v1.ListLogRequest
+	(*ListLogResponse)(nil),        // 27: demarc.local.v1.ListLogResponse
+	(*ExportEvidenceRequest)(nil),  // 28: demarc.local.v1.ExportEvidenceRequest
+	(*ExportEvidenceResponse)(nil), // 29: demarc.local.v1.ExportEvidenceResponse
 }
 var file_local_v1_local_proto_depIdxs = []int32{
-	3,  // 0: demarc.local.v1.StatusResponse.services:type_name -> demarc.local.v1.Service
-	4,  // 1: demarc.local.v1.StatusResponse.secrets:type_name -> demarc.local.v1.Secret
-	2,  // 2: demarc.local.v1.StatusResponse.clock:type_name -> demarc.local.v1.Clock
-	13, // 3: demarc.local.v1.AccessResponse.access:type_name -> demarc.local.v1.Access
-	18, // 4: demarc.local.v1.GetPostureResponse.doors:type_name -> demarc.local.v1.Door
-	19, // 5: demarc.local.v1.GetPostureResponse.shut:type_name -> demarc.local.v1.Shut
-	24, // 6: demarc.local.v1.ListOperationsResponse.operations:type_name -> demarc.local.v1.Operation
-	0,  // 7: demarc.local.v1.Local.Status:input_type -> demarc.local.v1.StatusRequest
-	5,  // 8: demarc.local.v1.Local.Pin:input_type -> demarc.local.v1.PinRequest
-	7,  // 9: demarc.local.v1.Local.Submit:input_type -> demarc.local.v1.SubmitRequest
-	9,  // 10: demarc.local.v1.Local.Review:input_type -> demarc.local.v1.ReviewRequest
-	11, // 11: demarc.local.v1.Local.Access:input_type -> demarc.local.v1.AccessRequest
-	14, // 12: demarc.local.v1.Local.SetPosture:input_type -> demarc.local.v1.SetPostureRequest
-	16, // 13: demarc.local.v1.Local.GetPosture:input_type -> demarc.local.v1.GetPostureRequest
-	20, // 14: demarc.local.v1.Local.SetTransport:input_type -> demarc.local.v1.SetTransportRequest
-	22, // 15: demarc.local.v1.Local.ListOperations:input_type -> demarc.local.v1.ListOperationsRequest
-	25, // 16: demarc.local.v1.Local.ListLog:input_type -> demarc.local.v1.ListLogRequest
-	27, // 17: demarc.local.v1.Local.ExportEvidence:input_type -> demarc.local.v1.ExportEvidenceRequest
-	1,  // 18: demarc.local.v1.Local.Status:output_type -> demarc.local.v1.StatusResponse
-	6,  // 19: demarc.local.v1.Local.Pin:output_type -> demarc.local.v1.PinResponse
-	8,  // 20: demarc.local.v1.Local.Submit:output_type -> demarc.local.v1.SubmitResponse
-	10, // 21: demarc.local.v1.Local.Review:output_type -> demarc.local.v1.ReviewResponse
-	12, // 22: demarc.local.v1.Local.Access:output_type -> demarc.local.v1.AccessResponse
-	15, // 23: demarc.local.v1.Local.SetPosture:output_type -> demarc.local.v1.SetPostureResponse
-	17, // 24: demarc.local.v1.Local.GetPosture:output_type -> demarc.local.v1.GetPostureResponse
-	21, // 25: demarc.local.v1.Local.SetTransport:output_type -> demarc.local.v1.SetTransportResponse
-	23, // 26: demarc.local.v1.Local.ListOperations:output_type -> demarc.local.v1.ListOperationsResponse
-	26, // 27: demarc.local.v1.Local.ListLog:output_type -> demarc.local.v1.ListLogResponse
-	28, // 28: demarc.local.v1.Local.ExportEvidence:output_type -> demarc.local.v1.ExportEvidenceResponse
-	18, // [18:29] is the sub-list for method output_type
-	7,  // [7:18] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	4,  // 0: demarc.local.v1.StatusResponse.services:type_name -> demarc.local.v1.Service
+	5,  // 1: demarc.local.v1.StatusResponse.secrets:type_name -> demarc.local.v1.Secret
+	3,  // 2: demarc.local.v1.StatusResponse.clock:type_name -> demarc.local.v1.Clock
+	2,  // 3: demarc.local.v1.StatusResponse.ways:type_name -> demarc.local.v1.Road
+	2,  // 4: demarc.local.v1.StatusResponse.door:type_name -> demarc.local.v1.Road
+	14, // 5: demarc.local.v1.AccessResponse.access:type_name -> demarc.local.v1.Access
+	19, // 6: demarc.local.v1.GetPostureResponse.doors:type_name -> demarc.local.v1.Door
+	20, // 7: demarc.local.v1.GetPostureResponse.shut:type_name -> demarc.local.v1.Shut
+	25, // 8: demarc.local.v1.ListOperationsResponse.operations:type_name -> demarc.local.v1.Operation
+	0,  // 9: demarc.local.v1.Local.Status:input_type -> demarc.local.v1.StatusRequest
+	6,  // 10: demarc.local.v1.Local.Pin:input_type -> demarc.local.v1.PinRequest
+	8,  // 11: demarc.local.v1.Local.Submit:input_type -> demarc.local.v1.SubmitRequest
+	10, // 12: demarc.local.v1.Local.Review:input_type -> demarc.local.v1.ReviewRequest
+	12, // 13: demarc.local.v1.Local.Access:input_type -> demarc.local.v1.AccessRequest
+	15, // 14: demarc.local.v1.Local.SetPosture:input_type -> demarc.local.v1.SetPostureRequest
+	17, // 15: demarc.local.v1.Local.GetPosture:input_type -> demarc.local.v1.GetPostureRequest
+	21, // 16: demarc.local.v1.Local.SetTransport:input_type -> demarc.local.v1.SetTransportRequest
+	23, // 17: demarc.local.v1.Local.ListOperations:input_type -> demarc.local.v1.ListOperationsRequest
+	26, // 18: demarc.local.v1.Local.ListLog:input_type -> demarc.local.v1.ListLogRequest
+	28, // 19: demarc.local.v1.Local.ExportEvidence:input_type -> demarc.local.v1.ExportEvidenceRequest
+	1,  // 20: demarc.local.v1.Local.Status:output_type -> demarc.local.v1.StatusResponse
+	7,  // 21: demarc.local.v1.Local.Pin:output_type -> demarc.local.v1.PinResponse
+	9,  // 22: demarc.local.v1.Local.Submit:output_type -> demarc.local.v1.SubmitResponse
+	11, // 23: demarc.local.v1.Local.Review:output_type -> demarc.local.v1.ReviewResponse
+	13, // 24: demarc.local.v1.Local.Access:output_type -> demarc.local.v1.AccessResponse
+	16, // 25: demarc.local.v1.Local.SetPosture:output_type -> demarc.local.v1.SetPostureResponse
+	18, // 26: demarc.local.v1.Local.GetPosture:output_type -> demarc.local.v1.GetPostureResponse
+	22, // 27: demarc.local.v1.Local.SetTransport:output_type -> demarc.local.v1.SetTransportResponse
+	24, // 28: demarc.local.v1.Local.ListOperations:output_type -> demarc.local.v1.ListOperationsResponse
+	27, // 29: demarc.local.v1.Local.ListLog:output_type -> demarc.local.v1.ListLogResponse
+	29, // 30: demarc.local.v1.Local.ExportEvidence:output_type -> demarc.local.v1.ExportEvidenceResponse
+	20, // [20:31] is the sub-list for method output_type
+	9,  // [9:20] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_local_v1_local_proto_init() }
@@ -2006,7 +2119,7 @@ func file_local_v1_local_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_local_v1_local_proto_rawDesc), len(file_local_v1_local_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

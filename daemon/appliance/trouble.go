@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package appliance
+
+import (
+	"slices"
+	"time"
+
+	localv1 "github.com/demarc-dev/demarc/api/local/v1"
+	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/mesh"
+)
+
+// Trouble is a road that does not work, as far as the vendor may know it: two words of closed sets.
+type Trouble struct {
+	Kind   string      `json:"kind"`
+	Reason mesh.Reason `json:"reason"`
+}
+
+// maxTroubles bounds what is reported: as many as a vendor takes.
+const maxTroubles = 32
+
+// sickTime is how long a road must have failed before the vendor is told of what may pass by itself. What needs a human is told at once.
+const sickTime = time.Minute
+
+// sickness remembers since when roads fail. It belongs to the goroutine that observes.
+type sickness struct {
+	since map[string]time.Time // by name
+}
+
+// look gives the troubles that the vendor is to know, without doubles, in the order of the list. A road that is not tried keeps the
+// outcome of the last time.
+func (s *sickness) look(roads []configs.Transport, last func(string) error, now time.Time) []Trouble {
+	if s.since == nil {
+		s.since = map[string]time.Time{}
+	}
+	var out []Trouble
+	for _, t := range roads {
+		reason := mesh.ReasonOf(last(t.Name))
+		if reason == "" {
+			delete(s.since, t.Name)
+			continue
+		}
+		if _, ill := s.since[t.Name]; !ill {
+			s.since[t.Name] = now
+		}
+		tr := Trouble{t.Kind, reason}
+		if (reason.NeedsHuman() || now.Sub(s.since[t.Name]) >= sickTime) && !slices.Contains(out, tr) && len(out) < maxTroubles {
+			out = append(out, tr)
+		}
+	}
+	return out
+}
+
+// way tells the customer of a road.
+func way(name, kind string, inUse bool, err error) *localv1.Road {
+	w := &localv1.Road{Name: name, Kind: kind, InUse: inUse}
+	if r := mesh.ReasonOf(err); r != "" && !inUse {
+		_, w.Do = r.Sentence()
+		w.Reason, w.Said = string(r), clipSentence(fault.Text(err))
+	}
+	return w
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"slices"
+
+	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
+	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/ledger"
+	"github.com/demarc-dev/demarc/mesh"
+)
+
+// Trouble is a road of a customer's list that does not work. Both words are of closed sets.
+type Trouble struct {
+	Kind   string      `json:"kind"`
+	Reason mesh.Reason `json:"reason"`
+}
+
+// Troubles takes the roads that do not work, all of them, from a status report that is not in the book yet. It is a change of its
+// own, before that of the report: [Report] of older builds has no word for them.
+type Troubles struct {
+	Name   fleet.ApplianceID `json:"name"`
+	Number uint64            `json:"number"` // of the report
+	Roads  []Trouble         `json:"roads,omitempty"`
+}
+
+// Kind names the change in the log.
+func (Troubles) Kind() string { return "appliance.roads/1" }
+
+// Apply sets them, unless the report is an old one that comes again.
+func (c Troubles) Apply(s *State, _ ledger.Meta) (none, error) {
+	a, err := s.Appliance(c.Name)
+	if err != nil {
+		return none{}, err
+	}
+	if len(c.Roads) > maxTroubles {
+		return none{}, fault.New("troubles", fault.Invalid, "%d roads, and %d is the most that is taken", len(c.Roads), maxTroubles)
+	}
+	if c.Number == a.ReportsDone+1 {
+		a.Roads = c.Roads
+		s.appliances = s.appliances.Set(c.Name, a)
+	}
+	return none{}, nil
+}
+
+// troublesOf keeps the words that are known: a kind that is not is left out, a reason that is not becomes other.
+func troublesOf(roads []*boundaryv1.RoadTrouble) []Trouble {
+	var out []Trouble
+	for _, r := range roads {
+		t := Trouble{r.GetKind(), mesh.Reason(r.GetReason())}
+		if !slices.Contains([]string{configs.HTTPS, configs.PrivateLink, configs.Tailscale}, t.Kind) {
+			continue
+		}
+		if !t.Reason.Known() {
+			t.Reason = mesh.Other
+		}
+		if !slices.Contains(out, t) {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// troubles puts what a status report says of roads on record, where it says something new and each node of the cluster knows the
+// change. Where one does not, it is left out: the next status report says it again.
+func (s *Server) troubles(ctx context.Context, l *live, number uint64, roads []*boundaryv1.RoadTrouble) error {
+	now := troublesOf(roads)
+	page := s.book.View()
+	a, err := page.Appliance(l.name)
+	if err != nil || number <= a.ReportsDone || slices.Equal(now, a.Roads) || !page.allKnow(Troubles{}.Kind()) {
+		return err
+	}
+	_, err = submit(ctx, s, l.by, "", Troubles{Name: l.name, Number: number, Roads: now})
+	return err
+}
+
+// allKnow tells whether each node that the book knows of said that it knows a kind of change.
+func (s State) allKnow(kind string) bool {
+	for _, p := range s.Peers() {
+		if !p.Removed && !slices.Contains(p.Knows, kind) {
+			return false
+		}
+	}
+	return true
+}
