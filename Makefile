@@ -6,7 +6,7 @@ export GOFLAGS := $(GOFLAGS) -tags=ts_omit_peerapiserver
 
 TOOLS   := $(CURDIR)/bin/tools
 
-.PHONY: all bin demo demo-check bench-channels bench-raft bench-book build fuzz test test-disk test-kubernetes test-roads test-runbooks robustness robustness-short race check vet lint vuln gen gen-check clean
+.PHONY: all bin demo demo-check bench-channels bench-raft bench-book build fuzz test test-disk test-kubernetes test-roads test-runbooks test-upgrade record-release robustness robustness-short race check vet lint vuln gen gen-check clean
 all: build
 
 build: ## build everything
@@ -48,6 +48,15 @@ test-roads: ## real processes in network namespaces, a fault at a time (needs ro
 
 test-runbooks: ## the runbooks of docs, word for word, against real processes on loopback
 	DEMARC_RUNBOOKS=1 $(GO) test -count=1 -timeout 15m -v ./fleettest/runbooks
+
+test-upgrade: ## nodes and appliances of the previous build beside those of this one, rolled while clients make changes
+	DEMARC_UPGRADE=1 $(GO) test -count=1 -timeout 20m -v ./fleettest/upgrade
+
+record-release: ## the log, snapshot and root of release N for the tests of all later builds, once; and the commit that upgrades begin at
+	@test -n "$(N)" || { echo "make record-release N=2"; exit 1; }
+	DEMARC_RECORD=$(N) $(GO) test -count=1 -run TestRecordARelease ./daemon/controlplane
+	git rev-parse HEAD >fleettest/upgrade/PREVIOUS
+	$(GO) test -count=1 -run TestAnOldLogReplaysToItsRoot ./daemon/controlplane
 
 robustness: bin ## three real nodes (NODES=5) under faults, histories checked (DURATION=5m, SEED= replays; needs root, ip, iptables, mkfs.ext4)
 	$(GO) build -o $(BIN)/robust ./fleettest/robust
@@ -92,7 +101,7 @@ vuln: ## known vulnerabilities in what is called, where the database can be reac
 	  if [ $$code = 3 ]; then echo "$$out"; exit 1; elif [ $$code != 0 ]; then echo "govulncheck did not run here:"; echo "$$out" | tail -3; else echo "$$out" | tail -3; fi; \
 	else echo "govulncheck can't be had here"; fi
 
-check: build lint gen-check race test-disk test-kubernetes test-roads test-runbooks robustness-short vuln demo-check ## what CI runs
+check: build lint gen-check race test-disk test-kubernetes test-roads test-runbooks test-upgrade robustness-short vuln demo-check ## what CI runs
 
 clean:
 	rm -rf $(BIN)

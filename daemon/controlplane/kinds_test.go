@@ -115,6 +115,43 @@ func TestAKindIsProposedOnlyWhenEachVoterKnowsIt(t *testing.T) {
 	}
 }
 
+// TestAKindIsForeseen: a node that forwards goes by the book alone, and refuses by name what the leader may not even know.
+func TestAKindIsForeseen(t *testing.T) {
+	o := newBook(t)
+	o.book = laterBook()
+	must(t, o, controlplane.Genesis{TrustDomain: "acme.example", Slots: []identity.Slot{{Stage: identity.Active, CertDER: []byte("c"), SealedKey: []byte("k")}}})
+	is := func(name string, kinds ...string) {
+		self := fleet.PrincipalOf("acme.example", fleet.Node, name)
+		if _, err := ledger.Submit(t.Context(), o, ledger.Meta{At: start, By: self, Request: fleet.RequestID("is-" + name)}, controlplane.NodeIs{Name: name, Build: "b-" + name, Knows: kinds}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	is("cp-1", "node.is/1", "later/1")
+	is("cp-2", "node.is/1", "later/1")
+	is("cp-3", "node.is/1")
+	change := proposal(t, "x", later{"x"})
+	for name, c := range map[string]struct {
+		data   []byte
+		voters []string
+		want   string
+	}{
+		"all voters know it":      {change, []string{"cp-1", "cp-2"}, ""},
+		"one does not":            {change, []string{"cp-1", "cp-2", "cp-3"}, `node "cp-3" does not know the change "later/1": upgrade it first, it runs the build "b-cp-3"`},
+		"one is not on record":    {change, []string{"cp-1", "cp-4"}, `not known whether node "cp-4" knows the change "later/1"`},
+		"a kind of the beginning": {proposal(t, "y", controlplane.RegisterCustomer{Name: "initech"}), []string{"cp-3", "cp-4"}, ""},
+		"it is malformed":         {[]byte("{"), []string{"cp-3"}, ""}, // that is for the leader to say
+	} {
+		says := voting{}
+		for _, v := range c.voters {
+			says[v] = nil // it does not lead: nobody says anything to it
+		}
+		err := controlplane.Gate{Book: o.book, Cluster: func() controlplane.Voting { return says }}.Foresee(c.data)
+		if c.want == "" && err != nil || c.want != "" && (fault.Of(err) != fault.Unavailable || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+}
+
 // TestMixedBuilds runs three nodes of which one has an older build: what it does not know is refused by name, and it goes
 // on; everything else is decided. Once it is upgraded the change is made.
 func TestMixedBuilds(t *testing.T) {

@@ -214,6 +214,11 @@ func (n *node) runRaft(ctx context.Context, ready func()) error {
 func (n *node) Propose(ctx context.Context, data []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
+	if n.Leader() != n.cfg.Name {
+		if err := (Gate{Book: n.book, Cluster: n.voting}).Foresee(data); err != nil {
+			return nil, err
+		}
+	}
 	return n.raft.Propose(ctx, data)
 }
 
