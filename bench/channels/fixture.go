@@ -11,7 +11,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -21,32 +20,44 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"golang.org/x/time/rate"
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
-	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/identity/identitytest"
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// strangers is from how many addresses of loopback the appliances enrol.
-const strangers = 16
+// Strangers may call a node 200 times a second, and 20 times from one address: more than that would be refused, and asked again
+// in the same second.
+const (
+	strangers = 16  // addresses of loopback from which the appliances enrol
+	callsEach = 12  // a second, from one
+	callsAll  = 180 // from all of them
+)
+
+// bootstrap is the bootstrap service as one address calls it.
+type bootstrap struct {
+	boundaryv1connect.BootstrapClient
+	calls *rate.Limiter
+}
 
 // fixture registers and enrols appliances over the real API.
 type fixture struct {
 	roots   *x509.CertPool
 	control controlv1connect.ControlClient
-	boot    []boundaryv1connect.BootstrapClient
+	boot    []bootstrap
+	calls   *rate.Limiter // of all strangers
 	issuer  *identitytest.Issuer
 	expect  []byte
 	logKey  []byte
 }
 
 func openFixture(dir, addr string) (*fixture, error) {
-	f := &fixture{}
+	f := &fixture{calls: rate.NewLimiter(callsAll, 1)}
 	var err error
 	if f.roots, err = readPool(filepath.Join(dir, "bundle.pem")); err != nil {
 		return nil, err
@@ -61,7 +72,8 @@ func openFixture(dir, addr string) (*fixture, error) {
 	}
 	f.control = controlv1connect.NewControlClient(call(&ann, nil), "https://"+addr)
 	for i := range byte(strangers) { // each network has a budget of its own
-		f.boot = append(f.boot, boundaryv1connect.NewBootstrapClient(call(nil, net.IPv4(127, 0, 1, 1+i)), "https://"+addr))
+		c := boundaryv1connect.NewBootstrapClient(call(nil, net.IPv4(127, 0, 1, 1+i)), "https://"+addr)
+		f.boot = append(f.boot, bootstrap{c, rate.NewLimiter(callsEach, 1)})
 	}
 	if f.issuer, err = identitytest.NewIssuer("https://issuer.bench.example"); err != nil {
 		return nil, err
@@ -83,23 +95,27 @@ func openFixture(dir, addr string) (*fixture, error) {
 }
 
 func (f *fixture) enrolAll(n int) ([]*tls.Certificate, error) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
 	out := make([]*tls.Certificate, n)
-	errs := make([]error, n)
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, 64)
 	for i := range n {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			out[i], errs[i] = f.enrol(fmt.Sprintf("a-%05d", i), f.boot[i%len(f.boot)])
+			var err error
+			if out[i], err = f.enrol(ctx, fmt.Sprintf("a-%05d", i), f.boot[i%len(f.boot)]); err != nil {
+				cancel(err) // the first is enough
+			}
 		})
 	}
 	wg.Wait()
-	return out, errors.Join(errs...)
+	return out, context.Cause(ctx)
 }
 
-func (f *fixture) enrol(name string, boot boundaryv1connect.BootstrapClient) (*tls.Certificate, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+func (f *fixture) enrol(ctx context.Context, name string, boot bootstrap) (*tls.Certificate, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	_, err := f.control.RegisterAppliance(ctx, connect.NewRequest(&controlv1.RegisterApplianceRequest{RequestId: name, Name: name, Customer: "globex", Expect: f.expect}))
 	if err != nil {
@@ -113,24 +129,26 @@ func (f *fixture) enrol(name string, boot boundaryv1connect.BootstrapClient) (*t
 	if err != nil {
 		return nil, err
 	}
-	for {
-		der, err := f.once(ctx, boot, name, csr)
-		if err == nil {
-			leaf, err := x509.ParseCertificate(der)
-			return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, err
-		}
-		if connect.CodeOf(err) != connect.CodeResourceExhausted { // the budget of strangers: it is asked again
-			return nil, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fault.At("bench.enrol", fault.Unavailable, err)
-		case <-time.After(200 * time.Millisecond):
-		}
+	der, err := f.once(ctx, boot, name, csr)
+	if err != nil {
+		return nil, err
 	}
+	parsed, err := x509.ParseCertificate(der)
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: parsed}, err
 }
 
-func (f *fixture) once(ctx context.Context, boot boundaryv1connect.BootstrapClient, name string, csr []byte) ([]byte, error) {
+// turn waits until a stranger may call.
+func (f *fixture) turn(ctx context.Context, boot bootstrap) error {
+	if err := boot.calls.Wait(ctx); err != nil {
+		return err
+	}
+	return f.calls.Wait(ctx)
+}
+
+func (f *fixture) once(ctx context.Context, boot bootstrap, name string, csr []byte) ([]byte, error) {
+	if err := f.turn(ctx, boot); err != nil {
+		return nil, err
+	}
 	ch, err := boot.Challenge(ctx, connect.NewRequest(&boundaryv1.ChallengeRequest{}))
 	if err != nil {
 		return nil, err
@@ -141,6 +159,9 @@ func (f *fixture) once(ctx context.Context, boot boundaryv1connect.BootstrapClie
 	}
 	token, err := f.issuer.Token("demarc", "appliance", audience, time.Now())
 	if err != nil {
+		return nil, err
+	}
+	if err := f.turn(ctx, boot); err != nil {
 		return nil, err
 	}
 	res, err := boot.Enrol(ctx, connect.NewRequest(&boundaryv1.EnrolRequest{Appliance: name, Nonce: ch.Msg.GetNonce(), Csr: csr, Token: token, LogKey: f.logKey}))
