@@ -54,7 +54,9 @@ func spreadFor(n int) time.Duration {
 }
 
 // live is one channel. A goroutine of its own reads; whoever has something to say writes, under mu. There are ten
-// thousand of these: no timer, no context and no second goroutine stands for an idle one.
+// thousand of these: no timer, no context and no second goroutine stands for an idle one, and what takes a deep stack runs
+// in a goroutine that ends with it. A stack that has grown stays: of the reader's, less than a quarter is hardly ever in
+// use, and only such a one is shrunk.
 type live struct {
 	s      *Server
 	door   *Door
@@ -64,10 +66,14 @@ type live struct {
 	by     fleet.Principal
 	beat   time.Duration // that it was told
 
+	heard  atomic.Int64  // when something was heard last, as patience counts time
+	asked  atomic.Int64  // when the first order was written since then; 0 for none
+	look   time.Duration // when patience looks at it again; guarded by its lock
+	looked int           // its place among those; the same
+
 	upto  atomic.Uint64 // reports to acknowledge
 	owes  atomic.Uint64 // number of a bundle that it says it holds and that this node has not met yet; 0 for none
 	busy  atomic.Int32  // idle, running, again: is there a goroutine that writes what the book has
-	watch channel.Watch // for an answer to an order
 	ended atomic.Pointer[ending]
 
 	mu     sync.Mutex // held to write
@@ -146,7 +152,8 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 	if err := s.holds(ctx, l, l.held); err != nil {
 		return nil, err
 	}
-	l.busy.Store(running) // until listen, nobody else writes
+	_ = c.SetReadDeadline(time.Time{}) // patience ends it from now on
+	l.busy.Store(running)              // until listen, nobody else writes
 	if old := s.channels.take(l); old != nil {
 		go old.end(errReplaced)
 	}
@@ -219,10 +226,13 @@ func (l *live) listen() {
 		if v := recover(); v != nil {
 			l.s.log.Error("a channel panicked", "appliance", l.name, "panic", v)
 		}
+		l.s.patience.forget(l)
 		_ = l.conn.NetConn().Close()
 		l.s.left(l)
 	}()
-	l.finish()
+	l.heard.Store(int64(l.s.patience.now()))
+	l.s.patience.keep(l)
+	go l.finish()
 	for {
 		if err := l.hear(); err != nil {
 			l.end(err)
@@ -237,15 +247,12 @@ var errEnded = errors.New("the channel has ended")
 
 // hear takes one message of the appliance.
 func (l *live) hear() error {
-	l.watch.Listen(l.conn, time.Now(), l.beat)
-	if e := l.ended.Load(); e != nil {
-		_ = l.conn.SetReadDeadline(e.till)
-	}
 	var up boundaryv1.Up
 	if err := channel.Read(l.conn, &up, channel.MaxUp); err != nil {
 		return err
 	}
-	l.watch.Heard()
+	l.heard.Store(int64(l.s.patience.now()))
+	l.asked.Store(0)
 	if l.ended.Load() != nil {
 		return errEnded
 	}
@@ -254,9 +261,32 @@ func (l *live) hear() error {
 		defer l.mu.Unlock()
 		return l.write(&boundaryv1.Down{Body: &boundaryv1.Down_Beat{Beat: &boundaryv1.Beat{AtUnixMs: l.s.now().UnixMilli()}}})
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), submitFor)
-	defer cancel()
-	return l.s.hear(ctx, l, &up)
+	return l.aside(&up)
+}
+
+// aside takes what is no beat, in a goroutine that ends with it: a change of the book takes a deep stack.
+func (l *live) aside(up *boundaryv1.Up) error {
+	done := make(chan error, 1)
+	go func() {
+		defer func() {
+			if v := recover(); v != nil {
+				done <- fault.New("controlplane.Channel", fault.Internal, "the message made this build fail: %v", v)
+			}
+		}()
+		ctx, cancel := context.WithTimeout(context.Background(), submitFor)
+		defer cancel()
+		done <- l.s.hear(ctx, l, up)
+	}()
+	return <-done
+}
+
+// due is when silence ends the channel, as patience counts time.
+func (l *live) due() time.Duration {
+	due := time.Duration(l.heard.Load()) + channel.Patience(l.beat)
+	if asked := l.asked.Load(); asked > 0 {
+		due = min(due, time.Duration(asked)+channel.Answer)
+	}
+	return due
 }
 
 // hear takes what an appliance says beside beats.
@@ -349,7 +379,7 @@ func (l *live) say() error {
 	}
 	l.sent = max(l.sent, a.OrdersDone)
 	if l.sent < a.OrdersSent() && l.ended.Load() == nil { // whoever ends it sets a deadline of its own, under mu
-		l.watch.Ask(l.conn, time.Now())
+		l.expect()
 	}
 	for ; l.sent < a.OrdersSent(); l.sent++ {
 		if err := l.write(a.Orders[l.sent-a.OrdersDone].toWire(l.sent + 1)); err != nil {
@@ -363,13 +393,24 @@ func (l *live) say() error {
 	return nil
 }
 
-// write sends one message. The caller holds mu. An appliance that does not read loses its channel after writeWait.
+// expect has the channel end where nothing is heard soon after an order. It comes before the order is written: the answer
+// may be there before the write returns. A later order does not put that off.
+func (l *live) expect() {
+	if l.asked.CompareAndSwap(0, int64(l.s.patience.now())) {
+		l.s.patience.sooner(l)
+	}
+}
+
+// write sends one message. The caller holds mu. An appliance that does not read loses its channel after writeWait. The
+// deadline is taken away at once: it would wake the process when it has passed.
 func (l *live) write(m *boundaryv1.Down) error {
 	if l.ended.Load() != nil {
 		return errEnded
 	}
 	_ = l.conn.SetWriteDeadline(time.Now().Add(l.s.WriteWait))
-	return channel.Write(l.conn, m, channel.MaxDown)
+	err := channel.Write(l.conn, m, channel.MaxDown)
+	_ = l.conn.SetWriteDeadline(time.Time{}) // end sets its own once it holds mu
+	return err
 }
 
 // end ends the channel, once: it says why, as far as the appliance takes it at once, and reads on for a moment, so that

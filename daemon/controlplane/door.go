@@ -40,7 +40,8 @@ const (
 // Protocols lists what a door speaks, by ALPN: Connect over HTTP/2, and the channel.
 func Protocols() []string { return []string{"h2", channel.Proto} }
 
-// Door is one listener with the whole behaviour of a door of this role: admission, the handshake, channels, and calls.
+// Door is one listener with the whole behaviour of a door of this role: admission, the handshake, channels, and calls. It is
+// a [daemon.Part].
 type Door struct {
 	s    *Server
 	name string
@@ -54,6 +55,8 @@ type Door struct {
 	next   string             // source, behind a slash, of the connection that was popped and waits for a place
 	flying map[*turn]struct{} // handshakes under way
 	wait   chan struct{}      // holds a token while the queue may have something
+	opened chan struct{}      // closed when the door opens
+	porch  bool               // another part takes connections; see [Door.Porch]
 
 	wg    sync.WaitGroup // handshakes, channels, and connections for calls
 	calls map[net.Conn]*daemon.Calls
@@ -64,22 +67,72 @@ type Door struct {
 // closes ln.
 //
 // A connection waits in the line of its source, first come first served, until a handshake can begin; the lines take
-// turns. Of the handshakes under way
-// only a few compute at once, and one that waits for its peer's bytes lets others compute: a slow peer holds nobody up,
-// and where all places are taken and others wait, those who say nothing lose theirs. A storm of reconnections is served in order, at the speed of the processors.
-func (s *Server) Door(name string, ln net.Listener, conf *tls.Config, log *slog.Logger) daemon.Part {
-	d := &Door{s: s, name: name, ln: ln, conf: conf, log: log, flying: map[*turn]struct{}{}, wait: make(chan struct{}, 1),
+// turns. Of the handshakes under way only a few compute at once, and one that waits for its peer's bytes lets others
+// compute: a slow peer holds nobody up, and where all places are taken and others wait, those who say nothing lose theirs. A
+// storm of reconnections is served in order, at the speed of the processors.
+func (s *Server) Door(name string, ln net.Listener, conf *tls.Config, log *slog.Logger) *Door {
+	return &Door{s: s, name: name, ln: ln, conf: conf, log: log, flying: map[*turn]struct{}{}, wait: make(chan struct{}, 1), opened: make(chan struct{}),
 		calls: map[net.Conn]*daemon.Calls{}, serve: s.Handler()}
-	return daemon.Func(name, d.run)
 }
 
-func (d *Door) run(ctx context.Context, ready func()) error {
+// Porch makes the part that takes connections before the door opens, and while it is open: it starts earlier than the door,
+// while the node still reads its book, and stops later. What nobody takes waits in the kernel's backlog, which holds a few
+// thousand; the first bytes of others are dropped there, and repeated after 1, 3, 7 and 15 s. Call it before the door runs.
+func (d *Door) Porch() daemon.Part {
+	d.porch = true
+	return daemon.Func(d.name+"-porch", func(ctx context.Context, ready func()) error {
+		ready()
+		var parts sync.WaitGroup
+		parts.Go(func() { d.sweep(ctx) })
+		err := d.accept(ctx)
+		<-ctx.Done() // the door may have closed the listener
+		parts.Wait()
+		d.dismiss(time.Time{})
+		return err
+	})
+}
+
+// sweep closes the connections that have waited for too long for a door that does not open: they may find another node.
+func (d *Door) sweep(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.opened:
+			return
+		case <-tick.C:
+			d.dismiss(time.Now().Add(-queueWait))
+		}
+	}
+}
+
+// dismiss closes the connections that have waited since before a time, or all of them where it is zero.
+func (d *Door) dismiss(since time.Time) {
+	d.mu.Lock()
+	out := d.queue.before(since)
+	d.mu.Unlock()
+	for _, w := range out {
+		d.s.meter.Rejected.Inc()
+		_ = w.conn.Close()
+	}
+}
+
+// Name implements [daemon.Part].
+func (d *Door) Name() string { return d.name }
+
+// Run implements [daemon.Part].
+func (d *Door) Run(ctx context.Context, ready func()) error {
 	d.born = time.Now()
+	close(d.opened)
 	own, cancel := context.WithCancel(ctx)
 	defer cancel()
 	failed := make(chan error, 1)
 	var parts sync.WaitGroup
-	parts.Go(func() { failed <- d.accept(own) })
+	if !d.porch {
+		parts.Go(func() { failed <- d.accept(own) })
+	}
 	parts.Go(func() { d.admit(own) })
 	ready()
 	var err error
@@ -91,6 +144,9 @@ func (d *Door) run(ctx context.Context, ready func()) error {
 	_ = d.ln.Close()
 	d.endAll()
 	parts.Wait()
+	if !d.porch {
+		d.dismiss(time.Time{}) // who came while admit ended
+	}
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -121,6 +177,7 @@ func (d *Door) endAll() {
 
 // accept takes connections as they come: what waits in the kernel's backlog is retried by peers with ever longer pauses.
 func (d *Door) accept(ctx context.Context) error {
+	defer context.AfterFunc(ctx, func() { _ = d.ln.Close() })()
 	for pause := time.Millisecond; ; {
 		c, err := d.ln.Accept()
 		if err != nil {

@@ -4,6 +4,7 @@ package controlplane
 
 import (
 	"net"
+	"slices"
 	"time"
 )
 
@@ -81,6 +82,16 @@ func (q *lines) pop() (waiting, bool) {
 		q.turn = append(q.turn[1:], l)
 	}
 	return w, true
+}
+
+// before takes those that have waited since before a time, or all of them where it is zero.
+func (q *lines) before(since time.Time) (out []waiting) {
+	for _, l := range slices.Clone(q.turn) {
+		for len(l.list) > 0 && (since.IsZero() || l.list[0].since.Before(since)) {
+			out = append(out, q.take(l))
+		}
+	}
+	return out
 }
 
 // others tells whether any line but that of from waits.

@@ -103,19 +103,28 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	if err := n.files.KeepAt(filepath.Join(cfg.Dir, "cas.json")); err != nil {
 		return nil, err
 	}
+	ln, err := net.Listen("tcp", cfg.Listen) // before the log is read, which takes seconds: who comes back meanwhile waits, and is not refused
+	if err != nil {
+		return nil, fault.Because(err, op, fault.Unavailable, "listen: %v", err)
+	}
 	rln, err := net.Listen("tcp", cfg.Raft.Listen)
 	if err != nil {
+		_ = ln.Close()
 		return nil, fault.Because(err, op, fault.Unavailable, "raft.listen: %v", err)
 	}
 	if n.raft, err = raft.Open(n.raftConfig(rln)); err != nil {
+		_ = ln.Close()
 		_ = rln.Close()
 		return nil, err
 	}
 	n.up.Store(true)
 	n.describe()
-	parts := []daemon.Part{daemon.Func("raft", n.runRaft), daemon.Func("genesis", n.genesis), daemon.Func("introduction", n.introduce)}
-	doors, err := n.doors()
+	conf := identity.Server(n.files, n.server.Admit, false, Protocols()...)
+	door := n.server.Door("door", ln, conf, log)
+	parts := []daemon.Part{daemon.Func("raft", n.runRaft), door.Porch(), daemon.Func("genesis", n.genesis), daemon.Func("introduction", n.introduce)}
+	doors, err := n.doors(door, conf)
 	if err != nil {
+		_ = ln.Close()
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		_ = n.raft.Close(ctx)
@@ -149,8 +158,8 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	return parts, nil
 }
 
-// doors binds what this node listens on for others than its peers.
-func (n *node) doors() ([]daemon.Part, error) {
+// doors binds what else this node listens on for others than its peers.
+func (n *node) doors(door *Door, conf *tls.Config) ([]daemon.Part, error) {
 	const op = "controlplane.doors"
 	var parts []daemon.Part
 	if n.cfg.Metrics.Listen != "" {
@@ -160,12 +169,7 @@ func (n *node) doors() ([]daemon.Part, error) {
 		}
 		parts = append(parts, daemon.HTTP("metrics", ln, nil, n.reg.Handler(), n.log))
 	}
-	ln, err := net.Listen("tcp", n.cfg.Listen)
-	if err != nil {
-		return nil, fault.Because(err, op, fault.Unavailable, "listen: %v", err)
-	}
-	conf := identity.Server(n.files, n.server.Admit, false, Protocols()...)
-	parts = append(parts, daemon.Func("hub", n.server.Follow), n.server.Door("door", ln, conf, n.log))
+	parts = append(parts, daemon.Func("hub", n.server.Follow), door)
 	inner, err := innerDoor(n.cfg.InnerTLS, conf, func(name string, ln net.Listener, c *tls.Config) daemon.Part {
 		return n.server.Door(name, ln, c, n.log)
 	}, n.log)

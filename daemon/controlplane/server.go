@@ -114,6 +114,7 @@ type Server struct {
 	refusers  *budget       // the same, by caller
 	guests    *guests
 	channels  channels
+	patience  *patience
 	leaving   atomic.Bool   // the book knows that this node stops
 	turns     chan struct{} // handshakes that compute, at all doors
 	told      told
@@ -182,7 +183,7 @@ func NewServer(o Options) (*Server, error) {
 	s := &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now,
 		strangers: rate.NewLimiter(strangerRate, strangerBurst), sources: newBudget(sourceRate, sourceBurst, sourcesMax), logins: rate.NewLimiter(loginRate, loginBurst),
 		refusals: rate.NewLimiter(refusalRate, refusalBurst), refusers: newBudget(refusalRate/4., refusalBurst/4, sourcesMax), guests: newGuests(),
-		channels: channels{open: map[fleet.ApplianceID]*live{}, greeted: map[fleet.ApplianceID][]*tls.Conn{}}, sessions: newSessions(), records: newRecords(),
+		channels: channels{open: map[fleet.ApplianceID]*live{}, greeted: map[fleet.ApplianceID][]*tls.Conn{}}, patience: newPatience(), sessions: newSessions(), records: newRecords(),
 		turns: make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), meter: o.Meter.orNone()}
 	s.ring.set(key)
 	return s, nil

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
+	"net"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/identity/identitytest"
+)
+
+// TestThePorchTakesWhoComesEarly: while a node reads its book, connections leave the kernel's backlog, and are served in
+// order once the door opens.
+func TestThePorchTakesWhoComesEarly(t *testing.T) {
+	const early = 20
+	s, _ := begun(t)
+	ca, err := identity.NewCA(innerDomain, time.Now(), rand.Reader, identity.DefaultCALife)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := identitytest.Leaf(ca, fleet.PrincipalOf(innerDomain, fleet.Node, "cp-1"), time.Now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := identity.Pool([]*x509.Certificate{ca.Cert})
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	door := s.Door("door", ln, identity.Server(identity.Fixed(leaf, roots), s.Admit, false, "h2"), slog.New(slog.DiscardHandler))
+	porch := door.Porch()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 2)
+	go func() { ended <- porch.Run(ctx, func() {}) }()
+	var wg sync.WaitGroup
+	for range early {
+		raw, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer raw.Close()
+		wg.Go(func() {
+			_ = raw.SetDeadline(time.Now().Add(20 * time.Second))
+			if err := tls.Client(raw, identity.Client(identity.Fixed(nil, roots), identity.WantNode(innerDomain), "h2")).Handshake(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	waiting := func() int {
+		door.mu.Lock()
+		defer door.mu.Unlock()
+		return door.queue.n
+	}
+	for till := time.Now().Add(10 * time.Second); waiting() < early; {
+		if time.Now().After(till) {
+			t.Fatalf("%d wait on the porch, want %d", waiting(), early)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	go func() { ended <- door.Run(ctx, func() {}) }()
+	wg.Wait()
+	cancel()
+	for range 2 {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestThePorchLetsGoOfWhoWaitsForTooLong: a node that does not open keeps nobody from trying another.
+func TestThePorchLetsGoOfWhoWaitsForTooLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := begun(t)
+		in := newUpgrades(&net.TCPAddr{}, 1)
+		porch := s.Door("door", in, nil, slog.New(slog.DiscardHandler)).Porch()
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- porch.Run(ctx, func() {}) }()
+		came := time.Now()
+		mine, theirs := net.Pipe()
+		in.conns <- &placed{Conn: theirs, leave: func() {}}
+		if _, err := mine.Read(make([]byte, 1)); err == nil {
+			t.Error("somebody said something")
+		}
+		if took := time.Since(came); took < queueWait || took > queueWait+2*time.Second {
+			t.Errorf("it was let go after %s, want %s", took, queueWait)
+		}
+		late, last := net.Pipe()
+		in.conns <- &placed{Conn: last, leave: func() {}}
+		synctest.Wait()
+		cancel()
+		if _, err := late.Read(make([]byte, 1)); err == nil {
+			t.Error("a node that stops leaves a connection open")
+		}
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
