@@ -35,8 +35,9 @@ const (
 	Answer = time.Minute
 	// KnownQuiet is how long a road may be silent of which nothing is known: many proxies drop what is silent for 60 s.
 	KnownQuiet = 50 * time.Second
-	// MaxQuiet is the most that a side holds to be bearable where the kernels watch the whole path.
-	MaxQuiet = 15 * time.Minute
+	// MaxQuiet is the most that a side holds to be bearable where the kernels watch the whole path. Builds before said, and
+	// took, 15 minutes at most: either side keeps to the lesser of the two.
+	MaxQuiet = time.Hour
 )
 
 // Patience is the silence that ends a channel: three beats that are missed, or one that is a minute late.

@@ -100,6 +100,7 @@ func runCommand(errs io.Writer) *cobra.Command {
 			return err
 		}
 		log := telemetry.NewLogger(errs, l, *format)
+		daemon.Memory()
 		parts, err := partsOf(c.Context(), cfg, log)
 		if err != nil {
 			return err

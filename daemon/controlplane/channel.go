@@ -29,14 +29,14 @@ const (
 
 	minBeat   = 5 * time.Second // between two beats of a small fleet
 	beatsEach = 200             // beats a second of a fleet whose roads are not known to bear silence, before channel.KnownQuiet
-	rareEach  = 10              // beats a second of one whose roads the kernels watch, before channel.MaxQuiet
+	rareEach  = 3               // beats a second of one whose roads the kernels watch, before channel.MaxQuiet
 
 	backEach  = 1500 // appliances a second that a node takes back
 	minSpread = 200 * time.Millisecond
 )
 
-// beatFor is how often an appliance of a fleet of n speaks, at least, whose road bears that much silence. A beat costs a
-// node some 0.3 ms: where the kernels of both ends watch the path, beats only find what the kernels can't, a peer whose
+// beatFor is how often an appliance of a fleet of n speaks, at least, whose road bears that much silence. A beat that comes
+// alone wakes an idle node, which costs more than to answer it: where the kernels of both ends watch the path, beats only find what the kernels can't, a peer whose
 // program hangs, and are rare. Where they don't, or nothing is known (quiet 0), beats find a dead path, too.
 func beatFor(n int, quiet time.Duration) time.Duration {
 	if quiet <= channel.KnownQuiet {

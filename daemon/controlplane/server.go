@@ -72,7 +72,7 @@ type Options struct {
 	Log       *slog.Logger
 	// StrangerWait is how long a call of the bootstrap service may take, its body and its answer included; zero means 15 s.
 	StrangerWait time.Duration
-	// Beat is how often an appliance speaks at least, for tests; it keeps to 15 minutes where it is told more. Zero means
+	// Beat is how often an appliance speaks at least, for tests; it keeps to an hour where it is told more. Zero means
 	// that the size of the fleet decides.
 	Beat time.Duration
 	// WriteWait is how long an appliance may take to read one message of its channel; zero means 10 s.

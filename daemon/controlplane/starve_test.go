@@ -250,7 +250,8 @@ func TestBeats(t *testing.T) {
 	}{
 		{1, 0, 5 * time.Second}, {3000, 0, 15 * time.Second}, {10000, 0, 50 * time.Second}, {50000, 0, 50 * time.Second}, // an older build says nothing
 		{10000, 20 * time.Second, 20 * time.Second}, {10000, time.Millisecond, 5 * time.Second}, {10000, 50 * time.Second, 50 * time.Second},
-		{1, 15 * time.Minute, 5 * time.Second}, {1000, 15 * time.Minute, 100 * time.Second}, {10000, 15 * time.Minute, 15 * time.Minute}, {10000, time.Hour, 15 * time.Minute},
+		{1, 15 * time.Minute, 5 * time.Second}, {900, 15 * time.Minute, 5 * time.Minute}, {10000, 15 * time.Minute, 15 * time.Minute}, // of a build that bore no more
+		{1, time.Hour, 5 * time.Second}, {900, time.Hour, 5 * time.Minute}, {9000, time.Hour, 50 * time.Minute}, {50000, time.Hour, time.Hour}, {50000, 24 * time.Hour, time.Hour},
 	} {
 		if got := beatFor(c.n, c.quiet); got != c.want {
 			t.Errorf("%d appliances, a road that bears %s: want %s, got %s", c.n, c.quiet, c.want, got)
