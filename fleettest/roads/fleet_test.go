@@ -38,6 +38,8 @@ type pair struct {
 	bin  string
 	dir  string
 	done []func() error
+
+	first string // privatelink: it is the first road, over the relay; else https is
 }
 
 func (p *pair) path(parts ...string) string {
@@ -233,6 +235,10 @@ func (p *pair) applianceFile(proxied, inner bool) error {
 			return err
 		}
 	}
+	first, second, at := "kind: https"+by, "kind: privatelink", ""
+	if p.first == "privatelink" { // by a name, as an endpoint has one
+		first, second, at = second, first, "\n    addresses: [\"vpce.road.test:"+port+"\"]"
+	}
 	return errors.Join(os.MkdirAll(p.path("customer", "secrets"), 0o700), p.write("ann:s3cret\n", "customer", "proxy.auth"), p.write(fmt.Sprintf(`version: demarc/1
 role: appliance
 name: canary-eu-1
@@ -245,14 +251,14 @@ control_plane:
   bundle_file: ../acme/bundle.pem
   release_keys: [../acme/operator/signing.pub]
 transports:
-  - kind: https%s
-  - kind: privatelink
+  - %s%s
+  - %s
     addresses: ["%s:%s"]
 proof:
   kind: kubernetes
   token_command: [%q, token, %q]
 secrets: {kind: files, dir: secrets}
-`, domain, port, by, controlDirect, port, self, p.path("platform.sock")), "customer", "appliance.yaml"))
+`, domain, port, first, at, second, controlDirect, port, self, p.path("platform.sock")), "customer", "appliance.yaml"))
 }
 
 // innerDoor adds the door to the control plane's file.

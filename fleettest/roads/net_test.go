@@ -187,6 +187,26 @@ func (t *topology) lose(on bool) error {
 	return nil
 }
 
+// tailnetRule treats all that the appliance's namespace sends or takes, but questions to the resolver and the road beside the tailnet.
+func (t *topology) tailnetRule(on bool, ways, how []string) error {
+	word := map[bool]string{true: "-A", false: "-D"}[on]
+	for _, way := range ways {
+		for _, what := range [][]string{{"udp", map[string]string{"INPUT": "--sport", "OUTPUT": "--dport"}[way], "53"}, {"tcp", map[string]string{"INPUT": "--sport", "OUTPUT": "--dport"}[way], port}} {
+			for _, tool := range []string{"iptables", "ip6tables"} {
+				args := []string{"netns", "exec", t.appliance, tool, "-w", "10", word, way, "-i", "road0"}
+				if way == "OUTPUT" {
+					args[len(args)-2] = "-o"
+				}
+				args = append(args, "-p", what[0], "!", what[1], what[2])
+				if err := command("ip", append(args, how...)...); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
 func (t *topology) close() error {
 	for _, c := range t.closers {
 		c()

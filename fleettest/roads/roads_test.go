@@ -124,6 +124,7 @@ func TestInnerTLSThroughInspection(t *testing.T) {
 // fault is what is done to the road in use.
 type fault struct {
 	name    string
+	road    string // that is broken, the first of the list; "" is https
 	proxied bool
 	inject  func(*topology) error
 	heal    func(*topology) error
@@ -131,11 +132,20 @@ type fault struct {
 	told    string // what the customer is told who orders the broken road meanwhile; "": nobody orders
 }
 
+// roads are the road that is broken, and the other one.
+func (f *fault) roads() (first, other string) {
+	switch f.road {
+	case "privatelink", "tailscale":
+		return f.road, "https"
+	}
+	return "https", "privatelink"
+}
+
 func relay(m roadtest.Mode) func(*topology) error {
 	return func(t *topology) error { t.relay.Set(m); return nil }
 }
 
-var faults = []fault{
+var faults = append(onRoads(), []fault{
 	{name: "reset", inject: relay(roadtest.Reset), heal: relay(roadtest.Pass), moves: true},
 	{name: "black hole", inject: relay(roadtest.BlackHole), heal: relay(roadtest.Pass), moves: true},
 	{name: "half-open", inject: relay(roadtest.HalfOpen), heal: relay(roadtest.Pass), moves: true},
@@ -149,6 +159,37 @@ var faults = []fault{
 	{name: "proxy opens TLS", proxied: true, moves: true, told: "Corp Inspect CA",
 		inject: func(t *topology) error { t.proxy.Opens.Store(true); t.proxy.Cut(); return nil },
 		heal:   func(t *topology) error { t.proxy.Opens.Store(false); return nil }},
+}...)
+
+// onRoads are the faults of the other roads. What delays is a relay for TCP, and WireGuard is none: the tailnet is not delayed.
+func onRoads() []fault {
+	all := []fault{
+		{name: "reset", moves: true, inject: relay(roadtest.Reset), heal: relay(roadtest.Pass)},
+		{name: "black hole", moves: true, inject: relay(roadtest.BlackHole), heal: relay(roadtest.Pass)},
+		{name: "half-open", moves: true, inject: relay(roadtest.HalfOpen), heal: relay(roadtest.Pass)},
+		{name: "loss 30%", inject: func(t *topology) error { return t.lose(true) }, heal: func(t *topology) error { return t.lose(false) }},
+		{name: "latency 2 s", inject: relay(roadtest.Slow), heal: relay(roadtest.Pass)},
+		{name: "DNS failure", moves: true, inject: func(t *topology) error { t.dnsFails.Store(true); t.relay.Cut(); return nil },
+			heal: func(t *topology) error { t.dnsFails.Store(false); return nil }},
+	}
+	for i := range all {
+		all[i].name, all[i].road = "privatelink, "+all[i].name, "privatelink"
+	}
+	for _, x := range []struct {
+		name  string
+		ways  []string
+		how   []string
+		moves bool
+	}{
+		{"rejected", []string{"OUTPUT"}, []string{"-j", "REJECT"}, true},
+		{"black hole", []string{"INPUT", "OUTPUT"}, []string{"-j", "DROP"}, true},
+		{"half-open", []string{"INPUT"}, []string{"-j", "DROP"}, true},
+		{"loss 30%", []string{"INPUT", "OUTPUT"}, []string{"-m", "statistic", "--mode", "random", "--probability", "0.3", "-j", "DROP"}, false},
+	} {
+		all = append(all, fault{name: "tailscale, " + x.name, road: "tailscale", moves: x.moves,
+			inject: func(t *topology) error { return t.tailnetRule(true, x.ways, x.how) }, heal: func(t *topology) error { return t.tailnetRule(false, x.ways, x.how) }})
+	}
+	return all
 }
 
 // hold is how long a fault lasts that the channel may sit out.
@@ -168,7 +209,7 @@ func TestLiveSwitchUnderFaults(t *testing.T) {
 		took   time.Duration
 	}
 	if *only != "" {
-		faults = slices.DeleteFunc(faults, func(f fault) bool { return f.name != *only })
+		faults = slices.DeleteFunc(faults, func(f fault) bool { return !strings.HasPrefix(f.name, *only) })
 	}
 	outcomes := make([]outcome, len(faults))
 	var wg sync.WaitGroup
@@ -189,7 +230,7 @@ func TestLiveSwitchUnderFaults(t *testing.T) {
 		o := outcomes[i]
 		c := o.counts
 		lost := c.Sent - min(c.Sent, c.Echoed)
-		fmt.Printf("%-16s sent %d, echoed %d, lost %d, doubled %d, out of order %d, gap %s, in %s\n", f.name, c.Sent, c.Echoed, lost, c.Doubled, c.OutOfOrder, gap(c.gap), o.took.Round(time.Second))
+		fmt.Printf("%-24s sent %d, echoed %d, lost %d, doubled %d, out of order %d, gap %s, in %s\n", f.name, c.Sent, c.Echoed, lost, c.Doubled, c.OutOfOrder, gap(c.gap), o.took.Round(time.Second))
 		t.Run(f.name, func(t *testing.T) {
 			if o.err != nil {
 				t.Error(o.err)
@@ -203,18 +244,32 @@ func TestLiveSwitchUnderFaults(t *testing.T) {
 
 // play runs one fault from the start of the programs to their end.
 func (f *fault) play(ctx context.Context, n int, bin, dir string) (c counts, err error) {
-	net, err := newTopology(n)
+	var net *topology
+	var w *world
+	if f.road == "tailscale" {
+		if w, err = newWorld(n); err == nil {
+			net = &w.topology
+		}
+	} else {
+		net, err = newTopology(n)
+	}
 	if err != nil {
 		return c, err
 	}
-	p := &pair{net: net, bin: bin, dir: dir}
+	p := &pair{net: net, bin: bin, dir: dir, first: f.road}
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("%w\nthe appliance's log ends with:\n%s", err, p.tail("appliance"))
 		}
 		err = errors.Join(err, p.close(), net.close())
 	}()
-	if err := p.begin(ctx, f.proxied, false, "https"); err != nil {
+	if w != nil {
+		err = p.beginTailnet(ctx, w, w.tailnet.AuthKey, "tailscale")
+	} else {
+		first, _ := f.roads()
+		err = p.begin(ctx, f.proxied, false, first)
+	}
+	if err != nil {
 		return c, err
 	}
 	stop, flowed := make(chan struct{}), make(chan error, 1)
@@ -230,6 +285,7 @@ func (f *fault) play(ctx context.Context, n int, bin, dir string) (c counts, err
 
 // story is what happens while the messages flow.
 func (f *fault) story(ctx context.Context, p *pair) error {
+	first, other := f.roads()
 	if err := pause(ctx, 3*time.Second); err != nil { // messages flow over the road that is broken next
 		return err
 	}
@@ -237,28 +293,28 @@ func (f *fault) story(ctx context.Context, p *pair) error {
 		return err
 	}
 	if f.moves {
-		if err := p.seen(ctx, "privatelink", 75*time.Second); err != nil {
+		if err := p.seen(ctx, other, 75*time.Second); err != nil {
 			return err
 		}
 	} else if err := pause(ctx, hold); err != nil {
 		return err
 	}
-	if bytes.Contains(p.net.proxy.Clear(), []byte(innerPath)) {
+	if p.net.proxy != nil && bytes.Contains(p.net.proxy.Clear(), []byte(innerPath)) {
 		return errors.New("an inner connection was tried, and the customer's file allows none")
 	}
 	if f.told != "" {
-		out, err := p.customer(ctx, "transport", "use", "https").CombinedOutput()
+		out, err := p.customer(ctx, "transport", "use", first).CombinedOutput()
 		if err == nil || !strings.Contains(string(out), f.told) {
-			return fmt.Errorf("transport use https over the broken road: %w: %s, want %q", err, out, f.told)
+			return fmt.Errorf("transport use over the broken road: %w: %s, want %q", err, out, f.told)
 		}
 	}
 	if err := f.heal(p.net); err != nil {
 		return err
 	}
-	if err := p.seen(ctx, "https", 110*time.Second); err != nil { // back by itself: within 90 s and the time of a dial
+	if err := p.seen(ctx, first, 110*time.Second); err != nil { // back by itself: within 90 s and the time of a dial
 		return err
 	}
-	for _, route := range []string{"privatelink", "https"} {
+	for _, route := range []string{other, first} {
 		if err := told(p.customer(ctx, "transport", "use", route)); err != nil {
 			return err
 		}
