@@ -3,8 +3,10 @@
 package raft
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -155,3 +157,18 @@ func Read(said time.Time, took time.Duration) (least, most time.Duration) {
 	r, own := c.of("n"), c.own("")
 	return time.Duration(r.lo - own.lo), time.Duration(r.hi - own.lo)
 }
+
+// AskOver proposes to a leader over a connection.
+func AskOver(ctx context.Context, c net.Conn, proposal []byte) ([]byte, error) {
+	n := &Node{members: newMembers([]Member{{"leader", "there"}}), ctx: context.Background()}
+	n.net, n.forward = newNetwork(n), newForwarder(n)
+	l := &line{c: &tracked{Conn: c, id: "leader", w: n.net, done: make(chan struct{})}, waiting: map[uint64]chan frame{}}
+	n.forward.peer("leader").line = l
+	ended := make(chan struct{})
+	go func() { l.read(); close(ended) }()
+	defer func() { l.c.abort(); <-ended }()
+	return n.forward.ask(ctx, "leader", askPropose, proposal)
+}
+
+// Ends tells whether the node takes no more questions of its peers.
+func (n *Node) Ends() bool { return n.ctx.Err() != nil }

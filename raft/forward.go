@@ -27,6 +27,10 @@ import (
 // ask again at once. A question that came by this way is never forwarded again. A node that is no member is answered with
 // 'g', id 0, and the index of the configuration that says so.
 //
+// A node that ends reads no more, answers what it has read, and then says 'e' with id 0: what has no answer by then was not
+// taken, and may be asked elsewhere. A line that breaks without it leaves those in doubt whose question was sent whole; a
+// question of which a part was sent was not taken either.
+//
 // Who asks says 't' with id 0 every 2 s. Either side drops a connection on which it hears nothing for 6 s.
 const (
 	askPropose = 'p'
@@ -36,6 +40,7 @@ const (
 	askMembers = 'c'
 	askChange  = 'm'
 	askGone    = 'g'
+	saidEnd    = 'e'
 	answerOK   = 'a'
 	answerBad  = 'f'
 	answerNo   = 'n'
@@ -47,6 +52,7 @@ const (
 
 	pulseEvery = 2 * time.Second
 	pulseWait  = 3 * pulseEvery
+	endWait    = time.Second // for the peer to hear that this is the end
 )
 
 type frame struct {
@@ -124,6 +130,9 @@ func (n *Node) serveForward(c *tracked) {
 		}
 		wg.Wait()
 		cancel()
+		if from.isStopped() {
+			c.farewell()
+		}
 		c.abort()
 	}()
 	answer := func(f frame) {
@@ -153,6 +162,22 @@ func (n *Node) serveForward(c *tracked) {
 			defer func() { <-slots }()
 			answer(n.serve(ctx, c.id, f))
 		})
+	}
+}
+
+// isStopped tells whether the reading ended because the node does.
+func (h *heard) isStopped() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.stopped
+}
+
+// farewell says that nothing more is taken, and waits until the peer has hung up: to close a connection in whose buffers
+// lies a question that nobody read would throw away, at the peer, the answers that are on their way.
+func (t *tracked) farewell() {
+	_ = t.SetDeadline(time.Now().Add(endWait))
+	if writeFrame(t, frame{kind: saidEnd}) == nil {
+		_, _ = io.Copy(io.Discard, t.Conn)
 	}
 }
 
@@ -251,6 +276,7 @@ type line struct {
 	next    uint64
 	waiting map[uint64]chan frame
 	broken  bool
+	ended   bool // the peer took nothing that it did not answer
 }
 
 // line gives the connection to a member. One caller dials, the others wait for it.
@@ -324,6 +350,12 @@ func (l *line) isBroken() bool {
 	return l.broken
 }
 
+func (l *line) hasEnded() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.ended
+}
+
 // read hands answers to those who asked, until the connection ends.
 func (l *line) read() {
 	in := bufio.NewReaderSize(&heard{tracked: l.c}, 64<<10)
@@ -340,6 +372,12 @@ func (l *line) read() {
 			l.c.abort()
 			return
 		}
+		if f.kind == saidEnd && f.id == 0 {
+			l.ended = true
+			l.mu.Unlock()
+			l.c.abort() // the peer waits for it
+			continue
+		}
 		if f.kind == askGone && len(f.payload) == 8 {
 			l.mu.Unlock()
 			l.c.w.n.told(l.c.id, binary.BigEndian.Uint64(f.payload))
@@ -353,7 +391,7 @@ func (l *line) read() {
 	}
 }
 
-// ask puts a question to a member. Once it began to be sent, a broken line means that it may have been acted upon.
+// ask puts a question to a member. Once all of it was sent, a broken line means that it may have been acted upon.
 func (f *forwarder) ask(ctx context.Context, leader string, kind byte, payload []byte) ([]byte, error) {
 	const op = "raft.forward"
 	l, err := f.line(ctx, leader)
@@ -377,11 +415,18 @@ func (f *forwarder) ask(ctx context.Context, leader string, kind byte, payload [
 		}
 		payload = append(binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(payload)), uint32(wait.Milliseconds())), payload...)
 	}
-	_ = l.send(frame{id, kind, payload}) // where it fails the line breaks, and that is heard below
+	if err := l.send(frame{id, kind, payload}); err != nil { // nobody acts upon a part
+		l.mu.Lock()
+		delete(l.waiting, id)
+		l.mu.Unlock()
+		return nil, fault.Because(err, op, fault.Unavailable, "the line to the leader broke before the question was sent")
+	}
 	unsure := fault.New(op, fault.Unsure, "the line to the leader broke: it may have happened, propose the same again with the same request id")
 	select {
 	case got, ok := <-ch:
 		switch {
+		case !ok && l.hasEnded():
+			return nil, fault.New(op, fault.Unavailable, "node %s is stopping, and did not take this", leader)
 		case !ok:
 			return nil, unsure
 		case got.kind == answerOK:
