@@ -281,6 +281,10 @@ func FromWire(op string, err error) error {
 	if k := fault.Kind(e.Meta().Get(kindHeader)); k.Known() {
 		return fault.New(op, k, "%s", e.Message())
 	}
+	var own *fault.Error
+	if errors.As(e.Unwrap(), &own) { // of this side: see Sent
+		return fault.Because(err, op, own.Kind, "%s", fault.Text(own))
+	}
 	kind := fault.Internal
 	switch e.Code() {
 	case connect.CodeUnavailable, connect.CodeDeadlineExceeded, connect.CodeCanceled, connect.CodeUnknown:

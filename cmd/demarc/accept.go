@@ -28,6 +28,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
@@ -273,8 +274,9 @@ func strangerAt[Res any](ctx context.Context, trustDomain, node string, pinned s
 	}
 	way := strangerWay(identity.Client(identity.Fixed(nil, identity.Pool(cas)), identity.WantNode(trustDomain), "h2"))
 	defer way.CloseIdleConnections()
-	client, at, most := &http.Client{Transport: way}, "https://"+node, connect.WithReadMaxBytes(4*identity.MaxBundle)
-	return do(ctx, stranger{controlv1connect.NewOperatorBootstrapClient(client, at, most), boundaryv1connect.NewBootstrapClient(client, at, most)})
+	client, at := &http.Client{Transport: api.Sent(way)}, "https://"+node
+	opts := []connect.ClientOption{connect.WithReadMaxBytes(4 * identity.MaxBundle), api.Doubt()}
+	return do(ctx, stranger{controlv1connect.NewOperatorBootstrapClient(client, at, opts...), boundaryv1connect.NewBootstrapClient(client, at, opts...)})
 }
 
 func strangerWay(conf *tls.Config) *http.Transport {

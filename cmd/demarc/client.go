@@ -136,10 +136,10 @@ func newVendor(o operator, who identity.Source, total time.Duration) *vendor {
 			HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second}, Protocols: new(http.Protocols)}
 		t.Protocols.SetHTTP2(true)
 		v.ways = append(v.ways, t)
-		c := &http.Client{Transport: t}
-		v.clients = append(v.clients, node{controlv1connect.NewControlClient(c, "https://"+n, connect.WithReadMaxBytes(64<<20)), controlv1connect.NewIssuerKeysClient(c, "https://"+n, connect.WithReadMaxBytes(1<<20))})
-		v.keys = append(v.keys, controlv1connect.NewKeyServiceClient(c, "https://"+n, connect.WithReadMaxBytes(8<<20)))
-		v.operators = append(v.operators, controlv1connect.NewOperatorServiceClient(c, "https://"+n, connect.WithReadMaxBytes(8<<20)))
+		c := &http.Client{Transport: api.Sent(t)}
+		v.clients = append(v.clients, node{controlv1connect.NewControlClient(c, "https://"+n, connect.WithReadMaxBytes(64<<20), api.Doubt()), controlv1connect.NewIssuerKeysClient(c, "https://"+n, connect.WithReadMaxBytes(1<<20), api.Doubt())})
+		v.keys = append(v.keys, controlv1connect.NewKeyServiceClient(c, "https://"+n, connect.WithReadMaxBytes(8<<20), api.Doubt()))
+		v.operators = append(v.operators, controlv1connect.NewOperatorServiceClient(c, "https://"+n, connect.WithReadMaxBytes(8<<20), api.Doubt()))
 		v.clusters = append(v.clusters, newCluster(c, n))
 	}
 	return v
@@ -270,18 +270,18 @@ func (a *app) applianceClient() (localv1connect.LocalClient, error) {
 	if a.socket == "" {
 		return nil, usage("name the appliance's socket with --socket PATH or DEMARC_SOCKET")
 	}
-	return localv1connect.NewLocalClient(a.unix(), "http://appliance", connect.WithReadMaxBytes(64<<20)), nil
+	return localv1connect.NewLocalClient(a.unix(), "http://appliance", connect.WithReadMaxBytes(64<<20), api.Doubt()), nil
 }
 
 // unix is an HTTP client for the socket.
 func (a *app) unix() *http.Client {
-	return &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	return &http.Client{Transport: api.Sent(&http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		c, err := new(net.Dialer).DialContext(ctx, "unix", a.socket)
 		if err != nil {
 			return nil, fault.Because(err, "demarc.socket", fault.Unavailable, "nothing answers on %s: is the daemon running, and may you open its socket?", a.socket)
 		}
 		return c, nil
-	}}}
+	}})}
 }
 
 // wire gives the typed fault of a call.

@@ -13,6 +13,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
+	"github.com/demarc-dev/demarc/api"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
@@ -180,5 +181,5 @@ func rewind(f *os.File) error {
 
 // newCluster makes the client of what concerns the nodes themselves.
 func newCluster(c connect.HTTPClient, node string) controlv1connect.ClusterClient {
-	return controlv1connect.NewClusterClient(c, "https://"+node, connect.WithReadMaxBytes(4<<20))
+	return controlv1connect.NewClusterClient(c, "https://"+node, connect.WithReadMaxBytes(4<<20), api.Doubt())
 }

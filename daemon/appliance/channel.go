@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/channel"
 	"github.com/demarc-dev/demarc/audit"
@@ -104,7 +105,7 @@ func (a *Appliance) bulk(route string, c io.Closer) (*link, *http2.Transport) {
 		}
 		return t, nil
 	}
-	return &link{cc: c, http: &http.Client{Transport: tr}, at: route}, tr
+	return &link{cc: c, http: &http.Client{Transport: api.Sent(tr)}, at: route}, tr
 }
 
 // greet says hello and gives the control plane's welcome.

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
@@ -62,7 +63,7 @@ func speakHTTP2(route string, c net.Conn, op string) (*link, error) {
 		_ = c.Close()
 		return nil, fault.At(op, fault.Unavailable, err)
 	}
-	return &link{cc: cc, http: &http.Client{Transport: cc}, at: route}, nil
+	return &link{cc: cc, http: &http.Client{Transport: api.Sent(cc)}, at: route}, nil
 }
 
 // seen is what a session learned of the node that answered.
