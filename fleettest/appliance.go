@@ -68,6 +68,9 @@ func (f *Fleet) AddAppliance(name string) *Appliance {
 	return a
 }
 
+// File is where a file of the appliance's own directory is.
+func (a *Appliance) File(name string) string { return filepath.Join(a.cfg.Dir, name) }
+
 // Start starts the process, with what is on its disk.
 func (a *Appliance) Start() {
 	f := a.f

@@ -62,6 +62,22 @@ func SealBundle(trustDomain string, number uint64, slots []Slot, at time.Time, n
 // domain, repeat the nonce, and be no older than the one that is held: fault.Denied where it is not.
 func OpenBundle(sealed []byte, pinned seal.Key, trustDomain string, nonce []byte, held uint64) (SignedBundle, error) {
 	const op = "identity.OpenBundle"
+	b, err := OpenKeptBundle(sealed, pinned, trustDomain)
+	switch {
+	case err != nil:
+		return SignedBundle{}, err
+	case !bytes.Equal(b.Nonce, nonce):
+		return SignedBundle{}, fault.New(op, fault.Denied, "the signed bundle answers another question than the one that was asked")
+	case b.Number < held:
+		return SignedBundle{}, fault.New(op, fault.Denied, "the signed bundle is number %d, and number %d is held already: an old one is not taken back", b.Number, held)
+	}
+	return b, nil
+}
+
+// OpenKeptBundle is OpenBundle for one that was verified once and kept since: whether it was asked for, and whether it is
+// the newest, is known no more. Its time says nothing.
+func OpenKeptBundle(sealed []byte, pinned seal.Key, trustDomain string) (SignedBundle, error) {
+	const op = "identity.OpenBundle"
 	if len(sealed) > 2*MaxBundle {
 		return SignedBundle{}, fault.New(op, fault.Invalid, "the signed bundle has %d bytes, the limit is %d", len(sealed), 2*MaxBundle)
 	}
@@ -69,13 +85,8 @@ func OpenBundle(sealed []byte, pinned seal.Key, trustDomain string, nonce []byte
 	if err != nil {
 		return SignedBundle{}, fault.At(op, "", err)
 	}
-	switch {
-	case b.TrustDomain != trustDomain:
+	if b.TrustDomain != trustDomain {
 		return SignedBundle{}, fault.New(op, fault.Denied, "the signed bundle is of trust domain %q, not %q", clip(b.TrustDomain), trustDomain)
-	case !bytes.Equal(b.Nonce, nonce):
-		return SignedBundle{}, fault.New(op, fault.Denied, "the signed bundle answers another question than the one that was asked")
-	case b.Number < held:
-		return SignedBundle{}, fault.New(op, fault.Denied, "the signed bundle is number %d, and number %d is held already: an old one is not taken back", b.Number, held)
 	}
 	if _, err := ParseDER(b.CAs, trustDomain); err != nil {
 		return SignedBundle{}, fault.At(op, "", err)

@@ -159,8 +159,12 @@ func (a *Appliance) openRest(ctx context.Context) error {
 	if err != nil {
 		return fault.At(op, "", err)
 	}
-	if a.wallet, err = openWallet(filepath.Join(cfg.Dir, "wallet.json"), cfg.TrustDomain, cas, a.now); err != nil {
+	var damage []error
+	if a.wallet, damage, err = openWallet(filepath.Join(cfg.Dir, "wallet.json"), cfg.TrustDomain, cas, a.book.View().VendorLogKey, a.now); err != nil {
 		return err
+	}
+	for _, bad := range damage {
+		a.log.Error("what this appliance kept was altered: it gets it anew", "err", bad)
 	}
 	if a.signer, err = openSigner(filepath.Join(cfg.Dir, "signing.key")); err != nil {
 		return err

@@ -112,7 +112,7 @@ func (a *Appliance) bulk(route string, c io.Closer) (*link, *http2.Transport) {
 func (a *Appliance) greet(ctx context.Context, route string, t net.Conn, quiet time.Duration) (*boundaryv1.Welcome, error) {
 	const op = "appliance.greet"
 	_ = t.SetDeadline(time.Now().Add(welcomeWait))
-	hello := &boundaryv1.Hello{Build: a.build, OrdersDone: a.book.View().OrdersDone, BundleHeld: a.wallet.number(), Route: kindOf(a.cfg.Transports, route), QuietMs: uint32(quiet.Milliseconds())}
+	hello := &boundaryv1.Hello{Build: a.build, OrdersDone: a.book.View().OrdersDone, BundleHeld: a.wallet.kept(), Route: kindOf(a.cfg.Transports, route), QuietMs: uint32(quiet.Milliseconds())}
 	failed := channel.Write(t, &boundaryv1.Up{Body: &boundaryv1.Up_Hello{Hello: hello}}, channel.MaxHello)
 	var first boundaryv1.Down
 	if err := channel.Read(t, &first, channel.MaxDown); err != nil {

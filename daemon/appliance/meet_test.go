@@ -48,7 +48,7 @@ func TestANewBundleFileCountsUntilTheFirstEnrolment(t *testing.T) {
 	}
 	open := func(ca *identity.Authority) *wallet {
 		t.Helper()
-		w, err := openWallet(path, testDomain, []*x509.Certificate{ca.Cert}, time.Now)
+		w, _, err := openWallet(path, testDomain, []*x509.Certificate{ca.Cert}, nil, time.Now)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -90,7 +90,7 @@ func TestClockIsMeasured(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := openWallet(filepath.Join(t.TempDir(), "wallet.json"), testDomain, []*x509.Certificate{ca.Cert}, func() time.Time { return host })
+	w, _, err := openWallet(filepath.Join(t.TempDir(), "wallet.json"), testDomain, []*x509.Certificate{ca.Cert}, nil, func() time.Time { return host })
 	if err != nil {
 		t.Fatal(err)
 	}

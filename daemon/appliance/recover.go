@@ -47,7 +47,7 @@ func (a *Appliance) recover(ctx context.Context, route string) (bool, error) {
 		return false, fault.At(op, "", err)
 	}
 	clock := a.setClock(b.At)
-	cas, err := a.takeBundle(b)
+	cas, err := a.takeBundle(b, sealed)
 	return clock || cas, err
 }
 

@@ -252,12 +252,12 @@ func (a *Appliance) newBundle(sealed []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = a.takeBundle(b) // which leaves one aside that is older than the one held: that node is behind
+	_, err = a.takeBundle(b, sealed) // which leaves one aside that is older than the one held: that node is behind
 	return err
 }
 
-func (a *Appliance) takeBundle(b identity.SignedBundle) (bool, error) {
-	news, err := a.wallet.trust(b)
+func (a *Appliance) takeBundle(b identity.SignedBundle, sealed []byte) (bool, error) {
+	news, err := a.wallet.trust(b, sealed)
 	if err == nil && news {
 		a.log.Info("the vendor's CAs changed", "bundle", b.Number, "certificates", len(b.CAs))
 		a.look()

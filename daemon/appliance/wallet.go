@@ -43,6 +43,7 @@ type wallet struct {
 	held   held
 	leaf   *tls.Certificate
 	roots  *x509.CertPool
+	signed uint64         // number of the bundle whose signature is on disk, 0 for none
 	offset time.Duration  // from the host's clock to the vendor's, where they differ by much; never kept on disk
 	apart  *time.Duration // the same, as it was measured last; nil before
 }
@@ -62,52 +63,46 @@ type held struct {
 const walletVersion = "demarc-wallet/1"
 
 // openWallet reads the wallet. Before the first enrolment there is none, and the CAs are those of the customer's file.
-func openWallet(path, domain string, first []*x509.Certificate, clock func() time.Time) (*wallet, error) {
-	const op = "appliance.wallet"
-	w := &wallet{path: path, domain: domain, clock: clock, roots: identity.Pool(first)}
-	w.held.Version = walletVersion
-	for _, c := range first {
-		w.held.Bundle = append(w.held.Bundle, c.Raw)
-	}
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return w, nil
-	}
-	if err != nil {
-		return nil, fault.Because(err, op, fault.Unavailable, "the appliance's certificate can't be read: %s", path)
-	}
-	var h held
-	if err := seal.StrictJSON(b, &h); err != nil || h.Version != walletVersion {
-		return nil, fault.Because(err, op, fault.Invalid, "%s is damaged: remove it, and the appliance enrols again", path)
-	}
-	if len(h.Certificate) == 0 { // it has never enrolled: the customer may have written a newer file meanwhile
-		h.Bundle = w.held.Bundle
-	}
-	return w, w.use(h)
+// pinned is the key of the vendor's log, PEM, nil before it is known. damage is what on the disk was not used; see load.
+func openWallet(path, domain string, first []*x509.Certificate, pinned []byte, clock func() time.Time) (w *wallet, damage []error, err error) {
+	w = &wallet{path: path, domain: domain, clock: clock}
+	damage, err = w.load(first, pinned)
+	return w, damage, err
 }
 
-// use takes over what was held. The lock is not taken: nobody else knows the wallet yet, or the caller has it.
-func (w *wallet) use(h held) error {
+// own is the certificate with its key, nil where there is none.
+func (h held) own() (*tls.Certificate, error) {
 	const op = "appliance.wallet"
-	var own *tls.Certificate
-	if len(h.Certificate) > 0 {
-		key, err := x509.ParsePKCS8PrivateKey(h.Key)
-		if err != nil {
-			return fault.At(op, fault.Invalid, err)
-		}
-		leaf, err := x509.ParseCertificate(h.Certificate)
-		if err != nil {
-			return fault.At(op, fault.Invalid, err)
-		}
-		signer, ok := key.(crypto.Signer)
-		if pub, same := leaf.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !same || !pub.Equal(signer.Public()) {
-			return fault.New(op, fault.Invalid, "the certificate is not of the key that asked for it")
-		}
-		own = &tls.Certificate{Certificate: [][]byte{h.Certificate}, PrivateKey: key, Leaf: leaf}
+	if len(h.Certificate) == 0 {
+		return nil, nil
 	}
-	cas, err := identity.ParseDER(h.Bundle, w.domain)
+	key, err := x509.ParsePKCS8PrivateKey(h.Key)
 	if err != nil {
-		return fault.At(op, "", err)
+		return nil, fault.At(op, fault.Invalid, err)
+	}
+	leaf, err := x509.ParseCertificate(h.Certificate)
+	if err != nil {
+		return nil, fault.At(op, fault.Invalid, err)
+	}
+	signer, ok := key.(crypto.Signer)
+	if pub, same := leaf.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !same || !pub.Equal(signer.Public()) {
+		return nil, fault.New(op, fault.Invalid, "the certificate is not of the key that asked for it")
+	}
+	return &tls.Certificate{Certificate: [][]byte{h.Certificate}, PrivateKey: key, Leaf: leaf}, nil
+}
+
+// use takes over what was held. Without CAs nobody is trusted. The lock is not taken: nobody else knows the wallet yet, or
+// the caller has it.
+func (w *wallet) use(h held) error {
+	own, err := h.own()
+	if err != nil {
+		return err
+	}
+	var cas []*x509.Certificate
+	if len(h.Bundle) > 0 {
+		if cas, err = identity.ParseDER(h.Bundle, w.domain); err != nil {
+			return fault.At("appliance.wallet", "", err)
+		}
 	}
 	w.held, w.leaf, w.roots = h, own, identity.Pool(cas)
 	return nil
@@ -178,9 +173,15 @@ func (w *wallet) keep(key crypto.Signer, certificate []byte, bundle [][]byte, nu
 	})
 }
 
-// trust stores the CAs of a bundle that was verified. It reports whether that was news.
-func (w *wallet) trust(b identity.SignedBundle) (bool, error) {
-	if b.Number < w.number() || (b.Number == w.number() && w.issuer() == b.Issuer) {
+// trust stores the CAs of a bundle that was verified, and the bundle as it came. It reports whether that was news.
+func (w *wallet) trust(b identity.SignedBundle, sealed []byte) (bool, error) {
+	if b.Number < w.number() {
+		return false, nil
+	}
+	if err := w.keepSigned(b, sealed); err != nil { // before the wallet: a crash in between finds the newer one, with its signature
+		return false, err
+	}
+	if b.Number == w.number() && w.issuer() == b.Issuer {
 		return false, nil
 	}
 	return true, w.store(func(h *held) { h.Bundle, h.Number, h.Issuer = b.CAs, b.Number, b.Issuer })

@@ -109,7 +109,7 @@ func TestOnlySignedCAsAfterTheFirst(t *testing.T) {
 	own, _ := public()
 	_, vendor := public()
 	_, other := public()
-	w, err := openWallet(filepath.Join(t.TempDir(), "wallet.json"), testDomain, []*x509.Certificate{first.Cert}, time.Now)
+	w, _, err := openWallet(filepath.Join(t.TempDir(), "wallet.json"), testDomain, []*x509.Certificate{first.Cert}, nil, time.Now)
 	ok(err)
 	a := &Appliance{cfg: &configs.Appliance{Name: "eu-1", TrustDomain: testDomain}, wallet: w, book: NewBook("eu-1", "globex"), signer: own, log: slog.New(slog.DiscardHandler),
 		opts: Options{Proof: func(context.Context, string) (string, error) { return "token", nil }}}
