@@ -53,44 +53,61 @@ func (r *Registry) addCheck(method, name string, ask func(context.Context) error
 	*to = append((*to)[:len(*to):len(*to)], &check{name: name, ask: ask})
 }
 
-// health asks all checks at once and tells of those that failed.
+// Health asks what /healthz asks: nil where no restart of the process would help, else what each failed check says.
+func (r *Registry) Health(ctx context.Context) error {
+	if bad := r.failed(ctx, func() []*check { return r.alive }); bad != "" {
+		return fault.New("telemetry.Health", fault.Unavailable, "%s", strings.TrimSuffix(strings.ReplaceAll(bad, "\n", "; "), "; "))
+	}
+	return fault.At("telemetry.Health", fault.Unavailable, ctx.Err())
+}
+
+// health answers with what failed tells.
 func (r *Registry) health(of func() []*check) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		r.mu.Lock()
-		checks := of()
-		r.mu.Unlock()
-		runs := make([]*run, len(checks))
-		for i, c := range checks {
-			runs[i] = c.start()
-		}
-		late := time.NewTimer(CheckTimeout)
-		defer late.Stop()
-		var (
-			bad  strings.Builder
-			over bool
-		)
-		for i, c := range checks {
-			if !over {
-				select {
-				case <-runs[i].done:
-				case <-late.C:
-					over = true
-				case <-req.Context().Done():
-					return // nobody listens
-				}
-			}
-			if err := runs[i].result(); err != nil {
-				fmt.Fprintf(&bad, "%s: %s\n", c.name, line(fault.Text(err)))
-			}
+		bad := r.failed(req.Context(), of)
+		if req.Context().Err() != nil {
+			return // nobody listens
 		}
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		if bad.Len() > 0 {
+		if bad != "" {
 			w.WriteHeader(http.StatusServiceUnavailable)
-			_, _ = io.WriteString(w, bad.String())
+			_, _ = io.WriteString(w, bad)
 			return
 		}
 		_, _ = io.WriteString(w, "ok\n")
 	})
+}
+
+// failed asks all checks at once and gives a line of each that failed. Where ctx ends before they answered it gives less.
+func (r *Registry) failed(ctx context.Context, of func() []*check) string {
+	r.mu.Lock()
+	checks := of()
+	r.mu.Unlock()
+	runs := make([]*run, len(checks))
+	for i, c := range checks {
+		runs[i] = c.start()
+	}
+	late := time.NewTimer(CheckTimeout)
+	defer late.Stop()
+	var (
+		bad  strings.Builder
+		over bool
+	)
+	for i, c := range checks {
+		if !over {
+			select {
+			case <-runs[i].done:
+			case <-late.C:
+				over = true
+			case <-ctx.Done():
+				over = true
+			}
+		}
+		if err := runs[i].result(); err != nil {
+			fmt.Fprintf(&bad, "%s: %s\n", c.name, line(fault.Text(err)))
+		}
+	}
+	return bad.String()
 }
 
 // check is one question. At most one run of it is under way: a check that hangs holds one goroutine, however often

@@ -71,6 +71,13 @@ func (n *realNode) begin() (end func() error, ended <-chan error) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
+	// No leader speaks to a node that must catch up first, and genesis waits for one. The service manager is told last.
+	at := func(name string) int {
+		return slices.IndexFunc(parts, func(p daemon.Part) bool { return p.Name() == name })
+	}
+	if up := at("catch-up"); up < 0 || up > at("genesis") || at("notify") != len(parts)-1 {
+		n.t.Fatalf("catch-up is part %d, genesis %d, notify %d of %d", up, at("genesis"), at("notify"), len(parts))
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- daemon.Run(ctx, log, parts...) }()

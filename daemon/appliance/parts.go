@@ -59,7 +59,7 @@ func (a *Appliance) parts() ([]daemon.Part, error) {
 		}
 		parts = append(parts, daemon.HTTP("metrics", ln, nil, reg.Handler(), a.log))
 	}
-	return append(append(parts, a.Link()...), daemon.Func("witness", a.witness)), nil
+	return append(append(parts, a.Link()...), daemon.Func("witness", a.witness), daemon.NewNotify(reg.Health, a.log)), nil
 }
 
 // Link is the parts that keep the appliance connected, and nothing of what it runs or serves.

@@ -121,7 +121,11 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	n.describe()
 	conf := identity.Server(n.files, n.server.Admit, false, Protocols()...)
 	door := n.server.Door("door", ln, conf, log)
-	parts := []daemon.Part{daemon.Func("raft", n.runRaft), door.Porch(), daemon.Func("genesis", n.genesis), daemon.Func("introduction", n.introduce)}
+	// Catch-up comes before genesis, which waits for a leader: none speaks to a node that has to catch up first.
+	parts := []daemon.Part{daemon.Func("raft", n.runRaft), door.Porch(), daemon.Func("catch-up", func(ctx context.Context, ready func()) error {
+		ready()
+		return n.server.CatchUp(ctx, n.files, catchUpEvery)
+	}), daemon.Func("genesis", n.genesis), daemon.Func("introduction", n.introduce)}
 	doors, err := n.doors(door, conf)
 	if err != nil {
 		_ = ln.Close()
@@ -148,14 +152,11 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	}), daemon.Func("keys", func(ctx context.Context, ready func()) error {
 		ready()
 		return n.server.TendKeys(ctx, KEKFiles{cfg.KEKFile})
-	}), daemon.Func("catch-up", func(ctx context.Context, ready func()) error {
-		ready()
-		return n.server.CatchUp(ctx, n.files, catchUpEvery)
 	}))
 	if cfg.Management != nil {
 		parts = append(parts, daemon.Func("management", n.tellManagement))
 	}
-	return parts, nil
+	return append(parts, daemon.NewNotify(n.reg.Health, log)), nil
 }
 
 // doors binds what else this node listens on for others than its peers.

@@ -62,7 +62,7 @@ func Parts(cfg *configs.Management, build string, log *slog.Logger) ([]daemon.Pa
 		}
 		parts = append(parts, daemon.HTTP("metrics", ln, nil, reg.Handler(), log))
 	}
-	return parts, nil
+	return append(parts, daemon.NewNotify(reg.Health, log)), nil
 }
 
 // heard counts the control planes that reported within d.
