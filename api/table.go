@@ -85,6 +85,7 @@ var table = map[string]rule{
 	// For an admin alone: who is a member decides who holds the book and its keys.
 	controlv1connect.ClusterListMembersProcedure:        from(fleet.Admin),
 	controlv1connect.ClusterAddMemberProcedure:          from(fleet.Admin),
+	controlv1connect.ClusterCertifyMemberProcedure:      from(fleet.Admin),
 	controlv1connect.ClusterPromoteMemberProcedure:      from(fleet.Admin),
 	controlv1connect.ClusterDemoteMemberProcedure:       from(fleet.Admin),
 	controlv1connect.ClusterRemoveMemberProcedure:       from(fleet.Admin),

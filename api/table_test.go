@@ -75,7 +75,7 @@ var least = map[fleet.Rank][]string{
 		"OperatorService/InviteOperator", "OperatorService/SetOperatorRole", "OperatorService/BanOperator", "OperatorService/RemoveOperator", "KeyService/GetKeys", "KeyService/RotateKey",
 		"KeyService/PutSecret", "KeyService/ListSecrets", "KeyService/ForgetSecret",
 		"IssuerKeys/ConfirmKeys", "IssuerKeys/ForgetKeys",
-		"Cluster/ListMembers", "Cluster/AddMember", "Cluster/PromoteMember", "Cluster/DemoteMember", "Cluster/RemoveMember", "Cluster/ReplaceMember",
+		"Cluster/ListMembers", "Cluster/AddMember", "Cluster/CertifyMember", "Cluster/PromoteMember", "Cluster/DemoteMember", "Cluster/RemoveMember", "Cluster/ReplaceMember",
 		"Cluster/TransferLeadership", "Cluster/SetAutopilot", "Cluster/SaveSnapshot"},
 }
 

@@ -5,6 +5,7 @@ package raft
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"log/slog"
@@ -28,6 +29,10 @@ const (
 // maxGreetings bounds the handshakes that are going on at the listener. Connections that have proven who they are do
 // not count: a stranger can keep strangers out, not cut the peers off from each other.
 const maxGreetings = 128
+
+// ErrGone is in an error of Config.Peer where the caller was removed for good: it is told so, and stops. Any other is refused, and
+// may be let in later, with another certificate for instance.
+var ErrGone = errors.New("removed for good")
 
 // network is one listener with two protocols, and the way out to the peers. It is hraft's StreamLayer.
 type network struct {
@@ -109,10 +114,10 @@ func (w *network) greet(c net.Conn) (*tls.Conn, string, error) {
 	}
 	id, err := w.n.cfg.Peer(t.ConnectionState())
 	if err == nil && w.n.members.isGone(id) {
-		err = fault.New(op, fault.Denied, "node %q was removed from the cluster", clip(id))
+		err = fault.Because(ErrGone, op, fault.Denied, "node %q was removed from the cluster", clip(id))
 	}
 	if err != nil {
-		if t.ConnectionState().NegotiatedProtocol == ProtoForward {
+		if errors.Is(err, ErrGone) && t.ConnectionState().NegotiatedProtocol == ProtoForward {
 			_ = t.SetWriteDeadline(time.Now().Add(pulseWait))
 			_ = writeFrame(t, frame{0, askGone, binary.BigEndian.AppendUint64(nil, w.n.members.index())})
 		}
@@ -210,6 +215,26 @@ func (w *network) kick(id string) {
 		}
 	}
 	w.mu.Unlock()
+	for _, c := range open {
+		c.abort()
+	}
+}
+
+// Recheck ends the connections, of either direction, whose peer's certificate, which was verified in the handshake, does not pass
+// any more. Questions that wait on them are unsure or asked again, as where a connection breaks.
+func (n *Node) Recheck(passes func(id string, leaf *x509.Certificate) error) {
+	n.net.mu.Lock()
+	var open []*tracked
+	for c := range n.net.conns {
+		t, ok := c.Conn.(*tls.Conn)
+		if !ok {
+			continue
+		}
+		if all := t.ConnectionState().PeerCertificates; len(all) == 0 || passes(c.id, all[0]) != nil {
+			open = append(open, c)
+		}
+	}
+	n.net.mu.Unlock()
 	for _, c := range open {
 		c.abort()
 	}

@@ -38,7 +38,7 @@ func askCluster[Req, Res any](ctx context.Context, v *vendor, call func(controlv
 
 // clusterCommands are those of control-plane that concern its nodes.
 func (a *app) clusterCommands() []*cobra.Command {
-	return []*cobra.Command{a.members(), a.addNode(), a.promote(), a.demote(), a.removeNode(), a.replaceNode(), a.transfer(), a.autopilot(), a.snapshot(), a.recover(), a.recoverAdmin()}
+	return []*cobra.Command{a.members(), a.addNode(), a.certifyNode(), a.promote(), a.demote(), a.removeNode(), a.replaceNode(), a.transfer(), a.autopilot(), a.snapshot(), a.recover(), a.recoverAdmin()}
 }
 
 func (a *app) members() *cobra.Command {

@@ -353,6 +353,10 @@ func (d *Door) shake(ctx context.Context, w waiting, landed func()) {
 	_ = raw.SetDeadline(time.Time{})
 	landed()
 	if c.ConnectionState().NegotiatedProtocol != channel.Proto {
+		if err := d.s.book.View().refusesProven(c.ConnectionState()); err != nil {
+			d.log.Warn("a node was refused", "part", d.name, "err", err)
+			return
+		}
 		d.s.sessions.watch(t, c.ConnectionState())
 		handed = d.admitCalls(ctx, c)
 		return

@@ -2,6 +2,17 @@
 
 package controlplane
 
+import (
+	"time"
+
+	"github.com/demarc-dev/demarc/fleet"
+)
+
+// RefusesNode tells whether a certificate of a node is refused, and whether open connections with it end.
+func RefusesNode(s State, name string, serial fleet.Serial, begins time.Time) (cut bool, err error) {
+	return s.refusesNode("test", name, serial, begins)
+}
+
 // What tests measure bounds against.
 const (
 	GuestsEach    = guestsEach

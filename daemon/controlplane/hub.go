@@ -6,19 +6,17 @@ import (
 	"context"
 	"time"
 
-	"github.com/benbjohnson/immutable"
-
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 )
 
-// Follow wakes the channels of those appliances that the book changed, and closes the connections of operators whose
+// Follow wakes the channels of those appliances that the book changed, and closes the connections of operators and nodes whose
 // certificate passes no more, until ctx ends. One goroutine follows the book
 // for all channels of the node: a change of one appliance costs nothing to the others.
 func (s *Server) Follow(ctx context.Context, ready func()) error {
 	var at *touch
 	var slots *identity.Slot
-	var operators *immutable.SortedMap[string, Operator]
+	var seen proofs
 	ready()
 	for {
 		changed := s.book.Changed()
@@ -41,9 +39,9 @@ func (s *Server) Follow(ctx context.Context, ready func()) error {
 			}
 		}
 		slots = now
-		if page.operators != operators { // the map is another one after each change
-			s.sessions.end(func(p fleet.Principal, serial fleet.Serial) error { return page.passes(p, serial) })
-			operators = page.operators
+		if now := page.proofs(); now != seen {
+			s.sessions.end(page.stays)
+			seen = now
 		}
 		select {
 		case <-ctx.Done():

@@ -27,7 +27,7 @@ func (n *node) raftConfig(ln net.Listener) raft.Config {
 	cfg := raft.Config{Dir: filepath.Join(n.cfg.Dir, "raft"), Machine: Gate{Book: n.book, Cluster: n.voting}, Join: n.cfg.Join,
 		Listener: ln, Logger: n.log, Registerer: n.reg.Registerer(), Peer: n.peer, About: func() []byte { return n.says },
 		ServerTLS: identity.Server(n.files, nodesOnly, true, raft.ProtoRaft, raft.ProtoForward),
-		ClientTLS: func(id string) *tls.Config { return identity.Client(n.files, identity.WantNode(n.cfg.TrustDomain, id)) }}
+		ClientTLS: n.toPeer}
 	for _, m := range n.cfg.Cluster {
 		cfg.First = append(cfg.First, raft.Member{ID: m.Name, Addr: m.Raft})
 		if m.Name == n.cfg.Name {
@@ -35,6 +35,21 @@ func (n *node) raftConfig(ln net.Listener) raft.Config {
 		}
 	}
 	return cfg
+}
+
+// toPeer is the TLS to another node: it must be that node that answers, with a certificate that was not replaced.
+func (n *node) toPeer(id string) *tls.Config {
+	conf := identity.Client(n.files, identity.WantNode(n.cfg.TrustDomain, id))
+	verify := conf.VerifyConnection
+	conf.VerifyConnection = func(s tls.ConnectionState) error {
+		if err := verify(s); err != nil {
+			return err
+		}
+		leaf := s.PeerCertificates[0] // verify has read it
+		_, err := n.book.View().refusesNode("controlplane.raft", id, identity.SerialOf(leaf), leaf.NotBefore)
+		return err
+	}
+	return conf
 }
 
 // voting is the cluster as the gate asks it; nil while it is not there.
@@ -45,18 +60,20 @@ func (n *node) voting() Voting {
 	return n.raft
 }
 
-// peer names who calls at the listener of the nodes, and refuses a node that was removed. One that is not known here yet
-// passes: it may have been added since.
+// peer names who calls at the listener of the nodes, and refuses a node that was removed and a certificate that was replaced. One
+// that is not known here yet passes: it may have been added since.
 func (n *node) peer(s tls.ConnectionState) (string, error) {
 	p, _, err := identity.PrincipalOf(&s)
 	if err != nil {
 		return "", err
 	}
 	_, _, id, _ := p.Split()
-	if x, _ := n.book.View().Peer(id); x.Removed {
-		return id, removedNode("controlplane.raft", id)
+	page := n.book.View()
+	err = page.refusesProven(s)
+	if x, _ := page.Peer(id); x.Removed {
+		err = fault.Because(raft.ErrGone, "controlplane.raft", fault.Denied, "%s", fault.Text(err))
 	}
-	return id, nil
+	return id, err
 }
 
 // IDs implements [Membership].

@@ -65,11 +65,11 @@ func (s *Server) roster() []Member {
 	return out
 }
 
-// admitNode refuses the certificate of a node that is no member any more.
-func (s *Server) admitNode(id string) error {
+// admitNode refuses the certificate of a node that is no member any more, and one that was replaced.
+func (s *Server) admitNode(id string, serial fleet.Serial) error {
 	const op = "controlplane.Admit"
-	if p, _ := s.book.View().Peer(id); p.Removed {
-		return removedNode(op, id)
+	if _, err := s.book.View().refusesNode(op, id, serial, time.Time{}); err != nil {
+		return err
 	}
 	if s.Cluster == nil {
 		return nil

@@ -164,7 +164,7 @@ func (c RemoveNode) Apply(s *State, m ledger.Meta) (none, error) {
 	}
 	was.Name, was.Removed, was.Reason, was.Knows = c.Name, true, c.Reason, nil
 	s.peers = s.peers.Set(c.Name, was)
-	s.nodes, s.keks = s.nodes.Delete(c.Name), s.keks.Delete(c.Name)
+	s.nodes, s.keks, s.certs = s.nodes.Delete(c.Name), s.keks.Delete(c.Name), s.certs.Delete(c.Name)
 	s.stopped = s.stopped.Set(c.Name, m.At) // the channels that it held ended with it
 	return none{}, nil
 }

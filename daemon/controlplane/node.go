@@ -39,7 +39,7 @@ func NewBook(more ...ledger.Learned[State]) *ledger.Book[State] {
 		ledger.Learn[NodeStops](), ledger.Learn[NodeRoll](),
 		ledger.Learn[ReportKeys](), ledger.Learn[ConfirmKeys](), ledger.Learn[ForgetKeys](),
 		ledger.Learn[ledger.SetTime[State]](),
-		ledger.Learn[RecoverAdmin](), ledger.Learn[PutSecret](), ledger.Learn[ForgetSecret]())...)
+		ledger.Learn[RecoverAdmin](), ledger.Learn[PutSecret](), ledger.Learn[ForgetSecret](), ledger.Learn[NodeLeaf](), ledger.Learn[CertifyNode]())...)
 }
 
 // node is one process of the control plane.
@@ -125,7 +125,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	parts := []daemon.Part{daemon.Func("raft", n.runRaft), door.Porch(), daemon.Func("catch-up", func(ctx context.Context, ready func()) error {
 		ready()
 		return n.server.CatchUp(ctx, n.files, catchUpEvery)
-	}), daemon.Func("genesis", n.genesis), daemon.Func("introduction", n.introduce)}
+	}), daemon.Func("genesis", n.genesis), daemon.Func("introduction", n.introduce), daemon.Func("recheck", n.recheck)}
 	doors, err := n.doors(door, conf)
 	if err != nil {
 		_ = ln.Close()

@@ -197,7 +197,7 @@ func (s *Server) Admit(p fleet.Principal, serial fleet.Serial) error {
 		return fault.New("controlplane.Admit", fault.Denied, "%s is not of this trust domain", clip(string(p)))
 	}
 	if role == fleet.Node {
-		return s.admitNode(id)
+		return s.admitNode(id, serial)
 	}
 	if role == fleet.Operator {
 		return s.admitOperator(p, serial)

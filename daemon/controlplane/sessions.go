@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/benbjohnson/immutable"
 	"golang.org/x/time/rate"
 
 	"github.com/demarc-dev/demarc/api"
@@ -17,7 +18,7 @@ import (
 	"github.com/demarc-dev/demarc/identity"
 )
 
-// sessions is the open connections of operators at this node.
+// sessions is the open connections for calls of operators and of other nodes at this node.
 type sessions struct {
 	mu   *sync.Mutex
 	open map[*turn]session
@@ -30,13 +31,13 @@ type session struct {
 
 func newSessions() sessions { return sessions{new(sync.Mutex), map[*turn]session{}} }
 
-// watch notes a connection whose handshake is done, where it is an operator's. Its close takes it off.
+// watch notes a connection whose handshake is done, where it is an operator's or a node's. Its close takes it off.
 func (s sessions) watch(t *turn, state tls.ConnectionState) {
 	if len(state.PeerCertificates) == 0 {
 		return
 	}
 	p, serial, err := identity.PrincipalOf(&state)
-	if err != nil || api.ClassOf(p) != api.Operator {
+	if class := api.ClassOf(p); err != nil || class != api.Operator && class != api.Node {
 		return
 	}
 	s.mu.Lock()
@@ -63,6 +64,26 @@ func (s sessions) end(passes func(fleet.Principal, fleet.Serial) error) {
 	for _, t := range cut {
 		go func() { _ = t.Close() }() // one that is not TCP may take its time
 	}
+}
+
+// proofs is what decides whose certificate passes, of operators and nodes: each of the maps is another one after each change.
+type proofs struct {
+	operators *immutable.SortedMap[string, Operator]
+	certs     *immutable.SortedMap[string, NodeCerts]
+	peers     *immutable.SortedMap[string, Peer]
+}
+
+func (s State) proofs() proofs { return proofs{s.operators, s.certs, s.peers} }
+
+// stays tells whether an open connection with a certificate goes on, as this page has it.
+func (s State) stays(p fleet.Principal, serial fleet.Serial) error {
+	if _, role, name, _ := p.Split(); role == fleet.Node {
+		if cut, err := s.refusesNode("controlplane.session", name, serial, time.Time{}); cut {
+			return err
+		}
+		return nil
+	}
+	return s.passes(p, serial)
 }
 
 // passes tells whether a certificate of an operator may come in, as this page has it. While the book has no operator any

@@ -105,7 +105,7 @@ func (f *Source) fresh() error {
 	if err != nil {
 		return err
 	}
-	if f.leaf != nil && f.issuer == slot.ID() && now.Before(f.from) {
+	if f.leaf != nil && f.issuer == slot.ID() && now.Before(f.from) && !f.refused() {
 		return nil
 	}
 	k, err := f.server.ring.get(page.KEK)
@@ -116,7 +116,11 @@ func (f *Source) fresh() error {
 	if err != nil {
 		return err
 	}
-	extra := identity.IssueOptions{Rand: rand.Reader, Backdate: f.server.Backdate, DNSNames: f.first.Leaf.DNSNames}
+	back := f.server.Backdate
+	if certs, _ := f.server.book.View().Certs(f.server.name); !certs.Floor.IsZero() {
+		back = max(min(back, now.Sub(certs.Floor)), time.Nanosecond) // what begins before that is refused
+	}
+	extra := identity.IssueOptions{Rand: rand.Reader, Backdate: back, DNSNames: f.first.Leaf.DNSNames}
 	for _, ip := range f.first.Leaf.IPAddresses {
 		if a, ok := netip.AddrFromSlice(ip); ok {
 			extra.IPs = append(extra.IPs, a.Unmap())
@@ -129,6 +133,29 @@ func (f *Source) fresh() error {
 	f.leaf, f.issuer = &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: f.key, Leaf: leaf}, slot.ID()
 	f.from = identity.RenewFrom(leaf, f.server.Backdate)
 	return nil
+}
+
+// refused tells whether the book refuses the leaf of this node. Whoever certified the node did not mean who holds its disk and the
+// key-encryption key: that one makes itself another. The caller holds mu.
+func (f *Source) refused() bool {
+	_, err := f.server.book.View().refusesNode("controlplane.Source", f.server.name, identity.SerialOf(f.leaf.Leaf), f.leaf.Leaf.NotBefore)
+	return err != nil
+}
+
+// record puts the leaf that this node shows on record, with the one of its file, where the book does not have it. An older build
+// among the voters keeps it out: then it is tried again later.
+func (s *Server) record(ctx context.Context, f *Source) error {
+	f.mu.Lock()
+	c := NodeLeaf{Name: s.name, File: NodeCert{Serial: identity.SerialOf(f.first.Leaf), Till: f.first.Leaf.NotAfter}}
+	if f.leaf != nil {
+		c.Leaf = NodeCert{Serial: identity.SerialOf(f.leaf.Leaf), Till: f.leaf.Leaf.NotAfter}
+	}
+	f.mu.Unlock()
+	if had, _ := s.book.View().Certs(s.name); c.Leaf.Serial == "" || had.Current.Serial == c.Leaf.Serial {
+		return nil
+	}
+	_, err := submit(ctx, s, s.self(), "", c)
+	return err
 }
 
 // Roots implements [identity.Source]. One pool serves all handshakes until the bundle changes.
@@ -172,9 +199,11 @@ func (f *Source) serves() uint64 {
 	return number
 }
 
-// Tend puts on record which bundle this node serves, each time that it changes, until ctx ends.
+// Tend puts on record which bundle this node serves and which certificate it shows, each time that they change, until ctx ends.
 func (s *Server) Tend(ctx context.Context, f *Source) error {
 	wait := time.Second
+	var late time.Time // of the next try to put the leaf on record, after one that failed
+	pause := time.Second
 	for {
 		changed := s.book.Changed()
 		again := make(<-chan time.Time)
@@ -196,7 +225,20 @@ func (s *Server) Tend(ctx context.Context, f *Source) error {
 				wait = time.Second
 			}
 		}
+		if page.TrustDomain != "" && !time.Now().Before(late) {
+			if err := s.record(ctx, f); err == nil {
+				late, pause = time.Time{}, time.Second
+			} else if ctx.Err() == nil {
+				s.log.Info("the certificate of this node is not on record yet", "err", fault.Text(err))
+				late, pause = time.Now().Add(pause), min(2*pause, time.Minute)
+			}
+		}
+		var retry <-chan time.Time
+		if !late.IsZero() {
+			retry = time.After(time.Until(late))
+		}
 		select {
+		case <-retry:
 		case <-ctx.Done():
 			return nil
 		case <-changed:

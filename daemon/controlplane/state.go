@@ -24,7 +24,8 @@ type State struct {
 	Slots       []identity.Slot // replaced whole, never edited in place
 	number      uint64          // of the bundle that Slots make; see Bundle
 	nodes       *immutable.SortedMap[string, uint64]
-	peers       *immutable.SortedMap[string, Peer] // see members_changes.go
+	peers       *immutable.SortedMap[string, Peer]      // see members_changes.go
+	certs       *immutable.SortedMap[string, NodeCerts] // by node; see certs.go
 	pilot       Autopilot
 	stopped     *immutable.SortedMap[string, time.Time] // nodes that stopped and have not called the roll since
 	customers   *immutable.SortedMap[fleet.CustomerID, Customer]
@@ -176,6 +177,7 @@ func NewState() State {
 		nodes:      sorted[string, uint64](),
 		peers:      sorted[string, Peer](),
 		stopped:    sorted[string, time.Time](),
+		certs:      sorted[string, NodeCerts](),
 		customers:  sorted[fleet.CustomerID, Customer](),
 		appliances: newRoll(),
 		releases:   sorted[fleet.Digest, Release](),
@@ -257,6 +259,7 @@ type page struct {
 	Operators []Operator           `json:"operators,omitempty"`
 	KEK       string               `json:"kek,omitempty"`
 	Secrets   []Secret             `json:"secrets,omitempty"`
+	Certs     map[string]NodeCerts `json:"node_certificates,omitempty"`
 	Given     map[string]Given     `json:"given,omitempty"`
 	KEKs      map[string][]string  `json:"keks,omitempty"`
 	Stopped   map[string]time.Time `json:"stopped,omitempty"`
@@ -266,10 +269,14 @@ type page struct {
 func (s State) MarshalJSON() ([]byte, error) {
 	p := page{TrustDomain: s.TrustDomain, Slots: s.Slots, Customers: s.Customers(), Appliances: s.Appliances(), Releases: values(s.releases),
 		Operations: values(s.operations), Nonces: map[string]time.Time{}, Bundle: s.number, Nodes: map[string]uint64{}, Operators: s.Operators(),
-		Peers: values(s.peers), Pilot: s.pilot, KEK: s.KEK, Secrets: s.Secrets, KEKs: map[string][]string{}, Stopped: map[string]time.Time{}, Given: map[string]Given{}}
+		Peers: values(s.peers), Pilot: s.pilot, KEK: s.KEK, Secrets: s.Secrets, KEKs: map[string][]string{}, Stopped: map[string]time.Time{}, Given: map[string]Given{}, Certs: map[string]NodeCerts{}}
 	for it := s.stopped.Iterator(); !it.Done(); {
 		k, v, _ := it.Next()
 		p.Stopped[k] = v
+	}
+	for it := s.certs.Iterator(); !it.Done(); {
+		k, v, _ := it.Next()
+		p.Certs[k] = v
 	}
 	for it := s.given.Iterator(); !it.Done(); {
 		k, v, _ := it.Next()
@@ -321,6 +328,9 @@ func (s *State) UnmarshalJSON(b []byte) error {
 	}
 	for _, o := range p.Operators {
 		n.operators = n.operators.Set(o.Name, o)
+	}
+	for k, v := range p.Certs {
+		n.certs = n.certs.Set(k, v)
 	}
 	for k, v := range p.Given {
 		n.given = n.given.Set(k, v)

@@ -5,9 +5,11 @@ package runbooks
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -19,6 +21,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/demarc-dev/demarc/configs"
 )
 
 // step is a block of commands, or a word to the test.
@@ -130,7 +134,7 @@ func begin(t *testing.T, bin string) *world {
 	w := &world{t: t, dir: dir, bin: bin}
 	at := free(t, 7)
 	w.env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "DEMARC_CONTEXT=acme/operator/operator.yaml",
-		"cp4="+at[3], "cp5="+at[4], "cp6="+at[5], "edge1="+at[6])
+		"cp3="+at[2], "cp4="+at[3], "cp5="+at[4], "cp6="+at[5], "edge1="+at[6])
 	t.Cleanup(w.end)
 	w.run(fmt.Sprintf("demarc control-plane init --dir acme --trust-domain acme.example --operator ann --node cp-1=%s --node cp-2=%s --node cp-3=%s\n", at[0], at[1], at[2]))
 	// The operator's file names the nodes that will come, as the runbook says.
@@ -278,6 +282,47 @@ func (w *world) forget(dir string) {
 	}
 }
 
+// wipe takes a node's whole folder away; a thief has a copy of its certificates.
+func (w *world) wipe(node string) {
+	w.t.Helper()
+	if err := os.Rename(filepath.Join(w.dir, "acme", node), filepath.Join(w.dir, "stolen-"+node)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// stolen shows what the thief has of a node to another one, at the listener of the nodes and at the door. What the node has now is
+// taken there.
+func (w *world) stolen(node string) {
+	w.t.Helper()
+	cfg, err := configs.Load(filepath.Join(w.dir, "acme", "cp-1", "node.yaml"), nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	one := cfg.(*configs.Control)
+	ask := func(dir, addr, proto string) (taken bool) {
+		leaf, err := tls.LoadX509KeyPair(filepath.Join(w.dir, dir, "cert.pem"), filepath.Join(w.dir, dir, "cert.key"))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		c, err := tls.Dial("tcp", addr, &tls.Config{Certificates: []tls.Certificate{leaf}, NextProtos: []string{proto}, InsecureSkipVerify: true}) // who answers is not the question here
+		if err != nil {
+			return false
+		}
+		defer c.Close()
+		_ = c.SetReadDeadline(time.Now().Add(2 * time.Second))
+		_, err = c.Read(make([]byte, 1))
+		return err == nil || errors.Is(err, os.ErrDeadlineExceeded) // a refusal ends it
+	}
+	for proto, addr := range map[string]string{"demarc-raft/1": one.Self().Raft, "h2": one.Self().API} {
+		if ask("stolen-"+node, addr, proto) {
+			w.t.Errorf("the stolen certificate of %s is taken for %s", node, proto)
+		}
+		if !ask("acme/"+node, addr, proto) {
+			w.t.Errorf("the new certificate of %s is not taken for %s: the test above shows nothing", node, proto)
+		}
+	}
+}
+
 // sealed looks for a value in all that the nodes wrote: it is nowhere in the clear.
 func (w *world) sealed(value string) {
 	w.t.Helper()
@@ -302,7 +347,7 @@ func (w *world) sealed(value string) {
 }
 
 // runbooks are those whose blocks are run.
-var runbooks = []string{"runbook-members.md", "runbook-disaster.md", "runbook-admin.md", "runbook-secrets.md"}
+var runbooks = []string{"runbook-members.md", "runbook-disaster.md", "runbook-admin.md", "runbook-secrets.md", "runbook-certify.md"}
 
 // The runbooks are run word for word: each block ends without an error, and after it the cluster is as the runbook says.
 func TestRunbooksWordForWord(t *testing.T) {
@@ -327,6 +372,10 @@ func TestRunbooksWordForWord(t *testing.T) {
 					}
 				case "forget":
 					w.forget(rest)
+				case "wipe":
+					w.wipe(rest)
+				case "stolen":
+					w.stolen(rest)
 				case "sealed":
 					w.sealed(rest)
 				case "through":
@@ -350,7 +399,7 @@ func TestRunbooksAreUnderstood(t *testing.T) {
 	for _, name := range runbooks {
 		for _, s := range steps(t, filepath.Join("..", "..", "docs", name)) {
 			verb, _, _ := strings.Cut(s.do, " ")
-			if !slices.Contains([]string{"", "members", "lose", "customers", "through", "appliance", "forget", "sealed"}, verb) {
+			if !slices.Contains([]string{"", "members", "lose", "customers", "through", "appliance", "forget", "sealed", "wipe", "stolen"}, verb) {
 				t.Errorf("%s:%d: %q", name, s.line, s.do)
 			}
 			for line := range strings.Lines(s.shell) {

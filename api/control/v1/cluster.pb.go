@@ -415,6 +415,136 @@ func (x *AddMemberResponse) GetMembers() []*ClusterMember {
 	return nil
 }
 
+// CertifyMemberRequest gives a member another certificate: its disk is lost, or its certificate ran out or was stolen. All that
+// it had before are refused from then on.
+type CertifyMemberRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Csr           []byte                 `protobuf:"bytes,3,opt,name=csr,proto3" json:"csr,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"` // for the record
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CertifyMemberRequest) Reset() {
+	*x = CertifyMemberRequest{}
+	mi := &file_control_v1_cluster_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CertifyMemberRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CertifyMemberRequest) ProtoMessage() {}
+
+func (x *CertifyMemberRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_cluster_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CertifyMemberRequest.ProtoReflect.Descriptor instead.
+func (*CertifyMemberRequest) Descriptor() ([]byte, []int) {
+	return file_control_v1_cluster_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *CertifyMemberRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CertifyMemberRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CertifyMemberRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+func (x *CertifyMemberRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type CertifyMemberResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	Bundle        [][]byte               `protobuf:"bytes,2,rep,name=bundle,proto3" json:"bundle,omitempty"`
+	Members       []*ClusterMember       `protobuf:"bytes,3,rep,name=members,proto3" json:"members,omitempty"` // all, for the node's file
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CertifyMemberResponse) Reset() {
+	*x = CertifyMemberResponse{}
+	mi := &file_control_v1_cluster_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CertifyMemberResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CertifyMemberResponse) ProtoMessage() {}
+
+func (x *CertifyMemberResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_cluster_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CertifyMemberResponse.ProtoReflect.Descriptor instead.
+func (*CertifyMemberResponse) Descriptor() ([]byte, []int) {
+	return file_control_v1_cluster_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CertifyMemberResponse) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *CertifyMemberResponse) GetBundle() [][]byte {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+func (x *CertifyMemberResponse) GetMembers() []*ClusterMember {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
 type PromoteMemberRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -425,7 +555,7 @@ type PromoteMemberRequest struct {
 
 func (x *PromoteMemberRequest) Reset() {
 	*x = PromoteMemberRequest{}
-	mi := &file_control_v1_cluster_proto_msgTypes[5]
+	mi := &file_control_v1_cluster_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -437,7 +567,7 @@ func (x *PromoteMemberRequest) String() string {
 func (*PromoteMemberRequest) ProtoMessage() {}
 
 func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_cluster_proto_msgTypes[5]
+	mi := &file_control_v1_cluster_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -450,7 +580,7 @@ func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteMemberRequest.ProtoReflect.Descriptor instead.
 func (*PromoteMemberRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_cluster_proto_rawDescGZIP(), []int{5}
+	return file_control_v1_cluster_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PromoteMemberRequest) GetRequestId() string {
@@ -475,7 +605,7 @@ type PromoteMemberResponse struct {
 
 func (x *PromoteMemberResponse) Reset() {
 	*x = PromoteMemberResponse{}
-	mi := &file_control_v1_cluster_proto_msgTypes[6]
+	mi := &file_control_v1_cluster_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -487,7 +617,7 @@ func (x *PromoteMemberResponse) String() string {
 func (*PromoteMemberResponse) ProtoMessage() {}
 
 func (x *PromoteMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_cluster_proto_msgTypes[6]
+	mi := &file_control_v1_cluster_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -500,7 +630,7 @@ func (x *PromoteMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteMemberResponse.ProtoReflect.Descriptor instead.
 func (*PromoteMemberResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_cluster_proto_rawDescGZIP(), []int{6}
+	return file_control_v1_cluster_proto_rawDescGZIP(), []int{8}
 }
 
 type DemoteMemberRequest struct {
@@ -513,7 +643,7 @@ type DemoteMemberRequest struct {
 
 func (x *DemoteMemberRequest) Reset() {
 	*x = DemoteMemberRequest{}
-	mi := &file_control_v1_cluster_proto_msgTypes[7]
+	mi := &file_control_v1_cluster_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -525,7 +655,7 @@ func (x *DemoteMemberRequest) String() string {
 func (*DemoteMemberRequest) ProtoMessage() {}
 
 func (x *DemoteMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_cluster_proto_msgTypes[7]
+	mi := &file_control_v1_cluster_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -538,7 +668,7 @@ func (x *DemoteMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemoteMemberRequest.ProtoReflect.Descriptor instead.
 func (*DemoteMemberRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_cluster_proto_rawDescGZIP(), []int{7}
+	return file_control_v1_cluster_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DemoteMemberRequest) GetRequestId() string {
@@ -563,7 +693,7 @@ type DemoteMemberResponse struct {
 
 func (x *DemoteMemberResponse) Reset() {
 	*x = DemoteMemberResponse{}
-	mi := &file_control_v1_cluster_proto_msgTypes[8]
+	mi := &file_control_v1_cluster_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -575,7 +705,7 @@ func (x *DemoteMemberResponse) String() string {
 func (*DemoteMemberResponse) ProtoMessage() {}
 
 func (x *DemoteMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_cluster_proto_msgTypes[8]
+	mi := &file_control_v1_cluster_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -588,7 +718,7 @@ func (x *DemoteMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemoteMemberResponse.ProtoReflect.Descriptor instead.
 func (*DemoteMemberResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_cluster_proto_rawDescGZIP(), []int{8}
+	return file_control_v1_cluster_proto_rawDescGZIP(), []int{10}
 }
 
 type RemoveMemberRequest struct {
@@ -602,7 +732,7 @@ type RemoveMemberRequest struct {
 
 func (x *RemoveMemberRequest) Reset() {
 	*x = RemoveMemberRequest{}
-	mi := &file_control_v1_cluster_proto_msgTypes[9]
+	mi := &file_control_v1_cluster_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -614,7 +744,7 @@ func (x *RemoveMemberRequest) String() string {
 func (*RemoveMemberRequest) ProtoMessage() {}
 
 func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_cluster_proto_msgTypes[9]
+	mi := &file_control_v1_cluster_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -627,7 +757,7 @@ func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMemberRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_cluster_proto_rawDescGZIP(), []int{9}
+	return file_control_v1_cluster_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RemoveMemberRequest) GetRequestId() string {
@@ -659,7 +789,7 @@ type RemoveMemberResponse struct {
 
 func (x *RemoveMemberResponse) Reset() {
 	*x = RemoveMemberResponse{}
-	mi := &file_control_v1_cluster_proto_msgTypes[10]
+	mi := &file_control_v1_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -671,7 +801,7 @@ func (x *RemoveMemberResponse) String() string {
 func (*RemoveMemberResponse) ProtoMessage() {}
 
 func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_cluster_proto_msgTypes[10]
+	mi := &file_control_v1_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -684,7 +814,7 @@ func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMemberResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_cluster_proto_rawDescGZIP(), []int{10}
+	return file_control_v1_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 // ReplaceMember promotes a non-voter that has caught up, and then removes the old node.
@@ -700,7 +830,7 @@ type ReplaceMemberRequest struct {
 
 func (x *ReplaceMemberRequest) Reset() {
 	*x = ReplaceMemberRequest{}
-	mi := &file_control_v1_cluster_proto_msgTypes[11]
+	mi := &file_control_v1_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -712,7 +842,7 @@ func (x *ReplaceMemberRequest) String() string {
 func (*ReplaceMemberRequest) ProtoMessage() {}
 
 func (x *ReplaceMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_cluster_proto_msgTypes[11]
+	mi := &file_control_v1_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -725,7 +855,7 @@ func (x *ReplaceMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceMemberRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceMemberRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_cluster_proto_rawDescGZIP(), []int{11}
+	return file_control_v1_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ReplaceMemberRequest) GetRequestId() string {
@@ -764,7 +894,7 @@ type ReplaceMemberResponse struct {
 
 func (x *ReplaceMemberResponse) Reset() {
 	*x = ReplaceMemberResponse{}
-	mi := &file_control_v1_cluster_proto_msgTypes[12]
+	mi := &file_control_v1_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +906,7 @@ func (x *ReplaceMemberResponse) String() string {
 func (*ReplaceMemberResponse) ProtoMessage() {}
 
 func (x *ReplaceMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_cluster_proto_msgTypes[12]
+	mi := &file_control_v1_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +919,7 @@ func (x *ReplaceMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceMemberResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceMemberResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_cluster_proto_rawDescGZIP(), []int{12}
+	return file_control_v1_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 type TransferLeadershipRequest struct {
@@ -802,7 +932,7 @@ type TransferLeadershipRequest struct {
 
 func (x *TransferLeadershipRequest) Reset() {
 	*x = TransferLeadershipRequest{}
-	mi := &file_control_v1_cluster_proto_msgTypes[13]
+	mi := &file_control_v1_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -814,7 +944,7 @@ func (x *TransferLeadershipRequest) String() string {
 func (*TransferLeadershipRequest) ProtoMessage() {}
 
 func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_cluster_proto_msgTypes[13]
+	mi := &file_control_v1_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -827,7 +957,7 @@ func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_cluster_proto_rawDescGZIP(), []int{13}
+	return file_control_v1_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TransferLeadershipRequest) GetRequestId() string {
@@ -853,7 +983,7 @@ type TransferLeadershipResponse struct {
 
 func (x *TransferLeadershipResponse) Reset() {
 	*x = TransferLeadershipResponse{}
-	mi := &file_control_v1_cluster_proto_msgTypes[14]
+	mi := &file_control_v1_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -865,7 +995,7 @@ func (x *TransferLeadershipResponse) String() string {
 func (*TransferLeadershipResponse) ProtoMessage() {}
 
 func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_cluster_proto_msgTypes[14]
+	mi := &file_control_v1_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -878,7 +1008,7 @@ func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_cluster_proto_rawDescGZIP(), []int{14}
+	return file_control_v1_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TransferLeadershipResponse) GetLeader() string {
@@ -903,7 +1033,7 @@ type Autopilot struct {
 
 func (x *Autopilot) Reset() {
 	*x = Autopilot{}
-	mi := &file_control_v1_cluster_proto_msgTypes[15]
+	mi := &file_control_v1_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +1045,7 @@ func (x *Autopilot) String() string {
 func (*Autopilot) ProtoMessage() {}
 
 func (x *Autopilot) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_cluster_proto_msgTypes[15]
+	mi := &file_control_v1_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,7 +1058,7 @@ func (x *Autopilot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Autopilot.ProtoReflect.Descriptor instead.
 func (*Autopilot) Descriptor() ([]byte, []int) {
-	return file_control_v1_cluster_proto_rawDescGZIP(), []int{15}
+	return file_control_v1_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Autopilot) GetRemoveDead() bool {
@@ -983,7 +1113,7 @@ type SetAutopilotRequest struct {
 
 func (x *SetAutopilotRequest) Reset() {
 	*x = SetAutopilotRequest{}
-	mi := &file_control_v1_cluster_proto_msgTypes[16]
+	mi := &file_control_v1_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -995,7 +1125,7 @@ func (x *SetAutopilotRequest) String() string {
 func (*SetAutopilotRequest) ProtoMessage() {}
 
 func (x *SetAutopilotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_cluster_proto_msgTypes[16]
+	mi := &file_control_v1_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1008,7 +1138,7 @@ func (x *SetAutopilotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAutopilotRequest.ProtoReflect.Descriptor instead.
 func (*SetAutopilotRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_cluster_proto_rawDescGZIP(), []int{16}
+	return file_control_v1_cluster_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SetAutopilotRequest) GetRequestId() string {
@@ -1033,7 +1163,7 @@ type SetAutopilotResponse struct {
 
 func (x *SetAutopilotResponse) Reset() {
 	*x = SetAutopilotResponse{}
-	mi := &file_control_v1_cluster_proto_msgTypes[17]
+	mi := &file_control_v1_cluster_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1045,7 +1175,7 @@ func (x *SetAutopilotResponse) String() string {
 func (*SetAutopilotResponse) ProtoMessage() {}
 
 func (x *SetAutopilotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_cluster_proto_msgTypes[17]
+	mi := &file_control_v1_cluster_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1058,7 +1188,7 @@ func (x *SetAutopilotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAutopilotResponse.ProtoReflect.Descriptor instead.
 func (*SetAutopilotResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_cluster_proto_rawDescGZIP(), []int{17}
+	return file_control_v1_cluster_proto_rawDescGZIP(), []int{19}
 }
 
 type SaveSnapshotRequest struct {
@@ -1069,7 +1199,7 @@ type SaveSnapshotRequest struct {
 
 func (x *SaveSnapshotRequest) Reset() {
 	*x = SaveSnapshotRequest{}
-	mi := &file_control_v1_cluster_proto_msgTypes[18]
+	mi := &file_control_v1_cluster_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1211,7 @@ func (x *SaveSnapshotRequest) String() string {
 func (*SaveSnapshotRequest) ProtoMessage() {}
 
 func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_cluster_proto_msgTypes[18]
+	mi := &file_control_v1_cluster_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1224,7 @@ func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_cluster_proto_rawDescGZIP(), []int{18}
+	return file_control_v1_cluster_proto_rawDescGZIP(), []int{20}
 }
 
 type SaveSnapshotResponse struct {
@@ -1106,7 +1236,7 @@ type SaveSnapshotResponse struct {
 
 func (x *SaveSnapshotResponse) Reset() {
 	*x = SaveSnapshotResponse{}
-	mi := &file_control_v1_cluster_proto_msgTypes[19]
+	mi := &file_control_v1_cluster_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1118,7 +1248,7 @@ func (x *SaveSnapshotResponse) String() string {
 func (*SaveSnapshotResponse) ProtoMessage() {}
 
 func (x *SaveSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_cluster_proto_msgTypes[19]
+	mi := &file_control_v1_cluster_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1131,7 +1261,7 @@ func (x *SaveSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_cluster_proto_rawDescGZIP(), []int{19}
+	return file_control_v1_cluster_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SaveSnapshotResponse) GetData() []byte {
@@ -1181,6 +1311,16 @@ const file_control_v1_cluster_proto_rawDesc = "" +
 	"\x11AddMemberResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x16\n" +
 	"\x06bundle\x18\x02 \x03(\fR\x06bundle\x12:\n" +
+	"\amembers\x18\x03 \x03(\v2 .demarc.control.v1.ClusterMemberR\amembers\"s\n" +
+	"\x14CertifyMemberRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
+	"\x03csr\x18\x03 \x01(\fR\x03csr\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x8d\x01\n" +
+	"\x15CertifyMemberResponse\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x16\n" +
+	"\x06bundle\x18\x02 \x03(\fR\x06bundle\x12:\n" +
 	"\amembers\x18\x03 \x03(\v2 .demarc.control.v1.ClusterMemberR\amembers\"I\n" +
 	"\x14PromoteMemberRequest\x12\x1d\n" +
 	"\n" +
@@ -1227,10 +1367,11 @@ const file_control_v1_cluster_proto_rawDesc = "" +
 	"\x14SetAutopilotResponse\"\x15\n" +
 	"\x13SaveSnapshotRequest\"*\n" +
 	"\x14SaveSnapshotResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\x80\a\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\xe4\a\n" +
 	"\aCluster\x12\\\n" +
 	"\vListMembers\x12%.demarc.control.v1.ListMembersRequest\x1a&.demarc.control.v1.ListMembersResponse\x12V\n" +
 	"\tAddMember\x12#.demarc.control.v1.AddMemberRequest\x1a$.demarc.control.v1.AddMemberResponse\x12b\n" +
+	"\rCertifyMember\x12'.demarc.control.v1.CertifyMemberRequest\x1a(.demarc.control.v1.CertifyMemberResponse\x12b\n" +
 	"\rPromoteMember\x12'.demarc.control.v1.PromoteMemberRequest\x1a(.demarc.control.v1.PromoteMemberResponse\x12_\n" +
 	"\fDemoteMember\x12&.demarc.control.v1.DemoteMemberRequest\x1a'.demarc.control.v1.DemoteMemberResponse\x12_\n" +
 	"\fRemoveMember\x12&.demarc.control.v1.RemoveMemberRequest\x1a'.demarc.control.v1.RemoveMemberResponse\x12b\n" +
@@ -1251,57 +1392,62 @@ func file_control_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_control_v1_cluster_proto_rawDescData
 }
 
-var file_control_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_control_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_control_v1_cluster_proto_goTypes = []any{
 	(*ListMembersRequest)(nil),         // 0: demarc.control.v1.ListMembersRequest
 	(*ListMembersResponse)(nil),        // 1: demarc.control.v1.ListMembersResponse
 	(*ClusterMember)(nil),              // 2: demarc.control.v1.ClusterMember
 	(*AddMemberRequest)(nil),           // 3: demarc.control.v1.AddMemberRequest
 	(*AddMemberResponse)(nil),          // 4: demarc.control.v1.AddMemberResponse
-	(*PromoteMemberRequest)(nil),       // 5: demarc.control.v1.PromoteMemberRequest
-	(*PromoteMemberResponse)(nil),      // 6: demarc.control.v1.PromoteMemberResponse
-	(*DemoteMemberRequest)(nil),        // 7: demarc.control.v1.DemoteMemberRequest
-	(*DemoteMemberResponse)(nil),       // 8: demarc.control.v1.DemoteMemberResponse
-	(*RemoveMemberRequest)(nil),        // 9: demarc.control.v1.RemoveMemberRequest
-	(*RemoveMemberResponse)(nil),       // 10: demarc.control.v1.RemoveMemberResponse
-	(*ReplaceMemberRequest)(nil),       // 11: demarc.control.v1.ReplaceMemberRequest
-	(*ReplaceMemberResponse)(nil),      // 12: demarc.control.v1.ReplaceMemberResponse
-	(*TransferLeadershipRequest)(nil),  // 13: demarc.control.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 14: demarc.control.v1.TransferLeadershipResponse
-	(*Autopilot)(nil),                  // 15: demarc.control.v1.Autopilot
-	(*SetAutopilotRequest)(nil),        // 16: demarc.control.v1.SetAutopilotRequest
-	(*SetAutopilotResponse)(nil),       // 17: demarc.control.v1.SetAutopilotResponse
-	(*SaveSnapshotRequest)(nil),        // 18: demarc.control.v1.SaveSnapshotRequest
-	(*SaveSnapshotResponse)(nil),       // 19: demarc.control.v1.SaveSnapshotResponse
+	(*CertifyMemberRequest)(nil),       // 5: demarc.control.v1.CertifyMemberRequest
+	(*CertifyMemberResponse)(nil),      // 6: demarc.control.v1.CertifyMemberResponse
+	(*PromoteMemberRequest)(nil),       // 7: demarc.control.v1.PromoteMemberRequest
+	(*PromoteMemberResponse)(nil),      // 8: demarc.control.v1.PromoteMemberResponse
+	(*DemoteMemberRequest)(nil),        // 9: demarc.control.v1.DemoteMemberRequest
+	(*DemoteMemberResponse)(nil),       // 10: demarc.control.v1.DemoteMemberResponse
+	(*RemoveMemberRequest)(nil),        // 11: demarc.control.v1.RemoveMemberRequest
+	(*RemoveMemberResponse)(nil),       // 12: demarc.control.v1.RemoveMemberResponse
+	(*ReplaceMemberRequest)(nil),       // 13: demarc.control.v1.ReplaceMemberRequest
+	(*ReplaceMemberResponse)(nil),      // 14: demarc.control.v1.ReplaceMemberResponse
+	(*TransferLeadershipRequest)(nil),  // 15: demarc.control.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 16: demarc.control.v1.TransferLeadershipResponse
+	(*Autopilot)(nil),                  // 17: demarc.control.v1.Autopilot
+	(*SetAutopilotRequest)(nil),        // 18: demarc.control.v1.SetAutopilotRequest
+	(*SetAutopilotResponse)(nil),       // 19: demarc.control.v1.SetAutopilotResponse
+	(*SaveSnapshotRequest)(nil),        // 20: demarc.control.v1.SaveSnapshotRequest
+	(*SaveSnapshotResponse)(nil),       // 21: demarc.control.v1.SaveSnapshotResponse
 }
 var file_control_v1_cluster_proto_depIdxs = []int32{
 	2,  // 0: demarc.control.v1.ListMembersResponse.members:type_name -> demarc.control.v1.ClusterMember
-	15, // 1: demarc.control.v1.ListMembersResponse.autopilot:type_name -> demarc.control.v1.Autopilot
+	17, // 1: demarc.control.v1.ListMembersResponse.autopilot:type_name -> demarc.control.v1.Autopilot
 	2,  // 2: demarc.control.v1.AddMemberResponse.members:type_name -> demarc.control.v1.ClusterMember
-	15, // 3: demarc.control.v1.SetAutopilotRequest.autopilot:type_name -> demarc.control.v1.Autopilot
-	0,  // 4: demarc.control.v1.Cluster.ListMembers:input_type -> demarc.control.v1.ListMembersRequest
-	3,  // 5: demarc.control.v1.Cluster.AddMember:input_type -> demarc.control.v1.AddMemberRequest
-	5,  // 6: demarc.control.v1.Cluster.PromoteMember:input_type -> demarc.control.v1.PromoteMemberRequest
-	7,  // 7: demarc.control.v1.Cluster.DemoteMember:input_type -> demarc.control.v1.DemoteMemberRequest
-	9,  // 8: demarc.control.v1.Cluster.RemoveMember:input_type -> demarc.control.v1.RemoveMemberRequest
-	11, // 9: demarc.control.v1.Cluster.ReplaceMember:input_type -> demarc.control.v1.ReplaceMemberRequest
-	13, // 10: demarc.control.v1.Cluster.TransferLeadership:input_type -> demarc.control.v1.TransferLeadershipRequest
-	16, // 11: demarc.control.v1.Cluster.SetAutopilot:input_type -> demarc.control.v1.SetAutopilotRequest
-	18, // 12: demarc.control.v1.Cluster.SaveSnapshot:input_type -> demarc.control.v1.SaveSnapshotRequest
-	1,  // 13: demarc.control.v1.Cluster.ListMembers:output_type -> demarc.control.v1.ListMembersResponse
-	4,  // 14: demarc.control.v1.Cluster.AddMember:output_type -> demarc.control.v1.AddMemberResponse
-	6,  // 15: demarc.control.v1.Cluster.PromoteMember:output_type -> demarc.control.v1.PromoteMemberResponse
-	8,  // 16: demarc.control.v1.Cluster.DemoteMember:output_type -> demarc.control.v1.DemoteMemberResponse
-	10, // 17: demarc.control.v1.Cluster.RemoveMember:output_type -> demarc.control.v1.RemoveMemberResponse
-	12, // 18: demarc.control.v1.Cluster.ReplaceMember:output_type -> demarc.control.v1.ReplaceMemberResponse
-	14, // 19: demarc.control.v1.Cluster.TransferLeadership:output_type -> demarc.control.v1.TransferLeadershipResponse
-	17, // 20: demarc.control.v1.Cluster.SetAutopilot:output_type -> demarc.control.v1.SetAutopilotResponse
-	19, // 21: demarc.control.v1.Cluster.SaveSnapshot:output_type -> demarc.control.v1.SaveSnapshotResponse
-	13, // [13:22] is the sub-list for method output_type
-	4,  // [4:13] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	2,  // 3: demarc.control.v1.CertifyMemberResponse.members:type_name -> demarc.control.v1.ClusterMember
+	17, // 4: demarc.control.v1.SetAutopilotRequest.autopilot:type_name -> demarc.control.v1.Autopilot
+	0,  // 5: demarc.control.v1.Cluster.ListMembers:input_type -> demarc.control.v1.ListMembersRequest
+	3,  // 6: demarc.control.v1.Cluster.AddMember:input_type -> demarc.control.v1.AddMemberRequest
+	5,  // 7: demarc.control.v1.Cluster.CertifyMember:input_type -> demarc.control.v1.CertifyMemberRequest
+	7,  // 8: demarc.control.v1.Cluster.PromoteMember:input_type -> demarc.control.v1.PromoteMemberRequest
+	9,  // 9: demarc.control.v1.Cluster.DemoteMember:input_type -> demarc.control.v1.DemoteMemberRequest
+	11, // 10: demarc.control.v1.Cluster.RemoveMember:input_type -> demarc.control.v1.RemoveMemberRequest
+	13, // 11: demarc.control.v1.Cluster.ReplaceMember:input_type -> demarc.control.v1.ReplaceMemberRequest
+	15, // 12: demarc.control.v1.Cluster.TransferLeadership:input_type -> demarc.control.v1.TransferLeadershipRequest
+	18, // 13: demarc.control.v1.Cluster.SetAutopilot:input_type -> demarc.control.v1.SetAutopilotRequest
+	20, // 14: demarc.control.v1.Cluster.SaveSnapshot:input_type -> demarc.control.v1.SaveSnapshotRequest
+	1,  // 15: demarc.control.v1.Cluster.ListMembers:output_type -> demarc.control.v1.ListMembersResponse
+	4,  // 16: demarc.control.v1.Cluster.AddMember:output_type -> demarc.control.v1.AddMemberResponse
+	6,  // 17: demarc.control.v1.Cluster.CertifyMember:output_type -> demarc.control.v1.CertifyMemberResponse
+	8,  // 18: demarc.control.v1.Cluster.PromoteMember:output_type -> demarc.control.v1.PromoteMemberResponse
+	10, // 19: demarc.control.v1.Cluster.DemoteMember:output_type -> demarc.control.v1.DemoteMemberResponse
+	12, // 20: demarc.control.v1.Cluster.RemoveMember:output_type -> demarc.control.v1.RemoveMemberResponse
+	14, // 21: demarc.control.v1.Cluster.ReplaceMember:output_type -> demarc.control.v1.ReplaceMemberResponse
+	16, // 22: demarc.control.v1.Cluster.TransferLeadership:output_type -> demarc.control.v1.TransferLeadershipResponse
+	19, // 23: demarc.control.v1.Cluster.SetAutopilot:output_type -> demarc.control.v1.SetAutopilotResponse
+	21, // 24: demarc.control.v1.Cluster.SaveSnapshot:output_type -> demarc.control.v1.SaveSnapshotResponse
+	15, // [15:25] is the sub-list for method output_type
+	5,  // [5:15] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_control_v1_cluster_proto_init() }
@@ -1316,7 +1462,7 @@ func file_control_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_v1_cluster_proto_rawDesc), len(file_control_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -42,6 +42,8 @@ const (
 	ClusterListMembersProcedure = "/demarc.control.v1.Cluster/ListMembers"
 	// ClusterAddMemberProcedure is the fully-qualified name of the Cluster's AddMember RPC.
 	ClusterAddMemberProcedure = "/demarc.control.v1.Cluster/AddMember"
+	// ClusterCertifyMemberProcedure is the fully-qualified name of the Cluster's CertifyMember RPC.
+	ClusterCertifyMemberProcedure = "/demarc.control.v1.Cluster/CertifyMember"
 	// ClusterPromoteMemberProcedure is the fully-qualified name of the Cluster's PromoteMember RPC.
 	ClusterPromoteMemberProcedure = "/demarc.control.v1.Cluster/PromoteMember"
 	// ClusterDemoteMemberProcedure is the fully-qualified name of the Cluster's DemoteMember RPC.
@@ -63,6 +65,7 @@ const (
 type ClusterClient interface {
 	ListMembers(context.Context, *connect.Request[v1.ListMembersRequest]) (*connect.Response[v1.ListMembersResponse], error)
 	AddMember(context.Context, *connect.Request[v1.AddMemberRequest]) (*connect.Response[v1.AddMemberResponse], error)
+	CertifyMember(context.Context, *connect.Request[v1.CertifyMemberRequest]) (*connect.Response[v1.CertifyMemberResponse], error)
 	PromoteMember(context.Context, *connect.Request[v1.PromoteMemberRequest]) (*connect.Response[v1.PromoteMemberResponse], error)
 	DemoteMember(context.Context, *connect.Request[v1.DemoteMemberRequest]) (*connect.Response[v1.DemoteMemberResponse], error)
 	RemoveMember(context.Context, *connect.Request[v1.RemoveMemberRequest]) (*connect.Response[v1.RemoveMemberResponse], error)
@@ -93,6 +96,12 @@ func NewClusterClient(httpClient connect.HTTPClient, baseURL string, opts ...con
 			httpClient,
 			baseURL+ClusterAddMemberProcedure,
 			connect.WithSchema(clusterMethods.ByName("AddMember")),
+			connect.WithClientOptions(opts...),
+		),
+		certifyMember: connect.NewClient[v1.CertifyMemberRequest, v1.CertifyMemberResponse](
+			httpClient,
+			baseURL+ClusterCertifyMemberProcedure,
+			connect.WithSchema(clusterMethods.ByName("CertifyMember")),
 			connect.WithClientOptions(opts...),
 		),
 		promoteMember: connect.NewClient[v1.PromoteMemberRequest, v1.PromoteMemberResponse](
@@ -144,6 +153,7 @@ func NewClusterClient(httpClient connect.HTTPClient, baseURL string, opts ...con
 type clusterClient struct {
 	listMembers        *connect.Client[v1.ListMembersRequest, v1.ListMembersResponse]
 	addMember          *connect.Client[v1.AddMemberRequest, v1.AddMemberResponse]
+	certifyMember      *connect.Client[v1.CertifyMemberRequest, v1.CertifyMemberResponse]
 	promoteMember      *connect.Client[v1.PromoteMemberRequest, v1.PromoteMemberResponse]
 	demoteMember       *connect.Client[v1.DemoteMemberRequest, v1.DemoteMemberResponse]
 	removeMember       *connect.Client[v1.RemoveMemberRequest, v1.RemoveMemberResponse]
@@ -161,6 +171,11 @@ func (c *clusterClient) ListMembers(ctx context.Context, req *connect.Request[v1
 // AddMember calls demarc.control.v1.Cluster.AddMember.
 func (c *clusterClient) AddMember(ctx context.Context, req *connect.Request[v1.AddMemberRequest]) (*connect.Response[v1.AddMemberResponse], error) {
 	return c.addMember.CallUnary(ctx, req)
+}
+
+// CertifyMember calls demarc.control.v1.Cluster.CertifyMember.
+func (c *clusterClient) CertifyMember(ctx context.Context, req *connect.Request[v1.CertifyMemberRequest]) (*connect.Response[v1.CertifyMemberResponse], error) {
+	return c.certifyMember.CallUnary(ctx, req)
 }
 
 // PromoteMember calls demarc.control.v1.Cluster.PromoteMember.
@@ -202,6 +217,7 @@ func (c *clusterClient) SaveSnapshot(ctx context.Context, req *connect.Request[v
 type ClusterHandler interface {
 	ListMembers(context.Context, *connect.Request[v1.ListMembersRequest]) (*connect.Response[v1.ListMembersResponse], error)
 	AddMember(context.Context, *connect.Request[v1.AddMemberRequest]) (*connect.Response[v1.AddMemberResponse], error)
+	CertifyMember(context.Context, *connect.Request[v1.CertifyMemberRequest]) (*connect.Response[v1.CertifyMemberResponse], error)
 	PromoteMember(context.Context, *connect.Request[v1.PromoteMemberRequest]) (*connect.Response[v1.PromoteMemberResponse], error)
 	DemoteMember(context.Context, *connect.Request[v1.DemoteMemberRequest]) (*connect.Response[v1.DemoteMemberResponse], error)
 	RemoveMember(context.Context, *connect.Request[v1.RemoveMemberRequest]) (*connect.Response[v1.RemoveMemberResponse], error)
@@ -228,6 +244,12 @@ func NewClusterHandler(svc ClusterHandler, opts ...connect.HandlerOption) (strin
 		ClusterAddMemberProcedure,
 		svc.AddMember,
 		connect.WithSchema(clusterMethods.ByName("AddMember")),
+		connect.WithHandlerOptions(opts...),
+	)
+	clusterCertifyMemberHandler := connect.NewUnaryHandler(
+		ClusterCertifyMemberProcedure,
+		svc.CertifyMember,
+		connect.WithSchema(clusterMethods.ByName("CertifyMember")),
 		connect.WithHandlerOptions(opts...),
 	)
 	clusterPromoteMemberHandler := connect.NewUnaryHandler(
@@ -278,6 +300,8 @@ func NewClusterHandler(svc ClusterHandler, opts ...connect.HandlerOption) (strin
 			clusterListMembersHandler.ServeHTTP(w, r)
 		case ClusterAddMemberProcedure:
 			clusterAddMemberHandler.ServeHTTP(w, r)
+		case ClusterCertifyMemberProcedure:
+			clusterCertifyMemberHandler.ServeHTTP(w, r)
 		case ClusterPromoteMemberProcedure:
 			clusterPromoteMemberHandler.ServeHTTP(w, r)
 		case ClusterDemoteMemberProcedure:
@@ -307,6 +331,10 @@ func (UnimplementedClusterHandler) ListMembers(context.Context, *connect.Request
 
 func (UnimplementedClusterHandler) AddMember(context.Context, *connect.Request[v1.AddMemberRequest]) (*connect.Response[v1.AddMemberResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.control.v1.Cluster.AddMember is not implemented"))
+}
+
+func (UnimplementedClusterHandler) CertifyMember(context.Context, *connect.Request[v1.CertifyMemberRequest]) (*connect.Response[v1.CertifyMemberResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.control.v1.Cluster.CertifyMember is not implemented"))
 }
 
 func (UnimplementedClusterHandler) PromoteMember(context.Context, *connect.Request[v1.PromoteMemberRequest]) (*connect.Response[v1.PromoteMemberResponse], error) {

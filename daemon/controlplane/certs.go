@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"slices"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/demarc-dev/demarc/api"
+	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/ledger"
+	"github.com/demarc-dev/demarc/raft"
+)
+
+// NodeCerts is the certificates of one node. A node that holds the key-encryption key makes its own and puts them on record. Two
+// pass, as for appliances: the one in use, and the one before it, which connections that are open have shown. Those before are
+// refused in the handshake. After [CertifyNode] nothing from before it passes, and open connections end.
+//
+// One that is not on record passes, unless it is from before the last [CertifyNode]: this node's book may be behind, and a peer that
+// it refused for that could be the leader that would tell it. Only who has the key of the CA can make one.
+type NodeCerts struct {
+	Floor   time.Time       `json:"floor,omitzero"` // of the last CertifyNode: what is not on record and begins before it is refused
+	Current NodeCert        `json:"current"`
+	Before  NodeCert        `json:"before,omitzero"`
+	Refused []RefusedSerial `json:"refused,omitempty"` // replaced whole; until each has run out, within bounds
+}
+
+// NodeCert is a certificate of a node on record.
+type NodeCert struct {
+	Serial fleet.Serial `json:"serial"`
+	Till   time.Time    `json:"till"`
+	File   bool         `json:"file,omitempty"` // it was given out as a file, and not made in the node's own memory
+}
+
+// RefusedSerial is one that passes no more.
+type RefusedSerial struct {
+	NodeCert
+	Cut bool `json:"cut,omitempty"` // by [CertifyNode]: open connections end too
+}
+
+// maxRefused bounds the refused serials of a node that were in its memory only: those of restarts. Files are kept until they have
+// run out, and are bounded by who may certify.
+const maxRefused = 32
+
+// Certs tells the certificates of a node that are on record.
+func (s State) Certs(node string) (NodeCerts, bool) { return s.certs.Get(node) }
+
+// refusesNode tells why a certificate of a node, with when it begins (zero: not known), does not pass, and whether open connections
+// with it end.
+func (s State) refusesNode(op, name string, serial fleet.Serial, begins time.Time) (cut bool, err error) {
+	if p, _ := s.peers.Get(name); p.Removed {
+		return true, removedNode(op, name)
+	}
+	c, _ := s.certs.Get(name)
+	for _, r := range c.Refused {
+		if r.Serial == serial {
+			return r.Cut, replacedNode(op, name, serial)
+		}
+	}
+	if !begins.IsZero() && begins.Before(c.Floor) && serial != c.Current.Serial && serial != c.Before.Serial {
+		return true, replacedNode(op, name, serial)
+	}
+	return false, nil
+}
+
+func replacedNode(op, name string, serial fleet.Serial) error {
+	return fault.New(op, fault.Denied, "certificate %s of node %q was replaced: where its disk is an old copy or lost, give it another one with demarc control-plane certify", clip(string(serial)), clip(name))
+}
+
+// refusesProven is refusesNode for a connection whose peer was verified; of others than nodes it knows nothing.
+func (s State) refusesProven(state tls.ConnectionState) error {
+	p, serial, err := identity.PrincipalOf(&state)
+	if err != nil {
+		return nil // it has no certificate: it is nobody here
+	}
+	_, role, name, _ := p.Split()
+	if role != fleet.Node {
+		return nil
+	}
+	_, err = s.refusesNode("controlplane.node", name, serial, state.VerifiedChains[0][0].NotBefore)
+	return err
+}
+
+// refuse puts certificates among those that pass no more, and forgets what has run out.
+func (c *NodeCerts) refuse(now time.Time, cut bool, certs ...NodeCert) {
+	out := slices.Clone(c.Refused)
+	for _, one := range certs {
+		if one.Serial != "" {
+			out = append(out, RefusedSerial{one, cut})
+		}
+	}
+	out = slices.DeleteFunc(out, func(r RefusedSerial) bool { return r.Till.Before(now) })
+	memory := 0
+	for i := len(out) - 1; i >= 0; i-- {
+		if out[i].File || out[i].Cut {
+			continue
+		}
+		if memory++; memory > maxRefused {
+			out = slices.Delete(out, i, i+1)
+		}
+	}
+	c.Refused = out
+}
+
+// NodeLeaf records the certificate that a node made for itself, and shows from now on.
+type NodeLeaf struct {
+	Name string   `json:"name"`
+	Leaf NodeCert `json:"leaf"`
+	File NodeCert `json:"file,omitzero"` // the one of its file, with which it came
+}
+
+// Kind names the change in the log.
+func (NodeLeaf) Kind() string { return "node.leaf/1" }
+
+// Apply takes it from the node itself. The one of the file goes on record with it, so that it is refused once it is two behind.
+func (c NodeLeaf) Apply(s *State, m ledger.Meta) (none, error) {
+	const op = "node.leaf"
+	if m.By != fleet.PrincipalOf(s.TrustDomain, fleet.Node, c.Name) {
+		return none{}, fault.New(op, fault.Denied, "%s speaks for node %q", clip(string(m.By)), clip(c.Name))
+	}
+	if c.Leaf.Serial == "" || len(c.Leaf.Serial) > maxText || len(c.File.Serial) > maxText || c.Leaf.File {
+		return none{}, fault.New(op, fault.Invalid, "node %q has no certificate of its own to put on record", c.Name)
+	}
+	if _, err := s.refusesNode(op, c.Name, c.Leaf.Serial, time.Time{}); err != nil {
+		return none{}, err
+	}
+	was, is := s.certs.Get(c.Name)
+	if !is && s.certs.Len() >= maxPeers {
+		return none{}, fault.New(op, fault.Conflict, "the book knows the certificates of %d nodes already", s.certs.Len())
+	}
+	if was.Current.Serial == c.Leaf.Serial {
+		return none{}, nil
+	}
+	if c.File.Serial != "" {
+		c.File.File = true
+		_, refused := s.refusesNode(op, c.Name, c.File.Serial, time.Time{})
+		switch known := c.File.Serial == was.Current.Serial || c.File.Serial == was.Before.Serial || refused != nil; {
+		case known:
+		case was.Current.Serial == "":
+			was.Current = c.File
+		default:
+			was.refuse(m.At, false, c.File)
+		}
+	}
+	was.refuse(m.At, false, was.Before)
+	was.Before, was.Current = was.Current, c.Leaf
+	s.certs = s.certs.Set(c.Name, was)
+	return none{}, nil
+}
+
+// CertifyNode gives a node another certificate under its stable name. Nothing that it had before passes from then on.
+type CertifyNode struct {
+	Name   string       `json:"name"`
+	Serial fleet.Serial `json:"serial"`
+	From   time.Time    `json:"from"` // when it begins
+	Till   time.Time    `json:"till"`
+	Issuer fleet.Digest `json:"issuer"`
+	Reason string       `json:"reason,omitempty"`
+}
+
+// Kind names the change in the log.
+func (CertifyNode) Kind() string { return "node.certify/1" }
+
+// Apply refuses a removed name.
+func (c CertifyNode) Apply(s *State, m ledger.Meta) (none, error) {
+	const op = "node.certify"
+	if err := fleet.CheckName("node", c.Name); err != nil {
+		return none{}, err
+	}
+	if err := s.issues(op, c.Issuer); err != nil {
+		return none{}, err
+	}
+	if _, err := s.refusesNode(op, c.Name, c.Serial, time.Time{}); err != nil {
+		return none{}, err
+	}
+	was, is := s.certs.Get(c.Name)
+	switch {
+	case c.Serial == "" || c.From.IsZero() || c.Till.IsZero():
+		return none{}, fault.New(op, fault.Invalid, "no certificate")
+	case len(c.Reason) > maxSentence:
+		return none{}, fault.New(op, fault.Invalid, "the reason has more than %d bytes", maxSentence)
+	case !is && s.certs.Len() >= maxPeers:
+		return none{}, fault.New(op, fault.Conflict, "the book knows the certificates of %d nodes already", s.certs.Len())
+	}
+	was.refuse(m.At, true, was.Before, was.Current)
+	for i := range was.Refused { // refuse has made it another slice
+		was.Refused[i].Cut = true
+	}
+	if len(was.Refused) > 8*maxRefused {
+		return none{}, fault.New(op, fault.Conflict, "node %q was given too many certificates that have not run out: remove it and add another", c.Name)
+	}
+	was.Current, was.Before = NodeCert{Serial: c.Serial, Till: c.Till, File: true}, NodeCert{}
+	if c.From.After(was.Floor) {
+		was.Floor = c.From
+	}
+	s.certs = s.certs.Set(c.Name, was)
+	return none{}, nil
+}
+
+// CertifyMember issues another certificate to a member.
+func (c cluster) CertifyMember(ctx context.Context, req *connect.Request[controlv1.CertifyMemberRequest]) (*connect.Response[controlv1.CertifyMemberResponse], error) {
+	const op = "controlplane.CertifyMember"
+	m, err := c.membership()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Order.Read(ctx); err != nil {
+		return nil, err
+	}
+	all, err := m.Members(ctx)
+	if err != nil {
+		return nil, err
+	}
+	name := req.Msg.GetName()
+	if !slices.ContainsFunc(all.Members, func(x raft.MemberState) bool { return x.ID == name }) {
+		return nil, fault.New(op, fault.NotFound, "node %q is not a member: a new one is added with demarc control-plane add", clip(name))
+	}
+	leaf, issuer, err := c.issue(req.Msg.GetCsr(), fleet.Node, name)
+	if err != nil {
+		return nil, err
+	}
+	// The certificate is drawn anew in each try, and the last one that was answered counts: no request id makes two of them one.
+	_, err = submit(ctx, c.Server, api.From(ctx).Principal, "", CertifyNode{Name: name, Serial: identity.SerialOf(leaf), From: leaf.NotBefore, Till: leaf.NotAfter, Issuer: issuer, Reason: req.Msg.GetReason()})
+	if err != nil {
+		return nil, err
+	}
+	cas, _ := c.bundle()
+	return connect.NewResponse(&controlv1.CertifyMemberResponse{Certificate: leaf.Raw, Bundle: cas, Members: c.members(all, c.book.View())}), nil
+}
+
+// recheck ends open connections of nodes whose certificates were made worthless, as soon as this node's book says so.
+func (n *node) recheck(ctx context.Context, ready func()) error {
+	ready()
+	var seen proofs
+	for {
+		changed := n.book.Changed()
+		page := n.book.View()
+		if now := page.proofs(); now != seen {
+			n.raft.Recheck(func(id string, leaf *x509.Certificate) error {
+				if cut, err := page.refusesNode("controlplane.raft", id, identity.SerialOf(leaf), leaf.NotBefore); cut {
+					return err
+				}
+				return nil
+			})
+			seen = now
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
