@@ -13,6 +13,18 @@ func RefusesNode(s State, name string, serial fleet.Serial, begins time.Time) (c
 	return s.refusesNode("test", name, serial, begins)
 }
 
+// AtWork counts the connections for calls that have one under way.
+func (s *Server) AtWork() (n int) {
+	s.guests.mu.Lock()
+	defer s.guests.mu.Unlock()
+	for _, o := range s.guests.of {
+		if !o.idle {
+			n++
+		}
+	}
+	return n
+}
+
 // What tests measure bounds against.
 const (
 	GuestsEach    = guestsEach

@@ -127,6 +127,7 @@ func TestIdleConnectionsGiveWay(t *testing.T) {
 	leaf := h.operator()
 	long := h.caller(leaf)
 	end := long.begin()
+	within(t, 20*time.Second, "a call that was sent has not begun", func() bool { return h.server.AtWork() > 0 })
 	var wg sync.WaitGroup
 	for range 300 {
 		c := h.caller(leaf)
@@ -157,8 +158,9 @@ func TestConnectionsAtWorkStay(t *testing.T) {
 	leaf := h.operator()
 	ok(t, h.caller(leaf).call()) // who calls first is adopted
 	var ends []func() error
-	for range controlplane.OperatorEach {
+	for i := range controlplane.OperatorEach {
 		ends = append(ends, h.caller(leaf).begin())
+		within(t, 20*time.Second, "a call that was sent has not begun", func() bool { return h.server.AtWork() > i })
 	}
 	crowded(t, h.caller(leaf).call())
 	if err := h.caller(nil).call(); fault.Of(err) != fault.Denied { // the table refuses a stranger: it was heard
