@@ -42,6 +42,7 @@ const (
 // is answered by coming back at a random moment of the time that the control plane named: with it, many others lost theirs.
 func (a *Appliance) carry(ctx context.Context, route string, c net.Conn, up func()) error {
 	mesh.KeepAlive(c)
+	shown := a.wallet.serial() // before the handshake: where another is stored meanwhile, it may have been this one
 	t, err := mesh.Handshake(ctx, c, identity.Client(a.wallet, identity.WantNode(a.cfg.TrustDomain), channel.Proto))
 	if err != nil {
 		return mesh.Explain(err)
@@ -62,7 +63,7 @@ func (a *Appliance) carry(ctx context.Context, route string, c net.Conn, up func
 	if err := a.acked(ctx, welcome.GetReportsDone()); err != nil {
 		return err
 	}
-	l.node = welcome.GetNode()
+	l.node, l.shown = welcome.GetNode(), shown
 	a.setLink(l)
 	defer a.dropLink(l)
 	up()

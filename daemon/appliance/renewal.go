@@ -11,7 +11,6 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
-	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
 )
 
@@ -43,6 +42,8 @@ func (a *Appliance) renewal(ctx context.Context, ready func()) error {
 			until := due.Sub(a.wallet.Now())
 			switch {
 			case l == nil: // the nudge comes with the next channel
+			case l.shown != "" && l.shown != serial: // it was dialled while this certificate was on its way
+				_ = l.cc.Close() // it may be closed already: the switch dials again, and the nudge comes with that channel
 			case until > 0:
 				wait = min(wait, until)
 			default:
@@ -95,5 +96,6 @@ func (a *Appliance) renew(ctx context.Context, l *link) error {
 		return err
 	}
 	a.log.Info("certificate renewed")
-	return fault.At(op, fault.Unavailable, l.cc.Close()) // the switch dials again at once, with the new certificate; what is under way is sent again
+	_ = l.cc.Close() // where it is not closed already; the switch dials again at once, with the new certificate; what is under way is sent again
+	return nil
 }

@@ -42,6 +42,8 @@ type link struct {
 	http *http.Client
 	node string
 	at   string // route
+
+	shown string // serial of the certificate that it was dialled with, "" where that is not known
 }
 
 // open proves the node that answers on a connection, and speaks HTTP/2 with it.

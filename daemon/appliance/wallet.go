@@ -264,6 +264,14 @@ func (w *wallet) Leaf() (*tls.Certificate, error) {
 	return w.leaf, nil
 }
 
+// serial is that of the certificate, "" where there is none.
+func (w *wallet) serial() string {
+	if leaf, _ := w.Leaf(); leaf != nil { // Leaf has no error here
+		return string(identity.SerialOf(leaf.Leaf))
+	}
+	return ""
+}
+
 // Roots implements [identity.Source].
 func (w *wallet) Roots() *x509.CertPool {
 	w.mu.Lock()
