@@ -212,6 +212,13 @@ func named(t *testing.T, what string, err error, all []string, want ...string) {
 	}
 }
 
+// lags tells whether a node that crashed as the leader is among the missing. It crashes right after a change that makes another
+// bundle, and may have put on record before that it serves it.
+func (c *trio) lags(node string) bool {
+	c.t.Helper()
+	return slices.Contains(strings.Fields(c.missing()), node)
+}
+
 // pause lets time pass with all of it dark: no node runs, and none of these appliances. An hour of three idle nodes is not
 // free, even in fake time.
 func (c *trio) pause(d time.Duration, running ...*Appliance) {
@@ -296,8 +303,10 @@ func rollOver(t *testing.T, c *trio, compromised bool) {
 	gone := c.crashAt("ca.prepare/2", 0)
 	id := c.prepare("p")
 	down := gone()
-	c.Wait("the connected hold the bundle", 10*time.Minute, func() bool { return c.missing() == down+" us-1*" })
-	named(t, "activated while a node is down", c.activate("a", id), names, down)
+	c.Wait("the connected hold the bundle", 10*time.Minute, func() bool { return strings.TrimPrefix(c.missing(), down+" ") == "us-1*" })
+	if c.lags(down) {
+		named(t, "activated while a node is down", c.activate("a", id), names, down)
+	}
 	c.startNode(down)
 	c.Wait("the node that was down holds it too", 10*time.Minute, func() bool { return c.missing() == "us-1*" })
 
@@ -325,7 +334,11 @@ func rollOver(t *testing.T, c *trio, compromised bool) {
 		sleeps.Start()
 		dozes.Start()
 	} else {
-		named(t, "retired under those who use it", c.retire("r", old, false), names, down, "us-1", "us-2")
+		users := []string{"us-1", "us-2"}
+		if c.lags(down) {
+			users = append(users, down)
+		}
+		named(t, "retired under those who use it", c.retire("r", old, false), names, users...)
 		c.startNode(down)
 		c.Wait("the nodes have the newest", 10*time.Minute, func() bool { return c.missing() == "us-1* us-2*" })
 		dozes.Start()
