@@ -15,6 +15,7 @@ import (
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/seal"
 )
 
@@ -47,18 +48,10 @@ func tooMany() error {
 
 // Enrol checks the proof and issues a certificate. Each refusal is on record with the reason that the caller is told.
 func (b bootstrap) Enrol(ctx context.Context, req *connect.Request[boundaryv1.EnrolRequest]) (*connect.Response[boundaryv1.EnrolResponse], error) {
-	if !b.heard(req.Peer().Addr) {
-		return nil, tooMany()
-	}
-	m := req.Msg
-	res, err := b.enrol(ctx, m)
-	if err != nil {
-		if k := fault.Of(err); k != fault.Unavailable && k != fault.Unsure && k != fault.Busy && k != fault.NotLeader {
-			b.onRecord(ctx, b.self(), Refuse{What: "enrol", Name: clip(m.GetAppliance()), Fault: k, Reason: fault.Text(err)})
-		}
-		return nil, err
-	}
-	return connect.NewResponse(res), nil
+	return answer(ctx, b.Server, req, "enrol", func(ctx context.Context, m *boundaryv1.EnrolRequest) (*boundaryv1.EnrolResponse, string, error) {
+		res, err := b.enrol(ctx, m)
+		return res, m.GetAppliance(), err
+	})
 }
 
 func (b bootstrap) enrol(ctx context.Context, m *boundaryv1.EnrolRequest) (*boundaryv1.EnrolResponse, error) {
@@ -93,20 +86,16 @@ func (b bootstrap) enrol(ctx context.Context, m *boundaryv1.EnrolRequest) (*boun
 	} else if _, ok := k.Public.(ed25519.PublicKey); !ok {
 		return nil, fault.New(op, fault.Invalid, "the log key must be Ed25519")
 	}
-	leaf, issuer, err := b.issue(m.GetCsr(), fleet.Appliance, string(a.Name))
-	if err != nil {
-		return nil, err
-	}
-	_, err = submit(ctx, b.Server, fleet.PrincipalOf(page.TrustDomain, fleet.Appliance, string(a.Name)), "", EnrolProven{
-		UID: proven.UID, Expect: a.mustProve(), Issuer: issuer,
-		Enrol: Enrol{Name: a.Name, Nonce: m.GetNonce(), NonceTill: till, Proven: proven.Kind + " " + proven.Issuer + " " + proven.Subject,
-			Serial: identity.SerialOf(leaf), Till: leaf.NotAfter, LogKey: m.GetLogKey()}})
+	gives, _, err := certify(ctx, b.Server, m.GetCsr(), fleet.Appliance, string(a.Name), b.LeafLife, func(is issued) ledger.Change[State, none] {
+		return EnrolProven{UID: proven.UID, Expect: a.mustProve(), Issuer: is.Issuer,
+			Enrol: Enrol{Name: a.Name, Nonce: m.GetNonce(), NonceTill: till, Proven: proven.Kind + " " + proven.Issuer + " " + proven.Subject,
+				Serial: is.Serial, Till: is.Till, LogKey: m.GetLogKey()}}
+	})
 	if err != nil {
 		return nil, err
 	}
 	b.log.Info("appliance enrolled", "appliance", a.Name, "proven", proven.Subject)
-	cas, number := b.bundle()
-	return &boundaryv1.EnrolResponse{Certificate: leaf.Raw, Bundle: cas, BundleNumber: number, ServerTimeUnix: now.Unix(), LogKey: b.logPublic()}, nil
+	return &boundaryv1.EnrolResponse{Certificate: gives.leaf, Bundle: gives.cas, BundleNumber: gives.number, ServerTimeUnix: now.Unix(), LogKey: b.logPublic()}, nil
 }
 
 // Renew issues the next certificate of the appliance that calls.
@@ -120,15 +109,13 @@ func (s *Server) Renew(ctx context.Context, req *connect.Request[boundaryv1.Rene
 	if err := a.admits(who.Serial); err != nil {
 		return nil, err
 	}
-	leaf, issuer, err := s.issue(req.Msg.GetCsr(), fleet.Appliance, id)
+	gives, _, err := certify(ctx, s, req.Msg.GetCsr(), fleet.Appliance, id, s.LeafLife, func(is issued) ledger.Change[State, none] {
+		return RenewBy{Issuer: is.Issuer, Renew: Renew{Name: a.Name, Using: who.Serial, Serial: is.Serial, Till: is.Till}}
+	})
 	if err != nil {
 		return nil, err
 	}
-	if _, err := submit(ctx, s, who.Principal, "", RenewBy{Issuer: issuer, Renew: Renew{Name: a.Name, Using: who.Serial, Serial: identity.SerialOf(leaf), Till: leaf.NotAfter}}); err != nil {
-		return nil, err
-	}
-	cas, number := s.bundle()
-	return connect.NewResponse(&boundaryv1.RenewResponse{Certificate: leaf.Raw, Bundle: cas, BundleNumber: number}), nil
+	return connect.NewResponse(&boundaryv1.RenewResponse{Certificate: gives.leaf, Bundle: gives.cas, BundleNumber: gives.number}), nil
 }
 
 // chunk is how much of an artifact one message carries, in bytes.

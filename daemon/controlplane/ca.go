@@ -23,33 +23,6 @@ import (
 // maxCALife bounds the life of a CA that an operator asks for.
 const maxCALife = 20 * 365 * 24 * time.Hour
 
-// issue signs a leaf with the active authority, and names it.
-func (s *Server) issue(csrDER []byte, role fleet.Role, name string) (*x509.Certificate, fleet.Digest, error) {
-	return s.issueFor(csrDER, role, name, s.LeafLife)
-}
-
-func (s *Server) issueFor(csrDER []byte, role fleet.Role, name string, life time.Duration) (*x509.Certificate, fleet.Digest, error) {
-	csr, err := identity.ParseCSR(csrDER)
-	if err != nil {
-		return nil, "", err
-	}
-	page := s.book.View()
-	slot, err := identity.Issuer(page.Slots)
-	if err != nil {
-		return nil, "", err
-	}
-	k, err := s.ring.get(page.KEK)
-	if err != nil {
-		return nil, "", err
-	}
-	ca, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, k.key)
-	if err != nil {
-		return nil, "", err
-	}
-	leaf, err := ca.Issue(csr, fleet.PrincipalOf(page.TrustDomain, role, name), s.now(), life, identity.IssueOptions{Rand: rand.Reader, Backdate: s.Backdate})
-	return leaf, slot.ID(), err
-}
-
 // bundle is the certificates of every authority that is trusted now, DER, and their number.
 func (s *Server) bundle() ([][]byte, uint64) {
 	page := s.book.View()

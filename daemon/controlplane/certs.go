@@ -223,17 +223,17 @@ func (c cluster) CertifyMember(ctx context.Context, req *connect.Request[control
 	if !slices.ContainsFunc(all.Members, func(x raft.MemberState) bool { return x.ID == name }) {
 		return nil, fault.New(op, fault.NotFound, "node %q is not a member: a new one is added with demarc control-plane add", clip(name))
 	}
-	leaf, issuer, err := c.issue(req.Msg.GetCsr(), fleet.Node, name)
+	is, err := c.issue(req.Msg.GetCsr(), fleet.Node, name, c.LeafLife)
 	if err != nil {
 		return nil, err
 	}
 	// The certificate is drawn anew in each try, and the last one that was answered counts: no request id makes two of them one.
-	_, err = submit(ctx, c.Server, api.From(ctx).Principal, "", CertifyNode{Name: name, Serial: identity.SerialOf(leaf), From: leaf.NotBefore, Till: leaf.NotAfter, Issuer: issuer, Reason: req.Msg.GetReason()})
+	_, err = submit(ctx, c.Server, api.From(ctx).Principal, "", CertifyNode{Name: name, Serial: is.Serial, From: is.From, Till: is.Till, Issuer: is.Issuer, Reason: req.Msg.GetReason()})
 	if err != nil {
 		return nil, err
 	}
 	cas, _ := c.bundle()
-	return connect.NewResponse(&controlv1.CertifyMemberResponse{Certificate: leaf.Raw, Bundle: cas, Members: c.members(all, c.book.View())}), nil
+	return connect.NewResponse(&controlv1.CertifyMemberResponse{Certificate: is.leaf.Raw, Bundle: cas, Members: c.members(all, c.book.View())}), nil
 }
 
 // recheck ends open connections of nodes whose certificates were made worthless, as soon as this node's book says so.

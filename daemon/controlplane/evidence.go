@@ -70,8 +70,10 @@ func (s *Server) countersign(ctx context.Context, name fleet.ApplianceID, c Chec
 		last = a.Witnessed[n-1]
 	}
 	if _, err := audit.Continues(c.Note, c.Proof, v, last); err != nil {
-		s.onRecord(ctx, s.self(), Refuse{What: "checkpoint", Name: string(name), Fault: fault.Of(err), Reason: fault.Text(err)})
-		s.log.Error("a customer's log does not continue what was countersigned", "appliance", name, "error", err)
+		if now, left := s.unlessTooMany(ofFork(name)); now {
+			s.log.Error("a customer's log does not continue what was countersigned", "appliance", name, "error", err)
+			s.putOnRecord(ctx, s.self(), Refuse{What: "checkpoint", Name: string(name), Fault: fault.Of(err), Reason: fault.Text(err)}, left)
+		}
 		return nil // the channel stays: the fork is evidence, not a reason to stop listening
 	}
 	key, err := s.logSigner()

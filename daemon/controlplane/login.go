@@ -15,7 +15,6 @@ import (
 	"github.com/demarc-dev/demarc/daemon/controlplane/login"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
-	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/ledger"
 )
 
@@ -150,48 +149,33 @@ func (b operatorBootstrap) LoginOptions(_ context.Context, req *connect.Request[
 
 // Login trades an ID token for a certificate of some hours. Each refusal is on record with the reason that the caller is told.
 func (b operatorBootstrap) Login(ctx context.Context, req *connect.Request[controlv1.LoginRequest]) (*connect.Response[controlv1.LoginResponse], error) {
-	if !b.heard(req.Peer().Addr) || !b.logins.Allow() {
-		return nil, tooMany()
-	}
-	res, name, err := b.login(ctx, req.Msg)
-	if err != nil {
-		if k := fault.Of(err); k != fault.Unavailable && k != fault.Unsure && k != fault.Busy && k != fault.NotLeader {
-			b.onRecord(ctx, b.self(), Refuse{What: "operator.login", Name: clip(name), Fault: k, Reason: fault.Text(err)})
-		}
-		return nil, err
-	}
-	return connect.NewResponse(res), nil
+	return answer(ctx, b.Server, req, "operator.login", b.login)
 }
 
 func (b operatorBootstrap) login(ctx context.Context, m *controlv1.LoginRequest) (*controlv1.LoginResponse, string, error) {
 	const op = "controlplane.Login"
+	if !b.logins.Allow() {
+		return nil, "", tooMany()
+	}
 	if err := b.offersLogin(); err != nil {
 		return nil, "", err
 	}
-	csr, err := identity.ParseCSR(m.GetCsr())
+	_, spki, err := keyOf(op, m.GetCsr())
 	if err != nil {
 		return nil, "", err
-	}
-	spki, err := x509.MarshalPKIXPublicKey(csr.PublicKey)
-	if err != nil {
-		return nil, "", fault.At(op, fault.Invalid, err)
 	}
 	l := b.Server.Options.Login
 	p, err := l.Verifier.Verify(ctx, m.GetIdToken(), login.Nonce(spki))
 	if err != nil {
 		return nil, "", err
 	}
-	leaf, issuer, err := b.issueFor(m.GetCsr(), fleet.Operator, p.Name, l.Life)
-	if err != nil {
-		return nil, p.Name, err
-	}
-	_, err = submit(ctx, b.Server, fleet.PrincipalOf(b.book.View().TrustDomain, fleet.Operator, p.Name), "",
-		LoginOperator{Name: p.Name, Role: p.Rank, Subject: p.Subject, Claim: p.Claim, Token: p.Token, TokenTill: p.Till,
-			Serial: identity.SerialOf(leaf), Till: leaf.NotAfter, Issuer: issuer})
+	gives, _, err := certify(ctx, b.Server, m.GetCsr(), fleet.Operator, p.Name, l.Life, func(is issued) ledger.Change[State, none] {
+		return LoginOperator{Name: p.Name, Role: p.Rank, Subject: p.Subject, Claim: p.Claim, Token: p.Token, TokenTill: p.Till,
+			Serial: is.Serial, Till: is.Till, Issuer: is.Issuer}
+	})
 	if err != nil {
 		return nil, p.Name, err
 	}
 	b.log.Info("an operator logged in", "operator", p.Name, "role", p.Rank)
-	cas, _ := b.bundle()
-	return &controlv1.LoginResponse{Certificate: leaf.Raw, Bundle: cas, Name: p.Name, Role: string(p.Rank)}, p.Name, nil
+	return &controlv1.LoginResponse{Certificate: gives.leaf, Bundle: gives.cas, Name: p.Name, Role: string(p.Rank)}, p.Name, nil
 }

@@ -169,7 +169,7 @@ func (c cluster) AddMember(ctx context.Context, req *connect.Request[controlv1.A
 			return nil, fault.New(op, fault.Conflict, "node %q is a %s already, at %s", x.ID, x.Role, x.Addr)
 		}
 	}
-	leaf, _, err := c.issue(r.GetCsr(), fleet.Node, r.GetName())
+	is, err := c.issue(r.GetCsr(), fleet.Node, r.GetName(), c.LeafLife)
 	if err != nil {
 		return nil, err
 	}
@@ -181,7 +181,7 @@ func (c cluster) AddMember(ctx context.Context, req *connect.Request[controlv1.A
 		return nil, err
 	}
 	cas, _ := c.bundle()
-	return connect.NewResponse(&controlv1.AddMemberResponse{Certificate: leaf.Raw, Bundle: cas, Members: c.members(all, c.book.View())}), nil
+	return connect.NewResponse(&controlv1.AddMemberResponse{Certificate: is.leaf.Raw, Bundle: cas, Members: c.members(all, c.book.View())}), nil
 }
 
 // change makes one change and puts on record who asked for it.

@@ -4,7 +4,6 @@ package controlplane
 
 import (
 	"context"
-	"crypto/x509"
 	"time"
 
 	"connectrpc.com/connect"
@@ -15,6 +14,7 @@ import (
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/ledger"
 )
 
 // usersOf names the operators whose certificate in use is of a CA and has not run out.
@@ -109,16 +109,16 @@ func (s *Server) RenewOperator(ctx context.Context, req *connect.Request[control
 	if !ok {
 		return nil, fault.New("controlplane.RenewOperator", fault.Denied, "the caller has no name")
 	}
-	leaf, issuer, err := s.issue(req.Msg.GetCsr(), fleet.Operator, name)
+	gives, _, err := certify(ctx, s, req.Msg.GetCsr(), fleet.Operator, name, s.LeafLife, func(is issued) ledger.Change[State, none] {
+		return RenewOperator{Name: name, Using: who.Serial, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer}
+	})
 	if err != nil {
-		s.onRecord(ctx, who.Principal, Refuse{What: "operator.renew", Name: clip(name), Fault: fault.Of(err), Reason: fault.Text(err)})
+		if isRefusal(err) {
+			s.onRecord(ctx, who.Principal, Refuse{What: "operator.renew", Name: clip(name), Fault: fault.Of(err), Reason: fault.Text(err)})
+		}
 		return nil, err
 	}
-	if _, err := submit(ctx, s, who.Principal, "", RenewOperator{Name: name, Using: who.Serial, Serial: identity.SerialOf(leaf), Till: leaf.NotAfter, Issuer: issuer}); err != nil {
-		return nil, err
-	}
-	cas, _ := s.bundle()
-	return connect.NewResponse(&controlv1.RenewOperatorResponse{Certificate: leaf.Raw, Bundle: cas}), nil
+	return connect.NewResponse(&controlv1.RenewOperatorResponse{Certificate: gives.leaf, Bundle: gives.cas}), nil
 }
 
 // operatorBootstrap is what one who has no operator's certificate yet may call. It is bounded like the bootstrap of
@@ -131,17 +131,7 @@ type operatorBootstrap struct {
 // AcceptInvitation makes an operator of one who holds an invitation. Each refusal is on record with the reason that the
 // caller is told.
 func (b operatorBootstrap) AcceptInvitation(ctx context.Context, req *connect.Request[controlv1.AcceptInvitationRequest]) (*connect.Response[controlv1.AcceptInvitationResponse], error) {
-	if !b.heard(req.Peer().Addr) {
-		return nil, tooMany()
-	}
-	res, err := b.accept(ctx, req.Msg)
-	if err != nil {
-		if k := fault.Of(err); k != fault.Unavailable && k != fault.Unsure && k != fault.Busy && k != fault.NotLeader {
-			b.onRecord(ctx, b.self(), Refuse{What: "operator.accept", Name: clip(req.Msg.GetName()), Fault: k, Reason: fault.Text(err)})
-		}
-		return nil, err
-	}
-	return connect.NewResponse(res), nil
+	return answer(ctx, b.Server, req, "operator.accept", named(b.accept))
 }
 
 func (b operatorBootstrap) accept(ctx context.Context, m *controlv1.AcceptInvitationRequest) (*controlv1.AcceptInvitationResponse, error) {
@@ -153,29 +143,21 @@ func (b operatorBootstrap) accept(ctx context.Context, m *controlv1.AcceptInvita
 	if err := identity.CheckInvite(m.GetVerifier(), page.TrustDomain, m.GetName(), m.GetCsr(), m.GetProof()); err != nil {
 		return nil, err
 	}
-	csr, err := identity.ParseCSR(m.GetCsr())
+	key, _, err := keyOf(op, m.GetCsr())
 	if err != nil {
 		return nil, err
 	}
-	spki, err := x509.MarshalPKIXPublicKey(csr.PublicKey)
-	if err != nil {
-		return nil, fault.At(op, fault.Invalid, err)
-	}
-	verifier, key := fleet.DigestOf(m.GetVerifier()), fleet.DigestOf(spki)
+	verifier := fleet.DigestOf(m.GetVerifier())
 	o, _ := page.operators.Get(m.GetName())
 	if err := o.takes(verifier, key, b.now()); err != nil { // nothing is signed for one who holds no invitation
 		return nil, err
 	}
-	leaf, issuer, err := b.issue(m.GetCsr(), fleet.Operator, o.Name)
-	if err != nil {
-		return nil, err
-	}
-	rank, err := submit(ctx, b.Server, fleet.PrincipalOf(page.TrustDomain, fleet.Operator, o.Name), "",
-		EnrolOperator{Name: o.Name, Verifier: verifier, Key: key, Serial: identity.SerialOf(leaf), Till: leaf.NotAfter, Issuer: issuer})
+	gives, rank, err := certify(ctx, b.Server, m.GetCsr(), fleet.Operator, o.Name, b.LeafLife, func(is issued) ledger.Change[State, fleet.Rank] {
+		return EnrolOperator{Name: o.Name, Verifier: verifier, Key: key, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer}
+	})
 	if err != nil {
 		return nil, err
 	}
 	b.log.Info("an operator accepted its invitation", "operator", o.Name, "role", rank)
-	cas, _ := b.bundle()
-	return &controlv1.AcceptInvitationResponse{Certificate: leaf.Raw, Bundle: cas, Role: string(rank)}, nil
+	return &controlv1.AcceptInvitationResponse{Certificate: gives.leaf, Bundle: gives.cas, Role: string(rank)}, nil
 }

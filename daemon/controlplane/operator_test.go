@@ -417,6 +417,37 @@ func TestRefusalsDoNotFillTheLog(t *testing.T) {
 	ok(t, g.adds(ann, "initech")) // and nobody else is held up
 }
 
+// TestWhoIsNobodyDoesNotFillTheLog: nor does one whose invitation is refused, or whose certificate is worth nothing any more.
+func TestWhoIsNobodyDoesNotFillTheLog(t *testing.T) {
+	g := newGate(t, 0)
+	ann := g.operator("ann")
+	ben := g.joins(ann, "ben", fleet.Viewer)
+	_, err := g.operators(ann).BanOperator(t.Context(), connect.NewRequest(&controlv1.BanOperatorRequest{Name: "ben", Reason: "laptop stolen"}))
+	ok(t, err)
+	for name, c := range map[string]struct {
+		try         func()
+		burst, each int64 // so many entries at once, and one more in so many seconds
+	}{
+		"refused invitation": {func() {
+			if _, err := g.accept(&controlv1.AcceptInvitationRequest{Name: "cat"}); fault.Of(err) != fault.Invalid {
+				t.Fatalf("an empty request is answered with %v", err)
+			}
+		}, 64, 1},
+		"banned operator": {func() { shut(t, g.knock(ben)) }, 5, 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			size, began := g.order.book.Log().Size(), time.Now()
+			for range 90 {
+				c.try()
+			}
+			most := c.burst + int64(time.Since(began)/time.Second)/c.each + 1
+			if n := g.order.book.Log().Size() - size; n == 0 || n > most {
+				t.Fatalf("90 tries made %d entries, want at most %d", n, most)
+			}
+		})
+	}
+}
+
 // TestRetiringACANamesItsOperators: a CA is not retired under operators who use its certificates.
 func TestRetiringACANamesItsOperators(t *testing.T) {
 	g := newGate(t, 0)

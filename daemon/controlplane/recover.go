@@ -5,7 +5,6 @@ package controlplane
 import (
 	"context"
 	"crypto/ed25519"
-	"crypto/x509"
 	"errors"
 	"io/fs"
 	"os"
@@ -94,17 +93,7 @@ func (s *Server) recoveryKey() (ed25519.PrivateKey, error) {
 
 // RecoverAdmin implements the way back of [RecoverAdmin]. Each refusal is on record with the reason that the caller is told.
 func (b operatorBootstrap) RecoverAdmin(ctx context.Context, req *connect.Request[controlv1.RecoverAdminRequest]) (*connect.Response[controlv1.RecoverAdminResponse], error) {
-	if !b.heard(req.Peer().Addr) {
-		return nil, tooMany()
-	}
-	res, err := b.recover(ctx, req.Msg)
-	if err != nil {
-		if k := fault.Of(err); k != fault.Unavailable && k != fault.Unsure && k != fault.Busy && k != fault.NotLeader {
-			b.onRecord(ctx, b.self(), Refuse{What: "operator.recover", Name: clip(req.Msg.GetName()), Fault: k, Reason: fault.Text(err)})
-		}
-		return nil, err
-	}
-	return connect.NewResponse(res), nil
+	return answer(ctx, b.Server, req, "operator.recover", named(b.recover))
 }
 
 func (b operatorBootstrap) recover(ctx context.Context, m *controlv1.RecoverAdminRequest) (*controlv1.RecoverAdminResponse, error) {
@@ -121,37 +110,29 @@ func (b operatorBootstrap) recover(ctx context.Context, m *controlv1.RecoverAdmi
 		return nil, err
 	}
 	page := b.book.View()
-	key, err := b.recoveryKey()
+	proof, err := b.recoveryKey()
 	if err != nil {
 		return nil, err
 	}
 	what := identity.Recovery{TrustDomain: page.TrustDomain, Name: m.GetName(), Node: m.GetNode(), Nonce: m.GetNonce(), CSR: m.GetCsr()}
-	if err := what.Check(key.Public().(ed25519.PublicKey), m.GetProof()); err != nil {
+	if err := what.Check(proof.Public().(ed25519.PublicKey), m.GetProof()); err != nil {
 		return nil, err
 	}
 	if err := page.takesAdmin(op, m.GetName()); err != nil { // nothing is signed for a name that is refused
 		return nil, err
 	}
-	csr, err := identity.ParseCSR(m.GetCsr())
+	key, _, err := keyOf(op, m.GetCsr())
 	if err != nil {
 		return nil, err
 	}
-	spki, err := x509.MarshalPKIXPublicKey(csr.PublicKey)
-	if err != nil {
-		return nil, fault.At(op, fault.Invalid, err)
-	}
-	leaf, issuer, err := b.issue(m.GetCsr(), fleet.Operator, m.GetName())
-	if err != nil {
-		return nil, err
-	}
-	_, err = submit(ctx, b.Server, fleet.PrincipalOf(page.TrustDomain, fleet.Operator, m.GetName()), "", RecoverAdmin{Name: m.GetName(), Node: m.GetNode(),
-		Nonce: m.GetNonce(), NonceTill: till, Key: fleet.DigestOf(spki), Serial: identity.SerialOf(leaf), Till: leaf.NotAfter, Issuer: issuer})
+	gives, _, err := certify(ctx, b.Server, m.GetCsr(), fleet.Operator, m.GetName(), b.LeafLife, func(is issued) ledger.Change[State, none] {
+		return RecoverAdmin{Name: m.GetName(), Node: m.GetNode(), Nonce: m.GetNonce(), NonceTill: till, Key: key, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer}
+	})
 	if err != nil {
 		return nil, err
 	}
 	b.log.Warn("an admin was made by recovery, with the key-encryption key and the files of a node", "operator", m.GetName(), "node", m.GetNode())
-	cas, _ := b.bundle()
-	return &controlv1.RecoverAdminResponse{Certificate: leaf.Raw, Bundle: cas}, nil
+	return &controlv1.RecoverAdminResponse{Certificate: gives.leaf, Bundle: gives.cas}, nil
 }
 
 // Recoverer is what the files of a node give to whoever may recover an admin.

@@ -110,8 +110,7 @@ type Server struct {
 	strangers *rate.Limiter        // all of them together
 	sources   *budget              // of the bootstrap service, by network
 	logins    *rate.Limiter
-	refusals  *rate.Limiter // of known callers, all of them together
-	refusers  *budget       // the same, by caller
+	refusals  refusals
 	guests    *guests
 	channels  channels
 	patience  *patience
@@ -119,7 +118,6 @@ type Server struct {
 	turns     chan struct{} // handshakes that compute, at all doors
 	told      told
 	sessions  sessions
-	records   records
 	meter     Meter
 
 	controlv1connect.UnimplementedControlHandler
@@ -181,9 +179,9 @@ func NewServer(o Options) (*Server, error) {
 		o.Backdate = identity.DefaultBackdate
 	}
 	s := &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now,
-		strangers: rate.NewLimiter(strangerRate, strangerBurst), sources: newBudget(sourceRate, sourceBurst, sourcesMax), logins: rate.NewLimiter(loginRate, loginBurst),
-		refusals: rate.NewLimiter(refusalRate, refusalBurst), refusers: newBudget(refusalRate/4., refusalBurst/4, sourcesMax), guests: newGuests(),
-		channels: channels{open: map[fleet.ApplianceID]*live{}, greeted: map[fleet.ApplianceID][]*tls.Conn{}}, patience: newPatience(), sessions: newSessions(), records: newRecords(),
+		strangers: rate.NewLimiter(strangerRate, strangerBurst), sources: newBudget(sourcesMax), logins: rate.NewLimiter(loginRate, loginBurst),
+		refusals: newRefusals(), guests: newGuests(),
+		channels: channels{open: map[fleet.ApplianceID]*live{}, greeted: map[fleet.ApplianceID][]*tls.Conn{}}, patience: newPatience(), sessions: newSessions(),
 		turns: make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), meter: o.Meter.orNone()}
 	s.ring.set(key)
 	return s, nil
@@ -302,7 +300,7 @@ func (s *Server) bound(rc *http.ResponseController) error {
 func (s *Server) tooLong(r *http.Request) error {
 	err := fault.New("controlplane.Bootstrap", fault.Invalid, "the message has %d bytes, at most %d are taken from a stranger", r.ContentLength, maxStranger)
 	if s.heard(r.RemoteAddr) {
-		s.onRecord(r.Context(), s.self(), Refuse{What: r.URL.Path, Fault: fault.Invalid, Reason: fault.Text(err)})
+		s.strangerRefused(r.Context(), r.URL.Path, "", err)
 	}
 	return err
 }

@@ -5,12 +5,10 @@ package controlplane
 import (
 	"context"
 	"crypto/tls"
-	"fmt"
 	"sync"
 	"time"
 
 	"github.com/benbjohnson/immutable"
-	"golang.org/x/time/rate"
 
 	"github.com/demarc-dev/demarc/api"
 	"github.com/demarc-dev/demarc/fault"
@@ -147,94 +145,4 @@ func (s *Server) rank(ctx context.Context, w api.Who, till time.Time) (fleet.Ran
 		}
 	}
 	return o.Role, nil
-}
-
-// Refusals that go on record for one caller: so many a second, and so many at once. All strangers are one caller.
-const (
-	recordRate  = 1
-	recordBurst = 64
-	recordKeys  = 4096 // callers whose rate is known
-)
-
-// records bounds what refused callers can add to the log.
-type records struct {
-	mu *sync.Mutex
-	of map[string]*refusals
-}
-
-type refusals struct {
-	limit   *rate.Limiter
-	dropped int
-}
-
-func newRecords() records { return records{new(sync.Mutex), map[string]*refusals{}} }
-
-// drop counts a refusal of this caller that does not go on record, where the next one can tell it.
-func (r records) drop(key string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if one := r.of[key]; one != nil {
-		one.dropped++
-	}
-}
-
-// take tells whether a refusal of this caller goes on record, and how many before it did not.
-func (r records) take(key string) (bool, int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	one := r.of[key]
-	if one == nil {
-		if len(r.of) >= recordKeys {
-			clear(r.of)
-		}
-		one = &refusals{limit: rate.NewLimiter(recordRate, recordBurst)}
-		r.of[key] = one
-	}
-	if !one.limit.Allow() {
-		one.dropped++
-		return false, 0
-	}
-	dropped := one.dropped
-	one.dropped = 0
-	return true, dropped
-}
-
-// refused puts a call that the table refused on record, where the caller has a name. What one caller, or all of them,
-// bring about faster than that is only counted: nobody fills the log or the book by knocking.
-func (s *Server) refused(ctx context.Context, w api.Who, procedure string) {
-	if !s.refusers.allow(string(w.Principal)) || w.Principal != "" && !s.refusals.Allow() { // strangers use up nobody's record
-		s.meter.Unlogged.Inc()
-		s.records.drop(string(w.Principal))
-		return
-	}
-	s.log.Warn("call refused", "caller", w.Class, "principal", w.Principal, "procedure", procedure)
-	if w.Principal == "" {
-		return
-	}
-	reason := "not in the table for " + string(w.Class)
-	if w.Rank != "" {
-		reason = fmt.Sprintf("it needs the role %s, and the caller's is %s", api.Least(procedure), w.Rank)
-	}
-	s.onRecord(ctx, w.Principal, Refuse{What: procedure, Name: string(w.Principal), Fault: fault.Denied, Reason: reason})
-}
-
-// onRecord submits a refusal. That it can't be recorded is logged: the refusal itself stands. A caller who is refused over
-// and over does not fill the log: what is left out is counted in the next that goes on record.
-func (s *Server) onRecord(ctx context.Context, by fleet.Principal, r Refuse) {
-	key := string(by)
-	if r.What == "checkpoint" { // a fork is evidence against one appliance, and no other caller hides it
-		key = r.What + " " + r.Name
-	}
-	now, dropped := s.records.take(key)
-	if !now {
-		return
-	}
-	if dropped > 0 {
-		r.Reason += fmt.Sprintf(" (and %d refusals before this one that were not recorded)", dropped)
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	if _, err := submit(ctx, s, by, "", r); err != nil {
-		s.log.Error("a refusal is not on record", "what", r.What, "reason", r.Reason, "error", err)
-	}
 }

@@ -14,15 +14,12 @@ import (
 // Bounds for those that one source sends. Appliances behind one NAT, one proxy or one private endpoint share a source:
 // they share these, and are told to come back.
 const (
-	sourceRate  = 20 // calls of the bootstrap service a second
-	sourceBurst = 100
-	sourcesMax  = 4096 // that are told apart; of the longest unheard one is forgotten what it used up
-
-	greetingsEach = 4 // channels of one appliance on which hello has not come yet
-
-	refusalRate  = 1 // refusals a second that are logged and put on record; the rest is counted
-	refusalBurst = 20
+	sourcesMax    = 4096 // that are told apart; of the longest unheard one is forgotten what it used up
+	greetingsEach = 4    // channels of one appliance on which hello has not come yet
 )
+
+// ofSource is calls of the bootstrap service.
+var ofSource = allowance{rate: 20, burst: 100}
 
 // sourceOf is what stands for the network that a peer comes from: an IPv4 address, the first 64 bits of an IPv6 one, or ""
 // for all whose address is not known.
@@ -55,42 +52,56 @@ func sourceOfConn(c net.Conn) string {
 
 // budget bounds how often each of many may do something. It keeps a bounded number apart.
 type budget struct {
-	rate  rate.Limit
-	burst int
-	max   int
+	max int
 
 	mu   sync.Mutex
 	by   map[string]*list.Element
 	used *list.List // of *share, the one that was used last in front
 }
 
+// allowance is how often one may: so many a second, and so many at once.
+type allowance struct {
+	rate  rate.Limit
+	burst int
+}
+
 type share struct {
-	who string
-	lim *rate.Limiter
+	who     string
+	lim     *rate.Limiter
+	refused int // since it was allowed the last time
 }
 
-func newBudget(r rate.Limit, burst, most int) *budget {
-	return &budget{rate: r, burst: burst, max: most, by: map[string]*list.Element{}, used: list.New()}
+func newBudget(most int) *budget {
+	return &budget{max: most, by: map[string]*list.Element{}, used: list.New()}
 }
 
-func (b *budget) allow(who string) bool {
+// take tells whether one may now, and how often it was refused since it last might. Who may by its own allowance, and not by a
+// limit that it has in common with others, is refused too.
+func (b *budget) take(who string, a allowance, common *rate.Limiter) (ok bool, refused int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	e, ok := b.by[who]
-	if !ok {
+	e, known := b.by[who]
+	if !known {
 		if b.used.Len() >= b.max {
 			last := b.used.Back()
 			delete(b.by, b.used.Remove(last).(*share).who)
 		}
-		e = b.used.PushFront(&share{who, rate.NewLimiter(b.rate, b.burst)})
+		e = b.used.PushFront(&share{who: who, lim: rate.NewLimiter(a.rate, a.burst)})
 		b.by[who] = e
 	}
 	b.used.MoveToFront(e)
-	return e.Value.(*share).lim.Allow()
+	one := e.Value.(*share)
+	if !one.lim.Allow() || common != nil && !common.Allow() {
+		one.refused++
+		return false, 0
+	}
+	refused, one.refused = one.refused, 0
+	return true, refused
 }
 
 // heard tells whether a stranger at addr may be heard now. Its own network's share is asked first, so that who floods
 // uses up what is its own and not what is everyone's.
 func (s *Server) heard(addr string) bool {
-	return s.sources.allow(sourceOf(addr)) && s.strangers.Allow()
+	ok, _ := s.sources.take(sourceOf(addr), ofSource, s.strangers)
+	return ok
 }

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/ledger"
+)
+
+// issued is a certificate as a change in the book tells of it.
+type issued struct {
+	leaf   *x509.Certificate
+	Serial fleet.Serial
+	From   time.Time
+	Till   time.Time
+	Issuer fleet.Digest // the CA that signed it
+}
+
+// issue signs a certificate with the CA that issues now. It passes nowhere before the book has its serial.
+func (s *Server) issue(csrDER []byte, role fleet.Role, name string, life time.Duration) (issued, error) {
+	csr, err := identity.ParseCSR(csrDER)
+	if err != nil {
+		return issued{}, err
+	}
+	page := s.book.View()
+	slot, err := identity.Issuer(page.Slots)
+	if err != nil {
+		return issued{}, err
+	}
+	k, err := s.ring.get(page.KEK)
+	if err != nil {
+		return issued{}, err
+	}
+	ca, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, k.key)
+	if err != nil {
+		return issued{}, err
+	}
+	leaf, err := ca.Issue(csr, fleet.PrincipalOf(page.TrustDomain, role, name), s.now(), life, identity.IssueOptions{Rand: rand.Reader, Backdate: s.Backdate})
+	if err != nil {
+		return issued{}, err
+	}
+	return issued{leaf: leaf, Serial: identity.SerialOf(leaf), From: leaf.NotBefore, Till: leaf.NotAfter, Issuer: slot.ID()}, nil
+}
+
+// credential is what is given to one who may call from now on: the certificate, and those of the authorities it may trust, DER.
+type credential struct {
+	leaf   []byte
+	cas    [][]byte
+	number uint64 // of the bundle
+}
+
+// certify issues a certificate and gives it away once the book has the change that names it, as one that its holder made.
+// What proves the holder, and whether the name is its to have, is checked before: nothing is signed for one who is refused.
+func certify[R any](ctx context.Context, s *Server, csr []byte, role fleet.Role, name string, life time.Duration, change func(issued) ledger.Change[State, R]) (credential, R, error) {
+	var none R
+	is, err := s.issue(csr, role, name, life)
+	if err != nil {
+		return credential{}, none, err
+	}
+	r, err := submit(ctx, s, fleet.PrincipalOf(s.book.View().TrustDomain, role, name), "", change(is))
+	if err != nil {
+		return credential{}, none, err
+	}
+	cas, number := s.bundle()
+	return credential{is.leaf.Raw, cas, number}, r, nil
+}
+
+// keyOf is the digest of the public key in a request, and the key itself as it is encoded in a certificate.
+func keyOf(op string, csrDER []byte) (fleet.Digest, []byte, error) {
+	csr, err := identity.ParseCSR(csrDER)
+	if err != nil {
+		return "", nil, err
+	}
+	spki, err := x509.MarshalPKIXPublicKey(csr.PublicKey)
+	if err != nil {
+		return "", nil, fault.At(op, fault.Invalid, err)
+	}
+	return fleet.DigestOf(spki), spki, nil
+}
+
+// answer answers a call of one who has no certificate, where it may be heard now. Each refusal is on record, as one of who
+// the call was for, with the reason that the caller is told.
+func answer[Req, Res any](ctx context.Context, s *Server, req *connect.Request[Req], what string, do func(context.Context, *Req) (res *Res, name string, err error)) (*connect.Response[Res], error) {
+	if !s.heard(req.Peer().Addr) {
+		return nil, tooMany()
+	}
+	res, name, err := do(ctx, req.Msg)
+	if err != nil {
+		s.strangerRefused(ctx, what, name, err)
+		return nil, err
+	}
+	return connect.NewResponse(res), nil
+}
+
+// named is a call that tells who it is for.
+func named[Req interface{ GetName() string }, Res any](do func(context.Context, Req) (*Res, error)) func(context.Context, Req) (*Res, string, error) {
+	return func(ctx context.Context, m Req) (*Res, string, error) {
+		res, err := do(ctx, m)
+		return res, m.GetName(), err
+	}
+}
