@@ -145,6 +145,9 @@ func (s *Server) Artifact(ctx context.Context, req *connect.Request[boundaryv1.A
 	}
 	buf := make([]byte, chunk)
 	for first := true; first || off < total; first = false {
+		if err := s.book.View().barred(api.From(ctx)); err != nil {
+			return err
+		}
 		n := min(int64(len(buf)), total-off)
 		if _, err := f.ReadAt(buf[:n], off); err != nil && n > 0 {
 			return fault.At(op, fault.Internal, err)

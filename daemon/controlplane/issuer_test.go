@@ -87,11 +87,12 @@ func TestGCPRefuses(t *testing.T) {
 		"another project": {func(c map[string]any) {
 			c["google"].(map[string]any)["compute_engine"].(map[string]any)["project_id"] = "evil"
 		}, `of the project "evil"`},
-		"format standard":   {func(c map[string]any) { delete(c, "google") }, "names no project"},
-		"another issuer":    {func(c map[string]any) { c["iss"] = "accounts.google.com" }, "was issued by"},
-		"another audience":  {func(c map[string]any) { c["aud"] = "https://evil.example" }, "its audience must be"},
-		"audience and more": {func(c map[string]any) { c["aud"] = []any{c["aud"], "x"} }, "its audience must be"},
-		"no subject":        {func(c map[string]any) { delete(c, "sub") }, "unique id"},
+		"format standard":    {func(c map[string]any) { delete(c, "google") }, "names no project"},
+		"another issuer":     {func(c map[string]any) { c["iss"] = "accounts.google.com" }, "was issued by"},
+		"another audience":   {func(c map[string]any) { c["aud"] = "https://evil.example" }, "its audience must be"},
+		"audience and more":  {func(c map[string]any) { c["aud"] = []any{c["aud"], "x"} }, "its audience must be"},
+		"a subject of 1 KiB": {func(c map[string]any) { c["sub"] = strings.Repeat("1", 1<<10) }, "unique id"},
+		"no subject":         {func(c map[string]any) { delete(c, "sub") }, "unique id"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g, _, _ := google(t, tc.change)

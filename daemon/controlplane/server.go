@@ -260,6 +260,11 @@ func (s *Server) Handler() http.Handler {
 			}
 			chain := r.TLS.VerifiedChains[0] // PrincipalOf has read it
 			who = api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial, Issuer: fleet.DigestOf(chain[len(chain)-1].Raw)}
+			if err := s.book.View().barred(who); err != nil {
+				s.onRecord(r.Context(), who.Principal, Refuse{What: r.URL.Path, Name: clip(string(who.Principal)), Fault: fault.Of(err), Reason: fault.Text(err)})
+				_ = errors.Write(w, r, api.ToWire(err))
+				return
+			}
 			if who.Class == api.Operator {
 				if who.Rank, err = s.rank(r.Context(), who, chain[0].NotAfter); err != nil {
 					_ = errors.Write(w, r, api.ToWire(err))
@@ -280,6 +285,20 @@ func (s *Server) Handler() http.Handler {
 		}
 		mux.ServeHTTP(w, r.WithContext(api.With(r.Context(), who)))
 	})
+}
+
+// barred refuses an appliance that was banned after its connection for calls came in: such a connection is asked at each call, and
+// each piece of an artifact. A certificate that another has replaced still makes calls on the connection that it opened.
+func (s State) barred(who api.Who) error {
+	if who.Class != api.Appliance {
+		return nil
+	}
+	_, _, id, _ := who.Principal.Split()
+	a, err := s.Appliance(fleet.ApplianceID(id))
+	if err == nil && a.Status == Banned {
+		err = a.admits(who.Serial)
+	}
+	return err
 }
 
 // bootstraps tells of a procedure that a stranger may call.

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http/httptest"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"connectrpc.com/connect"
+	"golang.org/x/time/rate"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/demarc-dev/demarc/api"
+	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
+	"github.com/demarc-dev/demarc/api/channel"
+	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/daemon"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/identity/identitytest"
+)
+
+// atDoor runs a door in fake time, and gives what brings it connections, and what a caller with a certificate of eu-1 needs.
+func atDoor(t *testing.T, s *Server) (door *Door, in *upgrades, caller *tls.Config) {
+	t.Helper()
+	ca, err := identity.NewCA(innerDomain, time.Now(), rand.Reader, identity.DefaultCALife)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := func(role fleet.Role, name string) *tls.Certificate {
+		l, err := identitytest.Leaf(ca, fleet.PrincipalOf(innerDomain, role, name), time.Now(), time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	roots := identity.Pool([]*x509.Certificate{ca.Cert})
+	member := leaf(fleet.Appliance, "eu-1")
+	tell(t, s, Renew{Name: "eu-1", Using: "s1", Serial: identity.SerialOf(member.Leaf), Till: member.Leaf.NotAfter})
+	in = newUpgrades(&net.TCPAddr{}, 1)
+	door = s.Door("door", in, identity.Server(identity.Fixed(leaf(fleet.Node, "cp-1"), roots), s.Admit, false, Protocols()...), slog.New(slog.DiscardHandler))
+	return door, in, identity.Client(identity.Fixed(member, roots), identity.WantNode(innerDomain), channel.Proto)
+}
+
+// opened runs a door until the test ends.
+func opened(t *testing.T, d *Door) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx, func() {}) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// lasts reads until a connection ends, and tells how long that took.
+func lasts(c io.Reader) time.Duration {
+	began := time.Now()
+	_, _ = io.Copy(io.Discard, c)
+	return time.Since(began).Round(time.Millisecond)
+}
+
+// TestWhoSaysNothingGoes: where nobody else waits, too, a connection that stops before, in or after its handshake ends by itself.
+func TestWhoSaysNothingGoes(t *testing.T) {
+	for name, x := range map[string]struct {
+		begin func(t *testing.T, raw net.Conn, conf *tls.Config) io.Reader
+		want  time.Duration
+	}{
+		"nothing": {func(_ *testing.T, raw net.Conn, _ *tls.Config) io.Reader { return raw }, handshakeWait},
+		"half a hello of TLS": {func(t *testing.T, raw net.Conn, _ *tls.Config) io.Reader {
+			if _, err := raw.Write([]byte{22, 3, 1, 2, 0, 1}); err != nil {
+				t.Error(err)
+			}
+			return raw
+		}, handshakeWait},
+		"no hello of the channel": {func(t *testing.T, raw net.Conn, conf *tls.Config) io.Reader {
+			c := tls.Client(raw, conf)
+			if err := c.Handshake(); err != nil {
+				t.Error(err)
+			}
+			return c
+		}, helloWait},
+		"half a hello of the channel": {func(t *testing.T, raw net.Conn, conf *tls.Config) io.Reader {
+			c := tls.Client(raw, conf)
+			if _, err := c.Write([]byte{0, 0, 1, 0, 1}); err != nil {
+				t.Error(err)
+			}
+			return c
+		}, helloWait},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, _ := begun(t)
+				door, in, conf := atDoor(t, s)
+				opened(t, door)
+				mine, theirs := net.Pipe()
+				in.conns <- theirs
+				if took := lasts(x.begin(t, mine, conf)); took < x.want || took > x.want+2*linger {
+					t.Errorf("it ended after %s, want %s", took, x.want)
+				}
+			})
+		})
+	}
+}
+
+// TestWhoWaitedTooLongIsNotServed: a connection whose turn comes after its peer has gone elsewhere takes no handshake.
+func TestWhoWaitedTooLongIsNotServed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := begun(t)
+		door, _, _ := atDoor(t, s)
+		late, theirs := net.Pipe()
+		door.push(waiting{theirs, time.Now().Add(-queueWait - time.Second), "192.0.2.1"})
+		opened(t, door)
+		if took := lasts(late); took != 0 {
+			t.Errorf("it was held for %s", took)
+		}
+	})
+}
+
+// TestAllStrangersTogetherAreBounded: who has many networks is one of many.
+func TestAllStrangersTogetherAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := begun(t)
+		heard := 0
+		for i := range 4 * strangerBurst {
+			if s.heard(fmt.Sprintf("10.%d.%d.1:443", i/256, i%256)) {
+				heard++
+			}
+		}
+		if heard != strangerBurst {
+			t.Errorf("%d calls at once were heard, want %d", heard, strangerBurst)
+		}
+		time.Sleep(time.Second)
+		if !s.heard("192.0.2.1:443") {
+			t.Error("a second later nobody is heard")
+		}
+	})
+}
+
+// TestEachProcedureOfStrangersIsBounded: whatever the table lets a stranger call, it asks whether strangers may be heard.
+func TestEachProcedureOfStrangersIsBounded(t *testing.T) {
+	s, _ := begun(t)
+	srv := httptest.NewServer(s.Handler())
+	defer srv.Close()
+	call := func(procedure string) connect.Code {
+		_, err := connect.NewClient[boundaryv1.ChallengeRequest, boundaryv1.ChallengeRequest](srv.Client(), srv.URL+procedure).
+			CallUnary(t.Context(), connect.NewRequest(&boundaryv1.ChallengeRequest{}))
+		if err == nil {
+			return 0
+		}
+		return connect.CodeOf(err)
+	}
+	var theirs []string
+	for _, f := range []protoreflect.FileDescriptor{boundaryv1.File_boundary_v1_boundary_proto, controlv1.File_control_v1_operators_proto, controlv1.File_control_v1_control_proto} {
+		for i := range f.Services().Len() {
+			for j := range f.Services().Get(i).Methods().Len() {
+				m := f.Services().Get(i).Methods().Get(j)
+				if p := fmt.Sprintf("/%s/%s", m.Parent().FullName(), m.Name()); api.May(api.Who{Class: api.Stranger}, p) {
+					theirs = append(theirs, p)
+				}
+			}
+		}
+	}
+	if len(theirs) < 7 {
+		t.Fatalf("strangers may call %q: the test no longer finds them", theirs)
+	}
+	for _, p := range theirs {
+		if got := call(p); got == connect.CodeResourceExhausted {
+			t.Errorf("%s: busy, and nobody calls", p)
+		}
+	}
+	s.logins = rate.NewLimiter(0, 0)
+	if got := call(controlv1connect.OperatorBootstrapLoginProcedure); got != connect.CodeResourceExhausted {
+		t.Errorf("a login beyond what is allowed a second: %v, want busy", got)
+	}
+	s.strangers, s.logins = rate.NewLimiter(0, 0), rate.NewLimiter(rate.Inf, 0)
+	for _, p := range theirs {
+		if got := call(p); got != connect.CodeResourceExhausted {
+			t.Errorf("%s: %v where no stranger may be heard, want busy", p, got)
+		}
+	}
+}
+
+// TestStrangersOfManyNetworksGiveWay: all their connections together have a bound, and the network that holds the most pays.
+func TestStrangersOfManyNetworksGiveWay(t *testing.T) {
+	g := newGuests()
+	enter := func(host string) (*guest, error) {
+		c, _ := net.Pipe()
+		who := &guest{host: host, kind: ofStrangers}
+		out, err := g.enter(c, who, 0)
+		g.serve(c, &daemon.Calls{})
+		return out, err
+	}
+	for i := range ofStrangers.all {
+		host := fmt.Sprint("net-", i)
+		if i < guestsEach/2 {
+			host = "most"
+		}
+		if out, err := enter(host); out != nil || err != nil {
+			t.Fatalf("connection %d: %v, %v", i, out, err)
+		}
+	}
+	for i := range 10 {
+		out, err := enter(fmt.Sprint("late-", i))
+		if err != nil || out == nil || out.host != "most" {
+			t.Fatalf("newcomer %d: %+v gives way, %v", i, out, err)
+		}
+	}
+	if n := g.kinds[ofStrangers]; n != ofStrangers.all {
+		t.Errorf("%d connections of strangers are open, want %d", n, ofStrangers.all)
+	}
+}
+
+// TestTheRecordForgetsCallers: how many callers there are whose refusals are counted has a bound.
+func TestTheRecordForgetsCallers(t *testing.T) {
+	r := newRecords()
+	for i := range 3 * recordKeys {
+		r.take(fmt.Sprint("caller-", i))
+		if len(r.of) > recordKeys {
+			t.Fatalf("%d callers are kept", len(r.of))
+		}
+	}
+}
