@@ -58,7 +58,7 @@ func algorithm(k jose.JSONWebKey) (jose.SignatureAlgorithm, error) {
 	var alg jose.SignatureAlgorithm
 	switch pub := k.Key.(type) {
 	case *rsa.PublicKey:
-		if n := pub.N.BitLen(); n >= 2048 && n <= 8192 {
+		if n := pub.N.BitLen(); n >= 2048 && n <= 4096 {
 			alg = jose.RS256
 		}
 	case *ecdsa.PublicKey:
@@ -67,7 +67,7 @@ func algorithm(k jose.JSONWebKey) (jose.SignatureAlgorithm, error) {
 		}
 	}
 	if alg == "" || !k.Valid() || (k.Algorithm != "" && k.Algorithm != string(alg)) || (k.Use != "" && k.Use != "sig") {
-		return "", fault.New("identity.Expect", fault.Invalid, "JWKS key %q: use public RSA keys of 2048 to 8192 bits (RS256) or P-256 keys (ES256), for signatures", clip(k.KeyID))
+		return "", fault.New("identity.Expect", fault.Invalid, "JWKS key %q: use public RSA keys of 2048 to 4096 bits (RS256) or P-256 keys (ES256), for signatures", clip(k.KeyID))
 	}
 	return alg, nil
 }

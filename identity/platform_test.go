@@ -46,6 +46,9 @@ func TestRegistrationByPlatform(t *testing.T) {
 		"fetched over http":        {good, func(e *identity.Expect) { e.JWKS, e.Discovery, e.Issuer = nil, true, "http://x.example" }, "https URL"},
 		"fetched with a user":      {good, func(e *identity.Expect) { e.JWKS, e.Discovery, e.Issuer = nil, true, "https://a@x.example" }, "https URL"},
 		"fetched with a query":     {good, func(e *identity.Expect) { e.JWKS, e.Discovery, e.Issuer = nil, true, "https://x.example/?a" }, "https URL"},
+		"fetched, upper case":      {good, func(e *identity.Expect) { e.JWKS, e.Discovery, e.Issuer = nil, true, "https://X.example" }, "https URL"},
+		"fetched, not ASCII":       {good, func(e *identity.Expect) { e.JWKS, e.Discovery, e.Issuer = nil, true, "https://\u0445.example" }, "https URL"},
+		"issuer of 513 bytes":      {good, func(e *identity.Expect) { e.Issuer = "https://x.example/" + strings.Repeat("a", 495) }, "512 bytes"},
 		"issuer on aws":            {onAWS, func(e *identity.Expect) { e.Issuer = "https://x.example" }, "issuer does not belong"},
 		"service account on aws":   {onAWS, func(e *identity.Expect) { e.ServiceAccount = "a" }, "service_account does not belong"},
 		"account of 11 digits":     {onAWS, func(e *identity.Expect) { e.Account = "12345678901" }, "12 digits"},
@@ -132,6 +135,9 @@ func TestDiscoveryDocument(t *testing.T) {
 		"another host":   `{"issuer":"` + is + `","jwks_uri":"https://y.example:8443/keys"}`,
 		"another port":   `{"issuer":"` + is + `","jwks_uri":"https://x.example/keys"}`,
 		"metadata":       `{"issuer":"` + is + `","jwks_uri":"http://169.254.169.254/latest"}`,
+		"over http":      `{"issuer":"` + is + `","jwks_uri":"http://x.example:8443/keys"}`,
+		"user, own host": `{"issuer":"` + is + `","jwks_uri":"https://a:b@x.example:8443/keys"}`,
+		"of 65 KiB":      `{"issuer":"` + is + `","jwks_uri":"https://x.example:8443/keys"}` + strings.Repeat(" ", identity.MaxJWKS),
 		"user":           `{"issuer":"` + is + `","jwks_uri":"https://x.example:8443@evil.example/keys"}`,
 		"file":           `{"issuer":"` + is + `","jwks_uri":"file:///etc/passwd"}`,
 		"none":           `{"issuer":"` + is + `"}`,
@@ -238,4 +244,25 @@ func FuzzGoogleToken(f *testing.F) {
 			t.Fatalf("%+v", p)
 		}
 	})
+}
+
+// TestAudienceInAHeader: what goes into the signed header has one form, whoever made it.
+func TestAudienceInAHeader(t *testing.T) {
+	const good = "demarc://acme.example/enrol?nonce=n1.abc&key=0123456789abcdef0123456789abcdef0123456789a"
+	if _, err := identity.NewSTSRequest("eu-central-1", good); err != nil {
+		t.Fatal(err)
+	}
+	for name, audience := range map[string]string{
+		"empty":        "",
+		"a line":       strings.Replace(good, "n1.abc", "a\r\nX-Evil: 1", 1),
+		"a line after": good + "\n",
+		"a space":      strings.Replace(good, "n1.abc", "a b", 1),
+		"another":      strings.Replace(good, "demarc:", "https:", 1),
+		"no key":       good[:len(good)-43],
+		"of 2 KiB":     strings.Replace(good, "n1.abc", strings.Repeat("a", 2<<10), 1),
+	} {
+		if q, err := identity.NewSTSRequest("eu-central-1", audience); fault.Of(err) != fault.Invalid || len(q.Headers) > 0 {
+			t.Errorf("%s: %v, %v", name, q, err)
+		}
+	}
 }

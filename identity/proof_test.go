@@ -10,9 +10,12 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
 	"maps"
+	"math/big"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -110,6 +113,7 @@ func TestKubernetesProof(t *testing.T) {
 		"not yet valid":          {map[string]any{"nbf": now.Add(3 * time.Minute).Unix()}, fault.Expired, "not valid yet"},
 		"issued in the future":   {map[string]any{"iat": now.Add(3 * time.Minute).Unix()}, fault.Expired, "not valid yet"},
 		"audience of a type":     {map[string]any{"aud": 7}, fault.Denied, "claims do not parse"},
+		"a uid of 1 KiB":         {map[string]any{"kubernetes.io": map[string]any{"serviceaccount": map[string]any{"uid": strings.Repeat("u", 1<<10)}}}, fault.Denied, "more than"},
 		"expiry of a type":       {map[string]any{"exp": "tomorrow"}, fault.Denied, "claims do not parse"},
 		"within skew, slow":      {map[string]any{"nbf": now.Add(time.Minute).Unix(), "iat": now.Add(time.Minute).Unix()}, "", ""},
 		"within skew, fast":      {map[string]any{"exp": now.Add(-time.Minute).Unix()}, "", ""},
@@ -188,7 +192,7 @@ func TestKubernetesForgery(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.RS256, Key: jose.JSONWebKey{Key: mine, KeyID: identitytest.RSA}}, &jose.SignerOptions{EmbedJWK: true})
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.RS256, Key: jose.JSONWebKey{Key: mine, KeyID: identitytest.RSA}}, (&jose.SignerOptions{EmbedJWK: true}).WithHeader("kid", identitytest.RSA))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,6 +231,9 @@ func TestKubernetesForgery(t *testing.T) {
 			if fault.Of(err) != tc.kind {
 				t.Errorf("%v, want %q", err, tc.kind)
 			}
+			if strings.HasSuffix(name, " kid") && !strings.Contains(fault.Text(err), "which is not pinned") {
+				t.Errorf("%v: a key is looked for by its name alone", err)
+			}
 			if strings.Contains(name, " on the ") && !strings.Contains(fault.Text(err), "its key is for") {
 				t.Errorf("%v: it is the pinned key, not the token, that says the algorithm", err)
 			}
@@ -252,6 +259,20 @@ func TestRegistrationIsChecked(t *testing.T) {
 		t.Fatal(err)
 	}
 	ok := jose.JSONWebKey{Key: &p256.PublicKey, KeyID: "a"}
+	modulus := func(bits uint) jose.JSONWebKey { // it is odd, and of exactly so many bits
+		n := new(big.Int).Lsh(big.NewInt(1), bits-1)
+		return jose.JSONWebKey{Key: &rsa.PublicKey{N: n.SetBit(n, 0, 1), E: 65537}, KeyID: "a"}
+	}
+	many := make([]jose.JSONWebKey, 17)
+	for n := range many {
+		many[n] = jose.JSONWebKey{Key: &p256.PublicKey, KeyID: strconv.Itoa(n)}
+	}
+	for what, set := range map[string]json.RawMessage{"16 keys": jwks(many[:16]...), "2048 bits": jwks(modulus(2048)), "4096 bits": jwks(modulus(4096))} {
+		e := i.Expect("demarc", "appliance")
+		if e.JWKS = set; e.Check() != nil {
+			t.Errorf("%s: %v", what, e.Check())
+		}
+	}
 	for name, change := range map[string]func(*identity.Expect){
 		"kind":            func(e *identity.Expect) { e.Kind = "aws" },
 		"issuer":          func(e *identity.Expect) { e.Issuer = "" },
@@ -268,7 +289,10 @@ func TestRegistrationIsChecked(t *testing.T) {
 		"other algorithm": func(e *identity.Expect) { k := ok; k.Algorithm = "HS256"; e.JWKS = jwks(k) },
 		"no kid":          func(e *identity.Expect) { k := ok; k.KeyID = ""; e.JWKS = jwks(k) },
 		"kid twice":       func(e *identity.Expect) { e.JWKS = jwks(ok, ok) },
-		"too large":       func(e *identity.Expect) { e.JWKS = json.RawMessage(strings.Repeat(" ", identity.MaxJWKS+1)) },
+		"too large":       func(e *identity.Expect) { e.JWKS = append(i.JWKS(), strings.Repeat(" ", identity.MaxJWKS)...) },
+		"17 keys":         func(e *identity.Expect) { e.JWKS = jwks(many...) },
+		"RSA, 2047 bits":  func(e *identity.Expect) { e.JWKS = jwks(modulus(2047)) },
+		"RSA, 4097 bits":  func(e *identity.Expect) { e.JWKS = jwks(modulus(4097)) },
 	} {
 		e := i.Expect("demarc", "appliance")
 		if err := e.Check(); err != nil {
@@ -338,6 +362,14 @@ func TestAudience(t *testing.T) {
 	if !strings.HasPrefix(a, "demarc://acme.example/enrol?nonce=n1.x%26key%3Dy&key=") || len(a) != len("demarc://acme.example/enrol?nonce=n1.x%26key%3Dy&key=")+43 {
 		t.Errorf("audience %q", a)
 	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	large, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: strings.Repeat("n", identity.MaxCSR)}}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
 	broken := append([]byte{}, csr...)
 	broken[len(broken)-1] ^= 1
 	for name, err := range map[string]error{
@@ -346,7 +378,7 @@ func TestAudience(t *testing.T) {
 		"no nonce":      second(identity.Audience(td, "", csr)),
 		"domain":        second(identity.Audience("acme.example/enrol?", "n", csr)),
 		"full ID":       second(identity.Audience("spiffe://acme.example", "n", csr)),
-		"oversize":      second(identity.Audience(td, "n", make([]byte, identity.MaxCSR+1))),
+		"oversize":      second(identity.Audience(td, "n", large)),
 	} {
 		if err == nil {
 			t.Errorf("%s: accepted", name)

@@ -216,6 +216,17 @@ func TestHandshake(t *testing.T) {
 	if p, s, err := identity.PrincipalOf(&state); err != nil || p != who || s != serial {
 		t.Errorf("PrincipalOf = %q %q %v", p, s, err)
 	}
+	begun := state
+	begun.HandshakeComplete = false
+	if p, _, err := identity.PrincipalOf(&begun); p != "" || fault.Of(err) != fault.Denied {
+		t.Errorf("before the handshake is over the peer is %q, %v", p, err)
+	}
+	client.ClientSessionCache = tls.NewLRUClientSessionCache(8)
+	for range 2 {
+		if state, serr, cerr := shake(t, server, client); serr != nil || cerr != nil || state.DidResume {
+			t.Errorf("resumed %t, %v, %v: each connection proves itself", state.DidResume, serr, cerr)
+		}
+	}
 	if state.Version != tls.VersionTLS13 || state.CurveID != tls.X25519MLKEM768 || state.NegotiatedProtocol != proto {
 		t.Errorf("version %x, curve %s, protocol %q", state.Version, state.CurveID, state.NegotiatedProtocol)
 	}
@@ -235,6 +246,12 @@ func TestServerRefuses(t *testing.T) {
 	// A forged leaf of nobody, with true certificates of the CA beside it (the class of GHSA-mrpr-756c-xm47).
 	self := forge(t, nil, nil, func(*x509.Certificate) {})
 	self.Certificate = append(self.Certificate, operator.Certificate[0], ca.Cert.Raw)
+	// A CA that the CA signed, and a leaf of it.
+	second := sign(func(c *x509.Certificate) {
+		c.IsCA, c.KeyUsage, c.ExtKeyUsage, c.URIs = true, x509.KeyUsageCertSign, nil, uris(t, "spiffe://"+td)
+	})
+	grandchild := forge(t, second.Leaf, second.PrivateKey, func(*x509.Certificate) {})
+	grandchild.Certificate = append(grandchild.Certificate, second.Certificate[0])
 	// The true leaf of another, without its key.
 	stolen := &tls.Certificate{Certificate: operator.Certificate, PrivateKey: self.PrivateKey}
 	unbound := forge(t, nil, nil, func(c *x509.Certificate) {
@@ -248,6 +265,7 @@ func TestServerRefuses(t *testing.T) {
 		"no certificate":          {nil, "didn't provide a certificate"},
 		"leaf versus chain":       {self, "unknown authority"},
 		"an appliance as CA":      {below, "parent certificate cannot sign"},
+		"a CA below the CA":       {grandchild, "too many intermediates"},
 		"stolen certificate":      {stolen, "invalid signature"},
 		"two SPIFFE IDs":          {sign(func(c *x509.Certificate) { c.URIs = uris(t, "spiffe://"+td+"/node/n1", "spiffe://"+td+"/operator/ann") }), "carries 2 URI names"},
 		"the same ID twice":       {sign(func(c *x509.Certificate) { c.URIs = uris(t, "spiffe://"+td+"/node/n1", "spiffe://"+td+"/node/n1") }), "carries 2 URI names"},
