@@ -365,7 +365,7 @@ func TestClientRefuses(t *testing.T) {
 		"an inspecting proxy":       {proxy, fault.Denied, "Corp Inspection"},
 		"another control plane":     {leaf(t, foreign, fleet.Node, "n1"), fault.Denied, "not your vendor"},
 		"an appliance":              {leaf(t, ca, fleet.Appliance, "eu-1"), fault.Denied, "incompatible key usage"},
-		"an appliance, server too":  {sign(func(c *x509.Certificate) { c.URIs = uris(t, "spiffe://"+td+"/appliance/eu-1") }), fault.Denied, "a node of trust domain"},
+		"an appliance, server too":  {sign(func(c *x509.Certificate) { c.URIs = uris(t, "spiffe://"+td+"/appliance/n1") }), fault.Denied, "a node of trust domain"},
 		"another node":              {leaf(t, ca, fleet.Node, "n2"), fault.Denied, "a node of trust domain"},
 		"two SPIFFE IDs":            {sign(func(c *x509.Certificate) { c.URIs = uris(t, "spiffe://"+td+"/node/n1", "spiffe://"+td+"/node/n2") }), fault.Denied, "carries 2 URI names"},
 		"only a DNS name":           {sign(func(c *x509.Certificate) { c.URIs, c.DNSNames = nil, []string{"cp.acme.example"} }), fault.Denied, "carries 0 URI names"},

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -79,4 +80,29 @@ func rss(ns string) (int, error) {
 		}
 	}
 	return most, nil
+}
+
+// unnamed are the files that the programs of a namespace hold open and that have no name any more, with their sizes in bytes.
+func unnamed(ns string) (map[string]int64, error) {
+	out, err := exec.Command("ip", "netns", "pids", ns).Output()
+	if err != nil {
+		return nil, err
+	}
+	files := map[string]int64{}
+	for _, pid := range strings.Fields(string(out)) {
+		open, err := filepath.Glob("/proc/" + pid + "/fd/*")
+		if err != nil {
+			return nil, err
+		}
+		for _, fd := range open {
+			name, err := os.Readlink(fd)
+			if err != nil || !strings.HasSuffix(name, " (deleted)") {
+				continue // it was closed meanwhile, or has a name
+			}
+			if info, err := os.Stat(fd); err == nil && info.Mode().IsRegular() {
+				files[strings.TrimSuffix(name, " (deleted)")] = info.Size()
+			}
+		}
+	}
+	return files, nil
 }

@@ -255,6 +255,8 @@ func TestTailnetDiscipline(t *testing.T) {
 			t.Error(err)
 		}
 	}()
+	defer w.holdsPackets(t) // wherever the test ends: what was sent until then is told
+	defer w.holdsNames(t)
 	p := &pair{net: &w.topology, bin: bin, dir: dir}
 	defer func() {
 		if err := p.close(); err != nil {
@@ -274,7 +276,9 @@ func TestTailnetDiscipline(t *testing.T) {
 		t.Error(err)
 	}
 	p.holdsFolders(t)
-
+	if quiet, all := w.tailnet.Logless(); quiet != all || all != 2 {
+		t.Errorf("%d of %d nodes told the coordinator that they send no logs, want both", quiet, all)
+	}
 	phase("messages have flowed")
 
 	// The appliance comes back where the resolver fails: the library has a list of hosts of its own to ask instead.
@@ -310,8 +314,6 @@ func TestTailnetDiscipline(t *testing.T) {
 	}
 	fmt.Printf("resident memory of an appliance: %.1f MiB with a tailnet node, %.1f MiB without\n", float64(with)/1024, float64(without)/1024)
 	phase("without a tailnet")
-	w.holdsNames(t)
-	w.holdsPackets(t)
 }
 
 // phases logs how long each phase took.
@@ -430,6 +432,20 @@ func (p *pair) holdsFolders(t *testing.T) {
 		})
 		if err != nil {
 			t.Error(err)
+		}
+	}
+	for _, ns := range []string{p.net.appliance, p.net.control} {
+		files, err := unnamed(ns)
+		if err != nil {
+			t.Error(err)
+		}
+		for name, size := range files {
+			if strings.Contains(name, "tailscaled") && size > 0 {
+				t.Errorf("%s has no name any more, and %d bytes of it are on the disk: something is logged", name, size)
+			}
+		}
+		if len(files) < 2 {
+			t.Errorf("%s: the files of the library's logger are not among %v: the test shows nothing", ns, files)
 		}
 	}
 }

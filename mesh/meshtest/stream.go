@@ -82,6 +82,17 @@ func (t *Tailnet) seen(peers []*tailcfg.Node) []*tailcfg.Node {
 // Nodes is how many nodes were ever taken in, a new key counting as a new node.
 func (t *Tailnet) Nodes() int { return t.handler.NumNodes() }
 
+// Logless is how many nodes said that they send no logs, and how many nodes there are.
+func (t *Tailnet) Logless() (quiet, all int) {
+	nodes := t.handler.AllNodes()
+	for _, n := range nodes {
+		if n.Hostinfo.Valid() && n.Hostinfo.NoLogsNoSupport() {
+			quiet++
+		}
+	}
+	return quiet, len(nodes)
+}
+
 func (t *Tailnet) notify() {
 	t.mu.Lock()
 	defer t.mu.Unlock()

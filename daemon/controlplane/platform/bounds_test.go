@@ -202,3 +202,23 @@ func TestASlowPlatformHoldsNobody(t *testing.T) {
 		})
 	}
 }
+
+// TestWhoIsDialledAtPrivateAddresses: which of the rules holds for whom. Each is refused before a packet is sent.
+func TestWhoIsDialledAtPrivateAddresses(t *testing.T) {
+	for _, i := range []Issuer{{URL: "https://10.0.0.1"}, {URL: "https://[fd12:3456::1]:6443"}, {URL: "https://100.64.0.1"}, {URL: "https://127.0.0.1:1"}, {URL: "https://169.254.169.254", PrivateHost: "169.254.169.254"}} {
+		v, err := New(Options{Now: time.Now, Issuers: []Issuer{i}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := v.issuers[i.URL].get(t.Context(), "kid"); fault.Of(err) != fault.Denied {
+			t.Errorf("the issuer %s: %v, want denied", i.URL, err)
+		}
+	}
+	v, err := New(Options{Now: time.Now, GoogleKeys: "https://127.0.0.1:1/certs"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.google.get(t.Context(), "kid"); fault.Of(err) != fault.Denied {
+		t.Errorf("Google's keys on loopback: %v, want denied", err)
+	}
+}
