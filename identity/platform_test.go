@@ -266,3 +266,36 @@ func TestAudienceInAHeader(t *testing.T) {
 		}
 	}
 }
+
+// TestGoogleTokenOfAnotherMachine: what may be registered beside the account is compared, too.
+func TestGoogleTokenOfAnotherMachine(t *testing.T) {
+	i, err := identitytest.NewIssuer(identity.GoogleIssuer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := identity.ParseKeys(i.JWKS())
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := i.Mint(identitytest.RSA, map[string]any{"iss": identity.GoogleIssuer, "aud": "aud", "sub": "112233445566778899001", "email": onGCP.ServiceAccount, "email_verified": true,
+		"iat": now.Unix(), "exp": now.Add(time.Hour).Unix(),
+		"google": map[string]any{"compute_engine": map[string]any{"project_id": "acme-prod", "zone": "europe-west3-a", "instance_name": "vm-1"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, change := range map[string]func(*identity.Expect){
+		"": func(e *identity.Expect) {
+			e.UniqueID, e.Zone, e.Instance = "112233445566778899001", "europe-west3-a", "vm-1"
+		},
+		"unique id":   func(e *identity.Expect) { e.UniqueID = "112233445566778899002" },
+		"the zone":    func(e *identity.Expect) { e.Zone = "europe-west3-b" },
+		"the machine": func(e *identity.Expect) { e.Instance = "vm-2" },
+	} {
+		e := onGCP
+		change(&e)
+		_, err := e.VerifyToken(keys, token, "aud", now)
+		if (err == nil) != (want == "") || err != nil && (fault.Of(err) != fault.Denied || !strings.Contains(fault.Text(err), want)) {
+			t.Errorf("%q: %v", want, err)
+		}
+	}
+}

@@ -96,3 +96,31 @@ func TestACoordinatorSendsNobodyElsewhere(t *testing.T) {
 		}
 	}
 }
+
+// TestWhatTheLibraryLeavesOut: what of the library would send something of its own accord, or take orders from a coordinator, is not
+// linked in. There is no setting for it.
+func TestWhatTheLibraryLeavesOut(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", ".").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	linked := strings.Fields(string(out))
+	if !slices.Contains(linked, "tailscale.com/tsnet") {
+		t.Fatalf("%d packages without the library's node: the test shows nothing", len(linked))
+	}
+	for path, why := range map[string]string{
+		"captiveportal":   "it asks hosts of its own list whether a portal is in the way",
+		"clientupdate":    "it asks for newer builds of the library's own program, and would install them at a coordinator's word",
+		"debugportmapper": "it asks gateways",
+		"doctor":          "it looks at the host at a coordinator's word",
+		"posture":         "it tells the coordinator the host's serial numbers",
+		"ssh":             "it serves shells",
+		"taildrop":        "it takes files from peers",
+		"tpm":             "it opens the host's TPM",
+		"webclient":       "it serves a page of settings",
+	} {
+		if slices.Contains(linked, "tailscale.com/feature/"+path) {
+			t.Errorf("feature/%s is linked in: %s", path, why)
+		}
+	}
+}

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // sockets are those of a namespace that take in what strangers send, as the kernel's tables have them: listeners over TCP, and all of UDP.
@@ -82,13 +84,14 @@ func rss(ns string) (int, error) {
 	return most, nil
 }
 
-// unnamed are the files that the programs of a namespace hold open and that have no name any more, with their sizes in bytes.
-func unnamed(ns string) (map[string]int64, error) {
+// unnamed are the files that the programs of a namespace hold open and that have no name any more, and whether anything was ever
+// written to them: what was written and taken away again tells by its time.
+func unnamed(ns string) (map[string]bool, error) {
 	out, err := exec.Command("ip", "netns", "pids", ns).Output()
 	if err != nil {
 		return nil, err
 	}
-	files := map[string]int64{}
+	files := map[string]bool{}
 	for _, pid := range strings.Fields(string(out)) {
 		open, err := filepath.Glob("/proc/" + pid + "/fd/*")
 		if err != nil {
@@ -99,9 +102,15 @@ func unnamed(ns string) (map[string]int64, error) {
 			if err != nil || !strings.HasSuffix(name, " (deleted)") {
 				continue // it was closed meanwhile, or has a name
 			}
-			if info, err := os.Stat(fd); err == nil && info.Mode().IsRegular() {
-				files[strings.TrimSuffix(name, " (deleted)")] = info.Size()
+			var st unix.Statx_t
+			const want = unix.STATX_SIZE | unix.STATX_MTIME | unix.STATX_BTIME
+			if unix.Statx(unix.AT_FDCWD, fd, 0, want, &st) != nil {
+				continue
 			}
+			if st.Mask&want != want {
+				return nil, fmt.Errorf("%s: this file system does not tell when a file was made", name)
+			}
+			files[strings.TrimSuffix(name, " (deleted)")] = st.Size > 0 || st.Mtime != st.Btime
 		}
 	}
 	return files, nil

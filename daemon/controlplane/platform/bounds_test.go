@@ -13,6 +13,8 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"runtime"
 	"sync"
@@ -220,5 +222,34 @@ func TestWhoIsDialledAtPrivateAddresses(t *testing.T) {
 	}
 	if _, err := v.google.get(t.Context(), "kid"); fault.Of(err) != fault.Denied {
 		t.Errorf("Google's keys on loopback: %v, want denied", err)
+	}
+}
+
+// TestAnEndlessAnswerIsCut: of an answer that does not end little is read.
+func TestAnEndlessAnswerIsCut(t *testing.T) {
+	var sent atomic.Int64
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for b := make([]byte, 64<<10); r.Context().Err() == nil; {
+			n, err := w.Write(b)
+			if sent.Add(int64(n)); err != nil {
+				return
+			}
+		}
+	}))
+	defer srv.Close()
+	c := client(func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, srv.Listener.Addr().String())
+	}, nil)
+	c.Transport.(*http.Transport).TLSClientConfig = srv.Client().Transport.(*http.Transport).TLSClientConfig
+	v := &Verifier{sts: c}
+	e := identity.Expect{Kind: identity.KindAWS, Account: "123456789012", RoleARN: "arn:aws:iam::123456789012:role/appliance"}
+	if _, err := v.ask(t.Context(), e, identity.STSRequest{Host: "example.com", Body: "x"}); fault.Of(err) != fault.Unavailable {
+		t.Errorf("STS: %v", err)
+	}
+	if _, err := get(t.Context(), c, "https://example.com/keys"); fault.Of(err) != fault.Unavailable {
+		t.Errorf("keys: %v", err)
+	}
+	if n := sent.Load(); n == 0 || n > 32<<20 { // what the kernel takes is more than what is read
+		t.Errorf("%d bytes were taken", n)
 	}
 }
