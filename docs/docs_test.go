@@ -116,3 +116,72 @@ func TestPromisesAreWhole(t *testing.T) {
 		t.Errorf("promises.md has %d promises, want 8", rows)
 	}
 }
+
+var guarded = regexp.MustCompile("`([a-z][a-z0-9/]*/[a-z0-9_]+\\.go):([A-Za-z]+)`")
+
+// declared gives the names that a file declares at its top: functions, methods without their type, types, constants and variables.
+func declared(t *testing.T, file string) map[string]bool {
+	t.Helper()
+	f, err := parser.ParseFile(token.NewFileSet(), filepath.Join("..", filepath.FromSlash(file)), nil, parser.SkipObjectResolution)
+	if err != nil {
+		t.Error(err)
+		return nil
+	}
+	out := map[string]bool{}
+	for _, d := range f.Decls {
+		switch d := d.(type) {
+		case *ast.FuncDecl:
+			out[d.Name.Name] = true
+		case *ast.GenDecl:
+			for _, s := range d.Specs {
+				switch s := s.(type) {
+				case *ast.TypeSpec:
+					out[s.Name.Name] = true
+				case *ast.ValueSpec:
+					for _, n := range s.Names {
+						out[n.Name] = true
+					}
+				}
+			}
+		}
+	}
+	return out
+}
+
+// TestAttacksHaveGuards: each row of the table of attacks names a guard that is in the code, a test, and what is seen without the guard.
+// That the tests exist, TestCitedTestsExist sees.
+func TestAttacksHaveGuards(t *testing.T) {
+	b, err := os.ReadFile("attacks.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := map[string]map[string]bool{}
+	rows := 0
+	for line := range strings.Lines(string(b)) {
+		cells := strings.Split(strings.TrimSpace(line), "|")
+		if len(cells) < 3 || strings.HasPrefix(cells[1], "-") || strings.Contains(line, "| Guard |") {
+			continue
+		}
+		rows++
+		what := strings.TrimSpace(cells[1])
+		if len(cells) != 6 {
+			t.Errorf("%s: %d cells, want 4", what, len(cells)-2)
+			continue
+		}
+		guards := guarded.FindAllStringSubmatch(cells[2], -1)
+		if len(guards) == 0 && !strings.Contains(cells[2], "crypto/tls") || !cited.MatchString(cells[3]) || strings.TrimSpace(cells[4]) == "" {
+			t.Errorf("%s: a guard, a test and what is seen without the guard are needed", what)
+		}
+		for _, g := range guards {
+			if files[g[1]] == nil {
+				files[g[1]] = declared(t, g[1])
+			}
+			if !files[g[1]][g[2]] {
+				t.Errorf("%s: %s has no %s", what, g[1], g[2])
+			}
+		}
+	}
+	if rows < 60 {
+		t.Errorf("found %d rows: the test no longer reads them", rows)
+	}
+}
