@@ -224,14 +224,3 @@ func TestStrangersOfManyNetworksGiveWay(t *testing.T) {
 		t.Errorf("%d connections of strangers are open, want %d", n, ofStrangers.all)
 	}
 }
-
-// TestTheRecordForgetsCallers: how many callers there are whose refusals are counted has a bound.
-func TestTheRecordForgetsCallers(t *testing.T) {
-	r := newRecords()
-	for i := range 3 * recordKeys {
-		r.take(fmt.Sprint("caller-", i))
-		if len(r.of) > recordKeys {
-			t.Fatalf("%d callers are kept", len(r.of))
-		}
-	}
-}
