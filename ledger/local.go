@@ -86,7 +86,7 @@ func OpenLocal[S any](file File, book *Book[S]) (*Local[S], Recovered, error) {
 		}
 		return l, rec, nil
 	}
-	r := bufio.NewReaderSize(file, 1<<20)
+	r := bufio.NewReaderSize(file, int(min(size, 1<<20)))
 	first := make([]byte, len(bookVersion))
 	if _, err := io.ReadFull(r, first); err != nil {
 		return nil, rec, fault.At(op, fault.Unavailable, err)

@@ -7,7 +7,11 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"fmt"
+	"math/big"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,14 +33,7 @@ type shelf struct {
 
 func newShelf(t testing.TB) *shelf {
 	t.Helper()
-	ca := func(domain string) *identity.Authority {
-		ca, err := identity.NewCA(domain, time.Now(), rand.Reader, time.Hour)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return ca
-	}
-	s := &shelf{dir: t.TempDir(), ours: ca(testDomain), evil: ca(testDomain), other: ca("other.example"), key: ed25519.NewKeyFromSeed(bytes.Repeat([]byte{1}, 32)), thief: ed25519.NewKeyFromSeed(bytes.Repeat([]byte{2}, 32))}
+	s := &shelf{dir: t.TempDir(), ours: fixedCA(t, testDomain, 3), evil: fixedCA(t, testDomain, 4), other: fixedCA(t, "other.example", 5), key: ed25519.NewKeyFromSeed(bytes.Repeat([]byte{1}, 32)), thief: ed25519.NewKeyFromSeed(bytes.Repeat([]byte{2}, 32))}
 	k, err := seal.KeyOf(s.key.Public())
 	if err != nil {
 		t.Fatal(err)
@@ -67,6 +64,22 @@ func newShelf(t testing.TB) *shelf {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// fixedCA is the same CA each time: what the fuzzer draws, its workers try, and they are processes of their own.
+func fixedCA(t testing.TB, domain string, seed byte) *identity.Authority {
+	t.Helper()
+	key := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{seed}, 32))
+	c := &x509.Certificate{SerialNumber: big.NewInt(int64(seed)), Subject: pkix.Name{CommonName: fmt.Sprint("CA ", seed)}, NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0),
+		URIs: []*url.URL{{Scheme: "spiffe", Host: domain}}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	der, err := x509.CreateCertificate(nil, c, c, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	return &identity.Authority{Cert: c, Key: key}
 }
 
 func (s *shelf) sealed(t testing.TB, domain string, number uint64, ca *identity.Authority, key ed25519.PrivateKey) []byte {
@@ -212,22 +225,51 @@ func FuzzKeptCAs(f *testing.F) {
 		return b
 	}
 	signed, kept := read(signedName), read("wallet.json")
+	var h held
+	if err := json.Unmarshal(kept, &h); err != nil {
+		f.Fatal(err)
+	}
+	h.Bundle, h.Number, h.Issuer = [][]byte{s.evil.Cert.Raw, s.ours.Cert.Raw}, 1<<62, fleet.DigestOf(s.evil.Cert.Raw)
+	planted, err := json.Marshal(h)
+	if err != nil {
+		f.Fatal(err)
+	}
+	h.Number = 7 // that of what the vendor signed
+	same, err := json.Marshal(h)
+	if err != nil {
+		f.Fatal(err)
+	}
+	h.Certificate = nil
+	fresh, err := json.Marshal(h)
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Add(signed, kept)
+	f.Add(signed, planted)
+	f.Add(signed, same)
+	f.Add(signed, fresh)
 	f.Add(signed[:len(signed)/2], kept)
 	f.Add([]byte(nil), kept[:len(kept)/2])
-	f.Add(s.sealed(f, testDomain, 9, s.evil, s.thief), kept)
+	f.Add(s.sealed(f, testDomain, 9, s.evil, s.thief), planted)
+	f.Add(s.sealed(f, "other.example", 9, s.evil, s.key), planted)
 	f.Fuzz(func(t *testing.T, signed, kept []byte) {
 		for name, b := range map[string][]byte{signedName: signed, "wallet.json": kept} {
 			if err := os.WriteFile(filepath.Join(s.dir, name), b, 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
-		w, _ := s.open(t, s.pinned)
-		if trusts(w, s.evil) {
-			t.Fatal("the enemy's CA is trusted")
+		w, damage := s.open(t, s.pinned)
+		if trusts(w, s.evil) || trusts(w, s.other) {
+			t.Fatal("an enemy's CA is trusted")
 		}
 		if w.number() > 7 {
 			t.Fatalf("number %d is held, and 7 is the newest that was signed", w.number())
+		}
+		if len(damage) == 0 && !trusts(w, s.ours) {
+			t.Fatal("nothing is told, and our CA is not trusted")
+		}
+		if w, again := s.open(t, s.pinned); len(again) > len(damage) || trusts(w, s.evil) || trusts(w, s.other) {
+			t.Fatalf("the next start tells %v after %v", again, damage)
 		}
 	})
 }

@@ -206,15 +206,3 @@ func TestHostileArchives(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-func FuzzUnpack(f *testing.F) {
-	f.Add(archive(f, &tar.Header{Name: "a/b", Typeflag: tar.TypeReg}, &tar.Header{Name: "c/", Typeflag: tar.TypeDir}))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		s, _ := open(t)
-		parent := t.TempDir()
-		_ = s.Unpack(put(t, s, b), filepath.Join(parent, "into"))
-		if left, _ := os.ReadDir(parent); len(left) > 1 || (len(left) == 1 && left[0].Name() != "into") {
-			t.Fatalf("%v", left)
-		}
-	})
-}

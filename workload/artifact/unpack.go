@@ -41,7 +41,13 @@ func (s *Store) Unpack(d fleet.Digest, into string) error {
 		return fault.At(op, fault.Unavailable, err)
 	}
 	defer os.RemoveAll(tmp) // after the rename there is nothing to remove
-	if err := extract(io.NewSectionReader(b, 0, b.Size()), d, tmp); err != nil {
+	root, err := os.OpenRoot(tmp)
+	if err != nil {
+		return fault.At(op, fault.Unavailable, err)
+	}
+	err = extract(io.NewSectionReader(b, 0, b.Size()), d, rooted{root})
+	_ = root.Close()
+	if err != nil {
 		return fault.At(op, "", err)
 	}
 	if err := os.Chmod(tmp, 0o755); err != nil {
@@ -53,16 +59,31 @@ func (s *Store) Unpack(d fleet.Digest, into string) error {
 	return nil
 }
 
-func extract(r io.Reader, d fleet.Digest, dir string) error {
+// place is the folder that is unpacked into. Its errors are those of package os.
+type place interface {
+	mkdir(name string) error
+	create(name string, perm fs.FileMode) (file, error) // exclusively
+}
+
+type file interface {
+	io.WriteCloser
+	Chmod(fs.FileMode) error
+}
+
+// rooted is a place on the disk that no name leads out of.
+type rooted struct{ *os.Root }
+
+func (r rooted) mkdir(name string) error { return r.Mkdir(name, 0o755) }
+
+func (r rooted) create(name string, perm fs.FileMode) (file, error) {
+	return r.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
+}
+
+func extract(r io.Reader, d fleet.Digest, into place) error {
 	const op = "artifact.Unpack"
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return fault.At(op, fault.Unavailable, err)
-	}
-	defer root.Close()
 	sum := sha256.New()
 	all := io.TeeReader(r, sum)
-	u := &unpacker{root: root, tar: tar.NewReader(all), left: MaxUnpacked, made: map[string]bool{".": true}}
+	u := &unpacker{into: into, tar: tar.NewReader(all), left: MaxUnpacked, made: map[string]bool{".": true}}
 	if err := u.run(); err != nil {
 		return err
 	}
@@ -76,7 +97,7 @@ func extract(r io.Reader, d fleet.Digest, dir string) error {
 }
 
 type unpacker struct {
-	root    *os.Root
+	into    place
 	tar     *tar.Reader
 	left    int64 // bytes that may still be written
 	entries int
@@ -138,7 +159,7 @@ func (u *unpacker) mkdir(name string) error {
 	if len(u.made) > MaxEntries {
 		return fault.New(op, fault.Invalid, "the artifact has more than %d folders", MaxEntries)
 	}
-	if err := u.root.Mkdir(name, 0o755); err != nil {
+	if err := u.into.mkdir(name); err != nil {
 		if errors.Is(err, fs.ErrExist) {
 			return fault.New(op, fault.Invalid, "%.200q is there twice", name)
 		}
@@ -157,7 +178,7 @@ func (u *unpacker) file(name string, h *tar.Header) error {
 		return err
 	}
 	perm := fileMode(fs.FileMode(h.Mode))
-	f, err := u.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
+	f, err := u.into.create(name, perm)
 	if errors.Is(err, fs.ErrExist) {
 		return fault.New(op, fault.Invalid, "%.200q is there twice", name)
 	}
