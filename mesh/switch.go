@@ -302,13 +302,23 @@ func (s *Switch) try(ctx context.Context, work Session, r Route) (*session, erro
 		cancel()
 	case <-limit.C:
 		cancel()
-		err = errors.Join(fault.New("mesh.Switch", fault.Unavailable, "route %s: not up within %s", r.Name(), s.cfg.Attempt), <-n.done)
+		err = notInTime(r, s.cfg.Attempt, <-n.done)
 	}
 	s.note(r, err)
 	if ctx.Err() == nil {
 		s.cfg.Logger.Warn("a route does not work", "route", r.Name(), "kind", string(fault.Of(err)), "err", err)
 	}
 	return nil, err
+}
+
+// notInTime is of a session that was ended since it was not up: how it ended may say how far it came.
+func notInTime(r Route, limit time.Duration, ended error) error {
+	const op = "mesh.Switch"
+	var told *fault.Error
+	if errors.As(ended, &told) && told.Text != "" {
+		return fault.Because(ended, op, fault.Unavailable, "route %s: not up within %s: %s", r.Name(), limit, told.Text)
+	}
+	return fault.Because(ended, op, fault.Unavailable, "route %s: not up within %s", r.Name(), limit)
 }
 
 func (s *Switch) stop(n *session) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -250,6 +251,7 @@ func TestFlapping(t *testing.T) {
 
 func TestNotUpInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var ends atomic.Pointer[func(context.Context) error] // how a session of a ends
 		a, b := &fake{name: "a"}, &fake{name: "b"}
 		s := newSwitch(t, a, b)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -260,12 +262,32 @@ func TestNotUpInTime(t *testing.T) {
 					up()
 				}
 				<-ctx.Done()
+				if f := ends.Load(); f != nil && route == "a" {
+					return (*f)(ctx)
+				}
 				return ctx.Err()
 			})
 		}()
 		time.Sleep(21 * time.Second)
 		if got := s.Current(); got != "b" {
 			t.Errorf("Current = %q, want b: a never comes up", got)
+		}
+		for _, r := range []struct {
+			ends func(context.Context) error
+			want string
+		}{
+			{func(ctx context.Context) error { return ctx.Err() }, "route a: not up within 20s"},
+			{func(ctx context.Context) error {
+				return mesh.For(mesh.TailnetUnreached, fault.Because(ctx.Err(), "x", fault.Denied, "the coordinator is away"))
+			}, "route a: not up within 20s: the coordinator is away"},
+		} {
+			ends.Store(&r.ends)
+			if err := s.Use(t.Context(), "a"); !strings.HasSuffix(fault.Text(err), r.want) {
+				t.Errorf("who orders it is told %q, want %q", fault.Text(err), r.want)
+			}
+		}
+		if got := mesh.ReasonOf(s.Last("a")); got != mesh.TailnetUnreached {
+			t.Errorf("the reason is %q", got)
 		}
 		cancel()
 		if err := <-done; err != nil {

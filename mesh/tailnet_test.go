@@ -4,6 +4,7 @@ package mesh_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -126,6 +127,7 @@ func liveSwitch(t *testing.T, appliance, control *mesh.Node) {
 		t.Fatal(err)
 	}
 	over := pinned{Node: appliance, to: net.JoinHostPort(control.Addrs()[0].String(), "9443")}
+	silence(t, over)
 	s, err := mesh.NewSwitch(mesh.SwitchConfig{Routes: []mesh.Route{https, over}, Rand: func() float64 { return 0.5 }})
 	if err != nil {
 		t.Fatal(err)
@@ -141,6 +143,23 @@ func liveSwitch(t *testing.T, appliance, control *mesh.Node) {
 	}
 	if low := moves.low.Load(); low < 1 {
 		t.Errorf("at a moment of the switch %d sessions were up", low)
+	}
+}
+
+// silence: a read that ends in silence says so. Its error is not that of package os.
+func silence(t *testing.T, over mesh.Route) {
+	c, err := over.Dial(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if err := c.SetReadDeadline(time.Now().Add(-time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Read(make([]byte, 1))
+	var late net.Error
+	if !errors.As(err, &late) || !late.Timeout() {
+		t.Errorf("a read past its deadline gives %v, which is no timeout", err)
 	}
 }
 

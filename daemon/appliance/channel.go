@@ -12,9 +12,7 @@ import (
 	mrand "math/rand/v2"
 	"net"
 	"net/http"
-	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -185,10 +183,11 @@ func because(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 		return cause
 	}
+	var late net.Error
 	switch {
 	case errors.Is(err, io.EOF):
 		return fault.New("appliance.channel", fault.Unavailable, "the control plane ended the channel")
-	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT): // by our clock, or by the kernel's
+	case errors.As(err, &late) && late.Timeout(): // by our clock, or by the kernel's; a tailnet's own stack has an error of its own for it
 		return silence{fault.Because(err, "appliance.channel", fault.Unavailable, "nothing was heard from the control plane in time")}
 	}
 	return err

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -140,5 +141,32 @@ func slowVendor(c net.Conn, after time.Duration) {
 			defer mu.Unlock()
 			_ = channel.Write(c, down, channel.MaxDown) // the channel may have ended
 		})
+	}
+}
+
+// late is the error that the stack of a tailnet node gives: it is not that of package os.
+type late struct{}
+
+func (late) Error() string   { return "i/o timeout" }
+func (late) Timeout() bool   { return true }
+func (late) Temporary() bool { return true }
+
+// TestSilenceIsToldOnEachRoad: the switch tries a road that fell silent behind the others, so it must learn of it whatever the stack.
+func TestSilenceIsToldOnEachRoad(t *testing.T) {
+	for name, c := range map[string]struct {
+		err    error
+		silent bool
+	}{
+		"our deadline":           {&net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}, true},
+		"the kernel's":           {&net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ETIMEDOUT)}, true},
+		"that of a tailnet node": {&net.OpError{Op: "read", Err: late{}}, true},
+		"within a frame":         {fault.Because(&net.OpError{Op: "read", Err: late{}}, "channel.Read", fault.Unavailable, "the channel ended within a frame"), true},
+		"a reset":                {&net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}, false},
+		"the end":                {io.EOF, false},
+	} {
+		var dead mesh.Silent
+		if got := errors.As(because(t.Context(), c.err), &dead); got != c.silent {
+			t.Errorf("%s: told as silence %v, want %v", name, got, c.silent)
+		}
 	}
 }
