@@ -39,7 +39,8 @@ type pair struct {
 	dir  string
 	done []func() error
 
-	first string // privatelink: it is the first road, over the relay; else https is
+	first  string // privatelink: it is the first road, over the relay; else https is
+	beside string // lines of the https road that is listed beside a tailnet
 }
 
 func (p *pair) path(parts ...string) string {
@@ -171,8 +172,8 @@ func printToken(socket, audience string) error {
 }
 
 // begin starts both programs and waits until the appliance is online.
-// proxied puts the proxy before https; inner lists a road with inner_tls behind it, and opens its door. want is the road on which it comes up.
-func (p *pair) begin(ctx context.Context, proxied, inner bool, want string) error {
+// by is the proxy before https; inner lists a road with inner_tls behind it, and opens its door. want is the road on which it comes up.
+func (p *pair) begin(ctx context.Context, by proxy, inner bool, want string) error {
 	issuer, err := identitytest.NewIssuer("https://cluster.globex.example")
 	if err != nil {
 		return err
@@ -207,7 +208,7 @@ func (p *pair) begin(ctx context.Context, proxied, inner bool, want string) erro
 	if err := told(p.vendor(ctx, "appliance", "add", appliance, "--customer", "globex", "--expect", p.path("eu-1.json"))); err != nil {
 		return err
 	}
-	if err := p.applianceFile(proxied, inner); err != nil {
+	if err := p.applianceFile(by, inner); err != nil {
 		return err
 	}
 	if err := p.start("appliance", p.net.appliance, p.path("customer", "appliance.yaml")); err != nil {
@@ -219,14 +220,16 @@ func (p *pair) begin(ctx context.Context, proxied, inner bool, want string) erro
 	return nil
 }
 
-func (p *pair) applianceFile(proxied, inner bool) error {
+func (p *pair) applianceFile(proxied proxy, inner bool) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	by := ""
-	if proxied {
-		by = "\n    proxy: {url: \"http://proxy.road.test:3128\", auth_file: proxy.auth}"
+	by := proxied.lines()
+	if proxied == private {
+		if err := p.write(string(p.net.own.PEM()), "customer", "proxy-ca.pem"); err != nil {
+			return err
+		}
 	}
 	if inner {
 		by = "\n    name: plain" + by + "\n  - kind: https\n    proxy: {url: \"http://proxy.road.test:3128\", auth_file: proxy.auth}\n" +

@@ -4,6 +4,7 @@ package roads
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -18,6 +19,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
 
+	"github.com/demarc-dev/demarc/mesh/meshtest"
 	"github.com/demarc-dev/demarc/mesh/roadtest"
 )
 
@@ -37,8 +39,16 @@ type topology struct {
 	appliance, road, control string // names of the namespaces
 	relay                    *roadtest.Relay
 	proxy                    *roadtest.Proxy
+	own, nobodys             *roadtest.CA // of the proxy's own certificate
+	foreign                  atomic.Bool  // the proxy shows one of nobody's
 	dnsFails                 atomic.Bool
 	closers                  []func()
+
+	// Of a world with a tailnet.
+	tailnet    *meshtest.Tailnet
+	wire       *wire        // of the appliance's link; nil: there is none
+	cable      string       // the namespace of the wire
+	unresolved atomic.Int64 // questions for the coordinator that the resolver failed
 }
 
 func command(name string, args ...string) error {
@@ -68,7 +78,27 @@ func inside(ns string, f func() error) error {
 	return <-done
 }
 
-func newTopology(n int) (_ *topology, err error) {
+// proxy is what stands before the https road.
+type proxy string
+
+// The proxies.
+const (
+	none    proxy = ""
+	asks    proxy = "asks"    // for a user and password
+	silent  proxy = "silent"  // asks for nothing
+	private proxy = "private" // likewise, and is reached by https with a certificate of a private CA
+)
+
+// lines are those of the appliance's file.
+func (p proxy) lines() string {
+	return map[proxy]string{
+		asks:    "\n    proxy: {url: \"http://proxy.road.test:3128\", auth_file: proxy.auth}",
+		silent:  "\n    proxy: {url: \"http://proxy.road.test:3128\"}",
+		private: "\n    proxy: {url: \"https://proxy.road.test:3130\"}\n    ca_file: proxy-ca.pem",
+	}[p]
+}
+
+func newTopology(n int, by proxy) (_ *topology, err error) {
 	base := fmt.Sprintf("dmroads%dx%d", os.Getpid(), n)
 	t := &topology{appliance: base + "a", road: base + "r", control: base + "c"}
 	defer func() {
@@ -98,7 +128,7 @@ func newTopology(n int) (_ *topology, err error) {
 	if err := resolver(t.appliance, roadToAppliance); err != nil {
 		return nil, err
 	}
-	return t, t.stand()
+	return t, t.stand(by)
 }
 
 // resolver names the resolver of a namespace's programs: ip netns exec puts this folder over /etc, in that process alone.
@@ -111,8 +141,14 @@ func resolver(ns, at string) error {
 }
 
 // stand puts the relay, the proxy and the resolver on the road.
-func (t *topology) stand() error {
+func (t *topology) stand(by proxy) error {
 	ca, err := roadtest.NewCA("Corp Inspect CA")
+	if err == nil {
+		t.own, err = roadtest.NewCA("Corp Proxy CA")
+	}
+	if err == nil {
+		t.nobodys, err = roadtest.NewCA("Corp Proxy CA")
+	}
 	if err != nil {
 		return err
 	}
@@ -128,9 +164,18 @@ func (t *topology) stand() error {
 		return c, err
 	}
 	t.relay = &roadtest.Relay{Target: net.JoinHostPort(controlOnRoad, port), Dial: dial}
-	t.proxy = &roadtest.Proxy{User: "ann", Password: "s3cret", CA: ca, Dial: dial}
+	t.proxy = &roadtest.Proxy{CA: ca, Dial: dial}
+	if by == asks {
+		t.proxy.User, t.proxy.Password = "ann", "s3cret"
+	}
+	sealed := &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if t.foreign.Load() {
+			return t.nobodys.Leaf("proxy.road.test")
+		}
+		return t.own.Leaf("proxy.road.test")
+	}}
 	return inside(t.road, func() error {
-		for at, serve := range map[string]func(net.Listener){port: t.relay.Serve, "3128": t.proxy.Serve} {
+		for at, serve := range map[string]func(net.Listener){port: t.relay.Serve, "3128": t.proxy.Serve, "3130": func(l net.Listener) { t.proxy.Serve(tls.NewListener(l, sealed)) }} {
 			ln, err := net.Listen("tcp", net.JoinHostPort(roadToAppliance, at))
 			if err != nil {
 				return err
@@ -207,6 +252,27 @@ func (t *topology) tailnetRule(on bool, ways, how []string) error {
 	return nil
 }
 
+// cut cuts the appliance's link in two, with a wire between the ends.
+func (t *topology) cut(ns string) error {
+	t.cable = ns
+	for _, s := range [][]string{
+		{"netns", "add", ns},
+		{"netns", "exec", ns, "sysctl", "-q", "-w", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"}, // it says nothing of its own
+		{"-n", t.road, "link", "set", "app0", "netns", ns, "name", "near"},
+		{"link", "add", "far", "netns", ns, "type", "veth", "peer", "name", "app0", "netns", t.road},
+		{"-n", ns, "link", "set", "near", "up"}, {"-n", ns, "link", "set", "far", "up"},
+		{"-n", t.road, "addr", "add", roadToAppliance + "/24", "dev", "app0"}, {"-n", t.road, "addr", "add", "fd77:1::1/64", "dev", "app0", "nodad"}, {"-n", t.road, "link", "set", "app0", "up"},
+	} {
+		if err := command("ip", s...); err != nil {
+			return err
+		}
+	}
+	return inside(ns, func() (err error) {
+		t.wire, err = newWire("near", "far")
+		return err
+	})
+}
+
 func (t *topology) close() error {
 	for _, c := range t.closers {
 		c()
@@ -216,7 +282,13 @@ func (t *topology) close() error {
 		t.proxy.Cut()
 	}
 	var errs []error
-	for _, ns := range []string{t.appliance, t.road, t.control} {
+	if t.wire != nil {
+		errs = append(errs, t.wire.close())
+	}
+	for _, ns := range []string{t.appliance, t.road, t.control, t.cable} {
+		if ns == "" {
+			continue
+		}
 		if _, err := os.Stat("/run/netns/" + ns); err == nil {
 			errs = append(errs, command("ip", "netns", "del", ns))
 		}

@@ -84,7 +84,7 @@ func TestInnerTLSThroughInspection(t *testing.T) {
 	defer os.RemoveAll(dir)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	net, err := newTopology(len(faults))
+	net, err := newTopology(len(faults), asks)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +100,7 @@ func TestInnerTLSThroughInspection(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if err := p.begin(ctx, true, true, "https"); err != nil {
+	if err := p.begin(ctx, asks, true, "https"); err != nil {
 		t.Fatal(err)
 	}
 	if c, err := p.probe(ctx, "200"); err != nil || c.Echoed != 200 {
@@ -123,13 +123,18 @@ func TestInnerTLSThroughInspection(t *testing.T) {
 
 // fault is what is done to the road in use.
 type fault struct {
-	name    string
-	road    string // that is broken, the first of the list; "" is https
-	proxied bool
-	inject  func(*topology) error
-	heal    func(*topology) error
-	moves   bool   // the channel must move to the other road
-	told    string // what the customer is told who orders the broken road meanwhile; "": nobody orders
+	name   string
+	road   string          // that is broken, the first of the list; "" is https
+	proxy  proxy           // that https goes through
+	wired  bool            // the appliance's link is a wire
+	beside string          // lines of the https road beside a tailnet
+	ready  func(*topology) // before the programs start; nil: nothing
+	inject func(*topology) error
+	during func(context.Context, *pair) error // nil: nothing
+	heal   func(*topology) error
+	proof  func(*topology, counts) error // that the fault was there; nil: none but what follows from the rest
+	moves  bool                          // the channel must move to the other road
+	told   string                        // what the customer is told who orders the broken road meanwhile; "": nobody orders
 }
 
 // roads are the road that is broken, and the other one.
@@ -150,25 +155,39 @@ var faults = append(onRoads(), []fault{
 	{name: "black hole", inject: relay(roadtest.BlackHole), heal: relay(roadtest.Pass), moves: true},
 	{name: "half-open", inject: relay(roadtest.HalfOpen), heal: relay(roadtest.Pass), moves: true},
 	{name: "loss 30%", inject: func(t *topology) error { return t.lose(true) }, heal: func(t *topology) error { return t.lose(false) }},
-	{name: "latency 2 s", inject: relay(roadtest.Slow), heal: relay(roadtest.Pass)},
+	{name: "latency 2 s", inject: relay(roadtest.Slow), heal: relay(roadtest.Pass), proof: waited},
 	{name: "DNS failure", moves: true, inject: func(t *topology) error { t.dnsFails.Store(true); t.relay.Cut(); return nil },
 		heal: func(t *topology) error { t.dnsFails.Store(false); return nil }},
-	{name: "proxy 407", proxied: true, moves: true, told: "refuses the user and password",
+	{name: "proxy 407", proxy: asks, moves: true, told: "refuses the user and password",
 		inject: func(t *topology) error { t.proxy.Refuses.Store(true); t.proxy.Cut(); return nil },
 		heal:   func(t *topology) error { t.proxy.Refuses.Store(false); return nil }},
-	{name: "proxy opens TLS", proxied: true, moves: true, told: "Corp Inspect CA",
+	{name: "proxy without auth", proxy: silent, moves: true, told: "asks for authentication",
+		inject: func(t *topology) error { t.proxy.Refuses.Store(true); t.proxy.Cut(); return nil },
+		heal:   func(t *topology) error { t.proxy.Refuses.Store(false); return nil }},
+	{name: "proxy of a private CA", proxy: private, moves: true, told: "the proxy's own certificate is not trusted",
+		inject: func(t *topology) error { t.foreign.Store(true); t.proxy.Cut(); return nil },
+		heal:   func(t *topology) error { t.foreign.Store(false); return nil }},
+	{name: "proxy opens TLS", proxy: asks, moves: true, told: "Corp Inspect CA",
 		inject: func(t *topology) error { t.proxy.Opens.Store(true); t.proxy.Cut(); return nil },
 		heal:   func(t *topology) error { t.proxy.Opens.Store(false); return nil }},
 }...)
 
-// onRoads are the faults of the other roads. What delays is a relay for TCP, and WireGuard is none: the tailnet is not delayed.
+// waited shows that a delay was there: for so long no message came back.
+func waited(_ *topology, c counts) error {
+	if c.gap < roadtest.Delay {
+		return fmt.Errorf("the longest gap is %s, and each way takes %s: nothing was delayed", c.gap, roadtest.Delay)
+	}
+	return nil
+}
+
+// onRoads are the faults of the other roads.
 func onRoads() []fault {
 	all := []fault{
 		{name: "reset", moves: true, inject: relay(roadtest.Reset), heal: relay(roadtest.Pass)},
 		{name: "black hole", moves: true, inject: relay(roadtest.BlackHole), heal: relay(roadtest.Pass)},
 		{name: "half-open", moves: true, inject: relay(roadtest.HalfOpen), heal: relay(roadtest.Pass)},
 		{name: "loss 30%", inject: func(t *topology) error { return t.lose(true) }, heal: func(t *topology) error { return t.lose(false) }},
-		{name: "latency 2 s", inject: relay(roadtest.Slow), heal: relay(roadtest.Pass)},
+		{name: "latency 2 s", inject: relay(roadtest.Slow), heal: relay(roadtest.Pass), proof: waited},
 		{name: "DNS failure", moves: true, inject: func(t *topology) error { t.dnsFails.Store(true); t.relay.Cut(); return nil },
 			heal: func(t *topology) error { t.dnsFails.Store(false); return nil }},
 	}
@@ -189,7 +208,7 @@ func onRoads() []fault {
 		all = append(all, fault{name: "tailscale, " + x.name, road: "tailscale", moves: x.moves,
 			inject: func(t *topology) error { return t.tailnetRule(true, x.ways, x.how) }, heal: func(t *topology) error { return t.tailnetRule(false, x.ways, x.how) }})
 	}
-	return all
+	return append(all, ofTailnet()...)
 }
 
 // hold is how long a fault lasts that the channel may sit out.
@@ -201,7 +220,7 @@ const hold = 25 * time.Second
 func TestLiveSwitchUnderFaults(t *testing.T) {
 	needs(t)
 	bin := programs(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 225*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 260*time.Second)
 	defer cancel()
 	type outcome struct {
 		counts counts
@@ -247,16 +266,19 @@ func (f *fault) play(ctx context.Context, n int, bin, dir string) (c counts, err
 	var net *topology
 	var w *world
 	if f.road == "tailscale" {
-		if w, err = newWorld(n); err == nil {
+		if w, err = newWorldOver(n, f.wired); err == nil {
 			net = &w.topology
 		}
 	} else {
-		net, err = newTopology(n)
+		net, err = newTopology(n, f.proxy)
 	}
 	if err != nil {
 		return c, err
 	}
-	p := &pair{net: net, bin: bin, dir: dir, first: f.road}
+	if f.ready != nil {
+		f.ready(net)
+	}
+	p := &pair{net: net, bin: bin, dir: dir, first: f.road, beside: f.beside}
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("%w\nthe appliance's log ends with:\n%s", err, p.tail("appliance"))
@@ -267,7 +289,7 @@ func (f *fault) play(ctx context.Context, n int, bin, dir string) (c counts, err
 		err = p.beginTailnet(ctx, w, w.tailnet.AuthKey, "tailscale")
 	} else {
 		first, _ := f.roads()
-		err = p.begin(ctx, f.proxied, false, first)
+		err = p.begin(ctx, f.proxy, false, first)
 	}
 	if err != nil {
 		return c, err
@@ -280,7 +302,11 @@ func (f *fault) play(ctx context.Context, n int, bin, dir string) (c counts, err
 	}()
 	err = f.story(ctx, p)
 	close(stop)
-	return c, errors.Join(err, <-flowed)
+	err = errors.Join(err, <-flowed)
+	if err == nil && f.proof != nil {
+		err = f.proof(net, c)
+	}
+	return c, err
 }
 
 // story is what happens while the messages flow.
@@ -288,6 +314,9 @@ func (f *fault) story(ctx context.Context, p *pair) error {
 	first, other := f.roads()
 	if err := pause(ctx, 3*time.Second); err != nil { // messages flow over the road that is broken next
 		return err
+	}
+	if f.proxy != none && p.net.proxy.Asked.Load() == 0 {
+		return errors.New("the proxy was not asked: the road leads past it")
 	}
 	if err := f.inject(p.net); err != nil {
 		return err
@@ -301,6 +330,11 @@ func (f *fault) story(ctx context.Context, p *pair) error {
 	}
 	if p.net.proxy != nil && bytes.Contains(p.net.proxy.Clear(), []byte(innerPath)) {
 		return errors.New("an inner connection was tried, and the customer's file allows none")
+	}
+	if f.during != nil {
+		if err := f.during(ctx, p); err != nil {
+			return err
+		}
 	}
 	if f.told != "" {
 		out, err := p.customer(ctx, "transport", "use", first).CombinedOutput()

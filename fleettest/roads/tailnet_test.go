@@ -39,7 +39,6 @@ const (
 // world is a topology with a tailnet in its middle. Whatever the two sides ask and send is on record.
 type world struct {
 	topology
-	tailnet *meshtest.Tailnet
 	watches []*watch
 	broken  atomic.Bool // the resolver fails
 
@@ -47,7 +46,10 @@ type world struct {
 	asked map[string]int // names
 }
 
-func newWorld(n int) (_ *world, err error) {
+func newWorld(n int) (*world, error) { return newWorldOver(n, false) }
+
+// newWorldOver has the appliance's link be a wire where it is asked for.
+func newWorldOver(n int, wired bool) (_ *world, err error) {
 	base := fmt.Sprintf("dmroads%dx%d", os.Getpid(), n)
 	w := &world{topology: topology{appliance: base + "a", road: base + "r", control: base + "c"}, asked: map[string]int{}}
 	defer func() {
@@ -72,6 +74,11 @@ func newWorld(n int) (_ *world, err error) {
 		[]string{"netns", "exec", w.road, "sysctl", "-q", "-w", "net.ipv4.ip_forward=1"})
 	for _, s := range steps {
 		if err := command("ip", s...); err != nil {
+			return nil, err
+		}
+	}
+	if wired {
+		if err := w.cut(base + "w"); err != nil {
 			return nil, err
 		}
 	}
@@ -124,7 +131,10 @@ func (w *world) resolve(pc net.PacketConn) {
 		w.note(name)
 		m.Response, m.Additionals = true, nil
 		switch a, ok := known[name]; {
-		case w.broken.Load():
+		case w.broken.Load(), w.dnsFails.Load() && strings.HasPrefix(from.String(), applianceAt+":"):
+			if name == coordinator {
+				w.unresolved.Add(1)
+			}
 			m.RCode = dnsmessage.RCodeServerFailure
 		case !ok:
 			m.RCode = dnsmessage.RCodeNameError
@@ -203,15 +213,15 @@ control_plane:
   bundle_file: ../acme/bundle.pem
   release_keys: [../acme/operator/signing.pub]
 transports:
-%s  - kind: https
+%s  - kind: https%s
 proof:
   kind: kubernetes
   token_command: [%q, token, %q]
 secrets: {kind: files, dir: secrets}
 `
-	road := fmt.Sprintf("  - kind: tailscale\n    addresses: [\"cp-1:%s\"]\n    tailnet: {control_url: %q, auth_key_file: tailnet.key, hostname: globex-eu-1}\n", port, w.tailnet.URL)
+	road := fmt.Sprintf("  - kind: tailscale\n    addresses: [\"cp-1:%s\"]\n    tailnet: {control_url: %q, auth_key_file: tailnet.key, hostname: %s}\n", port, w.tailnet.URL, hostname)
 	for name, r := range map[string]string{"appliance.yaml": road, "plain.yaml": ""} {
-		if err := p.write(fmt.Sprintf(file, appliance, domain, controlName, port, r, self, p.path("platform.sock")), "customer", name); err != nil {
+		if err := p.write(fmt.Sprintf(file, appliance, domain, controlName, port, r, p.beside, self, p.path("platform.sock")), "customer", name); err != nil {
 			return err
 		}
 	}

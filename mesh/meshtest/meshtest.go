@@ -54,6 +54,7 @@ type Tailnet struct {
 	changed chan struct{} // closed when the maps of nodes are old
 	streams atomic.Int64
 	hidden  map[netip.Addr]bool
+	old     map[key.NodePublic]bool // that Expire ended
 }
 
 // Place is where a tailnet is, for tests in network namespaces: what listens is made on the thread that calls.

@@ -10,6 +10,7 @@ import (
 
 	"tailscale.com/tailcfg"
 	"tailscale.com/tstest/integration/testcontrol"
+	"tailscale.com/types/key"
 )
 
 // SetPolicy hands new filters to all nodes. Only for a tailnet that began with a policy.
@@ -58,6 +59,37 @@ func (t *Tailnet) ExpireAll(expired bool) {
 	t.notify()
 }
 
+// Expire makes the keys of the nodes with this host name old, and takes them out of everybody's map. A node hears of it on its open stream,
+// and may register with a new key. It gives the number of nodes.
+func (t *Tailnet) Expire(hostname string) int {
+	n := 0
+	t.mu.Lock()
+	if t.old == nil {
+		t.old = map[key.NodePublic]bool{}
+	}
+	for _, node := range t.handler.AllNodes() {
+		if node.Hostinfo.Valid() && node.Hostinfo.Hostname() == hostname && !t.old[node.Key] {
+			t.old[node.Key] = true
+			node.KeyExpiry = time.Now().Add(-time.Minute)
+			t.handler.UpdateNode(node)
+			n++
+		}
+	}
+	t.mu.Unlock()
+	t.notify()
+	return n
+}
+
+// renew takes the expiry off a key that replaced an old one: the library's server copies the node, its expiry too.
+func (t *Tailnet) renew(k key.NodePublic) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.handler.Node(k); n != nil && !n.KeyExpiry.IsZero() && !t.old[k] {
+		n.KeyExpiry = time.Time{}
+		t.handler.UpdateNode(n)
+	}
+}
+
 // Hide takes the node with this address out of everybody's map, or puts it back. What others send to it goes nowhere, as to a
 // machine that has lost its power, but for its relay.
 func (t *Tailnet) Hide(node netip.Addr, hidden bool) {
@@ -70,12 +102,12 @@ func (t *Tailnet) Hide(node netip.Addr, hidden bool) {
 	t.notify()
 }
 
-// seen gives the peers that are not hidden.
+// seen gives the peers that are not hidden, and whose keys are not old.
 func (t *Tailnet) seen(peers []*tailcfg.Node) []*tailcfg.Node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return slices.DeleteFunc(peers, func(n *tailcfg.Node) bool {
-		return slices.ContainsFunc(n.Addresses, func(p netip.Prefix) bool { return t.hidden[p.Addr()] })
+		return t.old[n.Key] || slices.ContainsFunc(n.Addresses, func(p netip.Prefix) bool { return t.hidden[p.Addr()] })
 	})
 }
 
@@ -106,6 +138,7 @@ func (t *Tailnet) stream(ctx context.Context, w testcontrol.MapStreamWriter, req
 	if t.handler.Node(req.NodeKey) == nil {
 		return
 	}
+	t.renew(req.NodeKey)
 	if !req.ReadOnly {
 		t.learn(req)
 		t.notify()

@@ -228,6 +228,9 @@ type ahead struct {
 func (a *ahead) Read(b []byte) (int, error) { return a.r.Read(b) }
 
 func reset(c net.Conn) {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
 	if t, ok := c.(*net.TCPConn); ok {
 		_ = t.SetLinger(0)
 	}
