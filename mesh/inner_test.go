@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -304,42 +303,6 @@ func TestEnvironmentProxy(t *testing.T) {
 			if got := <-asked; got != tc.want {
 				t.Errorf("the proxy was asked %q, want %q", got, tc.want)
 			}
-		})
-	}
-}
-
-// TestProxyOverTLS: a proxy that is itself reached over TLS, with a CA of its own.
-func TestProxyOverTLS(t *testing.T) {
-	up, ca := listen(t, echo), newCA(t, "Proxy CA")
-	leaf, err := ca.Leaf("127.0.0.1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := listen(t, func(c net.Conn) {
-		proxy("ann", "s3cret")(tls.Server(c, &tls.Config{Certificates: []tls.Certificate{*leaf}}))
-	})
-	for trusted, want := range map[bool]fault.Kind{true: "", false: fault.Unavailable} {
-		t.Run(fmt.Sprint(trusted), func(t *testing.T) {
-			p := &mesh.Proxy{URL: "https://" + at, User: "ann", Password: "s3cret"}
-			if trusted {
-				p.CAs = ca.Pool()
-			}
-			r, err := mesh.NewHTTPS(mesh.HTTPS{Addresses: []string{up}, Proxy: p})
-			if err != nil {
-				t.Fatal(err)
-			}
-			c, err := r.Dial(t.Context(), "")
-			if fault.Of(err) != want {
-				t.Fatalf("Dial = %v, want %s", err, want)
-			}
-			if err != nil {
-				return
-			}
-			defer c.Close()
-			if _, err := io.ReadFull(c, make([]byte, len("AHEAD"))); err != nil {
-				t.Fatal(err)
-			}
-			says(t, c)
 		})
 	}
 }

@@ -174,7 +174,7 @@ func dialList(ctx context.Context, name, addr string, listed []string, wait time
 	}
 	err := errors.Join(errs...)
 	for _, e := range errs { // what needs a human is told before what may pass
-		if k := fault.Of(e); k == fault.Denied || k == fault.Invalid {
+		if k := fault.Of(e); k == fault.Denied || k == fault.Invalid || k == fault.Expired {
 			return nil, fault.Because(For(ReasonOf(e), err), op, k, "route %s: %s", name, fault.Text(e))
 		}
 	}

@@ -24,6 +24,7 @@ import (
 
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/mesh"
+	"github.com/demarc-dev/demarc/mesh/roadtest"
 )
 
 func listen(t *testing.T, serve func(net.Conn)) string {
@@ -195,6 +196,78 @@ func TestProxy(t *testing.T) {
 		if _, err := mesh.NewHTTPS(mesh.HTTPS{Addresses: []string{up}, Proxy: &bad}); fault.Of(err) != fault.Invalid {
 			t.Errorf("%q: %v, want invalid", bad.URL, err)
 		}
+	}
+}
+
+// TestProxyOfAPrivateCA: the proxy is reached by TLS. What is wrong with its own certificate is told by name, and it is asked for nothing.
+func TestProxyOfAPrivateCA(t *testing.T) {
+	up := listen(t, echo)
+	ours, err := roadtest.NewCA("Corp Proxy CA")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := roadtest.NewCA("Corp Other CA")
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan struct{}, 1)
+	behind := func(ca *roadtest.CA, host string, end time.Duration) string {
+		leaf, err := ca.LeafUntil(host, time.Now().Add(end))
+		if err != nil {
+			t.Fatal(err)
+		}
+		plain := proxy("ann", "s3cret")
+		return "https://" + listen(t, func(c net.Conn) {
+			s := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{*leaf}})
+			if s.Handshake() == nil {
+				select {
+				case asked <- struct{}{}:
+				default:
+				}
+			}
+			plain(s)
+		})
+	}
+	for name, tc := range map[string]struct {
+		at     string
+		cas    *x509.CertPool
+		kind   fault.Kind
+		reason mesh.Reason
+		text   string
+	}{
+		"right":        {behind(ours, "127.0.0.1", time.Hour), ours.Pool(), "", "", ""},
+		"another CA":   {behind(other, "127.0.0.1", time.Hour), ours.Pool(), fault.Denied, mesh.Settings, `was issued by "Corp Other CA", which this machine does not trust`},
+		"the system's": {behind(ours, "127.0.0.1", time.Hour), nil, fault.Denied, mesh.Settings, "put its CA in ca_file of this transport"},
+		"another host": {behind(ours, "proxy.example", time.Hour), ours.Pool(), fault.Denied, mesh.Settings, "not for the host of proxy.url"},
+		"expired":      {behind(ours, "127.0.0.1", -time.Minute), ours.Pool(), fault.Expired, mesh.Other, "check the clock first"},
+		"without TLS":  {"https://" + listen(t, func(c net.Conn) { _, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n"); _ = c.Close() }), ours.Pool(), fault.Denied, mesh.Settings, "does not speak TLS"},
+		"hangs up":     {"https://" + listen(t, func(c net.Conn) { _ = c.Close() }), ours.Pool(), fault.Unavailable, mesh.Unreached, "none of its"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, err := mesh.NewHTTPS(mesh.HTTPS{Addresses: []string{up}, Proxy: &mesh.Proxy{URL: tc.at, User: "ann", Password: "s3cret", CAs: tc.cas}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-asked:
+			default:
+			}
+			c, err := r.Dial(t.Context(), "")
+			if fault.Of(err) != tc.kind || !strings.Contains(fault.Text(err), tc.text) || mesh.ReasonOf(err) != tc.reason {
+				t.Fatalf("Dial = %v (%s), want %s %q (%s)", err, mesh.ReasonOf(err), tc.kind, tc.text, tc.reason)
+			}
+			if err != nil {
+				if len(asked) > 0 {
+					t.Error("the proxy was believed")
+				}
+				return
+			}
+			defer func() { _ = c.Close() }()
+			if _, err := io.ReadFull(c, make([]byte, 5)); err != nil { // what the proxy says ahead
+				t.Fatal(err)
+			}
+			says(t, c)
+		})
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -69,7 +70,7 @@ func (p *Proxy) dial(ctx context.Context, d *net.Dialer, addr string) (net.Conn,
 		t := tls.Client(c, &tls.Config{MinVersion: tls.VersionTLS12, ServerName: u.Hostname(), RootCAs: p.CAs, NextProtos: []string{"http/1.1"}})
 		if err := t.HandshakeContext(ctx); err != nil {
 			_ = c.Close()
-			return nil, fault.Because(err, op, fault.Unavailable, "the proxy's own certificate is not trusted: set its CA in proxy.ca_file")
+			return nil, proxyFault(err)
 		}
 		c = t
 	}
@@ -82,6 +83,27 @@ func (p *Proxy) dial(ctx context.Context, d *net.Dialer, addr string) (net.Conn,
 		return nil, err
 	}
 	return tunnel, nil
+}
+
+// proxyFault names what is wrong with the TLS of an https:// proxy itself.
+func proxyFault(err error) error {
+	const op = "mesh.Proxy"
+	if cert, ok := stranger(err); ok {
+		return For(Settings, fault.Because(err, op, fault.Denied, "the proxy's own certificate was issued by %s, which this machine does not trust: if that is your proxy, put its CA in ca_file of this transport", issuer(cert)))
+	}
+	var name x509.HostnameError
+	if errors.As(err, &name) {
+		return For(Settings, fault.Because(err, op, fault.Denied, "the proxy's own certificate is not for the host of proxy.url"))
+	}
+	var expired x509.CertificateInvalidError
+	if errors.As(err, &expired) && expired.Reason == x509.Expired {
+		return fault.Because(err, op, fault.Expired, "the proxy's own certificate is not valid at this machine's time: check the clock first")
+	}
+	var record tls.RecordHeaderError
+	if errors.As(err, &record) {
+		return For(Settings, fault.Because(err, op, fault.Denied, "what answers at proxy.url does not speak TLS: a proxy that is reached without it has a URL of http://"))
+	}
+	return fault.Because(err, op, fault.Unavailable, "the proxy hung up")
 }
 
 func (p *Proxy) connect(c net.Conn, addr string) (net.Conn, error) {

@@ -164,7 +164,7 @@ var faults = append(onRoads(), []fault{
 	{name: "proxy without auth", proxy: silent, moves: true, told: "asks for authentication",
 		inject: func(t *topology) error { t.proxy.Refuses.Store(true); t.proxy.Cut(); return nil },
 		heal:   func(t *topology) error { t.proxy.Refuses.Store(false); return nil }},
-	{name: "proxy of a private CA", proxy: private, moves: true, told: "the proxy's own certificate is not trusted",
+	{name: "proxy of a private CA", proxy: private, moves: true, told: "the proxy's own certificate was issued by",
 		inject: func(t *topology) error { t.foreign.Store(true); t.proxy.Cut(); return nil },
 		heal:   func(t *topology) error { t.foreign.Store(false); return nil }},
 	{name: "proxy opens TLS", proxy: asks, moves: true, told: "Corp Inspect CA",

@@ -59,7 +59,10 @@ func (c *CA) Pool() *x509.CertPool {
 }
 
 // Leaf issues a certificate for a host: a name or an address.
-func (c *CA) Leaf(host string) (*tls.Certificate, error) {
+func (c *CA) Leaf(host string) (*tls.Certificate, error) { return c.LeafUntil(host, c.cert.NotAfter) }
+
+// LeafUntil is Leaf with an end of its own.
+func (c *CA) LeafUntil(host string, end time.Time) (*tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -68,7 +71,7 @@ func (c *CA) Leaf(host string) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: "leaf"}, NotBefore: c.cert.NotBefore, NotAfter: c.cert.NotAfter,
+	t := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: "leaf"}, NotBefore: c.cert.NotBefore, NotAfter: end,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
 	if ip := net.ParseIP(host); ip != nil {
 		t.IPAddresses = []net.IP{ip}
