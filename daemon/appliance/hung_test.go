@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -60,22 +61,7 @@ func TestHungVendorIsFoundInTime(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := talker(t)
-				here, there := net.Pipe()
-				go func() { _, _ = io.Copy(io.Discard, there) }() // the kernel of a program that hangs
-				ctx, stop := context.WithCancel(t.Context())
-				var wg sync.WaitGroup
-				defer wg.Wait()
-				defer stop()
-				if c.first > 0 {
-					wg.Go(func() { a.chatter(ctx, t, c.first, c.every) })
-				}
-				began := time.Now()
-				over := time.AfterFunc(2*c.to, func() { _ = here.Close() })
-				defer over.Stop()
-				err := a.converse(ctx, "https", here, &boundaryv1.Welcome{BeatMs: uint32(c.beat.Milliseconds())})
-				took := time.Since(began)
-				_ = here.Close()
+				took, err := leaves(t, c.beat, c.first, c.every, 2*c.to)
 				if took < c.from || took > c.to {
 					t.Errorf("the channel ended after %s, want %s to %s: %v", took, c.from, c.to, err)
 				}
@@ -86,6 +72,28 @@ func TestHungVendorIsFoundInTime(t *testing.T) {
 			})
 		})
 	}
+}
+
+// leaves is how long an appliance stays with a control plane whose program hangs right after its welcome. It makes its first report
+// after first (0: none), and others every so often.
+func leaves(t *testing.T, beat, first, every, atMost time.Duration) (time.Duration, error) {
+	a := talker(t)
+	here, there := net.Pipe()
+	go func() { _, _ = io.Copy(io.Discard, there) }() // the kernel of a program that hangs
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop()
+	if first > 0 {
+		wg.Go(func() { a.chatter(ctx, t, first, every) })
+	}
+	began := time.Now()
+	over := time.AfterFunc(atMost, func() { _ = here.Close() })
+	defer over.Stop()
+	err := a.converse(ctx, "https", here, &boundaryv1.Welcome{BeatMs: uint32(beat.Milliseconds())})
+	took := time.Since(began)
+	_ = here.Close()
+	return took, err
 }
 
 // chatter makes reports.
@@ -141,6 +149,58 @@ func slowVendor(c net.Conn, after time.Duration) {
 			defer mu.Unlock()
 			_ = channel.Write(c, down, channel.MaxDown) // the channel may have ended
 		})
+	}
+}
+
+// TestWhatTheCustomerMayExpect holds the second table of docs/channel.md: how soon an appliance leaves a node whose program hangs. The beats
+// are those that the control plane tells fleets of 100, 1,000 and 10,000 (daemon/controlplane.TestWhatTheVendorMayExpect).
+func TestWhatTheCustomerMayExpect(t *testing.T) {
+	const second = "| What broke at the vendor |"
+	b, err := os.ReadFile("../../docs/channel.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, ok := strings.Cut(string(b), second)
+	if !ok {
+		t.Fatal("docs/channel.md has no such table")
+	}
+	rare := []time.Duration{time.Second * 100 / 3, time.Second * 1000 / 3, time.Second * 10_000 / 3}
+	known := []time.Duration{5 * time.Second, 5 * time.Second, 50 * time.Second}
+	rows := strings.Split(table, "\n")
+	for _, c := range []struct {
+		row      string
+		beats    []time.Duration
+		reported time.Duration // when a report is made; 0: never
+	}{
+		{"its program hangs, nobody watches it;", rare, 0},
+		{"the same, and a report waits", rare, time.Millisecond},
+		{"host, path or program;", known, 0},
+		{"the same, and a report waits", known, time.Millisecond},
+	} {
+		for len(rows) > 0 && !strings.HasPrefix(rows[0], "| "+c.row) {
+			rows = rows[1:]
+		}
+		if len(rows) == 0 {
+			t.Fatalf("docs/channel.md has no row %q in its place", c.row)
+		}
+		cells := strings.Split(strings.Trim(rows[0], "| "), " | ")
+		rows = rows[1:]
+		if len(cells) != 2+len(c.beats) {
+			t.Fatalf("the row %q has %d cells", c.row, len(cells))
+		}
+		for i, beat := range c.beats {
+			want, err := time.ParseDuration(strings.NewReplacer(" ", "", "min", "m").Replace(cells[2+i]))
+			if err != nil {
+				t.Fatalf("the row %q: %v", c.row, err)
+			}
+			synctest.Test(t, func(t *testing.T) {
+				took, err := leaves(t, beat, c.reported, 2*time.Hour, 2*want)
+				took -= c.reported
+				if took > want || took < want-want/5-time.Second { // a beat comes in the last fifth of its time
+					t.Errorf("%s, a beat in %s: left after %s, promised are %s: %v", c.row, beat, took, want, err)
+				}
+			})
+		}
 	}
 }
 
