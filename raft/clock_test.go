@@ -282,6 +282,49 @@ func TestAClockThatJumps(t *testing.T) {
 	}
 }
 
+// The leader's clock is wrong, and so is another voter's: the lead goes to one of the three whose clocks are right, and the
+// other wrong one does not lead in between, whichever comes first by name.
+func TestTheLeadGoesToARightClock(t *testing.T) {
+	for _, by := range []time.Duration{time.Hour, -time.Hour} { // as the leader's, and another way
+		for _, last := range []bool{false, true} {
+			t.Run(fmt.Sprint("the other is off by ", by, ", last by name ", last), func(t *testing.T) {
+				playSkewed(t, 5, func(t *testing.T, c *skewed) {
+					lead := c.lead()
+					var others []int
+					for i := range c.nodes {
+						if i != lead {
+							others = append(others, i)
+						}
+					}
+					other := others[0]
+					if last {
+						other = others[len(others)-1]
+					}
+					c.skew[other].Store(int64(by))
+					c.until("the leader knows the other's clock", 20*time.Second, func() bool {
+						_, agree := c.nodes[lead].Agreed()
+						return agree == 4
+					})
+					c.skew[lead].Store(int64(time.Hour))
+					c.until("the lead is given away", 20*time.Second, func() bool {
+						if c.nodes[other].State().Role == "leader" {
+							t.Fatal("it was given to one whose clock is wrong")
+						}
+						return c.nodes[lead].State().Role != "leader" && c.nodes[c.lead()].Clock() == nil
+					})
+					to := c.lead()
+					for range 200 { // and it stays there
+						time.Sleep(50 * time.Millisecond) // of the bubble's time
+						if c.nodes[to].State().Role != "leader" || c.nodes[to].Clock() != nil {
+							t.Fatalf("node %d leads no more, or by a wrong clock", to)
+						}
+					}
+				})
+			})
+		}
+	}
+}
+
 // Two voters that differ stop changes, and both say so; reads go on. So do all three apart.
 func TestNoMajorityOfClocks(t *testing.T) {
 	for nodes, skew := range map[int][]time.Duration{2: {0, time.Hour}, 3: {0, time.Hour, -time.Hour}} {

@@ -52,7 +52,7 @@ const (
 
 	pulseEvery = 2 * time.Second
 	pulseWait  = 3 * pulseEvery
-	endWait    = time.Second // for the peer to hear that this is the end
+	endWait    = time.Second // for the peer to hear its last answers, and that this is the end
 )
 
 type frame struct {
@@ -105,11 +105,24 @@ func (h *heard) Read(b []byte) (int, error) {
 	return h.tracked.Read(b)
 }
 
+// stop ends the reading. What is being written has a moment more: a peer that does not read holds up no end.
 func (h *heard) stop() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.stopped = true
 	_ = h.SetReadDeadline(time.Unix(1, 0))
+	_ = h.SetWriteDeadline(time.Now().Add(endWait))
+}
+
+// bound gives the next answer its time to be written.
+func (h *heard) bound() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	wait := pulseWait
+	if h.stopped {
+		wait = endWait
+	}
+	_ = h.SetWriteDeadline(time.Now().Add(wait))
 }
 
 // serveForward answers the questions of one peer. When its connection ends, what it still waits for is given up; when the
@@ -138,7 +151,7 @@ func (n *Node) serveForward(c *tracked) {
 	answer := func(f frame) {
 		mu.Lock()
 		defer mu.Unlock()
-		_ = c.SetWriteDeadline(time.Now().Add(pulseWait))
+		from.bound()
 		if writeFrame(c, f) != nil {
 			c.abort()
 		}
