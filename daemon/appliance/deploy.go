@@ -15,7 +15,6 @@ import (
 
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
-	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/grant"
@@ -235,7 +234,7 @@ func (a *Appliance) fetch(ctx context.Context, d fleet.Digest) error {
 		return err
 	}
 	defer p.Close()
-	client := boundaryv1connect.NewBoundaryClient(l.http, base, connect.WithReadMaxBytes(1<<20))
+	client := l.boundary(1 << 20)
 	stream, err := client.Artifact(ctx, connect.NewRequest(&boundaryv1.ArtifactRequest{Digest: string(d), Offset: p.Offset()}))
 	if err != nil {
 		return api.FromWire(op, err)

@@ -11,7 +11,6 @@ import (
 
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
-	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/daemon/appliance/platform"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
@@ -70,7 +69,7 @@ func (a *Appliance) tellKeys(ctx context.Context, l *link, told []byte) ([]byte,
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	ch, err := boundaryv1connect.NewBootstrapClient(l.http, base, connect.WithReadMaxBytes(64<<10)).Challenge(ctx, connect.NewRequest(&boundaryv1.ChallengeRequest{}))
+	ch, err := l.bootstrap(64<<10).Challenge(ctx, connect.NewRequest(&boundaryv1.ChallengeRequest{}))
 	if err != nil {
 		return told, api.FromWire(op, err)
 	}
@@ -82,7 +81,7 @@ func (a *Appliance) tellKeys(ctx context.Context, l *link, told []byte) ([]byte,
 	if err != nil {
 		return told, err
 	}
-	res, err := boundaryv1connect.NewBoundaryClient(l.http, base, connect.WithReadMaxBytes(64<<10)).RollKeys(ctx, connect.NewRequest(&boundaryv1.RollKeysRequest{Jwks: jwks, Token: t, Nonce: ch.Msg.GetNonce()}))
+	res, err := l.boundary(64<<10).RollKeys(ctx, connect.NewRequest(&boundaryv1.RollKeysRequest{Jwks: jwks, Token: t, Nonce: ch.Msg.GetNonce()}))
 	if err != nil {
 		return told, api.FromWire(op, err)
 	}

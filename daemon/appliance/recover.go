@@ -13,7 +13,6 @@ import (
 
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
-	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/daemon/appliance/platform"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
@@ -71,7 +70,7 @@ func askAnyone(ctx context.Context, c net.Conn, nonce []byte) ([]byte, error) {
 		return nil, err
 	}
 	defer l.cc.Close()
-	client := boundaryv1connect.NewBootstrapClient(l.http, base, connect.WithReadMaxBytes(2*identity.MaxBundle))
+	client := l.bootstrap(2 * identity.MaxBundle)
 	res, err := client.Bundle(ctx, connect.NewRequest(&boundaryv1.BundleRequest{Nonce: nonce}))
 	if err != nil {
 		return nil, api.FromWire(op, err)

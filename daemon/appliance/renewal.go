@@ -10,7 +10,6 @@ import (
 
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
-	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/identity"
 )
 
@@ -87,8 +86,7 @@ func (a *Appliance) renew(ctx context.Context, l *link) error {
 	if err != nil {
 		return err
 	}
-	client := boundaryv1connect.NewBoundaryClient(l.http, base, connect.WithReadMaxBytes(256<<10))
-	res, err := client.Renew(ctx, connect.NewRequest(&boundaryv1.RenewRequest{Csr: request}))
+	res, err := l.boundary(256<<10).Renew(ctx, connect.NewRequest(&boundaryv1.RenewRequest{Csr: request}))
 	if err != nil {
 		return api.FromWire(op, err)
 	}

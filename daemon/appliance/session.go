@@ -14,10 +14,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"connectrpc.com/connect"
 	"golang.org/x/net/http2"
 
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
+	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/mesh"
@@ -44,6 +46,16 @@ type link struct {
 	at   string // route
 
 	shown string // serial of the certificate that it was dialled with, "" where that is not known
+}
+
+// boundary is the vendor's service for appliances, and bootstrap the one for strangers. An answer has so many bytes at most.
+// What is told of a call that broke says whether it may have happened: see [api.Sent].
+func (l *link) boundary(most int) boundaryv1connect.BoundaryClient {
+	return boundaryv1connect.NewBoundaryClient(l.http, base, connect.WithReadMaxBytes(most), api.Doubt())
+}
+
+func (l *link) bootstrap(most int) boundaryv1connect.BootstrapClient {
+	return boundaryv1connect.NewBootstrapClient(l.http, base, connect.WithReadMaxBytes(most), api.Doubt())
 }
 
 // open proves the node that answers on a connection, and speaks HTTP/2 with it.

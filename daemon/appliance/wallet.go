@@ -24,7 +24,6 @@ import (
 
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
-	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -296,7 +295,7 @@ func (a *Appliance) enrol(ctx context.Context, c *link) ([]byte, error) {
 	const op = "appliance.enrol"
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	client := boundaryv1connect.NewBootstrapClient(c.http, base, connect.WithReadMaxBytes(256<<10))
+	client := c.bootstrap(256 << 10)
 	ch, err := client.Challenge(ctx, connect.NewRequest(&boundaryv1.ChallengeRequest{}))
 	if err != nil {
 		return nil, api.FromWire(op, err)
