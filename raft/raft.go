@@ -66,7 +66,8 @@
 // The configuration in the log is the truth about who is a member and who votes; [Node.Change] changes it by stable id. The
 // list of the config is for the first start, and tells where members may be. A member is looked for where it last said that
 // it is, where the log says, and where the list says, and is known by its certificate alone; a leader writes a new address
-// into the log by itself. A node with [Config.Join] begins no cluster: it waits until a leader that added it calls.
+// into the log by itself. A node with [Config.Join] begins no cluster: it waits until a leader that added it calls. A node whose
+// disk was lost looks like one that was never started: [Config.Begin] is where its caller tells them apart.
 //
 // Whoever is removed is cut off by each node that has the change, is told so, and stops.
 package raft
@@ -122,8 +123,9 @@ type Timing struct {
 // Config is what a node is made of.
 type Config struct {
 	Self       Member
-	First      []Member // the first voters, Self among them, the same list on each node; where Dir holds state it tells addresses only
-	Join       bool     // begin no cluster: wait to be added to the one whose members First tells
+	First      []Member     // the first voters, Self among them, the same list on each node; where Dir holds state it tells addresses only
+	Join       bool         // begin no cluster: wait to be added to the one whose members First tells
+	Begin      func() error // asked before a cluster is begun, which is where Dir holds no state and Join is not set: an error keeps Open from it; nil: it may
 	Dir        string
 	Machine    Machine
 	Listener   net.Listener                                             // plain TCP; the node closes it
@@ -241,7 +243,10 @@ func Open(cfg Config) (*Node, error) {
 		if n.trans != nil {
 			_ = n.trans.Close()
 		}
-		return nil, fault.At(op, "", errors.Join(err, n.disk.close()))
+		if also := n.disk.close(); also != nil {
+			err = errors.Join(err, also) // alone it says better what it is
+		}
+		return nil, fault.At(op, "", err)
 	}
 	n.wg.Go(n.net.accept)
 	for range packers {
@@ -316,7 +321,7 @@ func (n *Node) open() error {
 	n.trans = hraft.NewNetworkTransportWithConfig(&hraft.NetworkTransportConfig{Stream: n.net, MaxPool: 4, Timeout: rpcWait, MaxRPCsInFlight: inFlight,
 		Logger: hclogger(n.log), ServerAddressProvider: byID{}})
 	if err := n.bootstrap(); err != nil {
-		return fault.Because(err, op, fault.Unavailable, "the first configuration can't be written")
+		return err
 	}
 	n.raft, err = hraft.NewRaft(n.cfg.library(), n.fsm, n.logs, n.disk.wal, n.disk.snaps, n.trans)
 	switch {
@@ -336,13 +341,26 @@ func (n *Node) open() error {
 	return n.meters.register(n.cfg.Registerer)
 }
 
-// bootstrap writes the first configuration where there is nothing. It completes a start that was cut off between the
-// library's two writes, the term and the configuration: a node that has voted is beyond term 1.
+// bootstrap begins a cluster where there is nothing, this node is not one that joins, and its caller lets it.
 func (n *Node) bootstrap() error {
 	had, err := hraft.HasExistingState(n.logs, n.disk.wal, n.disk.snaps)
-	if err != nil {
-		return err
+	if err == nil && !had && !n.cfg.Join && n.cfg.Begin != nil {
+		if err := n.cfg.Begin(); err != nil {
+			return err
+		}
 	}
+	if err == nil {
+		err = n.first(had)
+	}
+	if err != nil {
+		return fault.Because(err, "raft.bootstrap", fault.Unavailable, "the first configuration can't be written")
+	}
+	return nil
+}
+
+// first writes the first configuration where there is nothing. It completes a start that was cut off between the
+// library's two writes, the term and the configuration: a node that has voted is beyond term 1.
+func (n *Node) first(had bool) error {
 	var first hraft.Configuration
 	for _, m := range n.cfg.First {
 		first.Servers = append(first.Servers, hraft.Server{Suffrage: hraft.Voter, ID: hraft.ServerID(m.ID), Address: hraft.ServerAddress(m.Addr)})

@@ -24,7 +24,7 @@ func (n *node) raftConfig(ln net.Listener) raft.Config {
 		}
 		return nil
 	}
-	cfg := raft.Config{Dir: filepath.Join(n.cfg.Dir, "raft"), Machine: Gate{Book: n.book, Cluster: n.voting}, Join: n.cfg.Join,
+	cfg := raft.Config{Dir: filepath.Join(n.cfg.Dir, "raft"), Machine: Gate{Book: n.book, Cluster: n.voting}, Join: n.cfg.Join, Begin: func() error { return n.mayBegin(time.Now()) },
 		Listener: ln, Logger: n.log, Registerer: n.reg.Registerer(), Peer: n.peer, About: func() []byte { return n.says },
 		ServerTLS: identity.Server(n.files, nodesOnly, true, raft.ProtoRaft, raft.ProtoForward),
 		ClientTLS: n.toPeer}

@@ -5,6 +5,7 @@ package controlplane
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"log/slog"
 	"net"
@@ -274,21 +275,58 @@ func (n *node) genesis(ctx context.Context, ready func()) error {
 	return nil
 }
 
-func (n *node) begin(ctx context.Context) error {
-	const op = "controlplane.begin"
+// firstDay is how long after it was made a genesis may begin a cluster.
+const firstDay = 24 * time.Hour
+
+// mayBegin tells whether an empty directory is that of a first start. A node whose disk was lost looks the same, and has the same
+// file: alone, or with others in the same plight, it would begin anew, with the old keys and an empty book, beside or in place of
+// the cluster that there is. So a genesis begins a cluster on its first day only. Who comes later makes another one: nobody
+// depends on it yet.
+func (n *node) mayBegin(now time.Time) error {
+	const op = "controlplane.mayBegin"
+	g, err := n.readGenesis(op)
+	if err != nil {
+		return err
+	}
+	var made time.Time
+	for _, s := range g.Slots {
+		ca, err := x509.ParseCertificate(s.CertDER)
+		if err != nil {
+			return fault.Because(err, op, fault.Invalid, "the genesis holds no certificate authority that can be read: %s", n.cfg.Genesis)
+		}
+		if at := ca.NotBefore.Add(identity.DefaultBackdate); at.After(made) {
+			made = at
+		}
+	}
+	if now.Sub(made) <= firstDay {
+		return nil
+	}
+	return fault.New(op, fault.Conflict, "%s holds no log, and no cluster is begun with a genesis that is older than a day: %s is of %s. If this node's disk was lost, have it certified (demarc control-plane certify), with join: true in its file; if no node is left, restore a snapshot (demarc control-plane snapshot restore); if no cluster was ever begun, make another one (demarc control-plane init)",
+		n.cfg.Dir, n.cfg.Genesis, made.UTC().Format(time.RFC3339))
+}
+
+func (n *node) readGenesis(op string) (GenesisWith, error) {
+	var g GenesisWith // what an older build wrote has no operator
 	if n.cfg.Genesis == "" {
-		return fault.New(op, fault.Invalid, "the book is empty and the file names no genesis: take the one that demarc control-plane init wrote")
+		return g, fault.New(op, fault.Invalid, "the book is empty and the file names no genesis: take the one that demarc control-plane init wrote")
 	}
 	b, err := os.ReadFile(n.cfg.Genesis)
 	if err != nil {
-		return fault.Because(err, op, fault.Invalid, "genesis can't be read: %s", n.cfg.Genesis)
+		return g, fault.Because(err, op, fault.Invalid, "genesis can't be read: %s", n.cfg.Genesis)
 	}
-	var g GenesisWith // what an older build wrote has no operator
 	if err := seal.StrictJSON(b, &g); err != nil {
-		return fault.At(op, fault.Invalid, err)
+		return g, fault.At(op, fault.Invalid, err)
 	}
 	if g.TrustDomain != n.cfg.TrustDomain {
-		return fault.New(op, fault.Invalid, "the genesis is of the trust domain %q, the file says %q", g.TrustDomain, n.cfg.TrustDomain)
+		return g, fault.New(op, fault.Invalid, "the genesis is of the trust domain %q, the file says %q", g.TrustDomain, n.cfg.TrustDomain)
+	}
+	return g, nil
+}
+
+func (n *node) begin(ctx context.Context) error {
+	g, err := n.readGenesis("controlplane.begin")
+	if err != nil {
+		return err
 	}
 	by := fleet.PrincipalOf(g.TrustDomain, fleet.Node, n.cfg.Name)
 	meta := ledger.Meta{At: n.now().UTC(), By: by, Request: "genesis"}
