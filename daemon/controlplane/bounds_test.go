@@ -224,3 +224,43 @@ func TestStrangersOfManyNetworksGiveWay(t *testing.T) {
 		t.Errorf("%d connections of strangers are open, want %d", n, ofStrangers.all)
 	}
 }
+
+// TestWhoLosesItsPlace: how long a peer may be silent in its handshake while all places are taken and others wait.
+func TestWhoLosesItsPlace(t *testing.T) {
+	for name, x := range map[string]struct {
+		spoke bool
+		many  int    // handshakes of its source
+		waits string // where the one comes from that waits
+		want  time.Duration
+	}{
+		"it never spoke":                      {false, 1, "other", silentWait},
+		"it spoke":                            {true, 1, "other", peerWait},
+		"one of many of its source":           {true, heavy + 1, "other", heavyWait},
+		"one of as many as a source may have": {true, heavy, "other", peerWait},
+		"one of many, and only its own wait":  {true, heavy + 1, "it", peerWait},
+		"one of many that never spoke":        {false, heavy + 1, "it", silentWait},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, _ := begun(t)
+				door, _, _ := atDoor(t, s)
+				mine, theirs := net.Pipe()
+				defer mine.Close()
+				for range x.many {
+					one := &turn{Conn: theirs, turns: s.turns, came: time.Now(), from: "it"}
+					one.spoke.Store(x.spoke)
+					one.since.Store(1) // it waits for its peer's bytes
+					door.fly(one, true)
+				}
+				door.next = "/" + x.waits
+				began := time.Now()
+				for len(door.flying) == x.many {
+					time.Sleep(door.shed())
+				}
+				if took := time.Since(began); took < x.want || took > x.want+2*glance {
+					t.Errorf("it lost its place after %s, want %s", took, x.want)
+				}
+			})
+		})
+	}
+}

@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
@@ -359,10 +360,10 @@ func TestEnemySendsTooMuch(t *testing.T) {
 	g := newGate(t, 0)
 	var packed bytes.Buffer
 	z := gzip.NewWriter(&packed)
-	for range 64 {
-		_, err := z.Write(make([]byte, 1<<20))
-		ok(t, err)
-	}
+	whole, err := proto.Marshal(&boundaryv1.EnrolRequest{Nonce: strings.Repeat("A", 16<<20)}) // nothing but its size is wrong with it
+	ok(t, err)
+	_, err = z.Write(whole)
+	ok(t, err)
 	ok(t, z.Close())
 	for name, tc := range map[string]struct {
 		body   io.Reader
@@ -377,6 +378,12 @@ func TestEnemySendsTooMuch(t *testing.T) {
 			res, err := g.post(tc.body, tc.length, tc.head...)
 			if err == nil && res.StatusCode == http.StatusOK {
 				t.Fatal("it was taken")
+			}
+			if name == "packed" {
+				ok(t, err)
+				if b, _ := io.ReadAll(res.Body); !bytes.Contains(b, []byte("resource_exhausted")) {
+					t.Fatalf("%s %s: it was unpacked", res.Status, b)
+				}
 			}
 			if e, is := tc.body.(*endless); is && e.taken.Load() > 8<<20 { // HTTP/2 windows, not the message
 				t.Fatalf("%d bytes were taken", e.taken.Load())
