@@ -4,3 +4,6 @@ package mesh
 
 // Refused is the error of a coordinator's words.
 var Refused = refused
+
+// Most is how many connections a node holds at most.
+func (n *Node) Most() int { return n.held.most }

@@ -169,6 +169,9 @@ func TestNodeHoldsNoMore(t *testing.T) {
 	}
 	to := net.JoinHostPort(b.Addrs()[0].String(), "80")
 	a := join(t, tn, mesh.TailnetConfig{Hostname: "a", Addresses: []string{to}, Wait: 30 * time.Second, MaxHeld: 4})
+	if n := join(t, tn, mesh.TailnetConfig{Hostname: "c"}).Most(); n != mesh.MaxHeld {
+		t.Errorf("a node of which nothing is said holds %d connections, want %d", n, mesh.MaxHeld)
+	}
 	dialled, taken := gather(t, a, l, to, 3)
 	go echoAll(l)
 	more, err := a.Dial(t.Context(), to)

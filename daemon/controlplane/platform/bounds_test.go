@@ -52,6 +52,8 @@ func TestAddressesThatAreDialled(t *testing.T) {
 		"169.254.169.254":        {}, // metadata services
 		"::ffff:169.254.169.254": {},
 		"fd00:ec2::254":          {},
+		"::ffff:168.63.129.16":   {},
+		"::ffff:100.64.0.1":      {false, true, true},
 		"fd20:ce::254":           {},
 		"168.63.129.16":          {},
 		"100.100.100.200":        {},
