@@ -105,7 +105,7 @@ func (s *Server) steer(ctx context.Context, m Membership, policy Autopilot) erro
 		return err
 	}
 	if next.Do == raft.Remove {
-		_, err = submit(ctx, s, s.self(), "", RemoveNode{Name: next.ID, Reason: "autopilot: " + next.Why})
+		_, err = submit(ctx, s, s.self(), "", s.book.View().removeNode(RemoveNode{Name: next.ID, Reason: "autopilot: " + next.Why}))
 		return err
 	}
 	_, err = submit(ctx, s, s.self(), "", NodeChanged{Do: "autopilot " + next.Do, Name: next.ID})

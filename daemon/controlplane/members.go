@@ -174,7 +174,7 @@ func (c cluster) AddMember(ctx context.Context, req *connect.Request[controlv1.A
 		return nil, err
 	}
 	by, id := api.From(ctx).Principal, fleet.RequestID(r.GetRequestId())
-	if _, err := submit(ctx, c.Server, by, id, AddNode{Name: r.GetName(), Raft: r.GetRaftAddress(), API: r.GetApiAddress(), Voter: !r.GetNonVoter()}); err != nil {
+	if _, err := submit(ctx, c.Server, by, id, c.book.View().addNode(AddNode{Name: r.GetName(), Raft: r.GetRaftAddress(), API: r.GetApiAddress(), Voter: !r.GetNonVoter()})); err != nil {
 		return nil, err
 	}
 	if err := m.Change(ctx, raft.Change{Do: raft.Add, ID: r.GetName(), Addr: r.GetRaftAddress()}); err != nil {
@@ -247,7 +247,7 @@ func (c cluster) bury(ctx context.Context, id fleet.RequestID, name, reason stri
 	if len(reason) > maxSentence {
 		return fault.New("controlplane.Remove", fault.Invalid, "the reason has more than %d bytes", maxSentence)
 	}
-	_, err := submit(ctx, c.Server, api.From(ctx).Principal, id, RemoveNode{Name: name, Reason: reason})
+	_, err := submit(ctx, c.Server, api.From(ctx).Principal, id, c.book.View().removeNode(RemoveNode{Name: name, Reason: reason}))
 	return err
 }
 

@@ -58,7 +58,8 @@ func (s State) Pilot() Autopilot {
 
 // Bounds of what a node says about itself.
 const (
-	maxPeers = 64 // nodes, removed ones included
+	maxPeers = 64   // nodes; by the first kinds of changes removed ones included
+	maxNames = 1024 // of nodes, removed ones included: a removed name is kept for good, in about 300 bytes
 	maxKinds = 1024
 	maxText  = 512 // bytes of an address, a build, a kind
 )
@@ -75,7 +76,9 @@ type AddNode struct {
 func (AddNode) Kind() string { return "node.add/1" }
 
 // Apply refuses the name of a removed node.
-func (c AddNode) Apply(s *State, m ledger.Meta) (none, error) {
+func (c AddNode) Apply(s *State, m ledger.Meta) (none, error) { return c.apply(s, m, s.firstRoom) }
+
+func (c AddNode) apply(s *State, m ledger.Meta, room func(op string) error) (none, error) {
 	const op = "node.add"
 	if err := fleet.CheckName("node", c.Name); err != nil {
 		return none{}, err
@@ -87,8 +90,10 @@ func (c AddNode) Apply(s *State, m ledger.Meta) (none, error) {
 	switch {
 	case was.Removed:
 		return none{}, removedNode(op, c.Name)
-	case !is && s.peers.Len() >= maxPeers:
-		return none{}, fault.New(op, fault.Conflict, "the book knows %d nodes already", s.peers.Len())
+	case !is:
+		if err := room(op); err != nil {
+			return none{}, err
+		}
 	}
 	was.Name, was.Raft, was.API, was.Voter = c.Name, c.Raft, c.API, c.Voter
 	if !is {
@@ -148,13 +153,17 @@ type RemoveNode struct {
 func (RemoveNode) Kind() string { return "node.remove/1" }
 
 // Apply keeps the name as that of a removed node.
-func (c RemoveNode) Apply(s *State, m ledger.Meta) (none, error) {
+func (c RemoveNode) Apply(s *State, m ledger.Meta) (none, error) { return c.apply(s, m, s.firstRoom) }
+
+func (c RemoveNode) apply(s *State, m ledger.Meta, room func(op string) error) (none, error) {
 	if err := fleet.CheckName("node", c.Name); err != nil {
 		return none{}, err
 	}
 	was, is := s.peers.Get(c.Name)
-	if !is && s.peers.Len() >= maxPeers {
-		return none{}, fault.New("node.remove", fault.Conflict, "the book knows %d nodes already", s.peers.Len())
+	if !is {
+		if err := room("node.remove"); err != nil {
+			return none{}, err
+		}
 	}
 	if was.Removed {
 		return none{}, nil
@@ -167,6 +176,88 @@ func (c RemoveNode) Apply(s *State, m ledger.Meta) (none, error) {
 	s.nodes, s.keks, s.certs = s.nodes.Delete(c.Name), s.keks.Delete(c.Name), s.certs.Delete(c.Name)
 	s.stopped = s.stopped.Set(c.Name, m.At) // the channels that it held ended with it
 	return none{}, nil
+}
+
+// AddAnother is [AddNode] in a book that knows 64 other nodes: what counts is how many there are, and not how many there were.
+type AddAnother struct{ AddNode }
+
+// Kind names the change in the log.
+func (AddAnother) Kind() string { return "node.add/2" }
+
+// Apply is that of [AddNode], with room for names.
+func (c AddAnother) Apply(s *State, m ledger.Meta) (none, error) {
+	return c.apply(s, m, s.roomForAnother)
+}
+
+// RemoveAnother is [RemoveNode] in a book that knows 64 other nodes.
+type RemoveAnother struct{ RemoveNode }
+
+// Kind names the change in the log.
+func (RemoveAnother) Kind() string { return "node.remove/2" }
+
+// Apply is that of [RemoveNode], with room for names. It keeps what a removed name is kept for, and no more.
+func (c RemoveAnother) Apply(s *State, m ledger.Meta) (none, error) {
+	if len(c.Reason) > maxSentence {
+		return none{}, fault.New("node.remove", fault.Invalid, "the reason has more than %d bytes", maxSentence)
+	}
+	if _, err := c.apply(s, m, s.roomForName); err != nil {
+		return none{}, err
+	}
+	p, _ := s.peers.Get(c.Name)
+	s.peers = s.peers.Set(c.Name, Peer{Name: p.Name, Removed: true, Reason: p.Reason, Since: p.Since})
+	return none{}, nil
+}
+
+func (s *State) firstRoom(op string) error {
+	if s.peers.Len() >= maxPeers {
+		return fault.New(op, fault.Conflict, "the book knows %d nodes already", s.peers.Len())
+	}
+	return nil
+}
+
+func (s *State) roomForName(op string) error {
+	if s.peers.Len() >= maxNames {
+		return fault.New(op, fault.Conflict, "the book knows the names of %d nodes already, most of them removed: there is room for no other", s.peers.Len())
+	}
+	return nil
+}
+
+func (s *State) roomForAnother(op string) error {
+	there := 0
+	for _, p := range s.Peers() {
+		if !p.Removed {
+			there++
+		}
+	}
+	if there >= maxPeers {
+		return fault.New(op, fault.Conflict, "the book knows %d nodes already: remove one that is gone (demarc control-plane members)", there)
+	}
+	return s.roomForName(op)
+}
+
+// crowded tells whether a change of this node's name needs the second kinds: so many others are known. A repeated request is
+// of the same kind, as the name itself does not count.
+func (s State) crowded(name string) bool {
+	others := s.peers.Len()
+	if _, is := s.peers.Get(name); is {
+		others--
+	}
+	return others >= maxPeers
+}
+
+// addNode is the change that adds a node to this book, and removeNode the one that removes it.
+func (s State) addNode(c AddNode) ledger.Change[State, none] {
+	if s.crowded(c.Name) {
+		return AddAnother{c}
+	}
+	return c
+}
+
+func (s State) removeNode(c RemoveNode) ledger.Change[State, none] {
+	if s.crowded(c.Name) {
+		return RemoveAnother{c}
+	}
+	return c
 }
 
 // NodeChanged puts on record what was done with a member: the configuration itself is not in the book.

@@ -33,7 +33,7 @@ func NewBook(more ...ledger.Learned[State]) *ledger.Book[State] {
 		ledger.Learn[Ask](), ledger.Learn[Countersign](), ledger.Learn[RequestOperation](), ledger.Learn[OrdersDone](), ledger.Learn[Report](), ledger.Learn[Troubles](),
 		ledger.Learn[EnrolProven](), ledger.Learn[RollKeys](), ledger.Learn[SetExpect](),
 		ledger.Learn[PrepareCA](), ledger.Learn[ActivateCA](), ledger.Learn[RetireCA](), ledger.Learn[RenewBy](), ledger.Learn[HoldsBundle](), ledger.Learn[NodeBundle](),
-		ledger.Learn[AddNode](), ledger.Learn[NodeIs](), ledger.Learn[RemoveNode](), ledger.Learn[NodeChanged](), ledger.Learn[SetAutopilot](),
+		ledger.Learn[AddNode](), ledger.Learn[NodeIs](), ledger.Learn[RemoveNode](), ledger.Learn[AddAnother](), ledger.Learn[RemoveAnother](), ledger.Learn[NodeChanged](), ledger.Learn[SetAutopilot](),
 		ledger.Learn[GenesisWith](), ledger.Learn[AdoptOperator](), ledger.Learn[InviteOperator](), ledger.Learn[EnrolOperator](), ledger.Learn[RenewOperator](), ledger.Learn[OperatorUses](),
 		ledger.Learn[SetOperatorRole](), ledger.Learn[BanOperator](), ledger.Learn[RemoveOperator](),
 		ledger.Learn[KeepSecrets](), ledger.Learn[HoldsKEK](), ledger.Learn[RotateKEK](), ledger.Learn[PrepareCAWith](), ledger.Learn[LoginOperator](),
