@@ -17,19 +17,34 @@ import (
 	"github.com/demarc-dev/demarc/raft/wal"
 )
 
-// SlowDisk makes writes of the node wait for gate where it is not nil.
+// SlowDisk makes each write and sync of the node wait for gate.
 func SlowDisk(cfg *Config, gate func()) {
-	cfg.wrap = func(s hraft.LogStore) hraft.LogStore { return slow{s, gate} }
+	cfg.wrap = func(s diskLog) diskLog { return slow{s, gate, gate} }
+}
+
+// LateDisk makes only the late syncs of a leader wait for gate.
+func LateDisk(cfg *Config, gate func()) {
+	cfg.wrap = func(s diskLog) diskLog { return slow{s, func() {}, gate} }
 }
 
 type slow struct {
-	hraft.LogStore
-	gate func()
+	diskLog
+	store, sync func()
 }
 
 func (s slow) StoreLogs(l []*hraft.Log) error {
-	s.gate()
-	return s.LogStore.StoreLogs(l)
+	s.store()
+	return s.diskLog.StoreLogs(l)
+}
+
+func (s slow) WriteLogs(l []*hraft.Log) error {
+	s.store()
+	return s.diskLog.WriteLogs(l)
+}
+
+func (s slow) Sync() error {
+	s.sync()
+	return s.diskLog.Sync()
 }
 
 // EncodePack and the others are the formats, for fuzzing.
@@ -50,6 +65,9 @@ func (n *Node) Cut(on bool) { n.net.cut(on) }
 
 // Writing tells whether the node is writing to its disk.
 func (n *Node) Writing() bool { return !n.store.since().IsZero() }
+
+// Synced is the index up to which the node's log is on disk.
+func (n *Node) Synced() uint64 { return n.store.Synced() }
 
 // Fast is timing for tests.
 func Fast() Timing {
@@ -103,6 +121,15 @@ func ToBolt(dir string) error {
 		return nil
 	})
 	return errors.Join(err, db.Close(), l.Close(), os.RemoveAll(filepath.Join(logs, walName)))
+}
+
+// Lose takes the entries from an index on from the log of a member that is closed, as a crash does that were not synced.
+func Lose(dir string, from uint64) error {
+	l, err := wal.Open(wal.Dir(filepath.Join(dir, "log", walName)), wal.Options{})
+	if err != nil {
+		return err
+	}
+	return errors.Join(l.Cut(from), l.Close())
 }
 
 // FlipBolt alters what the older log says of an entry.

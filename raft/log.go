@@ -47,7 +47,12 @@ func (s store) GetLog(index uint64, l *hraft.Log) error {
 func (s store) StoreLog(l *hraft.Log) error { return s.StoreLogs([]*hraft.Log{l}) }
 
 // StoreLogs implements hraft.LogStore. Entries with proposals leave the last of the room to those of elections.
-func (s store) StoreLogs(logs []*hraft.Log) error {
+func (s store) StoreLogs(logs []*hraft.Log) error { return s.add(logs, s.Append) }
+
+// WriteLogs implements diskLog.
+func (s store) WriteLogs(logs []*hraft.Log) error { return s.add(logs, s.Write) }
+
+func (s store) add(logs []*hraft.Log, to func([]wal.Entry) error) error {
 	entries := make([]wal.Entry, len(logs))
 	need, proposals := int64(0), false
 	for i, l := range logs {
@@ -59,7 +64,7 @@ func (s store) StoreLogs(logs []*hraft.Log) error {
 			return err
 		}
 	}
-	return s.Append(entries)
+	return to(entries)
 }
 
 func entryOf(l *hraft.Log) wal.Entry {

@@ -65,14 +65,15 @@ type machine struct {
 	mu    sync.Mutex
 	moved chan struct{} // closed when index moves
 
-	configured chan struct{} // holds a token while there may be a new configuration
+	onDisk     func(index uint64) bool // waits until the log of this node is on disk so far; false: the node ends before
+	configured chan struct{}           // holds a token while there may be a new configuration
 	at         func(index uint64)
 	err        error
 	dead       chan struct{}
 }
 
 func newMachine(m Machine) *machine {
-	return &machine{m: m, moved: make(chan struct{}), dead: make(chan struct{}), configured: make(chan struct{}, 1), at: func(uint64) {}}
+	return &machine{m: m, moved: make(chan struct{}), dead: make(chan struct{}), configured: make(chan struct{}, 1), at: func(uint64) {}, onDisk: func(uint64) bool { return true }}
 }
 
 func (f *machine) failure() error {
@@ -89,8 +90,8 @@ func (f *machine) Apply(l *hraft.Log) any {
 	unsure := func(err error) result {
 		return result{err: fault.Because(err, op, fault.Unsure, "this is in the log, and this node can't apply it: ask another one")}
 	}
-	if err := f.failure(); err != nil {
-		return []result{unsure(err)}
+	if f.onDisk(l.Index); f.failure() != nil {
+		return []result{unsure(f.failure())}
 	}
 	pack, err := decodePack(l.Data)
 	out := make([]result, 0, max(1, len(pack)))

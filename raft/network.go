@@ -167,12 +167,15 @@ type tracked struct {
 func (w *network) track(c net.Conn, id string) (*tracked, bool) {
 	t := &tracked{Conn: c, id: id, w: w, done: make(chan struct{})}
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.closed || w.isCut {
-		_ = c.Close()
+	open := !w.closed && !w.isCut
+	if open {
+		w.conns[t] = struct{}{}
+	}
+	w.mu.Unlock()
+	if !open {
+		t.abort() // without the lock, and without waiting for the peer
 		return nil, false
 	}
-	w.conns[t] = struct{}{}
 	return t, true
 }
 

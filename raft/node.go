@@ -140,6 +140,7 @@ func (n *Node) end() {
 	err := errors.Join(down.Error(), n.trans.Close())
 	n.wg.Wait()
 	n.net.wg.Wait()
+	n.store.close()
 	n.meters.unregister(n.cfg.Registerer)
 	if err = errors.Join(err, n.disk.close()); err != nil {
 		n.closed = fault.At("raft.Close", fault.Internal, err)

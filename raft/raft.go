@@ -139,8 +139,8 @@ type Config struct {
 	Timing     Timing
 	Registerer prometheus.Registerer // nil: no metrics
 
-	wrap func(hraft.LogStore) hraft.LogStore // tests: a disk that misbehaves
-	wal  wal.Options                         // tests: small files
+	wrap func(diskLog) diskLog // tests: a disk that misbehaves
+	wal  wal.Options           // tests: small files
 }
 
 // Node is one member of a cluster. Its methods may be called concurrently.
@@ -243,6 +243,7 @@ func Open(cfg Config) (*Node, error) {
 		if n.trans != nil {
 			_ = n.trans.Close()
 		}
+		n.store.close()
 		if also := n.disk.close(); also != nil {
 			err = errors.Join(err, also) // alone it says better what it is
 		}
@@ -308,13 +309,14 @@ func (n *Node) open() error {
 	if n.disk, err = openDiskWith(n.cfg.Dir, n.cfg.Self.ID, n.cfg.wal, hclogger(n.log)); err != nil {
 		return err
 	}
-	var logs hraft.LogStore = n.disk.wal
+	var logs diskLog = n.disk.wal
 	if n.cfg.wrap != nil {
 		logs = n.cfg.wrap(logs)
 	}
-	n.store = &watched{LogStore: logs, wrote: n.meters.wrote, grew: make(chan struct{}, 1), fail: func(err error) {
+	n.store = newWatched(logs, n.meters.wrote, func(err error) {
 		n.fsm.fail(fault.Because(err, op, fault.Internal, "the log can't be written: %s", fault.Text(err)))
-	}}
+	})
+	n.fsm.onDisk = func(index uint64) bool { return n.store.wait(index, n.fsm.dead) }
 	if n.logs, err = hraft.NewLogCache(cachedEntries, n.store); err != nil {
 		return fault.At(op, fault.Internal, err)
 	}
@@ -323,7 +325,8 @@ func (n *Node) open() error {
 	if err := n.bootstrap(); err != nil {
 		return err
 	}
-	n.raft, err = hraft.NewRaft(n.cfg.library(), n.fsm, n.logs, n.disk.wal, n.disk.snaps, n.trans)
+	n.raft, err = hraft.NewRaft(n.cfg.library(), n.fsm, n.logs, n.disk.wal, n.disk.snaps, telling{n.trans, n.store.Synced})
+	n.store.lib.Store(n.raft)
 	switch {
 	case n.fsm.failure() != nil:
 		return n.fsm.failure() // says it better

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"sync/atomic"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 	hraft "github.com/hashicorp/raft"
@@ -98,42 +96,3 @@ func (d *disk) close() error {
 	}
 	return errors.Join(errs...)
 }
-
-// watched is a log store that knows since when a write has been going on.
-type watched struct {
-	hraft.LogStore
-	wrote func(time.Duration) // every write that returned
-	fail  func(error)         // the log takes nothing more
-	grew  chan struct{}       // something was written
-	began atomic.Int64        // Unix nanoseconds, 0: no write is going on
-}
-
-func (w *watched) since() time.Time {
-	if b := w.began.Load(); b != 0 {
-		return time.Unix(0, b)
-	}
-	return time.Time{}
-}
-
-// StoreLogs implements hraft.LogStore; the library calls it from one goroutine.
-func (w *watched) StoreLogs(logs []*hraft.Log) error {
-	begin := time.Now()
-	w.began.Store(begin.UnixNano())
-	err := w.LogStore.StoreLogs(logs)
-	w.began.Store(0)
-	w.wrote(time.Since(begin))
-	if err != nil && fault.Of(err) == fault.Internal {
-		w.fail(err)
-	}
-	select {
-	case w.grew <- struct{}{}:
-	default:
-	}
-	return err
-}
-
-// StoreLog implements hraft.LogStore.
-func (w *watched) StoreLog(l *hraft.Log) error { return w.StoreLogs([]*hraft.Log{l}) }
-
-// IsMonotonic tells hashicorp/raft that a log with a gap must be emptied before a snapshot takes its place.
-func (w *watched) IsMonotonic() bool { return true }

@@ -11,10 +11,11 @@ import (
 )
 
 // Append adds entries to the end of the log: their indexes follow it and each other, except that an empty log begins
-// where the first one says. Where it fails because no file could be made nothing has happened; after another failure
-// of the disk the log takes nothing more until it is opened again.
+// where the first one says. It returns when they are on disk, and all before them. Where it fails because no file could be
+// made nothing has happened; after another failure of the disk the log takes nothing more until it is opened again.
 func (l *Log) Append(entries []Entry) error {
-	const op = "wal.Append"
+	l.syncing.Lock()
+	defer l.syncing.Unlock()
 	l.write.Lock()
 	defer l.write.Unlock()
 	if l.broken != nil {
@@ -23,21 +24,13 @@ func (l *Log) Append(entries []Entry) error {
 	if len(entries) == 0 {
 		return nil
 	}
-	next := l.last() + 1
-	if l.last() < l.first && entries[0].Index > l.first-1 && entries[0].Index != next {
+	if l.last() < l.first && entries[0].Index > l.first-1 && entries[0].Index != l.last()+1 {
 		if err := l.restart(entries[0].Index, 0); err != nil {
 			return err
 		}
-		next = entries[0].Index
 	}
-	for i := range entries {
-		e := &entries[i]
-		if e.Index != next+uint64(i) || e.Term == 0 {
-			return fault.New(op, fault.Internal, "entry %d of term %d can't follow entry %d", e.Index, e.Term, next+uint64(i)-1)
-		}
-		if len(e.Ext) > maxBody || len(e.Data) > maxBody {
-			return fault.New(op, fault.Invalid, "entry %d has %d bytes, the limit is %d", e.Index, len(e.Ext)+len(e.Data), maxBody)
-		}
+	if err := l.follow(entries); err != nil {
+		return err
 	}
 	for len(entries) > 0 { // as many at a time as fit into a file
 		n, err := l.append(entries)
@@ -49,37 +42,70 @@ func (l *Log) Append(entries []Entry) error {
 	return nil
 }
 
-func (l *Log) append(entries []Entry) (int, error) {
-	s, err := l.segmentFor(&entries[0])
-	if err != nil {
-		return 0, fault.Because(err, "wal.Append", fault.Unavailable, "the log can't grow: %s", reason(err))
+// Write is Append that leaves them to a later [Log.Sync]: they can be read at once, and [Log.Synced] tells when they are on
+// disk. Until then a crash may take any number of them from the end of the log. Where they need a new file they are on disk
+// when it returns.
+func (l *Log) Write(entries []Entry) error {
+	if done, err := l.writeOnly(entries); done || err != nil {
+		return err
 	}
-	start, end := s.end, s.end
-	l.buf = l.buf[:0]
-	if start == 0 {
-		s.first = entries[0].Index
-		l.buf = append(l.buf, s.head(s.first)...)
-		end = segmentHead
+	return l.Append(entries)
+}
+
+// writeOnly does nothing where the present file can't take all of the entries.
+func (l *Log) writeOnly(entries []Entry) (done bool, err error) {
+	l.write.Lock()
+	defer l.write.Unlock()
+	n := len(l.segs)
+	if l.broken != nil || n == 0 || len(entries) == 0 {
+		return len(entries) == 0, l.broken
 	}
-	var offs []int64
+	var need int64
 	for i := range entries {
-		size := sizeOf(len(entries[i].Ext), len(entries[i].Data))
-		if size > s.size-end {
-			break
-		}
-		l.buf = appendRecord(l.buf, &entries[i], start)
-		offs, end = append(offs, end), end+size
+		need += SizeOf(entries[i])
 	}
-	if _, err := s.f.WriteAt(l.buf, start); err != nil {
-		return 0, l.fail(err)
+	if s := l.segs[n-1]; need > s.size-s.end {
+		return false, nil
+	}
+	if err := l.follow(entries); err != nil {
+		return false, err
+	}
+	s, offs, end, err := l.put(entries)
+	if err != nil {
+		return false, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s.offs, s.end = append(s.offs, offs...), end
+	return true, nil
+}
+
+// follow makes sure that entries follow the log and each other.
+func (l *Log) follow(entries []Entry) error {
+	const op = "wal.Append"
+	next := l.last() + 1
+	for i := range entries {
+		e := &entries[i]
+		if e.Index != next+uint64(i) || e.Term == 0 {
+			return fault.New(op, fault.Internal, "entry %d of term %d can't follow entry %d", e.Index, e.Term, next+uint64(i)-1)
+		}
+		if len(e.Ext) > maxBody || len(e.Data) > maxBody {
+			return fault.New(op, fault.Invalid, "entry %d has %d bytes, the limit is %d", e.Index, len(e.Ext)+len(e.Data), maxBody)
+		}
+	}
+	return nil
+}
+
+// append writes as many entries as fit into one file, and syncs.
+func (l *Log) append(entries []Entry) (int, error) {
+	s, offs, end, err := l.put(entries)
+	if err != nil {
+		return 0, err
 	}
 	if err := s.f.Sync(); err != nil {
 		return 0, l.fail(err)
 	}
-	if cap(l.buf) > 4<<20 {
-		l.buf = nil
-	}
-	fresh := start == 0
+	fresh := s.end == 0
 	if fresh {
 		g := l.votes.state
 		g.newest = s.seq
@@ -89,11 +115,97 @@ func (l *Log) append(entries []Entry) (int, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s.offs, s.end = append(s.offs, offs...), end
+	s.offs, s.end, s.synced = append(s.offs, offs...), end, end
 	if fresh {
 		l.segs, l.spare = append(l.segs, s), nil
 	}
 	return len(offs), nil
+}
+
+// put writes as many entries as fit into one file; they don't belong to the log yet. Whoever begins a file holds both locks of
+// writers: the file before it must be on disk.
+func (l *Log) put(entries []Entry) (s *segment, offs []int64, end int64, err error) {
+	if s, err = l.segmentFor(&entries[0]); err != nil {
+		return nil, nil, 0, fault.Because(err, "wal.Append", fault.Unavailable, "the log can't grow: %s", reason(err))
+	}
+	start := s.end
+	end = start
+	l.buf = l.buf[:0]
+	if start == 0 {
+		if err := l.flush(); err != nil {
+			return nil, nil, 0, l.fail(err)
+		}
+		s.first = entries[0].Index
+		l.buf = append(l.buf, s.head(s.first)...)
+		end = segmentHead
+	}
+	l.mu.RLock()
+	synced := s.synced
+	l.mu.RUnlock()
+	for i := range entries {
+		size := sizeOf(len(entries[i].Ext), len(entries[i].Data))
+		if size > s.size-end {
+			break
+		}
+		l.buf = appendRecord(l.buf, &entries[i], synced)
+		offs, end = append(offs, end), end+size
+	}
+	if _, err := s.f.WriteAt(l.buf, start); err != nil {
+		return nil, nil, 0, l.fail(err)
+	}
+	if cap(l.buf) > 4<<20 {
+		l.buf = nil
+	}
+	return s, offs, end, nil
+}
+
+// Sync puts on disk what was written before the call. Writes go on meanwhile; a sync that fails ends the log, as in
+// [Log.Append].
+func (l *Log) Sync() error {
+	l.syncing.Lock()
+	defer l.syncing.Unlock()
+	err := l.flush()
+	if err != nil {
+		l.write.Lock()
+		defer l.write.Unlock()
+		return l.fail(err)
+	}
+	return nil
+}
+
+// flush syncs the present file; the lock of syncs is held.
+func (l *Log) flush() error {
+	l.mu.RLock()
+	var s *segment
+	var end int64
+	if n := len(l.segs); n > 0 && l.segs[n-1].synced < l.segs[n-1].end {
+		s, end = l.segs[n-1], l.segs[n-1].end
+	}
+	l.mu.RUnlock()
+	if s == nil {
+		return nil
+	}
+	if err := s.f.Sync(); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s.synced = end
+	return nil
+}
+
+// Synced is the index up to which the log is on disk.
+func (l *Log) Synced() uint64 {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	last := l.last()
+	if n := len(l.segs); n > 0 {
+		if s := l.segs[n-1]; s.synced < s.end {
+			later, _ := slices.BinarySearch(s.offs, s.synced)
+			last = s.first + uint64(later) - 1
+		}
+	}
+	return last
 }
 
 // segmentFor gives the file into which an entry goes: the present one, or the spare one, which it makes if need be.
@@ -259,10 +371,15 @@ func (l *Log) restart(first, cut uint64) error {
 
 // Drop deletes the entries up to and with index to.
 func (l *Log) Drop(to uint64) error {
+	l.syncing.Lock()
+	defer l.syncing.Unlock()
 	l.write.Lock()
 	defer l.write.Unlock()
 	if l.broken != nil {
 		return l.broken
+	}
+	if err := l.flush(); err != nil {
+		return l.fail(err)
 	}
 	if to < l.first {
 		return nil
@@ -292,10 +409,15 @@ func (l *Log) Drop(to uint64) error {
 // Cut deletes the entries from index from on. That they are deleted is on disk before their bytes are touched: where the
 // work is cut off, the next start ends it.
 func (l *Log) Cut(from uint64) error {
+	l.syncing.Lock()
+	defer l.syncing.Unlock()
 	l.write.Lock()
 	defer l.write.Unlock()
 	if l.broken != nil {
 		return l.broken
+	}
+	if err := l.flush(); err != nil {
+		return l.fail(err)
 	}
 	if from > l.last() {
 		return nil
@@ -321,6 +443,7 @@ func (l *Log) Cut(from uint64) error {
 	used := s.end
 	if keep := from - s.first; keep < uint64(len(s.offs)) {
 		s.end, s.offs = s.offs[keep], slices.Clone(s.offs[:keep])
+		s.synced = s.end
 	}
 	l.segs, l.spare = slices.Clone(l.segs[:n]), nil
 	l.mu.Unlock()

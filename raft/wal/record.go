@@ -32,7 +32,7 @@ type record struct {
 	term    uint64
 	index   uint64
 	at      int64
-	batch   int64 // offset of the first byte of the write that it came with
+	batch   int64 // up to where the file was on disk when it was written
 	ext     int
 	data    int
 	bodySum uint32
@@ -45,8 +45,8 @@ func sizeOf(ext, data int) int64 { return roundUp(recordHead+int64(ext)+int64(da
 
 func (r record) size() int64 { return sizeOf(r.ext, r.data) }
 
-// appendRecord spells an entry behind b.
-func appendRecord(b []byte, e *Entry, batch int64) []byte {
+// appendRecord spells an entry behind b. synced is up to where its file is on disk.
+func appendRecord(b []byte, e *Entry, synced int64) []byte {
 	start := len(b)
 	sum := crc32.Update(crc32.Checksum(e.Ext, castagnoli), castagnoli, e.Data)
 	b = append(b, recordVersion, e.Type, 0, 0)
@@ -54,7 +54,7 @@ func appendRecord(b []byte, e *Entry, batch int64) []byte {
 	b = binary.BigEndian.AppendUint64(b, e.Index)
 	b = binary.BigEndian.AppendUint64(b, e.Term)
 	b = binary.BigEndian.AppendUint64(b, uint64(e.At))
-	b = binary.BigEndian.AppendUint64(b, uint64(batch))
+	b = binary.BigEndian.AppendUint64(b, uint64(synced))
 	b = binary.BigEndian.AppendUint32(b, uint32(len(e.Data)))
 	b = binary.BigEndian.AppendUint32(b, sum)
 	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))

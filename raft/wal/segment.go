@@ -16,13 +16,14 @@ import (
 //
 //	"dmlog/2\n" | number, 8 bytes | index of its first entry, 8 bytes | CRC-32C of these, 4 bytes | 36 bytes of padding | records
 type segment struct {
-	f     File
-	name  string
-	seq   uint64
-	first uint64  // index of its first entry
-	offs  []int64 // of its entries
-	end   int64   // of the last one; 0: its head is not written
-	size  int64   // of the file
+	f      File
+	name   string
+	seq    uint64
+	first  uint64  // index of its first entry
+	offs   []int64 // of its entries
+	end    int64   // of the last one; 0: its head is not written
+	synced int64   // how much of it is on disk: the end of an entry, or 0
+	size   int64   // of the file
 }
 
 const (
@@ -163,8 +164,8 @@ func (s *segment) at(b []byte, off int64) (r record, ok bool, err error) {
 	return r, true, nil
 }
 
-// lost refuses a segment in which an entry that was not written whole lies before one of a later write: a write begins
-// only when the one before is on disk, so that the disk lost what it had said it holds.
+// lost refuses a segment in which an entry that was not written whole lies before one that was written when this was on disk
+// already: the disk lost what it had said it holds.
 func (s *segment) lost(b []byte) error {
 	for off := roundUp(s.end + 1); off+recordHead <= s.size; off += align {
 		if b[off] != recordVersion {

@@ -156,7 +156,7 @@ func (v *votes) read() error {
 		v.repaired = v.repaired || bad == 1
 	}
 	if n == votesSize && v.gen > 0 && !v.repaired {
-		return nil
+		return v.f.Sync() // see open
 	}
 	if n < votesSize && v.gen > 1 {
 		return damaged(votesName, "it has %d bytes and should have %d", n, votesSize)

@@ -4,8 +4,9 @@
 //
 // # Promise
 //
-// What [Log.Append], [Log.Cut], [Log.Drop] and [Log.Set] answered is on disk, whatever crashes then. What they had not
-// answered may be there or not, entry by entry in order. An entry that was altered on disk is refused by the name of its
+// What [Log.Append], [Log.Cut], [Log.Drop], [Log.Set] and [Log.Sync] answered is on disk, whatever crashes then, and so is what
+// was read of a log that was opened. What they had not answered, and what [Log.Write] did, may be there or not, entry by
+// entry in order. An entry that was altered on disk is refused by the name of its
 // file and its index, when the log is opened and when it is read; an entry that was not written whole is no entry. The
 // tests of this package crash a scripted file system at each of its steps and alter each byte of each file.
 //
@@ -15,7 +16,7 @@
 // and one fdatasync of bytes whose place is known. Votes have a file of their own, of fixed size. A record is
 //
 //	0x02 | type, 1 byte | 0, 2 bytes | length of extensions, 4 bytes | index, 8 bytes | term, 8 bytes | Unix nanoseconds of
-//	its append, 8 bytes | where its write began in the file, 8 bytes | length of data, 4 bytes | CRC-32C of both, 4 bytes |
+//	its append, 8 bytes | how much of the file was on disk then, 8 bytes | length of data, 4 bytes | CRC-32C of both, 4 bytes |
 //	CRC-32C of the head up to here, 4 bytes | extensions and data, each byte XOR 0xA5 | 8 to 15 bytes of 0xE5
 //
 // all big endian, at multiples of 8. The mask and the last bytes are there to tell a torn write from an alteration: see
@@ -55,10 +56,13 @@ type Options struct {
 	SegmentBytes int64 // 16 MiB
 }
 
-// Log is an open log. Get, First, Last, Value and Room may be called at any time; the others wait for each other.
+// Log is an open log. Get, First, Last, Synced, Value and Room may be called at any time; Write waits for no sync; the others
+// wait for each other.
 type Log struct {
 	fs   Files
 	size int64
+
+	syncing sync.Mutex // held during a sync, and by whoever needs none to be going on; taken before write
 
 	write  sync.Mutex // held by whoever changes files
 	votes  *votes
@@ -91,7 +95,12 @@ func Open(fs Files, o Options) (*Log, error) {
 }
 
 func (l *Log) open() error {
-	var err error
+	// What is read here is gone by, and may be in memory only, where the process before this one was killed between a change
+	// and its sync. So the directory is synced, the votes are, and the last file is; the others were when it was begun.
+	err := l.fs.SyncDir()
+	if err != nil {
+		return err
+	}
 	if l.votes, err = openVotes(l.fs); err != nil {
 		return err
 	}
@@ -114,6 +123,12 @@ func (l *Log) open() error {
 		if err := l.segs[n-1].clean(); err != nil {
 			return err
 		}
+		if err := l.segs[n-1].f.Sync(); err != nil {
+			return err
+		}
+	}
+	for _, s := range l.segs {
+		s.synced = s.end
 	}
 	if l.votes.state.cutThrough > 0 {
 		return l.uncut()
@@ -202,13 +217,18 @@ func (l *Log) discard(drop []*segment) error {
 	return errors.Join(append(errs, l.fs.SyncDir())...)
 }
 
-// Close closes the files.
+// Close puts on disk what was written, and closes the files.
 func (l *Log) Close() error {
+	l.syncing.Lock()
+	defer l.syncing.Unlock()
 	l.write.Lock()
 	defer l.write.Unlock()
+	var errs []error
+	if l.broken == nil {
+		errs = append(errs, l.flush())
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var errs []error
 	for _, s := range l.segs {
 		errs = append(errs, s.f.Close())
 	}

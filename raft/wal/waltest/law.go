@@ -26,6 +26,13 @@ type Store interface {
 	Close() error
 }
 
+// Late is a store that can also write now and sync later.
+type Late interface {
+	Write([]wal.Entry) error
+	Sync() error
+	Synced() uint64
+}
+
 // Open opens a store on a file system.
 type Open func(*Script) (Store, error)
 
@@ -50,6 +57,16 @@ func (a Act) Do(l Store) error {
 	switch a.Name {
 	case "append":
 		return l.Append(a.Entries)
+	case "write":
+		if w, ok := l.(Late); ok {
+			return w.Write(a.Entries)
+		}
+		return l.Append(a.Entries)
+	case "sync":
+		if w, ok := l.(Late); ok {
+			return w.Sync()
+		}
+		return nil
 	case "cut":
 		return l.Cut(a.Index)
 	case "drop":
@@ -65,7 +82,7 @@ func (a Act) Do(l Store) error {
 
 func (a Act) On(b Book) Book {
 	switch a.Name {
-	case "append":
+	case "append", "write":
 		if len(b.Entries) == 0 {
 			b.First = a.Entries[0].Index
 		}
@@ -81,7 +98,7 @@ func (a Act) On(b Book) Book {
 		case a.Index >= b.First:
 			b.First, b.Entries = a.Index+1, b.Entries[a.Index+1-b.First:]
 		}
-	case "prepare":
+	case "prepare", "sync":
 	default:
 		b.Values = maps.Clone(b.Values)
 		b.Values[a.Name] = a.Value
@@ -89,20 +106,20 @@ func (a Act) On(b Book) Book {
 	return b
 }
 
-// Schedule draws acts as a member's life makes them: appends of one or more, cuts after which another term's entries
-// come, heads that a snapshot replaces, a log that begins anew behind a snapshot, votes.
+// Schedule draws acts as a member's life makes them: appends of one or more, writes that are synced later, cuts after which
+// another term's entries come, heads that a snapshot replaces, a log that begins anew behind a snapshot, votes.
 func Schedule(r *rand.Rand, n int) (acts []Act) {
 	b := Book{First: 1, Values: map[string]string{}}
 	term := uint64(1)
 	for range n {
 		var a Act
-		switch k := r.IntN(20); {
+		switch k := r.IntN(22); {
 		case k < 11:
 			next := b.Last() + 1
 			if len(b.Entries) == 0 && r.IntN(2) == 0 {
 				next += uint64(r.IntN(5))
 			}
-			a.Name = "append"
+			a.Name = []string{"append", "write", "write", "write"}[r.IntN(4)]
 			for range 1 + r.IntN(4) {
 				a.Entries = append(a.Entries, Random(r, next, term))
 				next++
@@ -120,6 +137,8 @@ func Schedule(r *rand.Rand, n int) (acts []Act) {
 			}
 		case k < 17:
 			a.Name = "prepare"
+		case k < 19:
+			a.Name = "sync"
 		default:
 			term += uint64(r.IntN(2))
 			a = Act{Name: []string{"CurrentTerm", "LastVoteCand"}[r.IntN(2)], Value: strconv.FormatUint(term, 10)}
@@ -219,6 +238,43 @@ func Lawful(got, sure, maybe Book, doing Act) error {
 	return nil
 }
 
+// moment is what a log may hold at a crash.
+type moment struct {
+	sure  Book // what was answered as being on disk
+	seen  Book // what could be read
+	maybe Book // what could be read had the present act been done
+	doing Act
+}
+
+// lawful checks what a log holds after a crash.
+func (m moment) lawful(got Book) error {
+	switch m.doing.Name {
+	case "cut", "drop": // what is not on disk yet comes there first
+		if m.sure.Last() != m.seen.Last() && Lawful(got, m.sure, m.seen, m.doing) == nil {
+			return nil
+		}
+		return Lawful(got, m.seen, m.maybe, m.doing)
+	}
+	return Lawful(got, m.sure, m.maybe, m.doing)
+}
+
+// done is the moment after the act.
+func (m moment) done(late bool) moment {
+	m.seen = m.maybe
+	switch m.doing.Name {
+	case "prepare":
+	case "append", "cut", "drop", "sync":
+		m.sure = m.seen
+	case "write":
+		if !late {
+			m.sure = m.seen
+		}
+	default:
+		m.sure.Values = m.seen.Values
+	}
+	return m
+}
+
 // Sweep plays schedules of acts, crashes each at each of its steps, each in some variants, and tells how many states there
 // were and what was wrong with them.
 func Sweep(seeds, acts, variants int, open Open) (states int, wrong []error) {
@@ -227,9 +283,9 @@ func Sweep(seeds, acts, variants int, open Open) (states int, wrong []error) {
 		for at := 0; ; at++ {
 			fs := New()
 			fs.Left = at
-			sure, maybe, doing, err := play(fs, list, open)
+			m, err := play(fs, list, open)
 			if err != nil {
-				return states, append(wrong, fmt.Errorf("seed %d step %d (%s): %w", seed, at, doing.Name, err))
+				return states, append(wrong, fmt.Errorf("seed %d step %d (%s): %w", seed, at, m.doing.Name, err))
 			}
 			if !fs.Off() {
 				break
@@ -237,19 +293,8 @@ func Sweep(seeds, acts, variants int, open Open) (states int, wrong []error) {
 			for k := range uint64(variants) {
 				states++
 				r := rand.New(rand.NewPCG(seed<<32|uint64(at), k))
-				disk := fs.Crash(r)
-				disk.Left = r.IntN(12) - 4
-				l, err := open(disk)
-				if err == nil {
-					err = l.Close()
-				}
-				if !disk.Off() && err != nil {
-					wrong = append(wrong, fmt.Errorf("seed %d step %d variant %d (%s): %w", seed, at, k, doing.Name, err))
-					continue
-				}
-				disk = disk.Crash(r)
-				if err := comesBack(disk, sure, maybe, doing, open); err != nil {
-					wrong = append(wrong, fmt.Errorf("seed %d step %d variant %d (%s): %w", seed, at, k, doing.Name, err))
+				if err := outlives(fs, r, m, open); err != nil {
+					wrong = append(wrong, fmt.Errorf("seed %d step %d variant %d (%s): %w", seed, at, k, m.doing.Name, err))
 				}
 			}
 		}
@@ -257,48 +302,97 @@ func Sweep(seeds, acts, variants int, open Open) (states int, wrong []error) {
 	return states, wrong
 }
 
-// play does acts until the machine crashes. It tells what was answered, and what should be there had the last one been.
-func play(fs *Script, acts []Act, open Open) (sure, maybe Book, doing Act, err error) {
-	sure = Book{First: 1, Values: map[string]string{}}
-	l, err := open(fs)
-	if fs.Off() {
-		return sure, sure, Act{Name: "open"}, nil
+// outlives checks what is left after a crash of the machine, also where it crashes again while the log is opened, and after
+// the end of the process alone.
+func outlives(fs *Script, r *rand.Rand, m moment, open Open) error {
+	disk := fs.Crash(r)
+	disk.Left = r.IntN(12) - 4
+	l, err := open(disk)
+	if err == nil {
+		err = l.Close()
 	}
-	if err != nil {
-		return sure, sure, Act{Name: "open"}, err
+	if !disk.Off() && err != nil {
+		return err
+	}
+	if err := comesBack(disk.Crash(r), m, open); err != nil {
+		return err
+	}
+	// The next process reads what this one had not synced. It goes by that, so that it must be on disk.
+	disk = fs.Again()
+	if l, err = open(disk); err != nil {
+		return fmt.Errorf("after a kill: %w", err)
 	}
 	defer l.Close()
+	got, err := Read(l)
+	if err == nil {
+		err = m.lawful(got)
+	}
+	if err != nil {
+		return fmt.Errorf("after a kill: %w", err)
+	}
+	if len(got.Entries) == 0 {
+		got.First = max(m.sure.Last(), m.maybe.Last()) + 1
+	}
+	m = moment{got, got, got, Act{Name: "nothing"}}
+	if err := comesBack(disk.Crash(r), m, open); err != nil {
+		return fmt.Errorf("after a kill, and a crash after it: %w", err)
+	}
+	return nil
+}
+
+// play does acts until the machine crashes.
+func play(fs *Script, acts []Act, open Open) (m moment, err error) {
+	empty := Book{First: 1, Values: map[string]string{}}
+	m = moment{empty, empty, empty, Act{Name: "open"}}
+	l, err := open(fs)
+	if fs.Off() {
+		return m, nil
+	}
+	if err != nil {
+		return m, err
+	}
+	defer l.Close()
+	w, late := l.(Late)
 	for _, a := range acts {
-		maybe = a.On(sure)
+		m.maybe, m.doing = a.On(m.seen), a
 		err := a.Do(l)
 		if fs.Off() {
-			return sure, maybe, a, nil
+			return m, nil
 		}
 		if err != nil {
-			return sure, maybe, a, err
+			return m, err
 		}
-		sure = maybe
+		m = m.done(late)
+		if late && len(m.sure.Entries) > 0 && w.Synced() < m.sure.Last() {
+			return m, fmt.Errorf("the log says that it is on disk up to entry %d, it answered %d", w.Synced(), m.sure.Last())
+		}
+		if late { // from here on it counts as answered
+			for n := len(m.sure.Entries); n < len(m.seen.Entries) && m.seen.First+uint64(n) <= w.Synced(); n++ {
+				m.sure.First, m.sure.Entries = m.seen.First, m.seen.Entries[:n+1:n+1]
+			}
+		}
 	}
+	m.doing = Act{Name: "read"}
 	got, err := Read(l)
-	return sure, sure, Act{Name: "read"}, errors.Join(err, Lawful(got, sure, sure, Act{Name: "nothing"}))
+	return m, errors.Join(err, Lawful(got, m.seen, m.seen, Act{Name: "nothing"}))
 }
 
 // comesBack opens a log after a crash, checks it, and that it can be lived with.
-func comesBack(disk *Script, sure, maybe Book, doing Act, open Open) error {
+func comesBack(disk *Script, m moment, open Open) error {
 	l, err := open(disk)
 	if err != nil {
 		return err
 	}
 	got, err := Read(l)
 	if err == nil {
-		err = Lawful(got, sure, maybe, doing)
+		err = m.lawful(got)
 	}
 	if err != nil {
 		return err
 	}
 	next := got.Last() + 1
 	if len(got.Entries) == 0 {
-		next = max(sure.Last(), maybe.Last()) + 1
+		next = max(m.sure.Last(), m.maybe.Last()) + 1
 	}
 	more := Act{Name: "append", Entries: []wal.Entry{{Index: next, Term: 1 << 40, Data: []byte("after")}, {Index: next + 1, Term: 1 << 40}}}
 	if err := more.Do(l); err != nil {

@@ -177,6 +177,36 @@ func (s *Script) Crash(r *rand.Rand) *Script {
 	return out
 }
 
+// Again gives the file system that a new process finds on the machine that stayed on: what was not synced is there, and may
+// be lost in a crash to come.
+func (s *Script) Again() *Script {
+	out, of := New(), map[*inode]*inode{nil: nil}
+	twin := func(n *inode) *inode {
+		if of[n] == nil && n != nil {
+			t := &inode{now: slices.Clone(n.now), disk: slices.Clone(n.disk), dirty: map[int64][][]byte{}}
+			for sec, versions := range n.dirty {
+				t.dirty[sec] = slices.Clone(versions)
+			}
+			of[n] = t
+		}
+		return of[n]
+	}
+	for name, n := range s.names {
+		out.names[name] = twin(n)
+	}
+	for name, n := range s.durable {
+		out.durable[name] = twin(n)
+	}
+	for _, c := range s.changes {
+		d := map[string]*inode{}
+		for name, n := range c {
+			d[name] = twin(n)
+		}
+		out.changes = append(out.changes, d)
+	}
+	return out
+}
+
 // Clone gives an independent copy, as if all were synced.
 func (s *Script) Clone() *Script {
 	out := New()
