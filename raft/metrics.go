@@ -23,7 +23,7 @@ func newMeters(n *Node) *meters {
 	m := &meters{
 		proposals: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "demarc_raft_proposals_total", Help: "Proposals that were answered to callers on this node, by kind of fault; ok is none."}, []string{"kind"}),
 		packs:     prometheus.NewHistogram(prometheus.HistogramOpts{Name: "demarc_raft_pack_proposals", Help: "Proposals in one entry, on the leader.", Buckets: prometheus.ExponentialBuckets(1, 2, 9)}),
-		writes:    prometheus.NewHistogram(prometheus.HistogramOpts{Name: "demarc_raft_write_seconds", Help: "Time to write entries to the disk.", Buckets: prometheus.ExponentialBuckets(0.0001, 4, 10)}),
+		writes:    prometheus.NewHistogram(prometheus.HistogramOpts{Name: "demarc_raft_write_seconds", Help: "Time to write entries to the disk, or to sync what was written.", Buckets: prometheus.ExponentialBuckets(0.0001, 4, 10)}),
 	}
 	m.all = append(m.all, m.proposals, m.packs, m.writes)
 	gauge := func(name, help string, read func() float64) {
@@ -39,7 +39,7 @@ func newMeters(n *Node) *meters {
 	gauge("demarc_raft_leader_known", "1 where this node knows a leader.", func() float64 { _, ok := n.Leader(); return one(ok) })
 	gauge("demarc_raft_term", "Current term.", func() float64 { return float64(n.raft.CurrentTerm()) })
 	gauge("demarc_raft_applied_index", "Index of the last entry that was applied.", func() float64 { return float64(n.fsm.index.Load()) })
-	gauge("demarc_raft_last_index", "Index of the last entry on disk.", func() float64 { return float64(n.raft.LastIndex()) })
+	gauge("demarc_raft_last_index", "Index of the last entry in the log.", func() float64 { return float64(n.raft.LastIndex()) })
 	gauge("demarc_raft_reachable_members", "Members that the leader hears from, itself included; 0 on a follower.", func() float64 { return float64(n.State().Reachable) })
 	gauge("demarc_raft_clock_ahead_seconds", "By how much this node's clock is ahead of what a majority of the voters' clocks says; NaN where that is not known.", func() float64 {
 		if d, known := n.ahead(n.agreed(), n.cfg.Self.ID); known {

@@ -27,7 +27,7 @@ type State struct {
 	Role      string // leader, follower, candidate, shutdown
 	Term      uint64
 	Applied   uint64 // index of the last entry that the machine has
-	Last      uint64 // index of the last entry on disk
+	Last      uint64 // index of the last entry in the log
 	Leader    string
 	Voters    int // in the configuration that this node knows
 	Reachable int // voters that this node, as the leader, hears from, itself included; 0 where it does not lead

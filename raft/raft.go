@@ -31,6 +31,8 @@
 // aside in "damaged", and the older one and the log take its place where they reach. Where the log can no longer be read
 // while the node runs, or a vote not be stored, the library panics: the process ends, which is stopping too.
 //
+// A leader syncs proposals while its followers do; see late.go.
+//
 // # Reading
 //
 // The leader of a term, which has committed an entry of that term, takes its commit index, and then asks the members for
@@ -42,7 +44,7 @@
 // # A disk that hangs
 //
 // A leader whose disk does not return from a write goes on sending heartbeats and leads nobody anywhere
-// (hashicorp/raft#503). When a write takes longer than [Timing].DiskHang this package cuts the node off from its peers
+// (hashicorp/raft#503). When a write or a sync takes longer than [Timing].DiskHang this package cuts the node off from its peers
 // until the write returns: they elect another leader in the meantime. What waits on the cut-off node is answered
 // unavailable, except the entry in the disk's hands, which is unsure. A disk that fails to sync stops the node: nobody
 // knows what is on it, and the next start reads it anew.
