@@ -27,6 +27,9 @@ func LateDisk(cfg *Config, gate func()) {
 	cfg.wrap = func(s diskLog) diskLog { return slow{s, func() {}, gate} }
 }
 
+// DiskOf puts the log and the votes of the node on another file system.
+func DiskOf(cfg *Config, fs wal.Files) { cfg.disk = fs }
+
 type slow struct {
 	diskLog
 	store, sync func()

@@ -143,6 +143,7 @@ type Config struct {
 
 	wrap func(diskLog) diskLog // tests: a disk that misbehaves
 	wal  wal.Options           // tests: small files
+	disk wal.Files             // tests: a disk that crashes, with the log and the votes
 }
 
 // Node is one member of a cluster. Its methods may be called concurrently.
@@ -308,7 +309,7 @@ func (cfg *Config) library() *hraft.Config {
 func (n *Node) open() error {
 	const op = "raft.open"
 	var err error
-	if n.disk, err = openDiskWith(n.cfg.Dir, n.cfg.Self.ID, n.cfg.wal, hclogger(n.log)); err != nil {
+	if n.disk, err = openDiskWith(n.cfg.Dir, n.cfg.Self.ID, n.cfg.wal, n.cfg.disk, hclogger(n.log)); err != nil {
 		return err
 	}
 	var logs diskLog = n.disk.wal

@@ -23,10 +23,10 @@ type disk struct {
 
 // openDisk opens the directory of a member. A directory serves one member for ever, and one process at a time.
 func openDisk(dir, self string, log hclog.Logger) (*disk, error) {
-	return openDiskWith(dir, self, wal.Options{}, log)
+	return openDiskWith(dir, self, wal.Options{}, nil, log)
 }
 
-func openDiskWith(dir, self string, o wal.Options, log hclog.Logger) (_ *disk, err error) {
+func openDiskWith(dir, self string, o wal.Options, files wal.Files, log hclog.Logger) (_ *disk, err error) {
 	const op = "raft.openDisk"
 	d := &disk{}
 	defer func() {
@@ -44,7 +44,12 @@ func openDiskWith(dir, self string, o wal.Options, log hclog.Logger) (_ *disk, e
 	if err := lockFile(d.lock); err != nil {
 		return nil, fault.Because(err, op, fault.Conflict, "the directory is in use by another process: stop it first")
 	}
-	if d.wal, err = openStore(logs, o); err != nil {
+	if files != nil {
+		d.wal.Log, err = wal.Open(files, o)
+	} else {
+		d.wal, err = openStore(logs, o)
+	}
+	if err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "the log can't be opened: %s", fault.Text(err))
 	}
 	if d.wal.Repaired() {

@@ -138,8 +138,10 @@ func (s *Script) SyncDir() error {
 	return nil
 }
 
-// Crash gives the file system that is there after the machine is on again.
+// Crash gives the file system that is there after the machine is on again, if it were to crash now.
 func (s *Script) Crash(r *rand.Rand) *Script {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	out := New()
 	odds := []float64{0, 1, r.Float64()}[r.IntN(3)] // nothing of what was not synced is there, all, or some
 	names := maps.Clone(s.durable)
