@@ -1,8 +1,9 @@
 # demarc: `make demo` shows the whole story, `make test` runs all tests, `make check` is what CI runs.
 GO      ?= go
 BIN     := bin
-# Without it the tailnet node would open a TCP listener on the host: mesh refuses to start one in such a build.
-export GOFLAGS := $(GOFLAGS) -tags=ts_omit_peerapiserver
+# Without these the tailnet node would open a TCP listener on the host, and tell its coordinator of the process that it runs in: mesh
+# refuses to start one in such a build.
+export GOFLAGS := $(GOFLAGS) -tags=ts_omit_peerapiserver,ts_omit_c2n
 
 TOOLS   := $(CURDIR)/bin/tools
 

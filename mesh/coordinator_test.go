@@ -3,6 +3,7 @@
 package mesh_test
 
 import (
+	"context"
 	"net"
 	"testing"
 	"time"
@@ -62,5 +63,24 @@ func TestCoordinatorComesBack(t *testing.T) {
 	tn.SetPolicy(meshtest.Open(strict))
 	if err := reach(t, a, to, 30*time.Second); err != nil {
 		t.Errorf("under the old policy again: %v", err)
+	}
+}
+
+// TestACoordinatorLearnsNothingOfTheProcess: what the library would tell a coordinator that asks, stack traces for instance, is not in
+// this build.
+func TestACoordinatorLearnsNothingOfTheProcess(t *testing.T) {
+	tn, err := meshtest.Start("key-for-tests")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tn.Close() })
+	join(t, tn, mesh.TailnetConfig{Hostname: "a", Addresses: []string{"vendor:443"}})
+	for _, path := range []string{"/echo", "/debug/goroutines", "/debug/pprof/heap", "/debug/prefs", "/debug/metrics"} {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		asked, answered := tn.Ask(ctx, path)
+		cancel()
+		if asked == 0 || answered != 0 {
+			t.Errorf("%s: asked %d times, answered %d times", path, asked, answered)
+		}
 	}
 }

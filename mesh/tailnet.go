@@ -82,6 +82,11 @@ func Join(ctx context.Context, cfg TailnetConfig) (*Node, error) {
 		// here uses. No setting keeps it shut, only this tag does; a process that promises to listen to nobody must not start it.
 		return nil, fault.New(op, fault.Unavailable, "this build would listen on the host for the tailnet: build with the tag ts_omit_peerapiserver, as make does")
 	}
+	if buildfeatures.HasC2N {
+		// The library would answer its coordinator's questions about the process: stack traces, a heap profile, counters. Nobody
+		// here asks them, no setting keeps them out, and the customer would not see that they were asked.
+		return nil, fault.New(op, fault.Unavailable, "this build would tell the tailnet's coordinator of this process: build with the tag ts_omit_c2n, as make does")
+	}
 	if cfg.Dir == "" || cfg.Hostname == "" || cfg.Credentials == nil {
 		return nil, fault.New(op, fault.Invalid, "a tailnet node needs a host name, credentials and a folder for its state")
 	}

@@ -46,15 +46,16 @@ type Tailnet struct {
 	stun    *net.UDPConn
 	work    sync.WaitGroup
 
-	mu      sync.Mutex
-	keyed   sync.Mutex    // over the handler's auth key
-	api     *API          // nil: none
-	policy  *Policy       // nil: everybody reaches everybody
-	expired bool          // every node's key is old
-	changed chan struct{} // closed when the maps of nodes are old
-	streams atomic.Int64
-	hidden  map[netip.Addr]bool
-	old     map[key.NodePublic]bool // that Expire ended
+	mu       sync.Mutex
+	keyed    sync.Mutex    // over the handler's auth key
+	api      *API          // nil: none
+	policy   *Policy       // nil: everybody reaches everybody
+	expired  bool          // every node's key is old
+	changed  chan struct{} // closed when the maps of nodes are old
+	question *question     // of the coordinator; nil: none
+	streams  atomic.Int64
+	hidden   map[netip.Addr]bool
+	old      map[key.NodePublic]bool // that Expire ended
 }
 
 // Place is where a tailnet is, for tests in network namespaces: what listens is made on the thread that calls.

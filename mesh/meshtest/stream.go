@@ -4,8 +4,11 @@ package meshtest
 
 import (
 	"context"
+	"net/http"
 	"net/netip"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"tailscale.com/tailcfg"
@@ -150,7 +153,7 @@ func (t *Tailnet) stream(ctx context.Context, w testcontrol.MapStreamWriter, req
 	defer alive.Stop()
 	for {
 		t.mu.Lock()
-		changed, policy, expired := t.changed, t.policy, t.expired
+		changed, policy, expired, q := t.changed, t.policy, t.expired, t.question
 		t.mu.Unlock()
 		res, err := t.handler.MapResponse(req)
 		if err != nil || res == nil {
@@ -164,8 +167,14 @@ func (t *Tailnet) stream(ctx context.Context, w testcontrol.MapStreamWriter, req
 			res.PacketFilter = nil
 			res.PacketFilters = map[string][]tailcfg.FilterRule{"*": nil, "base": policy.filter(res.Node, t.handler.AllNodes())}
 		}
+		if q != nil && req.Stream {
+			res.PingRequest = &q.ping
+		}
 		if w.SendMapMessage(res) != nil || !req.Stream {
 			return
+		}
+		if q != nil {
+			q.asked.Add(1)
 		}
 		for again := false; !again; {
 			select {
@@ -206,4 +215,27 @@ func (t *Tailnet) learn(req *tailcfg.MapRequest) {
 		}
 	}
 	t.handler.UpdateNode(n)
+}
+
+// Ask asks the nodes something of the process that they run in, as a coordinator can (the library's c2n), until ctx ends. It counts
+// how often it asked and how many answers came.
+func (t *Tailnet) Ask(ctx context.Context, path string) (asked, answered int64) {
+	token := "ask" + strings.ReplaceAll(path, "/", "-")
+	var came atomic.Int64
+	t.handler.C2NResponses.Store(token, func(*http.Response) { came.Add(1) })
+	q := &question{ping: tailcfg.PingRequest{URL: "https://unused/c2n/" + token, Types: "c2n", Payload: []byte("GET " + path + " HTTP/1.1\r\nHost: node\r\n\r\n")}}
+	t.mu.Lock()
+	t.question = q
+	t.mu.Unlock()
+	t.notify()
+	<-ctx.Done()
+	t.mu.Lock()
+	t.question = nil
+	t.mu.Unlock()
+	return q.asked.Load(), came.Load()
+}
+
+type question struct {
+	ping  tailcfg.PingRequest
+	asked atomic.Int64
 }
