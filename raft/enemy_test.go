@@ -273,6 +273,9 @@ func TestAMemberMoves(t *testing.T) {
 		c.open(i)
 	}
 	c.leader()
+	for _, m := range c.members {
+		c.addressed(m)
+	}
 	c.propose(0, "after")
 	c.same([]string{"before", "after"})
 }

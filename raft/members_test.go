@@ -304,19 +304,25 @@ func TestLeadershipGoesWhereItIsTold(t *testing.T) {
 // A node that moved says so itself: no other node's list is edited, and the log has the new address.
 func TestANodeThatMovesIsFound(t *testing.T) {
 	c := start(t, 3, steady)
-	lead := c.leader()
-	moved := (lead + 1) % 3
+	moved := (c.leader() + 1) % 3
 	c.stop(moved)
 	c.members = slices.Clone(c.members) // the others keep their lists
 	c.members[moved].Addr = free(t)
 	c.open(moved)
+	c.addressed(c.members[moved])
 	c.propose(moved, "from elsewhere")
-	waitFor(t, func() bool {
-		all, err := c.nodes[lead].Members(within(t))
-		c.must(err)
-		return slices.ContainsFunc(all.Members, func(m raft.MemberState) bool { return m.Member == c.members[moved] })
-	})
 	c.same([]string{"from elsewhere"})
+}
+
+// addressed waits until the log has a member's address. While the library (v1.8.0) takes an address it writes what its own reader of
+// answers reads (raft.go:625 and replication.go:660; the bytes are the same), which the race detector has seen once in TestAMemberMoves: so
+// tests let no proposals be on their way then.
+func (c *cluster) addressed(m raft.Member) {
+	c.t.Helper()
+	waitFor(c.t, func() bool {
+		all, err := c.nodes[0].Members(within(c.t))
+		return err == nil && slices.ContainsFunc(all.Members, func(s raft.MemberState) bool { return s.Member == m })
+	})
 }
 
 // A list that names others than the log adds and removes nobody.
