@@ -3,7 +3,6 @@
 package raft_test
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/ecdsa"
@@ -83,9 +82,13 @@ func (l *list) Restore(r io.Reader) error {
 	if l.tried++; l.refuse {
 		return errors.New("refused")
 	}
+	b, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
 	var lines []string
-	for s := bufio.NewScanner(r); s.Scan(); {
-		lines = append(lines, s.Text())
+	if len(b) > 0 {
+		lines = strings.Split(string(b), "\n")
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
