@@ -212,10 +212,7 @@ func (c cluster) CertifyMember(ctx context.Context, req *connect.Request[control
 	if err != nil {
 		return nil, err
 	}
-	if err := c.Order.Read(ctx); err != nil {
-		return nil, err
-	}
-	all, err := m.Members(ctx)
+	all, err := c.seen(ctx, m)
 	if err != nil {
 		return nil, err
 	}

@@ -80,16 +80,21 @@ func (s *Server) admitNode(id string, serial fleet.Serial) error {
 	return nil
 }
 
+// seen is who is a member, once the book of this node has all that was answered before the call.
+func (c cluster) seen(ctx context.Context, m Membership) (raft.Cluster, error) {
+	if err := c.Order.Read(ctx); err != nil {
+		return raft.Cluster{}, err
+	}
+	return m.Members(ctx)
+}
+
 // ListMembers tells who is a member, as the leader sees it at this moment.
 func (c cluster) ListMembers(ctx context.Context, _ *connect.Request[controlv1.ListMembersRequest]) (*connect.Response[controlv1.ListMembersResponse], error) {
 	m, err := c.membership()
 	if err != nil {
 		return nil, err
 	}
-	if err := c.Order.Read(ctx); err != nil {
-		return nil, err
-	}
-	all, err := m.Members(ctx)
+	all, err := c.seen(ctx, m)
 	if err != nil {
 		return nil, err
 	}
@@ -157,10 +162,7 @@ func (c cluster) AddMember(ctx context.Context, req *connect.Request[controlv1.A
 			return nil, err
 		}
 	}
-	if err := c.Order.Read(ctx); err != nil {
-		return nil, err
-	}
-	all, err := m.Members(ctx)
+	all, err := c.seen(ctx, m)
 	if err != nil {
 		return nil, err
 	}
