@@ -75,7 +75,7 @@ func (c *cluster) roles(by int) string {
 func (c *cluster) gone(i int) {
 	c.t.Helper()
 	ends(c.t, "a removed node", func() { <-c.nodes[i].Fatal() })
-	if err := c.nodes[i].Failure(); !errors.Is(err, fault.Denied) || !strings.Contains(err.Error(), "was removed") {
+	if err := c.nodes[i].Failure(); !errors.Is(err, fault.Denied) || !errors.Is(err, raft.ErrGone) || !strings.Contains(err.Error(), "was removed") {
 		c.t.Fatalf("it stopped with %v", err)
 	}
 	c.stop(i)

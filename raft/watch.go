@@ -465,7 +465,7 @@ func (n *Node) told(by string, index uint64) {
 	if _, is := find(all, n.cfg.Self.ID); at == 0 || len(all) == 0 || is && index <= at {
 		return
 	}
-	n.fsm.fail(fault.New("raft.removed", fault.Denied, "node %q says that this node, %q, was removed from the cluster: it stops, and can be added again only under another name", by, n.cfg.Self.ID))
+	n.fsm.fail(fault.Because(ErrGone, "raft.removed", fault.Denied, "node %q says that this node, %q, was removed from the cluster: it stops for good. Disable its unit (systemctl disable) and wipe its directory; the machine can be added again only under another name", by, n.cfg.Self.ID))
 }
 
 // configurationIndex finds the newest configuration that is on disk.

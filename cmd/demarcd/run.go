@@ -19,6 +19,7 @@ import (
 	"github.com/demarc-dev/demarc/daemon/controlplane"
 	"github.com/demarc-dev/demarc/daemon/management"
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/raft"
 	"github.com/demarc-dev/demarc/telemetry"
 )
 
@@ -27,6 +28,7 @@ const (
 	exitOK     = 0
 	exitFailed = 1
 	exitUsage  = 2
+	exitGone   = 4 // this node was removed for good: the unit knows the code and does not start it again (RestartPreventExitStatus)
 )
 
 // errUsage marks what the caller wrote wrongly.
@@ -41,8 +43,16 @@ func run(ctx context.Context, args []string, out, errs io.Writer) int {
 		return exitOK
 	}
 	fmt.Fprintf(errs, "demarcd: %v\n", err) // this is the operator's own machine: the cause is told too
-	if errors.Is(err, errUsage) {
+	return exitOf(err)
+}
+
+// exitOf is the exit code of an error.
+func exitOf(err error) int {
+	switch {
+	case errors.Is(err, errUsage):
 		return exitUsage
+	case errors.Is(err, raft.ErrGone):
+		return exitGone
 	}
 	return exitFailed
 }

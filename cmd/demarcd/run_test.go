@@ -5,16 +5,40 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/raft"
 )
 
 func demarcd(args ...string) (code int, out, errs string) {
 	var o, e bytes.Buffer
 	code = run(context.Background(), args, &o, &e)
 	return code, o.String(), e.String()
+}
+
+// TestARemovedNodeIsNotStartedAgain: a node that was removed for good ends with a code of its own, and the unit does not start it
+// again after that one, and after no other. FAULTS.md J9.
+func TestARemovedNodeIsNotStartedAgain(t *testing.T) {
+	gone := fault.At("daemon.Run: raft", "", fault.Because(raft.ErrGone, "raft.removed", fault.Denied, "it was removed"))
+	for err, want := range map[error]int{gone: exitGone, fault.New("x", fault.Denied, "another refusal"): exitFailed, errUsage: exitUsage} {
+		if got := exitOf(err); got != want {
+			t.Errorf("%v ends with %d, want %d", err, got, want)
+		}
+	}
+	unit, err := os.ReadFile(filepath.Join("..", "..", "deploy", "systemd", "demarcd@.service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("RestartPreventExitStatus=%d", exitGone)
+	if lines := strings.Split(string(unit), "\n"); !slices.Contains(lines, want) || !slices.Contains(lines, "Restart=on-failure") {
+		t.Errorf("the unit has no line %s", want)
+	}
 }
 
 func TestCheckPrintsWhatHolds(t *testing.T) {

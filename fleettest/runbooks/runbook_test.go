@@ -63,13 +63,20 @@ func steps(t *testing.T, file string) []step {
 	return out
 }
 
-// systemctl is what the blocks call in place of systemd: start, stop and kill of demarcd@NAME.
+// systemctl is what the blocks call in place of systemd: start, stop, disable and kill of demarcd@NAME. The exit code of one that ended is
+// in NAME.code.
 const systemctl = `#!/bin/sh
 name=${2#demarcd@}
 case $1 in
 start)
-	setsid demarcd run -c "acme/$name/node.yaml" >>"$name.log" 2>&1 </dev/null &
-	echo $! >"$name.pid" ;;
+	rm -f "$name.code"
+	setsid sh -c 'demarcd run -c "acme/$1/node.yaml" & echo $! >"$1.pid"; code=0; wait $! || code=$?; echo $code >"$1.code"' sh "$name" >>"$name.log" 2>&1 </dev/null &
+	i=0
+	while [ ! -s "$name.pid" ] || ! kill -0 "$(cat "$name.pid")" 2>/dev/null; do
+		[ -s "$name.code" ] && break
+		i=$((i+1)); [ $i -gt 300 ] && exit 1
+		sleep 0.1
+	done ;;
 stop|kill)
 	pid=$(cat "$name.pid") || exit 1
 	if [ "$1" = kill ]; then kill -9 "$pid" 2>/dev/null; else kill "$pid" 2>/dev/null; fi
@@ -78,6 +85,7 @@ stop|kill)
 		i=$((i+1)); [ $i -gt 300 ] && exit 1
 		sleep 0.1
 	done ;;
+disable) ;;
 *) exit 2 ;;
 esac
 `
@@ -240,6 +248,25 @@ func (w *world) api(node string) string {
 	return ""
 }
 
+// gone waits until a removed node has ended by itself, with the code after which its unit does not start it again. FAULTS.md J9.
+func (w *world) gone(node string) {
+	w.t.Helper()
+	var code []byte
+	for deadline := time.Now().Add(time.Minute); len(code) == 0; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			w.t.Fatalf("node %s runs on", node)
+		}
+		code, _ = os.ReadFile(filepath.Join(w.dir, node+".code"))
+	}
+	unit, err := os.ReadFile(filepath.Join("..", "..", "deploy", "systemd", "demarcd@.service"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if !strings.Contains(string(unit), "\nRestartPreventExitStatus="+string(code)) {
+		w.t.Fatalf("node %s ended with the code %s, after which its unit starts it again", node, code)
+	}
+}
+
 // through makes a change and reads it by one node alone, which forwards it to whoever leads.
 func (w *world) through(what string) {
 	w.t.Helper()
@@ -378,6 +405,8 @@ func TestRunbooksWordForWord(t *testing.T) {
 					w.stolen(rest)
 				case "sealed":
 					w.sealed(rest)
+				case "gone":
+					w.gone(rest)
 				case "through":
 					w.through(rest)
 				case "appliance":
