@@ -90,7 +90,7 @@ func ParseBundle(file []byte) (Bundle, error) {
 		return Bundle{}, fault.Because(err, op, fault.Invalid, "not an evidence bundle: %s", fault.Text(err))
 	}
 	if b.Version != BundleVersion {
-		return Bundle{}, fault.New(op, fault.Invalid, "the bundle is of version %q, this build reads %q", clip(b.Version), BundleVersion)
+		return Bundle{}, fault.New(op, fault.Invalid, "the bundle is of version %q, this build reads %q", fault.Clip(b.Version), BundleVersion)
 	}
 	if len(b.Logs) > maxLogs || len(b.Witnessed) > maxNotes || len(b.Documents) > maxDocuments {
 		return Bundle{}, fault.New(op, fault.Invalid, "the bundle holds more than %d logs, %d witnessed checkpoints or %d documents", maxLogs, maxNotes, maxDocuments)
@@ -98,7 +98,7 @@ func ParseBundle(file []byte) (Bundle, error) {
 	seen := map[string]bool{}
 	for i, l := range b.Logs {
 		if seen[l.Origin] {
-			return Bundle{}, fault.New(op, fault.Invalid, "the log %q is in the bundle twice", clip(l.Origin))
+			return Bundle{}, fault.New(op, fault.Invalid, "the log %q is in the bundle twice", fault.Clip(l.Origin))
 		}
 		seen[l.Origin] = true
 		if len(l.Checkpoints) > maxNotes || len(l.Cosignatures) > maxNotes {

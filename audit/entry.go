@@ -106,17 +106,17 @@ func ParseEntry(b []byte) (Entry, error) {
 		return Entry{}, fault.Because(err, op, fault.Invalid, "not an entry: %s", fault.Text(err))
 	}
 	if w.V != entryVersion {
-		return Entry{}, fault.New(op, fault.Invalid, "the entry is of version %q, this build reads %q", clip(w.V), entryVersion)
+		return Entry{}, fault.New(op, fault.Invalid, "the entry is of version %q, this build reads %q", fault.Clip(w.V), entryVersion)
 	}
 	at, err := time.Parse(time.RFC3339Nano, w.At)
 	if err != nil {
-		return Entry{}, fault.Because(err, op, fault.Invalid, "the entry's time %q is not of the form 2006-01-02T15:04:05Z", clip(w.At))
+		return Entry{}, fault.Because(err, op, fault.Invalid, "the entry's time %q is not of the form 2006-01-02T15:04:05Z", fault.Clip(w.At))
 	}
 	if w.Kind == "" {
 		return Entry{}, fault.New(op, fault.Invalid, "the entry names no kind of change")
 	}
 	if w.Fault != "" && !w.Fault.Known() {
-		return Entry{}, fault.New(op, fault.Invalid, "the entry's fault %q is not a kind of fault", clip(string(w.Fault)))
+		return Entry{}, fault.New(op, fault.Invalid, "the entry's fault %q is not a kind of fault", fault.Clip(string(w.Fault)))
 	}
 	if w.BodyDigest != "" {
 		if err := w.BodyDigest.Check(); err != nil {
@@ -132,10 +132,3 @@ func ParseEntry(b []byte) (Entry, error) {
 
 // text replaces what is not UTF-8: encoding/json would spell it in a way that does not round-trip.
 func text[S ~string](s S) S { return S(strings.ToValidUTF8(string(s), "\uFFFD")) }
-
-func clip(s string) string {
-	if len(s) > 64 {
-		return s[:64] + "..."
-	}
-	return s
-}

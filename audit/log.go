@@ -114,17 +114,17 @@ func Grown(old, new Head, proof [][32]byte) error {
 	const op = "audit.Grown"
 	switch {
 	case old.Origin != new.Origin:
-		return fault.New(op, fault.Invalid, "heads of two logs: %q and %q", clip(old.Origin), clip(new.Origin))
+		return fault.New(op, fault.Invalid, "heads of two logs: %q and %q", fault.Clip(old.Origin), fault.Clip(new.Origin))
 	case old.Size < 0 || new.Size < old.Size || len(proof) > maxProof:
 		return fault.New(op, fault.Invalid, "a log of %d entries can't have grown from %d by a proof of %d hashes", new.Size, old.Size, len(proof))
 	case old.Size == new.Size:
 		if old.Root != new.Root {
-			return fault.Because(Forked, op, fault.Conflict, "two histories of %d entries: the log %q is forked", new.Size, clip(new.Origin))
+			return fault.Because(Forked, op, fault.Conflict, "two histories of %d entries: the log %q is forked", new.Size, fault.Clip(new.Origin))
 		}
 		return nil
 	case old.Size == 0:
 		if old.Root != (Log{}).Root() {
-			return fault.New(op, fault.Invalid, "the root of the empty log %q is wrong", clip(old.Origin))
+			return fault.New(op, fault.Invalid, "the root of the empty log %q is wrong", fault.Clip(old.Origin))
 		}
 		return nil
 	}

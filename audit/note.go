@@ -46,7 +46,7 @@ func (h Head) text() string {
 func checkName(op, name string) error {
 	bad := func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) || r == '+' }
 	if name == "" || len(name) > maxOrigin || !utf8.ValidString(name) || strings.ContainsFunc(name, bad) {
-		return fault.New(op, fault.Invalid, "the name %q of a log or witness: use 1 to %d bytes without space or plus, for instance acme.example/appliance/eu-1", clip(name), maxOrigin)
+		return fault.New(op, fault.Invalid, "the name %q of a log or witness: use 1 to %d bytes without space or plus, for instance acme.example/appliance/eu-1", fault.Clip(name), maxOrigin)
 	}
 	return nil
 }
@@ -63,7 +63,7 @@ func parseHead(op, text string) (Head, error) {
 	}
 	n, err := strconv.ParseInt(lines[1], 10, 64)
 	if err != nil || n < 0 || strconv.FormatInt(n, 10) != lines[1] {
-		return Head{}, fault.New(op, fault.Invalid, "the size %q of a checkpoint is not a number", clip(lines[1]))
+		return Head{}, fault.New(op, fault.Invalid, "the size %q of a checkpoint is not a number", fault.Clip(lines[1]))
 	}
 	h.Size = n
 	root, err := base64.StdEncoding.Strict().DecodeString(lines[2])
@@ -115,13 +115,13 @@ func openNote(op string, b []byte, verifiers ...note.Verifier) (*note.Note, erro
 	case errors.As(err, &unsigned):
 		return nil, fault.Because(Unsigned, op, fault.Denied, "the checkpoint is not signed by %s", names(verifiers))
 	case errors.As(err, &wrong):
-		return nil, fault.Because(Unsigned, op, fault.Denied, "the signature of %q on the checkpoint is wrong", clip(wrong.Name))
+		return nil, fault.Because(Unsigned, op, fault.Denied, "the signature of %q on the checkpoint is wrong", fault.Clip(wrong.Name))
 	case err != nil:
 		return nil, fault.Because(err, op, fault.Invalid, "not a checkpoint: a signed note is expected")
 	}
 	for _, v := range verifiers {
 		if signature(n, v) == nil {
-			return nil, fault.Because(Unsigned, op, fault.Denied, "the checkpoint is not signed by %q", clip(v.Name()))
+			return nil, fault.Because(Unsigned, op, fault.Denied, "the checkpoint is not signed by %q", fault.Clip(v.Name()))
 		}
 	}
 	return n, nil
@@ -130,7 +130,7 @@ func openNote(op string, b []byte, verifiers ...note.Verifier) (*note.Note, erro
 func names(vs []note.Verifier) string {
 	var out []string
 	for _, v := range vs {
-		out = append(out, strconv.Quote(clip(v.Name())))
+		out = append(out, strconv.Quote(fault.Clip(v.Name())))
 	}
 	return strings.Join(out, " and ")
 }
@@ -205,7 +205,7 @@ func OpenCosigned(b []byte, log, witness note.Verifier) (Head, time.Time, error)
 	}
 	sig := signature(n, witness)
 	if len(sig) != 8+ed25519.SignatureSize {
-		return Head{}, time.Time{}, fault.New(op, fault.Invalid, "the line of %q is not a cosignature/v1", clip(witness.Name()))
+		return Head{}, time.Time{}, fault.New(op, fault.Invalid, "the line of %q is not a cosignature/v1", fault.Clip(witness.Name()))
 	}
 	return h, time.Unix(int64(binary.BigEndian.Uint64(sig)), 0).UTC(), nil
 }

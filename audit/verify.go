@@ -106,7 +106,7 @@ func Verify(bundle []byte, pinned Pins) (Report, error) {
 func logVerifier(op, origin string, pinned Pins) (note.Verifier, error) {
 	key, ok := pinned.Logs[origin]
 	if !ok {
-		return nil, fault.Because(Unsigned, op, fault.Denied, "no key is pinned for the log %q: bring its public key along", clip(origin))
+		return nil, fault.Because(Unsigned, op, fault.Denied, "no key is pinned for the log %q: bring its public key along", fault.Clip(origin))
 	}
 	return NoteVerifier(origin, key)
 }
@@ -115,10 +115,10 @@ func logVerifier(op, origin string, pinned Pins) (note.Verifier, error) {
 func openOf(op, what string, i int, text string, v note.Verifier) (Head, error) {
 	h, err := OpenCheckpoint([]byte(text), v)
 	if err != nil {
-		return Head{}, fault.Because(err, op, fault.Of(err), "log %q, %s %d: %s", clip(v.Name()), what, i, fault.Text(err))
+		return Head{}, fault.Because(err, op, fault.Of(err), "log %q, %s %d: %s", fault.Clip(v.Name()), what, i, fault.Text(err))
 	}
 	if h.Origin != v.Name() {
-		return Head{}, fault.Because(Unsigned, op, fault.Denied, "log %q, %s %d is of another log, %q", clip(v.Name()), what, i, clip(h.Origin))
+		return Head{}, fault.Because(Unsigned, op, fault.Denied, "log %q, %s %d is of another log, %q", fault.Clip(v.Name()), what, i, fault.Clip(h.Origin))
 	}
 	return h, nil
 }
@@ -132,10 +132,10 @@ func verifyLog(op string, e LogEvidence, pinned Pins) (LogReport, Log, error) {
 	if k, err := edKey(op, pinned.Logs[e.Origin]); err != nil {
 		return none, Log{}, err
 	} else if e.Key != "" && e.Key != base64.StdEncoding.EncodeToString(k) {
-		return none, Log{}, fault.Because(Unsigned, op, fault.Denied, "log %q: the bundle was made with another key than the pinned one", clip(e.Origin))
+		return none, Log{}, fault.Because(Unsigned, op, fault.Denied, "log %q: the bundle was made with another key than the pinned one", fault.Clip(e.Origin))
 	}
 	if len(e.Checkpoints) == 0 {
-		return none, Log{}, fault.Because(Uncovered, op, fault.Denied, "log %q: no checkpoint covers its %d entries", clip(e.Origin), len(e.Entries))
+		return none, Log{}, fault.Because(Uncovered, op, fault.Denied, "log %q: no checkpoint covers its %d entries", fault.Clip(e.Origin), len(e.Entries))
 	}
 	var heads []Head
 	for i, c := range e.Checkpoints {
@@ -159,7 +159,7 @@ func verifyLog(op string, e LogEvidence, pinned Pins) (LogReport, Log, error) {
 	slices.SortStableFunc(heads, func(a, b Head) int { return int(min(max(a.Size-b.Size, -1), 1)) })
 	for i := 1; i < len(heads); i++ {
 		if a, b := heads[i-1], heads[i]; a.Size == b.Size && a.Root != b.Root {
-			return none, Log{}, fault.Because(Forked, op, fault.Conflict, "log %q is forked: its key signed two histories of %d entries", clip(e.Origin), a.Size)
+			return none, Log{}, fault.Because(Forked, op, fault.Conflict, "log %q is forked: its key signed two histories of %d entries", fault.Clip(e.Origin), a.Size)
 		}
 	}
 	l, err := rebuild(op, e, heads)
@@ -171,7 +171,7 @@ func verifyLog(op string, e LogEvidence, pinned Pins) (LogReport, Log, error) {
 		return none, Log{}, err
 	}
 	if pinned.NeedWitness && r.WitnessedAt.IsZero() {
-		return none, Log{}, fault.Because(Unwitnessed, op, fault.Denied, "log %q: no pinned witness signed a checkpoint of it", clip(e.Origin))
+		return none, Log{}, fault.Because(Unwitnessed, op, fault.Denied, "log %q: no pinned witness signed a checkpoint of it", fault.Clip(e.Origin))
 	}
 	return r, l, nil
 }
@@ -181,7 +181,7 @@ func readable(op string, e LogEvidence, r *LogReport) error {
 	for i, leaf := range e.Entries {
 		x, err := ParseEntry([]byte(leaf))
 		if err != nil {
-			return fault.Because(err, op, fault.Invalid, "log %q, entry %d was signed and can't be read: %s", clip(e.Origin), i, fault.Text(err))
+			return fault.Because(err, op, fault.Invalid, "log %q, entry %d was signed and can't be read: %s", fault.Clip(e.Origin), i, fault.Text(err))
 		}
 		if i == 0 {
 			r.First = x.At
@@ -213,7 +213,7 @@ func openCosigned(op string, i int, text string, v note.Verifier, pinned Pins) (
 
 // rebuild hashes the entries and compares them with each head, the smallest first.
 func rebuild(op string, e LogEvidence, heads []Head) (Log, error) {
-	origin, newest := clip(e.Origin), heads[len(heads)-1]
+	origin, newest := fault.Clip(e.Origin), heads[len(heads)-1]
 	var l Log
 	for _, leaf := range e.Entries {
 		l = l.AppendLeaf([]byte(leaf))
@@ -306,7 +306,7 @@ func verifyWitnessed(op string, notes []string, logs map[string]Log, pinned Pins
 			return nil, err
 		}
 		if old, ok := seen[h.Origin][h.Size]; ok && old.Root != h.Root {
-			return nil, fault.Because(Forked, op, fault.Conflict, "log %q is forked: witnessed checkpoint %d is a second history of %d entries", clip(h.Origin), i, h.Size)
+			return nil, fault.Because(Forked, op, fault.Conflict, "log %q is forked: witnessed checkpoint %d is a second history of %d entries", fault.Clip(h.Origin), i, h.Size)
 		}
 		if seen[h.Origin] == nil {
 			seen[h.Origin] = map[int64]Head{}
@@ -318,10 +318,10 @@ func verifyWitnessed(op string, notes []string, logs map[string]Log, pinned Pins
 			continue
 		}
 		if h.Size > l.Size() {
-			return nil, fault.Because(Omitted, op, fault.Conflict, "log %q: witnessed checkpoint %d has %d entries, and entry %d and what follows is not in the bundle", clip(h.Origin), i, h.Size, l.Size())
+			return nil, fault.Because(Omitted, op, fault.Conflict, "log %q: witnessed checkpoint %d has %d entries, and entry %d and what follows is not in the bundle", fault.Clip(h.Origin), i, h.Size, l.Size())
 		}
 		if root, err := l.RootAt(h.Size); err != nil || root != h.Root {
-			return nil, fault.Because(Forked, op, fault.Conflict, "log %q is forked: witnessed checkpoint %d, of %d entries, is not a beginning of the log in the bundle", clip(h.Origin), i, h.Size)
+			return nil, fault.Because(Forked, op, fault.Conflict, "log %q is forked: witnessed checkpoint %d, of %d entries, is not a beginning of the log in the bundle", fault.Clip(h.Origin), i, h.Size)
 		}
 	}
 	return unpaired, nil

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/demarc-dev/demarc/fault"
 )
 
 // Appliance configures the customer's side.
@@ -131,7 +133,7 @@ func (c *Appliance) problems() (out []problem) {
 				bad(key+".tailnet", "missing: the appliance joins the vendor's tailnet with it")
 			}
 		default:
-			bad(key+".kind", "%q: use %s, %s or %s", clip(t.Kind), HTTPS, PrivateLink, Tailscale)
+			bad(key+".kind", "%q: use %s, %s or %s", fault.Clip(t.Kind), HTTPS, PrivateLink, Tailscale)
 		}
 		if t.Kind != Tailscale && t.Tailnet != nil {
 			bad(key+".tailnet", "belongs to the kind %s only", Tailscale)
@@ -178,7 +180,7 @@ func (c *Appliance) ingress(bad badFunc) {
 	for _, name := range names {
 		key, addr := "ingress.ports."+name, c.Ingress.Ports[name]
 		if why := wrong("listen", addr); why != "" {
-			bad(key, "%q: %s", clip(addr), why)
+			bad(key, "%q: %s", fault.Clip(addr), why)
 		} else if other, taken := at[addr]; taken {
 			bad(key, "%s is that of %s too", addr, other)
 		}
@@ -202,7 +204,7 @@ func (c *Appliance) ownDirs(bad badFunc) {
 
 func only(bad badFunc, key, got, want string) {
 	if got != "" && got != want {
-		bad(key, "%q: this build knows %s", clip(got), want)
+		bad(key, "%q: this build knows %s", fault.Clip(got), want)
 	}
 }
 

@@ -144,11 +144,11 @@ func open(name string, file []byte) (*yaml.Node, Config, error) {
 		}
 	}
 	if version.Value != Version {
-		return nil, nil, bad(version.Line, "version %q: this build reads version: %s", clip(version.Value), Version)
+		return nil, nil, bad(version.Line, "version %q: this build reads version: %s", fault.Clip(version.Value), Version)
 	}
 	c := defaults(role.Value)
 	if c == nil {
-		return nil, nil, bad(role.Line, "role %q: use %s, %s or %s", clip(role.Value), RoleControl, RoleAppliance, RoleManagement)
+		return nil, nil, bad(role.Line, "role %q: use %s, %s or %s", fault.Clip(role.Value), RoleControl, RoleAppliance, RoleManagement)
 	}
 	return root, c, nil
 }
@@ -224,13 +224,6 @@ func effective(c any) ([]byte, error) {
 		return nil, fault.At("configs.Effective", fault.Internal, err)
 	}
 	return b.Bytes(), fault.At("configs.Effective", fault.Internal, e.Close())
-}
-
-func clip(s string) string {
-	if len(s) > 64 {
-		return s[:64] + "..."
-	}
-	return s
 }
 
 // Keys lists the keys of all roles that a flag of the same name may set, in order.

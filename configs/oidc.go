@@ -7,6 +7,8 @@ import (
 	"net/url"
 	"slices"
 	"time"
+
+	"github.com/demarc-dev/demarc/fault"
 )
 
 // OIDC lets the vendor's operators in by an OpenID Connect issuer of the vendor.
@@ -52,7 +54,7 @@ func (o *OIDC) problems(bad badFunc) {
 	}
 	for i, r := range o.Roles {
 		if !slices.Contains(OperatorRoles(), r.Role) {
-			bad(fmt.Sprintf("oidc.roles[%d].role", i), "%q: use viewer, deployer, operator or admin", clip(r.Role))
+			bad(fmt.Sprintf("oidc.roles[%d].role", i), "%q: use viewer, deployer, operator or admin", fault.Clip(r.Role))
 		}
 	}
 	once(bad, "oidc.roles", o.Roles, "group", func(r GroupRole) string { return r.Group })

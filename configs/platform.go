@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+
+	"github.com/demarc-dev/demarc/fault"
 )
 
 // Proof is how the appliance shows the platform that it runs on. Where a section is left out, it is found as the
@@ -33,7 +35,7 @@ func (p Proof) problems(bad badFunc) {
 	switch p.Kind {
 	case ProofAWS, ProofGCP, ProofKubernetes, "":
 	default:
-		bad("proof.kind", "%q: use %s, %s or %s", clip(p.Kind), ProofAWS, ProofGCP, ProofKubernetes)
+		bad("proof.kind", "%q: use %s, %s or %s", fault.Clip(p.Kind), ProofAWS, ProofGCP, ProofKubernetes)
 		return
 	}
 	if p.AWS != nil && p.Kind != ProofAWS {
@@ -81,7 +83,7 @@ func (p Platforms) problems(bad badFunc) {
 		if err != nil || u.Scheme != "https" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
 			bad(key+".url", "an https URL without user, query or fragment is needed")
 		} else if is.PrivateHost != "" && is.PrivateHost != u.Hostname() {
-			bad(key+".private_host", "%q is not the host of the url", clip(is.PrivateHost))
+			bad(key+".private_host", "%q is not the host of the url", fault.Clip(is.PrivateHost))
 		}
 	}
 	once(bad, "platforms.kubernetes.issuers", p.Kubernetes.Issuers, "url", func(i Issuer) string { return i.URL })

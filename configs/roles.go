@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/demarc-dev/demarc/fault"
 )
 
 // The closed set of roles.
@@ -174,7 +176,7 @@ func (t *Tailnet) problemsBut(bad badFunc, key, secret string) {
 	}
 	for i, tag := range t.Tags {
 		if name, ok := strings.CutPrefix(tag, "tag:"); !ok || wrong("name", name) != "" {
-			bad(fmt.Sprintf("%s.tags[%d]", key, i), "%q: use tag: and a name of lower-case letters, digits and hyphens", clip(tag))
+			bad(fmt.Sprintf("%s.tags[%d]", key, i), "%q: use tag: and a name of lower-case letters, digits and hyphens", fault.Clip(tag))
 		}
 	}
 }
@@ -274,7 +276,7 @@ func once[T any](bad badFunc, key string, list []T, field string, of func(T) str
 	for i, e := range list {
 		v := of(e)
 		if j, twice := first[v]; twice && v != "" {
-			bad(fmt.Sprintf("%s[%d].%s", key, i, field), "%q is that of entry %d too", clip(v), j)
+			bad(fmt.Sprintf("%s[%d].%s", key, i, field), "%q is that of entry %d too", fault.Clip(v), j)
 			continue
 		}
 		first[v] = i

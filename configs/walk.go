@@ -82,13 +82,13 @@ func (w *walker) walk(n *yaml.Node, t reflect.Type, key string) {
 		w.bad(n, key, "a single value is needed here")
 	case t.Kind() == reflect.Bool:
 		if n.ShortTag() != "!!bool" {
-			w.bad(n, key, "%q is neither true nor false", clip(n.Value))
+			w.bad(n, key, "%q is neither true nor false", fault.Clip(n.Value))
 		}
 	case n.ShortTag() != "!!str":
-		w.bad(n, key, "%q is not text: put it in quotes, or leave the key out", clip(n.Value))
+		w.bad(n, key, "%q is not text: put it in quotes, or leave the key out", fault.Clip(n.Value))
 	case t == reflect.TypeFor[time.Duration]():
 		if _, err := time.ParseDuration(n.Value); err != nil {
-			w.bad(n, key, "%q is not a duration: write it as 720h or 90m", clip(n.Value))
+			w.bad(n, key, "%q is not a duration: write it as 720h or 90m", fault.Clip(n.Value))
 		}
 	}
 }
@@ -101,7 +101,7 @@ func (w *walker) mapping(n *yaml.Node, t reflect.Type, key string) {
 	seen := map[string]bool{}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		k, val := n.Content[i], n.Content[i+1]
-		sub := strings.TrimPrefix(key+"."+clip(k.Value), ".")
+		sub := strings.TrimPrefix(key+"."+fault.Clip(k.Value), ".")
 		var to reflect.Type
 		switch {
 		case k.Kind != yaml.ScalarNode || k.ShortTag() != "!!str":
@@ -167,7 +167,7 @@ func checkFields(v reflect.Value) (out []problem) {
 			if why := wrong(is, s); why != "" && is == "url" { // not repeated: it may hold a password
 				out = append(out, problem{key, why})
 			} else if why != "" {
-				out = append(out, problem{key, fmt.Sprintf("%q: %s", clip(s), why)})
+				out = append(out, problem{key, fmt.Sprintf("%q: %s", fault.Clip(s), why)})
 			}
 		case need:
 			out = append(out, problem{key, "missing"})

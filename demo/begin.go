@@ -258,12 +258,7 @@ func (s *story) refusals() {
 	try("a body of 10 MiB", "at most", n, csr, strings.Repeat("x", 10<<20))
 }
 
-func clip(text string) string {
-	if len(text) > 150 {
-		return text[:150] + "..."
-	}
-	return text
-}
+func clip(text string) string { return fault.ClipTo(text, 150) }
 
 func mustKey() ed25519.PrivateKey {
 	_, k, err := ed25519.GenerateKey(rand.Reader)

@@ -10,6 +10,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"unicode/utf8"
 )
 
 // Kind is a kind of failure. Its spelling is part of the wire and disk formats: never edited, never reused.
@@ -121,11 +123,11 @@ func Of(err error) Kind {
 }
 
 // Text gives the sentence that may be told to a remote caller: the first that is written in the chain,
-// else a fixed one for the kind. It never contains a cause.
+// else a fixed one for the kind. It never contains a cause, and is always UTF-8.
 func Text(err error) string {
 	for e := err; e != nil; e = errors.Unwrap(e) {
 		if f, ok := e.(*Error); ok && f.Text != "" {
-			return f.Text
+			return strings.ToValidUTF8(f.Text, "\uFFFD")
 		}
 	}
 	switch k := Of(err); k {
@@ -136,4 +138,27 @@ func Text(err error) string {
 	default:
 		return "the call failed: " + string(k)
 	}
+}
+
+// maxQuote is how many bytes of a stranger's text a sentence quotes.
+const maxQuote = 64
+
+// Clip cuts a text for a sentence: see [ClipTo]. At most 64 bytes of it are quoted.
+func Clip(s string) string { return ClipTo(s, maxQuote) }
+
+// ClipTo returns s if it has at most n bytes, else its first letters of at most n bytes and "...". It never cuts inside a
+// letter, and what is not UTF-8 is replaced, so that the result can be encoded wherever a text can.
+func ClipTo(s string, n int) string {
+	n = max(n, 0)
+	if more := n + utf8.UTFMax; len(s) > more {
+		s = s[:more]
+	}
+	s = strings.ToValidUTF8(s, "\uFFFD")
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n] + "..."
 }

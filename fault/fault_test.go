@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/demarc-dev/demarc/fault"
 )
@@ -51,5 +53,29 @@ func TestKindsAreClosed(t *testing.T) {
 	}
 	if fault.Kind("oops").Known() {
 		t.Error("a made-up kind is known")
+	}
+}
+
+// TestClip: FAULTS.md C8. A text is cut between letters, whatever its bytes are.
+func TestClip(t *testing.T) {
+	long := strings.Repeat("x", 63)
+	for _, c := range []struct{ in, want string }{
+		{"", ""}, {"abc", "abc"}, {long + "y", long + "y"}, {long + "yz", long + "y..."},
+		{long + "\u00e9", long + "..."}, {long[:62] + "\u00e9", long[:62] + "\u00e9"}, {long[:61] + "\U0001F600", long[:61] + "..."},
+		{"\xff", "\uFFFD"}, {long + "\xff\xff", long + "..."}, {long[:61] + "\xff", long[:61] + "\uFFFD"},
+		{strings.Repeat("\x80", 1<<20), "\uFFFD"},
+	} {
+		if got := fault.Clip(c.in); got != c.want {
+			t.Errorf("Clip(%.80q) = %q, want %q", c.in, got, c.want)
+		}
+	}
+	for n := range 70 {
+		s := fault.ClipTo("a\u00e9\u4e16\U0001F600\xff"+strings.Repeat("\U0001F600", 40), n)
+		if !utf8.ValidString(s) || len(s) > n+len("...") {
+			t.Errorf("ClipTo(%d) = %q", n, s)
+		}
+	}
+	if got := fault.Text(fault.New("op", fault.Denied, "%s", "a\xffb")); !utf8.ValidString(got) {
+		t.Errorf("Text = %q", got)
 	}
 }

@@ -33,16 +33,9 @@ var name = regexp.MustCompile(NamePattern)
 // CheckName tells whether s may name a customer, an appliance, a node or an operator.
 func CheckName(what, s string) error {
 	if !name.MatchString(s) {
-		return fault.New("fleet.CheckName", fault.Invalid, "%s name %q: use 1 to 63 lower-case letters, digits and inner hyphens", what, clip(s))
+		return fault.New("fleet.CheckName", fault.Invalid, "%s name %q: use 1 to 63 lower-case letters, digits and inner hyphens", what, fault.Clip(s))
 	}
 	return nil
-}
-
-func clip(s string) string {
-	if len(s) > 64 {
-		return s[:64] + "..."
-	}
-	return s
 }
 
 // Digest is the content address of bytes: "sha256:" and 64 lower-case hex digits.
@@ -62,7 +55,7 @@ func (d Digest) Check() error {
 			return nil
 		}
 	}
-	return fault.New("fleet.Digest", fault.Invalid, "%q is not a digest of the form sha256:<64 hex digits>", clip(string(d)))
+	return fault.New("fleet.Digest", fault.Invalid, "%q is not a digest of the form sha256:<64 hex digits>", fault.Clip(string(d)))
 }
 
 // Short is the first twelve hex digits, for people.
@@ -131,7 +124,7 @@ func (p Phase) Check() error {
 	if slices.Contains(Phases(), p) {
 		return nil
 	}
-	return fault.New("fleet.Phase", fault.Invalid, "%q is not a phase: use install, observe, deploy, operate.read, operate.write or operate.admin", clip(string(p)))
+	return fault.New("fleet.Phase", fault.Invalid, "%q is not a phase: use install, observe, deploy, operate.read, operate.write or operate.admin", fault.Clip(string(p)))
 }
 
 // Exposure is how wide a door may be, from narrow to wide.
@@ -153,7 +146,7 @@ func (e Exposure) Check() error {
 	if slices.Contains(Exposures(), e) {
 		return nil
 	}
-	return fault.New("fleet.Exposure", fault.Invalid, "%q is not a posture: use closed, private, allowlist or public", clip(string(e)))
+	return fault.New("fleet.Exposure", fault.Invalid, "%q is not a posture: use closed, private, allowlist or public", fault.Clip(string(e)))
 }
 
 // Narrower reports whether e lets in less than f.

@@ -94,7 +94,7 @@ func CheckTrustDomain(s string) error {
 		ok = ok && fleet.CheckName("label", label) == nil
 	}
 	if !ok {
-		return fault.New(op, fault.Invalid, "trust domain %q: use a DNS name in lower case, for instance acme.example", clip(s))
+		return fault.New(op, fault.Invalid, "trust domain %q: use a DNS name in lower case, for instance acme.example", fault.Clip(s))
 	}
 	return nil
 }
@@ -120,11 +120,11 @@ func (a *Authority) Issue(csr *x509.CertificateRequest, who fleet.Principal, now
 	}
 	td, role, name, ok := who.Split()
 	if !ok || td != ours {
-		return nil, fault.New(op, fault.Invalid, "%q is no principal of trust domain %q", clip(string(who)), ours)
+		return nil, fault.New(op, fault.Invalid, "%q is no principal of trust domain %q", fault.Clip(string(who)), ours)
 	}
 	id, err := spiffeid.FromString(string(who))
 	if err != nil {
-		return nil, fault.Because(err, op, fault.Invalid, "%q is not a SPIFFE ID", clip(string(who)))
+		return nil, fault.Because(err, op, fault.Invalid, "%q is not a SPIFFE ID", fault.Clip(string(who)))
 	}
 	if extra.Rand == nil {
 		return nil, fault.New(op, fault.Internal, "no source of randomness was given for the serial")

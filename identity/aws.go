@@ -69,7 +69,7 @@ func STSHost(region string) (host, partition string, err error) {
 			return "sts." + region + "." + p.suffix, name, nil
 		}
 	}
-	return "", "", fault.New("identity.STSHost", fault.Invalid, "%q is no region whose STS is known here: name another region of the same partition", clip(region))
+	return "", "", fault.New("identity.STSHost", fault.Invalid, "%q is no region whose STS is known here: name another region of the same partition", fault.Clip(region))
 }
 
 var (
@@ -90,11 +90,11 @@ type role struct{ partition, account, name string }
 func (e Expect) role() (role, error) {
 	const op = "identity.Expect"
 	if !awsAccount.MatchString(e.Account) {
-		return role{}, fault.New(op, fault.Invalid, "account %q: give the 12 digits of the AWS account", clip(e.Account))
+		return role{}, fault.New(op, fault.Invalid, "account %q: give the 12 digits of the AWS account", fault.Clip(e.Account))
 	}
 	m := awsRole.FindStringSubmatch(e.RoleARN)
 	if m == nil || len(e.RoleARN) > 2048 {
-		return role{}, fault.New(op, fault.Invalid, "role_arn %q: write it as arn:aws:iam::ACCOUNT:role/NAME, with the role's path if it has one", clip(e.RoleARN))
+		return role{}, fault.New(op, fault.Invalid, "role_arn %q: write it as arn:aws:iam::ACCOUNT:role/NAME, with the role's path if it has one", fault.Clip(e.RoleARN))
 	}
 	r := role{m[1], m[2], m[4]}
 	if r.account != e.Account {
@@ -102,7 +102,7 @@ func (e Expect) role() (role, error) {
 	}
 	for _, region := range e.Regions {
 		if _, p, err := STSHost(region); err != nil || p != r.partition {
-			return role{}, fault.Because(err, op, fault.Invalid, "region %q is none of the role's partition %s", clip(region), r.partition)
+			return role{}, fault.Because(err, op, fault.Invalid, "region %q is none of the role's partition %s", fault.Clip(region), r.partition)
 		}
 	}
 	return r, nil
@@ -150,7 +150,7 @@ func (e Expect) STSRequest(s SignedIdentity, audience string, now time.Time) (ST
 		return STSRequest{}, err
 	}
 	if e.Kind != KindAWS {
-		return STSRequest{}, fault.New(op, fault.Invalid, "the appliance is registered with a proof of kind %s, not of AWS", clip(e.Kind))
+		return STSRequest{}, fault.New(op, fault.Invalid, "the appliance is registered with a proof of kind %s, not of AWS", fault.Clip(e.Kind))
 	}
 	req, err := NewSTSRequest(s.Region, audience)
 	if err != nil {
@@ -196,7 +196,7 @@ func (e Expect) VerifySTS(req STSRequest, status int, answer []byte) (Proven, er
 	m, id := awsAssumed.FindStringSubmatch(c.ARN), awsUserID.FindStringSubmatch(c.UserID)
 	switch {
 	case m == nil || id == nil:
-		return Proven{}, fault.New(op, fault.Denied, "AWS says that the caller is %q: use the credentials of a role", clip(c.ARN))
+		return Proven{}, fault.New(op, fault.Denied, "AWS says that the caller is %q: use the credentials of a role", fault.Clip(c.ARN))
 	case c.Account != r.account || m[2] != r.account:
 		return Proven{}, fault.New(op, fault.Denied, "the caller is of the account %s, and %s is registered", m[2], r.account)
 	case m[1] != r.partition:

@@ -86,7 +86,7 @@ func OpenKeptBundle(sealed []byte, pinned seal.Key, trustDomain string) (SignedB
 		return SignedBundle{}, fault.At(op, "", err)
 	}
 	if b.TrustDomain != trustDomain {
-		return SignedBundle{}, fault.New(op, fault.Denied, "the signed bundle is of trust domain %q, not %q", clip(b.TrustDomain), trustDomain)
+		return SignedBundle{}, fault.New(op, fault.Denied, "the signed bundle is of trust domain %q, not %q", fault.Clip(b.TrustDomain), trustDomain)
 	}
 	if _, err := ParseDER(b.CAs, trustDomain); err != nil {
 		return SignedBundle{}, fault.At(op, "", err)

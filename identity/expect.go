@@ -90,7 +90,7 @@ func (e Expect) Check() error {
 	}
 	switch {
 	case e.Kind != KindKubernetes && e.Kind != KindAWS && e.Kind != KindGCP:
-		return fault.New(op, fault.Invalid, "proof of kind %q: use %s, %s or %s", clip(e.Kind), KindAWS, KindGCP, KindKubernetes)
+		return fault.New(op, fault.Invalid, "proof of kind %q: use %s, %s or %s", fault.Clip(e.Kind), KindAWS, KindGCP, KindKubernetes)
 	case foreign != "":
 		return fault.New(op, fault.Invalid, "%s does not belong to a proof of kind %s: leave it out", foreign, e.Kind)
 	}
@@ -121,7 +121,7 @@ func (e Expect) checkKubernetes() error {
 		return err
 	}
 	if !subdomain(e.ServiceAccount) {
-		return fault.New(op, fault.Invalid, "service account %q: use lower-case letters, digits, dots and hyphens", clip(e.ServiceAccount))
+		return fault.New(op, fault.Invalid, "service account %q: use lower-case letters, digits, dots and hyphens", fault.Clip(e.ServiceAccount))
 	}
 	switch {
 	case e.Discovery && len(e.JWKS) > 0:

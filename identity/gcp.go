@@ -25,15 +25,15 @@ func (e Expect) checkGCP() error {
 	const op = "identity.Expect"
 	switch {
 	case !gcpProject.MatchString(e.Project):
-		return fault.New(op, fault.Invalid, "project %q: give the project's ID (not its name or number)", clip(e.Project))
+		return fault.New(op, fault.Invalid, "project %q: give the project's ID (not its name or number)", fault.Clip(e.Project))
 	case !gcpAccount.MatchString(e.ServiceAccount):
-		return fault.New(op, fault.Invalid, "service account %q: give its email address, NAME@PROJECT.iam.gserviceaccount.com", clip(e.ServiceAccount))
+		return fault.New(op, fault.Invalid, "service account %q: give its email address, NAME@PROJECT.iam.gserviceaccount.com", fault.Clip(e.ServiceAccount))
 	case e.UniqueID != "" && !gcpUniqueID.MatchString(e.UniqueID):
-		return fault.New(op, fault.Invalid, "unique id %q: it has digits only", clip(e.UniqueID))
+		return fault.New(op, fault.Invalid, "unique id %q: it has digits only", fault.Clip(e.UniqueID))
 	case e.Zone != "" && !gcpName.MatchString(e.Zone):
-		return fault.New(op, fault.Invalid, "zone %q: write it as europe-west3-a", clip(e.Zone))
+		return fault.New(op, fault.Invalid, "zone %q: write it as europe-west3-a", fault.Clip(e.Zone))
 	case e.Instance != "" && !gcpName.MatchString(e.Instance):
-		return fault.New(op, fault.Invalid, "instance %q: use the virtual machine's name", clip(e.Instance))
+		return fault.New(op, fault.Invalid, "instance %q: use the virtual machine's name", fault.Clip(e.Instance))
 	}
 	return nil
 }
@@ -64,25 +64,25 @@ func (e Expect) verifyGCP(keys Keys, token, audience string, now time.Time) (Pro
 	vm := c.Google.Engine
 	switch {
 	case c.Issuer != GoogleIssuer:
-		return Proven{}, fault.New(op, fault.Denied, "the token was issued by %q, and Google is %q", clip(c.Issuer), GoogleIssuer)
+		return Proven{}, fault.New(op, fault.Denied, "the token was issued by %q, and Google is %q", fault.Clip(c.Issuer), GoogleIssuer)
 	case len(c.Audience) != 1 || c.Audience[0] != audience:
 		return Proven{}, wrongAudience()
 	case c.Email == "" || c.Email != e.ServiceAccount:
-		return Proven{}, fault.New(op, fault.Denied, "the token is that of %q, and %q is registered", clip(c.Email), e.ServiceAccount)
+		return Proven{}, fault.New(op, fault.Denied, "the token is that of %q, and %q is registered", fault.Clip(c.Email), e.ServiceAccount)
 	case !c.Verified:
 		return Proven{}, fault.New(op, fault.Denied, "Google does not vouch for the email address in the token")
 	case c.Subject == "" || len(c.Subject) > maxUID:
 		return Proven{}, fault.New(op, fault.Denied, "the token names no service account by its unique id")
 	case e.UniqueID != "" && c.Subject != e.UniqueID:
-		return Proven{}, fault.New(op, fault.Denied, "the token is that of an account with the unique id %q, and %s is registered: it was deleted and made anew, or it is another", clip(c.Subject), e.UniqueID)
+		return Proven{}, fault.New(op, fault.Denied, "the token is that of an account with the unique id %q, and %s is registered: it was deleted and made anew, or it is another", fault.Clip(c.Subject), e.UniqueID)
 	case vm.Project == "":
 		return Proven{}, fault.New(op, fault.Denied, "the token names no project: it must be that of a virtual machine's metadata server, with format=full")
 	case vm.Project != e.Project:
-		return Proven{}, fault.New(op, fault.Denied, "the token is of the project %q, and %q is registered", clip(vm.Project), e.Project)
+		return Proven{}, fault.New(op, fault.Denied, "the token is of the project %q, and %q is registered", fault.Clip(vm.Project), e.Project)
 	case e.Zone != "" && vm.Zone != e.Zone:
-		return Proven{}, fault.New(op, fault.Denied, "the token is of the zone %q, and %q is registered", clip(vm.Zone), e.Zone)
+		return Proven{}, fault.New(op, fault.Denied, "the token is of the zone %q, and %q is registered", fault.Clip(vm.Zone), e.Zone)
 	case e.Instance != "" && vm.Instance != e.Instance:
-		return Proven{}, fault.New(op, fault.Denied, "the token is of the machine %q, and %q is registered", clip(vm.Instance), e.Instance)
+		return Proven{}, fault.New(op, fault.Denied, "the token is of the machine %q, and %q is registered", fault.Clip(vm.Instance), e.Instance)
 	}
 	till, err := c.times.check(now, "an identity token of the metadata server does")
 	if err != nil {

@@ -60,7 +60,7 @@ func (i Invitation) Check() error {
 	}
 	for _, n := range i.Nodes {
 		if host, port, err := net.SplitHostPort(n); err != nil || host == "" || port == "" {
-			return fault.New(op, fault.Invalid, "the invitation names the node %q, which is not HOST:PORT", clip(n))
+			return fault.New(op, fault.Invalid, "the invitation names the node %q, which is not HOST:PORT", fault.Clip(n))
 		}
 	}
 	if len(i.Secret) != InviteSecret || i.Until.IsZero() {

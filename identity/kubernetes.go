@@ -88,11 +88,11 @@ func (e Expect) verifyKubernetes(keys Keys, token, audience string, now time.Tim
 	subject := "system:serviceaccount:" + e.Namespace + ":" + e.ServiceAccount
 	switch {
 	case c.Issuer != e.Issuer:
-		return Proven{}, fault.New(op, fault.Denied, "the token was issued by %q, and %q is registered", clip(c.Issuer), e.Issuer)
+		return Proven{}, fault.New(op, fault.Denied, "the token was issued by %q, and %q is registered", fault.Clip(c.Issuer), e.Issuer)
 	case len(c.Audience) != 1 || c.Audience[0] != audience:
 		return Proven{}, wrongAudience()
 	case c.Subject != subject:
-		return Proven{}, fault.New(op, fault.Denied, "the token is that of %q, and %q is registered", clip(c.Subject), subject)
+		return Proven{}, fault.New(op, fault.Denied, "the token is that of %q, and %q is registered", fault.Clip(c.Subject), subject)
 	case c.Cluster.Namespace != "" && c.Cluster.Namespace != e.Namespace,
 		c.Cluster.Account.Name != "" && c.Cluster.Account.Name != e.ServiceAccount:
 		return Proven{}, fault.New(op, fault.Denied, "the token contradicts itself about its service account")

@@ -64,7 +64,7 @@ func principalOfLeaf(leaf *x509.Certificate) (fleet.Principal, error) {
 	}
 	who := fleet.Principal(id.String())
 	if _, _, _, ok := who.Split(); !ok {
-		return "", fault.New(op, fault.Denied, "%q is not spiffe://<trust domain>/{node,operator,appliance}/<name>", clip(id.String()))
+		return "", fault.New(op, fault.Denied, "%q is not spiffe://<trust domain>/{node,operator,appliance}/<name>", fault.Clip(id.String()))
 	}
 	return who, nil
 }
@@ -80,7 +80,7 @@ func TrustDomainOf(ca *x509.Certificate) (string, error) {
 		return "", err
 	}
 	if id.Path() != "" {
-		return "", fault.New(op, fault.Denied, "the CA's certificate names %q: a CA names only its trust domain, spiffe://<trust domain>", clip(id.String()))
+		return "", fault.New(op, fault.Denied, "the CA's certificate names %q: a CA names only its trust domain, spiffe://<trust domain>", fault.Clip(id.String()))
 	}
 	return id.TrustDomain().Name(), nil
 }
@@ -100,11 +100,4 @@ func soleID(c *x509.Certificate) (spiffeid.ID, error) {
 // named reports whether the leaf itself lists the usage: crypto/x509 also passes a leaf that lists none, or any.
 func named(leaf *x509.Certificate, usage x509.ExtKeyUsage) bool {
 	return slices.Contains(leaf.ExtKeyUsage, usage)
-}
-
-func clip(s string) string {
-	if len(s) > 96 {
-		return s[:96] + "..."
-	}
-	return s
 }

@@ -27,7 +27,7 @@ func (s Serials) Admit(serial fleet.Serial) (Serials, error) {
 	case serial != "" && serial == s.Next:
 		return Serials{Current: s.Next}, nil
 	}
-	return s, fault.New(op, fault.Denied, "certificate %s was replaced: prove the identity again to get another", clip(string(serial)))
+	return s, fault.New(op, fault.Denied, "certificate %s was replaced: prove the identity again to get another", fault.Clip(string(serial)))
 }
 
 // Renew notes that a certificate was issued. Another that was issued before it and never used is forgotten.

@@ -172,9 +172,9 @@ func untrusted(op string, leaf *x509.Certificate, err error) error {
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return fault.Because(err, op, fault.Expired, "the certificate is valid from %s to %s, and by the clock of this host it is not so now: compare the clocks", stamp(leaf.NotBefore), stamp(leaf.NotAfter))
 	case errors.As(err, &foreign):
-		return fault.Because(err, op, fault.Denied, "the certificate was issued by %q, which is not your vendor: a proxy on the path opens TLS, or the bundle is that of another control plane", clip(leaf.Issuer.String()))
+		return fault.Because(err, op, fault.Denied, "the certificate was issued by %q, which is not your vendor: a proxy on the path opens TLS, or the bundle is that of another control plane", fault.Clip(leaf.Issuer.String()))
 	}
-	return fault.Because(err, op, fault.Denied, "the certificate issued by %q does not verify", clip(leaf.Issuer.String()))
+	return fault.Because(err, op, fault.Denied, "the certificate issued by %q does not verify", fault.Clip(leaf.Issuer.String()))
 }
 
 // WantNode accepts the nodes of a trust domain: any of them, or only the named ones.
@@ -184,6 +184,6 @@ func WantNode(trustDomain string, names ...string) func(fleet.Principal) error {
 		if ok && td == trustDomain && role == fleet.Node && (len(names) == 0 || slices.Contains(names, name)) {
 			return nil
 		}
-		return fault.New("identity.WantNode", fault.Denied, "%s answered, and a node of trust domain %q was wanted", clip(string(who)), trustDomain)
+		return fault.New("identity.WantNode", fault.Denied, "%s answered, and a node of trust domain %q was wanted", fault.Clip(string(who)), trustDomain)
 	}
 }

@@ -199,7 +199,7 @@ func (b *Book[S]) try(p *page[S], index uint64, data []byte) (next *page[S], ans
 	}
 	kind, ok := b.kinds[in.Kind]
 	if !ok {
-		return nil, nil, fault.New(op, fault.Invalid, "this build does not know the change %q: it must not go on without it", clip(in.Kind))
+		return nil, nil, fault.New(op, fault.Invalid, "this build does not know the change %q: it must not go on without it", fault.Clip(in.Kind))
 	}
 	key := string(in.Meta.By) + "\n" + string(in.Meta.Request)
 	sum := sha256.Sum256(append([]byte(in.Kind+"\n"), in.Body...))
@@ -279,11 +279,4 @@ func encode(a answer) []byte {
 		return []byte(`{"fault":"internal","detail":"the answer has no JSON form"}`)
 	}
 	return b
-}
-
-func clip(s string) string {
-	if len(s) > 64 {
-		return s[:64] + "..."
-	}
-	return s
 }

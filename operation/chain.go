@@ -193,7 +193,7 @@ func opened[T interface {
 func VerifyTemplate(c Chain, t Template) error {
 	const op = "operation.VerifyTemplate"
 	if t.Name != c.Request.Template || t.Digest() != c.Request.TemplateDigest {
-		return fault.New(op, fault.Denied, "the template %q is not the one that the request binds", clip(t.Name))
+		return fault.New(op, fault.Denied, "the template %q is not the one that the request binds", fault.Clip(t.Name))
 	}
 	argv, err := t.Argv(c.Request.Vars)
 	if err != nil {

@@ -297,12 +297,12 @@ func (r Request) Check() error {
 	c.name("appliance", string(r.Appliance))
 	c.name("template", r.Template)
 	_, role, _, ok := r.Operator.Split()
-	c.that(ok && role == fleet.Operator, "operator: %q is not the name of an operator", clip(string(r.Operator)))
+	c.that(ok && role == fleet.Operator, "operator: %q is not the name of an operator", fault.Clip(string(r.Operator)))
 	c.digest("template_digest", r.TemplateDigest)
 	c.digest("release", r.Release)
 	c.that(len(r.Vars) <= maxVars, "vars: at most %d", maxVars)
 	for _, k := range slices.Sorted(maps.Keys(r.Vars)) {
-		c.that(varName.MatchString(k), "vars %q: not the name of a variable", clip(k))
+		c.that(varName.MatchString(k), "vars %q: not the name of a variable", fault.Clip(k))
 		c.that(len(r.Vars[k]) <= MaxValue, "vars %s: a value has at most %d bytes", k, MaxValue)
 		c.that(legible(r.Vars[k]), "vars %s: %s", k, notLegible)
 	}
@@ -320,7 +320,7 @@ func (a Approval) Check() error {
 	c.name("operation", a.ID)
 	c.name("appliance", string(a.Appliance))
 	c.digest("request", a.Request)
-	c.that(a.Decision == DecisionApprove || a.Decision == DecisionReject, "decision: %q is neither approve nor reject", clip(a.Decision))
+	c.that(a.Decision == DecisionApprove || a.Decision == DecisionReject, "decision: %q is neither approve nor reject", fault.Clip(a.Decision))
 	c.that(a.Decision == DecisionReject || len(a.Argv) > 0, "argv: an approval names the command that it is for")
 	c.argv(a.Argv)
 	c.reason(a.Reason)
@@ -340,7 +340,7 @@ func (r Result) Check() error {
 	c.digest("stderr", r.Stderr)
 	c.that(len(r.Argv) > 0, "argv: a result names the command that it is of")
 	c.argv(r.Argv)
-	c.that(slices.Contains([]State{Held, Failed, Cancelled}, r.State), "state: a result is held, failed or cancelled, not %q", clip(string(r.State)))
+	c.that(slices.Contains([]State{Held, Failed, Cancelled}, r.State), "state: a result is held, failed or cancelled, not %q", fault.Clip(string(r.State)))
 	for _, n := range []int64{r.StdoutSize, r.StderrSize, r.StdoutSize + r.StderrSize} {
 		c.that(n >= 0 && n <= maxOutput, "stdout_size, stderr_size: 0 to %d bytes together", maxOutput)
 	}
@@ -362,7 +362,7 @@ func (r Release) Check() error {
 	case DecisionWithhold:
 		c.that(r.Output == "", "output: nothing goes out where the decision is withhold")
 	default:
-		c.that(false, "decision: %q is neither release nor withhold", clip(r.Decision))
+		c.that(false, "decision: %q is neither release nor withhold", fault.Clip(r.Decision))
 	}
 	c.reason(r.Reason)
 	c.that(!r.At.IsZero(), "at: is missing")
@@ -390,8 +390,8 @@ func (p PlanApproval) Check() error {
 	c.digest("plan", p.Plan)
 	c.that(len(p.Phases) > 0 && len(p.Phases) <= len(fleet.Phases()), "phases: name the phases that it needs")
 	for i, f := range p.Phases {
-		c.that(!slices.Contains(p.Phases[:i], f), "phases: %q is named twice", clip(string(f)))
-		c.that(f == fleet.Install || f == fleet.Deploy, "phases: a plan needs install and deploy only, not %q", clip(string(f)))
+		c.that(!slices.Contains(p.Phases[:i], f), "phases: %q is named twice", fault.Clip(string(f)))
+		c.that(f == fleet.Install || f == fleet.Deploy, "phases: a plan needs install and deploy only, not %q", fault.Clip(string(f)))
 	}
 	c.window(p.At, p.NotAfter)
 	c.nonce(p.Nonce)

@@ -71,7 +71,7 @@ func Next(s State, e Event) (State, error) {
 		to = map[Event]State{LetOut: Released, Withhold: Withheld}
 	case Rejected, Expired, Cancelled, Released, Withheld, Failed:
 	default:
-		return "", fault.New(op, fault.Invalid, "%q is not a state of an operation", clip(string(s)))
+		return "", fault.New(op, fault.Invalid, "%q is not a state of an operation", fault.Clip(string(s)))
 	}
 	if n, ok := to[e]; ok {
 		return n, nil
@@ -81,5 +81,5 @@ func Next(s State, e Event) (State, error) {
 			return "", fault.New(op, fault.Conflict, "the operation is %s: it can't %s any more, or not yet", s, e)
 		}
 	}
-	return "", fault.New(op, fault.Invalid, "%q is not an event of an operation", clip(string(e)))
+	return "", fault.New(op, fault.Invalid, "%q is not an event of an operation", fault.Clip(string(e)))
 }

@@ -79,7 +79,7 @@ func read[P any, D json.Marshaler](b []byte, kind string, doc func(P) D) (D, err
 		return none, err
 	}
 	if s.PredicateType != kind {
-		return none, fault.New(op, fault.Invalid, "the document is a %q, and a %q is wanted", clip(s.PredicateType), kind)
+		return none, fault.New(op, fault.Invalid, "the document is a %q, and a %q is wanted", fault.Clip(s.PredicateType), kind)
 	}
 	var plain P
 	if err := seal.StrictJSON(s.Predicate, &plain); err != nil {
@@ -140,5 +140,5 @@ func Kind(sealed []byte) (string, error) {
 	case TypeRequest, TypeApproval, TypeResult, TypeRelease, TypeCancel, TypePlanApproval:
 		return k.kind, nil
 	}
-	return "", fault.New(op, fault.Invalid, "a statement of type %q is not known here: it may be from a newer version", clip(k.kind))
+	return "", fault.New(op, fault.Invalid, "a statement of type %q is not known here: it may be from a newer version", fault.Clip(k.kind))
 }

@@ -115,10 +115,10 @@ var (
 func (t Template) Check() error {
 	const op = "operation.Template"
 	bad := func(format string, args ...any) error {
-		return fault.New(op, fault.Invalid, "template %q: %s", clip(t.Name), fmt.Sprintf(format, args...))
+		return fault.New(op, fault.Invalid, "template %q: %s", fault.Clip(t.Name), fmt.Sprintf(format, args...))
 	}
 	if t.Version != TemplateVersion {
-		return bad("version %q: write version: %s", clip(t.Version), TemplateVersion)
+		return bad("version %q: write version: %s", fault.Clip(t.Version), TemplateVersion)
 	}
 	if err := fleet.CheckName("template", t.Name); err != nil {
 		return err
@@ -136,13 +136,13 @@ func (t Template) Check() error {
 			return bad("service: belongs to kind exec only")
 		}
 	default:
-		return bad("kind %q: use exec, script or kubernetes", clip(t.Kind))
+		return bad("kind %q: use exec, script or kubernetes", fault.Clip(t.Kind))
 	}
 	if t.Tier != fleet.OperateRead && t.Tier != fleet.OperateWrite && t.Tier != fleet.OperateAdmin {
-		return bad("tier %q: use operate.read, operate.write or operate.admin", clip(string(t.Tier)))
+		return bad("tier %q: use operate.read, operate.write or operate.admin", fault.Clip(string(t.Tier)))
 	}
 	if d, err := time.ParseDuration(t.Timeout); err != nil || d <= 0 || d > maxTimeout {
-		return bad("timeout %q: use more than 0s and at most 24h, for instance 30s", clip(t.Timeout))
+		return bad("timeout %q: use more than 0s and at most 24h, for instance 30s", fault.Clip(t.Timeout))
 	}
 	if t.Output < 0 || t.Output > maxOutput {
 		return bad("output %d: use 0 to %d bytes", t.Output, maxOutput)
@@ -152,7 +152,7 @@ func (t Template) Check() error {
 	}
 	for _, w := range t.Effects.Writes {
 		if !path.IsAbs(w) || w == "/" || path.Clean(w) != w || len(w) > 512 || !legible(w) {
-			return bad("effects.writes %q: use absolute paths below the root in their shortest form, without ..", clip(w))
+			return bad("effects.writes %q: use absolute paths below the root in their shortest form, without ..", fault.Clip(w))
 		}
 	}
 	if t.Tier == fleet.OperateRead && len(t.Effects.Writes) > 0 {
@@ -178,7 +178,7 @@ func (t Template) checkArgs(bad func(string, ...any) error) error {
 				return bad("argv 0: the program is literal, no variable chooses it")
 			}
 			if _, ok := t.Vars[m[1]]; !ok {
-				return bad("argv %d: ${%s} is not among vars", i, clip(m[1]))
+				return bad("argv %d: ${%s} is not among vars", i, fault.Clip(m[1]))
 			}
 			used[m[1]] = true
 		}
@@ -204,7 +204,7 @@ func (t Template) checkOptions(bad func(string, ...any) error) error {
 		}
 		before := t.Run[i-1] // argv 0 has no placeholder
 		if i > 1 && strings.HasPrefix(before, "-") && before != "--" && !strings.ContainsAny(before, "=$") && t.optional(a) {
-			return bad("argv %d: left out, it would leave %q before it alone: write --name=${value} as one argument", i, clip(before))
+			return bad("argv %d: left out, it would leave %q before it alone: write --name=${value} as one argument", i, fault.Clip(before))
 		}
 	}
 	if i := shellScript(t.Run); i >= 0 && strings.Contains(t.Run[i], "${") {
@@ -253,11 +253,11 @@ func (t Template) checkVars(bad func(string, ...any) error, used map[string]bool
 		v := t.Vars[name]
 		switch {
 		case !varName.MatchString(name):
-			return bad("vars %q: use lower-case letters, digits and underscores", clip(name))
+			return bad("vars %q: use lower-case letters, digits and underscores", fault.Clip(name))
 		case !used[name]:
 			return bad("vars %s: is not used in argv", name)
 		case v.Type != TypeString && v.Type != TypeInt && v.Type != TypeBool:
-			return bad("vars %s: type %q: use string, int or bool", name, clip(v.Type))
+			return bad("vars %s: type %q: use string, int or bool", name, fault.Clip(v.Type))
 		case v.Type == TypeString && v.Pattern == "":
 			return bad("vars %s: a string needs a pattern, for instance ^[a-z0-9-]+$", name)
 		case len(v.About) > maxReason || !legible(v.About) || !legible(v.Pattern):
@@ -281,14 +281,14 @@ func compile(p string) (*regexp.Regexp, error) {
 	body, back := strings.CutSuffix(body, "$")
 	slashes := len(body) - len(strings.TrimRight(body, `\`))
 	if !front || !back || slashes%2 == 1 || len(p) > maxPattern {
-		return nil, fault.New(op, fault.Invalid, "pattern %q: begin with ^ and end with $, at most %d bytes", clip(p), maxPattern)
+		return nil, fault.New(op, fault.Invalid, "pattern %q: begin with ^ and end with $, at most %d bytes", fault.Clip(p), maxPattern)
 	}
 	if _, err := regexp.Compile(p); err != nil {
-		return nil, fault.Because(err, op, fault.Invalid, "pattern %q is not a regular expression of RE2", clip(p))
+		return nil, fault.Because(err, op, fault.Invalid, "pattern %q is not a regular expression of RE2", fault.Clip(p))
 	}
 	re, err := regexp.Compile(`\A(?:` + body + `)\z`)
 	if err != nil {
-		return nil, fault.Because(err, op, fault.Invalid, "pattern %q is not a regular expression between its anchors", clip(p))
+		return nil, fault.Because(err, op, fault.Invalid, "pattern %q is not a regular expression between its anchors", fault.Clip(p))
 	}
 	return re, nil
 }
@@ -322,7 +322,7 @@ func (t Template) Argv(vars map[string]string) ([]string, error) {
 	for _, name := range slices.Sorted(maps.Keys(vars)) {
 		v, ok := t.Vars[name]
 		if !ok {
-			return nil, fault.New(op, fault.Invalid, "the template %q has no variable %q", t.Name, clip(name))
+			return nil, fault.New(op, fault.Invalid, "the template %q has no variable %q", t.Name, fault.Clip(name))
 		}
 		if err := v.accept(op, name, vars[name]); err != nil {
 			return nil, err
@@ -346,7 +346,7 @@ func (t Template) Argv(vars map[string]string) ([]string, error) {
 		}
 		arg := placeholder.ReplaceAllStringFunc(a, func(p string) string { return vars[p[2:len(p)-1]] })
 		if strings.HasPrefix(a, "${") && strings.HasPrefix(arg, "-") {
-			return nil, fault.New(op, fault.Invalid, "argument %d would begin with the value %q: a value can't be an option", i, clip(arg))
+			return nil, fault.New(op, fault.Invalid, "argument %d would begin with the value %q: a value can't be an option", i, fault.Clip(arg))
 		}
 		if size += len(arg); len(arg) > maxArg || size > maxArgv {
 			return nil, fault.New(op, fault.Invalid, "argument %d: at most %d bytes, and %d with those before it", i, maxArg, maxArgv)
@@ -370,11 +370,11 @@ func (v Var) accept(op, name, value string) error {
 	switch v.Type {
 	case TypeInt:
 		if n, err := strconv.ParseInt(value, 10, 64); err != nil || strconv.FormatInt(n, 10) != value {
-			return fault.New(op, fault.Invalid, "the variable %q: %q is not a whole number", name, clip(value))
+			return fault.New(op, fault.Invalid, "the variable %q: %q is not a whole number", name, fault.Clip(value))
 		}
 	case TypeBool:
 		if value != "true" && value != "false" {
-			return fault.New(op, fault.Invalid, "the variable %q: %q is neither true nor false", name, clip(value))
+			return fault.New(op, fault.Invalid, "the variable %q: %q is neither true nor false", name, fault.Clip(value))
 		}
 	}
 	if v.Pattern == "" {
@@ -385,14 +385,7 @@ func (v Var) accept(op, name, value string) error {
 		return err
 	}
 	if !re.MatchString(value) {
-		return fault.New(op, fault.Invalid, "the variable %q: %q does not match %s", name, clip(value), v.Pattern)
+		return fault.New(op, fault.Invalid, "the variable %q: %q does not match %s", name, fault.Clip(value), v.Pattern)
 	}
 	return nil
-}
-
-func clip(s string) string {
-	if len(s) > 64 {
-		return s[:64] + "..."
-	}
-	return s
 }

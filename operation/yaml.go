@@ -80,7 +80,7 @@ func plain(op string, n *yaml.Node, depth int) error {
 	for i, c := range n.Content {
 		if n.Kind == yaml.MappingNode && i%2 == 1 && c.Kind == yaml.ScalarNode {
 			if tag := c.ShortTag(); (tag == "!!int" || tag == "!!float") && !decimal.MatchString(c.Value) {
-				return fault.New(op, fault.Invalid, "line %d: %s: write a whole number in decimal digits, or quote what is text", c.Line, clip(c.Value))
+				return fault.New(op, fault.Invalid, "line %d: %s: write a whole number in decimal digits, or quote what is text", c.Line, fault.Clip(c.Value))
 			}
 		}
 		if err := plain(op, c, depth+1); err != nil {
@@ -98,9 +98,5 @@ func sentence(err error) string {
 		s = te.Errors[0]
 	}
 	s = typeName.ReplaceAllString(strings.TrimPrefix(s, "yaml: "), " is not a key of a template")
-	s = strings.ToValidUTF8(strings.ReplaceAll(s, " into operation.", " into "), "?")
-	if len(s) > 200 {
-		s = strings.ToValidUTF8(s[:200], "") + "..."
-	}
-	return s
+	return fault.ClipTo(strings.ReplaceAll(s, " into operation.", " into "), 200)
 }

@@ -176,14 +176,7 @@ func (n *Node) Replace(ctx context.Context, old, by string) error {
 }
 
 func noMember(op, id string) error {
-	return fault.New(op, fault.NotFound, "no node %q is a member: list them with demarc control-plane members", clip(id))
-}
-
-func clip(s string) string {
-	if len(s) > 64 {
-		return s[:64] + "..."
-	}
-	return s
+	return fault.New(op, fault.NotFound, "no node %q is a member: list them with demarc control-plane members", fault.Clip(id))
 }
 
 // change is Change on the leader itself.
@@ -240,7 +233,7 @@ func (n *Node) plan(all []hraft.Server, was hraft.Server, is bool, c Change) ([]
 		}
 		for _, s := range all {
 			if string(s.Address) == c.Addr && string(s.ID) != c.ID {
-				return nil, fault.New(op, fault.Conflict, "node %q is at %s already", s.ID, clip(c.Addr))
+				return nil, fault.New(op, fault.Conflict, "node %q is at %s already", s.ID, fault.Clip(c.Addr))
 			}
 		}
 		switch {
@@ -268,7 +261,7 @@ func (n *Node) plan(all []hraft.Server, was hraft.Server, is bool, c Change) ([]
 	case Remove:
 		return slices.Delete(next, i, i+1), nil
 	}
-	return nil, fault.New(op, fault.Invalid, "a change of the kind %q", clip(c.Do))
+	return nil, fault.New(op, fault.Invalid, "a change of the kind %q", fault.Clip(c.Do))
 }
 
 // enough refuses a change after which the voters that are heard from are no majority.

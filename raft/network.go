@@ -114,7 +114,7 @@ func (w *network) greet(c net.Conn) (*tls.Conn, string, error) {
 	}
 	id, err := w.n.cfg.Peer(t.ConnectionState())
 	if err == nil && w.n.members.isGone(id) {
-		err = fault.Because(ErrGone, op, fault.Denied, "node %q was removed from the cluster", clip(id))
+		err = fault.Because(ErrGone, op, fault.Denied, "node %q was removed from the cluster", fault.Clip(id))
 	}
 	if err != nil {
 		if errors.Is(err, ErrGone) && t.ConnectionState().NegotiatedProtocol == ProtoForward {
@@ -318,7 +318,7 @@ func (w *network) reach(ctx context.Context, id, proto string) (*tracked, error)
 	addrs := w.n.where(id)
 	switch len(addrs) {
 	case 0:
-		return nil, fault.New("raft.dial", fault.Unavailable, "it is not known where node %q is", clip(id))
+		return nil, fault.New("raft.dial", fault.Unavailable, "it is not known where node %q is", fault.Clip(id))
 	case 1:
 		return w.dial(ctx, id, addrs[0], proto)
 	}

@@ -125,7 +125,7 @@ func Open[T Body](sealed []byte, trusted []Key) (T, []Key, error) {
 		return none, nil, err
 	}
 	if want := none.PayloadType(); env.PayloadType != want {
-		return none, nil, fault.New(op, fault.Invalid, "the document is of type %q where %q is expected", clip(env.PayloadType), want)
+		return none, nil, fault.New(op, fault.Invalid, "the document is of type %q where %q is expected", fault.Clip(env.PayloadType), want)
 	}
 	by, err := check(op, env, trusted)
 	if err != nil {
@@ -164,7 +164,7 @@ func Peek[T Body](sealed []byte) (T, error) {
 		return none, err
 	}
 	if want := none.PayloadType(); env.PayloadType != want {
-		return none, fault.New(op, fault.Invalid, "the document is of type %q where %q is expected", clip(env.PayloadType), want)
+		return none, fault.New(op, fault.Invalid, "the document is of type %q where %q is expected", fault.Clip(env.PayloadType), want)
 	}
 	return parse[T](op, payload)
 }
@@ -277,13 +277,6 @@ func notPointer[T Body](op string) error {
 		return fault.New(op, fault.Internal, "a sealed document is a struct, %s is not", reflect.TypeFor[T]())
 	}
 	return nil
-}
-
-func clip(s string) string {
-	if len(s) > 64 {
-		return s[:64] + "..."
-	}
-	return s
 }
 
 // signer adapts a crypto.Signer to DSSE.

@@ -72,9 +72,9 @@ func placed(b []byte, v any) error {
 		at := d.InputOffset()
 		var te *json.UnmarshalTypeError
 		if errors.As(err, &te) {
-			return fault.Because(err, op, fault.Invalid, "%s: field %q can't hold a JSON %s", place(b, te.Offset), clip(te.Field), clip(te.Value))
+			return fault.Because(err, op, fault.Invalid, "%s: field %q can't hold a JSON %s", place(b, te.Offset), fault.Clip(te.Field), fault.Clip(te.Value))
 		}
-		return fault.Because(err, op, fault.Invalid, "%s: %s", place(b, at), clipText(strings.TrimPrefix(err.Error(), "json: ")))
+		return fault.Because(err, op, fault.Invalid, "%s: %s", place(b, at), fault.ClipTo(strings.TrimPrefix(err.Error(), "json: "), 160))
 	}
 	return nil
 }
@@ -108,7 +108,7 @@ func shape(op string, b []byte) error {
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
-			return fault.Because(err, op, fault.Invalid, "%s: not JSON: %s", place(b, max(start, d.InputOffset())), clipText(err.Error()))
+			return fault.Because(err, op, fault.Invalid, "%s: not JSON: %s", place(b, max(start, d.InputOffset())), fault.ClipTo(err.Error(), 160))
 		}
 		if done {
 			return fault.New(op, fault.Invalid, "%s: data after the end of the document", place(b, d.InputOffset()))
@@ -117,7 +117,7 @@ func shape(op string, b []byte) error {
 		if top >= 0 && stack[top].keys != nil && stack[top].key {
 			if name, ok := tok.(string); ok {
 				if stack[top].keys[name] {
-					return fault.New(op, fault.Invalid, "%s: the key %q is given twice", place(b, d.InputOffset()), clip(name))
+					return fault.New(op, fault.Invalid, "%s: the key %q is given twice", place(b, d.InputOffset()), fault.Clip(name))
 				}
 				stack[top].keys[name], stack[top].key = true, false
 				continue
@@ -150,11 +150,4 @@ func place(b []byte, off int64) string {
 	line := bytes.Count(before, []byte("\n")) + 1
 	col := len(before) - (bytes.LastIndexByte(before, '\n') + 1) + 1
 	return fmt.Sprintf("line %d, column %d", line, col)
-}
-
-func clipText(s string) string {
-	if len(s) > 160 {
-		return s[:160] + "..."
-	}
-	return s
 }

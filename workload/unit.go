@@ -149,10 +149,7 @@ func clip(err error) string {
 	if err == nil {
 		return "unknown"
 	}
-	if s := err.Error(); len(s) > 200 {
-		return s[:200]
-	}
-	return err.Error()
+	return fault.ClipTo(err.Error(), 200)
 }
 
 // end asks the group to stop, and kills it where it does not.

@@ -28,6 +28,20 @@ const (
 	MaxDown  = 8 << 20 // a release document travels in an order
 )
 
+// Limits of what one report or order may carry, in bytes and in numbers. Each side checks what comes from the other one, and
+// sends nothing that is larger: a report that is refused would hold back all that follow it.
+const (
+	MaxSentence  = 1 << 10 // a reason
+	MaxName      = 128     // a name, an id, a digest
+	MaxStatement = 1 << 20 // a signed document
+	MaxOutput    = 4 << 20 // an operation's output, encrypted
+	MaxServices  = 256
+	MaxSecrets   = 256
+	MaxTroubles  = 32
+	MaxNote      = 4 << 10 // a checkpoint
+	MaxProof     = 64      // hashes of a proof, of 32 bytes each
+)
+
 // Timing that both sides share.
 const (
 	// Answer is how long a side that said what the other acknowledges (an order, a report) waits to hear anything at all.

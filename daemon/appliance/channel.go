@@ -355,9 +355,9 @@ func (a *Appliance) speak(ctx context.Context, t net.Conn, beat time.Duration, o
 		page := a.book.View()
 		out.sent = max(out.sent, page.ReportsDone)
 		for out.sent < page.ReportsSent() {
-			m := page.Reports[out.sent-page.ReportsDone].toWire(out.sent + 1)
+			m := a.sendable(page.Reports[out.sent-page.ReportsDone].toWire(out.sent + 1))
 			out.watch.Ask(t, time.Now())
-			if err := say(&boundaryv1.Up{Body: &boundaryv1.Up_Report{Report: m}}); err != nil {
+			if err := say(m); err != nil {
 				return err
 			}
 			out.sent++
@@ -392,47 +392,6 @@ func (a *Appliance) speak(ctx context.Context, t net.Conn, beat time.Duration, o
 // jitter is a moment in the last fifth before d: the beats of a fleet that came at once spread out.
 func jitter(d time.Duration) time.Duration {
 	return d - time.Duration(mrand.Float64()*float64(d)/5)
-}
-
-// toWire turns a report into its message. What has no field there does not leave.
-func (r Report) toWire(number uint64) *boundaryv1.Report {
-	w := &boundaryv1.Report{Number: number, AtUnixMs: r.At.UnixMilli()}
-	switch {
-	case r.Deploy != nil:
-		d := r.Deploy
-		w.Body = &boundaryv1.Report_Deploy{Deploy: &boundaryv1.DeployReport{Release: string(d.Release), Version: d.Version, State: string(d.State), Plan: string(d.Plan), Reason: clipSentence(d.Reason)}}
-	case r.Operation != nil:
-		o := r.Operation
-		w.Body = &boundaryv1.Report_Operation{Operation: &boundaryv1.OperationReport{Id: o.ID, State: o.State, Reason: clipSentence(o.Reason), Statement: o.Statement, Output: o.Output}}
-	case r.Probe != nil:
-		w.Body = &boundaryv1.Report_Probe{Probe: &boundaryv1.ProbeReport{Id: r.Probe.ID, Index: r.Probe.Index}}
-	case r.Checkpoint != nil:
-		c := r.Checkpoint
-		w.Body = &boundaryv1.Report_Checkpoint{Checkpoint: &boundaryv1.Checkpoint{Note: c.Note, From: c.From, Proof: c.Proof}}
-	case r.Cosigned != nil:
-		w.Body = &boundaryv1.Report_Cosigned{Cosigned: r.Cosigned}
-	case r.Status != nil:
-		s := &boundaryv1.StatusReport{Posture: string(r.Status.Posture)}
-		for _, h := range r.Status.Services {
-			s.Services = append(s.Services, &boundaryv1.ServiceHealth{Name: h.Name, Healthy: h.Healthy, Restarts: h.Restarts})
-		}
-		for _, p := range r.Status.Secrets {
-			s.Secrets = append(s.Secrets, &boundaryv1.SecretPresence{Name: p.Name, Present: p.Present})
-		}
-		for _, t := range r.Status.Roads {
-			s.Roads = append(s.Roads, &boundaryv1.RoadTrouble{Kind: t.Kind, Reason: string(t.Reason)})
-		}
-		w.Body = &boundaryv1.Report_Status{Status: s}
-	}
-	return w
-}
-
-// clipSentence keeps a reason within what the vendor takes.
-func clipSentence(s string) string {
-	if len(s) > 1000 {
-		return s[:1000] + "..."
-	}
-	return s
 }
 
 func trimmed(b []byte) string { return string(bytes.TrimSpace(b)) }

@@ -64,7 +64,7 @@ func (c Consent) Apply(s *State, m ledger.Meta) (Consented, error) {
 	}
 	do, ok := consents[kind]
 	if !ok {
-		return Consented{}, fault.New(op, fault.Invalid, "a document of type %q decides nothing here", clip(kind))
+		return Consented{}, fault.New(op, fault.Invalid, "a document of type %q decides nothing here", fault.Clip(kind))
 	}
 	return do(c, s, keys, m)
 }
@@ -83,7 +83,7 @@ func open[T interface {
 		return v, "", nil, fault.At(op, "", err)
 	}
 	if a := of(v); a != s.Appliance {
-		return v, "", nil, fault.New(op, fault.Denied, "the document is for appliance %q, this is %q", clip(string(a)), s.Appliance)
+		return v, "", nil, fault.New(op, fault.Denied, "the document is for appliance %q, this is %q", fault.Clip(string(a)), s.Appliance)
 	}
 	id, err := seal.Identity(c.Document)
 	if err != nil {

@@ -207,14 +207,14 @@ func (s State) template(r operation.Request) (operation.Template, error) {
 	}
 	text, ok := rel.Templates[r.Template]
 	if !ok {
-		return operation.Template{}, fault.New(op, fault.NotFound, "the release has no operation %q", clip(r.Template))
+		return operation.Template{}, fault.New(op, fault.NotFound, "the release has no operation %q", fault.Clip(r.Template))
 	}
 	t, err := operation.ParseTemplate([]byte(text))
 	if err != nil {
 		return t, fault.At(op, "", err)
 	}
 	if t.Digest() != r.TemplateDigest {
-		return t, fault.New(op, fault.Conflict, "the request binds another text of the template %q", clip(r.Template))
+		return t, fault.New(op, fault.Conflict, "the request binds another text of the template %q", fault.Clip(r.Template))
 	}
 	return t, nil
 }

@@ -228,7 +228,7 @@ func (s State) Offer(d fleet.Digest) (Offer, error) {
 func (s State) Operation(id string) (Operation, error) {
 	o, ok := s.operations.Get(id)
 	if !ok {
-		return o, fault.New("appliance.Operation", fault.NotFound, "no operation %q", clip(id))
+		return o, fault.New("appliance.Operation", fault.NotFound, "no operation %q", fault.Clip(id))
 	}
 	return o, nil
 }
@@ -278,11 +278,4 @@ func (s *State) UnmarshalJSON(b []byte) error {
 	}
 	*s = n
 	return nil
-}
-
-func clip(s string) string {
-	if len(s) > 64 {
-		return s[:64] + "..."
-	}
-	return s
 }

@@ -30,7 +30,7 @@ func (s State) slot(op string, id fleet.Digest) (identity.Slot, error) {
 			return one, nil
 		}
 	}
-	return identity.Slot{}, fault.New(op, fault.NotFound, "there is no CA %s", clip(string(id)))
+	return identity.Slot{}, fault.New(op, fault.NotFound, "there is no CA %s", fault.Clip(string(id)))
 }
 
 // Holder is one who must hold a bundle: an enrolled appliance, or a node.

@@ -72,7 +72,7 @@ func (s State) refusesNode(op, name string, serial fleet.Serial, begins time.Tim
 }
 
 func replacedNode(op, name string, serial fleet.Serial) error {
-	return fault.New(op, fault.Denied, "certificate %s of node %q was replaced: where its disk is an old copy or lost, give it another one with demarc control-plane certify", clip(string(serial)), clip(name))
+	return fault.New(op, fault.Denied, "certificate %s of node %q was replaced: where its disk is an old copy or lost, give it another one with demarc control-plane certify", fault.Clip(string(serial)), fault.Clip(name))
 }
 
 // refusesProven is refusesNode for a connection whose peer was verified; of others than nodes it knows nothing.
@@ -124,7 +124,7 @@ func (NodeLeaf) Kind() string { return "node.leaf/1" }
 func (c NodeLeaf) Apply(s *State, m ledger.Meta) (none, error) {
 	const op = "node.leaf"
 	if m.By != fleet.PrincipalOf(s.TrustDomain, fleet.Node, c.Name) {
-		return none{}, fault.New(op, fault.Denied, "%s speaks for node %q", clip(string(m.By)), clip(c.Name))
+		return none{}, fault.New(op, fault.Denied, "%s speaks for node %q", fault.Clip(string(m.By)), fault.Clip(c.Name))
 	}
 	if c.Leaf.Serial == "" || len(c.Leaf.Serial) > maxText || len(c.File.Serial) > maxText || c.Leaf.File {
 		return none{}, fault.New(op, fault.Invalid, "node %q has no certificate of its own to put on record", c.Name)
@@ -218,7 +218,7 @@ func (c cluster) CertifyMember(ctx context.Context, req *connect.Request[control
 	}
 	name := req.Msg.GetName()
 	if !slices.ContainsFunc(all.Members, func(x raft.MemberState) bool { return x.ID == name }) {
-		return nil, fault.New(op, fault.NotFound, "node %q is not a member: a new one is added with demarc control-plane add", clip(name))
+		return nil, fault.New(op, fault.NotFound, "node %q is not a member: a new one is added with demarc control-plane add", fault.Clip(name))
 	}
 	is, err := c.issue(req.Msg.GetCsr(), fleet.Node, name, c.LeafLife)
 	if err != nil {

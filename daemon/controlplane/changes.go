@@ -79,7 +79,7 @@ func (c RegisterAppliance) Apply(s *State, m ledger.Meta) (none, error) {
 		return none{}, err
 	}
 	if _, ok := s.customers.Get(c.Customer); !ok {
-		return none{}, fault.New("appliance.register", fault.NotFound, "no customer %q: register it first", clip(string(c.Customer)))
+		return none{}, fault.New("appliance.register", fault.NotFound, "no customer %q: register it first", fault.Clip(string(c.Customer)))
 	}
 	if _, ok := s.appliances.Get(c.Name); ok {
 		return none{}, fault.New("appliance.register", fault.Conflict, "appliance %q is registered already", c.Name)
@@ -359,7 +359,7 @@ func (RequestOperation) Kind() string { return "operation.request/1" }
 func (c RequestOperation) Apply(s *State, m ledger.Meta) (none, error) {
 	key := string(c.To) + "/" + c.ID
 	if _, ok := s.operations.Get(key); ok {
-		return none{}, fault.New("operation.request", fault.Conflict, "operation %q was requested already", clip(c.ID))
+		return none{}, fault.New("operation.request", fault.Conflict, "operation %q was requested already", fault.Clip(c.ID))
 	}
 	if err := s.ask(c.To, Order{Operation: c.Sealed}); err != nil {
 		return none{}, err

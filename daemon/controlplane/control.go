@@ -180,7 +180,7 @@ func (s *Server) GetProbe(ctx context.Context, req *connect.Request[controlv1.Ge
 		return nil, err
 	}
 	if a.Probe.ID != req.Msg.GetId() {
-		return nil, fault.New("controlplane.GetProbe", fault.NotFound, "no probe %q: the newest is kept, and it is %q", clip(req.Msg.GetId()), a.Probe.ID)
+		return nil, fault.New("controlplane.GetProbe", fault.NotFound, "no probe %q: the newest is kept, and it is %q", fault.Clip(req.Msg.GetId()), a.Probe.ID)
 	}
 	return connect.NewResponse(&controlv1.GetProbeResponse{Sent: a.Probe.Sent, Echoed: a.Probe.Echoed, Doubled: a.Probe.Doubled, OutOfOrder: a.Probe.OutOfOrder}), nil
 }
@@ -194,7 +194,7 @@ func (s *Server) RequestOperation(ctx context.Context, req *connect.Request[cont
 		return nil, err
 	}
 	if string(r.Appliance) != m.GetAppliance() {
-		return nil, fault.New(op, fault.Invalid, "the request is signed for appliance %q and sent to %q", r.Appliance, clip(m.GetAppliance()))
+		return nil, fault.New(op, fault.Invalid, "the request is signed for appliance %q and sent to %q", r.Appliance, fault.Clip(m.GetAppliance()))
 	}
 	_, err = submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
 		RequestOperation{ID: r.ID, To: fleet.ApplianceID(m.GetAppliance()), Sealed: m.GetRequest()})

@@ -88,7 +88,7 @@ func (c ForgetSecret) Apply(s *State, _ ledger.Meta) (none, error) {
 }
 
 func noSecret(op, name string) error {
-	return fault.New(op, fault.NotFound, "there is no secret %q: demarc control-plane secret list", clip(name))
+	return fault.New(op, fault.NotFound, "there is no secret %q: demarc control-plane secret list", fault.Clip(name))
 }
 
 // ownSecret refuses the name of a secret of the control plane itself, and what is no name.

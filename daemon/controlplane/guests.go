@@ -90,7 +90,7 @@ func (g *guests) enter(c net.Conn, who *guest, idle time.Duration) (out *guest, 
 		} else {
 			who.goes, who.gone, out = true, g.going[who.host] >= who.kind.each, nil
 			err = fault.New("controlplane.calls", fault.Busy, "%d connections of %s are open at this node, as many as may be, and all are in use: try again in a few seconds, and make calls over fewer connections",
-				g.by[from], clip(strings.TrimPrefix(from, "/")))
+				g.by[from], fault.Clip(strings.TrimPrefix(from, "/")))
 			if who.gone {
 				return nil, err
 			}

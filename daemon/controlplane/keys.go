@@ -128,7 +128,7 @@ func (RotateKEK) Private() bool { return true }
 func (c RotateKEK) Apply(s *State, _ ledger.Meta) (none, error) {
 	const op = "kek.rotate"
 	if s.KEK == "" || c.From != s.KEK {
-		return none{}, fault.New(op, fault.Conflict, "the book's keys are sealed with key %q, and not with %q any more: look at demarc control-plane kek", s.KEK, clip(c.From))
+		return none{}, fault.New(op, fault.Conflict, "the book's keys are sealed with key %q, and not with %q any more: look at demarc control-plane kek", s.KEK, fault.Clip(c.From))
 	}
 	if c.To == c.From || len(c.To) != 16 || len(c.Nodes) == 0 {
 		return none{}, fault.New(op, fault.Invalid, "another key is needed, and all nodes")

@@ -91,7 +91,7 @@ func (g Gate) known(kind string) error {
 		case says.Knows == nil:
 			return fault.New(op, fault.Unavailable, "it is not known whether node %q knows the change %q: it is out of reach or runs an older build, so bring it back, upgrade it, or remove it", id, kind)
 		default:
-			return fault.New(op, fault.Unavailable, "node %q does not know the change %q: upgrade it first, it runs the build %q", id, kind, clip(says.Build))
+			return fault.New(op, fault.Unavailable, "node %q does not know the change %q: upgrade it first, it runs the build %q", id, kind, fault.Clip(says.Build))
 		}
 	}
 	return nil

@@ -20,7 +20,7 @@ func (n *node) raftConfig(ln net.Listener) raft.Config {
 	nodesOnly := func(p fleet.Principal, _ fleet.Serial) error {
 		td, role, _, ok := p.Split()
 		if !ok || td != n.cfg.TrustDomain || role != fleet.Node {
-			return fault.New("controlplane.raft", fault.Denied, "%s is not a node of this control plane", clip(string(p)))
+			return fault.New("controlplane.raft", fault.Denied, "%s is not a node of this control plane", fault.Clip(string(p)))
 		}
 		return nil
 	}

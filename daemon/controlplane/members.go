@@ -75,7 +75,7 @@ func (s *Server) admitNode(id string, serial fleet.Serial) error {
 		return nil
 	}
 	if ids := s.Cluster.IDs(); len(ids) > 0 && !slices.Contains(ids, id) {
-		return fault.New(op, fault.Denied, "node %q is not a member of this control plane", clip(id))
+		return fault.New(op, fault.Denied, "node %q is not a member of this control plane", fault.Clip(id))
 	}
 	return nil
 }
@@ -144,7 +144,7 @@ func (s *Server) members(all raft.Cluster, page State) []*controlv1.ClusterMembe
 func checkAddr(what, addr string) error {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil || host == "" || port == "" || port == "0" || len(addr) > maxText {
-		return fault.New("controlplane.AddMember", fault.Invalid, "%s: %q is not HOST:PORT where other nodes reach it", what, clip(addr))
+		return fault.New("controlplane.AddMember", fault.Invalid, "%s: %q is not HOST:PORT where other nodes reach it", what, fault.Clip(addr))
 	}
 	return nil
 }

@@ -104,7 +104,7 @@ func (c AddNode) apply(s *State, m ledger.Meta, room func(op string) error) (non
 }
 
 func removedNode(op, name string) error {
-	return fault.New(op, fault.Denied, "node %q was removed from this control plane: a removed name is never used again, add the machine under another one", clip(name))
+	return fault.New(op, fault.Denied, "node %q was removed from this control plane: a removed name is never used again, add the machine under another one", fault.Clip(name))
 }
 
 // NodeIs is a node's own word about itself.
@@ -124,7 +124,7 @@ func (NodeIs) Kind() string { return "node.is/1" }
 func (c NodeIs) Apply(s *State, m ledger.Meta) (none, error) {
 	const op = "node.is"
 	if m.By != fleet.PrincipalOf(s.TrustDomain, fleet.Node, c.Name) {
-		return none{}, fault.New(op, fault.Denied, "%s speaks for node %q", clip(string(m.By)), clip(c.Name))
+		return none{}, fault.New(op, fault.Denied, "%s speaks for node %q", fault.Clip(string(m.By)), fault.Clip(c.Name))
 	}
 	was, is := s.peers.Get(c.Name)
 	switch {

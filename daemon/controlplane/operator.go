@@ -114,7 +114,7 @@ func (s *Server) RenewOperator(ctx context.Context, req *connect.Request[control
 	})
 	if err != nil {
 		if isRefusal(err) {
-			s.onRecord(ctx, who.Principal, Refuse{What: "operator.renew", Name: clip(name), Fault: fault.Of(err), Reason: fault.Text(err)})
+			s.onRecord(ctx, who.Principal, Refuse{What: "operator.renew", Name: fault.Clip(name), Fault: fault.Of(err), Reason: fault.Text(err)})
 		}
 		return nil, err
 	}

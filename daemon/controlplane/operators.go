@@ -65,7 +65,7 @@ type OperatorInvitation struct {
 func (s State) Operator(name string) (Operator, error) {
 	o, ok := s.operators.Get(name)
 	if !ok {
-		return Operator{}, fault.New("controlplane.Operator", fault.NotFound, "there is no operator %q: demarc operator list", clip(name))
+		return Operator{}, fault.New("controlplane.Operator", fault.NotFound, "there is no operator %q: demarc operator list", fault.Clip(name))
 	}
 	return o, nil
 }
@@ -82,7 +82,7 @@ func (o Operator) admits(serial fleet.Serial) error {
 	case o.Status != ActiveOperator || o.Current == "":
 		return fault.New(op, fault.Denied, "operator %q has not accepted its invitation", o.Name)
 	case serial == "" || serial != o.Current && serial != o.Next:
-		return fault.New(op, fault.Denied, "certificate %s of operator %q was replaced, or is not on record: use the newest file, or ask an admin for an invitation", clip(string(serial)), o.Name)
+		return fault.New(op, fault.Denied, "certificate %s of operator %q was replaced, or is not on record: use the newest file, or ask an admin for an invitation", fault.Clip(string(serial)), o.Name)
 	}
 	return nil
 }
@@ -110,7 +110,7 @@ func errNoInvitation(op string) error {
 
 // unknown refuses an operator that the book has no record of.
 func unknownOperator(name string) error {
-	return fault.New("controlplane.operator", fault.Denied, "the book has no operator %q: ask an admin for an invitation (demarc operator invite)", clip(name))
+	return fault.New("controlplane.operator", fault.Denied, "the book has no operator %q: ask an admin for an invitation (demarc operator invite)", fault.Clip(name))
 }
 
 // admins counts those who can still call as admin, but for one. Who logs in is not counted: the issuer may be away.

@@ -67,7 +67,7 @@ func (a Appliance) sameAccount(uid string) error {
 	if a.UID == "" || a.UID == uid {
 		return nil
 	}
-	return fault.New("appliance.enrol", fault.Denied, "appliance %q proved itself with the account %s of its platform before, and %s has the same name now: it was deleted and made anew, or it is an impostor; the vendor lifts this with demarc appliance expect", a.Name, clip(a.UID), clip(uid))
+	return fault.New("appliance.enrol", fault.Denied, "appliance %q proved itself with the account %s of its platform before, and %s has the same name now: it was deleted and made anew, or it is an impostor; the vendor lifts this with demarc appliance expect", a.Name, fault.Clip(a.UID), fault.Clip(uid))
 }
 
 // SetExpect replaces what an appliance must prove, at an operator's word. It also forgets the keys that were reported since,

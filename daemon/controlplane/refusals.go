@@ -111,7 +111,7 @@ func (s *Server) strangerRefused(ctx context.Context, what, name string, err err
 		return
 	}
 	if now, left := s.unlessTooMany(atBootstrap); now {
-		s.putOnRecord(ctx, s.self(), Refuse{What: what, Name: clip(name), Fault: fault.Of(err), Reason: fault.Text(err)}, left)
+		s.putOnRecord(ctx, s.self(), Refuse{What: what, Name: fault.Clip(name), Fault: fault.Of(err), Reason: fault.Text(err)}, left)
 	}
 }
 

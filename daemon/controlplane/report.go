@@ -110,7 +110,7 @@ func (s *State) progress(name fleet.ApplianceID, r OperationReport) error {
 	key := string(name) + "/" + r.ID
 	o, ok := s.operations.Get(key)
 	if !ok {
-		return fault.New("report", fault.NotFound, "no operation %q was requested of appliance %q", clip(r.ID), name)
+		return fault.New("report", fault.NotFound, "no operation %q was requested of appliance %q", fault.Clip(r.ID), name)
 	}
 	o.State, o.Reason = r.State, r.Reason
 	if r.Statement != nil {

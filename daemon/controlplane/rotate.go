@@ -62,7 +62,7 @@ func (s *Server) RotateKey(ctx context.Context, req *connect.Request[controlv1.R
 		to = others[0]
 	}
 	if names := page.without(s.nodes(), to); len(names) > 0 {
-		return nil, fault.New(op, fault.Conflict, "%d do not hold key %s, and could not open the keys: %s", len(names), clip(to), naming(names))
+		return nil, fault.New(op, fault.Conflict, "%d do not hold key %s, and could not open the keys: %s", len(names), fault.Clip(to), naming(names))
 	}
 	c, err := s.reseal(page, to)
 	if err != nil {

@@ -192,7 +192,7 @@ func (s *Server) Admit(p fleet.Principal, serial fleet.Serial) error {
 	td, role, id, ok := p.Split()
 	page := s.book.View()
 	if !ok || td != page.TrustDomain {
-		return fault.New("controlplane.Admit", fault.Denied, "%s is not of this trust domain", clip(string(p)))
+		return fault.New("controlplane.Admit", fault.Denied, "%s is not of this trust domain", fault.Clip(string(p)))
 	}
 	if role == fleet.Node {
 		return s.admitNode(id, serial)
@@ -261,7 +261,7 @@ func (s *Server) Handler() http.Handler {
 			chain := r.TLS.VerifiedChains[0] // PrincipalOf has read it
 			who = api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial, Issuer: fleet.DigestOf(chain[len(chain)-1].Raw)}
 			if err := s.book.View().barred(who); err != nil {
-				s.onRecord(r.Context(), who.Principal, Refuse{What: r.URL.Path, Name: clip(string(who.Principal)), Fault: fault.Of(err), Reason: fault.Text(err)})
+				s.onRecord(r.Context(), who.Principal, Refuse{What: r.URL.Path, Name: fault.Clip(string(who.Principal)), Fault: fault.Of(err), Reason: fault.Text(err)})
 				_ = errors.Write(w, r, api.ToWire(err))
 				return
 			}

@@ -110,7 +110,7 @@ func (s *Server) admitOperator(p fleet.Principal, serial fleet.Serial) error {
 		err = s.book.View().passes(p, serial)
 	}
 	if err != nil {
-		go s.onRecord(context.Background(), p, Refuse{What: "operator", Name: clip(string(p)), Fault: fault.Denied, Reason: fault.Text(err)})
+		go s.onRecord(context.Background(), p, Refuse{What: "operator", Name: fault.Clip(string(p)), Fault: fault.Denied, Reason: fault.Text(err)})
 	}
 	return err
 }

@@ -193,7 +193,7 @@ func NewState() State {
 func (s State) Appliance(name fleet.ApplianceID) (Appliance, error) {
 	a, ok := s.appliances.Get(name)
 	if !ok {
-		return Appliance{}, fault.New("controlplane.Appliance", fault.NotFound, "no appliance is registered under the name %q", clip(string(name)))
+		return Appliance{}, fault.New("controlplane.Appliance", fault.NotFound, "no appliance is registered under the name %q", fault.Clip(string(name)))
 	}
 	return a, nil
 }
@@ -364,10 +364,3 @@ func (s *State) ask(name fleet.ApplianceID, orders ...Order) error {
 
 // MaxOutbox is how many orders may wait for one appliance.
 const MaxOutbox = 4096
-
-func clip(s string) string {
-	if len(s) > 64 {
-		return s[:64] + "..."
-	}
-	return s
-}

@@ -6,21 +6,22 @@ import (
 	"time"
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
+	"github.com/demarc-dev/demarc/api/channel"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 )
 
 // Bounds on what one report may carry; the appliance is another party's program.
 const (
-	maxSentence  = 1 << 10
-	maxName      = 128
-	maxStatement = 1 << 20
-	maxOutput    = 4 << 20
-	maxServices  = 256
-	maxSecrets   = 256
-	maxTroubles  = 32
-	maxNote      = 4 << 10
-	maxProof     = 64
+	maxSentence  = channel.MaxSentence
+	maxName      = channel.MaxName
+	maxStatement = channel.MaxStatement
+	maxOutput    = channel.MaxOutput
+	maxServices  = channel.MaxServices
+	maxSecrets   = channel.MaxSecrets
+	maxTroubles  = channel.MaxTroubles
+	maxNote      = channel.MaxNote
+	maxProof     = channel.MaxProof
 )
 
 // reportOf turns a report from the wire into a change, every size checked. It names the field that is too large.
