@@ -5,6 +5,8 @@ package ledger_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"strings"
 	"testing"
@@ -94,16 +96,32 @@ func TestTimeNeverGoesBack(t *testing.T) {
 	}
 }
 
+// Neither the leaf of a private change, taken or refused, nor what a snapshot holds of it has the body.
 func TestPrivateBodyStaysOutOfTheLog(t *testing.T) {
 	b := newToy()
-	if _, err := ledger.Submit(context.Background(), &direct{book: b}, meta("ann", "1", 0), whisper{"canary"}); err != nil {
+	d := &direct{book: b}
+	if _, err := ledger.Submit(context.Background(), d, meta("ann", "1", 0), whisper{"canary"}); err != nil {
 		t.Fatal(err)
 	}
-	if e := leaf(t, b, 0); len(e.Body) != 0 || e.BodyDigest == "" {
-		t.Fatalf("leaf %+v", e)
+	_, err := ledger.Submit(context.Background(), d, meta("ann", "2", 0), whisper{"!canary"})
+	wantFault(t, err, fault.Denied)
+	_, err = ledger.Submit(context.Background(), d, meta("ann", "1", 0), whisper{"another canary"}) // a request id that was used
+	wantFault(t, err, fault.Conflict)
+	for i, want := range []fault.Kind{"", fault.Denied} {
+		if e := leaf(t, b, int64(i)); len(e.Body) != 0 || e.BodyDigest == "" || e.Fault != want {
+			t.Errorf("leaf %+v, want the fault %q and a digest alone", e, want)
+		}
+		if bytes.Contains(b.Log().Entry(int64(i)), []byte("canary")) {
+			t.Errorf("the private body is in leaf %d", i)
+		}
 	}
-	if bytes.Contains(b.Log().Entry(0), []byte("canary")) {
-		t.Fatal("the private body is in the leaf")
+	snap, err := b.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file bytes.Buffer
+	if _, err := snap.WriteTo(&file); err != nil || bytes.Contains(file.Bytes(), []byte("canary")) {
+		t.Errorf("%v: the private body is in the snapshot: %s", err, file.Bytes())
 	}
 }
 
@@ -273,12 +291,41 @@ func TestRestoreTakesAllOrNothing(t *testing.T) {
 	if err := b.Restore(bytes.NewReader(append(bytes.Clone(file.Bytes()), 'x'))); err == nil {
 		t.Fatal("trailing bytes were taken")
 	}
+	root := sourceRoot(src)
+	other := strings.Repeat("0", len(root))
+	for name, forged := range map[string][]byte{ // by somebody who writes the right checksum
+		"another root":  bytes.Replace(file.Bytes(), []byte(root), []byte(other), 1),
+		"another leaf":  bytes.Replace(file.Bytes(), []byte(`"body":{"n":7}`), []byte(`"body":{"n":8}`), 1),
+		"one leaf less": bytes.Replace(file.Bytes(), append(src.Log().Entry(19), '\n'), nil, 1),
+	} {
+		if bytes.Equal(forged, file.Bytes()) {
+			t.Fatalf("%s: nothing was forged", name)
+		}
+		if err := b.Restore(bytes.NewReader(summed(forged))); err == nil {
+			t.Errorf("%s was restored", name)
+		}
+	}
+	if err := newToy().Restore(bytes.NewReader(summed(file.Bytes()))); err != nil {
+		t.Fatalf("the checksum of the test is not that of a snapshot: %v", err)
+	}
 	if rootOf(b) != before {
 		t.Fatal("a refused snapshot changed the book")
 	}
 	if err := b.Restore(&file); err != nil || rootOf(b) != rootOf(src) {
 		t.Fatalf("%v, %s, want %s", err, rootOf(b), rootOf(src))
 	}
+}
+
+func sourceRoot(b *ledger.Book[toy]) string {
+	root := b.Log().Root()
+	return hex.EncodeToString(root[:])
+}
+
+// summed gives a snapshot the checksum of what it holds.
+func summed(file []byte) []byte {
+	body := file[:bytes.LastIndex(file, []byte("sha256:"))]
+	sum := sha256.Sum256(body)
+	return append(bytes.Clone(body), []byte("sha256:"+hex.EncodeToString(sum[:])+"\n")...)
 }
 
 func FuzzRehearse(f *testing.F) {

@@ -82,6 +82,27 @@ func TestLocalCutsATornTail(t *testing.T) {
 	}
 }
 
+// What is cut off is off the disk before a change is taken: a crash that keeps part of a later write, and the old length of the file,
+// would leave the rest of the torn record behind it.
+func TestLocalSyncsTheCut(t *testing.T) {
+	path := bookPath(t)
+	fill(t, path, 3)
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, torn := range map[string][]byte{"a torn record": whole[:len(whole)-3], "an unwritten tail": append(bytes.Clone(whole), make([]byte, 5000)...), "a torn first line": whole[:5]} {
+		disk := &memory{b: bytes.Clone(torn), synced: torn}
+		_, rec, err := ledger.OpenLocal(disk, newToy())
+		if err != nil || rec.Cut == 0 {
+			t.Fatalf("%s: %+v, %v", name, rec, err)
+		}
+		if !bytes.Equal(disk.synced, disk.b) || bytes.Equal(disk.synced, torn) {
+			t.Errorf("%s: %d bytes are on the disk after the cut, %d in the file", name, len(disk.synced), len(disk.b))
+		}
+	}
+}
+
 // Bytes that the disk never wrote are zeros: a file that grew and was not filled is a torn tail too.
 func TestLocalCutsAnUnwrittenTail(t *testing.T) {
 	path := bookPath(t)
@@ -254,10 +275,11 @@ func mended(data []byte) []byte {
 	return data
 }
 
-// memory is a file of which a crash loses nothing.
+// memory is a file, and what a loss of power leaves of it.
 type memory struct {
-	b  []byte
-	at int
+	b      []byte
+	at     int
+	synced []byte
 }
 
 func (m *memory) Read(b []byte) (int, error) {
@@ -285,4 +307,7 @@ func (m *memory) Truncate(size int64) error {
 	return nil
 }
 
-func (m *memory) Sync() error { return nil }
+func (m *memory) Sync() error {
+	m.synced = bytes.Clone(m.b)
+	return nil
+}

@@ -43,9 +43,14 @@ type whisper struct {
 	Secret string `json:"secret"`
 }
 
-func (whisper) Kind() string                              { return "whisper/1" }
-func (whisper) Private() bool                             { return true }
-func (whisper) Apply(*toy, ledger.Meta) (struct{}, error) { return struct{}{}, nil }
+func (whisper) Kind() string  { return "whisper/1" }
+func (whisper) Private() bool { return true }
+func (c whisper) Apply(s *toy, _ ledger.Meta) (struct{}, error) {
+	if s.Sum < 0 || c.Secret == "" || c.Secret[0] == '!' {
+		return struct{}{}, fault.New("whisper", fault.Denied, "too loud")
+	}
+	return struct{}{}, nil
+}
 
 type explode struct{}
 
