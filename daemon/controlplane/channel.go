@@ -125,7 +125,7 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 		}
 		who = api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), submitFor)
+	ctx, cancel := context.WithTimeout(d.life, submitFor)
 	defer cancel()
 	if !api.May(who, boundaryv1connect.BoundaryChannelProcedure) {
 		s.refused(ctx, who, boundaryv1connect.BoundaryChannelProcedure)
@@ -273,7 +273,7 @@ func (l *live) aside(up *boundaryv1.Up) error {
 				done <- fault.New("controlplane.Channel", fault.Internal, "the message made this build fail: %v", v)
 			}
 		}()
-		ctx, cancel := context.WithTimeout(context.Background(), submitFor)
+		ctx, cancel := context.WithTimeout(l.door.life, submitFor)
 		defer cancel()
 		done <- l.s.hear(ctx, l, up)
 	}()
@@ -461,14 +461,15 @@ func (s *Server) left(l *live) {
 	if !s.channels.drop(l) || s.leaving.Load() { // one entry has said it for all
 		return
 	}
-	s.gone(l.name)
+	s.gone(l.door.life, l.name)
 }
 
-// gone puts on record that an appliance has no channel here.
-func (s *Server) gone(name fleet.ApplianceID) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+// gone puts on record that an appliance has no channel here. What can't be recorded while the node stops, the roll call tells.
+func (s *Server) gone(ctx context.Context, name fleet.ApplianceID) {
+	life := ctx
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if _, err := submit(ctx, s, s.self(), "", Edge{Name: name, Online: false, Node: s.name}); err != nil {
+	if _, err := submit(ctx, s, s.self(), "", Edge{Name: name, Online: false, Node: s.name}); err != nil && life.Err() == nil {
 		s.log.Warn("could not record that an appliance left", "appliance", name, "error", err)
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -54,11 +53,14 @@ type Door struct {
 	queue  lines
 	next   string             // source, behind a slash, of the connection that was popped and waits for a place
 	flying map[*turn]struct{} // handshakes under way
+	held   map[*turn]struct{} // connections whose handshake has begun, until they are closed
 	wait   chan struct{}      // holds a token while the queue may have something
 	opened chan struct{}      // closed when the door opens
 	porch  bool               // another part takes connections; see [Door.Porch]
 
-	wg    sync.WaitGroup // handshakes, channels, and connections for calls
+	wg    sync.WaitGroup  // handshakes, channels, and connections for calls
+	life  context.Context // of what channels ask of the book: it ends after the door's last patience
+	close context.CancelFunc
 	calls map[net.Conn]*daemon.Calls
 	serve http.Handler
 }
@@ -71,8 +73,9 @@ type Door struct {
 // compute: a slow peer holds nobody up, and where all places are taken and others wait, those who say nothing lose theirs. A
 // storm of reconnections is served in order, at the speed of the processors.
 func (s *Server) Door(name string, ln net.Listener, conf *tls.Config, log *slog.Logger) *Door {
-	return &Door{s: s, name: name, ln: ln, conf: conf, log: log, flying: map[*turn]struct{}{}, wait: make(chan struct{}, 1), opened: make(chan struct{}),
-		calls: map[net.Conn]*daemon.Calls{}, serve: s.Handler()}
+	life, end := context.WithCancel(context.Background())
+	return &Door{s: s, name: name, ln: ln, conf: conf, log: log, flying: map[*turn]struct{}{}, held: map[*turn]struct{}{}, wait: make(chan struct{}, 1), opened: make(chan struct{}),
+		life: life, close: end, calls: map[net.Conn]*daemon.Calls{}, serve: s.Handler()}
 }
 
 // Porch makes the part that takes connections before the door opens, and while it is open: it starts earlier than the door,
@@ -155,8 +158,10 @@ func (d *Door) Run(ctx context.Context, ready func()) error {
 
 var errStops = fault.New("controlplane.Channel", fault.Unavailable, "this node stops: come back to another, or to this one in a while")
 
-// endAll ends the channels and the connections for calls of this door, and waits for them as long as a stop may take.
+// endAll ends the channels and the connections for calls of this door, and waits for them. Those that have not ended in order
+// within stopWait are cut, and what they wait for is given up.
 func (d *Door) endAll() {
+	defer d.close()
 	d.mu.Lock()
 	for _, c := range d.calls {
 		go c.End()
@@ -171,8 +176,29 @@ func (d *Door) endAll() {
 	go func() { d.wg.Wait(); close(done) }()
 	select {
 	case <-done:
+		return
 	case <-time.After(stopWait):
 	}
+	d.close()
+	d.mu.Lock()
+	for t := range d.held {
+		go func() { _ = t.Close() }() // one that is not TCP may take its time
+	}
+	d.mu.Unlock()
+	<-done
+}
+
+// hold keeps a connection whose handshake begins, so that the door can cut it. Its close lets go of it.
+func (d *Door) hold(t *turn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.held[t] = struct{}{}
+}
+
+func (d *Door) release(t *turn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.held, t)
 }
 
 // accept takes connections as they come: what waits in the kernel's backlog is retried by peers with ever longer pauses.
@@ -324,7 +350,8 @@ func (d *Door) fly(t *turn, under bool) {
 func (d *Door) shake(ctx context.Context, w waiting, landed func()) {
 	defer landed()
 	raw := w.conn
-	t := &turn{Conn: raw, turns: d.s.turns, came: w.since, from: w.from}
+	t := &turn{Conn: raw, door: d, turns: d.s.turns, came: w.since, from: w.from}
+	d.hold(t)
 	handed := false
 	defer func() {
 		if v := recover(); v != nil {
@@ -420,62 +447,4 @@ func (d *Door) moved(c net.Conn, st http.ConnState) {
 	if open {
 		d.wg.Done()
 	}
-}
-
-// turn is a connection whose handshake computes only while it has a turn; to wait for bytes it gives the turn back.
-type turn struct {
-	net.Conn
-	turns chan struct{} // nil once the handshake is over
-	came  time.Time
-	from  string // its source
-
-	closed atomic.Pointer[func()] // called once it is closed; nil for none
-
-	spoke  atomic.Bool  // its peer said something
-	since  atomic.Int64 // when it began to wait for bytes, after came; 0 while it does not
-	waited atomic.Int64 // for bytes, before that
-}
-
-func (t *turn) take() { t.turns <- struct{}{} } // Go serves those that wait here in order
-func (t *turn) give() { <-t.turns }
-
-// NetConn gives the connection beneath.
-func (t *turn) NetConn() net.Conn { return t.Conn }
-
-// Close implements net.Conn.
-func (t *turn) Close() error {
-	if f := t.closed.Swap(nil); f != nil {
-		(*f)()
-	}
-	return t.Conn.Close()
-}
-
-// Read implements net.Conn.
-func (t *turn) Read(p []byte) (int, error) {
-	if t.turns == nil {
-		return t.Conn.Read(p)
-	}
-	t.give()
-	defer t.take()
-	began := time.Since(t.came)
-	t.since.Store(int64(max(began, 1)))
-	n, err := t.Conn.Read(p)
-	t.since.Store(0)
-	t.waited.Add(int64(time.Since(t.came) - began))
-	if n > 0 {
-		t.spoke.Store(true)
-	}
-	return n, err
-}
-
-// overdue is how much longer the peer has been silent than it may be while others wait; less than 0 where it has time left.
-func (t *turn) overdue(wait time.Duration) time.Duration {
-	now, since := time.Since(t.came), time.Duration(t.since.Load())
-	switch {
-	case since == 0:
-		return -glance // it computes
-	case !t.spoke.Load():
-		return min(now-silentWait, now-since-glance)
-	}
-	return time.Duration(t.waited.Load()) + now - since - wait
 }

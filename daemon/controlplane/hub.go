@@ -70,12 +70,12 @@ func (s *Server) look(page State, l *live) {
 
 // assert repeats that an appliance is here, as long as it is.
 func (s *Server) assert(l *live, route string) {
-	ctx, cancel := context.WithTimeout(context.Background(), submitFor)
+	ctx, cancel := context.WithTimeout(l.door.life, submitFor)
 	defer cancel()
 	if s.channels.get(l.name) != l || l.ended.Load() != nil {
 		return
 	}
-	if err := s.came(ctx, l, route); err != nil {
+	if err := s.came(ctx, l, route); err != nil && l.door.life.Err() == nil {
 		s.log.Warn("could not record that an appliance is here", "appliance", l.name, "error", err)
 	}
 }

@@ -24,8 +24,9 @@ import (
 const maxUnproven = 256
 
 // innerDoor makes the door for appliances behind TLS inspection: a web server that takes one upgrade, at one path, and behind it
-// the very same door as on the main listener. Without inner_tls in the file there is none.
-func innerDoor(c *configs.InnerDoor, conf *tls.Config, door func(string, net.Listener, *tls.Config) daemon.Part, log *slog.Logger) ([]daemon.Part, error) {
+// the very same door as on the main listener. Of those that have proven nothing yet it holds so many as places says. Without
+// inner_tls in the file there is none.
+func innerDoor(c *configs.InnerDoor, conf *tls.Config, places int, door func(string, net.Listener, *tls.Config) daemon.Part, log *slog.Logger) ([]daemon.Part, error) {
 	const op = "controlplane.innerDoor"
 	if c == nil {
 		return nil, nil
@@ -38,7 +39,7 @@ func innerDoor(c *configs.InnerDoor, conf *tls.Config, door func(string, net.Lis
 	if err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "inner_tls.listen: %v", err)
 	}
-	in := newUpgrades(ln.Addr(), maxUnproven)
+	in := newUpgrades(ln.Addr(), places)
 	outer := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: web.get, NextProtos: []string{"http/1.1"}}
 	only := outer.Clone() // net/http adds h2 to its own copy: a proxy would choose it, and an upgrade has no way there
 	outer.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return only, nil }

@@ -172,7 +172,7 @@ func (n *node) doors(door *Door, conf *tls.Config) ([]daemon.Part, error) {
 		parts = append(parts, daemon.HTTP("metrics", ln, nil, n.reg.Handler(), n.log))
 	}
 	parts = append(parts, daemon.Func("hub", n.server.Follow), door)
-	inner, err := innerDoor(n.cfg.InnerTLS, conf, func(name string, ln net.Listener, c *tls.Config) daemon.Part {
+	inner, err := innerDoor(n.cfg.InnerTLS, conf, maxUnproven, func(name string, ln net.Listener, c *tls.Config) daemon.Part {
 		return n.server.Door(name, ln, c, n.log)
 	}, n.log)
 	if err != nil {
