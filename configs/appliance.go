@@ -4,6 +4,7 @@ package configs
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
 	"path/filepath"
@@ -46,6 +47,7 @@ type Transport struct {
 	Addresses []string  `yaml:"addresses,omitempty" is:"addr"` // those of control_plane where absent
 	Proxy     *Proxy    `yaml:"proxy,omitempty"`
 	CAFile    string    `yaml:"ca_file,omitempty" is:"path"` // a private CA of the path, for instance of the proxy
+	PQ        string    `yaml:"pq,omitempty"`                // "required": the first message of TLS is never made small by leaving ML-KEM out
 	InnerTLS  *InnerTLS `yaml:"inner_tls,omitempty"`         // absent: never tried
 	Tailnet   *Tailnet  `yaml:"tailnet,omitempty"`
 }
@@ -59,6 +61,9 @@ type Proxy struct {
 
 // ProxyFromEnvironment is the one value of Proxy.From.
 const ProxyFromEnvironment = "environment"
+
+// PQRequired is the one value of Transport.PQ.
+const PQRequired = "required"
 
 // InnerTLS allows an inspecting proxy to open an outer TLS, in which the TLS of the channel runs.
 type InnerTLS struct {
@@ -105,10 +110,43 @@ type Secrets struct {
 
 // Ingress is where a posture may open doors for end users.
 type Ingress struct {
-	Host    string            `yaml:"host" is:"host" need:"yes"`
-	Ports   map[string]string `yaml:"ports,omitempty"` // name of the release's port -> address on this host
-	TLS     *IngressTLS       `yaml:"tls,omitempty"`
-	Tailnet *Tailnet          `yaml:"tailnet,omitempty"` // the customer's own, for the posture private
+	Host         string            `yaml:"host" is:"host" need:"yes"`
+	Ports        map[string]string `yaml:"ports,omitempty"` // name of the release's port -> address on this host
+	TLS          *IngressTLS       `yaml:"tls,omitempty"`
+	Tailnet      *Tailnet          `yaml:"tailnet,omitempty"`       // the customer's own, for the posture private
+	TailnetPorts map[string]string `yaml:"tailnet_ports,omitempty"` // name of the release's port -> :port on that tailnet
+	Limits       IngressLimits     `yaml:"limits,omitempty"`
+}
+
+// IngressLimits bounds what end users may hold at the doors at once. Zero is the default of the package ingress.
+type IngressLimits struct {
+	Connections          int `yaml:"connections,omitempty"`            // of all sources; 8192
+	ConnectionsPerSource int `yaml:"connections_per_source,omitempty"` // an eighth of the former
+	Requests             int `yaml:"requests,omitempty"`               // under way, of all sources; twice the connections
+	RequestsPerSource    int `yaml:"requests_per_source,omitempty"`    // an eighth of the former
+}
+
+// maxLimit bounds each of the limits.
+const maxLimit = 1 << 20
+
+func (l IngressLimits) problems(bad badFunc) {
+	for _, x := range []struct {
+		key   string
+		value int
+	}{{"connections", l.Connections}, {"connections_per_source", l.ConnectionsPerSource},
+		{"requests", l.Requests}, {"requests_per_source", l.RequestsPerSource}} {
+		if x.value < 0 || x.value > maxLimit {
+			bad("ingress.limits."+x.key, "%d: use 1 to %d", x.value, maxLimit)
+		}
+	}
+	for _, x := range []struct {
+		key       string
+		each, all int
+	}{{"connections_per_source", l.ConnectionsPerSource, l.Connections}, {"requests_per_source", l.RequestsPerSource, l.Requests}} {
+		if x.all > 0 && x.each > x.all {
+			bad("ingress.limits."+x.key, "%d: more than all sources together may hold, %d", x.each, x.all)
+		}
+	}
 }
 
 // IngressTLS is the certificate that end users see.
@@ -149,6 +187,7 @@ func (c *Appliance) problems() (out []problem) {
 		} else if p != nil {
 			only(bad, key+".proxy.from", p.From, ProxyFromEnvironment)
 		}
+		only(bad, key+".pq", t.PQ, PQRequired)
 		fill(&t.Name, t.Kind)
 		if at := t.InnerTLS.complete(); at != "" && len(t.Addresses) == 0 {
 			t.Addresses = []string{at}
@@ -172,12 +211,7 @@ func (c *Appliance) problems() (out []problem) {
 
 func (c *Appliance) ingress(bad badFunc) {
 	at := map[string]string{}
-	names := make([]string, 0, len(c.Ingress.Ports))
-	for name := range c.Ingress.Ports {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(c.Ingress.Ports)) {
 		key, addr := "ingress.ports."+name, c.Ingress.Ports[name]
 		if why := wrong("listen", addr); why != "" {
 			bad(key, "%q: %s", fault.Clip(addr), why)
@@ -185,6 +219,20 @@ func (c *Appliance) ingress(bad badFunc) {
 			bad(key, "%s is that of %s too", addr, other)
 		}
 		at[addr] = key
+	}
+	at = map[string]string{}
+	for _, name := range slices.Sorted(maps.Keys(c.Ingress.TailnetPorts)) {
+		key, addr := "ingress.tailnet_ports."+name, c.Ingress.TailnetPorts[name]
+		if host, port, err := net.SplitHostPort(addr); err != nil || host != "" || wrong("addr", "a:"+port) != "" {
+			bad(key, "%q: use :port, with a port from 1 to 65535", fault.Clip(addr))
+		} else if other, taken := at[addr]; taken {
+			bad(key, "%s is that of %s too", addr, other)
+		}
+		at[addr] = key
+	}
+	c.Ingress.Limits.problems(bad)
+	if c.Ingress.Tailnet == nil && len(c.Ingress.TailnetPorts) > 0 {
+		bad("ingress.tailnet_ports", "without ingress.tailnet there is no tailnet to have ports on")
 	}
 	if c.Ingress.Tailnet != nil {
 		fill(&c.Ingress.Tailnet.Dir, filepath.Join(c.Dir, "ingress-tailnet"))

@@ -84,6 +84,10 @@ func (w *walker) walk(n *yaml.Node, t reflect.Type, key string) {
 		if n.ShortTag() != "!!bool" {
 			w.bad(n, key, "%q is neither true nor false", fault.Clip(n.Value))
 		}
+	case t.Kind() == reflect.Int:
+		if v, err := strconv.ParseInt(n.Value, 10, 32); n.ShortTag() != "!!int" || err != nil || v < 1 {
+			w.bad(n, key, "%q is not a whole number above zero; leave the key out for the default", fault.Clip(n.Value))
+		}
 	case n.ShortTag() != "!!str":
 		w.bad(n, key, "%q is not text: put it in quotes, or leave the key out", fault.Clip(n.Value))
 	case t == reflect.TypeFor[time.Duration]():

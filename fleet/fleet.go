@@ -177,6 +177,10 @@ func (p Posture) Check() error {
 		if !n.IsValid() || n != n.Masked() {
 			return fault.New(op, fault.Invalid, "allowlist: %s is not a network in its canonical form", n)
 		}
+		if n.Addr().Is4In6() { // addresses are compared as IPv4, so that it would let nobody in
+			plain := netip.PrefixFrom(n.Addr().Unmap(), max(0, n.Bits()-96))
+			return fault.New(op, fault.Invalid, "allowlist: %s is IPv4 written as IPv6: write %s", n, plain)
+		}
 	}
 	return nil
 }

@@ -66,3 +66,11 @@ func (f *Files) Certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	defer f.mu.Unlock()
 	return f.pair, nil
 }
+
+// Expires gives the end of the certificate that is in use.
+func (f *Files) Expires() time.Time {
+	_ = f.Reload() // as in Certificate
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.pair.Leaf.NotAfter
+}

@@ -27,6 +27,7 @@ type conn struct {
 	door     Door
 	source   netip.Addr // who it comes from: the peer, or whom a trusted balancer named
 	admitted bool
+	named    bool // it counts as its source's
 
 	who func() (Peer, error) // asks once
 }
@@ -62,6 +63,11 @@ func (c *conn) Close() error {
 	c.once.Do(func() {
 		c.gate.mu.Lock()
 		delete(c.gate.conns, c)
+		if c.named {
+			c.gate.conned.drop(c.source)
+		} else {
+			c.gate.conned.dropUnnamed()
+		}
 		c.gate.mu.Unlock()
 		close(c.done)
 	})
@@ -74,6 +80,13 @@ func (c *conn) abort() error {
 		_ = t.SetLinger(0) // without it the close is only less abrupt
 	}
 	return c.Close()
+}
+
+// origin gives who the connection comes from.
+func (c *conn) origin() netip.Addr {
+	c.gate.mu.Lock()
+	defer c.gate.mu.Unlock()
+	return c.source
 }
 
 // now gives the rules that the connection stands under at this moment.
@@ -98,18 +111,34 @@ func (g *Gate) enter(d *door, raw net.Conn) {
 	remote := addrOf(raw.RemoteAddr())
 	c := &conn{Conn: raw, gate: g, source: remote.Addr(), done: make(chan struct{})}
 	g.mu.Lock()
-	full := len(g.conns) >= g.cfg.MaxConns
 	behind := within(c.source, d.Balancers)
 	c.admitted = !behind && d.admits(c.source)
 	private := d.Side == Tailnet
-	in := !g.closed && !d.gone && !full && (behind || c.admitted)
+	in := !g.closed && !d.gone && (behind || c.admitted)
+	var full, mine bool
+	switch {
+	case !in:
+	case behind:
+		full = !g.conned.takeUnnamed()
+	default:
+		full, mine = g.conned.take(c.source)
+		c.named = true
+	}
+	in = in && !full && !mine
 	if in {
 		c.door = d.Door
 		g.conns[c] = struct{}{}
 	}
+	name := d.Name
 	g.mu.Unlock()
 	if !in {
 		_ = raw.Close() // refused; nothing was promised
+		switch {
+		case full:
+			g.refused(AllConnections, name, c.source)
+		case mine:
+			g.refused(SourceConnections, name, c.source)
+		}
 		return
 	}
 	if k, ok := g.cfg.Tailnet.(Knower); ok && private {
@@ -151,12 +180,18 @@ func (g *Gate) introduce(c *conn) bool {
 		source = addrOf(named).Addr()
 	}
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if _, still := g.conns[c]; !still || !c.door.admits(source) {
-		return false
+	_, still := g.conns[c]
+	admits := still && c.door.admits(source)
+	mine := admits && !g.conned.name(source)
+	if admits && !mine {
+		c.source, c.admitted, c.named, c.head = source, true, true, r
 	}
-	c.source, c.admitted, c.head = source, true, r
-	return true
+	name := c.door.Name
+	g.mu.Unlock()
+	if mine {
+		g.refused(SourceConnections, name, source)
+	}
+	return admits && !mine
 }
 
 // serve hands an admitted connection to the proxy of its protocol and returns when it is over.
@@ -184,7 +219,7 @@ func (g *Gate) pass(c *conn, d Door) {
 	up, err := new(net.Dialer).DialContext(ctx, "tcp", d.To)
 	cancel()
 	if err != nil {
-		g.cfg.Logger.Warn("the application does not answer at a door", "door", d.Name, "err", err)
+		g.notices.warn("the application does not answer at a door", "door", d.Name, "err", err)
 		_ = c.abort()
 		return
 	}

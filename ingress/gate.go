@@ -48,14 +48,24 @@ type Config struct {
 	Tailnet     Opener // nil: no door on a tailnet
 	Certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	Logger      *slog.Logger
-	MaxConns    int           // over all doors; default 8192; connections above it are closed at accept
+	Refused     func(Refusal) // counts who is turned away though the plan admits it; nil: nobody counts
 	HeaderWait  time.Duration // for a PROXY header, a TLS handshake, an HTTP header; default 10 s
+
+	// Over all doors together. Connections above a bound are closed at accept, requests above one are told to come back.
+	MaxConns          int // default 8192
+	ConnsPerSource    int // default an eighth of MaxConns
+	MaxRequests       int // under way at once; default twice MaxConns
+	RequestsPerSource int // default an eighth of MaxRequests
 }
 
 // Gate keeps the open doors equal to a plan. Safe for concurrent use.
 type Gate struct {
 	cfg Config
 	web *web
+
+	conned  *share // connections
+	asked   *share // requests under way
+	notices notices
 
 	setting sync.Mutex // one change at a time; held while doors are opened
 
@@ -83,13 +93,24 @@ func New(cfg Config) *Gate {
 	if cfg.MaxConns <= 0 {
 		cfg.MaxConns = 8192
 	}
+	if cfg.MaxRequests <= 0 {
+		cfg.MaxRequests = 2 * cfg.MaxConns
+	}
+	if cfg.ConnsPerSource <= 0 {
+		cfg.ConnsPerSource = max(1, cfg.MaxConns/8)
+	}
+	if cfg.RequestsPerSource <= 0 {
+		cfg.RequestsPerSource = max(1, cfg.MaxRequests/8)
+	}
 	if cfg.HeaderWait <= 0 {
 		cfg.HeaderWait = 10 * time.Second
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	g := &Gate{cfg: cfg, plan: Plan{Version: Version}, doors: map[place]*door{}, conns: map[*conn]struct{}{}}
+	g := &Gate{cfg: cfg, plan: Plan{Version: Version}, doors: map[place]*door{}, conns: map[*conn]struct{}{},
+		conned: newShare(cfg.MaxConns, cfg.ConnsPerSource), asked: newShare(cfg.MaxRequests, cfg.RequestsPerSource),
+		notices: notices{log: cfg.Logger}}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.web = newWeb(g)
 	g.work.Go(func() {
@@ -281,8 +302,10 @@ func (g *Gate) accept(d *door) {
 		if gone {
 			return
 		}
-		g.cfg.Logger.Warn("a door accepts no connection", "door", name, "passing", passing, "err", err)
-		if !passing {
+		if passing {
+			g.notices.warn("a door accepts no connection for the moment", "door", name, "err", err)
+		} else {
+			g.cfg.Logger.Warn("a door accepts no connection any more", "door", name, "err", err)
 			_ = d.listener.Close() // it has failed already
 			return
 		}

@@ -115,6 +115,7 @@ func Compile(p fleet.Posture, ports []Port, site Site) (Plan, error) {
 	ports = slices.Clone(ports)
 	slices.SortStableFunc(ports, func(a, b Port) int { return strings.Compare(a.Name, b.Name) })
 	plan := Plan{Version: Version, Posture: p, Doors: []Door{}, Shut: []Shut{}}
+	tailnet := map[string]string{} // address -> port
 	for i, port := range ports {
 		if err := port.check(); err != nil {
 			return Plan{}, err
@@ -123,6 +124,12 @@ func Compile(p fleet.Posture, ports []Port, site Site) (Plan, error) {
 			return Plan{}, fault.New(op, fault.Invalid, "port %q is written twice: give each port its own name", port.Name)
 		}
 		door, why := open(p, port, site)
+		if other, taken := tailnet[door.Addr]; why == "" && door.Side == Tailnet && taken {
+			why = "port " + other + " has the address " + door.Addr + " on the tailnet: name another in ingress.tailnet_ports"
+		}
+		if why == "" && door.Side == Tailnet {
+			tailnet[door.Addr] = port.Name
+		}
 		if why != "" {
 			plan.Shut = append(plan.Shut, Shut{Port: port.Name, Why: why})
 			continue
@@ -292,6 +299,9 @@ func (d Door) check() error {
 	for _, n := range slices.Concat(d.From, d.Balancers) {
 		if !n.IsValid() || n != n.Masked() {
 			return fault.New(op, fault.Invalid, "door %q: %s is not a network in its canonical form", d.Name, n)
+		}
+		if n.Addr().Is4In6() {
+			return fault.New(op, fault.Invalid, "door %q: %s is IPv4 written as IPv6, and lets nobody in", d.Name, n)
 		}
 	}
 	return nil

@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
-	"net/textproto"
 	"strings"
 	"sync"
 	"time"
@@ -110,23 +109,46 @@ func (w *web) close() error {
 	return err
 }
 
-// guard asks who is behind a request at a private door; a request whose sender can't be named does not pass.
+// guard refuses what a door does not serve, bounds what a source has under way, and asks who is behind a request at a private door:
+// one whose sender can't be named does not pass.
 func (w *web) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		c, ok := r.Context().Value(connKey{}).(*conn)
-		if !ok || r.Method == http.MethodConnect {
+		if !ok {
 			http.Error(rw, "this door does not serve that request", http.StatusNotImplemented)
 			return
 		}
+		if status, why := tidy(r); status != 0 {
+			http.Error(rw, why, status)
+			return
+		}
+		source := c.origin()
+		full, mine := w.gate.asked.take(source)
+		switch {
+		case full:
+			w.gate.refused(AllRequests, c.now().Name, source)
+			comeBack(rw, "too many requests are under way: try again", http.StatusServiceUnavailable)
+			return
+		case mine:
+			w.gate.refused(SourceRequests, c.now().Name, source)
+			comeBack(rw, "too many requests of yours are under way: try again", http.StatusTooManyRequests)
+			return
+		}
+		defer w.gate.asked.drop(source)
 		if c.who != nil {
 			if _, err := c.who(); err != nil {
-				w.gate.cfg.Logger.Warn("a caller on the tailnet has no name", "door", c.now().Name, "err", err)
+				w.gate.notices.warn("a caller on the tailnet has no name", "door", c.now().Name, "err", err)
 				http.Error(rw, "the tailnet does not say who you are: try again", http.StatusServiceUnavailable)
 				return
 			}
 		}
-		next.ServeHTTP(rw, r)
+		next.ServeHTTP(&answer{rw, r.Header.Get("Upgrade") != ""}, r)
 	})
+}
+
+func comeBack(rw http.ResponseWriter, why string, status int) {
+	rw.Header().Set("Retry-After", "1")
+	http.Error(rw, why, status)
 }
 
 // rewrite makes the request to the application out of the one that came in.
@@ -139,6 +161,10 @@ func (w *web) rewrite(r *httputil.ProxyRequest) {
 				delete(h, name)
 			}
 		}
+	}
+	address(r)
+	if r.Out.Body != nil {
+		r.Out.Body = &body{ReadCloser: r.Out.Body, in: r.In, out: r.Out.Trailer}
 	}
 	r.Out.URL.Scheme, r.Out.URL.Host = "http", d.To
 	r.Out.Host = r.In.Host
@@ -158,25 +184,34 @@ func (w *web) rewrite(r *httputil.ProxyRequest) {
 	}
 }
 
-// reserved tells whether only a door may set this header. Some applications read - and _ as the same sign.
-func reserved(name string) bool {
-	name = textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-"))
-	return strings.HasPrefix(name, "Tailscale-") || strings.HasPrefix(name, "X-Demarc-") ||
-		strings.HasPrefix(name, "X-Forwarded-") || name == "Forwarded" || name == "X-Real-Ip"
-}
-
-// RoundTrip speaks HTTP/2 to the application where the request can't do without.
+// RoundTrip speaks HTTP/2 to the application where the request can't do without. A change of protocol that nobody asked for is an error.
 func (w *web) RoundTrip(r *http.Request) (*http.Response, error) {
-	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
-		return w.two.RoundTrip(r)
+	to := w.one
+	if speaksGRPC(r) {
+		to = w.two
 	}
-	return w.one.RoundTrip(r)
+	a, err := to.RoundTrip(r)
+	if err == nil && switched(r, a) {
+		_ = a.Body.Close() // and with it the connection
+		return nil, errSwitched
+	}
+	return a, err
 }
 
 func (w *web) failed(rw http.ResponseWriter, r *http.Request, err error) {
 	if r.Context().Err() != nil {
 		return // the caller has gone
 	}
-	w.gate.cfg.Logger.Warn("the application does not answer at a door", "err", err)
+	if b, ok := r.Body.(*body); ok && b.broken.Load() {
+		http.Error(rw, "the body of the request can't be read", http.StatusBadRequest)
+		return
+	}
+	door := r.Header.Get(HeaderDoor)
+	if errors.Is(err, errSwitched) {
+		w.gate.notices.warn(errSwitched.Error(), "door", door)
+		http.Error(rw, "the application's answer can't be passed on", http.StatusBadGateway)
+		return
+	}
+	w.gate.notices.warn("the application does not answer at a door", "door", door, "err", err)
 	http.Error(rw, "the application does not answer: try again", http.StatusBadGateway)
 }

@@ -5,6 +5,12 @@ package mesh_test
 import (
 	"context"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -63,6 +69,128 @@ func TestCoordinatorComesBack(t *testing.T) {
 	tn.SetPolicy(meshtest.Open(strict))
 	if err := reach(t, a, to, 30*time.Second); err != nil {
 		t.Errorf("under the old policy again: %v", err)
+	}
+}
+
+// TestACoordinatorHasNothingSent: of all that a coordinator can have a node send over HTTP, nothing reaches a host of the customer's; the
+// bare HEAD on its own root reaches the coordinator, which shows that the nodes were asked (FAULTS.md I11).
+func TestACoordinatorHasNothingSent(t *testing.T) {
+	tn, err := meshtest.Start("key-for-tests")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tn.Close() })
+	b := join(t, tn, mesh.TailnetConfig{Hostname: "b", Doors: true})
+	join(t, tn, mesh.TailnetConfig{Hostname: "a", Addresses: []string{"vendor:443"}})
+	own := make(chan string, 64)
+	tn.Watch(func(r *http.Request) {
+		if r.URL.Path == "/" || r.URL.Path == "/away" || r.URL.Path == "/delete" {
+			own <- r.Method + " " + r.URL.String() + " " + r.Header.Get("Authorization")
+		}
+	})
+	var mu sync.Mutex
+	var got []string
+	h := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		got = append(got, r.Method+" "+r.URL.String()+" "+r.Header.Get("Authorization"))
+	})
+	plain, secure := httptest.NewServer(h), httptest.NewTLSServer(h)
+	defer plain.Close()
+	defer secure.Close()
+	coordinator, err := url.Parse(tn.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ping := func(at, types string) int64 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		return tn.Ping(ctx, at, types, b.Addrs()[0])
+	}
+	for _, at := range []string{plain.URL + "/", plain.URL + "/?action=delete", plain.URL + "/delete", plain.URL, secure.URL + "/", secure.URL + "/?action=delete",
+		strings.Replace(plain.URL, "http://", "http://u:p@", 1) + "/", strings.Replace(plain.URL, "127.0.0.1", "localhost", 1) + "/",
+		tn.URL + "/?action=delete", tn.URL + "/delete", strings.Replace(tn.URL, "http://", "http://u:p@", 1) + "/", "http://169.254.169.254/latest/meta-data/", "http://169.254.169.254/",
+		"http://" + coordinator.Hostname() + ":1/"} {
+		for _, types := range []string{"", "disco", "TSMP"} {
+			if types != "" && at != plain.URL+"/" {
+				continue
+			}
+			if ping(at, types) == 0 {
+				t.Errorf("%s %s: no node was asked: the test shows nothing", at, types)
+			}
+		}
+	}
+	select {
+	case r := <-own:
+		t.Errorf("the coordinator itself was sent %s", r)
+	default:
+	}
+	mu.Lock()
+	if len(got) != 0 {
+		t.Errorf("hosts that no file names were sent %q", got)
+	}
+	mu.Unlock()
+	for end := time.Now().Add(30 * time.Second); ; {
+		ping(tn.URL+"/", "")
+		select {
+		case r := <-own:
+			if r != "HEAD / " {
+				t.Errorf("the coordinator was sent %q", r)
+			}
+			return
+		default:
+		}
+		if time.Now().After(end) {
+			t.Fatal("no node sent the bare HEAD to its coordinator: the test shows nothing")
+		}
+	}
+}
+
+// TestACoordinatorNamesNoAddresses: a node asks for its coordinator where its file says, and not where the coordinator says.
+func TestACoordinatorNamesNoAddresses(t *testing.T) {
+	tn, err := meshtest.Start("key-for-tests")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tn.Close() })
+	u, err := url.Parse(tn.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	elsewhere, err := net.Listen("tcp4", net.JoinHostPort("127.0.0.9", u.Port()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = elsewhere.Close() }()
+	asked := make(chan struct{}, 64)
+	go func() {
+		for {
+			c, err := elsewhere.Accept()
+			if err != nil {
+				return
+			}
+			asked <- struct{}{}
+			_ = c.Close()
+		}
+	}()
+	tn.Plan(netip.MustParseAddr("127.0.0.9"))
+	join(t, tn, mesh.TailnetConfig{Hostname: "a", Addresses: []string{"vendor:443"}})
+	streams := tn.Streams()
+	if err := tn.StopCoordinator(); err != nil {
+		t.Fatal(err)
+	}
+	if err := tn.StartCoordinator(); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(90 * time.Second); tn.Streams() == streams; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the node does not come back to its coordinator: the test shows nothing")
+		}
+	}
+	select {
+	case <-asked:
+		t.Error("the node asked at an address that the coordinator named")
+	default:
 	}
 }
 

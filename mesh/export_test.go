@@ -7,3 +7,10 @@ var Refused = refused
 
 // Most is how many connections a node holds at most.
 func (n *Node) Most() int { return n.held.most }
+
+// The curves of the forms of a ClientHello.
+var (
+	FullCurves  = fullCurves
+	OnlyCurves  = onlyCurves
+	SmallCurves = smallCurves
+)

@@ -46,17 +46,22 @@ func (i *Inner) parse() (*url.URL, error) {
 	return u, nil
 }
 
-// over opens the inner connection over c, which it closes on an error. The deadline of ctx bounds the opening alone.
-func (i *Inner) over(ctx context.Context, c net.Conn) (net.Conn, error) {
+// over opens the inner connection over c, which it closes on an error; again opens another to the same place. The deadline of ctx bounds
+// the opening alone.
+func (i *Inner) over(ctx context.Context, h *Hello, c net.Conn, again Dial) (net.Conn, error) {
 	const op = "mesh.Inner"
 	u, err := i.parse()
 	if err != nil {
 		_ = c.Close()
 		return nil, err
 	}
-	outer := tls.Client(c, &tls.Config{MinVersion: tls.VersionTLS12, ServerName: u.Hostname(), RootCAs: i.CAs, NextProtos: []string{"http/1.1"}})
-	if err := outer.HandshakeContext(ctx); err != nil {
-		_ = c.Close()
+	path := c
+	outer, err := h.Shake(ctx, LayerOuter, c, func(ctx context.Context) (net.Conn, error) {
+		second, err := again(ctx)
+		path = second
+		return second, err
+	}, &tls.Config{MinVersion: tls.VersionTLS12, ServerName: u.Hostname(), RootCAs: i.CAs, NextProtos: []string{"http/1.1"}})
+	if err != nil {
 		return nil, outerFault(err)
 	}
 	given := false
@@ -77,7 +82,7 @@ func (i *Inner) over(ctx context.Context, c net.Conn) (net.Conn, error) {
 		}
 		return nil, fault.Because(err, op, fault.Unavailable, "the upgrade at inner_tls.url failed: the connection ended, or the answer is not HTTP or is longer than %d bytes", maxUpgrade)
 	}
-	return newStream(ws, c), nil
+	return newStream(ws, path), nil
 }
 
 func outerFault(err error) error {
@@ -89,7 +94,7 @@ func outerFault(err error) error {
 	if errors.As(err, &name) {
 		return For(Settings, fault.Because(err, op, fault.Denied, "the outer certificate is not for the host of inner_tls.url"))
 	}
-	return Explain(err)
+	return err // it is explained already
 }
 
 // AcceptInner takes the upgrade of a request and gives the stream of bytes in it. On an error the answer has been written.

@@ -86,7 +86,7 @@ func TestInnerThroughInspection(t *testing.T) {
 		if err != nil {
 			return nil, err
 		}
-		return mesh.Handshake(t.Context(), raw, conf)
+		return mesh.NewHello(mesh.HelloConfig{}).Shake(t.Context(), mesh.LayerChannel, raw, nil, conf)
 	}
 	url := "wss://" + at + mesh.InnerPath
 

@@ -3,7 +3,6 @@
 package mesh
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -13,22 +12,14 @@ import (
 	"github.com/demarc-dev/demarc/fault"
 )
 
-// Handshake runs the client's side of TLS over a connection of a route and names what is wrong with the path where it fails.
-// cfg does the verification: nothing is added to it and nothing taken away. On an error the connection is closed.
-func Handshake(ctx context.Context, c net.Conn, cfg *tls.Config) (*tls.Conn, error) {
-	t := tls.Client(c, cfg)
-	if err := t.HandshakeContext(ctx); err != nil {
-		_ = c.Close()
-		return nil, Explain(err)
-	}
-	return t, nil
-}
-
 // Explain names a failed TLS handshake: a proxy that opens TLS, a portal that answers in its place, a clock that is off.
 func Explain(err error) error {
 	const op = "mesh.Handshake"
 	if err == nil {
 		return nil
+	}
+	if errors.Is(err, errUnanswered) {
+		return fault.Because(err, op, fault.Unavailable, "the connection opens, and no answer comes to the first message of TLS")
 	}
 	var expired x509.CertificateInvalidError
 	if errors.As(err, &expired) && expired.Reason == x509.Expired {

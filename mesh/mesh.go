@@ -45,6 +45,7 @@ type HTTPS struct {
 	// ProxyFor gives the proxy for an address, nil for none. It goes before Proxy; nil: Proxy for all.
 	ProxyFor func(addr string) (*Proxy, error)
 	Inner    *Inner // nil: the bytes go as they are
+	Hello    *Hello // of the TLS to a proxy and of the outer TLS; nil: one with the defaults
 	Wait     time.Duration
 }
 
@@ -74,7 +75,10 @@ func NewHTTPS(c HTTPS) (Route, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.proxy, d.inner = c.ProxyFor, c.Inner
+	d.proxy, d.inner, d.hello = c.ProxyFor, c.Inner, c.Hello
+	if d.hello == nil {
+		d.hello = NewHello(HelloConfig{})
+	}
 	return d, nil
 }
 
@@ -93,6 +97,7 @@ type direct struct {
 	addresses []string
 	proxy     func(addr string) (*Proxy, error) // nil: none
 	inner     *Inner
+	hello     *Hello // not nil where there is a proxy or an inner connection
 	dialer    *net.Dialer
 	wait      time.Duration // for one address
 }
@@ -132,7 +137,7 @@ func (d *direct) Dial(ctx context.Context, addr string) (net.Conn, error) {
 		if err != nil || d.inner == nil {
 			return c, err
 		}
-		return d.inner.over(ctx, c)
+		return d.inner.over(ctx, d.hello, c, func(ctx context.Context) (net.Conn, error) { return d.tcp(ctx, a) })
 	})
 }
 
@@ -144,7 +149,7 @@ func (d *direct) tcp(ctx context.Context, a string) (net.Conn, error) {
 			return nil, err
 		}
 		if p != nil {
-			return p.dial(ctx, d.dialer, a)
+			return p.dial(ctx, d.dialer, d.hello, a)
 		}
 	}
 	return d.dialer.DialContext(ctx, "tcp", a)
@@ -174,7 +179,7 @@ func dialList(ctx context.Context, name, addr string, listed []string, wait time
 	}
 	err := errors.Join(errs...)
 	for _, e := range errs { // what needs a human is told before what may pass
-		if k := fault.Of(e); k == fault.Denied || k == fault.Invalid || k == fault.Expired {
+		if k := fault.Of(e); k == fault.Denied || k == fault.Invalid || k == fault.Expired || ReasonOf(e).NeedsHuman() {
 			return nil, fault.Because(For(ReasonOf(e), err), op, k, "route %s: %s", name, fault.Text(e))
 		}
 	}

@@ -355,7 +355,7 @@ func TestInspectionIsNamed(t *testing.T) {
 				}
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				defer cancel()
-				c, err := mesh.Handshake(ctx, raw, cfg)
+				c, err := mesh.NewHello(mesh.HelloConfig{}).Shake(ctx, mesh.LayerChannel, raw, nil, cfg)
 				if fault.Of(err) != tc.kind || !strings.Contains(fault.Text(err), tc.text) {
 					t.Fatalf("Handshake = %v, want %s %q", err, tc.kind, tc.text)
 				}

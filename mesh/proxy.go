@@ -50,7 +50,7 @@ func (p *Proxy) check() error {
 }
 
 // dial opens a tunnel through the proxy. The deadline of ctx bounds the whole of it.
-func (p *Proxy) dial(ctx context.Context, d *net.Dialer, addr string) (net.Conn, error) {
+func (p *Proxy) dial(ctx context.Context, d *net.Dialer, h *Hello, addr string) (net.Conn, error) {
 	const op = "mesh.Proxy"
 	u, err := p.parse()
 	if err != nil {
@@ -60,20 +60,27 @@ func (p *Proxy) dial(ctx context.Context, d *net.Dialer, addr string) (net.Conn,
 	if port == "" {
 		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
 	}
-	c, err := d.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
-	if err != nil {
-		return nil, fault.Because(err, op, fault.Unavailable, "the proxy does not answer")
+	open := func(ctx context.Context) (net.Conn, error) {
+		c, err := d.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
+		if err != nil {
+			return nil, fault.Because(err, op, fault.Unavailable, "the proxy does not answer")
+		}
+		return c, nil
 	}
-	stop := context.AfterFunc(ctx, func() { _ = c.Close() }) // ends whatever read or write is under way
-	defer stop()
+	c, err := open(ctx)
+	if err != nil {
+		return nil, err
+	}
 	if u.Scheme == "https" {
-		t := tls.Client(c, &tls.Config{MinVersion: tls.VersionTLS12, ServerName: u.Hostname(), RootCAs: p.CAs, NextProtos: []string{"http/1.1"}})
-		if err := t.HandshakeContext(ctx); err != nil {
-			_ = c.Close()
+		own := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: u.Hostname(), RootCAs: p.CAs, NextProtos: []string{"http/1.1"}}
+		t, err := h.Shake(ctx, LayerProxy, c, open, own)
+		if err != nil {
 			return nil, proxyFault(err)
 		}
 		c = t
 	}
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() }) // ends whatever read or write is under way
+	defer stop()
 	tunnel, err := p.connect(c, addr)
 	if err == nil && !stop() {
 		err = fault.At(op, fault.Unavailable, context.Cause(ctx))
@@ -102,6 +109,9 @@ func proxyFault(err error) error {
 	var record tls.RecordHeaderError
 	if errors.As(err, &record) {
 		return For(Settings, fault.Because(err, op, fault.Denied, "what answers at proxy.url does not speak TLS: a proxy that is reached without it has a URL of http://"))
+	}
+	if r := ReasonOf(err); r == HelloTooLarge || errors.Is(err, errUnanswered) {
+		return fault.Because(For(r, err), op, fault.Unavailable, "to the proxy: %s", fault.Text(err))
 	}
 	return fault.Because(err, op, fault.Unavailable, "the proxy hung up")
 }

@@ -20,6 +20,7 @@ const (
 	Settings         Reason = "settings"          // the file, or a file that it names, can't be used
 	ProxyRefuses     Reason = "proxy_refuses"     // the proxy wants a user and password, refuses them, or forbids the address
 	TLSOpened        Reason = "tls_opened"        // somebody on the path opens TLS, or answers in the vendor's place
+	HelloTooLarge    Reason = "hello_too_large"   // a box on the path swallows a first message of TLS that does not fit one packet
 	TailnetUnreached Reason = "tailnet_unreached" // the tailnet's coordinator does not answer
 	TailnetKey       Reason = "tailnet_key"       // the tailnet refuses the credentials: wrong, expired, used up, or not for these tags
 	TailnetApproval  Reason = "tailnet_approval"  // the tailnet's administrator has not approved the node
@@ -40,6 +41,9 @@ var reasons = []meaning{
 	{Settings, "the appliance's file, or a file that it names, can't be used", "correct the file; where it names the file of a credential, that is read again at the next try, anything else after a restart", true},
 	{ProxyRefuses, "the proxy does not let it through", "correct proxy.auth_file and restart the appliance, or have the proxy's administrator allow CONNECT to the vendor's address", true},
 	{TLSOpened, "somebody on the path opens TLS, or answers in the vendor's place", "have the address let through unopened, or list another road (docs/roads.md, TLS inspection)", true},
+	{HelloTooLarge, "a box on the path swallows a first message of TLS that does not fit one packet: it goes on without ML-KEM, or not at all " +
+		"where pq: required forbids that",
+		"have the owner of the box let such messages through (docs/roads.md, pq)", true},
 	{TailnetUnreached, "the tailnet's coordinator does not answer", "see that control_url is reached from this host; it is tried again by itself", false},
 	{TailnetKey, "the tailnet refuses the credentials of this node: they are wrong, expired, used up, or not for its tags", "make a new key and write it into the file that the tailnet section names: it is read at the next try, without a restart", true},
 	{TailnetApproval, "the tailnet's administrator has not approved this node", "have it approved in the tailnet's admin console, or use a key that approves; it is tried again by itself", true},

@@ -3,7 +3,9 @@
 package mesh
 
 import (
+	"errors"
 	"go/build"
+	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
@@ -11,7 +13,10 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+
+	"github.com/demarc-dev/demarc/fault"
 )
 
 // environment lists what the library's node reads from the environment of the process, as its source says.
@@ -70,30 +75,104 @@ func TestTheEnvironmentJoinsNobody(t *testing.T) {
 	t.Log("all gone")
 }
 
-// TestACoordinatorSendsNobodyElsewhere: of the library's requests over HTTP only those to coordinators pass, and those for the bare root
-// of a host, which relays are asked for.
+// TestACoordinatorSendsNobodyElsewhere: of the library's requests over HTTP only those that it needs pass, to the very place that the
+// file names (FAULTS.md I11). What it asks for the proxy to a relay, without sending anything, passes too.
 func TestACoordinatorSendsNobodyElsewhere(t *testing.T) {
-	coordinators.Store("coordinator.test", true)
-	defer coordinators.Delete("coordinator.test")
-	proxy := only(func(*url.URL) (*url.URL, error) { return nil, nil })
-	for at, want := range map[string]bool{
-		"https://coordinator.test/machine/register":               true,
-		"http://coordinator.test:8080/key?v=1":                    true,
-		"https://relay.test/":                                     true,
-		"https://log.tailscale.com/c/tailnode.log.tailscale.io/x": false,
-		"https://derp1.tailscale.com/bootstrap-dns?q=x":           false,
-		"http://169.254.169.254/latest/meta-data/":                false,
-		"https://intranet.globex.test/delete":                     false,
-		"https://coordinator.test.evil.test/x":                    false,
-		"https://relay.test":                                      false, // the library writes the root as /
+	tell := func(at string) {
+		u, err := url.Parse(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range spots(u) {
+			coordinators.Store(s, true)
+			t.Cleanup(func() { coordinators.Delete(s) })
+		}
+	}
+	tell("https://coordinator.test")
+	tell("http://local.test:8080")
+	tell("https://other.test:9443")
+	for at, want := range map[string]struct{ sent, asked bool }{
+		"https://coordinator.test/key?v=131":                      {true, true},
+		"https://Coordinator.Test:443/key?v=131":                  {true, true},
+		"http://coordinator.test:80/ts2021":                       {true, true},
+		"https://coordinator.test:443/ts2021":                     {true, true},
+		"http://local.test:8080/key?v=1":                          {true, true},
+		"https://local.test:443/ts2021":                           {true, true},
+		"https://other.test:9443/ts2021":                          {true, true},
+		"https://coordinator.test/":                               {true, true},
+		"https://relay.test/":                                     {false, true},
+		"https://coordinator.test/machine/register":               {},
+		"https://coordinator.test/?action=delete":                 {},
+		"https://coordinator.test/?":                              {},
+		"https://coordinator.test/key?v=1&action=delete":          {},
+		"https://coordinator.test/key?action=delete":              {},
+		"https://u:p@coordinator.test/":                           {},
+		"https://u:p@coordinator.test/key?v=1":                    {},
+		"https://coordinator.test:22/":                            {false, true},
+		"https://coordinator.test:8443/ts2021":                    {},
+		"http://coordinator.test:8080/ts2021":                     {},
+		"http://coordinator.test/":                                {},
+		"http://local.test/key?v=1":                               {},
+		"https://other.test/ts2021":                               {},
+		"http://other.test:80/ts2021":                             {},
+		"https://coordinator.test/%6bey?v=1":                      {},
+		"https://coordinator.test/ts2021/../delete":               {},
+		"https://coordinator.test/#x":                             {},
+		"https://relay.test/?action=delete":                       {},
+		"https://u:p@relay.test/":                                 {},
+		"http://relay.test/":                                      {},
+		"https://relay.test//":                                    {},
+		"https://log.tailscale.com/c/tailnode.log.tailscale.io/x": {},
+		"https://derp1.tailscale.com/bootstrap-dns?q=x":           {},
+		"http://169.254.169.254/latest/meta-data/":                {},
+		"http://169.254.169.254/":                                 {},
+		"https://169.254.169.254/":                                {false, true},
+		"https://intranet.globex.test/delete":                     {},
+		"https://coordinator.test.evil.test/key?v=1":              {},
+		"https://relay.test":                                      {}, // the library writes the root as /
 	} {
 		u, err := url.Parse(at)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := proxy(u); (err == nil) != want {
-			t.Errorf("%s: %v", at, err)
+		for _, sends := range []bool{true, false} {
+			ok := want.asked
+			if sends {
+				ok = want.sent
+			}
+			if _, err := only(func(*url.URL) (*url.URL, error) { return nil, nil }, func() bool { return sends })(u); (err == nil) != ok {
+				t.Errorf("%s, about to be sent %v: %v", at, sends, err)
+			}
 		}
+	}
+	for _, at := range []string{"https://169.254.169.254", "http://[fd00:ec2::254]", "http://[fe80::1]", "http://[::ffff:169.254.169.254]", "ftp://a.test", "https://u:p@a.test", "https://a.test?x", "a.test"} {
+		if err := quiet(at); fault.Of(err) != fault.Invalid {
+			t.Errorf("control_url %s: %v, want invalid", at, err)
+		}
+	}
+}
+
+// TestWhoAsksForAProxy: a request that is about to be sent is told from the question alone.
+func TestWhoAsksForAProxy(t *testing.T) {
+	var saw atomic.Bool
+	proxy := func(*http.Request) (*url.URL, error) {
+		saw.Store(sending())
+		return nil, errStranger
+	}
+	r, err := http.NewRequest(http.MethodHead, "https://relay.test/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _ = proxy(r); saw.Load() {
+		t.Error("a question is taken for a request")
+	}
+	if _, err := (&http.Transport{Proxy: proxy}).RoundTrip(r); !errors.Is(err, errStranger) || !saw.Load() {
+		t.Errorf("a request is not seen: %v", err)
+	}
+	saw.Store(false)
+	c := &http.Client{Transport: &http.Transport{Proxy: proxy, ForceAttemptHTTP2: true}}
+	if _, err := c.Do(r); !errors.Is(err, errStranger) || !saw.Load() {
+		t.Errorf("a client's request is not seen: %v", err)
 	}
 }
 

@@ -35,6 +35,10 @@ type SwitchConfig struct {
 	Cap      time.Duration // of that wait; default 30 s
 	Stable   time.Duration // a session that lived this long was a good one; default 10 s
 	FailBack time.Duration // how often a better route is tried; default 1 min
+
+	// Stale reports whether a new session over the route that is up would be a better one. It is asked as often as a better route is
+	// tried; the new session is up before the old one ends. nil: never.
+	Stale func(route string) bool
 }
 
 // maxAsked bounds how long a peer may ask us to stay away.
@@ -188,15 +192,31 @@ func (s *Switch) Run(ctx context.Context, work Session) error {
 		case a := <-s.asks:
 			live = s.obey(ctx, work, live, a)
 		case <-better.C:
-			if i := slices.Index(s.routes(), live.route); i > 0 {
-				if next, _ := s.first(ctx, work, s.routes()[:i]); next != nil {
-					live = s.swap(live, next)
-				}
+			if next := s.better(ctx, work, live); next != nil {
+				live = s.swap(live, next)
 			}
 		}
 		better.Stop()
 	}
 	return nil
+}
+
+// better gives a session that is up and better than live: over a route before it, or over the same one where live is stale; nil for none.
+func (s *Switch) better(ctx context.Context, work Session, live *session) *session {
+	if i := slices.Index(s.routes(), live.route); i > 0 {
+		if next, _ := s.first(ctx, work, s.routes()[:i]); next != nil {
+			return next
+		}
+	}
+	if s.cfg.Stale == nil || !s.cfg.Stale(live.route.Name()) {
+		return nil
+	}
+	next, err := s.try(ctx, work, live.route)
+	if err != nil {
+		s.note(live.route, nil) // live is up
+		return nil
+	}
+	return next
 }
 
 // last gives the routes with r behind the others.

@@ -186,10 +186,21 @@ func TestBackoff(t *testing.T) {
 		runSwitch(t, s, a)
 		time.Sleep(time.Minute)
 		a.fail(errors.New("cut"))
-		before := a.dials.Load()
-		time.Sleep(10 * time.Minute)
-		if n := a.dials.Load() - before; n < 20 || n > 60 {
-			t.Errorf("%d dials in ten minutes of outage", n)
+		synctest.Wait()
+		// With half of full jitter the waits are 250 ms, 500 ms, 1 s, 2 s, 4 s, 8 s, and from then on half of the cap, 15 s (MUTANTS.md).
+		waits := []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 15 * time.Second, 15 * time.Second, 15 * time.Second}
+		for i, wait := range waits {
+			before := a.dials.Load()
+			time.Sleep(wait - time.Millisecond)
+			synctest.Wait()
+			if n := a.dials.Load() - before; n != 0 {
+				t.Fatalf("round %d: %d dials before %s are over", i, n, wait)
+			}
+			time.Sleep(time.Millisecond)
+			synctest.Wait()
+			if n := a.dials.Load() - before; n != 1 {
+				t.Fatalf("round %d: %d dials after %s, want 1", i, n, wait)
+			}
 		}
 		a.down.Store(false)
 		time.Sleep(time.Minute)
@@ -198,7 +209,7 @@ func TestBackoff(t *testing.T) {
 		}
 		a.fail(later{errors.New("overload")}) // the peer asks for five minutes
 		a.down.Store(false)
-		before = a.dials.Load()
+		before := a.dials.Load()
 		time.Sleep(4 * time.Minute)
 		if n := a.dials.Load() - before; n != 0 {
 			t.Errorf("%d dials in the time that the peer asked for", n)

@@ -82,12 +82,16 @@ func (a *app) localStatus() *cobra.Command {
 		})
 }
 
-// road says why a road does not work, and what helps; of one that works, or was not tried, nothing.
+// road says why a road does not work or not as it should, and what helps; of one that works, or was not tried, nothing.
 func road(w io.Writer, what string, r *localv1.Road) {
 	if r.GetReason() == "" {
 		return
 	}
-	fmt.Fprintf(w, "%s\t%s does not work (%s)\t%s\n", what, r.GetName(), r.GetReason(), r.GetSaid())
+	how := "does not work"
+	if r.GetInUse() {
+		how = "is in use, and not as it should be"
+	}
+	fmt.Fprintf(w, "%s\t%s %s (%s)\t%s\n", what, r.GetName(), how, r.GetReason(), r.GetSaid())
 	fmt.Fprintf(w, "\twhat helps\t%s\n", r.GetDo())
 }
 

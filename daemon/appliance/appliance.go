@@ -24,6 +24,7 @@ import (
 	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/manifest"
 	"github.com/demarc-dev/demarc/mesh"
+	"github.com/demarc-dev/demarc/telemetry"
 	"github.com/demarc-dev/demarc/workload"
 	"github.com/demarc-dev/demarc/workload/artifact"
 )
@@ -54,7 +55,8 @@ type Appliance struct {
 	secret workload.Secrets
 	gate   *ingress.Gate
 	sw     *mesh.Switch
-	routes map[string]mesh.Route // by name
+	routes map[string]mesh.Route  // by name
+	hellos map[string]*mesh.Hello // likewise
 
 	link    atomic.Pointer[link]
 	linked  chan struct{} // holds one token each time a channel comes up
@@ -66,7 +68,11 @@ type Appliance struct {
 	door    sync.Mutex // one change of doors at a time
 	ill     sickness
 	private *privateSide // nil: the file names no tailnet of the customer's
-	file    *os.File
+
+	doorCert   *ingress.Files // of the doors; nil: none
+	turnedAway atomic.Pointer[telemetry.CounterVec]
+
+	file *os.File
 }
 
 // NewBook makes the customer's book with every change that this build knows.
@@ -95,7 +101,7 @@ func New(ctx context.Context, cfg *configs.Appliance, build string, log *slog.Lo
 		opts.Rand = mrand.Float64
 	}
 	a := &Appliance{cfg: cfg, build: build, log: log, now: opts.Now, opts: opts, linked: make(chan struct{}, 1), nudge: make(chan struct{}, 1),
-		routes: map[string]mesh.Route{}}
+		routes: map[string]mesh.Route{}, hellos: map[string]*mesh.Hello{}}
 	a.running.live = map[string]*act{}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "can't make the directory %s", cfg.Dir)

@@ -39,11 +39,10 @@ const (
 // carry proves both sides over the connection and carries the channel until it or ctx ends. Losing a channel that stood
 // is answered by coming back at a random moment of the time that the control plane named: with it, many others lost theirs.
 func (a *Appliance) carry(ctx context.Context, route string, c net.Conn, up func()) error {
-	mesh.KeepAlive(c)
 	shown := a.wallet.serial() // before the handshake: where another is stored meanwhile, it may have been this one
-	t, err := mesh.Handshake(ctx, c, identity.Client(a.wallet, identity.WantNode(a.cfg.TrustDomain), channel.Proto))
+	t, err := a.shake(ctx, route, mesh.LayerChannel, c, identity.Client(a.wallet, identity.WantNode(a.cfg.TrustDomain), channel.Proto))
 	if err != nil {
-		return mesh.Explain(err)
+		return err
 	}
 	defer t.Close()
 	defer context.AfterFunc(ctx, func() { _ = t.Close() })()
@@ -61,7 +60,7 @@ func (a *Appliance) carry(ctx context.Context, route string, c net.Conn, up func
 	if err := a.acked(ctx, welcome.GetReportsDone()); err != nil {
 		return err
 	}
-	l.node, l.shown = welcome.GetNode(), shown
+	l.node, l.shown, l.classical = welcome.GetNode(), shown, t.ConnectionState().CurveID != tls.X25519MLKEM768
 	a.setLink(l)
 	defer a.dropLink(l)
 	up()
@@ -73,6 +72,32 @@ func (a *Appliance) carry(ctx context.Context, route string, c net.Conn, up func
 		err = later{err, time.Duration(mrand.Float64() * float64(spread))}
 	}
 	return err
+}
+
+// shake runs TLS over a connection of a route, and where the first message is swallowed, over a second one.
+func (a *Appliance) shake(ctx context.Context, route string, layer mesh.Layer, c net.Conn, cfg *tls.Config) (*tls.Conn, error) {
+	mesh.KeepAlive(c)
+	return a.hellos[route].Shake(ctx, layer, c, func(ctx context.Context) (net.Conn, error) {
+		second, err := a.routes[route].Dial(ctx, "")
+		if err == nil {
+			mesh.KeepAlive(second)
+		}
+		return second, err
+	}, cfg)
+}
+
+// stale reports whether the channel over a route was opened without ML-KEM, and the next one may be opened with it.
+func (a *Appliance) stale(route string) bool {
+	l := a.link.Load()
+	return l != nil && l.at == route && l.classical && !a.hellos[route].Small(mesh.LayerChannel)
+}
+
+// roadErr is the last outcome of a route. Of one that works without ML-KEM it says so.
+func (a *Appliance) roadErr(route string) error {
+	if err := a.sw.Last(route); err != nil {
+		return err
+	}
+	return a.hellos[route].Err()
 }
 
 // later is the end of a channel after which this appliance waits before it comes back.
@@ -96,13 +121,7 @@ func (a *Appliance) bulk(route string, c io.Closer) (*link, *http2.Transport) {
 		if err != nil {
 			return nil, err
 		}
-		mesh.KeepAlive(raw)
-		t, err := mesh.Handshake(ctx, raw, identity.Client(a.wallet, identity.WantNode(a.cfg.TrustDomain), "h2"))
-		if err != nil {
-			_ = raw.Close()
-			return nil, mesh.Explain(err)
-		}
-		return t, nil
+		return a.shake(ctx, route, mesh.LayerChannel, raw, identity.Client(a.wallet, identity.WantNode(a.cfg.TrustDomain), "h2"))
 	}
 	return &link{cc: c, http: &http.Client{Transport: api.Sent(tr)}, at: route}, tr
 }

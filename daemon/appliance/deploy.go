@@ -254,7 +254,7 @@ func (a *Appliance) fetch(ctx context.Context, d fleet.Digest) error {
 // observe puts a change of health, presence or posture on record.
 func (a *Appliance) observe(ctx context.Context) error {
 	page := a.book.View()
-	now := Status{Posture: page.Posture.Exposure, Roads: a.ill.look(a.cfg.Transports, a.sw.Last, a.now())}
+	now := Status{Posture: page.Posture.Exposure, Roads: a.ill.look(a.cfg.Transports, a.roadErr, a.now())}
 	for _, s := range a.run.Status().Services {
 		now.Services = append(now.Services, ServiceHealth{Name: s.Name, Healthy: s.Healthy, Restarts: uint32(s.Restarts)})
 	}

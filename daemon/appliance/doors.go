@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -15,18 +16,25 @@ import (
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ingress"
+	"github.com/demarc-dev/demarc/manifest"
 	"github.com/demarc-dev/demarc/mesh"
 )
 
 // openGate makes the gate, with every door shut.
 func (a *Appliance) openGate() error {
-	cfg := ingress.Config{Host: ingress.HostNet{}, Logger: a.log}
+	limits := a.cfg.Ingress.Limits
+	cfg := ingress.Config{Host: ingress.HostNet{}, Logger: a.log, MaxConns: limits.Connections, ConnsPerSource: limits.ConnectionsPerSource,
+		MaxRequests: limits.Requests, RequestsPerSource: limits.RequestsPerSource, Refused: func(why ingress.Refusal) {
+			if v := a.turnedAway.Load(); v != nil {
+				v.With(string(why)).Inc()
+			}
+		}}
 	if t := a.cfg.Ingress.TLS; t != nil {
 		files, err := ingress.Load(t.CertFile, t.KeyFile)
 		if err != nil {
 			return err
 		}
-		cfg.Certificate = files.Certificate
+		cfg.Certificate, a.doorCert = files.Certificate, files
 	}
 	if a.cfg.Ingress.Tailnet != nil {
 		a.private = newPrivateSide(daemon.Tailnet(*a.cfg.Ingress.Tailnet, a.log))
@@ -45,12 +53,14 @@ func (a *Appliance) doorPlan(p fleet.Posture) (ingress.Plan, error) {
 		if err != nil {
 			return ingress.Plan{}, err
 		}
+		tailnet := tailnetAddrs(plan.Ports, a.cfg.Ingress.TailnetPorts)
 		for _, x := range plan.Ports {
 			up, ok := a.run.Addr(x.Service, x.Port)
 			if !ok {
 				continue // the service has not come up yet: reconcile looks again
 			}
-			ports = append(ports, ingress.Port{Name: x.Name, Protocol: x.Protocol, Widest: x.Widest, Upstream: up, HostAddr: a.hostAddr(x.Name), TailnetAddr: tailnetAddr(x.Port)})
+			ports = append(ports, ingress.Port{Name: x.Name, Protocol: x.Protocol, Widest: x.Widest, Upstream: up,
+				HostAddr: a.hostAddr(x.Name), TailnetAddr: tailnet[x.Name]})
 		}
 	}
 	slices.SortFunc(ports, func(x, y ingress.Port) int { return strings.Compare(x.Name, y.Name) })
@@ -60,11 +70,29 @@ func (a *Appliance) doorPlan(p fleet.Posture) (ingress.Plan, error) {
 // hostAddr is where the customer's file puts a port on this host, "" where it does not.
 func (a *Appliance) hostAddr(port string) string { return a.cfg.Ingress.Ports[port] }
 
-func tailnetAddr(port int) string {
-	if port == 443 || port == 80 {
-		return netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(port)).String()[len("0.0.0.0"):]
+// tailnetAddrs gives each port its address on the customer's tailnet: that of the file, else for HTTP 443 or 80 where the service
+// listens there and 80 where not, else the number that the service listens on. Where all of these are taken, the last stands, and
+// [ingress.Compile] shuts the port with its reason.
+func tailnetAddrs(ports []manifest.Port, file map[string]string) map[string]string {
+	out, taken := map[string]string{}, map[string]bool{}
+	for _, x := range ports {
+		if at, ok := file[x.Name]; ok {
+			out[x.Name], taken[at] = at, true
+		}
 	}
-	return ":80"
+	sorted := slices.SortedFunc(slices.Values(ports), func(x, y manifest.Port) int { return strings.Compare(x.Name, y.Name) })
+	for _, x := range sorted {
+		if out[x.Name] != "" {
+			continue
+		}
+		own := ":" + strconv.Itoa(x.Port)
+		at := own
+		if x.Protocol == ingress.HTTP && x.Port != 443 && !taken[":80"] {
+			at = ":80"
+		}
+		out[x.Name], taken[at] = at, true
+	}
+	return out
 }
 
 // followDoors opens and shuts doors after what runs has changed.

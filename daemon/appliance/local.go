@@ -50,7 +50,7 @@ func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) 
 	}
 	for _, t := range l.cfg.Transports {
 		out.Routes = append(out.Routes, t.Name)
-		out.Ways = append(out.Ways, way(t.Name, t.Kind, t.Name == out.Route, l.sw.Last(t.Name)))
+		out.Ways = append(out.Ways, way(t.Name, t.Kind, t.Name == out.Route, l.roadErr(t.Name)))
 	}
 	if l.private != nil {
 		out.Door = way("ingress", configs.Tailscale, l.private.standing() != nil, l.private.refused())

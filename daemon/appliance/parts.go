@@ -12,6 +12,7 @@ import (
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon"
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/ingress"
 	"github.com/demarc-dev/demarc/mesh"
 	"github.com/demarc-dev/demarc/telemetry"
 )
@@ -88,6 +89,7 @@ func (a *Appliance) channel(ctx context.Context, ready func()) error {
 func (a *Appliance) transports() (*mesh.Switch, error) {
 	var routes []mesh.Route
 	for _, t := range a.cfg.Transports {
+		a.hellos[t.Name] = mesh.NewHello(mesh.HelloConfig{PQRequired: t.PQ == configs.PQRequired, Logger: a.log.With("transport", t.Name)})
 		r := a.opts.Routes[t.Name]
 		if r == nil {
 			var err error
@@ -98,7 +100,7 @@ func (a *Appliance) transports() (*mesh.Switch, error) {
 		routes = append(routes, named{r, t.Name})
 		a.routes[t.Name] = r
 	}
-	return mesh.NewSwitch(mesh.SwitchConfig{Routes: routes, Rand: a.opts.Rand, Logger: a.log})
+	return mesh.NewSwitch(mesh.SwitchConfig{Routes: routes, Rand: a.opts.Rand, Logger: a.log, Stale: a.stale})
 }
 
 // named is a route by the name that the customer's file gives it.
@@ -118,7 +120,7 @@ func (a *Appliance) route(t configs.Transport) (mesh.Route, error) {
 	}
 	switch t.Kind {
 	case configs.HTTPS:
-		return httpsRoute(t, addresses, a.log)
+		return httpsRoute(t, addresses, a.hellos[t.Name], a.log)
 	case configs.PrivateLink:
 		return mesh.NewPrivateLink(mesh.PrivateLink{Addresses: addresses})
 	case configs.Tailscale:
@@ -149,6 +151,19 @@ func (a *Appliance) describe(r *telemetry.Registry) {
 		return float64(n)
 	})
 	r.Gauge("demarc_doors_open", "Doors for end users that stand open.", func() float64 { return float64(len(a.gate.Doors())) })
+	var kinds []string
+	for _, why := range ingress.Refusals() {
+		kinds = append(kinds, string(why))
+	}
+	a.turnedAway.Store(r.CounterVec("demarc_doors_refused_total",
+		"Connections and requests of end users that were turned away at a bound.", "bound", kinds))
+	r.Gauge("demarc_doors_certificate_expires_seconds", "When the certificate of the doors runs out, seconds since 1970; 0 for none.",
+		func() float64 {
+			if a.doorCert == nil {
+				return 0
+			}
+			return float64(a.doorCert.Expires().Unix())
+		})
 	r.Gauge("demarc_certificate_expires_seconds", "When the certificate runs out, seconds since 1970; 0 for none.", func() float64 {
 		if leaf, _ := a.wallet.Leaf(); leaf != nil {
 			return float64(leaf.Leaf.NotAfter.Unix())

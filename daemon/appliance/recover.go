@@ -37,7 +37,7 @@ func (a *Appliance) recover(ctx context.Context, route string) (bool, error) {
 	}
 	nonce := make([]byte, identity.MaxBundleNonce)
 	_, _ = rand.Read(nonce) // crypto/rand.Read never fails
-	sealed, err := askAnyone(ctx, c, nonce)
+	sealed, err := a.askAnyone(ctx, route, c, nonce)
 	if err != nil {
 		return false, fault.At(op, "", err)
 	}
@@ -59,9 +59,10 @@ func (a *Appliance) recover(ctx context.Context, route string) (bool, error) {
 //   - it is closed then. The channel is dialled anew and proven as always, with what the signature vouched for.
 //
 // Who stands in the middle can keep the answer back, as it can cut the wire, and can do nothing else.
-func askAnyone(ctx context.Context, c net.Conn, nonce []byte) ([]byte, error) {
+func (a *Appliance) askAnyone(ctx context.Context, route string, c net.Conn, nonce []byte) ([]byte, error) {
 	const op = "appliance.askAnyone"
-	t, err := mesh.Handshake(ctx, c, &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, InsecureSkipVerify: true})
+	blind := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, InsecureSkipVerify: true}
+	t, err := a.shake(ctx, route, mesh.LayerBlind, c, blind)
 	if err != nil {
 		return nil, err
 	}

@@ -14,8 +14,8 @@ import (
 )
 
 // httpsRoute makes the route over the public network that the customer's file describes, and nothing that it does not.
-func httpsRoute(t configs.Transport, addresses []string, log *slog.Logger) (mesh.Route, error) {
-	h := mesh.HTTPS{Addresses: addresses}
+func httpsRoute(t configs.Transport, addresses []string, hello *mesh.Hello, log *slog.Logger) (mesh.Route, error) {
+	h := mesh.HTTPS{Addresses: addresses, Hello: hello}
 	if t.Proxy == nil && mesh.EnvironmentNamesProxy() {
 		log.Info("HTTPS_PROXY is set and not used: the file alone decides; write proxy: {from: environment} to use it", "transport", t.Name)
 	}

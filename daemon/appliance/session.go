@@ -46,6 +46,8 @@ type link struct {
 	at   string // route
 
 	shown string // serial of the certificate that it was dialled with, "" where that is not known
+
+	classical bool // the keys were agreed on without ML-KEM
 }
 
 // boundary is the vendor's service for appliances, and bootstrap the one for strangers. An answer has so many bytes at most.
@@ -61,9 +63,9 @@ func (l *link) bootstrap(most int) boundaryv1connect.BootstrapClient {
 // open proves the node that answers on a connection, and speaks HTTP/2 with it.
 func (a *Appliance) open(ctx context.Context, route string, c net.Conn, s identity.Source) (*link, error) {
 	const op = "appliance.open"
-	t, err := mesh.Handshake(ctx, c, identity.Client(s, identity.WantNode(a.cfg.TrustDomain), "h2"))
+	t, err := a.shake(ctx, route, mesh.LayerChannel, c, identity.Client(s, identity.WantNode(a.cfg.TrustDomain), "h2"))
 	if err != nil {
-		return nil, mesh.Explain(err)
+		return nil, err
 	}
 	seen := seenIn(ctx)
 	seen.proven.Store(true)

@@ -56,7 +56,7 @@ func (s *sickness) look(roads []configs.Transport, last func(string) error, now 
 // way tells the customer of a road.
 func way(name, kind string, inUse bool, err error) *localv1.Road {
 	w := &localv1.Road{Name: name, Kind: kind, InUse: inUse}
-	if r := mesh.ReasonOf(err); r != "" && !inUse {
+	if r := mesh.ReasonOf(err); r != "" && (!inUse || r == mesh.HelloTooLarge) { // a road may be in use and still be in trouble
 		_, w.Do = r.Sentence()
 		w.Reason, w.Said = string(r), clipSentence(fault.Text(err))
 	}

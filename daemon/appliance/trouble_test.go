@@ -3,6 +3,7 @@
 package appliance
 
 import (
+	"errors"
 	"io"
 	"slices"
 	"testing"
@@ -57,5 +58,19 @@ func TestWhichTroublesTheVendorHears(t *testing.T) {
 	r := Report{At: at, Status: &Status{Roads: []Trouble{{configs.Tailscale, mesh.TailnetKey}}}}.toWire(1).GetStatus().GetRoads()
 	if len(r) != 1 || r[0].GetKind() != "tailscale" || r[0].GetReason() != "tailnet_key" {
 		t.Errorf("%v", r)
+	}
+}
+
+// TestARoadWithoutMLKEMIsTold: a road that is in use in the small form of TLS says so on both sides, at once (FAULTS.md F1).
+func TestARoadWithoutMLKEMIsTold(t *testing.T) {
+	small := mesh.For(mesh.HelloTooLarge, errors.New("a box on the path"))
+	w := way("a", configs.HTTPS, true, small)
+	if w.GetReason() != "hello_too_large" || !w.GetInUse() || w.GetDo() == "" {
+		t.Errorf("the customer is told %v", w)
+	}
+	var s sickness
+	got := s.look([]configs.Transport{{Name: "a", Kind: configs.HTTPS}}, func(string) error { return small }, time.Now())
+	if want := []Trouble{{configs.HTTPS, "hello_too_large"}}; !slices.Equal(got, want) {
+		t.Errorf("the vendor is told %v, want %v", got, want)
 	}
 }

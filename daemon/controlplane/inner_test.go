@@ -134,7 +134,7 @@ func (d *doorTest) dial(t *testing.T, p *mesh.Proxy, cas *x509.CertPool, inner b
 // call proves the node inside the connection, as an appliance does, and asks who it is there.
 func (d *doorTest) call(ctx context.Context, c net.Conn, leaf *tls.Certificate, body string) (string, error) {
 	defer c.Close()
-	tc, err := mesh.Handshake(ctx, c, identity.Client(identity.Fixed(leaf, identity.Pool([]*x509.Certificate{d.vendor.Cert})), identity.WantNode(innerDomain), "h2"))
+	tc, err := mesh.NewHello(mesh.HelloConfig{}).Shake(ctx, mesh.LayerChannel, c, nil, identity.Client(identity.Fixed(leaf, identity.Pool([]*x509.Certificate{d.vendor.Cert})), identity.WantNode(innerDomain), "h2"))
 	if err != nil {
 		return "", err
 	}
@@ -230,7 +230,7 @@ func TestInnerDoorBoundsStrangers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer proven.Close()
-	tc, err := mesh.Handshake(t.Context(), proven, identity.Client(identity.Fixed(d.appliance, identity.Pool([]*x509.Certificate{d.vendor.Cert})), identity.WantNode(innerDomain), "h2"))
+	tc, err := mesh.NewHello(mesh.HelloConfig{}).Shake(t.Context(), mesh.LayerChannel, proven, nil, identity.Client(identity.Fixed(d.appliance, identity.Pool([]*x509.Certificate{d.vendor.Cert})), identity.WantNode(innerDomain), "h2"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -156,6 +156,8 @@ var faults = append(onRoads(), []fault{
 	{name: "half-open", inject: relay(roadtest.HalfOpen), heal: relay(roadtest.Pass), moves: true},
 	{name: "loss 30%", inject: func(t *topology) error { return t.lose(true) }, heal: func(t *topology) error { return t.lose(false) }},
 	{name: "latency 2 s", inject: relay(roadtest.Slow), heal: relay(roadtest.Pass), proof: waited},
+	{name: "large hello swallowed", inject: func(t *topology) error { t.relay.Set(roadtest.Swallow); t.relay.Cut(); return nil }, during: goesSmall,
+		heal: relay(roadtest.Pass)},
 	{name: "DNS failure", moves: true, inject: func(t *topology) error { t.dnsFails.Store(true); t.relay.Cut(); return nil },
 		heal: func(t *topology) error { t.dnsFails.Store(false); return nil }},
 	{name: "proxy 407", proxy: asks, moves: true, told: "refuses the user and password",
@@ -172,12 +174,28 @@ var faults = append(onRoads(), []fault{
 		heal:   func(t *topology) error { t.proxy.Opens.Store(false); return nil }},
 }...)
 
-// waited shows that a delay was there: for so long no message came back.
-func waited(_ *topology, c counts) error {
-	if c.gap < roadtest.Delay {
-		return fmt.Errorf("the longest gap is %s, and each way takes %s: nothing was delayed", c.gap, roadtest.Delay)
+// waited shows that a delay was there: bytes of the channel waited for all of it, each way. How long no echo came does not tell: messages
+// that are on their way behind each other come one after another, however late they are (FAULTS.md H2).
+func waited(t *topology, _ counts) error {
+	if to, back := t.relay.Waited(); to < 10 || back < 10 {
+		return fmt.Errorf("%d pieces waited for %s towards the control plane and %d back: nothing was delayed", to, roadtest.Delay, back)
 	}
 	return nil
+}
+
+// goesSmall tells that the channel is up over a road whose box swallows large first messages, and that the customer's status says how
+// (FAULTS.md F1).
+func goesSmall(ctx context.Context, p *pair) error {
+	if err := p.seen(ctx, "https", 75*time.Second); err != nil {
+		return err
+	}
+	if p.net.relay.Swallowed() == 0 {
+		return errors.New("the box swallowed nothing: the test shows nothing")
+	}
+	return until(ctx, 20*time.Second, "the status says hello_too_large", func() bool {
+		out, err := p.customer(ctx, "local", "status").CombinedOutput()
+		return err == nil && strings.Contains(string(out), "hello_too_large")
+	})
 }
 
 // onRoads are the faults of the other roads.

@@ -29,7 +29,7 @@ type wire struct {
 	slow    bool
 	noUDP   bool // but for the resolver
 	changed chan struct{}
-	waited  map[string]int // frames that waited, by protocol
+	waited  map[string]int // frames that waited for all of the delay, by protocol
 }
 
 // Of a cable: frames that wait at once, each way, and the longest of them, in bytes. A kernel hands over what it would have cut up later.
@@ -79,6 +79,7 @@ func (w *wire) shut(n int) (err error) {
 type frame struct {
 	b     []byte
 	until time.Time
+	proto string
 }
 
 // carry passes one direction on. What does not wait overtakes what does.
@@ -88,6 +89,7 @@ func (w *wire) carry(from, to int) {
 	waits.Go(func() {
 		for f := range line {
 			if w.wait(f.until) {
+				w.late(f)
 				w.put(to, f.b)
 			}
 		}
@@ -108,14 +110,14 @@ func (w *wire) carry(from, to int) {
 			w.fail(err)
 			return
 		}
-		slow, drop := w.judge(b[:n])
+		slow, drop, proto := w.judge(b[:n])
 		switch {
 		case drop:
 		case !slow:
 			w.put(to, b[:n])
 		default:
 			select {
-			case line <- frame{append([]byte(nil), b[:n]...), time.Now().Add(roadtest.Delay)}:
+			case line <- frame{append([]byte(nil), b[:n]...), time.Now().Add(roadtest.Delay), proto}:
 			default:
 				w.fail(fmt.Errorf("%d frames wait", wireHolds))
 			}
@@ -123,8 +125,18 @@ func (w *wire) carry(from, to int) {
 	}
 }
 
+// late counts a frame that waited for all of the delay.
+func (w *wire) late(f frame) {
+	if time.Now().Before(f.until) {
+		return // let go before its time
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.waited[f.proto]++
+}
+
 // judge says what is done with a frame.
-func (w *wire) judge(b []byte) (slow, drop bool) {
+func (w *wire) judge(b []byte) (slow, drop bool, proto string) {
 	f := flow{proto: "short"}
 	if len(b) >= vnetHead+etherHead {
 		f, _ = parse(binary.BigEndian.Uint16(b[vnetHead+12:]), b[vnetHead+etherHead:])
@@ -136,15 +148,12 @@ func (w *wire) judge(b []byte) (slow, drop bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if beside || !f.src.IsValid() { // the last: ARP and the like
-		return false, false
+		return false, false, f.proto
 	}
 	if w.noUDP && f.proto == "udp" {
-		return false, true
+		return false, true, f.proto
 	}
-	if w.slow {
-		w.waited[f.proto]++
-	}
-	return w.slow, false
+	return w.slow, false, f.proto
 }
 
 // wait is until a time, or until nothing waits any more; false when the wire ends.

@@ -32,6 +32,13 @@ func (t *Tailnet) Serve(a *API) {
 	t.api = a
 }
 
+// Watch has see look at each request to the coordinator and the API. It must not block.
+func (t *Tailnet) Watch(see func(*http.Request)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.see = see
+}
+
 // Made is how many keys the API has made, and what it has refused.
 func (a *API) Made() (int, []string) {
 	a.mu.Lock()
@@ -55,7 +62,10 @@ func (t *Tailnet) front(coordinator http.Handler) http.Handler {
 		}
 	}
 	mux := http.NewServeMux()
-	mux.Handle("/", coordinator)
+	for _, path := range []string{"/key", "/ts2021", "/c2n/", "/generate_204"} { // it ends the program at any other
+		mux.Handle(path, coordinator)
+	}
+	mux.HandleFunc("HEAD /{$}", func(http.ResponseWriter, *http.Request) {})
 	mux.Handle("POST /api/v2/oauth/token", with(func(a *API, w http.ResponseWriter, r *http.Request) {
 		_, secret, basic := r.BasicAuth()
 		if !basic {
@@ -67,7 +77,15 @@ func (t *Tailnet) front(coordinator http.Handler) http.Handler {
 		a.token(w, r.PostFormValue("client_id") == a.ClientID && r.PostFormValue("jwt") == a.IDToken && a.IDToken != "", "the workload's token")
 	}))
 	mux.Handle("POST /api/v2/tailnet/-/keys", with(func(a *API, w http.ResponseWriter, r *http.Request) { a.key(w, r, t.AuthKey) }))
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		t.mu.Lock()
+		see := t.see
+		t.mu.Unlock()
+		if see != nil {
+			see(r)
+		}
+		mux.ServeHTTP(w, r)
+	})
 }
 
 func (a *API) token(w http.ResponseWriter, ok bool, what string) {

@@ -53,6 +53,8 @@ type Tailnet struct {
 	expired  bool          // every node's key is old
 	changed  chan struct{} // closed when the maps of nodes are old
 	question *question     // of the coordinator; nil: none
+	see      func(*http.Request)
+	plan     netip.Addr // where nodes are told to ask for the coordinator; the zero value: nowhere
 	streams  atomic.Int64
 	hidden   map[netip.Addr]bool
 	old      map[key.NodePublic]bool // that Expire ended

@@ -153,7 +153,7 @@ func (t *Tailnet) stream(ctx context.Context, w testcontrol.MapStreamWriter, req
 	defer alive.Stop()
 	for {
 		t.mu.Lock()
-		changed, policy, expired, q := t.changed, t.policy, t.expired, t.question
+		changed, policy, expired, q, plan := t.changed, t.policy, t.expired, t.question, t.plan
 		t.mu.Unlock()
 		res, err := t.handler.MapResponse(req)
 		if err != nil || res == nil {
@@ -166,6 +166,9 @@ func (t *Tailnet) stream(ctx context.Context, w testcontrol.MapStreamWriter, req
 		if policy != nil { // all the filters that a node had give way, so that an empty list is a list too
 			res.PacketFilter = nil
 			res.PacketFilters = map[string][]tailcfg.FilterRule{"*": nil, "base": policy.filter(res.Node, t.handler.AllNodes())}
+		}
+		if plan.IsValid() {
+			res.ControlDialPlan = &tailcfg.ControlDialPlan{Candidates: []tailcfg.ControlIPCandidate{{IP: plan, DialTimeoutSec: 5}}}
 		}
 		if q != nil && req.Stream {
 			res.PingRequest = &q.ping
@@ -233,6 +236,29 @@ func (t *Tailnet) Ask(ctx context.Context, path string) (asked, answered int64) 
 	t.question = nil
 	t.mu.Unlock()
 	return q.asked.Load(), came.Load()
+}
+
+// Plan tells the nodes to ask for the coordinator at this address before all others.
+func (t *Tailnet) Plan(at netip.Addr) {
+	t.mu.Lock()
+	t.plan = at
+	t.mu.Unlock()
+	t.notify()
+}
+
+// Ping has the nodes send something to a URL, as a coordinator can, until ctx ends: HEAD, or with types POST of how the ping of ip went. It
+// counts how often it asked.
+func (t *Tailnet) Ping(ctx context.Context, url, types string, ip netip.Addr) (asked int64) {
+	q := &question{ping: tailcfg.PingRequest{URL: url, Types: types, IP: ip}}
+	t.mu.Lock()
+	t.question = q
+	t.mu.Unlock()
+	t.notify()
+	<-ctx.Done()
+	t.mu.Lock()
+	t.question = nil
+	t.mu.Unlock()
+	return q.asked.Load()
 }
 
 type question struct {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -19,7 +20,11 @@ const (
 	BlackHole Mode = "black hole" // nothing is written any more, and all stays open; what waits goes on when it is healed
 	HalfOpen  Mode = "half-open"  // towards the target it goes on, back it does not
 	Reset     Mode = "reset"      // every connection, and each new one, is reset
+	Swallow   Mode = "swallow"    // of a new connection whose first TLS record is longer than Packet nothing goes on, and all stays open
 )
+
+// Packet is how long a first record may be that the mode Swallow lets through, in bytes.
+const Packet = 1400
 
 // Delay is that of the mode Slow.
 const Delay = 2 * time.Second
@@ -33,7 +38,16 @@ type Relay struct {
 	mode    Mode
 	changed chan struct{}
 	conns   map[net.Conn]bool
+
+	waited    [2]atomic.Int64 // pieces that waited for all of Delay: towards the target, and back
+	swallowed atomic.Int64
 }
+
+// Waited is how many pieces waited for all of [Delay], each way.
+func (r *Relay) Waited() (to, back int64) { return r.waited[0].Load(), r.waited[1].Load() }
+
+// Swallowed is how many connections had a first record that was swallowed.
+func (r *Relay) Swallowed() int64 { return r.swallowed.Load() }
 
 // Serve takes connections until the listener is closed.
 func (r *Relay) Serve(ln net.Listener) {
@@ -150,7 +164,22 @@ func (r *Relay) pump(from, to net.Conn, back bool, gone chan struct{}) {
 			}
 		}
 	}()
+	first := !back
 	for c := range line {
+		if m, _ := r.now(); first && m == Swallow && TooLong(c.b) {
+			r.swallowed.Add(1)
+			for { // what follows is read, and goes nowhere
+				select {
+				case _, open := <-line:
+					if !open {
+						return
+					}
+				case <-gone:
+					return
+				}
+			}
+		}
+		first = false
 		if !r.free(c, back, gone) {
 			return
 		}
@@ -162,6 +191,11 @@ func (r *Relay) pump(from, to net.Conn, back bool, gone chan struct{}) {
 	r.free(chunk{at: time.Now()}, back, gone)
 }
 
+// TooLong reports whether b begins with the head of a TLS record that is longer than [Packet].
+func TooLong(b []byte) bool {
+	return len(b) >= 5 && b[0] == 22 && 5+(int(b[3])<<8|int(b[4])) > Packet
+}
+
 // free waits until a chunk may go on; false when the connection is gone.
 func (r *Relay) free(c chunk, back bool, gone <-chan struct{}) bool {
 	for {
@@ -171,6 +205,9 @@ func (r *Relay) free(c chunk, back bool, gone <-chan struct{}) bool {
 		case m == BlackHole, m == HalfOpen && back:
 		case m == Slow && time.Until(c.at.Add(Delay)) > 0:
 			wait = time.After(time.Until(c.at.Add(Delay)))
+		case m == Slow:
+			r.waited[map[bool]int{false: 0, true: 1}[back]].Add(1)
+			return true
 		default:
 			return true
 		}

@@ -1322,7 +1322,7 @@ func (x *StatusReport) GetRoads() []*RoadTrouble {
 type RoadTrouble struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`     // https privatelink tailscale
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // unreached settings proxy_refuses tls_opened tailnet_unreached tailnet_key tailnet_approval tailnet_expired tailnet_logs other
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // unreached settings proxy_refuses tls_opened hello_too_large tailnet_unreached tailnet_key tailnet_approval tailnet_expired tailnet_logs other
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
