@@ -34,10 +34,17 @@ type Appliance struct {
 
 // Vendor is the control plane, and what it is recognised by.
 type Vendor struct {
-	Addresses    []string `yaml:"addresses" is:"addr" need:"yes"`
-	BundleFile   string   `yaml:"bundle_file" is:"path" need:"yes"`
-	ReleaseKeys  []string `yaml:"release_keys" is:"path" need:"yes"` // public keys, a file each
-	OperatorKeys []string `yaml:"operator_keys,omitempty" is:"path"` // who may ask for operations: public keys, a file each
+	Addresses   []string   `yaml:"addresses" is:"addr" need:"yes"`
+	BundleFile  string     `yaml:"bundle_file" is:"path" need:"yes"`
+	ReleaseKeys []string   `yaml:"release_keys" is:"path" need:"yes"` // who may sign releases: public keys, a file each
+	Operators   []Operator `yaml:"operators,omitempty"`               // who may ask for operations; absent: nobody
+}
+
+// Operator is a person of the vendor who may ask for operations. Who asks is the word of this file: a request counts as that
+// of the one whose key signed it.
+type Operator struct {
+	Name string   `yaml:"name" is:"name" need:"yes"` // as in the vendor's certificates: spiffe://TRUST_DOMAIN/operator/NAME
+	Keys []string `yaml:"keys" is:"path" need:"yes"` // public keys that this person signs requests with, a file each
 }
 
 // Transport is one way to the control plane.
@@ -201,12 +208,34 @@ func (c *Appliance) problems() (out []problem) {
 		}
 	}
 	once(bad, "transports", c.Transports, "name", func(t Transport) string { return t.Name })
+	c.ControlPlane.problems(bad)
 	c.Proof.problems(bad)
 	only(bad, "runtime.kind", c.Runtime.Kind, RuntimeProcess)
 	only(bad, "secrets.kind", c.Secrets.Kind, SecretsFiles)
 	c.ingress(bad)
 	socket(bad, c.Socket)
 	return out
+}
+
+// problems holds the vendor's keys apart: one key speaks for one person, or signs releases. That two files hold the same key
+// shows when they are read.
+func (v *Vendor) problems(bad badFunc) {
+	once(bad, "control_plane.operators", v.Operators, "name", func(o Operator) string { return o.Name })
+	taken := map[string]string{}
+	one := func(key, path string) {
+		if other, is := taken[path]; is && path != "" {
+			bad(key, "%s is that of %s too: a key signs releases, or requests of one person", path, other)
+		}
+		taken[path] = key
+	}
+	for i, path := range v.ReleaseKeys {
+		one(fmt.Sprintf("control_plane.release_keys[%d]", i), path)
+	}
+	for i, o := range v.Operators {
+		for j, path := range o.Keys {
+			one(fmt.Sprintf("control_plane.operators[%d].keys[%d]", i, j), path)
+		}
+	}
 }
 
 func (c *Appliance) ingress(bad badFunc) {

@@ -91,8 +91,12 @@ func (w *walker) walk(n *yaml.Node, t reflect.Type, key string) {
 	case n.ShortTag() != "!!str":
 		w.bad(n, key, "%q is not text: put it in quotes, or leave the key out", fault.Clip(n.Value))
 	case t == reflect.TypeFor[time.Duration]():
-		if _, err := time.ParseDuration(n.Value); err != nil {
+		d, err := time.ParseDuration(n.Value)
+		switch {
+		case err != nil:
 			w.bad(n, key, "%q is not a duration: write it as 720h or 90m", fault.Clip(n.Value))
+		case d <= 0 && strings.HasSuffix(key, "life"): // what is left out has a default; what is written must not become it
+			w.bad(n, key, "%q: use more than 0s, or leave the key out", fault.Clip(n.Value))
 		}
 	}
 }

@@ -151,7 +151,8 @@ control_plane:
   addresses: [%s]
   bundle_file: ../acme/bundle.pem
   release_keys: [../acme/operator/signing.pub]
-  operator_keys: [../acme/operator/signing.pub]
+  operators:
+    - {name: ann, keys: [../acme/operator/request.pub]}
 transports:
   - {kind: https}
   - kind: tailscale

@@ -34,7 +34,7 @@ func (s *story) evidence() {
 	s.onRecord(vendorFile)
 	pins := []string{"--pin", domain + "/control-plane=" + s.path("acme", "log.pub"), "--pin", domain + "/appliance/eu-1=" + s.path("customer", "data", "log.pub"),
 		"--witness", domain + "/control-plane=" + s.path("acme", "log.pub"), "--witness", domain + "/appliance/eu-1=" + s.path("customer", "data", "log.pub"),
-		"--signer", s.path("acme", "operator", "signing.pub"), "--signer", s.path("customer", "globex.key.pub"), "--signer", s.path("customer", "data", "log.pub"), "--need-witness"}
+		"--signer", s.path("acme", "operator", "signing.pub"), "--signer", s.path("acme", "operator", "request.pub"), "--signer", s.path("customer", "globex.key.pub"), "--signer", s.path("customer", "data", "log.pub"), "--need-witness"}
 	s.ok(append([]string{"verify", vendorFile}, pins...)...)
 	s.ok(append([]string{"verify", customerFile}, pins...)...)
 	s.tamper("one byte changed", "edited", customerFile, pins, func(b *audit.Bundle) {

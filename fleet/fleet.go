@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/demarc-dev/demarc/fault"
 )
@@ -126,6 +127,12 @@ func (p Phase) Check() error {
 	}
 	return fault.New("fleet.Phase", fault.Invalid, "%q is not a phase: use install, observe, deploy, operate.read, operate.write or operate.admin", fault.Clip(string(p)))
 }
+
+// Bounds in time of the documents that let the vendor act.
+const (
+	MaxConsent = 90 * 24 * time.Hour // how long a grant, an approval or a request may be in force
+	MaxSkew    = 2 * time.Minute     // how far the clocks of the parties may differ before one's word contradicts another's
+)
 
 // Exposure is how wide a door may be, from narrow to wide.
 type Exposure string

@@ -194,7 +194,7 @@ func Policies(s State, now time.Time) []string {
 // ExplainPolicies is every policy of the book that a time or a use can make decide: all but revoked and spent grants.
 func ExplainPolicies(s State) []string {
 	return s.explain(func(h Held) bool {
-		return h.RevokedAt.IsZero() && (h.Grant.Uses == 0 || h.Used < h.Grant.Uses)
+		return h.RevokedAt.IsZero() && !h.spent()
 	})
 }
 

@@ -144,9 +144,7 @@ func (s State) choose(in Input, out Decision) Decision {
 	}
 	g := best.Grant
 	out.Grant, out.Until = best.ID, g.Until
-	if g.Uses > 0 {
-		out.UsesLeft = g.Uses - best.Used
-	}
+	out.UsesLeft = best.left()
 	out.Why = fmt.Sprintf("the customer granted %s on %s", in.Phase, best.Since.UTC().Format(time.RFC3339))
 	return out
 }

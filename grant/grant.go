@@ -17,6 +17,9 @@
 //	application/vnd.demarc.deny+json;v=1    Deny: forbid policies in Cedar
 //	application/vnd.demarc.lift+json;v=1    Lift: takes back one deny
 //
+// A grant has an end, at most 90 days after it begins and after it is given. The one exception is observe, which is on by
+// default: a grant of observe without end and without a number of uses is that default, given back.
+//
 // A document counts once, by seal.Identity: a grant that comes again, used up or revoked, gives nothing. The book
 // remembers the last MaxGone documents that ended, and refuses whatever is dated before all that it remembers.
 //
@@ -32,6 +35,7 @@
 package grant
 
 import (
+	"strconv"
 	"strings"
 	"time"
 
@@ -65,9 +69,26 @@ type Grant struct {
 	Phase     fleet.Phase       `json:"phase"`
 	Scope     Scope             `json:"scope"`
 	From      time.Time         `json:"from"`
-	Until     time.Time         `json:"until,omitzero"` // zero: no end
-	Uses      int               `json:"uses,omitempty"` // 0: any number
+	Until     time.Time         `json:"until,omitzero"` // exclusive; only observe may be without an end
+	Uses      Count             `json:"uses,omitzero"`  // left out: any number
 	Nonce     string            `json:"nonce"`
+}
+
+// Count is how many times a grant may be used. The zero value is no limit, and a document says that by leaving the
+// field out: a document that says 0 is refused when it is read, because its author can only have meant "never".
+type Count int
+
+// MaxCount is the largest number of uses that a grant can name.
+const MaxCount = 1_000_000
+
+// UnmarshalJSON takes a whole number from 1 to [MaxCount].
+func (c *Count) UnmarshalJSON(b []byte) error {
+	n, err := strconv.ParseUint(string(b), 10, 32)
+	if err != nil || n < 1 || n > MaxCount {
+		return fault.New("grant.Count", fault.Invalid, "uses: write a whole number from 1 to %d, or leave it out for any number", MaxCount)
+	}
+	*c = Count(n)
+	return nil
 }
 
 // Revoke ends one grant, all grants of a phase, or all. Exactly one of the three is set.
@@ -150,13 +171,19 @@ func (g Grant) Check() error {
 		return fault.New(op, fault.Invalid, "scope: only the phases operate.* have operations and services, %s has none", g.Phase)
 	case g.From.IsZero():
 		return fault.New(op, fault.Invalid, "from: is missing")
+	case g.Until.IsZero() && !g.plainObserve():
+		return fault.New(op, fault.Invalid, "until: is missing: a grant ends, at most %s after it begins", days(fleet.MaxConsent))
 	case !g.Until.IsZero() && !g.Until.After(g.From):
 		return fault.New(op, fault.Invalid, "until: must be later than from")
-	case g.Uses < 0 || g.Uses > 1_000_000:
-		return fault.New(op, fault.Invalid, "uses: 0 for any number, or 1 to 1000000")
+	case !g.Until.IsZero() && g.Until.Sub(g.From) > fleet.MaxConsent+fleet.MaxSkew:
+		return fault.New(op, fault.Invalid, "until: at most %s after from: grant it again when that is over", days(fleet.MaxConsent))
+	case g.Uses < 0 || g.Uses > MaxCount:
+		return fault.New(op, fault.Invalid, "uses: 1 to %d, or left out for any number", MaxCount)
 	}
 	return nil
 }
+
+func days(d time.Duration) string { return strconv.Itoa(int(d/(24*time.Hour))) + " days" }
 
 // Check tells the first thing that is wrong with the revocation by itself.
 func (r Revoke) Check() error {

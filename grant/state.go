@@ -3,6 +3,7 @@
 package grant
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -42,8 +43,8 @@ func (s State) forget(id string, at time.Time) State {
 	return s
 }
 
-// Give adds a grant. One that was there before, in whatever state, is refused. A grant that has run out is dropped: its
-// own end refuses it when it comes again. Where the list is full the revoked make way, then the spent, oldest first.
+// Give adds a grant. One that was there before, in whatever state, is refused. If the list is full, one that can't be used
+// any more makes way: of the ended, else of the revoked, else of the spent, the one that was given first.
 func (s State) Give(id string, g Grant, by []seal.KeyID, now time.Time) (State, error) {
 	const op = "grant.Give"
 	if err := g.Check(); err != nil {
@@ -52,18 +53,16 @@ func (s State) Give(id string, g Grant, by []seal.KeyID, now time.Time) (State, 
 	if !g.Until.IsZero() && !now.Before(g.Until) {
 		return s, fault.New(op, fault.Expired, "the grant ended at %s", g.Until.Format(time.RFC3339))
 	}
+	if !g.Until.IsZero() && g.Until.After(now.Add(fleet.MaxConsent+fleet.MaxSkew)) {
+		return s, fault.New(op, fault.Invalid, "the grant ends at %s, more than %s from now: sign one that ends sooner", g.Until.Format(time.RFC3339), days(fleet.MaxConsent))
+	}
 	if s.known(id, g.From) || slices.ContainsFunc(s.Held, func(h Held) bool { return h.ID == id }) {
 		return s, fault.New(op, fault.Conflict, "this grant was given before, or is older than all that is remembered: sign a new one that begins now")
 	}
 	out := s
-	out.Held = make([]Held, 0, len(s.Held)+1)
-	for _, h := range s.Held {
-		if h.Grant.Until.IsZero() || now.Before(h.Grant.Until) {
-			out.Held = append(out.Held, h)
-		}
-	}
+	out.Held = append(make([]Held, 0, len(s.Held)+1), s.Held...)
 	if len(out.Held) >= MaxHeld {
-		i := oldestEnded(out.Held)
+		i := oldestOver(out.Held, now)
 		if i < 0 {
 			return s, fault.New(op, fault.Busy, "%d grants are in force, and that is the most: revoke some first", len(out.Held))
 		}
@@ -77,16 +76,25 @@ func (s State) Give(id string, g Grant, by []seal.KeyID, now time.Time) (State, 
 	return out, nil
 }
 
-// oldestEnded finds the grant that can make way: of the revoked, else of the spent, the one that was given first.
-func oldestEnded(held []Held) int {
+// oldestOver finds the grant that can make way, -1 if each can still be used.
+func oldestOver(held []Held, now time.Time) int {
+	rank := func(h Held) int {
+		switch {
+		case h.ended(now):
+			return 0
+		case !h.RevokedAt.IsZero():
+			return 1
+		case h.spent():
+			return 2
+		}
+		return 3
+	}
 	best := -1
 	for i, h := range held {
-		revoked, spent := !h.RevokedAt.IsZero(), h.Grant.Uses > 0 && h.Used >= h.Grant.Uses
-		if !revoked && !spent {
+		if rank(h) == 3 {
 			continue
 		}
-		if best < 0 || revoked && held[best].RevokedAt.IsZero() ||
-			revoked == !held[best].RevokedAt.IsZero() && h.Since.Before(held[best].Since) {
+		if best < 0 || cmp.Or(cmp.Compare(rank(h), rank(held[best])), h.Since.Compare(held[best].Since)) < 0 {
 			best = i
 		}
 	}
@@ -192,17 +200,31 @@ func (s State) Use(id string, now time.Time) (State, error) {
 	return s, fault.New(op, fault.NotFound, "no grant %.64q", id)
 }
 
+// left is how many uses remain, -1 for any number.
+func (h Held) left() int {
+	if h.Grant.Uses == 0 {
+		return -1
+	}
+	return max(0, int(h.Grant.Uses)-h.Used)
+}
+
+func (h Held) ended(now time.Time) bool {
+	return !h.Grant.Until.IsZero() && !now.Before(h.Grant.Until)
+}
+
+func (h Held) spent() bool { return h.left() == 0 }
+
 // stale says why a grant gives nothing now, "" where it does.
 func (h Held) stale(now time.Time) string {
 	g := h.Grant
 	switch {
 	case !h.RevokedAt.IsZero():
 		return "the customer revoked the grant at " + h.RevokedAt.UTC().Format(time.RFC3339)
-	case !g.Until.IsZero() && !now.Before(g.Until):
+	case h.ended(now):
 		return "the grant ended at " + g.Until.UTC().Format(time.RFC3339)
 	case now.Before(g.From):
 		return "the grant begins at " + g.From.UTC().Format(time.RFC3339)
-	case g.Uses > 0 && h.Used >= g.Uses:
+	case h.spent():
 		return "the grant's uses are spent"
 	}
 	return ""

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"slices"
-	"time"
 
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -27,7 +26,7 @@ type Chain struct {
 
 // Skew is how far the clocks of the operator, the customer and the appliance may differ. What came after what is proven
 // by the digests; the times are each party's own word, and must not contradict that by more than this.
-const Skew = 2 * time.Minute
+const Skew = fleet.MaxSkew
 
 // VerifyChain verifies the documents of one operation offline, with nothing but pinned keys. A document that is not there
 // yet is empty; none may be missing before one that is there. It checks each signature by the one party whose word it is,

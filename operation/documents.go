@@ -49,7 +49,7 @@ type Approval struct {
 	Argv      []string          `json:"argv,omitempty"`
 	Reason    string            `json:"reason,omitempty"`
 	At        time.Time         `json:"at"`
-	NotAfter  time.Time         `json:"not_after"`
+	NotAfter  time.Time         `json:"not_after,omitzero"` // within which it must begin; a rejection has no end
 	Nonce     string            `json:"nonce"`
 }
 
@@ -270,6 +270,29 @@ func (c *check) reason(s string) {
 
 func (c *check) window(at, notAfter time.Time) {
 	c.that(!at.IsZero() && notAfter.After(at), "not_after: must be later than at")
+	c.that(notAfter.Sub(at) <= fleet.MaxConsent, "not_after: at most %d days after at", fleet.MaxConsent/(24*time.Hour))
+}
+
+// InForce reports why what lets somebody act until notAfter lets nobody act at now, nil if it does: it is over
+// ([fault.Expired]), or it ends later than anything may, by the clock of the one who asks ([fault.Invalid]).
+func InForce(what string, notAfter, now time.Time) error {
+	const op = "operation.InForce"
+	switch {
+	case !now.Before(notAfter):
+		return fault.New(op, fault.Expired, "the %s was good until %s", what, notAfter.UTC().Format(time.RFC3339))
+	case notAfter.After(now.Add(fleet.MaxConsent + fleet.MaxSkew)):
+		return fault.New(op, fault.Invalid, "the %s ends at %s, more than %d days from now: sign one that ends sooner", what, notAfter.UTC().Format(time.RFC3339), fleet.MaxConsent/(24*time.Hour))
+	}
+	return nil
+}
+
+// Dated reports whether a document is dated further ahead of now than clocks differ ([fault.Invalid]).
+func Dated(what string, at, now time.Time) error {
+	if !at.After(now.Add(fleet.MaxSkew)) {
+		return nil
+	}
+	return fault.New("operation.Dated", fault.Invalid, "the %s is dated %s, and it is %s here: set the clock of the one who signed it, or of this host, and sign it anew",
+		what, at.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 }
 
 func (c *check) argv(argv []string) {
@@ -324,7 +347,11 @@ func (a Approval) Check() error {
 	c.that(a.Decision == DecisionReject || len(a.Argv) > 0, "argv: an approval names the command that it is for")
 	c.argv(a.Argv)
 	c.reason(a.Reason)
-	c.window(a.At, a.NotAfter)
+	if a.Decision == DecisionReject { // what narrows has no end, and is not refused for one
+		c.that(!a.At.IsZero(), "at: is missing")
+	} else {
+		c.window(a.At, a.NotAfter)
+	}
 	c.nonce(a.Nonce)
 	return c.err
 }

@@ -64,11 +64,9 @@ func (a *app) acceptInvitation() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.emit(map[string]any{"operator": i.Name, "role": got.role, "operator_file": out, "release_key": d.path("signing.pub"), "until_unix": got.leaf.NotAfter.Unix()}, func(w io.Writer) {
+		return a.emit(d.accepted(i.Name, got), func(w io.Writer) {
 			fmt.Fprintf(w, "you are operator %s with the role %s until %s\n  export DEMARC_CONTEXT=%s\n  demarc status\n", i.Name, got.role, got.leaf.NotAfter.UTC().Format(time.DateOnly), out)
-			if fleet.Rank(got.role).Covers(fleet.Deployer) {
-				fmt.Fprintf(w, "what you sign is taken by customers who pinned %s\n", d.path("signing.pub"))
-			}
+			d.forCustomers(w, i.Name, got)
 		})
 	}
 	return c
@@ -86,6 +84,25 @@ func (a *app) readInvitation(from string) (identity.Invitation, error) {
 		return identity.Invitation{}, fault.Because(err, "demarc.invitation", fault.NotFound, "the invitation can't be read: name its file, or - for standard input")
 	}
 	return identity.ParseInvitation(b)
+}
+
+// accepted is the document of what an operator became.
+func (d desk) accepted(name string, got granted) map[string]any {
+	return map[string]any{"operator": name, "role": got.role, "operator_file": d.file, "release_key": d.path("signing.pub"), "request_key": d.path("request.pub"), "until_unix": got.leaf.NotAfter.Unix()}
+}
+
+// forCustomers says which public keys a customer's file must name before what this operator signs is taken there.
+func (d desk) forCustomers(w io.Writer, name string, got granted) {
+	release, request := "", ""
+	if fleet.Rank(got.role).Covers(fleet.Deployer) {
+		release = d.path("signing.pub")
+	}
+	if fleet.Rank(got.role).Covers(fleet.Operate) {
+		request = d.path("request.pub")
+	}
+	if release != "" || request != "" {
+		fmt.Fprint(w, "what you sign is taken by customers whose file names your public keys:\n"+vendorKeys(release, name, request))
+	}
 }
 
 // desk is where a new operator's files are written: FILE.yaml, and FILE.* beside it.
@@ -196,7 +213,7 @@ func (d desk) write(o operator, got granted) error {
 		return err
 	}
 	base := filepath.Base(d.path(""))
-	o.Certificate, o.Key, o.Bundle, o.SigningKey, o.RecipientKey = base+"cert.pem", base+"key", base+"bundle.pem", base+"signing.key", base+"recipient.key"
+	o.Certificate, o.Key, o.Bundle, o.SigningKey, o.RequestKey, o.RecipientKey = base+"cert.pem", base+"key", base+"bundle.pem", base+"signing.key", base+"request.key", base+"recipient.key"
 	file, err := yaml.Marshal(o)
 	if err != nil {
 		return fault.At("demarc.accept", fault.Internal, err)
@@ -205,11 +222,7 @@ func (d desk) write(o operator, got granted) error {
 	for _, ca := range got.bundle {
 		cas.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca}))
 	}
-	for _, f := range []struct {
-		what string
-		b    []byte
-	}{{"signing.key", own.signing}, {"signing.pub", own.public}, {"recipient.key", own.recipient}, {"bundle.pem", cas.Bytes()},
-		{"cert.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: got.leaf.Raw})}} {
+	for _, f := range append(own.files(), keyFile{what: "bundle.pem", b: cas.Bytes()}, keyFile{what: "cert.pem", b: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: got.leaf.Raw})}) {
 		if err := replace(map[string][]byte{d.path(f.what): f.b}); err != nil { // of an accept that was cut short here
 			return err
 		}

@@ -44,12 +44,12 @@ func (a *app) ca() *cobra.Command {
 				}
 			})
 		})
-	var life time.Duration
+	var life *time.Duration
 	prepare := a.online(&cobra.Command{Use: "prepare", Short: "Make another CA and announce it; it issues nothing yet", Args: exactly(0, "no arguments"), Example: "  demarc ca prepare"},
 		func(ctx context.Context, v *vendor, _ []string) error {
 			id := draw()
 			m, err := ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.PrepareAuthorityResponse, error) {
-				return wire(c.PrepareAuthority(ctx, connect.NewRequest(&controlv1.PrepareAuthorityRequest{RequestId: id, LifeSeconds: int64(life / time.Second)})))
+				return wire(c.PrepareAuthority(ctx, connect.NewRequest(&controlv1.PrepareAuthorityRequest{RequestId: id, LifeSeconds: int64(*life / time.Second)})))
 			})
 			if err != nil {
 				return err
@@ -58,13 +58,7 @@ func (a *app) ca() *cobra.Command {
 				fmt.Fprintf(w, "CA %s is prepared, in bundle %d: activate it once nobody that is connected is missing (demarc ca status)\n", m.GetId(), m.GetBundleNumber())
 			})
 		})
-	prepare.Flags().DurationVar(&life, "life", 0, "how long the CA lives, for instance 17520h; five years where absent")
-	prepare.PreRunE = func(c *cobra.Command, _ []string) error {
-		if c.Flags().Changed("life") && life < time.Second {
-			return usage("--life %s: say how long the CA lives, for instance 17520h", life)
-		}
-		return nil
-	}
+	life = spanVar(prepare.Flags(), "life", 0, time.Second, 20*365*24*time.Hour, "how long the CA lives, for instance 17520h; five years where absent")
 	activate := a.online(&cobra.Command{Use: "activate ID", Short: "Have a prepared CA issue; refused while somebody who is connected does not hold it", Args: exactly(1, "the id of a CA, or the beginning of one"), Example: "  demarc ca activate sha256:1f0c"},
 		func(ctx context.Context, v *vendor, args []string) error {
 			ca, err := v.authority(ctx, args[0])

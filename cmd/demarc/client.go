@@ -39,7 +39,8 @@ type operator struct {
 	Certificate  string   `yaml:"certificate"`
 	Key          string   `yaml:"key"`
 	Bundle       string   `yaml:"bundle"`
-	SigningKey   string   `yaml:"signing_key"`   // signs releases and requests
+	SigningKey   string   `yaml:"signing_key"`   // signs releases
+	RequestKey   string   `yaml:"request_key"`   // signs requests for operations
 	RecipientKey string   `yaml:"recipient_key"` // reads released output
 }
 
@@ -59,7 +60,7 @@ func (a *app) operatorFile() (operator, error) {
 	if err := dec.Decode(&o); err != nil {
 		return o, fault.Because(err, op, fault.Invalid, "%s: %v", a.context, err)
 	}
-	for _, p := range []*string{&o.Certificate, &o.Key, &o.Bundle, &o.SigningKey, &o.RecipientKey} {
+	for _, p := range []*string{&o.Certificate, &o.Key, &o.Bundle, &o.SigningKey, &o.RequestKey, &o.RecipientKey} {
 		if *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(filepath.Dir(a.context), *p)
 		}
@@ -70,24 +71,27 @@ func (a *app) operatorFile() (operator, error) {
 	return o, nil
 }
 
-// signer reads the operator's signing key.
-func (o operator) signer() (ed25519.PrivateKey, error) {
+// signer reads one of the operator's keys that sign; field is what the operator's file calls it.
+func signer(field, path string) (ed25519.PrivateKey, error) {
 	const op = "demarc.signer"
-	b, err := os.ReadFile(o.SigningKey)
+	if path == "" {
+		return nil, fault.New(op, fault.Invalid, "the operator's file names no %s", field)
+	}
+	b, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fault.Because(err, op, fault.NotFound, "signing_key can't be read: %s", o.SigningKey)
+		return nil, fault.Because(err, op, fault.NotFound, "%s can't be read: %s", field, path)
 	}
 	block, _ := pem.Decode(b)
 	if block == nil {
-		return nil, fault.New(op, fault.Invalid, "%s is not a PEM file", o.SigningKey)
+		return nil, fault.New(op, fault.Invalid, "%s is not a PEM file", path)
 	}
 	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
-		return nil, fault.Because(err, op, fault.Invalid, "%s holds no PKCS #8 key", o.SigningKey)
+		return nil, fault.Because(err, op, fault.Invalid, "%s holds no PKCS #8 key", path)
 	}
 	ed, ok := k.(ed25519.PrivateKey)
 	if !ok {
-		return nil, fault.New(op, fault.Invalid, "%s holds a key that is not Ed25519", o.SigningKey)
+		return nil, fault.New(op, fault.Invalid, "%s holds a key that is not Ed25519", path)
 	}
 	return ed, nil
 }

@@ -275,13 +275,14 @@ func (a *app) autopilot() *cobra.Command {
 			})
 		})
 	var p controlv1.Autopilot
-	var dead, stable time.Duration
+	var dead, stable *time.Duration
+	var floor *int
 	set := a.online(&cobra.Command{Use: "set", Short: "Set all of what the leader may do by itself", Args: exactly(0, "no arguments"),
 		Long: "set replaces the whole policy: what is not given has its default, and the default does nothing. A dead voter is removed only where\n" +
 			"a majority of all voters is heard from, at least --floor voters stay, and these are alive or a stable non-voter stands ready.",
 		Example: "  demarc control-plane autopilot set --remove-dead --promote-stable\n  demarc control-plane autopilot set"},
 		func(ctx context.Context, v *vendor, _ []string) error {
-			p.DeadAfter, p.Stabilization = int64(dead/time.Second), int64(stable/time.Second)
+			p.DeadAfter, p.Stabilization, p.Floor = int64(*dead/time.Second), int64(*stable/time.Second), uint32(*floor)
 			if _, err := askCluster(ctx, v, controlv1connect.ClusterClient.SetAutopilot, &controlv1.SetAutopilotRequest{RequestId: draw(), Autopilot: &p}); err != nil {
 				return err
 			}
@@ -289,11 +290,12 @@ func (a *app) autopilot() *cobra.Command {
 		})
 	f := set.Flags()
 	f.BoolVar(&p.RemoveDead, "remove-dead", false, "remove voters that have been silent for too long")
-	f.DurationVar(&dead, "dead-after", 24*time.Hour, "of silence")
-	f.Uint32Var(&p.Floor, "floor", 3, "voters that stay at least")
+	dead = spanVar(f, "dead-after", 24*time.Hour, time.Minute, 366*24*time.Hour, "of silence")
+	floor = countVar(f, "floor", 1000, "voters that stay at least")
+	*floor = 3
 	f.BoolVar(&p.WithoutReplacement, "without-replacement", false, "remove also where none stands ready to take the place")
 	f.BoolVar(&p.PromoteStable, "promote-stable", false, "promote non-voters that are wanted as voters")
-	f.DurationVar(&stable, "stable-after", 10*time.Second, "without a gap, before a non-voter is promoted")
+	stable = spanVar(f, "stable-after", 10*time.Second, time.Second, 24*time.Hour, "without a gap, before a non-voter is promoted")
 	return group("autopilot", "What the leader may do by itself with its members", show, set)
 }
 

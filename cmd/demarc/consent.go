@@ -67,7 +67,7 @@ func asked(ctx context.Context, l localv1connect.LocalClient, id string) (*local
 
 func (a *app) decide(decision, short string) *cobra.Command {
 	var reason string
-	var good time.Duration
+	var good *time.Duration
 	var k keyFlags
 	c := a.own(&cobra.Command{Use: decision + " ID", Short: short, Args: exactly(1, "the operation's id"), Example: "  demarc consent " + decision + " op-1 --key globex.key"},
 		func(ctx context.Context, l localv1connect.LocalClient, args []string) error {
@@ -80,9 +80,8 @@ func (a *app) decide(decision, short string) *cobra.Command {
 				return err
 			}
 			doc := operation.Approval{ID: o.GetId(), Appliance: r.Appliance, Request: fleet.DigestOf(o.GetRequest()), Decision: decision, Reason: reason, At: time.Now().UTC(), Nonce: draw()}
-			doc.NotAfter = doc.At.Add(good)
 			if decision == operation.DecisionApprove {
-				doc.Argv = o.GetArgv()
+				doc.Argv, doc.NotAfter = o.GetArgv(), doc.At.Add(*good)
 			}
 			m, err := send(ctx, l, doc, signer, nil)
 			if err != nil {
@@ -91,7 +90,9 @@ func (a *app) decide(decision, short string) *cobra.Command {
 			return a.say(m, "%s: %s %q", decision, o.GetId(), o.GetArgv())
 		})
 	c.Flags().StringVar(&reason, "reason", "", "for the vendor")
-	c.Flags().DurationVar(&good, "good-for", time.Hour, "within which it must begin")
+	if decision == operation.DecisionApprove {
+		good = consentVar(c.Flags(), "good-for", approvalLife, "within which it must begin")
+	}
 	k.add(c.Flags())
 	return c
 }

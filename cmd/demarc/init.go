@@ -44,7 +44,7 @@ func (a *app) controlPlane() *cobra.Command {
 	c := &cobra.Command{Use: "init", Short: "Make a trust domain: its authority, its nodes' files, the first operator", Args: exactly(0, "no arguments"),
 		Long: "init makes everything that a new control plane begins with, offline. It draws the authority's key, sealed with a key-encryption key\n" +
 			"(kek) that every node needs; for each node a certificate and a file for demarcd; and the first operator with a certificate, a\n" +
-			"signing key for releases and requests, and a key that reads released output.\n\nGive each node its own folder and the kek, over a channel that you trust. Nothing here is needed at a customer but bundle.pem and\noperator/signing.pub.",
+			"key that signs releases, one that signs requests for operations, and one that reads released output.\n\nGive each node its own folder and the kek, over a channel that you trust. Nothing here is needed at a customer but bundle.pem,\noperator/signing.pub (release_keys) and operator/request.pub (the operator's keys).",
 		Example: "  demarc control-plane init --dir acme --trust-domain acme.example --operator ann \\\n    --node cp-1=10.0.0.1:7444,cp-1.acme.example:7443 --node cp-2=... --node cp-3=..."}
 	f := c.Flags()
 	f.StringVar(&in.dir, "dir", "", "the folder to make")
@@ -152,12 +152,13 @@ func (a *app) initTrustDomain(in initOptions) error {
 	}
 	f := folder{in.dir}
 	doc := map[string]any{"trust_domain": in.domain, "dir": in.dir, "nodes": len(specs), "operator": in.operator,
-		"operator_file": f.path("operator", "operator.yaml"), "bundle": f.path("bundle.pem"), "release_key": f.path("operator", "signing.pub"), "log_key": f.path("log.pub")}
+		"operator_file": f.path("operator", "operator.yaml"), "bundle": f.path("bundle.pem"), "release_key": f.path("operator", "signing.pub"), "request_key": f.path("operator", "request.pub"), "log_key": f.path("log.pub")}
 	return a.emit(doc, func(w io.Writer) {
 		fmt.Fprintf(w, "trust domain %s with %d nodes is in %s\nstart each node with its own file:\n", in.domain, len(specs), in.dir)
 		for _, n := range specs {
 			fmt.Fprintf(w, "  demarcd run -c %s\n", f.path(n.name, "node.yaml"))
 		}
+		fmt.Fprint(w, "what a customer's file needs of this, beside bundle.pem:\n"+vendorKeys(f.path("operator", "signing.pub"), in.operator, f.path("operator", "request.pub")))
 		fmt.Fprintf(w, "then, as %s:\n  export DEMARC_CONTEXT=%s\n  demarc status\n", in.operator, f.path("operator", "operator.yaml"))
 	})
 }
@@ -336,7 +337,7 @@ func (in *initOptions) writeOperator(f folder, ca *identity.Authority, all []nod
 	if err != nil {
 		return nil, err
 	}
-	o := operator{TrustDomain: in.domain, Name: in.operator, Certificate: "cert.pem", Key: "cert.key", Bundle: "../bundle.pem", SigningKey: "signing.key", RecipientKey: "recipient.key"}
+	o := operator{TrustDomain: in.domain, Name: in.operator, Certificate: "cert.pem", Key: "cert.key", Bundle: "../bundle.pem", SigningKey: "signing.key", RequestKey: "request.key", RecipientKey: "recipient.key"}
 	for _, n := range all {
 		o.Nodes = append(o.Nodes, n.api)
 	}
@@ -344,30 +345,68 @@ func (in *initOptions) writeOperator(f folder, ca *identity.Authority, all []nod
 	if err != nil {
 		return nil, fault.At("demarc.init", fault.Internal, err)
 	}
-	return cert, errors.Join(f.write(own.signing, 0o600, "operator", "signing.key"), f.write(own.public, 0o644, "operator", "signing.pub"),
-		f.write(own.recipient, 0o600, "operator", "recipient.key"), f.write(file, 0o600, "operator", "operator.yaml"))
+	err = f.write(file, 0o600, "operator", "operator.yaml")
+	for _, k := range own.files() {
+		err = errors.Join(err, f.write(k.b, k.mode, "operator", k.what))
+	}
+	return cert, err
 }
 
-// ownKeys is what an operator has beside the certificate: a key that signs releases and requests, and one that reads output.
-type ownKeys struct{ signing, public, recipient []byte }
+// ownKeys is what an operator has beside the certificate. Releases and requests have a key each: who may sign the one is not
+// therefore let in for the other.
+type ownKeys struct{ release, request, recipient keyPair }
 
-func drawKeys() (ownKeys, error) {
-	const op = "demarc.keys"
-	pub, priv, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return ownKeys{}, fault.At(op, fault.Internal, err)
+type keyPair struct{ private, public []byte }
+
+// keyFile is one file of an operator's keys; what names it.
+type keyFile struct {
+	what string
+	b    []byte
+	mode fs.FileMode
+}
+
+func (k ownKeys) files() []keyFile {
+	return []keyFile{{"signing.key", k.release.private, 0o600}, {"signing.pub", k.release.public, 0o644}, {"request.key", k.request.private, 0o600},
+		{"request.pub", k.request.public, 0o644}, {"recipient.key", k.recipient.private, 0o600}}
+}
+
+func drawKeys() (k ownKeys, err error) {
+	if k.release, err = drawSigner(); err != nil {
+		return k, err
 	}
-	k, err := seal.KeyOf(pub)
-	if err != nil {
-		return ownKeys{}, err
-	}
-	signing, err := keyPEM(priv)
-	if err != nil {
-		return ownKeys{}, err
+	if k.request, err = drawSigner(); err != nil {
+		return k, err
 	}
 	id, err := age.GenerateX25519Identity()
 	if err != nil {
-		return ownKeys{}, fault.At(op, fault.Internal, err)
+		return k, fault.At("demarc.keys", fault.Internal, err)
 	}
-	return ownKeys{signing, k.PEM(), []byte(id.String() + "\n")}, nil
+	k.recipient.private = []byte(id.String() + "\n")
+	return k, nil
+}
+
+func drawSigner() (keyPair, error) {
+	const op = "demarc.keys"
+	pub, priv, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return keyPair{}, fault.At(op, fault.Internal, err)
+	}
+	k, err := seal.KeyOf(pub)
+	if err != nil {
+		return keyPair{}, err
+	}
+	private, err := keyPEM(priv)
+	return keyPair{private, k.PEM()}, err
+}
+
+// vendorKeys is the part of an appliance's file that lets a vendor's keys in.
+func vendorKeys(release, operator, request string) string {
+	out := "  control_plane:\n"
+	if release != "" {
+		out += fmt.Sprintf("    release_keys: [%q]\n", release)
+	}
+	if request != "" {
+		out += fmt.Sprintf("    operators:\n      - {name: %s, keys: [%q]}\n", operator, request)
+	}
+	return out
 }

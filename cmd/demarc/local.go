@@ -217,7 +217,7 @@ func (a *app) review() *cobra.Command {
 
 func (a *app) approve() *cobra.Command {
 	var release, plan string
-	var good time.Duration
+	var good *time.Duration
 	var k keyFlags
 	c := a.own(&cobra.Command{Use: "approve", Short: "Approve one plan of one release", Args: exactly(0, "no arguments"),
 		Long:    "approve signs for exactly the plan that review shows: give its digest with --plan, so that what you read is what you sign for.",
@@ -242,29 +242,32 @@ func (a *app) approve() *cobra.Command {
 				return err
 			}
 			doc := operation.PlanApproval{Appliance: name, Release: fleet.Digest(m.GetRelease()), Plan: fleet.Digest(plan), At: time.Now().UTC(), Nonce: draw()}
-			doc.NotAfter = doc.At.Add(good)
+			doc.NotAfter = doc.At.Add(*good)
 			for _, p := range strings.Split(m.GetPhase(), ",") {
 				doc.Phases = append(doc.Phases, fleet.Phase(p))
 			}
 			if _, err := send(ctx, l, doc, signer, nil); err != nil {
 				return err
 			}
-			return a.say(map[string]string{"plan": plan, "version": m.GetVersion()}, "plan %s of version %s is approved", fleet.Digest(plan).Short(), m.GetVersion())
+			return a.say(map[string]any{"plan": plan, "version": m.GetVersion(), "until_unix": doc.NotAfter.Unix()}, "plan %s of version %s is approved; the deploy must begin before %s",
+				fleet.Digest(plan).Short(), m.GetVersion(), doc.NotAfter.Format(time.RFC3339))
 		})
 	c.Flags().StringVar(&release, "release", "", "digest of the release; left out, the newest on offer")
 	c.Flags().StringVar(&plan, "plan", "", "digest of the plan that you reviewed")
-	c.Flags().DurationVar(&good, "good-for", time.Hour, "how long the approval may be acted upon")
+	good = consentVar(c.Flags(), "good-for", approvalLife, "within which the deploy must begin")
 	k.add(c.Flags())
 	return c
 }
 
 func (a *app) grant() *cobra.Command {
-	var span time.Duration
-	var uses int
+	var life *time.Duration
+	var uses *int
 	var ops, services []string
 	var k keyFlags
-	c := a.own(&cobra.Command{Use: "grant PHASE", Short: "Allow the vendor the acts of a phase", Args: exactly(1, "a phase"), ValidArgs: phaseNames(),
-		Long:    "The phases are " + strings.Join(phaseNames(), ", ") + ". Each stands alone: none includes another.",
+	var c *cobra.Command
+	c = a.own(&cobra.Command{Use: "grant PHASE", Short: "Allow the vendor the acts of a phase", Args: exactly(1, "a phase"), ValidArgs: phaseNames(),
+		Long: "The phases are " + strings.Join(phaseNames(), ", ") + ". Each stands alone: none includes another.\n\n" +
+			"A grant ends: after --for, or when it is revoked. The one exception is observe, which is on by default: granted without\n--for and --uses it is on again until it is revoked.",
 		Example: "  demarc grant deploy --for 720h --key globex.key\n  demarc grant operate.read --uses 1 --operation state --key globex.key"},
 		func(ctx context.Context, l localv1connect.LocalClient, args []string) error {
 			signer, err := k.signer(a)
@@ -275,18 +278,21 @@ func (a *app) grant() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			g := grant.Grant{Appliance: name, Phase: fleet.Phase(args[0]), Scope: grant.Scope{Operations: ops, Services: services}, From: time.Now().UTC().Add(-time.Minute), Uses: uses, Nonce: draw()}
-			if span > 0 {
-				g.Until = time.Now().UTC().Add(span)
+			now := time.Now().UTC()
+			g := grant.Grant{Appliance: name, Phase: fleet.Phase(args[0]), Scope: grant.Scope{Operations: ops, Services: services}, From: now.Add(-time.Minute), Uses: grant.Count(*uses), Nonce: draw()}
+			until := "it is revoked"
+			if g.Phase != fleet.Observe || g.Uses > 0 || c.Flags().Changed("for") {
+				g.Until = now.Add(*life)
+				until = g.Until.Format(time.RFC3339)
 			}
 			m, err := send(ctx, l, g, signer, nil)
 			if err != nil {
 				return err
 			}
-			return a.say(m, "%s is granted; take it back with: demarc revoke %s", args[0], args[0])
+			return a.say(m, "%s is granted until %s; take it back with: demarc revoke %s", args[0], until, args[0])
 		})
-	c.Flags().DurationVar(&span, "for", 0, "how long; left out, until it is revoked")
-	c.Flags().IntVar(&uses, "uses", 0, "how many times; left out, any number")
+	life = consentVar(c.Flags(), "for", grantLife, "how long")
+	uses = countVar(c.Flags(), "uses", grant.MaxCount, "how many times; left out, any number")
 	c.Flags().StringArrayVar(&ops, "operation", nil, "this operation only")
 	c.Flags().StringArrayVar(&services, "service", nil, "this service only")
 	k.add(c.Flags())
@@ -424,6 +430,9 @@ func (a *app) log() *cobra.Command {
 	var from int64
 	c := a.own(&cobra.Command{Use: "log", Short: "Show the customer's own log: everything that the vendor asked and the appliance did", Args: exactly(0, "no arguments")},
 		func(ctx context.Context, l localv1connect.LocalClient, _ []string) error {
+			if from < 0 {
+				return usage("--from %d: the first entry has the number 0", from)
+			}
 			m, err := wire(l.ListLog(ctx, connect.NewRequest(&localv1.ListLogRequest{From: from, Limit: 1000})))
 			if err != nil {
 				return err

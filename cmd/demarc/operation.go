@@ -27,19 +27,19 @@ import (
 func (a *app) operation() *cobra.Command {
 	var to, file, reason string
 	var vars []string
-	var good time.Duration
+	var good *time.Duration
 	request := a.online(&cobra.Command{Use: "request", Short: "Ask a customer for an operation", Args: exactly(0, "no arguments"),
 		Long:    "request signs a request for one operation of the release that runs at an appliance, and sends it. Nothing runs before the customer has\ngranted the template's tier and approved this very request.",
 		Example: "  demarc operation request --appliance eu-1 --template app/operations/state.yaml --var section=summary --reason 'ticket 4711'"},
 		func(ctx context.Context, v *vendor, _ []string) error {
-			return a.requestOperation(ctx, v, to, file, reason, vars, good)
+			return a.requestOperation(ctx, v, to, file, reason, vars, *good)
 		})
 	f := request.Flags()
 	f.StringVar(&to, "appliance", "", "of whom")
 	f.StringVar(&file, "template", "", "the template, as it is in the release")
 	f.StringVar(&reason, "reason", "", "for the person who approves")
 	f.StringArrayVar(&vars, "var", nil, "NAME=VALUE")
-	f.DurationVar(&good, "good-for", time.Hour, "how long the request may be approved and begun")
+	good = consentVar(f, "good-for", approvalLife, "how long the request may be approved and begun")
 
 	list := a.online(&cobra.Command{Use: "list", Short: "List the operations asked of an appliance", Args: exactly(0, "no arguments")},
 		func(ctx context.Context, v *vendor, _ []string) error {
@@ -99,7 +99,7 @@ func (a *app) requestOperation(ctx context.Context, v *vendor, to, file, reason 
 	if x.GetRelease() == "" {
 		return fault.New(op, fault.Conflict, "nothing runs on appliance %q yet: an operation needs a release", to)
 	}
-	key, err := v.signer()
+	key, err := signer("request_key", v.RequestKey)
 	if err != nil {
 		return err
 	}

@@ -85,7 +85,7 @@ func (a *app) operators() []*cobra.Command {
 
 func (a *app) inviteOperator() *cobra.Command {
 	var role, out string
-	var valid time.Duration
+	var valid *time.Duration
 	c := a.online(&cobra.Command{Use: "invite NAME", Short: "Make an invitation with which one person becomes an operator, once", Args: exactly(1, "the new operator's name"),
 		Long: "invite prints one line. Whoever runs demarc operator accept with it first becomes the operator: hand it over a channel that you trust.\n" +
 			"It holds a secret that is drawn here and that the control plane never sees, the addresses of the control plane, and the key by which\nthe invited recognizes it. An invitation of the same name that nobody accepted is replaced.\n\n" + rolesHelp,
@@ -94,10 +94,7 @@ func (a *app) inviteOperator() *cobra.Command {
 			if err := fleet.CheckName("operator", args[0]); err != nil {
 				return usage("%s", fault.Text(err))
 			}
-			if valid < time.Minute || valid > identity.MaxInviteLife {
-				return usage("--valid %s: use a minute to %s", valid, identity.MaxInviteLife)
-			}
-			line, i, err := v.invite(ctx, args[0], fleet.Rank(role), valid)
+			line, i, err := v.invite(ctx, args[0], fleet.Rank(role), *valid)
 			if err != nil {
 				return err
 			}
@@ -112,7 +109,7 @@ func (a *app) inviteOperator() *cobra.Command {
 				"the invitation of %s as %s is in %s, and good until %s\nthey run: demarc operator accept %s --out %s.yaml", i.Name, i.Role, out, i.Until.UTC().Format(time.RFC3339), out, i.Name)
 		})
 	roleFlag(c, &role)
-	c.Flags().DurationVar(&valid, "valid", 24*time.Hour, "how long it is good, 14 days at most")
+	valid = spanVar(c.Flags(), "valid", 24*time.Hour, time.Minute, identity.MaxInviteLife, "how long it is good, 14 days at most")
 	c.Flags().StringVar(&out, "out", "", "file to write it to, readable by you only; by default it is printed")
 	return c
 }

@@ -151,7 +151,7 @@ func TestOperatorsByCommand(t *testing.T) {
 	has(e.types(again, 2, "operator", "accept", "-"), "--out")
 	has(e.types(again, 0, "operator", "accept", "-", "--out", ben), "you are operator ben with the role viewer")
 	has(e.types(again, 1, "operator", "accept", "-", "--out", ben), "nothing is overwritten")
-	for _, f := range []string{"ben.yaml", "ben.key", "ben.cert.pem", "ben.signing.key", "ben.recipient.key"} {
+	for _, f := range []string{"ben.yaml", "ben.key", "ben.cert.pem", "ben.signing.key", "ben.request.key", "ben.recipient.key"} {
 		if fi, err := os.Stat(filepath.Join(e.dir, f)); err != nil || fi.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v, %v", f, fi.Mode(), err)
 		}

@@ -49,7 +49,7 @@ func (a *app) probe() *cobra.Command {
 			if p.appliance == "" {
 				return usage("name the appliance with --appliance NAME")
 			}
-			if p.count < 1 || p.count > 1_000_000 || p.rate <= 0 || p.rate > 10_000 {
+			if p.count < 1 || p.count > 1_000_000 || !(p.rate > 0 && p.rate <= 10_000) {
 				return usage("--count is 1 to 1000000, --rate above 0 and at most 10000")
 			}
 			p.v, p.id = v, draw()

@@ -52,7 +52,7 @@ func (a *app) recoverAdmin() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.emit(map[string]any{"operator": args[0], "role": got.role, "operator_file": out, "release_key": d.path("signing.pub"), "until_unix": got.leaf.NotAfter.Unix()}, func(w io.Writer) {
+		return a.emit(d.accepted(args[0], got), func(w io.Writer) {
 			fmt.Fprintf(w, "you are operator %s with the role %s until %s\n  export DEMARC_CONTEXT=%s\n  demarc operator list\n", args[0], got.role, got.leaf.NotAfter.UTC().Format(time.DateOnly), out)
 		})
 	}

@@ -160,7 +160,7 @@ func (a *app) release() *cobra.Command {
 				return err
 			}
 			defer packed.remove()
-			key, err := v.signer()
+			key, err := signer("signing_key", v.SigningKey)
 			if err != nil {
 				return err
 			}

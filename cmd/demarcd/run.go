@@ -135,12 +135,17 @@ func partsOf(ctx context.Context, cfg configs.Config, log *slog.Logger) ([]daemo
 }
 
 func checkCommand(out io.Writer) *cobra.Command {
-	c := &cobra.Command{Use: "check", Short: "Check a file, and print the configuration as it holds, without secrets", Example: "  demarcd check -c appliance.yaml", Args: noArgs}
+	c := &cobra.Command{Use: "check", Short: "Check a file and the vendor's keys that an appliance's file names, and print the configuration as it holds, without secrets", Example: "  demarcd check -c appliance.yaml", Args: noArgs}
 	path := file(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cfg, err := load(*path, c.Flags())
 		if err != nil {
 			return err
+		}
+		if c, ok := cfg.(*configs.Appliance); ok {
+			if err := appliance.Check(c); err != nil {
+				return err
+			}
 		}
 		b, err := cfg.Effective()
 		if err != nil {

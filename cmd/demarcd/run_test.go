@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/raft"
+	"github.com/demarc-dev/demarc/seal"
 )
 
 func demarcd(args ...string) (code int, out, errs string) {
@@ -55,6 +57,35 @@ func TestCheckPrintsWhatHolds(t *testing.T) {
 	code, out, _ = demarcd("check", "-c", file, "--metrics.listen", "127.0.0.1:2222")
 	if code != exitOK || !strings.Contains(out, "127.0.0.1:2222") || strings.Contains(out, ":1111") {
 		t.Fatalf("a flag goes before the environment: %d\n%s", code, out)
+	}
+}
+
+// TestCheckReadsTheVendorsKeys (FAULTS.md A13): check refuses what run would: a key that signs releases and requests.
+func TestCheckReadsTheVendorsKeys(t *testing.T) {
+	dir := t.TempDir()
+	key := func(seed string) []byte {
+		k, err := seal.KeyOf(ed25519.NewKeyFromSeed([]byte(strings.Repeat(seed, 32))).Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k.PEM()
+	}
+	for name, b := range map[string][]byte{"release.pub": key("r"), "ann.pub": key("a"), "copy.pub": key("r")} {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for ann, want := range map[string]string{"ann.pub": "", "copy.pub": "one key speaks for one", "none.pub": "can't be read"} {
+		file := filepath.Join(dir, "a.yaml")
+		text := fmt.Sprintf("version: demarc/1\nrole: appliance\nname: eu-1\ncustomer: globex\ntrust_domain: acme.example\ncontrol_plane: {addresses: [\"h:1\"], bundle_file: b, "+
+			"release_keys: [release.pub], operators: [{name: ann, keys: [%s]}]}\ntransports: [{kind: https}]\nproof: {kind: gcp}\n", ann)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		code, _, errs := demarcd("check", "-c", file)
+		if (code == exitOK) != (want == "") || !strings.Contains(errs, want) {
+			t.Errorf("%s: %d %q, want %q", ann, code, errs, want)
+		}
 	}
 }
 

@@ -117,13 +117,13 @@ func (c Start) Apply(s *State, m ledger.Meta) (operation.State, error) {
 	if o.State != operation.Approved {
 		return "", fault.New(op, fault.Conflict, "operation %q is %s", o.ID, o.State)
 	}
-	r, err := seal.Peek[operation.Request](o.Request)
-	if err != nil {
-		return "", fault.At(op, fault.Internal, err)
-	}
+	r, who, unnamed := s.asker(o.Request) // the file may name others by now
 	a, err := seal.Peek[operation.Approval](o.Approval)
 	if err != nil {
 		return "", fault.At(op, fault.Internal, err)
+	}
+	if unnamed != nil {
+		return operation.Cancelled, s.move(&o, operation.Stop, fault.Text(unnamed), m, nil, nil)
 	}
 	if !m.At.Before(r.NotAfter) || !m.At.Before(a.NotAfter) {
 		err := s.move(&o, operation.Expire, "its time ran out before it began", m, nil, nil)
@@ -131,7 +131,7 @@ func (c Start) Apply(s *State, m ledger.Meta) (operation.State, error) {
 	}
 	t, err := s.template(r)
 	if err == nil {
-		d := s.decide(r, t, m.At)
+		d := s.decide(r, who, t, m.At)
 		if !d.Allow {
 			err = fault.New(op, fault.Denied, "%s", d.Why)
 		} else if s.Grants, err = s.Grants.Use(d.Grant, m.At); err == nil {

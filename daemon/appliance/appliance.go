@@ -139,10 +139,7 @@ func (a *Appliance) openBook(ctx context.Context) error {
 	if rec.Cut > 0 {
 		a.log.Warn("the book ended in a write that nobody was told of: it was cut off", "bytes", rec.Cut)
 	}
-	site := Site{TrustDomain: a.cfg.TrustDomain, Runtime: a.cfg.Runtime.Kind}
-	if site.ReleaseKeys, err = readAll(a.cfg.ControlPlane.ReleaseKeys); err == nil {
-		site.OperatorKeys, err = readAll(a.cfg.ControlPlane.OperatorKeys)
-	}
+	site, err := siteOf(a.cfg)
 	if err != nil {
 		return fault.At(op, "", err)
 	}
@@ -214,33 +211,6 @@ func (a *Appliance) Close(ctx context.Context) {
 	if a.file != nil {
 		_ = a.file.Close()
 	}
-}
-
-func readAll(paths []string) ([][]byte, error) {
-	var out [][]byte
-	for _, p := range paths {
-		b, err := os.ReadFile(p)
-		if err != nil || len(b) > 64<<10 {
-			return nil, fault.Because(err, "appliance.readAll", fault.Invalid, "the key file can't be read: %s", p)
-		}
-		out = append(out, b)
-	}
-	return out, nil
-}
-
-func sameSite(a, b Site) bool {
-	same := func(x, y [][]byte) bool {
-		if len(x) != len(y) {
-			return false
-		}
-		for i := range x {
-			if string(x[i]) != string(y[i]) {
-				return false
-			}
-		}
-		return true
-	}
-	return a.TrustDomain == b.TrustDomain && a.Runtime == b.Runtime && same(a.ReleaseKeys, b.ReleaseKeys) && same(a.OperatorKeys, b.OperatorKeys)
 }
 
 // submit stamps a change of the appliance itself and puts it into the customer's book.

@@ -32,9 +32,12 @@ func (c SetSite) Apply(s *State, _ ledger.Meta) (none, error) {
 	if s.Site.TrustDomain != "" && s.Site.TrustDomain != c.Site.TrustDomain {
 		return none{}, fault.New(op, fault.Conflict, "this book belongs to the vendor %q: another vendor needs an appliance of its own", s.Site.TrustDomain)
 	}
-	for _, pem := range [][][]byte{c.Site.ReleaseKeys, c.Site.OperatorKeys} {
-		if _, err := keysOf(pem); err != nil {
-			return none{}, fault.At(op, fault.Invalid, err)
+	if err := c.Site.Check(); err != nil {
+		return none{}, fault.At(op, fault.Invalid, err)
+	}
+	for _, p := range s.Pinned {
+		if who := c.Site.owner(p.ID); who != "" {
+			return none{}, fault.New(op, fault.Denied, "key %s is pinned as the customer's, and the file has it as that of %s: nobody speaks for both sides", p.ID, who)
 		}
 	}
 	s.Site = c.Site
@@ -95,6 +98,9 @@ func (c Pin) Apply(s *State, m ledger.Meta) (seal.KeyID, error) {
 	}
 	if slices.ContainsFunc(s.Pinned, func(p Pinned) bool { return p.ID == k.ID }) {
 		return "", fault.New(op, fault.Conflict, "key %s is pinned already", k.ID)
+	}
+	if who := s.Site.owner(k.ID); who != "" {
+		return "", fault.New(op, fault.Denied, "key %s is that of %s in the appliance's file: nobody speaks for both sides", k.ID, who)
 	}
 	if len(s.Pinned) >= MaxPinned {
 		return "", fault.New(op, fault.Busy, "%d keys are pinned, and that is the most", len(s.Pinned))

@@ -4,7 +4,6 @@ package appliance
 
 import (
 	"slices"
-	"time"
 
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -143,19 +142,20 @@ func (s *State) settle(out Consented, m ledger.Meta) (Consented, error) {
 		if o.State != operation.Requested && o.State != operation.Approved && o.State != operation.Running {
 			continue
 		}
-		r, err := seal.Peek[operation.Request](o.Request)
-		if err != nil {
-			return out, fault.At("consent.settle", fault.Internal, err)
-		}
+		r, who, err := s.asker(o.Request)
 		grants := s.Grants
 		if o.State == operation.Running {
 			grants = unspent(grants, o.Grant) // its own use is counted already
 		}
 		var d grant.Decision
-		if t, err := s.template(r); err == nil {
+		var t operation.Template
+		if err == nil {
+			t, err = s.template(r)
+		}
+		if err == nil {
 			with := *s
 			with.Grants = grants
-			d = with.decide(r, t, m.At)
+			d = with.decide(r, who, t, m.At)
 		} else {
 			d.Why = fault.Text(err)
 		}
@@ -201,8 +201,8 @@ func approvePlan(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented
 	if err != nil {
 		return Consented{}, err
 	}
-	if !m.At.Before(a.NotAfter) {
-		return Consented{}, fault.New(op, fault.Expired, "the approval was good until %s", a.NotAfter.Format(time.RFC3339))
+	if err := operation.InForce("approval", a.NotAfter, m.At); err != nil {
+		return Consented{}, fault.At(op, "", err)
 	}
 	if s.Approved.ID == id || s.Good.ID == id {
 		return Consented{}, fault.New(op, fault.Conflict, "this approval was used before: sign a new one")
@@ -241,8 +241,8 @@ func approve(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented, er
 		o.Approval = c.Document
 		return out, s.move(&o, operation.Reject, a.Reason, m, c.Document, nil)
 	}
-	if !m.At.Before(a.NotAfter) {
-		return out, fault.New(op, fault.Expired, "the approval was good until %s", a.NotAfter.Format(time.RFC3339))
+	if err := operation.InForce("approval", a.NotAfter, m.At); err != nil {
+		return out, fault.At(op, "", err)
 	}
 	if !slices.Equal(a.Argv, o.Argv) {
 		return out, fault.New(op, fault.Conflict, "the approval is for another command than the one that would run")

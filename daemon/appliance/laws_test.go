@@ -31,7 +31,8 @@ func key(b byte) ed25519.PrivateKey {
 	return ed25519.NewKeyFromSeed([]byte(strings.Repeat(string(rune('a'+b)), 32)))
 }
 
-var vendor, customer, thief = key(0), key(1), key(2)
+// vendor signs releases, ann and ben ask for operations.
+var vendor, customer, thief, ann, ben = key(0), key(1), key(2), key(3), key(4)
 
 func pem(t *testing.T, k ed25519.PrivateKey) []byte {
 	t.Helper()
@@ -104,7 +105,7 @@ func take(t *testing.T, o *order, c appliance.Take) string {
 // newBook is a book whose file trusts the vendor's key; nobody is pinned and nothing is granted.
 func newBook(t *testing.T) *order {
 	o := &order{book: appliance.NewBook("eu-1", "globex")}
-	must(t, o, appliance.SetSite{Site: appliance.Site{TrustDomain: "acme.example", Runtime: fleet.RuntimeProcess, ReleaseKeys: [][]byte{pem(t, vendor)}, OperatorKeys: [][]byte{pem(t, vendor)}}})
+	must(t, o, appliance.SetSite{Site: appliance.Site{TrustDomain: "acme.example", Runtime: fleet.RuntimeProcess, ReleaseKeys: [][]byte{pem(t, vendor)}, Operators: []appliance.Operator{{Name: "ann", Keys: [][]byte{pem(t, ann)}}, {Name: "ben", Keys: [][]byte{pem(t, ben)}}}}})
 	return o
 }
 
@@ -141,7 +142,7 @@ func consent[T seal.Body](t *testing.T, v T, by ed25519.PrivateKey) appliance.Co
 }
 
 func granted(p fleet.Phase, uses int) grant.Grant {
-	return grant.Grant{Appliance: "eu-1", Phase: p, From: start.Add(-time.Hour), Uses: uses, Nonce: nonce()}
+	return grant.Grant{Appliance: "eu-1", Phase: p, From: start.Add(-time.Hour), Until: start.Add(30 * 24 * time.Hour), Uses: grant.Count(uses), Nonce: nonce()}
 }
 
 func TestNothingRunsUnapproved(t *testing.T) {
@@ -212,7 +213,7 @@ func (o *order) request(t *testing.T, id string) []byte {
 	}
 	return sealed(t, operation.Request{ID: id, Appliance: "eu-1", Operator: fleet.PrincipalOf("acme.example", fleet.Operator, "ann"), Template: "state", TemplateDigest: tpl.Digest(),
 		Release: o.book.View().Good.Release, Vars: map[string]string{"section": "summary"}, Recipient: "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p",
-		At: o.now(), NotAfter: o.now().Add(time.Hour), Nonce: nonce()}, vendor)
+		At: o.now(), NotAfter: o.now().Add(time.Hour), Nonce: nonce()}, ann)
 }
 
 func (o *order) approve(t *testing.T, id string) appliance.Consent {

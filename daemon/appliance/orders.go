@@ -161,16 +161,9 @@ func (s *State) request(sealed []byte, m ledger.Meta) error {
 // admit checks everything about a request that can be checked before a person looks at it.
 func (s State) admit(o *Operation, at time.Time) error {
 	const op = "order.operation"
-	keys, err := keysOf(s.Site.OperatorKeys)
+	r, who, err := s.asker(o.Request)
 	if err != nil {
 		return err
-	}
-	if len(keys) == 0 {
-		return fault.New(op, fault.Denied, "the customer's file names no operator key: nobody may ask for operations")
-	}
-	r, _, err := seal.Open[operation.Request](o.Request, keys)
-	if err != nil {
-		return fault.At(op, "", err)
 	}
 	if err := r.Check(); err != nil {
 		return fault.At(op, "", err)
@@ -178,8 +171,11 @@ func (s State) admit(o *Operation, at time.Time) error {
 	if r.Appliance != s.Appliance {
 		return fault.New(op, fault.Denied, "the request is for appliance %q", r.Appliance)
 	}
-	if !at.Before(r.NotAfter) {
-		return fault.New(op, fault.Expired, "the request was good until %s", r.NotAfter.Format(time.RFC3339))
+	if err := operation.InForce("request", r.NotAfter, at); err != nil {
+		return fault.At(op, "", err)
+	}
+	if err := operation.Dated("request", r.At, at); err != nil {
+		return fault.At(op, "", err)
 	}
 	t, err := s.template(r)
 	if err != nil {
@@ -189,7 +185,7 @@ func (s State) admit(o *Operation, at time.Time) error {
 		return fault.At(op, "", err)
 	}
 	o.Phase, o.Service = t.Tier, t.Service
-	if d := s.decide(r, t, at); !d.Allow {
+	if d := s.decide(r, who, t, at); !d.Allow {
 		return fault.New(op, fault.Denied, "%s", d.Why)
 	}
 	return nil
@@ -219,8 +215,9 @@ func (s State) template(r operation.Request) (operation.Template, error) {
 	return t, nil
 }
 
-func (s State) decide(r operation.Request, t operation.Template, at time.Time) grant.Decision {
-	return grant.Decide(grant.Input{Appliance: s.Appliance, Phase: t.Tier, Who: r.Operator, Operation: r.Template, Service: t.Service, Effects: effects(t), Now: at}, s.Grants)
+// decide asks the grants and the denies; who is the word of [State.asker].
+func (s State) decide(r operation.Request, who fleet.Principal, t operation.Template, at time.Time) grant.Decision {
+	return grant.Decide(grant.Input{Appliance: s.Appliance, Phase: t.Tier, Who: who, Operation: r.Template, Service: t.Service, Effects: effects(t), Now: at}, s.Grants)
 }
 
 // effects names what a template declares, so that a deny can speak of it.

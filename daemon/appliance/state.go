@@ -50,10 +50,16 @@ type State struct {
 // Site is the part of the customer's file that decisions rest on. It is in the book, so that the log shows under which
 // of the vendor's keys a decision was made.
 type Site struct {
-	TrustDomain  string   `json:"trust_domain"`
-	Runtime      string   `json:"runtime"`
-	ReleaseKeys  [][]byte `json:"release_keys"`  // PEM: who may sign releases
-	OperatorKeys [][]byte `json:"operator_keys"` // PEM: who may ask for operations
+	TrustDomain string     `json:"trust_domain"`
+	Runtime     string     `json:"runtime"`
+	ReleaseKeys [][]byte   `json:"release_keys"`        // PEM: who may sign releases
+	Operators   []Operator `json:"operators,omitempty"` // who may ask for operations
+}
+
+// Operator is a person of the vendor whom the customer's file names, with the keys that the person signs requests with.
+type Operator struct {
+	Name string   `json:"name"`
+	Keys [][]byte `json:"keys"` // PEM
 }
 
 // Bounds on what the vendor can make this book hold.
@@ -63,6 +69,7 @@ const (
 	MaxReports    = 16384
 	MaxWitnessed  = 256
 	MaxPinned     = 16
+	MaxSiteKeys   = 256
 	MaxOutput     = 4 << 20 // bytes of one operation's output, encrypted
 	MaxHeld       = 64      // operations that run or whose output waits for the customer
 )

@@ -196,6 +196,9 @@ func (s *Server) RequestOperation(ctx context.Context, req *connect.Request[cont
 	if string(r.Appliance) != m.GetAppliance() {
 		return nil, fault.New(op, fault.Invalid, "the request is signed for appliance %q and sent to %q", r.Appliance, fault.Clip(m.GetAppliance()))
 	}
+	if who := api.From(ctx).Principal; r.Operator != who {
+		return nil, fault.New(op, fault.Denied, "the request names %q, and you are %q: everybody asks in their own name", fault.Clip(string(r.Operator)), who)
+	}
 	_, err = submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
 		RequestOperation{ID: r.ID, To: fleet.ApplianceID(m.GetAppliance()), Sealed: m.GetRequest()})
 	return connect.NewResponse(&controlv1.RequestOperationResponse{Id: r.ID}), err
