@@ -3,6 +3,10 @@
 package audit
 
 import (
+	"bytes"
+	"crypto/ed25519"
+	"slices"
+
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/demarc-dev/demarc/fault"
@@ -43,4 +47,40 @@ func Continues(next []byte, proof [][]byte, v note.Verifier, last []byte) (Head,
 		copy(hashes[i][:], h)
 	}
 	return head, Grown(old, head, hashes)
+}
+
+// Countersigned checks what a witness sent back: one of the checkpoints that were sent to it, byte for byte, and below it the
+// line of this witness and nothing else. It returns the head and which of sent it is over. sent is ours: it is not verified.
+// Anything else is fault.Denied, and the sentence has the size and digest of the bytes in place of the bytes.
+func Countersigned(b []byte, sent [][]byte, witness note.Verifier) (Head, int, error) {
+	const op = "audit.Countersigned"
+	refuse := func(why string) (Head, int, error) {
+		return Head{}, 0, fault.New(op, fault.Denied, "%d bytes with the digest %s are no countersignature of %q: %s",
+			len(b), fleet.DigestOf(b), clip(witness.Name()), why)
+	}
+	if len(b) > maxCheckpoint {
+		return refuse("they are too many")
+	}
+	for i, s := range slices.Backward(sent) {
+		line, ok := bytes.CutPrefix(b, s)
+		if !ok || len(s) == 0 {
+			continue
+		}
+		if bytes.IndexByte(line, '\n') != len(line)-1 {
+			return refuse("one line is expected below the checkpoint that was sent")
+		}
+		n, err := openNote(op, b, witness)
+		if err != nil {
+			return refuse(fault.Text(err))
+		}
+		if len(signature(n, witness)) != 8+ed25519.SignatureSize {
+			return refuse("its line is not a cosignature/v1")
+		}
+		h, err := parseHead(op, n.Text)
+		if err != nil {
+			return Head{}, 0, fault.At(op, fault.Internal, err)
+		}
+		return h, i, nil
+	}
+	return refuse("they are not over a checkpoint that was sent to it and waits for an answer")
 }

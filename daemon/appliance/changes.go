@@ -214,7 +214,12 @@ func (Checkpointed) Kind() string { return "checkpoint.send/1" }
 // Apply queues it.
 func (c Checkpointed) Apply(s *State, m ledger.Meta) (none, error) {
 	cp := c.Checkpoint
-	return none{}, s.report(Report{At: m.At, Checkpoint: &cp})
+	if err := s.report(Report{At: m.At, Checkpoint: &cp}); err != nil {
+		return none{}, err
+	}
+	s.Asked = append(slices.Clip(s.Asked), cp.Note)
+	s.Asked = s.Asked[max(0, len(s.Asked)-MaxAsked):]
+	return none{}, nil
 }
 
 // keep appends to what is kept of one kind; the oldest goes first.

@@ -324,10 +324,11 @@ func (a *Appliance) take(o *boundaryv1.Order) Take {
 		}
 		t.Witnessed = c
 	case *boundaryv1.Order_Cosigned:
-		if len(body.Cosigned) <= 4<<10 {
-			t.Cosigned = body.Cosigned
+		page := a.book.View()
+		if err := page.countersigned(body.Cosigned); err != nil { // the log keeps why, its size and its digest; Take looks once more
+			t.Refused = fault.Text(err)
 		} else {
-			t.Refused = "a countersigned checkpoint has at most 4 KiB"
+			t.Cosigned = body.Cosigned
 		}
 	default:
 		t.Refused = "an order that this build does not know"
@@ -352,6 +353,9 @@ func (a *Appliance) countersign(c *boundaryv1.Checkpoint) ([]byte, error) {
 	var last []byte
 	if n := len(page.Witnessed); n > 0 {
 		last = page.Witnessed[n-1]
+		if head, err := audit.OpenCheckpoint(last, v); err == nil && c.GetFrom() < head.Size {
+			return last, nil // the vendor did not take it, and what it proves next must begin there
+		}
 	}
 	if _, err := audit.Continues(c.GetNote(), c.GetProof(), v, last); err != nil {
 		return nil, err

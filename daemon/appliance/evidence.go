@@ -5,19 +5,24 @@ package appliance
 import (
 	"bytes"
 	"context"
+	"crypto"
+	"iter"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
 
 	localv1 "github.com/demarc-dev/demarc/api/local/v1"
 	"github.com/demarc-dev/demarc/audit"
+	"github.com/demarc-dev/demarc/seal"
 )
 
 // Timing of evidence: how often the vendor is asked to countersign this log, and how many entries one round of asking
 // adds by itself, so that a log at rest stays at rest.
 const (
-	witnessEvery = 10 * time.Second
-	quiet        = 8
+	witnessEvery  = 10 * time.Second
+	witnessAtMost = time.Hour // between two questions that are not answered
+	quiet         = 8
 )
 
 // head signs the present head of the customer's log.
@@ -37,6 +42,7 @@ func (a *Appliance) witness(ctx context.Context, ready func()) error {
 	ready()
 	tick := time.NewTicker(witnessEvery)
 	defer tick.Stop()
+	var p patience
 	for {
 		select {
 		case <-ctx.Done():
@@ -44,13 +50,33 @@ func (a *Appliance) witness(ctx context.Context, ready func()) error {
 		case <-tick.C:
 		case <-a.linked:
 		}
-		if err := a.askWitness(ctx); err != nil && ctx.Err() == nil {
+		if err := a.askWitness(ctx, &p); err != nil && ctx.Err() == nil {
 			a.log.Warn("could not ask for a countersignature", "err", err)
 		}
 	}
 }
 
-func (a *Appliance) askWitness(ctx context.Context) error {
+// patience waits longer from question to question for as long as the vendor's countersignatures don't come: each question
+// costs entries of both logs.
+type patience struct {
+	answered int64 // size of the newest head that the vendor countersigned
+	wait     time.Duration
+	next     time.Time
+}
+
+// asks reports whether it is time for the next question, and counts it as asked.
+func (p *patience) asks(now time.Time, answered int64) bool {
+	if answered != p.answered || p.wait == 0 {
+		p.answered, p.wait, p.next = answered, witnessEvery, time.Time{}
+	}
+	if now.Before(p.next) {
+		return false
+	}
+	p.next, p.wait = now.Add(p.wait), min(2*p.wait, witnessAtMost)
+	return true
+}
+
+func (a *Appliance) askWitness(ctx context.Context, p *patience) error {
 	page := a.book.View()
 	for _, r := range page.Reports {
 		if r.Checkpoint != nil {
@@ -62,15 +88,7 @@ func (a *Appliance) askWitness(ctx context.Context) error {
 		return err
 	}
 	c := Checkpoint{Note: cp}
-	if n := len(page.Cosigned); n > 0 {
-		v, err := audit.NoteVerifier(audit.CustomerOrigin(page.Site.TrustDomain, page.Appliance), a.signer.Public())
-		if err != nil {
-			return err
-		}
-		last, err := audit.OpenCheckpoint(page.Cosigned[n-1], v)
-		if err != nil {
-			return err
-		}
+	for last := range page.vouched(a.signer.Public()) {
 		if log.Size() < last.Size+quiet {
 			return nil
 		}
@@ -82,9 +100,42 @@ func (a *Appliance) askWitness(ctx context.Context) error {
 		for _, h := range proof {
 			c.Proof = append(c.Proof, bytes.Clone(h[:]))
 		}
+		break
+	}
+	if !p.asks(time.Now(), c.From) {
+		return nil
 	}
 	_, err = submit(ctx, a, Checkpointed{Checkpoint: c})
 	return err
+}
+
+// vouchedHead is a head that the vendor countersigned.
+type vouchedHead struct {
+	audit.Head
+	note []byte
+}
+
+// vouched yields the vendor's countersignatures that verify, the newest first: a book may hold others.
+func (s State) vouched(own crypto.PublicKey) iter.Seq[vouchedHead] {
+	return func(yield func(vouchedHead) bool) {
+		k, err := seal.ParseKey(s.VendorLogKey)
+		if err != nil {
+			return // the vendor was not met yet
+		}
+		log, err := audit.NoteVerifier(audit.CustomerOrigin(s.Site.TrustDomain, s.Appliance), own)
+		if err != nil {
+			return
+		}
+		witness, err := audit.CosignVerifier(audit.VendorOrigin(s.Site.TrustDomain), k.Public)
+		if err != nil {
+			return
+		}
+		for _, b := range slices.Backward(s.Cosigned) {
+			if h, _, err := audit.OpenCosigned(b, log, witness); err == nil && !yield(vouchedHead{h, b}) {
+				return
+			}
+		}
+	}
 }
 
 // ExportEvidence streams the customer's log with its countersignatures, the vendor's heads that this appliance witnessed,
@@ -95,7 +146,12 @@ func (l local) ExportEvidence(ctx context.Context, _ *connect.Request[localv1.Ex
 	if err != nil {
 		return err
 	}
-	e, err := audit.Collect(audit.CustomerOrigin(page.Site.TrustDomain, page.Appliance), l.signer.Public(), log, [][]byte{cp}, page.Cosigned)
+	var cosigned [][]byte
+	for h := range page.vouched(l.signer.Public()) {
+		cosigned = append(cosigned, h.note)
+	}
+	slices.Reverse(cosigned)
+	e, err := audit.Collect(audit.CustomerOrigin(page.Site.TrustDomain, page.Appliance), l.signer.Public(), log, [][]byte{cp}, cosigned)
 	if err != nil {
 		return err
 	}

@@ -3,9 +3,11 @@
 package appliance
 
 import (
+	"bytes"
 	"slices"
 	"time"
 
+	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/grant"
@@ -26,7 +28,7 @@ type Take struct {
 	Probe     *ProbeIndex `json:"probe,omitempty"`
 	Witnessed []byte      `json:"witnessed,omitempty"` // the vendor's checkpoint, found to continue the last one, countersigned here
 	Cosigned  []byte      `json:"cosigned,omitempty"`  // our checkpoint, countersigned by the vendor
-	Refused   string      `json:"refused,omitempty"`   // why a checkpoint was not countersigned
+	Refused   string      `json:"refused,omitempty"`   // why it was refused before it came here, in place of what it carried
 }
 
 // Took says what became of an order.
@@ -61,10 +63,12 @@ func (c Take) Apply(s *State, m ledger.Meta) (Took, error) {
 		probe := *c.Probe
 		err = s.report(Report{At: m.At, Probe: &probe})
 	case c.Witnessed != nil:
-		s.Witnessed = keep(s.Witnessed, c.Witnessed)
+		if n := len(s.Witnessed); n == 0 || !bytes.Equal(s.Witnessed[n-1], c.Witnessed) { // else it is sent again: the vendor did not have it
+			s.Witnessed = keep(s.Witnessed, c.Witnessed)
+		}
 		err = s.report(Report{At: m.At, Cosigned: c.Witnessed})
 	case c.Cosigned != nil:
-		s.Cosigned = keep(s.Cosigned, c.Cosigned)
+		err = s.countersigned(c.Cosigned)
 	}
 	if fault.Of(err) == fault.Busy {
 		return Took{}, err // not taken: it comes again when there is room
@@ -74,6 +78,25 @@ func (c Take) Apply(s *State, m ledger.Meta) (Took, error) {
 		out.Reason = fault.Text(err)
 	}
 	return out, nil
+}
+
+// countersigned keeps the vendor's countersignature of a head that it was asked about, and forgets the questions that it
+// answers. Whatever else the vendor sends is refused: it is no evidence of anything, and would spoil what is exported.
+func (s *State) countersigned(b []byte) error {
+	k, err := seal.ParseKey(s.VendorLogKey)
+	if err != nil {
+		return err
+	}
+	witness, err := audit.CosignVerifier(audit.VendorOrigin(s.Site.TrustDomain), k.Public)
+	if err != nil {
+		return err
+	}
+	_, i, err := audit.Countersigned(b, s.Asked, witness)
+	if err != nil {
+		return err
+	}
+	s.Cosigned, s.Asked = keep(s.Cosigned, b), slices.Clone(s.Asked[i+1:])
+	return nil
 }
 
 // offer keeps a signed release. The newest [MaxOffers] are kept; one that is deployed or approved stays in any case.

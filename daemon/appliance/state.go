@@ -45,6 +45,7 @@ type State struct {
 	Status    Status   // as last reported
 	Witnessed [][]byte // the vendor's checkpoints that this appliance countersigned, oldest first
 	Cosigned  [][]byte // own checkpoints that the vendor countersigned, oldest first
+	Asked     [][]byte // own checkpoints that the vendor was asked to countersign and has not yet, oldest first, at most [MaxAsked]
 }
 
 // Site is the part of the customer's file that decisions rest on. It is in the book, so that the log shows under which
@@ -68,6 +69,7 @@ const (
 	MaxOperations = 1024
 	MaxReports    = 16384
 	MaxWitnessed  = 256
+	MaxAsked      = 4 // own checkpoints for which the vendor's answer is still taken
 	MaxPinned     = 16
 	MaxSiteKeys   = 256
 	MaxOutput     = 4 << 20 // bytes of one operation's output, encrypted

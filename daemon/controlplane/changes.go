@@ -329,13 +329,21 @@ func (c Countersign) Apply(s *State, _ ledger.Meta) (none, error) {
 	if err := s.ask(c.To, Order{Checkpoint: c.Checkpoint, Cosigned: c.Cosigned}); err != nil {
 		return none{}, err
 	}
-	if c.Cosigned != nil {
-		a, _ := s.appliances.Get(c.To)
+	a, _ := s.appliances.Get(c.To)
+	switch n := len(a.Witnessed); {
+	case c.Checkpoint != nil:
+		a.Asked = append(slices.Clip(a.Asked), c.Checkpoint.Note)
+		a.Asked = a.Asked[max(0, len(a.Asked)-maxAsked):]
+	case n > 0 && bytes.Equal(a.Witnessed[n-1], c.Cosigned): // sent again: the appliance did not have it
+	default:
 		a.Witnessed = keep(a.Witnessed, c.Cosigned)
-		s.appliances = s.appliances.Set(c.To, a)
 	}
+	s.appliances = s.appliances.Set(c.To, a)
 	return none{}, nil
 }
+
+// maxAsked is for how many heads of the vendor's log an answer of one appliance is still taken.
+const maxAsked = 4
 
 // maxKept is how many checkpoints of each appliance are kept, of each kind; the oldest goes first.
 const maxKept = 64

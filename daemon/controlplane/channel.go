@@ -306,9 +306,12 @@ func (s *Server) hear(ctx context.Context, l *live, up *boundaryv1.Up) error {
 				return err
 			}
 		}
-		took, err := submit(ctx, s, l.by, "", r)
+		took, err := submit(ctx, s, l.by, "", s.withoutRubbish(r))
 		if err != nil {
 			return err
+		}
+		if took.Reason != "" {
+			s.log.Warn("a report came to nothing", "appliance", l.name, "number", r.Number, "reason", took.Reason)
 		}
 		l.upto.Store(took.Done) // only this goroutine stores it
 		l.wake()

@@ -69,6 +69,11 @@ func (s *Server) countersign(ctx context.Context, name fleet.ApplianceID, c Chec
 	if n := len(a.Witnessed); n > 0 {
 		last = a.Witnessed[n-1]
 	}
+	if last != nil {
+		if head, err := audit.OpenCheckpoint(last, v); err == nil && c.From < head.Size {
+			return s.sendAgain(ctx, a, last)
+		}
+	}
 	if _, err := audit.Continues(c.Note, c.Proof, v, last); err != nil {
 		if now, left := s.unlessTooMany(ofFork(name)); now {
 			s.log.Error("a customer's log does not continue what was countersigned", "appliance", name, "error", err)
@@ -86,6 +91,33 @@ func (s *Server) countersign(ctx context.Context, name fleet.ApplianceID, c Chec
 	}
 	_, err = submit(ctx, s, s.self(), "", Countersign{To: name, Cosigned: cosigned})
 	return err
+}
+
+// sendAgain sends the newest countersignature to an appliance whose proof begins below it, unless it is on its way: the
+// appliance did not take it, and what it proves next must begin there.
+func (s *Server) sendAgain(ctx context.Context, a Appliance, last []byte) error {
+	if slices.ContainsFunc(a.Orders, func(o Order) bool { return o.Cosigned != nil }) {
+		return nil
+	}
+	_, err := submit(ctx, s, s.self(), "", Countersign{To: a.Name, Cosigned: last})
+	return err
+}
+
+// withoutRubbish is the report with the reason in place of a countersignature that is none: the log keeps its size and its
+// digest, and not what a stranger to our evidence wrote. [Report.Apply] looks once more.
+func (s *Server) withoutRubbish(r Report) Report {
+	if r.Cosigned == nil {
+		return r
+	}
+	page := s.book.View()
+	a, err := page.Appliance(r.Name)
+	if err == nil {
+		err = a.countersigned(page.TrustDomain, r.Cosigned)
+	}
+	if err != nil {
+		r.Cosigned, r.Refused = nil, fault.Text(err)
+	}
+	return r
 }
 
 func verifier(origin string, pem []byte) (note.Verifier, error) {
@@ -163,6 +195,7 @@ func (n *news) read(log audit.Log) {
 			Body struct {
 				Checkpoint json.RawMessage `json:"checkpoint"`
 				Cosigned   json.RawMessage `json:"cosigned"`
+				Refused    json.RawMessage `json:"refused"`
 			} `json:"body"`
 		}
 		if err := json.Unmarshal(log.Entry(n.seen), &e); err == nil {
@@ -170,7 +203,7 @@ func (n *news) read(log audit.Log) {
 			case Countersign{}.Kind(), OrdersDone{}.Kind(), Edge{}.Kind(), HoldsBundle{}.Kind(), NodeBundle{}.Kind(), Renew{}.Kind(), RenewBy{}.Kind():
 				continue
 			case Report{}.Kind():
-				if e.Body.Checkpoint != nil || e.Body.Cosigned != nil {
+				if e.Body.Checkpoint != nil || e.Body.Cosigned != nil || e.Body.Refused != nil {
 					continue
 				}
 			}
@@ -192,16 +225,12 @@ func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID, upto in
 			return 0, nil // one is on its way
 		}
 	}
+	v, err := verifier(audit.VendorOrigin(page.TrustDomain), s.logPublic())
+	if err != nil {
+		return 0, err
+	}
 	var from int64
-	if n := len(a.Cosigned); n > 0 {
-		v, err := verifier(audit.VendorOrigin(page.TrustDomain), s.logPublic())
-		if err != nil {
-			return 0, err
-		}
-		last, err := audit.OpenCheckpoint(a.Cosigned[n-1], v)
-		if err != nil {
-			return 0, err
-		}
+	if last, ok := a.newestVouched(page.TrustDomain, v); ok {
 		if from = last.Size; upto <= from {
 			return from, nil
 		}
@@ -224,33 +253,41 @@ func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID, upto in
 	return log.Size(), nil
 }
 
+// vouched lists the countersignatures of an appliance that verify: a book may hold others.
+func (a Appliance) vouched(domain string, own note.Verifier) [][]byte {
+	w, err := a.witness(domain)
+	if err != nil {
+		return nil // it never enrolled
+	}
+	return slices.DeleteFunc(slices.Clone(a.Cosigned), func(b []byte) bool {
+		_, _, err := audit.OpenCosigned(b, own, w)
+		return err != nil
+	})
+}
+
+// newestVouched is the head of the newest of them.
+func (a Appliance) newestVouched(domain string, own note.Verifier) (audit.Head, bool) {
+	w, err := a.witness(domain)
+	if err != nil {
+		return audit.Head{}, false
+	}
+	for _, b := range slices.Backward(a.Cosigned) {
+		if h, _, err := audit.OpenCosigned(b, own, w); err == nil {
+			return h, true
+		}
+	}
+	return audit.Head{}, false
+}
+
 // ExportEvidence streams the vendor's log with its countersignatures, and the customers' heads that it witnessed.
 func (s *Server) ExportEvidence(ctx context.Context, _ *connect.Request[controlv1.ExportEvidenceRequest], stream *connect.ServerStream[controlv1.ExportEvidenceResponse]) error {
 	if err := s.Order.Read(ctx); err != nil {
 		return err
 	}
-	page := s.book.View()
-	log, cp, err := s.head()
+	b, err := s.evidence()
 	if err != nil {
 		return err
 	}
-	b := audit.Bundle{Version: audit.BundleVersion, Witnessed: []string{}, Documents: []string{}}
-	var cosigned [][]byte
-	for _, a := range page.Appliances() {
-		cosigned = append(cosigned, a.Cosigned...)
-		for _, w := range a.Witnessed {
-			b.Witnessed = append(b.Witnessed, string(w))
-		}
-	}
-	key, err := s.logSigner()
-	if err != nil {
-		return err
-	}
-	e, err := audit.Collect(audit.VendorOrigin(page.TrustDomain), key.Public(), log, [][]byte{cp}, cosigned)
-	if err != nil {
-		return err
-	}
-	b.Logs = []audit.LogEvidence{e}
 	file, err := b.Encode()
 	if err != nil {
 		return err
@@ -263,6 +300,38 @@ func (s *Server) ExportEvidence(ctx context.Context, _ *connect.Request[controlv
 		file = file[n:]
 	}
 	return nil
+}
+
+// evidence gathers what the book holds now.
+func (s *Server) evidence() (audit.Bundle, error) {
+	page := s.book.View()
+	log, cp, err := s.head()
+	if err != nil {
+		return audit.Bundle{}, err
+	}
+	key, err := s.logSigner()
+	if err != nil {
+		return audit.Bundle{}, err
+	}
+	origin := audit.VendorOrigin(page.TrustDomain)
+	own, err := audit.NoteVerifier(origin, key.Public())
+	if err != nil {
+		return audit.Bundle{}, err
+	}
+	b := audit.Bundle{Version: audit.BundleVersion, Witnessed: []string{}, Documents: []string{}}
+	var cosigned [][]byte
+	for _, a := range page.Appliances() {
+		cosigned = append(cosigned, a.vouched(page.TrustDomain, own)...)
+		for _, w := range a.Witnessed {
+			b.Witnessed = append(b.Witnessed, string(w))
+		}
+	}
+	e, err := audit.Collect(origin, key.Public(), log, [][]byte{cp}, cosigned)
+	if err != nil {
+		return audit.Bundle{}, err
+	}
+	b.Logs = []audit.LogEvidence{e}
+	return b, nil
 }
 
 // LogKey is the public half, in PEM, of the key that signs the checkpoints of the vendor's log, for a book that begins with this

@@ -6,12 +6,17 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/mod/sumdb/note"
+
+	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ledger"
+	"github.com/demarc-dev/demarc/seal"
 )
 
-// Report is one numbered report of an appliance. Exactly one of Deploy, Operation, Probe, Status, Checkpoint, Cosigned is set.
+// Report is one numbered report of an appliance. Exactly one of Deploy, Operation, Probe, Status, Checkpoint,
+// Cosigned, Refused is set.
 type Report struct {
 	Name   fleet.ApplianceID `json:"name"`
 	Number uint64            `json:"number"`
@@ -22,6 +27,7 @@ type Report struct {
 	Probe      *ProbeIndex      `json:"probe,omitempty"`
 	Checkpoint *Checkpoint      `json:"checkpoint,omitempty"`
 	Cosigned   []byte           `json:"cosigned,omitempty"`
+	Refused    string           `json:"refused,omitempty"` // in place of a countersignature that is none: why, its size and its digest
 	Status     *Status          `json:"status,omitempty"`
 }
 
@@ -65,8 +71,9 @@ type OperationReport struct {
 
 // Took says what became of a report.
 type Took struct {
-	Done uint64 `json:"done"` // number of the last report in the book
-	New  bool   `json:"new"`  // false where the report was in the book already
+	Done   uint64 `json:"done"`             // number of the last report in the book
+	New    bool   `json:"new"`              // false where the report was in the book already
+	Reason string `json:"reason,omitempty"` // why nothing came of it
 }
 
 // Kind names the change in the log.
@@ -86,6 +93,7 @@ func (c Report) Apply(s *State, _ ledger.Meta) (Took, error) {
 		return Took{}, fault.New("report", fault.Conflict, "report %d of appliance %q leaves a gap: %d is the last one in the book", c.Number, c.Name, a.ReportsDone)
 	}
 	a.ReportsDone = c.Number
+	reason := c.Refused
 	switch {
 	case c.Deploy != nil:
 		d := c.Deploy
@@ -95,14 +103,40 @@ func (c Report) Apply(s *State, _ ledger.Meta) (Took, error) {
 			return Took{}, err
 		}
 	case c.Cosigned != nil:
-		a.Cosigned = keep(a.Cosigned, c.Cosigned)
+		if err := a.countersigned(s.TrustDomain, c.Cosigned); err != nil {
+			reason = fault.Text(err)
+		}
 	case c.Status != nil:
 		a.Health = *c.Status
 	case c.Probe != nil:
 		a.Probe = a.Probe.heard(*c.Probe)
 	}
 	s.appliances = s.appliances.Set(c.Name, a)
-	return Took{Done: c.Number, New: true}, nil
+	return Took{Done: c.Number, New: true, Reason: reason}, nil
+}
+
+// countersigned keeps a countersignature of this appliance over a head that it was asked about, and forgets the questions
+// that it answers. Whatever else an appliance sends is refused, and touches nobody's evidence.
+func (a *Appliance) countersigned(domain string, b []byte) error {
+	witness, err := a.witness(domain)
+	if err != nil {
+		return err
+	}
+	_, i, err := audit.Countersigned(b, a.Asked, witness)
+	if err != nil {
+		return err
+	}
+	a.Cosigned, a.Asked = keep(a.Cosigned, b), slices.Clone(a.Asked[i+1:])
+	return nil
+}
+
+// witness verifies countersignatures of this appliance.
+func (a Appliance) witness(domain string) (note.Verifier, error) {
+	k, err := seal.ParseKey(a.LogKey)
+	if err != nil {
+		return nil, err
+	}
+	return audit.CosignVerifier(audit.CustomerOrigin(domain, a.Name), k.Public)
 }
 
 // progress moves an operation on. A report of an operation that the vendor never asked for is refused.

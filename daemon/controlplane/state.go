@@ -100,6 +100,7 @@ type Appliance struct {
 	LogKey    []byte   `json:"log_key,omitempty"`   // PEM; signs the checkpoints of the customer's log
 	Witnessed [][]byte `json:"witnessed,omitempty"` // the customer's heads that this control plane countersigned, oldest first
 	Cosigned  [][]byte `json:"cosigned,omitempty"`  // the vendor's heads that the appliance countersigned, oldest first
+	Asked     [][]byte `json:"asked,omitempty"`     // heads that it was asked to countersign and has not yet, oldest first, at most [maxAsked]
 }
 
 // OrdersSent is the number of the newest order.
