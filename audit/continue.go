@@ -56,7 +56,7 @@ func Countersigned(b []byte, sent [][]byte, witness note.Verifier) (Head, int, e
 	const op = "audit.Countersigned"
 	refuse := func(why string) (Head, int, error) {
 		return Head{}, 0, fault.New(op, fault.Denied, "%d bytes with the digest %s are no countersignature of %q: %s",
-			len(b), fleet.DigestOf(b), clip(witness.Name()), why)
+			len(b), fleet.DigestOf(b), fault.Clip(witness.Name()), why)
 	}
 	if len(b) > maxCheckpoint {
 		return refuse("they are too many")

@@ -3,8 +3,6 @@
 package operation
 
 import (
-	"bytes"
-	"encoding/binary"
 	"slices"
 
 	"github.com/demarc-dev/demarc/fault"
@@ -222,56 +220,4 @@ func VerifyOutput(c Chain, encrypted, encoded []byte) (Output, error) {
 		return Output{}, err
 	}
 	return o, nil
-}
-
-// Output is what an operation wrote, at most 64 MiB together.
-type Output struct{ Stdout, Stderr []byte }
-
-// outputVersion begins an encoded output; after it stand both streams, each with its length in 4 bytes before it.
-const outputVersion = "demarc-output/1\n"
-
-// Encode spells the output in its one form.
-func (o Output) Encode() []byte {
-	b := make([]byte, 0, len(outputVersion)+8+len(o.Stdout)+len(o.Stderr))
-	b = append(b, outputVersion...)
-	b = binary.BigEndian.AppendUint32(b, uint32(len(o.Stdout)))
-	b = append(b, o.Stdout...)
-	b = binary.BigEndian.AppendUint32(b, uint32(len(o.Stderr)))
-	return append(b, o.Stderr...)
-}
-
-// ParseOutput reads what Encode wrote.
-func ParseOutput(b []byte) (Output, error) {
-	rest, ok := bytes.CutPrefix(b, []byte(outputVersion))
-	bad := fault.New("operation.ParseOutput", fault.Invalid, "not an output of this format, or cut off")
-	if !ok || len(b) > len(outputVersion)+8+maxOutput {
-		return Output{}, bad
-	}
-	var parts [2][]byte
-	for i := range parts {
-		if len(rest) < 4 || uint64(len(rest)-4) < uint64(binary.BigEndian.Uint32(rest)) {
-			return Output{}, bad
-		}
-		n := binary.BigEndian.Uint32(rest)
-		parts[i], rest = bytes.Clone(rest[4:4+n]), rest[4+n:]
-	}
-	if len(rest) > 0 {
-		return Output{}, bad
-	}
-	return Output{parts[0], parts[1]}, nil
-}
-
-// Matches tells whether this is the output that the appliance signed for.
-func (o Output) Matches(r Result) error {
-	for _, s := range []struct {
-		name string
-		b    []byte
-		d    fleet.Digest
-		n    int64
-	}{{"stdout", o.Stdout, r.Stdout, r.StdoutSize}, {"stderr", o.Stderr, r.Stderr, r.StderrSize}} {
-		if fleet.DigestOf(s.b) != s.d || int64(len(s.b)) != s.n {
-			return fault.New("operation.Matches", fault.Denied, "%s is not what the appliance signed for", s.name)
-		}
-	}
-	return nil
 }

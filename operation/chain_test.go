@@ -109,7 +109,7 @@ func TestWhatASignerMayChoose(t *testing.T) {
 	free := map[string]string{
 		"Request":  "ID Appliance Operator Template TemplateDigest Release Vars Reason At NotAfter Nonce",
 		"Approval": "Argv Reason At NotAfter Nonce",
-		"Result":   "State Exit Signal Stdout Stderr StdoutSize StderrSize Truncated Reason Started Ended",
+		"Result":   "State Exit Signal Stdout Stderr Reason Started Ended",
 		"Release":  "Output Reason At Nonce",
 	}
 	whole := [][]byte{req, app, res, rel}
@@ -277,7 +277,7 @@ func TestVerifyTemplate(t *testing.T) {
 
 func TestVerifyOutput(t *testing.T) {
 	req, app, res, _ := chain(t)
-	o := operation.Output{Stdout: []byte("out"), Stderr: []byte("err!")}
+	o := output
 	secret := []byte("as age would write it")
 	l := released(res)
 	l.Output = fleet.DigestOf(secret)
@@ -292,7 +292,8 @@ func TestVerifyOutput(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	swapped := operation.Output{Stdout: o.Stderr, Stderr: o.Stdout}
+	swapped := o
+	swapped.Stdout, swapped.Stderr = o.Stderr, o.Stdout
 	for name, c := range map[string]struct {
 		c      operation.Chain
 		secret []byte
@@ -314,16 +315,20 @@ func TestVerifyOutput(t *testing.T) {
 
 func TestOutputHasOneEncoding(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		o := operation.Output{Stdout: rapid.SliceOf(rapid.Byte()).Draw(t, "stdout"), Stderr: rapid.SliceOf(rapid.Byte()).Draw(t, "stderr")}
+		o := operation.Output{Stdout: rapid.SliceOf(rapid.Byte()).Draw(t, "stdout"), Stderr: rapid.SliceOf(rapid.Byte()).Draw(t, "stderr"), Truncated: rapid.Bool().Draw(t, "truncated")}
+		copy(o.StdoutSalt[:], rapid.SliceOfN(rapid.Byte(), 32, 32).Draw(t, "salt"))
 		back, err := operation.ParseOutput(o.Encode())
-		if err != nil || !bytes.Equal(back.Stdout, o.Stdout) || !bytes.Equal(back.Stderr, o.Stderr) {
+		if err != nil || !bytes.Equal(back.Stdout, o.Stdout) || !bytes.Equal(back.Stderr, o.Stderr) || back.Truncated != o.Truncated || back.StdoutSalt != o.StdoutSalt {
 			t.Fatalf("%v, %v", back, err)
 		}
 	})
 	for name, b := range map[string]string{
-		"other version":        "demarc-output/2\n\x00\x00\x00\x00\x00\x00\x00\x00",
-		"length beyond":        "demarc-output/1\n\x00\x00\x00\x05abc",
-		"length near the wrap": "demarc-output/1\n\xff\xff\xff\xff\x00\x00\x00\x00",
+		"other version":        strings.Replace(string(output.Encode()), "/1", "/2", 1),
+		"length beyond":        "demarc-output/1\n" + strings.Repeat("\x00", 65) + "\x00\x00\x00\x05abc",
+		"length near the wrap": "demarc-output/1\n" + strings.Repeat("\x00", 65) + "\xff\xff\xff\xff\x00\x00\x00\x00",
+		"another flag":         strings.Replace(string(output.Encode()), "\n\x01", "\n\x02", 1),
+		"something behind it":  string(output.Encode()[:4095]) + "x",
+		"longer":               string(output.Encode()) + "\x00",
 	} {
 		if _, err := operation.ParseOutput([]byte(b)); !errors.Is(err, fault.Invalid) {
 			t.Errorf("%s: %v", name, err)

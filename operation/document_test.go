@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"math"
 	"reflect"
 	"strings"
 	"testing"
@@ -122,7 +121,7 @@ func TestStatementsHaveOneForm(t *testing.T) {
 		"key twice":            swap(`"id":`, `"id":"op-2","id":`),
 		"key twice outside":    swap(`"_type":`, `"_type":"x","_type":`),
 		"unknown outside":      swap(`"_type":`, `"x":1,"_type":`),
-		"default spelled out":  swap(`"truncated":true`, `"truncated":false`),
+		"default spelled out":  swap(`"reason":"x"`, `"reason":""`),
 		"number as fraction":   swap(`"exit":1`, `"exit":1.0`),
 		"escaped letter":       swap(`"held"`, `"hel\u0064"`),
 		"trailing":             text + "{}",
@@ -213,28 +212,25 @@ func TestEachFieldIsChecked(t *testing.T) {
 		"approval's bytes": {ap(func(x *operation.Approval) {
 			x.Argv = strings.Split(strings.Repeat(strings.Repeat("x", 8000)+" ", 9), " ")
 		}), "argv: at most 256"},
-		"approval's end":           {ap(func(x *operation.Approval) { x.NotAfter = x.At }), "not_after"},
-		"result's command":         {rs(func(x *operation.Result) { x.Argv = nil }), "argv"},
-		"result's stdout":          {rs(func(x *operation.Result) { x.Stdout = "" }), "stdout"},
-		"result's stderr":          {rs(func(x *operation.Result) { x.Stderr = "" }), "stderr"},
-		"result's approval":        {rs(func(x *operation.Result) { x.Approval = "" }), "approval"},
-		"result's size":            {rs(func(x *operation.Result) { x.StdoutSize = -1 }), "stdout_size"},
-		"result's sizes":           {rs(func(x *operation.Result) { x.StdoutSize, x.StderrSize = 64<<20, 1 }), "stdout_size"},
-		"result's sizes that wrap": {rs(func(x *operation.Result) { x.StdoutSize, x.StderrSize = math.MaxInt64, math.MaxInt64 }), "stdout_size"},
-		"result's signal":          {rs(func(x *operation.Result) { x.Signal = strings.Repeat("x", 33) }), "signal"},
-		"release's result":         {rl(func(x *operation.Release) { x.Result = "" }), "result"},
-		"release of nothing":       {rl(func(x *operation.Release) { x.Output = "" }), "output"},
-		"release's decision":       {rl(func(x *operation.Release) { x.Decision = "approve" }), "decision"},
-		"release's time":           {rl(func(x *operation.Release) { x.At = time.Time{} }), "at"},
-		"release's nonce":          {rl(func(x *operation.Release) { x.Nonce = "" }), "nonce"},
-		"cancel's request":         {cn(func(x *operation.Cancel) { x.Request = "" }), "request"},
-		"cancel's time":            {cn(func(x *operation.Cancel) { x.At = time.Time{} }), "at"},
-		"cancel's nonce":           {cn(func(x *operation.Cancel) { x.Nonce = "a" }), "nonce"},
-		"plan":                     {pl(func(x *operation.PlanApproval) { x.Plan = "" }), "plan"},
-		"plan's release":           {pl(func(x *operation.PlanApproval) { x.Release = "" }), "release"},
-		"plan without phases":      {pl(func(x *operation.PlanApproval) { x.Phases = nil }), "phases"},
-		"plan's phase twice":       {pl(func(x *operation.PlanApproval) { x.Phases = []fleet.Phase{fleet.Deploy, fleet.Deploy} }), "twice"},
-		"plan's end":               {pl(func(x *operation.PlanApproval) { x.NotAfter = time.Time{} }), "not_after"},
+		"approval's end":      {ap(func(x *operation.Approval) { x.NotAfter = x.At }), "not_after"},
+		"result's command":    {rs(func(x *operation.Result) { x.Argv = nil }), "argv"},
+		"result's stdout":     {rs(func(x *operation.Result) { x.Stdout = "" }), "stdout"},
+		"result's stderr":     {rs(func(x *operation.Result) { x.Stderr = "" }), "stderr"},
+		"result's approval":   {rs(func(x *operation.Result) { x.Approval = "" }), "approval"},
+		"result's signal":     {rs(func(x *operation.Result) { x.Signal = strings.Repeat("x", 33) }), "signal"},
+		"release's result":    {rl(func(x *operation.Release) { x.Result = "" }), "result"},
+		"release of nothing":  {rl(func(x *operation.Release) { x.Output = "" }), "output"},
+		"release's decision":  {rl(func(x *operation.Release) { x.Decision = "approve" }), "decision"},
+		"release's time":      {rl(func(x *operation.Release) { x.At = time.Time{} }), "at"},
+		"release's nonce":     {rl(func(x *operation.Release) { x.Nonce = "" }), "nonce"},
+		"cancel's request":    {cn(func(x *operation.Cancel) { x.Request = "" }), "request"},
+		"cancel's time":       {cn(func(x *operation.Cancel) { x.At = time.Time{} }), "at"},
+		"cancel's nonce":      {cn(func(x *operation.Cancel) { x.Nonce = "a" }), "nonce"},
+		"plan":                {pl(func(x *operation.PlanApproval) { x.Plan = "" }), "plan"},
+		"plan's release":      {pl(func(x *operation.PlanApproval) { x.Release = "" }), "release"},
+		"plan without phases": {pl(func(x *operation.PlanApproval) { x.Phases = nil }), "phases"},
+		"plan's phase twice":  {pl(func(x *operation.PlanApproval) { x.Phases = []fleet.Phase{fleet.Deploy, fleet.Deploy} }), "twice"},
+		"plan's end":          {pl(func(x *operation.PlanApproval) { x.NotAfter = time.Time{} }), "not_after"},
 	} {
 		if err := c.c.Check(); !errors.Is(err, fault.Invalid) || !strings.Contains(fault.Text(err), c.want) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
@@ -261,7 +257,8 @@ func TestInTotoShape(t *testing.T) {
 	if err := json.Unmarshal(b, &s); err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]fleet.Digest{"approval": fleet.DigestOf(app), "stdout": fleet.DigestOf([]byte("out")), "stderr": fleet.DigestOf([]byte("err!"))}
+	stdout, stderr := output.Commitments()
+	want := map[string]fleet.Digest{"approval": fleet.DigestOf(app), "stdout": stdout, "stderr": stderr}
 	for _, sub := range s.Subject {
 		if "sha256:"+sub.Digest["sha256"] != string(want[sub.Name]) {
 			t.Errorf("subject %s: %v", sub.Name, sub.Digest)

@@ -53,24 +53,22 @@ type Approval struct {
 	Nonce     string            `json:"nonce"`
 }
 
-// Result says what ran and how it ended. The appliance signs it. The digests are of the output in clear.
+// Result says what ran and how it ended. The appliance signs it, and it crosses to the vendor at once: of the output it has
+// nothing but commitments (see [Output]).
 type Result struct {
-	ID         string            `json:"id"`
-	Appliance  fleet.ApplianceID `json:"appliance"`
-	Request    fleet.Digest      `json:"request"`
-	Approval   fleet.Digest      `json:"approval"`
-	Argv       []string          `json:"argv"`
-	State      State             `json:"state"` // held, failed or cancelled
-	Exit       int               `json:"exit"`
-	Signal     string            `json:"signal,omitempty"`
-	Stdout     fleet.Digest      `json:"stdout"`
-	Stderr     fleet.Digest      `json:"stderr"`
-	StdoutSize int64             `json:"stdout_size"`
-	StderrSize int64             `json:"stderr_size"`
-	Truncated  bool              `json:"truncated,omitempty"`
-	Reason     string            `json:"reason,omitempty"`
-	Started    time.Time         `json:"started"`
-	Ended      time.Time         `json:"ended"`
+	ID        string            `json:"id"`
+	Appliance fleet.ApplianceID `json:"appliance"`
+	Request   fleet.Digest      `json:"request"`
+	Approval  fleet.Digest      `json:"approval"`
+	Argv      []string          `json:"argv"`
+	State     State             `json:"state"` // held, failed or cancelled
+	Exit      int               `json:"exit"`
+	Signal    string            `json:"signal,omitempty"`
+	Stdout    fleet.Digest      `json:"stdout"` // commitment
+	Stderr    fleet.Digest      `json:"stderr"` // commitment
+	Reason    string            `json:"reason,omitempty"`
+	Started   time.Time         `json:"started"`
+	Ended     time.Time         `json:"ended"`
 }
 
 // Release lets an output out, or keeps it in. The customer signs it.
@@ -368,9 +366,6 @@ func (r Result) Check() error {
 	c.that(len(r.Argv) > 0, "argv: a result names the command that it is of")
 	c.argv(r.Argv)
 	c.that(slices.Contains([]State{Held, Failed, Cancelled}, r.State), "state: a result is held, failed or cancelled, not %q", fault.Clip(string(r.State)))
-	for _, n := range []int64{r.StdoutSize, r.StderrSize, r.StdoutSize + r.StderrSize} {
-		c.that(n >= 0 && n <= maxOutput, "stdout_size, stderr_size: 0 to %d bytes together", maxOutput)
-	}
 	c.that(len(r.Signal) <= maxSignal && legible(r.Signal), "signal: its name in at most %d bytes", maxSignal)
 	c.reason(r.Reason)
 	c.that(!r.Started.IsZero() && !r.Ended.Before(r.Started), "ended: must not be before started")

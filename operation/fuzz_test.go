@@ -144,6 +144,7 @@ func FuzzVerifyChain(f *testing.F) {
 
 func FuzzParseOutput(f *testing.F) {
 	f.Add(operation.Output{Stdout: []byte("out"), Stderr: []byte("err")}.Encode())
+	f.Add(output.Encode())
 	f.Add([]byte("demarc-output/1\n\xff\xff\xff\xff"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if o, err := operation.ParseOutput(b); err == nil && !bytes.Equal(o.Encode(), b) {

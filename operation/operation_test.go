@@ -63,10 +63,13 @@ func approval(req []byte) operation.Approval {
 		Reason: "fine", At: start.Add(time.Minute), NotAfter: start.Add(time.Hour), Nonce: nonce}
 }
 
+// output is what the operation of the tests wrote.
+var output = operation.Output{Stdout: []byte("out"), Stderr: []byte("err!"), Truncated: true, StdoutSalt: [32]byte{1, 2, 3}, StderrSalt: [32]byte{4, 5, 6}}
+
 func result(req, app []byte) operation.Result {
+	stdout, stderr := output.Commitments()
 	return operation.Result{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf(req), Approval: fleet.DigestOf(app), Argv: []string{"bin/store", "state"},
-		State: operation.Held, Exit: 1, Signal: "none", Stdout: fleet.DigestOf([]byte("out")), Stderr: fleet.DigestOf([]byte("err!")), StdoutSize: 3, StderrSize: 4,
-		Truncated: true, Reason: "x", Started: start.Add(2 * time.Minute), Ended: start.Add(3 * time.Minute)}
+		State: operation.Held, Exit: 1, Signal: "none", Stdout: stdout, Stderr: stderr, Reason: "x", Started: start.Add(2 * time.Minute), Ended: start.Add(3 * time.Minute)}
 }
 
 func released(res []byte) operation.Release {
@@ -261,7 +264,7 @@ func TestStatementsAreInToto(t *testing.T) {
 
 func TestOutput(t *testing.T) {
 	req, app, _, _ := chain(t)
-	o := operation.Output{Stdout: []byte("out"), Stderr: []byte("err!")}
+	o := output
 	back, err := operation.ParseOutput(o.Encode())
 	if err != nil || !reflect.DeepEqual(o, back) {
 		t.Fatalf("%v, %v", back, err)
@@ -269,8 +272,21 @@ func TestOutput(t *testing.T) {
 	if err := back.Matches(result(req, app)); err != nil {
 		t.Fatal(err)
 	}
-	if err := (operation.Output{Stdout: []byte("Out"), Stderr: o.Stderr}).Matches(result(req, app)); !errors.Is(err, fault.Denied) {
-		t.Fatal(err)
+	for name, spoil := range map[string]func(o *operation.Output){
+		"stdout":    func(o *operation.Output) { o.Stdout = []byte("Out") },
+		"stderr":    func(o *operation.Output) { o.Stderr = nil },
+		"exchanged": func(o *operation.Output) { o.Stdout, o.Stderr = o.Stderr, o.Stdout },
+		"exchanged, salted": func(o *operation.Output) {
+			*o = operation.Output{o.Stderr, o.Stdout, o.Truncated, o.StderrSalt, o.StdoutSalt}
+		},
+		"not cut off":  func(o *operation.Output) { o.Truncated = false },
+		"no salt":      func(o *operation.Output) { o.StdoutSalt = [32]byte{} },
+		"another salt": func(o *operation.Output) { o.StderrSalt[31] ^= 1 },
+	} {
+		bad := o
+		if spoil(&bad); !errors.Is(bad.Matches(result(req, app)), fault.Denied) {
+			t.Errorf("%s: taken", name)
+		}
 	}
 	for i := range o.Encode() {
 		if _, err := operation.ParseOutput(o.Encode()[:i]); err == nil {

@@ -156,7 +156,7 @@ func (a *app) letOut(decision, short string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.say(m, "%s: the output of %s, %d bytes", decision, res.ID, res.StdoutSize+res.StderrSize)
+			return a.say(m, "%s: the output of %s, %d bytes", decision, res.ID, len(out.Stdout)+len(out.Stderr))
 		})
 	c.Flags().StringVar(&reason, "reason", "", "for the vendor")
 	k.add(c.Flags())

@@ -211,14 +211,14 @@ func (a *app) readOutput(ctx context.Context, v *vendor, to, id string) error {
 }
 
 func (a *app) printOutput(out operation.Output, res operation.Result) error {
-	doc := map[string]any{"id": res.ID, "exit": res.Exit, "stdout": string(out.Stdout), "stderr": string(out.Stderr), "truncated": res.Truncated, "argv": res.Argv}
+	doc := map[string]any{"id": res.ID, "exit": res.Exit, "stdout": string(out.Stdout), "stderr": string(out.Stderr), "truncated": out.Truncated, "argv": res.Argv}
 	return a.emit(doc, func(w io.Writer) {
 		fmt.Fprintf(w, "%s", out.Stdout)
 		if len(out.Stderr) > 0 {
 			fmt.Fprintf(w, "stderr: %s", out.Stderr)
 		}
-		if res.Exit != 0 || res.Truncated {
-			fmt.Fprintf(w, "exit %d, truncated %v\n", res.Exit, res.Truncated)
+		if res.Exit != 0 || out.Truncated {
+			fmt.Fprintf(w, "exit %d, truncated %v\n", res.Exit, out.Truncated)
 		}
 	})
 }

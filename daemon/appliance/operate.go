@@ -5,6 +5,7 @@ package appliance
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"io"
 	"sync"
 	"time"
@@ -167,7 +168,6 @@ func (a *Appliance) finish(ctx context.Context, o Operation, res workload.ExecRe
 	if began.IsZero() {
 		began = now
 	}
-	out := operation.Output{Stdout: res.Stdout, Stderr: res.Stderr}
 	state := operation.Held
 	if failed != "" {
 		state = operation.Failed
@@ -175,21 +175,30 @@ func (a *Appliance) finish(ctx context.Context, o Operation, res workload.ExecRe
 	if cur, err := a.book.View().Operation(o.ID); err == nil && cur.State == operation.Cancelled {
 		state = operation.Cancelled
 	}
-	var hidden []byte
-	if state == operation.Held {
-		var err error
-		if hidden, err = a.encrypt(out.Encode()); err != nil {
-			state, failed = operation.Failed, fault.Text(err)
-		}
-	}
-	sealed, err := seal.Seal(operation.Result{ID: o.ID, Appliance: a.book.View().Appliance, Request: fleet.DigestOf(o.Request), Approval: fleet.DigestOf(o.Approval),
-		Argv: o.Argv, State: state, Exit: res.Exit, Signal: res.Signal, Stdout: fleet.DigestOf(out.Stdout), Stderr: fleet.DigestOf(out.Stderr),
-		StdoutSize: int64(len(out.Stdout)), StderrSize: int64(len(out.Stderr)), Truncated: res.Truncated, Reason: clipSentence(failed), Started: began.UTC(), Ended: now}, a.signer)
+	r := operation.Result{ID: o.ID, Appliance: a.book.View().Appliance, Request: fleet.DigestOf(o.Request), Approval: fleet.DigestOf(o.Approval),
+		Argv: o.Argv, State: state, Exit: res.Exit, Signal: res.Signal, Reason: clipSentence(failed), Started: began.UTC(), Ended: now}
+	sealed, hidden, failed, err := a.result(r, res)
 	if err != nil {
 		return err
 	}
 	_, err = submit(ctx, a, Finish{ID: o.ID, Result: sealed, Output: hidden, Failed: failed})
 	return err
+}
+
+// result seals what the vendor learns of a run before the customer has looked at its output, which is nothing but commitments
+// to it, and encrypts a held output with its salts to the customer. An output that can't be encrypted makes it a failure.
+func (a *Appliance) result(r operation.Result, res workload.ExecResult) (sealed, hidden []byte, failed string, err error) {
+	out := operation.Output{Stdout: res.Stdout, Stderr: res.Stderr, Truncated: res.Truncated}
+	_, _ = rand.Read(out.StdoutSalt[:]) // crypto/rand.Read never fails
+	_, _ = rand.Read(out.StderrSalt[:])
+	if r.State == operation.Held {
+		if hidden, err = a.encrypt(out.Encode()); err != nil {
+			r.State, r.Reason = operation.Failed, clipSentence(fault.Text(err))
+		}
+	}
+	r.Stdout, r.Stderr = out.Commitments()
+	sealed, err = seal.Seal(r, a.signer)
+	return sealed, hidden, r.Reason, err
 }
 
 // encrypt hides an output from everybody but the customer.
