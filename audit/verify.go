@@ -13,8 +13,6 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/demarc-dev/demarc/fault"
-	"github.com/demarc-dev/demarc/fleet"
-	"github.com/demarc-dev/demarc/seal"
 )
 
 // Breach says how a bundle fails. It is the cause of the fault that Verify returns: errors.Is(err, audit.Forked).
@@ -27,7 +25,9 @@ const (
 	Forked      Breach = "forked"      // two signed histories that are not one
 	Unsigned    Breach = "unsigned"    // not signed by the pinned key
 	Uncovered   Breach = "uncovered"   // entries that no checkpoint covers
-	Unwitnessed Breach = "unwitnessed" // no pinned witness ever signed
+	Unwitnessed Breach = "unwitnessed" // no pinned witness signed, or not enough of it
+	Unknown     Breach = "unknown"     // a document that no log names, or one that is there twice
+	Unchained   Breach = "unchained"   // documents that are not one chain, or a link that another party signed
 )
 
 // Error makes a Breach usable as the target of errors.Is.
@@ -37,36 +37,35 @@ func (b Breach) Error() string { return string(b) }
 type Pins struct {
 	Logs        map[string]crypto.PublicKey // by origin, Ed25519
 	Witnesses   map[string]crypto.PublicKey // by the witness's name, Ed25519
-	Documents   []seal.Key                  // who may have signed documents
 	NeedWitness bool                        // refuse a log that no pinned witness signed
+	// WitnessLag refuses a log of which no pinned witness saw the entries that are older than this when the newest one was made,
+	// by the clock of the log's owner. Zero asks for nothing.
+	WitnessLag time.Duration
 }
 
 // Report is what a whole bundle shows.
 type Report struct {
 	Logs      []LogReport
-	Unpaired  []Head // witnessed checkpoints of logs that are not in the bundle: signed, and not compared with entries
-	Documents []DocumentReport
+	Unpaired  []Head   // witnessed checkpoints of logs that are not in the bundle: signed, and not compared with entries
+	Unchecked int      // witnessed checkpoints of logs without a pinned key: not even their signatures were looked at
+	Missing   []string // pinned logs that are not in the bundle
 }
 
 // LogReport is about one log: entries 0 to Size-1 are complete and as they were signed.
 type LogReport struct {
 	Head
 	Checkpoints int
-	Witnessed   int64     // the entries below this were seen by a pinned witness, and so can't be rewritten by the log's owner
-	WitnessedAt time.Time // by the witness's clock
-	First, Last time.Time // of the entries, by the clock of the log's owner
+	Witnessed   int64         // the entries below this were seen by a pinned witness, and so can't be rewritten by the log's owner
+	WitnessedAt time.Time     // by the witness's clock
+	First, Last time.Time     // of the entries, by the clock of the log's owner
+	Lag         time.Duration // from the first entry that no pinned witness saw to the last one; zero if all were seen
+	Worthless   []string      // cosignatures that are not over a checkpoint of this log: why. They were passed over
 }
 
-// DocumentReport is about one sealed document.
-type DocumentReport struct {
-	Digest fleet.Digest
-	Type   string
-	By     []seal.KeyID
-}
-
-// Verify checks a bundle offline. Each log must be whole and as signed, each checkpoint of it (its own, cosigned, or
-// kept by the other side) must be a beginning of it, and each document must be signed by a pinned key. The first
-// failure is returned: a fault with the sentence for the auditor, and a Breach as its cause.
+// Verify checks the logs of a bundle offline. Each must be whole and as signed, and each checkpoint of it (its own, cosigned, or
+// kept by the other side) must be a beginning of it. What others sent for it and is no cosignature is passed over and told: it
+// is not the log's. A log is never its own witness, under whatever name. Documents are not looked at. The first failure is
+// returned: a fault with the sentence for the auditor, and a Breach as its cause.
 func Verify(bundle []byte, pinned Pins) (Report, error) {
 	const op = "audit.Verify"
 	b, err := ParseBundle(bundle)
@@ -86,19 +85,13 @@ func Verify(bundle []byte, pinned Pins) (Report, error) {
 		rebuilt[e.Origin] = l
 		r.Logs = append(r.Logs, lr)
 	}
-	if r.Unpaired, err = verifyWitnessed(op, b.Witnessed, rebuilt, pinned); err != nil {
+	if r.Unpaired, r.Unchecked, err = verifyWitnessed(op, b.Witnessed, rebuilt, pinned); err != nil {
 		return Report{}, err
 	}
-	for i, d := range b.Documents {
-		typ, by, err := seal.Verify([]byte(d), pinned.Documents)
-		if err != nil {
-			return Report{}, fault.Because(err, op, fault.Of(err), "document %d: %s", i, fault.Text(err))
+	for _, origin := range slices.Sorted(maps.Keys(pinned.Logs)) {
+		if _, ok := rebuilt[origin]; !ok {
+			r.Missing = append(r.Missing, origin)
 		}
-		dr := DocumentReport{Digest: fleet.DigestOf([]byte(d)), Type: typ}
-		for _, k := range by {
-			dr.By = append(dr.By, k.ID)
-		}
-		r.Documents = append(r.Documents, dr)
 	}
 	return r, nil
 }
@@ -134,6 +127,9 @@ func verifyLog(op string, e LogEvidence, pinned Pins) (LogReport, Log, error) {
 	} else if e.Key != "" && e.Key != base64.StdEncoding.EncodeToString(k) {
 		return none, Log{}, fault.Because(Unsigned, op, fault.Denied, "log %q: the bundle was made with another key than the pinned one", fault.Clip(e.Origin))
 	}
+	if len(e.Entries) == 0 {
+		return none, Log{}, fault.Because(Omitted, op, fault.Denied, "log %q is empty: it would show nothing, and each log begins with an entry", fault.Clip(e.Origin))
+	}
 	if len(e.Checkpoints) == 0 {
 		return none, Log{}, fault.Because(Uncovered, op, fault.Denied, "log %q: no checkpoint covers its %d entries", fault.Clip(e.Origin), len(e.Entries))
 	}
@@ -148,8 +144,9 @@ func verifyLog(op string, e LogEvidence, pinned Pins) (LogReport, Log, error) {
 	r := LogReport{Checkpoints: len(heads)}
 	for i, c := range e.Cosignatures {
 		h, at, known, err := openCosigned(op, i, c, v, pinned)
-		if err != nil {
-			return none, Log{}, err
+		if err != nil { // whoever sent it is no witness, and must not spoil the log of another
+			r.Worthless = append(r.Worthless, fault.Text(err))
+			continue
 		}
 		heads = append(heads, h)
 		if known && h.Size >= r.Witnessed {
@@ -170,14 +167,19 @@ func verifyLog(op string, e LogEvidence, pinned Pins) (LogReport, Log, error) {
 	if err := readable(op, e, &r); err != nil {
 		return none, Log{}, err
 	}
-	if pinned.NeedWitness && r.WitnessedAt.IsZero() {
+	if (pinned.NeedWitness || pinned.WitnessLag > 0) && r.WitnessedAt.IsZero() {
 		return none, Log{}, fault.Because(Unwitnessed, op, fault.Denied, "log %q: no pinned witness signed a checkpoint of it", fault.Clip(e.Origin))
+	}
+	if pinned.WitnessLag > 0 && r.Lag > pinned.WitnessLag {
+		return none, Log{}, fault.Because(Unwitnessed, op, fault.Denied, "log %q: entry %d and what follows, made within %s, was seen by no pinned witness: %s is allowed",
+			fault.Clip(e.Origin), r.Witnessed, r.Lag, pinned.WitnessLag)
 	}
 	return r, l, nil
 }
 
 // readable reads each entry, all of which are known to be as signed.
 func readable(op string, e LogEvidence, r *LogReport) error {
+	var unseen time.Time
 	for i, leaf := range e.Entries {
 		x, err := ParseEntry([]byte(leaf))
 		if err != nil {
@@ -186,7 +188,12 @@ func readable(op string, e LogEvidence, r *LogReport) error {
 		if i == 0 {
 			r.First = x.At
 		}
-		r.Last = x.At
+		if r.Last = x.At; int64(i) == r.Witnessed {
+			unseen = x.At
+		}
+	}
+	if !unseen.IsZero() {
+		r.Lag = max(r.Last.Sub(unseen), 1)
 	}
 	return nil
 }
@@ -196,7 +203,14 @@ func openCosigned(op string, i int, text string, v note.Verifier, pinned Pins) (
 	if h, err = openOf(op, "cosignature", i, text, v); err != nil {
 		return Head{}, time.Time{}, false, err
 	}
+	own, err := edKey(op, pinned.Logs[v.Name()])
+	if err != nil {
+		return Head{}, time.Time{}, false, err
+	}
 	for _, name := range slices.Sorted(maps.Keys(pinned.Witnesses)) {
+		if own.Equal(pinned.Witnesses[name]) {
+			continue // whoever writes a log says nothing new by signing it twice
+		}
 		w, err := CosignVerifier(name, pinned.Witnesses[name])
 		if err != nil {
 			return Head{}, time.Time{}, false, err
@@ -297,16 +311,19 @@ func rootOf(hs []tlog.Hash) tlog.Hash {
 }
 
 // verifyWitnessed compares the checkpoints that one side kept of the other with each other and with the entries.
-func verifyWitnessed(op string, notes []string, logs map[string]Log, pinned Pins) ([]Head, error) {
-	var unpaired []Head
+func verifyWitnessed(op string, notes []string, logs map[string]Log, pinned Pins) (unpaired []Head, unchecked int, err error) {
 	seen := map[string]map[int64]Head{}
 	for i, text := range notes {
+		if _, ok := pinned.Logs[originOf(text)]; !ok {
+			unchecked++
+			continue
+		}
 		h, err := openWitnessed(op, i, text, pinned)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		if old, ok := seen[h.Origin][h.Size]; ok && old.Root != h.Root {
-			return nil, fault.Because(Forked, op, fault.Conflict, "log %q is forked: witnessed checkpoint %d is a second history of %d entries", fault.Clip(h.Origin), i, h.Size)
+			return nil, 0, fault.Because(Forked, op, fault.Conflict, "log %q is forked: witnessed checkpoint %d is a second history of %d entries", fault.Clip(h.Origin), i, h.Size)
 		}
 		if seen[h.Origin] == nil {
 			seen[h.Origin] = map[int64]Head{}
@@ -318,25 +335,28 @@ func verifyWitnessed(op string, notes []string, logs map[string]Log, pinned Pins
 			continue
 		}
 		if h.Size > l.Size() {
-			return nil, fault.Because(Omitted, op, fault.Conflict, "log %q: witnessed checkpoint %d has %d entries, and entry %d and what follows is not in the bundle", fault.Clip(h.Origin), i, h.Size, l.Size())
+			return nil, 0, fault.Because(Omitted, op, fault.Conflict, "log %q: witnessed checkpoint %d has %d entries, and entry %d and what follows is not in the bundle", fault.Clip(h.Origin), i, h.Size, l.Size())
 		}
 		if root, err := l.RootAt(h.Size); err != nil || root != h.Root {
-			return nil, fault.Because(Forked, op, fault.Conflict, "log %q is forked: witnessed checkpoint %d, of %d entries, is not a beginning of the log in the bundle", fault.Clip(h.Origin), i, h.Size)
+			return nil, 0, fault.Because(Forked, op, fault.Conflict, "log %q is forked: witnessed checkpoint %d, of %d entries, is not a beginning of the log in the bundle", fault.Clip(h.Origin), i, h.Size)
 		}
 	}
-	return unpaired, nil
+	return unpaired, unchecked, nil
+}
+
+// originOf is the first line of a note, unverified: it chooses the key.
+func originOf(text string) string {
+	for n := range min(len(text), maxOrigin+1) {
+		if text[n] == '\n' {
+			return text[:n]
+		}
+	}
+	return ""
 }
 
 // openWitnessed finds the pinned log that signed the note. The origin that the note states only chooses the key.
 func openWitnessed(op string, i int, text string, pinned Pins) (Head, error) {
-	origin := ""
-	for n := range min(len(text), maxOrigin+1) {
-		if text[n] == '\n' {
-			origin = text[:n]
-			break
-		}
-	}
-	v, err := logVerifier(op, origin, pinned)
+	v, err := logVerifier(op, originOf(text), pinned)
 	if err != nil {
 		return Head{}, fault.Because(err, op, fault.Of(err), "witnessed checkpoint %d: %s", i, fault.Text(err))
 	}

@@ -11,7 +11,13 @@ import (
 )
 
 // Keys are those that the verifier pinned, by party.
-type Keys struct{ Operators, Customers, Appliance []seal.Key }
+type Keys struct {
+	Operators, Customers, Appliance []seal.Key
+	// CustomerUnknown says that the verifier knows no key of the customer, and Customers is empty. Approval and release are then
+	// bound by form and digests alone: that the customer signed the approval is the word of the appliance, which signed the
+	// result over it, and that the customer signed the release is nobody's.
+	CustomerUnknown bool
+}
 
 // Chain is an operation whose documents were verified together.
 type Chain struct {
@@ -45,11 +51,14 @@ func VerifyChain(request, approval, result, release []byte, k Keys) (Chain, erro
 	}
 	c := Chain{State: Requested}
 	var err error
-	if c.Request, err = opened[Request](request, k.Operators, "request", "an operator of the vendor"); err != nil {
+	if k.CustomerUnknown && len(k.Customers) > 0 {
+		return Chain{}, broken("the customer can't be known and unknown")
+	}
+	if c.Request, err = opened[Request](request, k.Operators, false, "request", "an operator of the vendor"); err != nil {
 		return Chain{}, err
 	}
 	if len(approval) > 0 {
-		if err := c.approve(approval, fleet.DigestOf(request), k.Customers); err != nil {
+		if err := c.approve(approval, fleet.DigestOf(request), k); err != nil {
 			return Chain{}, err
 		}
 	}
@@ -59,7 +68,7 @@ func VerifyChain(request, approval, result, release []byte, k Keys) (Chain, erro
 		}
 	}
 	if len(release) > 0 {
-		if err := c.letOut(release, fleet.DigestOf(result), k.Customers); err != nil {
+		if err := c.letOut(release, fleet.DigestOf(result), k); err != nil {
 			return Chain{}, err
 		}
 	}
@@ -91,8 +100,8 @@ func (k Keys) apart() error {
 	return nil
 }
 
-func (c *Chain) approve(sealed []byte, request fleet.Digest, keys []seal.Key) error {
-	a, err := opened[Approval](sealed, keys, "approval", "the customer")
+func (c *Chain) approve(sealed []byte, request fleet.Digest, k Keys) error {
+	a, err := opened[Approval](sealed, k.Customers, k.CustomerUnknown, "approval", "the customer")
 	if err != nil {
 		return err
 	}
@@ -116,7 +125,7 @@ func (c *Chain) approve(sealed []byte, request fleet.Digest, keys []seal.Key) er
 }
 
 func (c *Chain) finish(sealed []byte, approval fleet.Digest, keys []seal.Key) error {
-	r, err := opened[Result](sealed, keys, "result", "the appliance")
+	r, err := opened[Result](sealed, keys, false, "result", "the appliance")
 	if err != nil {
 		return err
 	}
@@ -145,8 +154,8 @@ func (c *Chain) finish(sealed []byte, approval fleet.Digest, keys []seal.Key) er
 	return nil
 }
 
-func (c *Chain) letOut(sealed []byte, result fleet.Digest, keys []seal.Key) error {
-	l, err := opened[Release](sealed, keys, "release", "the customer")
+func (c *Chain) letOut(sealed []byte, result fleet.Digest, k Keys) error {
+	l, err := opened[Release](sealed, k.Customers, k.CustomerUnknown, "release", "the customer")
 	if err != nil {
 		return err
 	}
@@ -173,10 +182,15 @@ func (c *Chain) letOut(sealed []byte, result fleet.Digest, keys []seal.Key) erro
 func opened[T interface {
 	seal.Body
 	Check() error
-}](sealed []byte, keys []seal.Key, what, who string) (T, error) {
+}](sealed []byte, keys []seal.Key, unknown bool, what, who string) (T, error) {
 	const op = "operation.VerifyChain"
-	var none T
-	v, _, err := seal.Open[T](sealed, keys)
+	var none, v T
+	var err error
+	if unknown {
+		v, err = seal.Peek[T](sealed)
+	} else {
+		v, _, err = seal.Open[T](sealed, keys)
+	}
 	if err != nil {
 		return none, fault.Because(err, op, fault.Of(err), "the %s, which %s signs: %s", what, who, fault.Text(err))
 	}

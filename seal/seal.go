@@ -169,6 +169,15 @@ func Peek[T Body](sealed []byte) (T, error) {
 	return parse[T](op, payload)
 }
 
+// TypeOf returns the payload type that sealed claims, WITHOUT checking any signature: it chooses what to open it as.
+func TypeOf(sealed []byte) (string, error) {
+	env, _, err := unwrap("seal.TypeOf", sealed)
+	if err != nil {
+		return "", err
+	}
+	return env.PayloadType, nil
+}
+
 // Identity names the signed document inside an envelope: the digest of its type and payload, whoever signed it.
 // It stays the same however the signatures are added to, taken away or rewritten: uses are counted by it.
 // It is spelled sha256:<64 hex digits>. It checks no signature.

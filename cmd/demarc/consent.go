@@ -53,16 +53,40 @@ func (a *app) consent() *cobra.Command {
 
 // asked finds one operation and its request. The appliance checked the request's signature when it came in.
 func asked(ctx context.Context, l localv1connect.LocalClient, id string) (*localv1.Operation, operation.Request, error) {
-	m, err := wire(l.ListOperations(ctx, connect.NewRequest(&localv1.ListOperationsRequest{Id: id})))
+	m, err := one(ctx, l, id)
 	if err != nil {
 		return nil, operation.Request{}, err
-	}
-	if len(m.GetOperations()) != 1 {
-		return nil, operation.Request{}, fault.New("demarc.consent", fault.NotFound, "no operation %q: demarc consent list", id)
 	}
 	o := m.GetOperations()[0]
 	r, err := seal.Peek[operation.Request](o.GetRequest())
 	return o, r, err
+}
+
+// one asks for exactly one operation, with the keys by which its statements are verified.
+func one(ctx context.Context, l localv1connect.LocalClient, id string) (*localv1.ListOperationsResponse, error) {
+	m, err := wire(l.ListOperations(ctx, connect.NewRequest(&localv1.ListOperationsRequest{Id: id})))
+	if err == nil && len(m.GetOperations()) != 1 {
+		return nil, fault.New("demarc.consent", fault.NotFound, "no operation %q: demarc consent list", id)
+	}
+	return m, err
+}
+
+// keysOf reads the keys of an answer, by party. The customer's own key is among them, or the appliance lies about who decides.
+func keysOf(m *localv1.ListOperationsResponse) (operation.Keys, error) {
+	var k operation.Keys
+	for _, party := range []struct {
+		to  *[]seal.Key
+		pem [][]byte
+	}{{&k.Operators, m.GetOperatorKeys()}, {&k.Customers, m.GetCustomerKeys()}, {&k.Appliance, [][]byte{m.GetLogKey()}}} {
+		for _, pem := range party.pem {
+			key, err := seal.ParseKey(pem)
+			if err != nil {
+				return k, err
+			}
+			*party.to = append(*party.to, key)
+		}
+	}
+	return k, nil
 }
 
 func (a *app) decide(decision, short string) *cobra.Command {
@@ -97,33 +121,48 @@ func (a *app) decide(decision, short string) *cobra.Command {
 	return c
 }
 
-// held opens the output of an operation that waits for the customer.
-func (a *app) held(ctx context.Context, l localv1connect.LocalClient, id string, k *keyFlags) (operation.Output, operation.Result, operation.Request, []byte, error) {
-	o, r, err := asked(ctx, l, id)
-	if err != nil {
-		return operation.Output{}, operation.Result{}, r, nil, err
+// held opens the output of an operation that waits for the customer, once its documents are verified.
+func (a *app) held(ctx context.Context, l localv1connect.LocalClient, id string, k *keyFlags) (operation.Output, operation.Chain, []byte, error) {
+	fail := func(err error) (operation.Output, operation.Chain, []byte, error) {
+		return operation.Output{}, operation.Chain{}, nil, err
 	}
+	m, err := one(ctx, l, id)
+	if err != nil {
+		return fail(err)
+	}
+	o := m.GetOperations()[0]
 	sealed := statement(o.GetStatements(), operation.TypeResult)
 	if sealed == nil || len(o.GetOutput()) == 0 {
-		return operation.Output{}, operation.Result{}, r, nil, fault.New("demarc.consent", fault.Conflict, "operation %s is %s: it holds no output", id, o.GetState())
+		return fail(fault.New("demarc.consent", fault.Conflict, "operation %s is %s: it holds no output", id, o.GetState()))
+	}
+	keys, err := keysOf(m)
+	if err != nil {
+		return fail(err)
+	}
+	c, err := chain(o.GetRequest(), o.GetStatements(), keys)
+	if err != nil {
+		return fail(err)
+	}
+	if c.Request.ID != id {
+		return fail(fault.New("demarc.consent", fault.Denied, "the documents are of operation %s", c.Request.ID))
 	}
 	key, err := k.reader(a)
 	if err != nil {
-		return operation.Output{}, operation.Result{}, r, nil, err
+		return fail(err)
 	}
-	out, res, err := opened(o.GetOutput(), sealed, key)
-	return out, res, r, sealed, err
+	out, err := opened(o.GetOutput(), c, key)
+	return out, c, sealed, err
 }
 
 func (a *app) readHeld() *cobra.Command {
 	var k keyFlags
 	c := a.own(&cobra.Command{Use: "output ID", Short: "Read the output of an operation before anyone else does", Args: exactly(1, "the operation's id")},
 		func(ctx context.Context, l localv1connect.LocalClient, args []string) error {
-			out, res, _, _, err := a.held(ctx, l, args[0], &k)
+			out, c, _, err := a.held(ctx, l, args[0], &k)
 			if err != nil {
 				return err
 			}
-			return a.printOutput(out, res)
+			return a.printOutput(out, *c.Result)
 		})
 	k.add(c.Flags())
 	return c
@@ -136,7 +175,7 @@ func (a *app) letOut(decision, short string) *cobra.Command {
 		Long:    short + ".\n\nThe output is opened here, compared with what the appliance signed for, and encrypted anew to the operator who asked: neither the appliance nor\nthe control plane sees it in clear.",
 		Example: "  demarc consent " + decision + " op-1 --key globex.key"},
 		func(ctx context.Context, l localv1connect.LocalClient, args []string) error {
-			out, res, r, sealed, err := a.held(ctx, l, args[0], &k)
+			out, c, sealed, err := a.held(ctx, l, args[0], &k)
 			if err != nil {
 				return err
 			}
@@ -144,10 +183,10 @@ func (a *app) letOut(decision, short string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			doc := operation.Release{ID: res.ID, Appliance: r.Appliance, Result: fleet.DigestOf(sealed), Decision: decision, Reason: reason, At: time.Now().UTC(), Nonce: draw()}
+			doc := operation.Release{ID: c.Request.ID, Appliance: c.Request.Appliance, Result: fleet.DigestOf(sealed), Decision: decision, Reason: reason, At: time.Now().UTC(), Nonce: draw()}
 			var hidden []byte
 			if decision == operation.DecisionRelease {
-				if hidden, err = encryptTo(r.Recipient, out.Encode()); err != nil {
+				if hidden, err = encryptTo(c.Request.Recipient, out.Encode()); err != nil {
 					return err
 				}
 				doc.Output = fleet.DigestOf(hidden)
@@ -156,7 +195,7 @@ func (a *app) letOut(decision, short string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.say(m, "%s: the output of %s, %d bytes", decision, res.ID, len(out.Stdout)+len(out.Stderr))
+			return a.say(m, "%s: the output of %s, %d bytes", decision, c.Request.ID, len(out.Stdout)+len(out.Stderr))
 		})
 	c.Flags().StringVar(&reason, "reason", "", "for the vendor")
 	k.add(c.Flags())

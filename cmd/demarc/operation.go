@@ -64,9 +64,13 @@ func (a *app) operation() *cobra.Command {
 			return a.emit(o, func(w io.Writer) { fmt.Fprintf(w, "%s\t%s\t%s\n", o.GetId(), o.GetState(), o.GetReason()) })
 		})
 	show.Flags().StringVar(&to, "appliance", "", "of whom")
-	output := a.online(&cobra.Command{Use: "output ID", Short: "Read the output that the customer released", Args: exactly(1, "the operation's id")},
-		func(ctx context.Context, v *vendor, args []string) error { return a.readOutput(ctx, v, to, args[0]) })
-	output.Flags().StringVar(&to, "appliance", "", "of whom")
+	var out outputFlags
+	output := a.online(&cobra.Command{Use: "output ID", Short: "Read the output that the customer released", Args: exactly(1, "the operation's id"),
+		Long: "output verifies the documents of the operation before it shows anything: your request, by your own key, and the result, by the key that the\nappliance enrolled with. With the customer's key, which the customer gives you in person, it verifies the approval and the release too."},
+		func(ctx context.Context, v *vendor, args []string) error { return a.readOutput(ctx, v, out, args[0]) })
+	output.Flags().StringVar(&out.to, "appliance", "", "of whom")
+	output.Flags().StringVar(&out.appliance, "appliance-key", "", "FILE: public key of the appliance's log, by default the one that it enrolled with")
+	output.Flags().StringArrayVar(&out.customers, "customer-key", nil, "FILE: public key of the customer, who approves and releases; repeat for each")
 	return group("operation", "Operations that the vendor asks for", request, list, show, output)
 }
 
@@ -169,45 +173,113 @@ func statement(all [][]byte, kind string) []byte {
 	return nil
 }
 
-// opened decrypts an output and compares it with what the appliance signed for.
-func opened(hidden, sealedResult []byte, id age.Identity) (operation.Output, operation.Result, error) {
-	const op = "demarc.output"
-	res, err := seal.Peek[operation.Result](sealedResult)
+// chain verifies the statements of an operation up to the one that is wanted, before anything of its output is opened.
+func chain(request []byte, statements [][]byte, k operation.Keys) (operation.Chain, error) {
+	c, err := operation.VerifyChain(request, statement(statements, operation.TypeApproval), statement(statements, operation.TypeResult),
+		statement(statements, operation.TypeRelease), k)
 	if err != nil {
-		return operation.Output{}, res, err
+		return c, fault.Because(err, "demarc.chain", fault.Denied, "the documents of the operation can't be trusted, nothing is shown: %s", fault.Text(err))
 	}
+	if c.Result == nil {
+		return c, fault.New("demarc.chain", fault.Conflict, "operation %s is %s: it has no result", c.Request.ID, c.State)
+	}
+	return c, nil
+}
+
+// opened decrypts an output and compares it with what the appliance signed for in the result of a verified chain.
+func opened(hidden []byte, c operation.Chain, id age.Identity) (operation.Output, error) {
+	const op = "demarc.output"
 	r, err := age.Decrypt(bytes.NewReader(hidden), id)
 	if err != nil {
-		return operation.Output{}, res, fault.Because(err, op, fault.Denied, "the output is not encrypted to this key, or damaged")
+		return operation.Output{}, fault.Because(err, op, fault.Denied, "the output is not encrypted to this key, or damaged")
 	}
 	plain, err := io.ReadAll(io.LimitReader(r, 8<<20))
 	if err != nil {
-		return operation.Output{}, res, fault.At(op, fault.Invalid, err)
+		return operation.Output{}, fault.At(op, fault.Denied, err)
+	}
+	if c.Release != nil {
+		return operation.VerifyOutput(c, hidden, plain)
 	}
 	out, err := operation.ParseOutput(plain)
 	if err != nil {
-		return out, res, err
+		return out, err
 	}
-	return out, res, out.Matches(res)
+	if err := out.Matches(*c.Result); err != nil {
+		return operation.Output{}, err
+	}
+	return out, nil
 }
 
-func (a *app) readOutput(ctx context.Context, v *vendor, to, id string) error {
-	o, err := v.oneOperation(ctx, to, id)
+// outputFlags are the keys by which an operator verifies an operation's documents.
+type outputFlags struct {
+	to, appliance string
+	customers     []string
+}
+
+func (a *app) readOutput(ctx context.Context, v *vendor, f outputFlags, id string) error {
+	o, err := v.oneOperation(ctx, f.to, id)
 	if err != nil {
 		return err
 	}
 	if len(o.GetOutput()) == 0 {
 		return fault.New("demarc.output", fault.Denied, "the customer has not released the output of %s: it is %s %s", id, o.GetState(), o.GetReason())
 	}
+	k, err := v.outputKeys(ctx, f)
+	if err != nil {
+		return err
+	}
+	c, err := chain(o.GetRequest(), o.GetStatements(), k)
+	if err != nil {
+		return err
+	}
+	if c.Request.ID != id || string(c.Request.Appliance) != f.to {
+		return fault.New("demarc.output", fault.Denied, "the documents are of operation %s of appliance %s", c.Request.ID, c.Request.Appliance)
+	}
 	key, err := v.recipient()
 	if err != nil {
 		return err
 	}
-	out, res, err := opened(o.GetOutput(), statement(o.GetStatements(), operation.TypeResult), key)
+	out, err := opened(o.GetOutput(), c, key)
 	if err != nil {
 		return err
 	}
-	return a.printOutput(out, res)
+	if k.CustomerUnknown {
+		fmt.Fprintln(a.errs, "the approval and the release were not compared with the customer's key: give it with --customer-key FILE")
+	}
+	return a.printOutput(out, *c.Result)
+}
+
+// outputKeys are the operator's own key, which the request must bear, the appliance's, given or as it was enrolled, and the
+// customer's where they are given.
+func (v *vendor) outputKeys(ctx context.Context, f outputFlags) (operation.Keys, error) {
+	requests, err := signer("request_key", v.RequestKey)
+	if err != nil {
+		return operation.Keys{}, err
+	}
+	own, err := seal.KeyOf(requests.Public())
+	if err != nil {
+		return operation.Keys{}, err
+	}
+	k := operation.Keys{Operators: []seal.Key{own}, CustomerUnknown: len(f.customers) == 0}
+	for _, file := range f.customers {
+		c, err := publicKey(file)
+		if err != nil {
+			return k, err
+		}
+		k.Customers = append(k.Customers, c)
+	}
+	var its seal.Key
+	if f.appliance != "" {
+		its, err = publicKey(f.appliance)
+	} else {
+		x, e := v.appliance(ctx, f.to)
+		if e != nil {
+			return k, e
+		}
+		its, err = seal.ParseKey(x.GetLogKey())
+	}
+	k.Appliance = []seal.Key{its}
+	return k, err
 }
 
 func (a *app) printOutput(out operation.Output, res operation.Result) error {

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/demarc-dev/demarc/audit"
+	"github.com/demarc-dev/demarc/daemon/appliance"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/seal"
 )
@@ -27,13 +29,24 @@ type verifyDoc struct {
 }
 
 type bundleDoc struct {
-	File     string        `json:"file"`
-	OK       bool          `json:"ok"`
-	Breach   string        `json:"breach,omitempty"`
-	Reason   string        `json:"reason,omitempty"`
-	Logs     []logDoc      `json:"logs,omitempty"`
-	Unpaired []headDoc     `json:"unpaired,omitempty"` // heads that the other side kept, whose log is not in the file
-	Signed   []documentDoc `json:"documents,omitempty"`
+	File       string         `json:"file"`
+	OK         bool           `json:"ok"`
+	Breach     string         `json:"breach,omitempty"`
+	Reason     string         `json:"reason,omitempty"`
+	Logs       []logDoc       `json:"logs,omitempty"`
+	Unpaired   []headDoc      `json:"unpaired,omitempty"`  // heads that the other side kept, whose log is not in the file
+	Unchecked  int            `json:"unchecked,omitempty"` // heads of logs without a pinned key
+	Missing    []string       `json:"missing,omitempty"`   // pinned logs that are not in the file
+	Documents  int            `json:"documents"`
+	Operations []operationDoc `json:"operations,omitempty"`
+}
+
+// operationDoc is one operation whose documents make a chain.
+type operationDoc struct {
+	ID      string `json:"id,omitempty"`
+	Log     string `json:"log"`
+	State   string `json:"state"`
+	Refused string `json:"refused,omitempty"` // why the appliance had to refuse the request
 }
 
 type headDoc struct {
@@ -49,84 +62,158 @@ type logDoc struct {
 	WitnessedAt string `json:"witnessed_at,omitempty"`
 	First       string `json:"first,omitempty"`
 	Last        string `json:"last,omitempty"`
+	LagSeconds  int64  `json:"lag_seconds"`         // of what no witness saw, from its first entry to its last
+	Worthless   int    `json:"worthless,omitempty"` // cosignatures that are none, passed over
+	Why         string `json:"why,omitempty"`       // the first of them
 }
 
-type documentDoc struct {
-	Digest string   `json:"digest"`
-	Type   string   `json:"type"`
-	By     []string `json:"by"`
+// verifyFlags are the keys that an auditor brings along, each with whose it is.
+type verifyFlags struct {
+	pins, witnesses, operators, customers []string
+	need                                  bool
+	lag                                   time.Duration
 }
 
 func (a *app) verify() *cobra.Command {
-	var pins, witnesses, signers []string
-	var need bool
+	var v verifyFlags
 	c := &cobra.Command{
 		Use:   "verify BUNDLE ... --pin ORIGIN=FILE ...",
 		Short: "Check exported evidence offline, with nothing but pinned keys",
 		Long: `Checks that each log in an evidence file is whole and as it was signed, that it never had another history, and that
-what the other side kept of it fits. All trust comes from the keys that you bring along; get them from each side in
-person, once. Several files are checked one by one, and then against each other.
+what the other side kept of it fits. Checks that the documents in the file are exactly those that the logs name, and
+that those of each operation make a chain: asked by an operator of the vendor, approved and released by the customer,
+its result signed by the appliance, whose key is that of its log. All trust comes from the keys that you bring along;
+get them from each side in person, once. Without keys of operators or of the customer those count that the log itself
+has on record: the word of the log's owner. Several files are checked one by one, and then against each other.
 
-Exit code 0: all is as signed. 3: it is not, and the reason is printed.
-"demarc verify keys BUNDLE" prints which keys a file claims, to compare with what you were given.`,
-		Example: `  demarc verify evidence.json --pin acme.example/control-plane=vendor-log.pem \
-    --witness acme.example/appliance/eu-1=customer-log.pem`,
+Exit code 0: all is as signed. 2: a key is missing, or the command line is wrong. 3: it is not as signed, and the reason is
+printed. "demarc verify keys BUNDLE" prints which keys a file claims, to compare with what you were given.`,
+		Example: `  demarc verify customer.json --pin acme.example/appliance/eu-1=customer-log.pem \
+    --witness acme.example/control-plane=vendor-log.pem --witness-lag 1m \
+    --operator-key ann.pub --customer-key acme.example/appliance/eu-1=globex.key.pub`,
 		RunE: func(_ *cobra.Command, files []string) error {
-			if len(files) == 0 || len(pins) == 0 {
+			if len(files) == 0 || len(v.pins) == 0 {
 				return usage("name the file of a bundle, and the keys that you trust with --pin ORIGIN=FILE (see demarc verify --help)")
 			}
-			p, err := parsePins(pins, witnesses, signers)
+			p, err := v.parse()
 			if err != nil {
 				return err
 			}
-			p.NeedWitness = need
 			return a.verifyFiles(files, p)
 		},
 	}
 	f := c.Flags()
-	f.StringArrayVar(&pins, "pin", nil, "ORIGIN=FILE: public key (PEM) of a log; repeat for each log")
-	f.StringArrayVar(&witnesses, "witness", nil, "NAME=FILE: public key of who countersigns; the logs that are pinned are witnesses too")
-	f.StringArrayVar(&signers, "signer", nil, "FILE: public key of who may have signed documents in the file")
-	f.BoolVar(&need, "need-witness", false, "refuse a log that no witness countersigned")
+	f.StringArrayVar(&v.pins, "pin", nil, "ORIGIN=FILE: public key (PEM) of a log; repeat for each log")
+	f.StringArrayVar(&v.witnesses, "witness", nil, "NAME=FILE: public key of who countersigns; the logs that are pinned are witnesses of each other too")
+	f.StringArrayVar(&v.operators, "operator-key", nil, "FILE: public key of an operator of the vendor, who asks for operations")
+	f.StringArrayVar(&v.customers, "customer-key", nil, "ORIGIN=FILE: public key of the customer whose appliance has this log, who approves and releases")
+	f.BoolVar(&v.need, "need-witness", false, "refuse a log that no witness countersigned")
+	f.DurationVar(&v.lag, "witness-lag", 0, "refuse a log of which no witness saw what is older than this, by the log's newest entry")
 	c.AddCommand(a.verifyKeys())
 	return c
 }
 
-func parsePins(pins, witnesses, signers []string) (audit.Pins, error) {
-	p := audit.Pins{Logs: map[string]crypto.PublicKey{}, Witnesses: map[string]crypto.PublicKey{}}
-	for flag, list := range map[string][]string{"pin": pins, "witness": witnesses} {
-		for _, s := range list {
+// trusted are the keys of a command line by what they are trusted for. No key counts for two parties.
+type trusted struct {
+	audit.Pins
+	operators []seal.Key
+	customers map[string][]seal.Key // by the origin of the appliance's log
+}
+
+func (v verifyFlags) parse() (trusted, error) {
+	p := trusted{Pins: audit.Pins{Logs: map[string]crypto.PublicKey{}, Witnesses: map[string]crypto.PublicKey{}, NeedWitness: v.need, WitnessLag: v.lag},
+		customers: map[string][]seal.Key{}}
+	if v.lag < 0 {
+		return p, usage("--witness-lag %s: give a time above zero, for instance 1m", v.lag)
+	}
+	for _, flag := range []struct {
+		name string
+		list []string
+		take func(name string, k seal.Key) error
+	}{
+		{"pin", v.pins, func(name string, k seal.Key) error {
+			if _, twice := p.Logs[name]; twice {
+				return usage("--pin %s is given twice", name)
+			}
+			p.Logs[name], p.Witnesses[name] = k.Public, k.Public
+			return nil
+		}},
+		{"witness", v.witnesses, func(name string, k seal.Key) error { p.Witnesses[name] = k.Public; return nil }},
+		{"customer-key", v.customers, func(name string, k seal.Key) error { p.customers[name] = append(p.customers[name], k); return nil }},
+	} {
+		for _, s := range flag.list {
 			name, file, ok := strings.Cut(s, "=")
 			if !ok || name == "" || file == "" {
-				return p, usage("--%s %s: write ORIGIN=FILE", flag, s)
+				return p, usage("--%s %s: write ORIGIN=FILE", flag.name, s)
 			}
 			k, err := publicKey(file)
 			if err != nil {
 				return p, err
 			}
-			if flag == "pin" {
-				if _, twice := p.Logs[name]; twice {
-					return p, usage("--pin %s is given twice", name)
-				}
-				p.Logs[name] = k.Public
-			}
-			if _, given := p.Witnesses[name]; !given || flag == "witness" {
-				p.Witnesses[name] = k.Public
+			if err := flag.take(name, k); err != nil {
+				return p, err
 			}
 		}
 	}
-	for _, file := range signers {
+	for name := range p.customers {
+		if _, ok := p.Logs[name]; !ok {
+			return p, usage("--customer-key %s=FILE: no log of this name is pinned: add --pin %s=FILE", name, name)
+		}
+	}
+	for _, file := range v.operators {
 		k, err := publicKey(file)
 		if err != nil {
 			return p, err
 		}
-		p.Documents = append(p.Documents, k)
+		p.operators = append(p.operators, k)
 	}
 	return p, nil
 }
 
+// unpinned lists the logs in a file whose keys are missing on the command line.
+func (p trusted) unpinned(b audit.Bundle) []string {
+	var out []string
+	for _, l := range b.Logs {
+		if _, ok := p.Logs[l.Origin]; !ok {
+			out = append(out, "--pin "+fault.Clip(l.Origin)+"=FILE")
+		}
+	}
+	return out
+}
+
+// check verifies one bundle whole: its logs, then its documents with what the logs say of them.
+func (p trusted) check(file []byte) (audit.Report, []appliance.Verified, error) {
+	r, err := audit.Verify(file, p.Pins)
+	if err != nil {
+		return r, nil, err
+	}
+	b, err := audit.ParseBundle(file)
+	if err != nil {
+		return r, nil, err
+	}
+	var cases []appliance.Case
+	for _, l := range b.Logs {
+		var log audit.Log
+		for _, e := range l.Entries {
+			log = log.AppendLeaf([]byte(e))
+		}
+		record, err := appliance.ReadRecord(log)
+		if err != nil {
+			return r, nil, err
+		}
+		own, err := seal.KeyOf(p.Logs[l.Origin])
+		if err != nil {
+			return r, nil, err
+		}
+		cases = append(cases, appliance.Case{Origin: l.Origin, Record: record,
+			Trust: appliance.Trust{Operators: p.operators, Customers: p.customers[l.Origin], Appliance: []seal.Key{own}}})
+	}
+	chains, err := appliance.VerifyDocuments(cases, b.Documents)
+	return r, chains, err
+}
+
 // verifyFiles checks each file by itself, then all against each other, and prints what came out, well or not.
-func (a *app) verifyFiles(files []string, p audit.Pins) error {
+func (a *app) verifyFiles(files []string, p trusted) error {
 	doc := verifyDoc{OK: true}
 	var first error
 	var all audit.Bundle
@@ -135,15 +222,15 @@ func (a *app) verifyFiles(files []string, p audit.Pins) error {
 		if err != nil {
 			return err
 		}
-		r, err := audit.Verify(b, p)
-		doc.Bundles = append(doc.Bundles, describe(file, r, err))
+		one, err := audit.ParseBundle(b)
+		if missing := p.unpinned(one); err == nil && len(missing) > 0 {
+			return usage("%s holds logs whose keys are missing: get them from their owners, and add %s", file, strings.Join(missing, " "))
+		}
+		r, chains, err := p.check(b)
+		doc.Bundles = append(doc.Bundles, describe(file, len(one.Documents), r, chains, err))
 		if err != nil {
 			first = errors.Join(first, err)
 			continue
-		}
-		one, err := audit.ParseBundle(b)
-		if err != nil {
-			return err
 		}
 		all = merge(all, one)
 	}
@@ -152,8 +239,8 @@ func (a *app) verifyFiles(files []string, p audit.Pins) error {
 		if err != nil {
 			return err
 		}
-		r, err := audit.Verify(enc, p)
-		doc.Bundles = append(doc.Bundles, describe("all together", r, err))
+		r, chains, err := p.check(enc)
+		doc.Bundles = append(doc.Bundles, describe("all together", len(all.Documents), r, chains, err))
 		first = err
 	}
 	doc.OK = first == nil
@@ -184,11 +271,20 @@ func merge(all, one audit.Bundle) audit.Bundle {
 		all.Logs[i].Cosignatures = slices.Concat(all.Logs[i].Cosignatures, l.Cosignatures)
 	}
 	all.Witnessed = slices.Concat([]string{}, all.Witnessed, one.Witnessed)
-	all.Documents = slices.Concat([]string{}, all.Documents, one.Documents)
+	held := map[string]bool{} // two exports of one log hold the same documents
+	for _, d := range all.Documents {
+		held[d] = true
+	}
+	all.Documents = slices.Clone(all.Documents)
+	for _, d := range one.Documents {
+		if !held[d] {
+			all.Documents = append(all.Documents, d)
+		}
+	}
 	return all
 }
 
-func describe(file string, r audit.Report, err error) bundleDoc {
+func describe(file string, documents int, r audit.Report, chains []appliance.Verified, err error) bundleDoc {
 	d := bundleDoc{File: file, OK: err == nil}
 	if err != nil {
 		var b audit.Breach
@@ -199,18 +295,19 @@ func describe(file string, r audit.Report, err error) bundleDoc {
 		return d
 	}
 	for _, l := range r.Logs {
-		o := logDoc{headDoc: head(l.Head), Checkpoints: l.Checkpoints, Witnessed: l.Witnessed, WitnessedAt: spell(l.WitnessedAt), First: spell(l.First), Last: spell(l.Last)}
+		o := logDoc{headDoc: head(l.Head), Checkpoints: l.Checkpoints, Witnessed: l.Witnessed, WitnessedAt: spell(l.WitnessedAt), First: spell(l.First), Last: spell(l.Last),
+			LagSeconds: int64(math.Ceil(l.Lag.Seconds())), Worthless: len(l.Worthless)}
+		if len(l.Worthless) > 0 {
+			o.Why = l.Worthless[0]
+		}
 		d.Logs = append(d.Logs, o)
 	}
 	for _, h := range r.Unpaired {
 		d.Unpaired = append(d.Unpaired, head(h))
 	}
-	for _, s := range r.Documents {
-		o := documentDoc{Digest: string(s.Digest), Type: s.Type}
-		for _, k := range s.By {
-			o.By = append(o.By, string(k))
-		}
-		d.Signed = append(d.Signed, o)
+	d.Unchecked, d.Missing, d.Documents = r.Unchecked, r.Missing, documents
+	for _, c := range chains {
+		d.Operations = append(d.Operations, operationDoc{ID: c.ID, Log: c.Origin, State: string(c.State), Refused: c.Refused})
 	}
 	return d
 }
@@ -240,12 +337,31 @@ func writeVerified(w io.Writer, doc verifyDoc) {
 			} else {
 				fmt.Fprintf(w, "  \t%d of them countersigned\tby %s\n", l.Witnessed, l.WitnessedAt)
 			}
+			if left := l.Size - l.Witnessed; left > 0 && l.WitnessedAt != "" {
+				fmt.Fprintf(w, "  \tthe last %d, of %d s, were seen by no witness\t\n", left, l.LagSeconds)
+			}
+			if l.Worthless > 0 {
+				fmt.Fprintf(w, "  \tFINDING: %d cosignatures are none and were passed over: %s\t\n", l.Worthless, l.Why)
+			}
 		}
 		if n := len(b.Unpaired); n > 0 {
 			fmt.Fprintf(w, "  %d heads of logs that are not in the file: signed, not compared\n", n)
 		}
-		if n := len(b.Signed); n > 0 {
-			fmt.Fprintf(w, "  %d documents, each signed by a given key\n", n)
+		if b.Unchecked > 0 {
+			fmt.Fprintf(w, "  %d heads of logs whose key is not pinned: not checked\n", b.Unchecked)
+		}
+		for _, origin := range b.Missing {
+			fmt.Fprintf(w, "  the log %s, which is pinned, is not in it\n", origin)
+		}
+		if b.Documents > 0 {
+			fmt.Fprintf(w, "  %d documents, all that the logs name, each signed by the party whose word it is\n", b.Documents)
+		}
+		for _, o := range b.Operations {
+			if o.Refused != "" {
+				fmt.Fprintf(w, "  FINDING: a request came to nothing, and could not: %s\n", o.Refused)
+				continue
+			}
+			fmt.Fprintf(w, "  operation %s: %s\n", o.ID, o.State)
 		}
 	}
 }

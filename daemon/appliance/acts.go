@@ -135,7 +135,7 @@ func (c Start) Apply(s *State, m ledger.Meta) (operation.State, error) {
 		if !d.Allow {
 			err = fault.New(op, fault.Denied, "%s", d.Why)
 		} else if s.Grants, err = s.Grants.Use(d.Grant, m.At); err == nil {
-			o.Grant = d.Grant
+			o.Grant, o.Started = d.Grant, m.At
 			return operation.Running, s.move(&o, operation.Start, "", m, nil, nil)
 		}
 	}

@@ -4,6 +4,7 @@ package appliance
 
 import (
 	"slices"
+	"time"
 
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -250,8 +251,22 @@ func approve(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented, er
 	if why := s.admit(&o, m.At); why != nil {
 		return out, fault.At(op, "", why)
 	}
+	if err := s.verifiable(o.Request, c.Document, a.At, m.At, keys); err != nil {
+		return out, err
+	}
 	o.Approval = c.Document
 	return out, s.move(&o, operation.Approve, "", m, c.Document, nil)
+}
+
+// verifiable refuses an approval whose chain an auditor would refuse later: a link by the wrong party, times that contradict
+// each other. Nothing runs of which the evidence would be worthless.
+func (s *State) verifiable(request, approval []byte, approved, now time.Time, customers []seal.Key) error {
+	const op = "consent.operation"
+	operators := Trust{}.operators(recorded{site: s.Site})
+	if _, err := operation.VerifyChain(request, approval, nil, nil, operation.Keys{Operators: operators, Customers: customers}); err != nil {
+		return fault.Because(err, op, fault.Of(err), "request and approval make no chain: %s", fault.Text(err))
+	}
+	return fault.At(op, "", operation.Dated("approval", approved, now))
 }
 
 func release(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented, error) {
@@ -267,6 +282,9 @@ func release(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented, er
 	out := Consented{What: "release", ID: r.ID}
 	if o.Result == nil || r.Result != fleet.DigestOf(o.Result) {
 		return out, fault.New(op, fault.Conflict, "the document binds another result than that of operation %q", r.ID)
+	}
+	if res, err := seal.Peek[operation.Result](o.Result); err != nil || r.At.Before(res.Ended.Add(-operation.Skew)) {
+		return out, fault.New(op, fault.Conflict, "the document was made before the operation had ended: the clock of the appliance or of the signer is wrong, set it")
 	}
 	o.Release, o.Output = c.Document, nil
 	if r.Decision == operation.DecisionWithhold {

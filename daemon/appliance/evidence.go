@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"encoding/json"
 	"iter"
 	"slices"
 	"time"
@@ -17,12 +18,10 @@ import (
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// Timing of evidence: how often the vendor is asked to countersign this log, and how many entries one round of asking
-// adds by itself, so that a log at rest stays at rest.
+// Timing of evidence: how often the vendor is asked to countersign this log where it has news.
 const (
 	witnessEvery  = 10 * time.Second
 	witnessAtMost = time.Hour // between two questions that are not answered
-	quiet         = 8
 )
 
 // head signs the present head of the customer's log.
@@ -89,7 +88,7 @@ func (a *Appliance) askWitness(ctx context.Context, p *patience) error {
 	}
 	c := Checkpoint{Note: cp}
 	for last := range page.vouched(a.signer.Public()) {
-		if log.Size() < last.Size+quiet {
+		if !news(log, last.Size) {
 			return nil
 		}
 		c.From = last.Size
@@ -107,6 +106,31 @@ func (a *Appliance) askWitness(ctx context.Context, p *patience) error {
 	}
 	_, err = submit(ctx, a, Checkpointed{Checkpoint: c})
 	return err
+}
+
+// news reports whether the log has an entry from this one on that is worth a question. What countersigning adds itself is not:
+// else two logs would never be at rest.
+func news(log audit.Log, from int64) bool {
+	for i := from; i < log.Size(); i++ {
+		var e struct {
+			Kind string `json:"kind"`
+			Body struct {
+				Witnessed json.RawMessage `json:"witnessed"`
+				Cosigned  json.RawMessage `json:"cosigned"`
+				Refused   string          `json:"refused"`
+			} `json:"body"`
+		}
+		if err := json.Unmarshal(log.Entry(i), &e); err != nil {
+			return true
+		}
+		switch {
+		case e.Kind == Checkpointed{}.Kind(), e.Kind == ReportsDone{}.Kind():
+		case e.Kind == Take{}.Kind() && (e.Body.Witnessed != nil || e.Body.Cosigned != nil || e.Body.Refused != ""):
+		default:
+			return true
+		}
+	}
+	return false
 }
 
 // vouchedHead is a head that the vendor countersigned.
@@ -139,7 +163,7 @@ func (s State) vouched(own crypto.PublicKey) iter.Seq[vouchedHead] {
 }
 
 // ExportEvidence streams the customer's log with its countersignatures, the vendor's heads that this appliance witnessed,
-// and the documents of every operation.
+// and every document that the log names.
 func (l local) ExportEvidence(ctx context.Context, _ *connect.Request[localv1.ExportEvidenceRequest], stream *connect.ServerStream[localv1.ExportEvidenceResponse]) error {
 	page := l.book.View()
 	log, cp, err := l.head()
@@ -159,12 +183,11 @@ func (l local) ExportEvidence(ctx context.Context, _ *connect.Request[localv1.Ex
 	for _, w := range page.Witnessed {
 		b.Witnessed = append(b.Witnessed, string(w))
 	}
-	for _, o := range page.Operations() {
-		b.Documents = append(b.Documents, string(o.Request))
-		for _, s := range o.statements() {
-			b.Documents = append(b.Documents, string(s))
-		}
+	record, err := ReadRecord(log)
+	if err != nil {
+		return err
 	}
+	b.Documents = record.Documents()
 	file, err := b.Encode()
 	if err != nil {
 		return err

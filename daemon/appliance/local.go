@@ -257,7 +257,17 @@ func (l local) ListOperations(_ context.Context, req *connect.Request[localv1.Li
 		}
 		ops = []Operation{o}
 	}
-	out := &localv1.ListOperationsResponse{}
+	own, err := seal.KeyOf(l.signer.Public())
+	if err != nil {
+		return nil, err
+	}
+	out := &localv1.ListOperationsResponse{LogKey: own.PEM(), }
+	for _, o := range page.Site.Operators {
+		out.OperatorKeys = append(out.OperatorKeys, o.Keys...)
+	}
+	for _, p := range page.Pinned {
+		out.CustomerKeys = append(out.CustomerKeys, p.Public)
+	}
 	for _, o := range ops {
 		x := &localv1.Operation{Id: o.ID, State: string(o.State), Reason: o.Reason, Request: o.Request, Statements: o.statements(), Argv: o.Argv}
 		if req.Msg.GetId() != "" {

@@ -55,7 +55,7 @@ func (r *runner) kill(ids []string) {
 func (a *Appliance) operate(ctx context.Context, ready func()) error {
 	for _, o := range a.book.View().Operations() {
 		if o.State == operation.Running { // of an earlier process: its own processes are gone
-			if err := a.finish(ctx, o, workload.ExecResult{}, time.Time{}, "the appliance was started anew while it ran"); err != nil {
+			if err := a.finish(ctx, o, workload.ExecResult{}, "the appliance was started anew while it ran"); err != nil {
 				return err
 			}
 		}
@@ -134,7 +134,6 @@ func (a *Appliance) begin(ctx context.Context, id string) {
 func (a *Appliance) exec(ctx context.Context, o Operation, l *act) error {
 	ended := sync.OnceFunc(func() { close(l.ended) })
 	defer ended()
-	began := a.now()
 	r, err := seal.Peek[operation.Request](o.Request)
 	if err != nil {
 		return err
@@ -159,14 +158,15 @@ func (a *Appliance) exec(ctx context.Context, o Operation, l *act) error {
 	case res.Killed:
 		failed = "it was killed"
 	}
-	return a.finish(context.WithoutCancel(ctx), o, res, began, failed)
+	return a.finish(context.WithoutCancel(ctx), o, res, failed)
 }
 
 // finish signs the result, encrypts the output to the customer, and puts both into the book.
-func (a *Appliance) finish(ctx context.Context, o Operation, res workload.ExecResult, began time.Time, failed string) error {
+func (a *Appliance) finish(ctx context.Context, o Operation, res workload.ExecResult, failed string) error {
+	began := o.Started.UTC()
 	now := a.now().UTC()
-	if began.IsZero() {
-		began = now
+	if now.Before(began) {
+		now = began // the clock was set back while it ran
 	}
 	state := operation.Held
 	if failed != "" {
@@ -176,7 +176,7 @@ func (a *Appliance) finish(ctx context.Context, o Operation, res workload.ExecRe
 		state = operation.Cancelled
 	}
 	r := operation.Result{ID: o.ID, Appliance: a.book.View().Appliance, Request: fleet.DigestOf(o.Request), Approval: fleet.DigestOf(o.Approval),
-		Argv: o.Argv, State: state, Exit: res.Exit, Signal: res.Signal, Reason: clipSentence(failed), Started: began.UTC(), Ended: now}
+		Argv: o.Argv, State: state, Exit: res.Exit, Signal: res.Signal, Reason: clipSentence(failed), Started: began, Ended: now}
 	sealed, hidden, failed, err := a.result(r, res)
 	if err != nil {
 		return err

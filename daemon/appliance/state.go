@@ -145,6 +145,7 @@ type Operation struct {
 	Argv     []string        `json:"argv,omitempty"`
 	Service  string          `json:"service,omitempty"`
 	Grant    string          `json:"grant,omitempty"`  // whose use was counted when it began
+	Started  time.Time       `json:"started,omitzero"` // when it was let begin: within the time of its request and its approval
 	Output   []byte          `json:"output,omitempty"` // encrypted to the customer, while it is held
 	At       time.Time       `json:"at"`
 }

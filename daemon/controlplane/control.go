@@ -69,7 +69,7 @@ func (s *Server) ListAppliances(ctx context.Context, req *connect.Request[contro
 func (a Appliance) toWire(online bool) *controlv1.Appliance {
 	out := &controlv1.Appliance{Name: string(a.Name), Customer: string(a.Customer), Status: a.Status, Online: online, Node: a.Node,
 		Route: a.Route, Serial: string(a.Current), Release: string(a.Release), Version: a.Version, State: string(a.State), Reason: a.Reason,
-		Posture: string(a.Health.Posture), Orders: a.OrdersSent(), OrdersDone: a.OrdersDone, ReportsDone: a.ReportsDone}
+		Posture: string(a.Health.Posture), Orders: a.OrdersSent(), OrdersDone: a.OrdersDone, ReportsDone: a.ReportsDone, LogKey: a.LogKey}
 	if !a.CurrentTill.IsZero() {
 		out.ExpiresUnix = a.CurrentTill.Unix()
 	}

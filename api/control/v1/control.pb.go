@@ -521,7 +521,8 @@ type Appliance struct {
 	Orders        uint64                 `protobuf:"varint,16,opt,name=orders,proto3" json:"orders,omitempty"`
 	OrdersDone    uint64                 `protobuf:"varint,17,opt,name=orders_done,json=ordersDone,proto3" json:"orders_done,omitempty"`
 	ReportsDone   uint64                 `protobuf:"varint,18,opt,name=reports_done,json=reportsDone,proto3" json:"reports_done,omitempty"`
-	Roads         []*RoadTrouble         `protobuf:"bytes,19,rep,name=roads,proto3" json:"roads,omitempty"` // roads that do not work, as the appliance reported it last
+	Roads         []*RoadTrouble         `protobuf:"bytes,19,rep,name=roads,proto3" json:"roads,omitempty"`                 // roads that do not work, as the appliance reported it last
+	LogKey        []byte                 `protobuf:"bytes,20,opt,name=log_key,json=logKey,proto3" json:"log_key,omitempty"` // PEM, as it was enrolled: signs the results of operations and the checkpoints of the customer's log
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -685,6 +686,13 @@ func (x *Appliance) GetReportsDone() uint64 {
 func (x *Appliance) GetRoads() []*RoadTrouble {
 	if x != nil {
 		return x.Roads
+	}
+	return nil
+}
+
+func (x *Appliance) GetLogKey() []byte {
+	if x != nil {
+		return x.LogKey
 	}
 	return nil
 }
@@ -2524,7 +2532,7 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\x16ListAppliancesResponse\x12<\n" +
 	"\n" +
 	"appliances\x18\x01 \x03(\v2\x1c.demarc.control.v1.ApplianceR\n" +
-	"appliances\"\xcb\x04\n" +
+	"appliances\"\xe4\x04\n" +
 	"\tAppliance\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bcustomer\x18\x02 \x01(\tR\bcustomer\x12\x16\n" +
@@ -2546,7 +2554,8 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\vorders_done\x18\x11 \x01(\x04R\n" +
 	"ordersDone\x12!\n" +
 	"\freports_done\x18\x12 \x01(\x04R\vreportsDone\x124\n" +
-	"\x05roads\x18\x13 \x03(\v2\x1e.demarc.control.v1.RoadTroubleR\x05roads\"9\n" +
+	"\x05roads\x18\x13 \x03(\v2\x1e.demarc.control.v1.RoadTroubleR\x05roads\x12\x17\n" +
+	"\alog_key\x18\x14 \x01(\fR\x06logKey\"9\n" +
 	"\vRoadTrouble\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"S\n" +

@@ -1542,8 +1542,12 @@ func (x *ListOperationsRequest) GetId() string {
 }
 
 type ListOperationsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Operations    []*Operation           `protobuf:"bytes,1,rep,name=operations,proto3" json:"operations,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Operations []*Operation           `protobuf:"bytes,1,rep,name=operations,proto3" json:"operations,omitempty"`
+	// PEM: by whose keys the statements are verified.
+	LogKey        []byte   `protobuf:"bytes,2,opt,name=log_key,json=logKey,proto3" json:"log_key,omitempty"`                   // the appliance's own: signs results
+	OperatorKeys  [][]byte `protobuf:"bytes,3,rep,name=operator_keys,json=operatorKeys,proto3" json:"operator_keys,omitempty"` // of the vendor's operators, as the customer's file has them
+	CustomerKeys  [][]byte `protobuf:"bytes,4,rep,name=customer_keys,json=customerKeys,proto3" json:"customer_keys,omitempty"` // pinned
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1581,6 +1585,27 @@ func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
 func (x *ListOperationsResponse) GetOperations() []*Operation {
 	if x != nil {
 		return x.Operations
+	}
+	return nil
+}
+
+func (x *ListOperationsResponse) GetLogKey() []byte {
+	if x != nil {
+		return x.LogKey
+	}
+	return nil
+}
+
+func (x *ListOperationsResponse) GetOperatorKeys() [][]byte {
+	if x != nil {
+		return x.OperatorKeys
+	}
+	return nil
+}
+
+func (x *ListOperationsResponse) GetCustomerKeys() [][]byte {
+	if x != nil {
+		return x.CustomerKeys
 	}
 	return nil
 }
@@ -1985,11 +2010,14 @@ const file_local_v1_local_proto_rawDesc = "" +
 	"\x14SetTransportResponse\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\"'\n" +
 	"\x15ListOperationsRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"T\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xb7\x01\n" +
 	"\x16ListOperationsResponse\x12:\n" +
 	"\n" +
 	"operations\x18\x01 \x03(\v2\x1a.demarc.local.v1.OperationR\n" +
-	"operations\"\xaf\x01\n" +
+	"operations\x12\x17\n" +
+	"\alog_key\x18\x02 \x01(\fR\x06logKey\x12#\n" +
+	"\roperator_keys\x18\x03 \x03(\fR\foperatorKeys\x12#\n" +
+	"\rcustomer_keys\x18\x04 \x03(\fR\fcustomerKeys\"\xaf\x01\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
