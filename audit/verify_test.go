@@ -13,19 +13,12 @@ import (
 
 	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/fault"
-	"github.com/demarc-dev/demarc/seal"
 )
 
 const (
 	vendor  = "acme.example/control-plane"
 	witness = "acme.example/control-plane/witness"
 )
-
-type doc struct {
-	Say string `json:"say"`
-}
-
-func (doc) PayloadType() string { return "application/vnd.demarc.test+json;v=1" }
 
 // evidence is a whole bundle: the appliance's log of 10 entries with checkpoints at 3, 6 and 10, cosigned at 6 by the
 // vendor, and the vendor's log of 4 of which the appliance kept the checkpoint at 2.
@@ -45,17 +38,9 @@ func evidence(t testing.TB) (audit.Bundle, audit.Pins) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sealed, err := seal.Seal(doc{"x"}, key(4))
-	if err != nil {
-		t.Fatal(err)
-	}
-	k, err := seal.KeyOf(key(4).Public())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return audit.Bundle{Logs: []audit.LogEvidence{a, b}, Witnessed: []string{string(checkpoint(t, vendor, v, 2, key(2)))}, Documents: []string{string(sealed)}},
+	return audit.Bundle{Logs: []audit.LogEvidence{a, b}, Witnessed: []string{string(checkpoint(t, vendor, v, 2, key(2)))}, Documents: []string{}},
 		audit.Pins{Logs: map[string]crypto.PublicKey{origin: key(1).Public(), vendor: key(2).Public()},
-			Witnesses: map[string]crypto.PublicKey{witness: key(3).Public()}, Documents: []seal.Key{k}}
+			Witnesses: map[string]crypto.PublicKey{witness: key(3).Public()}}
 }
 
 func encode(t testing.TB, b audit.Bundle) []byte {
@@ -77,7 +62,10 @@ func TestVerifyWhole(t *testing.T) {
 		!r.Logs[0].First.Equal(t0) || !r.Logs[0].Last.Equal(t0.Add(9*time.Second)) || r.Logs[1].Witnessed != 0 {
 		t.Errorf("Report.Logs = %+v", r.Logs)
 	}
-	if len(r.Documents) != 1 || r.Documents[0].Type != (doc{}).PayloadType() || len(r.Documents[0].By) != 1 || len(r.Unpaired) != 0 {
+	if r.Logs[0].Lag != 3*time.Second || r.Logs[1].Lag != 3*time.Second { // entries 6 to 9, and all 4
+		t.Errorf("not witnessed: %s and %s", r.Logs[0].Lag, r.Logs[1].Lag)
+	}
+	if len(r.Missing) != 0 || r.Unchecked != 0 || len(r.Unpaired) != 0 {
 		t.Errorf("Report = %+v", r)
 	}
 	// Formatting the file anew changes nothing.
@@ -89,8 +77,12 @@ func TestVerifyWhole(t *testing.T) {
 		t.Errorf("the compacted file: %v", err)
 	}
 	b.Logs = b.Logs[:1]
-	if r, err = audit.Verify(encode(t, b), pins); err != nil || len(r.Unpaired) != 1 || r.Unpaired[0].Size != 2 {
-		t.Errorf("without the vendor's log: %+v, %v", r.Unpaired, err)
+	if r, err = audit.Verify(encode(t, b), pins); err != nil || len(r.Unpaired) != 1 || r.Unpaired[0].Size != 2 || !slices.Equal(r.Missing, []string{vendor}) {
+		t.Errorf("without the vendor's log: %+v, %v", r, err)
+	}
+	delete(pins.Logs, vendor)
+	if r, err = audit.Verify(encode(t, b), pins); err != nil || r.Unchecked != 1 || len(r.Unpaired) != 0 {
+		t.Errorf("without the vendor's key: %+v, %v", r, err)
 	}
 }
 
@@ -174,17 +166,27 @@ func TestVerifyFinds(t *testing.T) {
 		"another key, unsaid": {func(t *testing.T, b *audit.Bundle, p *audit.Pins) {
 			p.Logs[origin], b.Logs[0].Key = key(9).Public(), ""
 		}, audit.Unsigned, fault.Denied, "checkpoint 0"},
-		"no pin":      {func(t *testing.T, b *audit.Bundle, p *audit.Pins) { delete(p.Logs, origin) }, audit.Unsigned, fault.Denied, "no key is pinned"},
-		"no pin seen": {func(t *testing.T, b *audit.Bundle, p *audit.Pins) { b.Logs = b.Logs[:1]; delete(p.Logs, vendor) }, audit.Unsigned, fault.Denied, "witnessed checkpoint 0"},
+		"no pin": {func(t *testing.T, b *audit.Bundle, p *audit.Pins) { delete(p.Logs, origin) }, audit.Unsigned, fault.Denied, "no key is pinned"},
+		"an empty log": {func(t *testing.T, b *audit.Bundle, p *audit.Pins) {
+			b.Logs[0], _ = audit.Collect(origin, key(1).Public(), audit.Log{}, [][]byte{checkpoint(t, origin, audit.Log{}, 0, key(1))}, nil)
+		}, audit.Omitted, fault.Denied, "is empty"},
 		"another log's checkpoint": {func(t *testing.T, b *audit.Bundle, p *audit.Pins) {
 			l := logOf(10)
 			n, _ := audit.Checkpoint(vendor, 10, l.Root(), signer(t, origin, key(1)))
 			b.Logs[0].Checkpoints = []string{string(n)}
 		}, audit.Unsigned, fault.Denied, "of another log"},
 		"a witness is needed": {func(t *testing.T, b *audit.Bundle, p *audit.Pins) { p.NeedWitness = true }, audit.Unwitnessed, fault.Denied, vendor},
-		"a document edited":   {func(t *testing.T, b *audit.Bundle, p *audit.Pins) { p.Documents = nil }, "", fault.Denied, "document 0"},
-		"a log twice":         {func(t *testing.T, b *audit.Bundle, p *audit.Pins) { b.Logs[1].Origin = origin }, "", fault.Invalid, "twice"},
-		"no log":              {func(t *testing.T, b *audit.Bundle, p *audit.Pins) { b.Logs = nil }, "", fault.Invalid, "nothing to verify"},
+		"its own key is no witness": {func(t *testing.T, b *audit.Bundle, p *audit.Pins) {
+			selfWitnessed(t, b, p, origin)
+		}, audit.Unwitnessed, fault.Denied, origin},
+		"nor under another name": {func(t *testing.T, b *audit.Bundle, p *audit.Pins) {
+			selfWitnessed(t, b, p, "somebody.else")
+		}, audit.Unwitnessed, fault.Denied, origin},
+		"witnessed once, and never again": {func(t *testing.T, b *audit.Bundle, p *audit.Pins) {
+			b.Logs, p.WitnessLag = b.Logs[:1], 2*time.Second
+		}, audit.Unwitnessed, fault.Denied, "entry 6 and what follows, made within 3s"},
+		"a log twice": {func(t *testing.T, b *audit.Bundle, p *audit.Pins) { b.Logs[1].Origin = origin }, "", fault.Invalid, "twice"},
+		"no log":      {func(t *testing.T, b *audit.Bundle, p *audit.Pins) { b.Logs = nil }, "", fault.Invalid, "nothing to verify"},
 		"signed nonsense": {func(t *testing.T, b *audit.Bundle, p *audit.Pins) {
 			l := logOf(1).AppendLeaf([]byte("nonsense"))
 			b.Logs[0], _ = audit.Collect(origin, key(1).Public(), l, [][]byte{checkpoint(t, origin, l, 2, key(1))}, nil)
@@ -201,6 +203,68 @@ func TestVerifyFinds(t *testing.T) {
 				t.Errorf("Verify = %v, want the breach %q", err, tc.breach)
 			}
 		})
+	}
+}
+
+// selfWitnessed rewrites the log, and has its own key countersign that under a name that is pinned as a witness (FAULTS.md C6).
+func selfWitnessed(t *testing.T, b *audit.Bundle, p *audit.Pins, name string) {
+	forge(t, b, origin, key(1), 10, 1)
+	co, err := audit.Cosign([]byte(b.Logs[0].Checkpoints[0]), name, key(1), t0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Logs = b.Logs[:1]
+	b.Logs[0].Cosignatures = []string{string(co)}
+	p.Witnesses[name], p.NeedWitness = key(1).Public(), true
+}
+
+// TestWitnessLag: what is witnessed up to now passes, and what is not is allowed for as long as the auditor says.
+func TestWitnessLag(t *testing.T) {
+	b, pins := evidence(t)
+	b.Logs, pins.WitnessLag = b.Logs[:1], 3*time.Second
+	if _, err := audit.Verify(encode(t, b), pins); err != nil {
+		t.Error(err)
+	}
+	co, err := audit.Cosign([]byte(b.Logs[0].Checkpoints[2]), witness, key(3), t0.Add(time.Minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Logs[0].Cosignatures, pins.WitnessLag = append(b.Logs[0].Cosignatures, string(co)), 1
+	if r, err := audit.Verify(encode(t, b), pins); err != nil || r.Logs[0].Lag != 0 || r.Logs[0].Witnessed != 10 {
+		t.Errorf("%+v, %v", r.Logs, err)
+	}
+}
+
+// TestRubbishSpoilsNoLog: what others sent for a log and is no cosignature of it is told and passed over; what its own key signed
+// over another history is a fork all the same (FAULTS.md C2, I4).
+func TestRubbishSpoilsNoLog(t *testing.T) {
+	b, pins := evidence(t)
+	pins.NeedWitness = true
+	b.Logs = b.Logs[:1]
+	other, err := audit.Cosign(checkpoint(t, origin, logOf(6), 6, key(9)), witness, key(3), t0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged, err := audit.Cosign(checkpoint(t, origin, logOf(6), 6, key(1)), witness, key(9), t0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Logs[0].Cosignatures = append([]string{"rubbish", "", string(other), b.Witnessed[0]}, append(b.Logs[0].Cosignatures, string(forged))...)
+	r, err := audit.Verify(encode(t, b), pins)
+	if err != nil || len(r.Logs[0].Worthless) != 4 || r.Logs[0].Witnessed != 6 {
+		t.Errorf("%+v, %v", r.Logs, err)
+	}
+	b.Logs[0].Cosignatures = b.Logs[0].Cosignatures[:4]
+	if _, err := audit.Verify(encode(t, b), pins); !errors.Is(err, audit.Unwitnessed) {
+		t.Errorf("nothing but rubbish: %v", err)
+	}
+	fork, err := audit.Cosign(checkpoint(t, origin, logOf(5).Append(entry(9)), 6, key(1)), witness, key(9), t0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Logs[0].Cosignatures = append(b.Logs[0].Cosignatures, string(fork))
+	if _, err := audit.Verify(encode(t, b), pins); !errors.Is(err, audit.Forked) {
+		t.Errorf("a fork among rubbish: %v", err)
 	}
 }
 

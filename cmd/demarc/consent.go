@@ -53,7 +53,7 @@ func (a *app) consent() *cobra.Command {
 
 // asked finds one operation and its request. The appliance checked the request's signature when it came in.
 func asked(ctx context.Context, l localv1connect.LocalClient, id string) (*localv1.Operation, operation.Request, error) {
-	m, err := one(ctx, l, id)
+	m, err := theOperation(ctx, l, id)
 	if err != nil {
 		return nil, operation.Request{}, err
 	}
@@ -62,8 +62,8 @@ func asked(ctx context.Context, l localv1connect.LocalClient, id string) (*local
 	return o, r, err
 }
 
-// one asks for exactly one operation, with the keys by which its statements are verified.
-func one(ctx context.Context, l localv1connect.LocalClient, id string) (*localv1.ListOperationsResponse, error) {
+// theOperation asks for exactly one, with the keys by which its statements are verified.
+func theOperation(ctx context.Context, l localv1connect.LocalClient, id string) (*localv1.ListOperationsResponse, error) {
 	m, err := wire(l.ListOperations(ctx, connect.NewRequest(&localv1.ListOperationsRequest{Id: id})))
 	if err == nil && len(m.GetOperations()) != 1 {
 		return nil, fault.New("demarc.consent", fault.NotFound, "no operation %q: demarc consent list", id)
@@ -126,7 +126,7 @@ func (a *app) held(ctx context.Context, l localv1connect.LocalClient, id string,
 	fail := func(err error) (operation.Output, operation.Chain, []byte, error) {
 		return operation.Output{}, operation.Chain{}, nil, err
 	}
-	m, err := one(ctx, l, id)
+	m, err := theOperation(ctx, l, id)
 	if err != nil {
 		return fail(err)
 	}

@@ -261,7 +261,7 @@ func (l local) ListOperations(_ context.Context, req *connect.Request[localv1.Li
 	if err != nil {
 		return nil, err
 	}
-	out := &localv1.ListOperationsResponse{LogKey: own.PEM(), }
+	out := &localv1.ListOperationsResponse{LogKey: own.PEM()}
 	for _, o := range page.Site.Operators {
 		out.OperatorKeys = append(out.OperatorKeys, o.Keys...)
 	}

@@ -21,12 +21,12 @@ type Record struct {
 }
 
 type recorded struct {
-	sealed    []byte
-	digest    fleet.Digest
-	kind      string // payload type, of a statement the type of its predicate
-	entry     int64
-	site      Site       // what the customer's file said at that moment
-	pins      int        // how many keys of the customer were pinned before it
+	sealed []byte
+	digest fleet.Digest
+	kind   string // payload type, of a statement the type of its predicate
+	entry  int64
+	site   Site // what the customer's file said at that moment
+	pins   int  // how many keys of the customer were pinned before it
 }
 
 type pinning struct {
@@ -61,7 +61,7 @@ func ReadRecord(log audit.Log) (Record, error) {
 			continue
 		}
 		d := recorded{sealed: sealed, digest: fleet.DigestOf(sealed), entry: i, site: site, pins: len(r.pins)}
-		if d.kind, err = kindOf(sealed); err != nil || known[d.digest] {
+		if d.kind, err = typeOf(sealed); err != nil || known[d.digest] {
 			continue // the vendor may send what is no document, and the same one twice: nothing came of it
 		}
 		known[d.digest] = true
@@ -105,7 +105,7 @@ func (r *Record) read(kind string, body []byte, site *Site) ([]byte, error) {
 	return nil, nil
 }
 
-func kindOf(sealed []byte) (string, error) {
+func typeOf(sealed []byte) (string, error) {
 	kind, err := seal.TypeOf(sealed)
 	if err == nil && kind == (operation.Approval{}).PayloadType() {
 		return operation.Kind(sealed)

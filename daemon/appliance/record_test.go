@@ -141,7 +141,7 @@ func TestDocumentsOfALogThatIsWell(t *testing.T) {
 	wrote(s, appliance.Pin{Public: pem(t, key(5)), Endorsement: sealed(t, appliance.Endorse{Appliance: "eu-1", Key: keyOf(t, key(5))[0].ID}, customer)})
 	request = s.asks("op-6", vendor)
 	s.decides("op-6", operation.DecisionApprove, request, key(5))
-	wrote(s, appliance.SetSite{Site: appliance.Site{TrustDomain: "acme.example", OperatorKeys: [][]byte{pem(t, key(6))}}}) // op-1 was asked before
+	wrote(s, appliance.SetSite{Site: appliance.Site{TrustDomain: "acme.example", Operators: []appliance.Operator{{Name: "cal", Keys: [][]byte{pem(t, key(6))}}}}}) // op-1 was asked before
 	out, recorded, given := s.verify(nil)
 	if recorded != nil || given != nil {
 		t.Fatalf("%v, %v", recorded, given)
