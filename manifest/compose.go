@@ -39,19 +39,22 @@ type SpecService struct{ Name, ArtifactDir string }
 // What of Compose has a meaning here. Everything else is refused with its line.
 var (
 	topKeys     = []string{"name", "version", "services", "secrets", "x-demarc"}
-	serviceKeys = []string{"image", "command", "environment", "secrets", "depends_on", "labels", "mem_limit", "cpus", "pids_limit", "x-demarc"}
+	serviceKeys = []string{"command", "environment", "secrets", "depends_on", "mem_limit", "cpus", "pids_limit", "x-demarc"}
 	why         = map[string]string{
 		"build": "a release carries artifacts by digest", "volumes": "the process runtime mounts nothing", "ports": "ports for end users stand in x-demarc",
 		"privileged": "nothing runs with more than it needs", "cap_add": "nothing runs with more than it needs", "devices": "nothing runs with more than it needs",
 		"network_mode": "services are wired by x-demarc", "networks": "services are wired by x-demarc", "env_file": "a file of the machine has no say",
 		"extends": "the file must be whole", "include": "the file must be whole", "healthcheck": "write health in x-demarc of the service",
 		"entrypoint": "write the whole command", "restart": "every service is kept running", "configs": "put the file into the artifact",
+		"image": "a release carries artifacts by digest: name the folder in x-demarc as artifact", "labels": "nothing reads them here: remove them",
 	}
 	topXKeys     = []string{"app", "version", "ports", "secrets", "operations"}
 	serviceXKeys = []string{"artifact", "listen", "wire", "health"}
 	healthKeys   = []string{"http", "port", "exec", "interval", "timeout", "start", "retries"}
 	portKeys     = []string{"service", "port", "protocol", "widest"}
 	secretKeys   = []string{"required", "hint"}
+	dependKeys   = []string{"condition"}
+	externalKeys = []string{"external"}
 	versionForm  = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}$`)
 	templateFile = regexp.MustCompile(`^([a-z0-9-]+/){0,4}[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.yaml$`)
 	artifactPath = regexp.MustCompile(`^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+){0,8}$`)
@@ -108,30 +111,52 @@ func ParseCompose(file []byte) (Spec, error) {
 	if err != nil {
 		return Spec{}, fault.At(op, fault.Invalid, err)
 	}
-	project, err := load(file, top.App)
+	envs, err := shapes(root, top.App)
 	if err != nil {
-		return Spec{}, err
+		return Spec{}, lined(root, err)
+	}
+	project, err := load(root, top.App)
+	if err != nil {
+		return Spec{}, loaderError(root, err)
+	}
+	for name, env := range envs { // as it is written: compose-go spells numbers anew
+		sv := project.Services[name]
+		sv.Environment = env
+		project.Services[name] = sv
 	}
 	s := Spec{App: top.App, Version: top.Version, Operations: slices.Clone(top.Operations)}
 	if err := s.fill(project, top, services); err != nil {
-		return Spec{}, err
+		return Spec{}, lined(root, err)
 	}
 	return s, nil
 }
 
-// load lets compose-go read what has a meaning in Compose, with nothing of this machine.
-func load(file []byte, name string) (*types.Project, error) {
-	const op = "manifest.load"
-	project, err := loader.LoadWithContext(context.Background(), types.ConfigDetails{WorkingDir: "/", Environment: types.Mapping{},
+// load lets compose-go read what has a meaning in Compose, with nothing of this machine, and no environment: see [environment].
+func load(root *yaml.Node, name string) (*types.Project, error) {
+	bare := *root
+	if at := keyAt(root, "services"); at >= 0 {
+		bare.Content = slices.Clone(root.Content)
+		services := *root.Content[at+1]
+		services.Content = slices.Clone(services.Content)
+		for i := 1; i < len(services.Content); i += 2 {
+			sv := *services.Content[i]
+			if e := keyAt(&sv, "environment"); e >= 0 {
+				sv.Content = slices.Delete(slices.Clone(sv.Content), e, e+2)
+			}
+			services.Content[i] = &sv
+		}
+		bare.Content[at+1] = &services
+	}
+	file, err := yaml.Marshal(&bare)
+	if err != nil {
+		return nil, err
+	}
+	return loader.LoadWithContext(context.Background(), types.ConfigDetails{WorkingDir: "/", Environment: types.Mapping{},
 		ConfigFiles: []types.ConfigFile{{Filename: "compose.yaml", Content: file}}}, func(o *loader.Options) {
 		o.SetProjectName(name, true)
 		o.SkipInclude, o.SkipExtends, o.SkipResolveEnvironment, o.SkipResolveLabels = true, true, true, true
 		o.SkipConsistencyCheck = true // of images, which the process runtime has none of; what matters is checked in the plan
 	})
-	if err != nil {
-		return nil, fault.Because(err, op, fault.Invalid, "not a Compose file: %.300s", err.Error())
-	}
-	return project, nil
 }
 
 // document reads one YAML document without anchors and variables.
@@ -147,10 +172,14 @@ func document(file []byte) (*yaml.Node, error) {
 	if len(doc.Content) != 1 || doc.Content[0].Kind != yaml.MappingNode {
 		return nil, fault.New("manifest.yaml", fault.Invalid, "line 1: the file must be a mapping")
 	}
-	return doc.Content[0], walk(doc.Content[0], 0)
+	return doc.Content[0], walk(doc.Content[0], 0, false)
 }
 
-func walk(n *yaml.Node, depth int) error {
+// decimal is how a number is written that all readers of YAML read alike: 010 is eight for some, and 0x1F or 1_000 text.
+var decimal = regexp.MustCompile(`^-?(0|[1-9][0-9]*)(\.[0-9]+)?$`)
+
+// walk refuses what has more than one reading. In an environment a value is its own text, however it is spelled.
+func walk(n *yaml.Node, depth int, env bool) error {
 	bad := func(format string, args ...any) error {
 		return fault.New("manifest.yaml", fault.Invalid, "line %d: %s", n.Line, fmt.Sprintf(format, args...))
 	}
@@ -161,6 +190,10 @@ func walk(n *yaml.Node, depth int) error {
 		return bad("anchors and aliases are not taken: write it out")
 	case strings.HasPrefix(n.Tag, "!") && !strings.HasPrefix(n.Tag, "!!"):
 		return bad("the tag %.32s is not taken", n.Tag)
+	case n.Kind == yaml.ScalarNode && !env && (n.Tag == "!!int" || n.Tag == "!!float") && !decimal.MatchString(n.Value):
+		return bad("the number %.32s can be read in more than one way: write it in decimal, or quote it", n.Value)
+	case n.Kind == yaml.ScalarNode && n.Tag == "!!timestamp" && !env:
+		return bad("the date %.32s: quote it", n.Value)
 	case n.Kind == yaml.ScalarNode && strings.Contains(strings.ReplaceAll(n.Value, "$$", ""), "$"):
 		return bad("a variable: nothing is taken from the environment ($$ is a dollar sign)")
 	}
@@ -172,7 +205,8 @@ func walk(n *yaml.Node, depth int) error {
 			}
 			seen[c.Value] = true
 		}
-		if err := walk(c, depth+1); err != nil {
+		in := env || n.Kind == yaml.MappingNode && i%2 == 1 && n.Content[i-1].Value == "environment"
+		if err := walk(c, depth+1, in); err != nil {
 			return err
 		}
 	}
@@ -198,12 +232,20 @@ func only(n *yaml.Node, what string, keys []string) error {
 }
 
 func child(n *yaml.Node, key string) *yaml.Node {
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		if n.Content[i].Value == key {
-			return n.Content[i+1]
-		}
+	if i := keyAt(n, key); i >= 0 {
+		return n.Content[i+1]
 	}
 	return nil
+}
+
+// keyAt returns the index of a key of a mapping, -1 if it has none.
+func keyAt(n *yaml.Node, key string) int {
+	for i := 0; n.Kind == yaml.MappingNode && i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value == key {
+			return i
+		}
+	}
+	return -1
 }
 
 // each visits the entries of a mapping that may be missing.
@@ -218,12 +260,6 @@ func each(n *yaml.Node, what string, visit func(name string, n *yaml.Node) error
 		if err := visit(n.Content[i].Value, n.Content[i+1]); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-func decode(n *yaml.Node, v any) error {
-	if err := n.Decode(v); err != nil {
 	}
 	return nil
 }
@@ -248,7 +284,10 @@ func extensions(root *yaml.Node) (xTop, map[string]xService, error) {
 			return top, nil, err
 		}
 	}
-	if err := decode(x, &top); err != nil {
+	if err := decode(x, "x-demarc", &top); err != nil {
+		return top, nil, err
+	}
+	if err := each(child(x, "ports"), "ports", func(name string, n *yaml.Node) error { return whole("port "+name, child(n, "port")) }); err != nil {
 		return top, nil, err
 	}
 	err := each(child(root, "services"), "services", func(name string, n *yaml.Node) error {
@@ -269,11 +308,20 @@ func extensions(root *yaml.Node) (xTop, map[string]xService, error) {
 			}
 		}
 		var s xService
-		if err := decode(x, &s); err != nil {
+		if err := decode(x, what+" x-demarc", &s); err != nil {
 			return err
 		}
 		services[name] = s
-		return nil
+		numbers := []*yaml.Node{}
+		if l := child(x, "listen"); l != nil {
+			for i := 1; i < len(l.Content); i += 2 {
+				numbers = append(numbers, l.Content[i])
+			}
+		}
+		if h := child(x, "health"); h != nil {
+			numbers = append(numbers, child(h, "port"), child(h, "retries"))
+		}
+		return whole(what, numbers...)
 	})
 	return top, services, err
 }
@@ -282,31 +330,34 @@ func extensions(root *yaml.Node) (xTop, map[string]xService, error) {
 func (s *Spec) fill(project *types.Project, top xTop, services map[string]xService) error {
 	const op = "manifest.ParseCompose"
 	if err := fleet.CheckName("app", s.App); err != nil {
-		return err
+		return below(err, "x-demarc", "app")
 	}
-	if !versionForm.MatchString(s.Version) {
-		return fault.New(op, fault.Invalid, "x-demarc version %.64q: use letters, digits and .+_-", s.Version)
+	if !versionForm.MatchString(s.Version) || !strings.ContainsAny(s.Version, "0123456789") {
+		return below(fault.New(op, fault.Invalid, "x-demarc version %.64q: use letters, digits and .+_-, with a digit: a release is one version for ever, and not the latest",
+			s.Version), "x-demarc", "version")
 	}
 	names := map[string]bool{}
 	for _, f := range s.Operations {
 		if !templateFile.MatchString(f) || names[TemplateName(f)] || len(names) >= maxTemplates {
-			return fault.New(op, fault.Invalid, "operations: %.64q must be a relative path to a .yaml file, each name once, at most %d", f, maxTemplates)
+			return below(fault.New(op, fault.Invalid, "operations: %.64q must be a relative path to a .yaml file, each name once, at most %d", f, maxTemplates),
+				"x-demarc", "operations", f)
 		}
 		names[TemplateName(f)] = true
 	}
 	if len(top.Secrets) > maxNames || len(top.Ports) > maxNames {
-		return fault.New(op, fault.Invalid, "at most %d secrets and %d ports", maxNames, maxNames)
+		return below(fault.New(op, fault.Invalid, "at most %d secrets and %d ports", maxNames, maxNames), "x-demarc")
 	}
 	for _, name := range slices.Sorted(maps.Keys(top.Secrets)) {
 		x := top.Secrets[name]
 		if len(x.Hint) > 512 || !project.Secrets[name].External {
-			return fault.New(op, fault.Invalid, "secret %.64q: its hint has at most 512 bytes, and in Compose's secrets it is external: true", name)
+			return below(fault.New(op, fault.Invalid, "secret %.64q: its hint has at most 512 bytes, and in Compose's secrets it is external: true", name),
+				"x-demarc", "secrets", name)
 		}
 		s.secrets = append(s.secrets, Secret{Name: name, Store: name, Required: x.Required, Hint: x.Hint})
 	}
 	for _, name := range slices.Sorted(maps.Keys(project.Secrets)) {
 		if _, ok := top.Secrets[name]; !ok {
-			return fault.New(op, fault.Invalid, "secret %.64q is not in x-demarc: say there whether it is required", name)
+			return below(fault.New(op, fault.Invalid, "secret %.64q is not in x-demarc: say there whether it is required", name), "secrets", name)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(top.Ports)) {
@@ -317,12 +368,13 @@ func (s *Spec) fill(project *types.Project, top xTop, services map[string]xServi
 	for _, name := range slices.Sorted(maps.Keys(services)) {
 		x := services[name]
 		if !artifactPath.MatchString(x.Artifact) || !localPath(x.Artifact) {
-			return fault.New(op, fault.Invalid, "service %.64q: artifact %.64q must be a folder beside the file", name, x.Artifact)
+			return below(fault.New(op, fault.Invalid, "service %.64q: artifact %.64q must be a folder beside the file", name, x.Artifact),
+				"services", name, "x-demarc", "artifact")
 		}
 		s.Services = append(s.Services, SpecService{name, x.Artifact})
 		sv, err := service(project.Services[name], x)
 		if err != nil {
-			return err
+			return below(err, "services", name)
 		}
 		byName[name] = sv
 	}
@@ -340,30 +392,31 @@ func (s *Spec) fill(project *types.Project, top xTop, services map[string]xServi
 
 // service makes a service of what Compose and x-demarc say.
 func service(c types.ServiceConfig, x xService) (Service, error) {
-	bad := func(format string, args ...any) (Service, error) {
-		return Service{}, fault.New("manifest.service", fault.Invalid, "service %.64q: %s", c.Name, fmt.Sprintf(format, args...))
+	bad := func(at []string, format string, args ...any) (Service, error) {
+		return Service{}, below(fault.New("manifest.service", fault.Invalid, "service %.64q: %s", c.Name, fmt.Sprintf(format, args...)), at...)
 	}
+	at := func(path ...string) []string { return path }
 	s := Service{Name: c.Name, Argv: c.Command, Limits: Limits{int64(c.MemLimit), float64(c.CPUS), c.PidsLimit}}
 	for _, name := range slices.Sorted(maps.Keys(c.Environment)) {
 		v := c.Environment[name]
 		if v == nil {
-			return bad("variable %.64q has no value: nothing is taken from the environment", name)
+			return bad(at("environment", name), "variable %.64q has no value: nothing is taken from the environment", name)
 		}
 		s.Env = append(s.Env, Env{Name: name, Value: *v})
 	}
 	for _, use := range c.Secrets {
 		if use.UID != "" || use.GID != "" || use.Mode != nil {
-			return bad("secret %.64q: uid, gid and mode are the customer's", use.Source)
+			return bad(at("secrets", use.Source), "secret %.64q: uid, gid and mode are the customer's", use.Source)
 		}
 		target := use.Target
 		if !envName.MatchString(target) {
-			return bad("secret %.64q: target %.64q must be the variable that holds the path of its file, for instance TOKEN_FILE", use.Source, target)
+			return bad(at("secrets", use.Source), "secret %.64q: target %.64q must be the variable that holds the path of its file, for instance TOKEN_FILE", use.Source, target)
 		}
 		s.Env = append(s.Env, Env{Name: target, Secret: use.Source})
 	}
 	for _, name := range slices.Sorted(maps.Keys(x.Wire)) {
 		if !wireForm.MatchString(x.Wire[name]) {
-			return bad("wire %.64q: write service:port", name)
+			return bad(at("x-demarc", "wire", name), "wire %.64q: write service:port", name)
 		}
 		s.Env = append(s.Env, Env{Name: name, Wire: x.Wire[name]})
 	}
@@ -373,7 +426,7 @@ func service(c types.ServiceConfig, x xService) (Service, error) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.DependsOn)) {
 		if cond := c.DependsOn[name].Condition; cond != types.ServiceConditionStarted && cond != types.ServiceConditionHealthy {
-			return bad("depends_on %.64q: the condition %.64q is not taken", name, cond)
+			return bad(at("depends_on", name), "depends_on %.64q: the condition %.64q is not taken", name, cond)
 		}
 		s.DependsOn = append(s.DependsOn, name)
 	}
@@ -389,7 +442,7 @@ func service(c types.ServiceConfig, x xService) (Service, error) {
 		}{{h.Interval, time.Second, &out.IntervalMS}, {h.Timeout, 2 * time.Second, &out.TimeoutMS}, {h.Start, 30 * time.Second, &out.StartMS}} {
 			ms, ok := duration(t.text, t.standard)
 			if !ok {
-				return bad("health: %.32q is not a time between 100ms and 1h", t.text)
+				return bad(at("x-demarc", "health"), "health: %.32q is not a time between 100ms and 1h", t.text)
 			}
 			*t.to = ms
 		}
@@ -419,7 +472,8 @@ func order(services map[string]Service) ([]Service, error) {
 					rest = append(rest, name)
 				}
 			}
-			return nil, fault.New(op, fault.Invalid, "the services %s wait for each other, or for one that is not there", strings.Join(rest, ", "))
+			return nil, below(fault.New(op, fault.Invalid, "the services %s wait for each other, or for one that is not there", strings.Join(rest, ", ")),
+				"services", rest[0], "depends_on")
 		}
 	}
 	return out, nil

@@ -80,7 +80,6 @@ func TestDigestBindsWhatRuns(t *testing.T) {
 		"widest":     {"widest: public", "widest: private", false},
 		"required":   {"required: true", "required: false", false},
 		"hint":       {"the token that", "a token that", false},
-		"image":      {"image: notes-web", "image: other", true},
 		"comment":    {"services:", "# a comment\nservices:", true},
 		"dependency": {"    depends_on: [store]\n", "", false},
 	} {
@@ -117,15 +116,15 @@ func TestDigestBindsWhatRuns(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	for name, c := range map[string]struct{ old, new, want string }{
-		"privileged":         {"    image: notes-web", "    privileged: true", "line 11"},
-		"build":              {"    image: notes-web", "    build: .", "artifacts by digest"},
-		"volumes":            {"    image: notes-web", "    volumes: ['/:/host']", "mounts nothing"},
-		"ports":              {"    image: notes-web", "    ports: ['80:80']", "x-demarc"},
-		"host network":       {"    image: notes-web", "    network_mode: host", "wired"},
-		"env_file":           {"    image: notes-web", "    env_file: /etc/shadow", "no say"},
-		"extends":            {"    image: notes-web", "    extends: {file: /etc/passwd, service: x}", "whole"},
+		"privileged":         {"    command: [\"bin/web\", \"--verbose\"]", "    privileged: true", "line 11"},
+		"build":              {"    command: [\"bin/web\", \"--verbose\"]", "    build: .", "artifacts by digest"},
+		"volumes":            {"    command: [\"bin/web\", \"--verbose\"]", "    volumes: ['/:/host']", "mounts nothing"},
+		"ports":              {"    command: [\"bin/web\", \"--verbose\"]", "    ports: ['80:80']", "x-demarc"},
+		"host network":       {"    command: [\"bin/web\", \"--verbose\"]", "    network_mode: host", "wired"},
+		"env_file":           {"    command: [\"bin/web\", \"--verbose\"]", "    env_file: /etc/shadow", "no say"},
+		"extends":            {"    command: [\"bin/web\", \"--verbose\"]", "    extends: {file: /etc/passwd, service: x}", "whole"},
 		"include":            {"services:", "include: [/etc/passwd]\nservices:", "whole"},
-		"variable":           {"LOG: plain", "LOG: \"${HOME}\"", "line 22: a variable"},
+		"variable":           {"LOG: plain", "LOG: \"${HOME}\"", "line 21: a variable"},
 		"short variable":     {"LOG: plain", "LOG: $HOME", "a variable"},
 		"inherited variable": {"{LOG: plain, PRICE: \"5$$\"}", "[LOG]", "has no value"},
 		"preload":            {"LOG: plain", "LD_PRELOAD: x.so", "LD_*"},
@@ -166,6 +165,9 @@ func TestRefused(t *testing.T) {
 		_, err := manifest.ParseCompose([]byte(text))
 		if !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+		if at := fault.Text(err); name != "second document" && (!strings.HasPrefix(at, "line ") || strings.Count(at, "line ") != 1) {
+			t.Errorf("%s: %q names no line, or two", name, at)
 		}
 	}
 	if _, err := manifest.ParseCompose(bytes.Repeat([]byte("#"), manifest.MaxCompose+1)); !errors.Is(err, fault.Invalid) {

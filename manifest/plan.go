@@ -152,10 +152,10 @@ func (p Plan) Check() error {
 	secrets := map[string]bool{}
 	for _, s := range p.Secrets {
 		if err := fleet.CheckName("secret", s.Store); err != nil {
-			return err
+			return below(err, "x-demarc", "secrets", s.Name)
 		}
 		if err := fleet.CheckName("secret", s.Name); err != nil || secrets[s.Name] {
-			return bad("secret %.64q: not a name, or there twice", s.Name)
+			return below(bad("secret %.64q: not a name, or there twice", s.Name), "x-demarc", "secrets", s.Name)
 		}
 		secrets[s.Name] = true
 	}
@@ -168,24 +168,24 @@ func (p Plan) Check() error {
 	}
 	for _, s := range p.Services {
 		if err := s.check(secrets, ports, started); err != nil {
-			return err
+			return below(err, "services", s.Name)
 		}
 		started[s.Name] = true
 	}
 	seen := map[string]bool{}
 	for _, x := range p.Ports {
 		if err := fleet.CheckName("port", x.Name); err != nil || seen[x.Name] {
-			return bad("port %.64q: not a name, or there twice", x.Name)
+			return below(bad("port %.64q: not a name, or there twice", x.Name), "x-demarc", "ports", x.Name)
 		}
 		seen[x.Name] = true
 		if !ports[fmt.Sprintf("%s:%d", x.Service, x.Port)] {
-			return bad("port %q: service %.64q does not listen on %d", x.Name, x.Service, x.Port)
+			return below(bad("port %q: service %.64q does not listen on %d", x.Name, x.Service, x.Port), "x-demarc", "ports", x.Name, "port")
 		}
 		if x.Protocol != "http" && x.Protocol != "tcp" {
-			return bad("port %q: protocol %.32q: use http or tcp", x.Name, x.Protocol)
+			return below(bad("port %q: protocol %.32q: use http or tcp", x.Name, x.Protocol), "x-demarc", "ports", x.Name, "protocol")
 		}
 		if err := x.Widest.Check(); err != nil {
-			return err
+			return below(err, "x-demarc", "ports", x.Name, "widest")
 		}
 	}
 	for _, o := range p.Operations {
@@ -200,37 +200,44 @@ func (p Plan) Check() error {
 }
 
 func (s Service) check(secrets, ports, started map[string]bool) error {
-	bad := func(format string, args ...any) error {
-		return fault.New("manifest.Plan", fault.Invalid, "service %.64q: %s", s.Name, fmt.Sprintf(format, args...))
+	bad := func(at, format string, args ...any) error {
+		return below(fault.New("manifest.Plan", fault.Invalid, "service %.64q: %s", s.Name, fmt.Sprintf(format, args...)), strings.Fields(at)...)
 	}
 	if err := fleet.CheckName("service", s.Name); err != nil || started[s.Name] {
-		return bad("not a name, or there twice")
+		return bad("", "not a name, or there twice")
 	}
 	if err := s.Artifact.Check(); err != nil {
-		return bad("artifact: %s", fault.Text(err))
+		return bad("x-demarc artifact", "artifact: %s", fault.Text(err))
 	}
 	if len(s.Argv) == 0 || len(s.Argv) > maxNames || !localPath(s.Argv[0]) {
-		return bad("command: give a program inside the artifact, by a relative path without .., and at most %d arguments", maxNames)
+		return bad("command", "command: give a program inside the artifact, by a relative path without .., and at most %d arguments", maxNames)
 	}
 	for _, a := range s.Argv {
 		if len(a) > maxText || strings.ContainsRune(a, 0) {
-			return bad("command: an argument has at most %d bytes and no NUL", maxText)
+			return bad("command", "command: an argument has at most %d bytes and no NUL", maxText)
 		}
 	}
 	envs := map[string]bool{}
-	claim := func(name string) error {
+	claim := func(at, name string) error {
 		if !envName.MatchString(name) || reserved(name) || envs[name] {
-			return bad("variable %.64q: use A-Z, 0-9 and _, none of PATH, HOME and LD_*, and each once", name)
+			return bad(at+" "+name, "variable %.64q: use A-Z, 0-9 and _, none of PATH, HOME and LD_*, and each once", name)
 		}
 		envs[name] = true
 		return nil
 	}
 	for _, e := range s.Env {
-		if err := claim(e.Name); err != nil {
+		at := "environment"
+		switch {
+		case e.Wire != "":
+			at = "x-demarc wire"
+		case e.Secret != "":
+			at = "secrets"
+		}
+		if err := claim(at, e.Name); err != nil {
 			return err
 		}
 		if len(e.Value) > maxText || strings.ContainsRune(e.Value, 0) {
-			return bad("variable %s: at most %d bytes and no NUL", e.Name, maxText)
+			return bad(at+" "+e.Name, "variable %s: at most %d bytes and no NUL", e.Name, maxText)
 		}
 		set := 0
 		for _, v := range []string{e.Value, e.Secret, e.Wire} {
@@ -239,26 +246,32 @@ func (s Service) check(secrets, ports, started map[string]bool) error {
 			}
 		}
 		if set > 1 || (e.Secret != "" && !secrets[e.Secret]) || (e.Wire != "" && !ports[e.Wire]) {
-			return bad("variable %s: names a secret or a listener that the plan does not have", e.Name)
+			return bad(at+" "+e.Name, "variable %s: names a secret or a listener that the plan does not have", e.Name)
 		}
 	}
 	for _, l := range s.Listen {
-		if err := claim(l.Env); err != nil {
+		if err := claim("x-demarc listen", l.Env); err != nil {
 			return err
 		}
 		if l.Port < 1 || l.Port > 65535 {
-			return bad("listen %s: port %d is not one", l.Env, l.Port)
+			return bad("x-demarc listen "+l.Env, "listen %s: port %d is not one", l.Env, l.Port)
 		}
 	}
 	for _, d := range s.DependsOn {
 		if !started[d] {
-			return bad("depends on %.64q, which does not start before it", d)
+			return bad("depends_on "+d, "depends on %.64q, which does not start before it", d)
 		}
 	}
 	if s.Limits.MemoryBytes < 0 || s.Limits.PIDs < 0 || !(s.Limits.CPUs >= 0 && s.Limits.CPUs <= 4096) {
-		return bad("limits: can't be negative")
+		at := "pids_limit"
+		if s.Limits.MemoryBytes < 0 {
+			at = "mem_limit"
+		} else if s.Limits.PIDs >= 0 {
+			at = "cpus"
+		}
+		return bad(at, "limits: can't be negative")
 	}
-	return s.Health.check(s, ports, bad)
+	return s.Health.check(s, ports, func(format string, args ...any) error { return bad("x-demarc health", format, args...) })
 }
 
 func (h *Health) check(s Service, ports map[string]bool, bad func(string, ...any) error) error {
