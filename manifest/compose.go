@@ -33,8 +33,11 @@ type Spec struct {
 	secrets []Secret
 }
 
-// SpecService is a service and the folder of its artifact, relative to the Compose file.
-type SpecService struct{ Name, ArtifactDir string }
+// SpecService is a service, the folder of its artifact, relative to the Compose file, and the programs that must be in it.
+type SpecService struct {
+	Name, ArtifactDir string
+	Programs          []string // relative to the folder: of the command, and of the health check where it is one
+}
 
 // What of Compose has a meaning here. Everything else is refused with its line.
 var (
@@ -371,11 +374,11 @@ func (s *Spec) fill(project *types.Project, top xTop, services map[string]xServi
 			return below(fault.New(op, fault.Invalid, "service %.64q: artifact %.64q must be a folder beside the file", name, x.Artifact),
 				"services", name, "x-demarc", "artifact")
 		}
-		s.Services = append(s.Services, SpecService{name, x.Artifact})
 		sv, err := service(project.Services[name], x)
 		if err != nil {
 			return below(err, "services", name)
 		}
+		s.Services = append(s.Services, SpecService{name, x.Artifact, sv.Programs()})
 		byName[name] = sv
 	}
 	var err error

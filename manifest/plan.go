@@ -199,6 +199,18 @@ func (p Plan) Check() error {
 	return nil
 }
 
+// Programs lists what of the artifact is executed, by the path inside of it.
+func (s Service) Programs() []string {
+	var out []string
+	if len(s.Argv) > 0 {
+		out = append(out, s.Argv[0])
+	}
+	if s.Health != nil && len(s.Health.Exec) > 0 {
+		out = append(out, s.Health.Exec[0])
+	}
+	return out
+}
+
 func (s Service) check(secrets, ports, started map[string]bool) error {
 	bad := func(at, format string, args ...any) error {
 		return below(fault.New("manifest.Plan", fault.Invalid, "service %.64q: %s", s.Name, fmt.Sprintf(format, args...)), strings.Fields(at)...)

@@ -14,6 +14,7 @@ import (
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/manifest"
+	"github.com/demarc-dev/demarc/workload/artifact"
 )
 
 // Apply makes what runs equal to the plan, and returns when every service is well. Where that fails, it goes back to the
@@ -78,6 +79,11 @@ func (p *Process) reach(ctx context.Context, plan manifest.Plan) error {
 	for _, s := range plan.Services {
 		if err := p.cfg.Artifacts.Unpack(s.Artifact, p.folder(s)); err != nil {
 			return err
+		}
+		for _, program := range s.Programs() { // before anything is replaced
+			if err := artifact.CheckProgram(p.folder(s), program); err != nil {
+				return fault.Because(err, "workload.Apply", fault.Invalid, "service %s: %s", s.Name, fault.Text(err))
+			}
 		}
 	}
 	p.mu.Lock()

@@ -89,7 +89,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(folder, "app"), exe, 0o700); err != nil {
+	if err := errors.Join(os.WriteFile(filepath.Join(folder, "app"), exe, 0o700), os.WriteFile(filepath.Join(folder, "text"), []byte("no program"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
@@ -368,6 +368,34 @@ func TestSecretsAreLookedAtFromOutside(t *testing.T) {
 		}
 		if workload.CreateFile(dir, name, []byte("x")) == nil {
 			t.Errorf("%q was created", name)
+		}
+	}
+}
+
+// FAULTS.md D4: a command that is not in its artifact, or may not be executed, took the version down that ran.
+func TestAPlanWithoutItsProgramReplacesNothing(t *testing.T) {
+	w := newWorld(t)
+	w.secret()
+	if err := w.p.Apply(t.Context(), w.plan("one")); err != nil {
+		t.Fatal(err)
+	}
+	before := w.p.Status()
+	for what, edit := range map[string]func(*manifest.Service){
+		"no such program": func(s *manifest.Service) { s.Argv = []string{"gone"} },
+		"a folder":        func(s *manifest.Service) { s.Argv = []string{"."} },
+		"no health check": func(s *manifest.Service) {
+			s.Health = &manifest.Health{Exec: []string{"gone"}, IntervalMS: 100, TimeoutMS: 1000, StartMS: 1000, Retries: 1}
+		},
+		"a file that is no program": func(s *manifest.Service) { s.Argv = []string{"text"} },
+	} {
+		next := w.plan("two")
+		edit(&next.Services[1])
+		if err := w.p.Apply(t.Context(), next); !errors.Is(err, fault.Invalid) || !strings.Contains(fault.Text(err), "service front") {
+			t.Errorf("%s: %v", what, err)
+		}
+		after := w.p.Status()
+		if after.Services[0].PID != before.Services[0].PID || after.Services[1].PID != before.Services[1].PID || after.Plan != before.Plan {
+			t.Errorf("%s: %+v was replaced by %+v", what, before, after)
 		}
 	}
 }

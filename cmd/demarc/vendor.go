@@ -210,7 +210,15 @@ func packRelease(compose string) (manifest.Release, packs, error) {
 	p := packs{dir}
 	rel := manifest.Release{App: spec.App, Version: spec.Version, Compose: string(text), Artifacts: map[string]fleet.Digest{}, Templates: map[string]string{}}
 	beside := filepath.Dir(compose)
+	folders := map[string]string{}
 	for _, s := range spec.Services {
+		folders[s.Name] = filepath.Join(beside, s.ArtifactDir)
+		for _, program := range s.Programs {
+			if err := artifact.CheckProgram(folders[s.Name], program); err != nil {
+				p.remove()
+				return rel, p, fault.Because(err, op, fault.Invalid, "service %s, artifact %s: %s", s.Name, s.ArtifactDir, fault.Text(err))
+			}
+		}
 		d, err := p.pack(filepath.Join(beside, s.ArtifactDir))
 		if err != nil {
 			p.remove()
@@ -225,6 +233,9 @@ func packRelease(compose string) (manifest.Release, packs, error) {
 			if t, err = operation.ParseTemplate(b); err == nil && t.Name != manifest.TemplateName(file) {
 				err = fault.New(op, fault.Invalid, "%s holds the template %q: the file is called after its template", file, t.Name)
 			}
+			if err == nil {
+				err = checkTemplate(file, t, folders)
+			}
 		}
 		if err != nil {
 			p.remove()
@@ -233,6 +244,22 @@ func packRelease(compose string) (manifest.Release, packs, error) {
 		rel.Templates[manifest.TemplateName(file)] = string(b)
 	}
 	return rel, p, nil
+}
+
+// checkTemplate refuses a template whose service or program the release does not have: it could only fail at the customer's.
+func checkTemplate(file string, t operation.Template, folders map[string]string) error {
+	const op = "demarc.pack"
+	if t.Kind != operation.KindExec {
+		return nil
+	}
+	dir, ok := folders[t.Service]
+	if !ok {
+		return fault.New(op, fault.Invalid, "%s runs in service %q, and the release has no such service", file, t.Service)
+	}
+	if err := artifact.CheckProgram(dir, t.Run[0]); err != nil {
+		return fault.Because(err, op, fault.Invalid, "%s: %s", file, fault.Text(err))
+	}
+	return nil
 }
 
 func (p packs) pack(dir string) (fleet.Digest, error) {
