@@ -39,9 +39,12 @@ var (
 // HelloConfig is what a transport's hello works with. Zero times take the defaults.
 type HelloConfig struct {
 	PQRequired bool // never the small form
-	// Wait is for the first byte of an answer to the full form; default 11 s: a node that has too much to do hangs up after 10 s.
-	Wait   time.Duration
-	Keep   time.Duration // for how long the small form is used after it worked where the full one did not; default 1 h
+	// Wait is for the first byte of an answer to the full form; default 11 s: a server that got nothing, as a node of the control plane,
+	// hangs up after 10 s, which counts as no answer, too.
+	Wait time.Duration
+	// Keep is for how long the small form is used after it worked where the full one did not; default 1 h. The first time it is a
+	// twelfth of that: it may have been a node that had too much to do.
+	Keep   time.Duration
 	Logger *slog.Logger
 }
 
@@ -149,10 +152,12 @@ func (h *Hello) shake(ctx context.Context, c net.Conn, cfg *tls.Config, wait tim
 		}
 	})
 	defer patience.Stop()
+	began := time.Now()
 	t := tls.Client(e, cfg)
 	if err := t.HandshakeContext(own); err != nil {
 		_ = c.Close()
-		if context.Cause(own) == errUnanswered {
+		hungUp := ctx.Err() == nil && !e.heard.Load() && time.Since(began) >= wait/2
+		if context.Cause(own) == errUnanswered || hungUp {
 			err = errUnanswered
 		}
 		return nil, e, Explain(err)
@@ -215,8 +220,12 @@ func (h *Hello) whole(layer Layer) {
 
 // cut notes that the small form was answered where the full one was not.
 func (h *Hello) cut(layer Layer, size int) {
-	until := time.Now().Add(h.cfg.Keep)
 	h.mu.Lock()
+	keep := h.cfg.Keep
+	if _, again := h.until[layer]; !again {
+		keep /= 12
+	}
+	until := time.Now().Add(keep)
 	h.until[layer] = until
 	h.mu.Unlock()
 	h.cfg.Logger.Warn("a box on the path swallows a first message of TLS that does not fit one packet: it goes on without ML-KEM; "+

@@ -32,6 +32,7 @@ type box struct {
 	server        *tls.Config
 	swallow, dead atomic.Bool
 	late          time.Duration // before the server says its first byte
+	hang          time.Duration // after which who got nothing hangs up; 0: never
 
 	mu    sync.Mutex
 	sizes []int // of the first records
@@ -65,6 +66,10 @@ func (b *box) serve(c net.Conn) {
 	b.sizes = append(b.sizes, len(first))
 	b.mu.Unlock()
 	if b.dead.Load() || b.swallow.Load() && roadtest.TooLong(first) {
+		if b.hang > 0 {
+			time.Sleep(b.hang) // fake time
+			return
+		}
 		_, _ = io.Copy(io.Discard, c) // until the caller gives up
 		return
 	}
@@ -169,7 +174,7 @@ func (x *helloTest) shake(t *testing.T) (tls.CurveID, time.Duration, error) {
 }
 
 // TestALargeHelloIsSwallowed: a box that swallows a first record of more than 1,400 bytes does not keep the transport down: the second
-// try, without ML-KEM, comes after 11 s, on record, remembered for an hour, and then the full form is tried again (FAULTS.md F1).
+// try, without ML-KEM, comes after 11 s, on record, remembered for a while, and then the full form is tried again (FAULTS.md F1).
 func TestALargeHelloIsSwallowed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x := newHelloTest(t, newCA(t, "Vendor CA"), mesh.HelloConfig{})
@@ -203,6 +208,28 @@ func TestALargeHelloIsSwallowed(t *testing.T) {
 		time.Sleep(time.Hour)
 		expect(tls.X25519, 11*time.Second, true) // and again
 	})
+}
+
+// TestAServerThatGotNothingHangsUp: its end, after much silence, is as good as no answer; one that comes at once is not (FAULTS.md F1).
+func TestAServerThatGotNothingHangsUp(t *testing.T) {
+	for hang, small := range map[time.Duration]bool{10 * time.Second: true, time.Second: false} {
+		synctest.Test(t, func(t *testing.T) {
+			x := newHelloTest(t, newCA(t, "Vendor CA"), mesh.HelloConfig{})
+			defer x.work.Wait()
+			x.hang = hang
+			x.swallow.Store(true)
+			if curve, took, err := x.shake(t); (err == nil) != small || took != hang || small && curve != tls.X25519 {
+				t.Errorf("%s, %v after %s", curve, err, took)
+			}
+			if x.h.Small(mesh.LayerChannel) != small {
+				t.Errorf("small next: %v", !small)
+			}
+			time.Sleep(5 * time.Minute) // the first time it may have been a node with too much to do
+			if x.h.Small(mesh.LayerChannel) {
+				t.Error("small for more than 5 minutes, after the first time")
+			}
+		})
+	}
 }
 
 // TestPQRequiredSendsNothingSmall: where the customer's file forbids the small form it is never sent, the full form offers nothing but
