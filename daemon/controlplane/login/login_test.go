@@ -142,42 +142,45 @@ func TestEnemyToken(t *testing.T) {
 		kind  fault.Kind
 		want  string
 	}{
-		"another issuer":            {mint(t, p, set("iss", "https://evil.example")), fault.Denied, "not one of the issuer"},
-		"the issuer and a slash":    {mint(t, p, set("iss", p.URL+"/")), fault.Denied, "not one of the issuer"},
-		"another audience":          {mint(t, p, set("aud", "other")), fault.Denied, "not one of the issuer for this client"},
-		"no audience":               {mint(t, p, drop("aud")), fault.Denied, "not one of the issuer for this client"},
-		"audiences and no azp":      {mint(t, p, set("aud", []string{"demarc", "other"})), fault.Denied, "another client"},
-		"azp of another client":     {mint(t, p, set("azp", "other")), fault.Denied, "another client"},
-		"another nonce":             {mint(t, p, set("nonce", "other")), fault.Denied, "nonce"},
-		"no nonce":                  {mint(t, p, drop("nonce")), fault.Denied, "nonce"},
-		"a nonce that is a list":    {mint(t, p, set("nonce", []string{nonce})), fault.Denied, ""},
-		"expired":                   {mint(t, p, set("exp", time.Now().Add(-time.Minute).Unix())), fault.Expired, "ran out"},
-		"no expiry":                 {mint(t, p, drop("exp")), fault.Expired, "ran out"},
-		"not yet":                   {mint(t, p, set("nbf", time.Now().Add(time.Hour).Unix())), fault.Denied, ""},
-		"old":                       {mint(t, p, set("iat", elder.Unix())), fault.Expired, "log in again"},
-		"no time of issue":          {mint(t, p, drop("iat")), fault.Expired, "log in again"},
-		"of the future":             {mint(t, p, set("iat", time.Now().Add(time.Hour).Unix())), fault.Denied, "in the future"},
-		"no subject":                {mint(t, p, drop("sub")), fault.Denied, "names nobody"},
-		"no address":                {mint(t, p, drop("email")), fault.Denied, `no claim "email"`},
-		"address not verified":      {mint(t, p, set("email_verified", false)), fault.Denied, "not verified"},
-		"nothing of verification":   {mint(t, p, drop("email_verified")), fault.Denied, "not verified"},
-		"verified in words":         {mint(t, p, set("email_verified", "true")), fault.Denied, ""},
-		"another domain":            {mint(t, p, set("email", "ben@evil.example")), fault.Denied, "not let in"},
-		"two at signs":              {mint(t, p, set("email", "ben@acme.example@evil.example")), fault.Denied, "not let in"},
-		"a group without a role":    {mint(t, p, set("groups", []string{"all", "Support", "support "})), fault.Denied, "none of your groups"},
-		"no groups":                 {mint(t, p, drop("groups")), fault.Denied, "none of your groups"},
-		"groups that are a map":     {mint(t, p, set("groups", map[string]any{"support": true})), fault.Denied, "none of your groups"},
-		"other keys":                {forged, fault.Denied, "signature"},
-		"none":                      {raw(t, map[string]any{"alg": "none"}, person, func(string) []byte { return nil }), fault.Denied, ""},
-		"None with a kid":           {raw(t, map[string]any{"alg": "None", "kid": identitytest.RSA}, person, func(string) []byte { return []byte("x") }), fault.Denied, ""},
-		"HS256 with the public key": {raw(t, map[string]any{"alg": "HS256", "kid": identitytest.RSA}, person, hmacWith(jwks.Keys[0])), fault.Denied, ""},
-		"HS256 with the key set":    {raw(t, map[string]any{"alg": "HS256"}, person, hmacWith(p.JWKS())), fault.Denied, ""},
-		"a kid that is unknown":     {raw(t, map[string]any{"alg": "RS256", "kid": "other"}, person, func(string) []byte { return make([]byte, 256) }), fault.Denied, "signature"},
-		"its own key in the header": {raw(t, map[string]any{"alg": "RS256", "kid": "own", "jwk": jwks.Keys[0], "jku": "https://evil.example/keys"}, person, func(string) []byte { return make([]byte, 256) }), fault.Denied, "signature"},
-		"signature cut off":         {parts[0] + "." + parts[1] + ".", fault.Denied, ""},
-		"another payload":           {parts[0] + "." + base64.RawURLEncoding.EncodeToString([]byte(`{"sub":"1"}`)) + "." + parts[2], fault.Denied, ""},
-		"empty":                     {"", fault.Denied, ""},
-		"long":                      {strings.Repeat("A", login.MaxToken+1), fault.Invalid, "limit"},
+		"another issuer":             {mint(t, p, set("iss", "https://evil.example")), fault.Denied, "not one of the issuer"},
+		"the issuer and a slash":     {mint(t, p, set("iss", p.URL+"/")), fault.Denied, "not one of the issuer"},
+		"another audience":           {mint(t, p, set("aud", "other")), fault.Denied, "not one of the issuer for this client"},
+		"no audience":                {mint(t, p, drop("aud")), fault.Denied, "not one of the issuer for this client"},
+		"audiences and no azp":       {mint(t, p, set("aud", []string{"demarc", "other"})), fault.Denied, "another client"},
+		"azp of another client":      {mint(t, p, set("azp", "other")), fault.Denied, "another client"},
+		"another nonce":              {mint(t, p, set("nonce", "other")), fault.Denied, "nonce"},
+		"no nonce":                   {mint(t, p, drop("nonce")), fault.Denied, "nonce"},
+		"a nonce that is a list":     {mint(t, p, set("nonce", []string{nonce})), fault.Denied, ""},
+		"expired":                    {mint(t, p, set("exp", time.Now().Add(-time.Minute).Unix())), fault.Expired, "ran out"},
+		"no expiry":                  {mint(t, p, drop("exp")), fault.Expired, "ran out"},
+		"not yet":                    {mint(t, p, set("nbf", time.Now().Add(time.Hour).Unix())), fault.Denied, ""},
+		"old":                        {mint(t, p, set("iat", elder.Unix())), fault.Expired, "log in again"},
+		"no time of issue":           {mint(t, p, drop("iat")), fault.Expired, "log in again"},
+		"of the future":              {mint(t, p, set("iat", time.Now().Add(time.Hour).Unix())), fault.Denied, "in the future"},
+		"no subject":                 {mint(t, p, drop("sub")), fault.Denied, "names nobody"},
+		"no address":                 {mint(t, p, drop("email")), fault.Denied, `no claim "email"`},
+		"address not verified":       {mint(t, p, set("email_verified", false)), fault.Denied, "not verified"},
+		"nothing of verification":    {mint(t, p, drop("email_verified")), fault.Denied, "not verified"},
+		"verified in words":          {mint(t, p, set("email_verified", "true")), fault.Denied, ""},
+		"another domain":             {mint(t, p, set("email", "ben@evil.example")), fault.Denied, "not let in"},
+		"a subdomain":                {mint(t, p, set("email", "ben@eu.acme.example")), fault.Denied, "not let in"},
+		"a domain that ends alike":   {mint(t, p, set("email", "ben@evilacme.example")), fault.Denied, "not let in"},
+		"a domain that begins alike": {mint(t, p, set("email", "ben@acme.example.evil.example")), fault.Denied, "not let in"},
+		"two at signs":               {mint(t, p, set("email", "ben@acme.example@evil.example")), fault.Denied, "not let in"},
+		"a group without a role":     {mint(t, p, set("groups", []string{"all", "Support", "support "})), fault.Denied, "none of your groups"},
+		"no groups":                  {mint(t, p, drop("groups")), fault.Denied, "none of your groups"},
+		"groups that are a map":      {mint(t, p, set("groups", map[string]any{"support": true})), fault.Denied, "none of your groups"},
+		"other keys":                 {forged, fault.Denied, "signature"},
+		"none":                       {raw(t, map[string]any{"alg": "none"}, person, func(string) []byte { return nil }), fault.Denied, ""},
+		"None with a kid":            {raw(t, map[string]any{"alg": "None", "kid": identitytest.RSA}, person, func(string) []byte { return []byte("x") }), fault.Denied, ""},
+		"HS256 with the public key":  {raw(t, map[string]any{"alg": "HS256", "kid": identitytest.RSA}, person, hmacWith(jwks.Keys[0])), fault.Denied, ""},
+		"HS256 with the key set":     {raw(t, map[string]any{"alg": "HS256"}, person, hmacWith(p.JWKS())), fault.Denied, ""},
+		"a kid that is unknown":      {raw(t, map[string]any{"alg": "RS256", "kid": "other"}, person, func(string) []byte { return make([]byte, 256) }), fault.Denied, "signature"},
+		"its own key in the header":  {raw(t, map[string]any{"alg": "RS256", "kid": "own", "jwk": jwks.Keys[0], "jku": "https://evil.example/keys"}, person, func(string) []byte { return make([]byte, 256) }), fault.Denied, "signature"},
+		"signature cut off":          {parts[0] + "." + parts[1] + ".", fault.Denied, ""},
+		"another payload":            {parts[0] + "." + base64.RawURLEncoding.EncodeToString([]byte(`{"sub":"1"}`)) + "." + parts[2], fault.Denied, ""},
+		"empty":                      {"", fault.Denied, ""},
+		"long":                       {strings.Repeat("A", login.MaxToken+1), fault.Invalid, "limit"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := v.Verify(t.Context(), tc.token, nonce)
@@ -188,10 +191,20 @@ func TestEnemyToken(t *testing.T) {
 	ok(t, err)
 }
 
-// TestEnemyIssuer: the issuer's documents, or one who speaks in its place, want to send us elsewhere.
+// TestEnemyIssuer: the issuer's documents, or one who speaks in its place, want to send us elsewhere. Elsewhere is a host whose certificate
+// is trusted and whose documents and keys are good: whoever went there would take the token.
 func TestEnemyIssuer(t *testing.T) {
 	var elsewhere atomic.Int64
-	other := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere.Add(1) }))
+	var speaks atomic.Pointer[logintest.Provider]
+	other := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		elsewhere.Add(1)
+		p := speaks.Load()
+		if r.URL.Path == "/keys" {
+			_, _ = w.Write(p.JWKS())
+			return
+		}
+		fmt.Fprintf(w, `{"issuer":%q,"jwks_uri":%q}`, p.URL, p.URL+"/keys")
+	}))
 	defer other.Close()
 	discovery := "/.well-known/openid-configuration"
 	for name, tc := range map[string]struct {
@@ -250,11 +263,37 @@ func TestEnemyIssuer(t *testing.T) {
 			if tc.serve != nil {
 				p.Serve = tc.serve(p)
 			}
-			v := verifier(t, p, tc.change)
+			speaks.Store(p)
+			v := verifier(t, p, func(o *login.Options) {
+				o.Roots = p.Pool.Clone()
+				o.Roots.AddCert(other.Certificate())
+				if tc.change != nil {
+					tc.change(o)
+				}
+			})
 			_, err := v.Verify(t.Context(), mint(t, p, nil), nonce)
 			refusedWith(t, err, tc.kind, tc.want)
 		})
 	}
+	t.Run("elsewhere is believed where the file names it", func(t *testing.T) { // or the rows above would show nothing
+		p := provider(t)
+		speaks.Store(p)
+		p.Serve = func(w http.ResponseWriter, r *http.Request) bool {
+			fmt.Fprintf(w, `{"issuer":%q,"jwks_uri":%q}`, p.URL, other.URL+"/keys")
+			return true
+		}
+		before := elsewhere.Load()
+		v := verifier(t, p, func(o *login.Options) {
+			o.Roots, o.KeyHosts = p.Pool.Clone(), []string{strings.TrimPrefix(other.URL, "https://")}
+			o.Roots.AddCert(other.Certificate())
+		})
+		_, err := v.Verify(t.Context(), mint(t, p, nil), nonce)
+		ok(t, err)
+		if elsewhere.Load() == before {
+			t.Error("nobody was asked elsewhere")
+		}
+		elsewhere.Store(before)
+	})
 	if n := elsewhere.Load(); n > 0 {
 		t.Errorf("the control plane called elsewhere %d times", n)
 	}
