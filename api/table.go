@@ -127,6 +127,7 @@ var table = map[string]rule{
 	localv1connect.LocalExportEvidenceProcedure: only(Owner),
 
 	managementv1connect.ManagementReportProcedure: only(Node),
+	managementv1connect.ManagementBundleProcedure: only(Stranger, Node),
 	managementv1connect.OverviewListProcedure:     only(Owner),
 }
 

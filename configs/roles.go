@@ -253,7 +253,7 @@ type Management struct {
 type ControlPlane struct {
 	Name        string `yaml:"name" is:"name" need:"yes"`
 	TrustDomain string `yaml:"trust_domain" is:"domain" need:"yes"`
-	BundleFile  string `yaml:"bundle_file" is:"path" need:"yes"`
+	LogKeyFile  string `yaml:"log_key_file" is:"path" need:"yes"` // PEM; it signs the CAs by which its nodes are recognised
 }
 
 func (c *Management) problems() (out []problem) {

@@ -110,7 +110,7 @@ func (s *story) managementFiles(listen string) {
 	s.write(string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})), "management", "cert.key")
 	s.managed = s.path("management", "m.sock")
 	s.write(fmt.Sprintf("version: demarc/1\nrole: management-plane\nname: platform\ndir: data\nlisten: %q\ncertificate: {file: cert.pem, key: cert.key, bundle: ca.pem}\n"+
-		"control_planes:\n  - {name: acme, trust_domain: %s, bundle_file: ../acme/bundle.pem}\nsocket: m.sock\nmetrics: {listen: %q}\n", listen, domain, s.metrics["management-plane"]), "management", "management.yaml")
+		"control_planes:\n  - {name: acme, trust_domain: %s, log_key_file: ../acme/log.pub}\nsocket: m.sock\nmetrics: {listen: %q}\n", listen, domain, s.metrics["management-plane"]), "management", "management.yaml")
 }
 
 // register is step 2: the vendor says which platform identity it expects.

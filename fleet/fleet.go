@@ -23,7 +23,7 @@ type (
 	ApplianceID string
 	CustomerID  string
 	RequestID   string // chosen by the caller, unique for one principal; at most 64 bytes
-	Serial      string // of a certificate: lower-case hex, no leading zeros
+	Serial      string // names a certificate and its key; see identity.SerialOf
 )
 
 // NamePattern is what a name may look like: a DNS label.

@@ -72,7 +72,7 @@ func TestIssue(t *testing.T) {
 	if !node.NotAfter.Equal(ca.Cert.NotAfter) || len(node.IPAddresses) != 2 || len(node.ExtKeyUsage) != 2 {
 		t.Errorf("node leaf: ends %s, %v, %v", node.NotAfter, node.IPAddresses, node.ExtKeyUsage)
 	}
-	if s := identity.SerialOf(node); len(s) != 32 || s == identity.SerialOf(c) {
+	if s := identity.SerialOf(node); len(s) != 32+1+32 || s == identity.SerialOf(c) {
 		t.Errorf("serial %q", s)
 	}
 

@@ -3,8 +3,10 @@
 package identity
 
 import (
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"slices"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -13,12 +15,29 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 )
 
-// SerialOf spells the serial number of a certificate.
+// keyBytes is how much of the digest of a public key is in a [fleet.Serial]: 128 bits.
+const keyBytes = 16
+
+// SerialOf spells the serial number of a certificate in hex without leading zeros, a point, and the first 128 bits of the SHA-256 of
+// its public key (SubjectPublicKeyInfo). A book that holds it admits that key and no other: who has the key of the CA, and gives the
+// same serial number to a certificate of a key of their own, is not the one on record. Both parts are signed by the CA, so there is one
+// spelling for each certificate.
 func SerialOf(c *x509.Certificate) fleet.Serial {
 	if c == nil || c.SerialNumber == nil {
 		return ""
 	}
-	return fleet.Serial(c.SerialNumber.Text(16))
+	key := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+	return fleet.Serial(c.SerialNumber.Text(16) + "." + hex.EncodeToString(key[:keyBytes]))
+}
+
+// IssuerOf names the CA that the peer of a verified connection proved itself with, by the digest of its certificate; "" if the peer
+// proved nothing.
+func IssuerOf(state *tls.ConnectionState) fleet.Digest {
+	if state == nil || !state.HandshakeComplete || len(state.VerifiedChains) == 0 {
+		return ""
+	}
+	chain := state.VerifiedChains[0]
+	return fleet.DigestOf(chain[len(chain)-1].Raw)
 }
 
 // PrincipalOf tells who is at the other end of a connection that a [Server] config accepted. It reads

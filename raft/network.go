@@ -132,6 +132,12 @@ func (w *network) welcome(t *tls.Conn, id string) {
 	if !ok {
 		return
 	}
+	if w.n.cfg.Peer != nil { // what made the peer's certificate worthless since greet asked did not find this connection
+		if _, err := w.n.cfg.Peer(t.ConnectionState()); err != nil {
+			tracked.abort()
+			return
+		}
+	}
 	switch t.ConnectionState().NegotiatedProtocol {
 	case ProtoRaft:
 		select {
@@ -308,6 +314,12 @@ func (w *network) dial(ctx context.Context, id, addr, proto string) (*tracked, e
 	out, ok := w.track(t, id)
 	if !ok {
 		return nil, fault.New("raft.dial", fault.Unavailable, "this node is cut off")
+	}
+	if conf.VerifyConnection != nil { // as in welcome
+		if err := conf.VerifyConnection(t.ConnectionState()); err != nil {
+			out.abort()
+			return nil, fault.Because(err, "raft.dial", fault.Unavailable, "node %s is not proven", id)
+		}
 	}
 	return out, nil
 }

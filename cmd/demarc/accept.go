@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -29,7 +28,6 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/demarc-dev/demarc/api"
-	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
@@ -152,9 +150,9 @@ func (d desk) key() (crypto.Signer, error) {
 
 // granted is what the control plane gave.
 type granted struct {
-	leaf   *x509.Certificate
-	bundle [][]byte
-	role   string
+	leaf *x509.Certificate
+	role string
+	held answered // the CAs
 }
 
 func (d desk) accept(ctx context.Context, i identity.Invitation) (granted, error) {
@@ -170,8 +168,10 @@ func (d desk) accept(ctx context.Context, i identity.Invitation) (granted, error
 	if err != nil {
 		return granted{}, err
 	}
+	var held answered
 	req := &controlv1.AcceptInvitationRequest{Name: i.Name, Csr: csr, Verifier: invite.Public().(ed25519.PublicKey), Proof: identity.SignInvite(invite, i.TrustDomain, i.Name, csr)}
 	m, err := asStranger(ctx, i.TrustDomain, i.Nodes, []byte(i.LogKey), func(ctx context.Context, c stranger) (*controlv1.AcceptInvitationResponse, error) {
+		held, req.BundleHeld = c.held, c.held.Number
 		return wire(c.AcceptInvitation(ctx, connect.NewRequest(req)))
 	})
 	if err != nil {
@@ -180,15 +180,15 @@ func (d desk) accept(ctx context.Context, i identity.Invitation) (granted, error
 		}
 		return granted{}, err
 	}
-	got, err := checkGranted(m.GetCertificate(), m.GetBundle(), m.GetRole(), key, i.TrustDomain, i.Name)
+	got, err := checkGranted(m.GetCertificate(), held, m.GetRole(), key, i.TrustDomain, i.Name)
 	if err != nil {
 		return granted{}, err
 	}
-	return got, d.write(operator{TrustDomain: i.TrustDomain, Name: i.Name, Nodes: i.Nodes}, got)
+	return got, d.write(operator{TrustDomain: i.TrustDomain, Name: i.Name, Nodes: i.Nodes}, got, []byte(i.LogKey))
 }
 
-// checkGranted reads what a control plane answered: a certificate of this key and this name, and CAs of the trust domain.
-func checkGranted(cert []byte, bundle [][]byte, role string, key crypto.Signer, trustDomain, name string) (granted, error) {
+// checkGranted reads what a control plane answered: a certificate of this key and this name.
+func checkGranted(cert []byte, held answered, role string, key crypto.Signer, trustDomain, name string) (granted, error) {
 	const op = "demarc.accept"
 	leaf, err := x509.ParseCertificate(cert)
 	if err != nil {
@@ -200,29 +200,25 @@ func checkGranted(cert []byte, bundle [][]byte, role string, key crypto.Signer, 
 	if want := string(fleet.PrincipalOf(trustDomain, fleet.Operator, name)); len(leaf.URIs) != 1 || leaf.URIs[0].String() != want {
 		return granted{}, fault.New(op, fault.Invalid, "the certificate is not that of %s", want)
 	}
-	if _, err := identity.ParseDER(bundle, trustDomain); err != nil {
-		return granted{}, err
-	}
-	return granted{leaf, bundle, role}, nil
+	return granted{leaf, role, held}, nil
 }
 
 // write writes the files but for the key, which is there; the operator's file comes last.
-func (d desk) write(o operator, got granted) error {
+func (d desk) write(o operator, got granted, logKey []byte) error {
 	own, err := drawKeys()
 	if err != nil {
 		return err
 	}
 	base := filepath.Base(d.path(""))
-	o.Certificate, o.Key, o.Bundle, o.SigningKey, o.RequestKey, o.RecipientKey = base+"cert.pem", base+"key", base+"bundle.pem", base+"signing.key", base+"request.key", base+"recipient.key"
+	o.Certificate, o.Key, o.Bundle, o.LogKey, o.SigningKey, o.RequestKey, o.RecipientKey = base+"cert.pem", base+"key", base+"bundle.pem", base+"log.pub", base+"signing.key", base+"request.key", base+"recipient.key"
 	file, err := yaml.Marshal(o)
 	if err != nil {
 		return fault.At("demarc.accept", fault.Internal, err)
 	}
-	var cas bytes.Buffer
-	for _, ca := range got.bundle {
-		cas.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca}))
+	if err := storeBundle(d.path("bundle.pem"), got.held.sealed, got.held.CAs); err != nil {
+		return err
 	}
-	for _, f := range append(own.files(), keyFile{what: "bundle.pem", b: cas.Bytes()}, keyFile{what: "cert.pem", b: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: got.leaf.Raw})}) {
+	for _, f := range append(own.files(), keyFile{what: "log.pub", b: logKey}, keyFile{what: "cert.pem", b: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: got.leaf.Raw})}) {
 		if err := replace(map[string][]byte{d.path(f.what): f.b}); err != nil { // of an accept that was cut short here
 			return err
 		}
@@ -230,8 +226,9 @@ func (d desk) write(o operator, got granted) error {
 	return create(d.file, file, 0o600)
 }
 
-// stranger is what a node answers to somebody who has no certificate.
+// stranger is what a node answers to somebody who has no certificate, and the CAs that prove it.
 type stranger struct {
+	held answered
 	controlv1connect.OperatorBootstrapClient
 	boundaryv1connect.BootstrapClient
 }
@@ -267,19 +264,9 @@ func strangerAt[Res any](ctx context.Context, trustDomain, node string, pinned s
 	var none Res
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
-	nonce := make([]byte, identity.MaxBundleNonce)
-	_, _ = rand.Read(nonce) // crypto/rand.Read never fails
-	// Who answers here is not known yet: the answer is trusted for its signature, and it is an answer to our nonce.
-	blind := strangerWay(&tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, NextProtos: []string{"h2"}})
-	defer blind.CloseIdleConnections()
-	m, err := wire(boundaryv1connect.NewBootstrapClient(&http.Client{Transport: blind}, "https://"+node, connect.WithReadMaxBytes(4*identity.MaxBundle)).
-		Bundle(ctx, connect.NewRequest(&boundaryv1.BundleRequest{Nonce: nonce})))
+	bundle, err := askBundle(ctx, trustDomain, node, pinned, 0)
 	if err != nil {
 		return none, err
-	}
-	bundle, err := identity.OpenBundle(m.GetSealed(), pinned, trustDomain, nonce, 0)
-	if err != nil {
-		return none, fault.Because(nodeError{err}, "demarc.ask", fault.Of(err), "whoever answers is not the control plane of the invitation, or a proxy on the path opens TLS: %s", fault.Text(err))
 	}
 	cas, err := identity.ParseDER(bundle.CAs, trustDomain)
 	if err != nil {
@@ -289,7 +276,7 @@ func strangerAt[Res any](ctx context.Context, trustDomain, node string, pinned s
 	defer way.CloseIdleConnections()
 	client, at := &http.Client{Transport: api.Sent(way)}, "https://"+node
 	opts := []connect.ClientOption{connect.WithReadMaxBytes(4 * identity.MaxBundle), api.Doubt()}
-	return do(ctx, stranger{controlv1connect.NewOperatorBootstrapClient(client, at, opts...), boundaryv1connect.NewBootstrapClient(client, at, opts...)})
+	return do(ctx, stranger{bundle, controlv1connect.NewOperatorBootstrapClient(client, at, opts...), boundaryv1connect.NewBootstrapClient(client, at, opts...)})
 }
 
 func strangerWay(conf *tls.Config) *http.Transport {

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -37,10 +36,10 @@ func (a *app) ca() *cobra.Command {
 			return a.emit(m, func(w io.Writer) {
 				fmt.Fprintf(w, "bundle\t%d\n", m.GetBundleNumber())
 				for _, c := range m.GetAuthorities() {
-					fmt.Fprintf(w, "ca\t%s\t%s\tuntil %s\tof %d appliances\t%s\n", c.GetId(), c.GetStage(), time.Unix(c.GetNotAfterUnix(), 0).UTC().Format(time.DateOnly), c.GetAppliances(), c.GetName())
+					fmt.Fprintf(w, "ca\t%s\t%s\tuntil %s\tof %d appliances, %d operators\t%s\n", c.GetId(), c.GetStage(), time.Unix(c.GetNotAfterUnix(), 0).UTC().Format(time.DateOnly), c.GetAppliances(), c.GetOperators(), c.GetName())
 				}
 				for _, x := range m.GetMissing() {
-					fmt.Fprintf(w, "missing\t%s %s\tonline %v\tholds %d\n", x.GetKind(), x.GetName(), x.GetOnline(), x.GetHolds())
+					fmt.Fprintf(w, "missing\t%s %s\tholds %d\t%s\n", x.GetKind(), x.GetName(), x.GetHolds(), todo(x))
 				}
 			})
 		})
@@ -59,25 +58,36 @@ func (a *app) ca() *cobra.Command {
 			})
 		})
 	life = spanVar(prepare.Flags(), "life", 0, time.Second, 20*365*24*time.Hour, "how long the CA lives, for instance 17520h; five years where absent")
-	activate := a.online(&cobra.Command{Use: "activate ID", Short: "Have a prepared CA issue; refused while somebody who is connected does not hold it", Args: exactly(1, "the id of a CA, or the beginning of one"), Example: "  demarc ca activate sha256:1f0c"},
+	var without []string
+	activate := a.online(&cobra.Command{Use: "activate [ID]", Short: "Have the prepared CA issue; refused while a node, a connected appliance or an operator does not hold it", Args: atMost(1, "the id of a CA, or the beginning of one"),
+		Long: "activate has the prepared CA issue. It is refused, with names, while a node, an appliance that is connected, or an operator with a valid\n" +
+			"certificate who called within 30 days does not hold that CA. An operator takes it with any command. One who can't be waited for is named\n" +
+			"with --without: their command line asks for the vendor's signed bundle when they come back.",
+		Example: "  demarc ca activate\n  demarc ca activate sha256:1f0c --without cat"},
 		func(ctx context.Context, v *vendor, args []string) error {
-			ca, err := v.authority(ctx, args[0])
+			ca, err := v.authority(ctx, args, "prepared")
 			if err != nil {
 				return err
 			}
 			id := draw()
 			_, err = ask(ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) (*controlv1.ActivateAuthorityResponse, error) {
-				return wire(c.ActivateAuthority(ctx, connect.NewRequest(&controlv1.ActivateAuthorityRequest{RequestId: id, Id: ca})))
+				return wire(c.ActivateAuthority(ctx, connect.NewRequest(&controlv1.ActivateAuthorityRequest{RequestId: id, Id: ca, Without: without})))
 			})
 			if err != nil {
 				return err
 			}
 			return a.say(map[string]string{"active": ca}, "CA %s issues now", ca)
 		})
+	activate.Flags().StringSliceVar(&without, "without", nil, "operators who are not waited for")
 	var compromised bool
-	retire := a.online(&cobra.Command{Use: "retire ID", Short: "End the trust in a CA; refused while its certificates are in use", Args: exactly(1, "the id of a CA, or the beginning of one"), Example: "  demarc ca retire sha256:9b3e\n  demarc ca retire sha256:9b3e --compromised"},
+	retire := a.online(&cobra.Command{Use: "retire [ID]", Short: "End the trust in the CA that issued before; refused while its certificates are in use", Args: atMost(1, "the id of a CA, or the beginning of one"),
+		Long: "retire ends the trust in a CA: by default in the one that issued before, if there is one such. With --compromised it waits for nobody:\n" +
+			"no certificate of that CA passes any more, and every connection that showed one ends at once, at each node. Appliances prove their\n" +
+			"platform identity again and nodes make their next certificate, by themselves. An operator whose certificate is of that CA logs in again\n" +
+			"(demarc operator login), or is invited again by an admin (demarc operator invite).",
+		Example: "  demarc ca retire\n  demarc ca retire sha256:9b3e --compromised"},
 		func(ctx context.Context, v *vendor, args []string) error {
-			ca, err := v.authority(ctx, args[0])
+			ca, err := v.authority(ctx, args, "tainted")
 			if err != nil {
 				return err
 			}
@@ -100,14 +110,41 @@ func (v *vendor) authorities(ctx context.Context) (*controlv1.ListAuthoritiesRes
 	})
 }
 
-// authority completes the beginning of an id, where it fits one CA.
-func (v *vendor) authority(ctx context.Context, begin string) (string, error) {
+// todo says what one does who does not hold the newest bundle.
+func todo(x *controlv1.Missing) string {
+	switch {
+	case x.GetKind() == "operator" && x.GetOnline():
+		return "called " + time.Unix(x.GetSeenUnix(), 0).UTC().Format(time.DateOnly) + ": have them run any command, for instance demarc status"
+	case x.GetKind() == "operator":
+		return "did not call lately, holds nothing up: takes it with the next command"
+	case x.GetKind() == "appliance" && !x.GetOnline():
+		return "offline, holds nothing up: takes it when it comes back"
+	case x.GetKind() == "appliance":
+		return "connected: takes it by itself, wait"
+	}
+	return "takes it by itself: start it if it is down"
+}
+
+// authority completes the beginning of an id, if it fits one CA. Without one it is the only CA of a stage.
+func (v *vendor) authority(ctx context.Context, args []string, stage string) (string, error) {
 	const op = "demarc.ca"
 	m, err := v.authorities(ctx)
 	if err != nil {
 		return "", err
 	}
 	var found []string
+	if len(args) == 0 {
+		for _, c := range m.GetAuthorities() {
+			if c.GetStage() == stage {
+				found = append(found, c.GetId())
+			}
+		}
+		if len(found) != 1 {
+			return "", fault.New(op, fault.NotFound, "%d CAs are %s: name one by its id, see demarc ca status", len(found), stage)
+		}
+		return found[0], nil
+	}
+	begin := args[0]
 	for _, c := range m.GetAuthorities() {
 		if strings.HasPrefix(c.GetId(), begin) || strings.HasPrefix(strings.TrimPrefix(c.GetId(), "sha256:"), begin) {
 			found = append(found, c.GetId())
@@ -120,7 +157,9 @@ func (v *vendor) authority(ctx context.Context, begin string) (string, error) {
 }
 
 func (a *app) operator() *cobra.Command {
-	renew := a.online(&cobra.Command{Use: "renew", Short: "Replace the operator's certificate, key and bundle, in place", Args: exactly(0, "no arguments"), Example: "  demarc operator renew --context operator.yaml"},
+	renew := a.online(&cobra.Command{Use: "renew", Short: "Replace the operator's certificate and key, in place", Args: exactly(0, "no arguments"),
+		Long: "renew replaces the certificate and the key. The old certificate passes until the new one is used for the first time. The bundle, the CAs by\n" +
+			"which the control plane is recognised, needs no command: every command keeps it up to date.", Example: "  demarc operator renew --context operator.yaml"},
 		func(ctx context.Context, v *vendor, _ []string) error {
 			until, err := v.renew(ctx)
 			if err != nil {
@@ -156,19 +195,11 @@ func (v *vendor) renew(ctx context.Context) (time.Time, error) {
 	if pub, ok := leaf.PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(key.Public()) {
 		return time.Time{}, fault.New(op, fault.Invalid, "the certificate is not of the key that asked for it")
 	}
-	if _, err := identity.ParseDER(m.GetBundle(), v.TrustDomain); err != nil {
-		return time.Time{}, err
-	}
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return time.Time{}, fault.At(op, fault.Internal, err)
 	}
-	var bundle bytes.Buffer
-	for _, ca := range m.GetBundle() {
-		bundle.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca}))
-	}
 	return leaf.NotAfter, replace(map[string][]byte{
-		v.Bundle:      bundle.Bytes(),
 		v.Key:         pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}),
 		v.Certificate: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf.Raw}),
 	})

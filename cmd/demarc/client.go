@@ -38,10 +38,11 @@ type operator struct {
 	Nodes        []string `yaml:"nodes"` // host:port, tried in order
 	Certificate  string   `yaml:"certificate"`
 	Key          string   `yaml:"key"`
-	Bundle       string   `yaml:"bundle"`
-	SigningKey   string   `yaml:"signing_key"`   // signs releases
-	RequestKey   string   `yaml:"request_key"`   // signs requests for operations
-	RecipientKey string   `yaml:"recipient_key"` // reads released output
+	Bundle       string   `yaml:"bundle"`            // the vendor's CAs; kept up to date by the command itself
+	LogKey       string   `yaml:"log_key,omitempty"` // public key of the vendor's log, which signs the bundle; log.pub beside the file where absent
+	SigningKey   string   `yaml:"signing_key"`       // signs releases
+	RequestKey   string   `yaml:"request_key"`       // signs requests for operations
+	RecipientKey string   `yaml:"recipient_key"`     // reads released output
 }
 
 func (a *app) operatorFile() (operator, error) {
@@ -60,7 +61,10 @@ func (a *app) operatorFile() (operator, error) {
 	if err := dec.Decode(&o); err != nil {
 		return o, fault.Because(err, op, fault.Invalid, "%s: %v", a.context, err)
 	}
-	for _, p := range []*string{&o.Certificate, &o.Key, &o.Bundle, &o.SigningKey, &o.RequestKey, &o.RecipientKey} {
+	if o.LogKey == "" {
+		o.LogKey = "log.pub"
+	}
+	for _, p := range []*string{&o.Certificate, &o.Key, &o.Bundle, &o.LogKey, &o.SigningKey, &o.RequestKey, &o.RecipientKey} {
 		if *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(filepath.Dir(a.context), *p)
 		}
@@ -104,7 +108,10 @@ type vendor struct {
 	keys      []controlv1connect.KeyServiceClient
 	clusters  []controlv1connect.ClusterClient
 	ways      []*http.Transport
-	at        int           // the node that answered last is asked first
+	at        int    // the node that answered last is asked first
+	trust     *trust // nil: the CAs are fixed
+	settled   bool   // the newest bundle was asked for after an answer, whatever came of it
+	warn      func(format string, args ...any)
 	total     time.Duration // of a call, all tries together
 	try       time.Duration // of one try, and of silence on a stream
 }
@@ -121,15 +128,13 @@ func (a *app) vendor() (*vendor, error) {
 	if err != nil {
 		return nil, fault.Because(err, op, fault.Invalid, "the operator's certificate and key can't be read: see certificate and key in %s", a.context)
 	}
-	b, err := readBounded(o.Bundle, identity.MaxBundle)
+	t, err := openTrust(o, &leaf)
 	if err != nil {
 		return nil, err
 	}
-	cas, err := identity.ParseBundle(b, o.TrustDomain)
-	if err != nil {
-		return nil, fault.Because(err, op, fault.Of(err), "%s: %s", o.Bundle, fault.Text(err))
-	}
-	return newVendor(o, identity.Fixed(&leaf, identity.Pool(cas)), a.timeout), nil
+	v := newVendor(o, t, a.timeout)
+	v.trust, v.warn = t, a.note
+	return v, nil
 }
 
 func newVendor(o operator, who identity.Source, total time.Duration) *vendor {
@@ -140,7 +145,7 @@ func newVendor(o operator, who identity.Source, total time.Duration) *vendor {
 			HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second}, Protocols: new(http.Protocols)}
 		t.Protocols.SetHTTP2(true)
 		v.ways = append(v.ways, t)
-		c := &http.Client{Transport: api.Sent(t)}
+		c := &http.Client{Transport: tell{v, api.Sent(t)}}
 		v.clients = append(v.clients, node{controlv1connect.NewControlClient(c, "https://"+n, connect.WithReadMaxBytes(64<<20), api.Doubt()), controlv1connect.NewIssuerKeysClient(c, "https://"+n, connect.WithReadMaxBytes(1<<20), api.Doubt())})
 		v.keys = append(v.keys, controlv1connect.NewKeyServiceClient(c, "https://"+n, connect.WithReadMaxBytes(8<<20), api.Doubt()))
 		v.operators = append(v.operators, controlv1connect.NewOperatorServiceClient(c, "https://"+n, connect.WithReadMaxBytes(8<<20), api.Doubt()))
@@ -209,7 +214,11 @@ func (v *vendor) each(ctx context.Context, rounds int, do func(c node) error) er
 		hope := false
 		for range v.clients {
 			err := do(v.clients[v.at])
+			if v.recognise(ctx, err) {
+				err = do(v.clients[v.at])
+			}
 			if err == nil {
+				v.settle(ctx)
 				return nil
 			}
 			if errors.Is(ctx.Err(), context.Canceled) {
@@ -309,7 +318,7 @@ func explain(err error) error {
 	case errors.As(cause, &own): // of our own side: the handshake, or the socket
 		return fault.Because(nodeError{err}, op, own.Kind, "%s", fault.Text(own))
 	case errors.As(cause, &alert), strings.Contains(err.Error(), "remote error: tls:"):
-		return fault.Because(nodeError{err}, op, fault.Denied, "it refused this operator's certificate: that ran out, was banned, or is of another trust domain")
+		return fault.Because(nodeError{err}, op, fault.Denied, "it refused this operator's certificate: that ran out, was replaced or banned, its CA was retired, or it is of another trust domain; log in again, or ask an admin for an invitation")
 	}
 	return api.FromWire(op, err)
 }

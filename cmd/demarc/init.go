@@ -337,7 +337,7 @@ func (in *initOptions) writeOperator(f folder, ca *identity.Authority, all []nod
 	if err != nil {
 		return nil, err
 	}
-	o := operator{TrustDomain: in.domain, Name: in.operator, Certificate: "cert.pem", Key: "cert.key", Bundle: "../bundle.pem", SigningKey: "signing.key", RequestKey: "request.key", RecipientKey: "recipient.key"}
+	o := operator{TrustDomain: in.domain, Name: in.operator, Certificate: "cert.pem", Key: "cert.key", Bundle: "../bundle.pem", LogKey: "../log.pub", SigningKey: "signing.key", RequestKey: "request.key", RecipientKey: "recipient.key"}
 	for _, n := range all {
 		o.Nodes = append(o.Nodes, n.api)
 	}

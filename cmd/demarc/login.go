@@ -157,13 +157,15 @@ func (a *app) logIn(ctx context.Context, door doorFile, client *http.Client, por
 	if err != nil {
 		return granted{}, "", err
 	}
+	var held answered
 	m, err := asStranger(ctx, door.TrustDomain, door.Nodes, []byte(door.LogKey), func(ctx context.Context, c stranger) (*controlv1.LoginResponse, error) {
-		return wire(c.Login(ctx, connect.NewRequest(&controlv1.LoginRequest{Csr: csr, IdToken: token})))
+		held = c.held
+		return wire(c.Login(ctx, connect.NewRequest(&controlv1.LoginRequest{Csr: csr, IdToken: token, BundleHeld: held.Number})))
 	})
 	if err != nil {
 		return granted{}, "", err
 	}
-	got, err := checkGranted(m.GetCertificate(), m.GetBundle(), m.GetRole(), key, door.TrustDomain, m.GetName())
+	got, err := checkGranted(m.GetCertificate(), held, m.GetRole(), key, door.TrustDomain, m.GetName())
 	if err != nil {
 		return granted{}, "", err
 	}
@@ -176,11 +178,7 @@ func (a *app) logIn(ctx context.Context, door doorFile, client *http.Client, por
 		if err := replace(map[string][]byte{d.path("key"): pemKey}); err != nil {
 			return granted{}, "", err
 		}
-		return got, m.GetName(), d.write(operator{TrustDomain: door.TrustDomain, Name: m.GetName(), Nodes: door.Nodes}, got)
-	}
-	var cas bytes.Buffer
-	for _, one := range got.bundle {
-		cas.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: one}))
+		return got, m.GetName(), d.write(operator{TrustDomain: door.TrustDomain, Name: m.GetName(), Nodes: door.Nodes}, got, []byte(door.LogKey))
 	}
 	o, err := (&app{context: out}).operatorFile()
 	if err != nil {
@@ -189,7 +187,10 @@ func (a *app) logIn(ctx context.Context, door doorFile, client *http.Client, por
 	if o.Name != m.GetName() || o.TrustDomain != door.TrustDomain {
 		return granted{}, "", fault.New(op, fault.Conflict, "%s is the file of operator %s of %s, and you are %s of %s: name another with --out", out, o.Name, o.TrustDomain, m.GetName(), door.TrustDomain)
 	}
-	return got, m.GetName(), replace(map[string][]byte{o.Bundle: cas.Bytes(), o.Key: pemKey, o.Certificate: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: got.leaf.Raw})})
+	if err := storeBundle(o.Bundle, held.sealed, held.CAs); err != nil {
+		return granted{}, "", err
+	}
+	return got, m.GetName(), replace(map[string][]byte{o.LogKey: []byte(door.LogKey), o.Key: pemKey, o.Certificate: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: got.leaf.Raw})})
 }
 
 // idToken does the authorization-code flow with PKCE (RFC 7636) and a loopback redirect (RFC 8252).

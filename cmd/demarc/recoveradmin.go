@@ -72,20 +72,22 @@ func (d desk) recover(ctx context.Context, with controlplane.Recoverer, name str
 	if err != nil {
 		return granted{}, err
 	}
+	var held answered
 	m, err := asStranger(ctx, with.TrustDomain, with.Nodes, with.LogKey, func(ctx context.Context, c stranger) (*controlv1.RecoverAdminResponse, error) {
+		held = c.held
 		fresh, err := wire(c.Challenge(ctx, connect.NewRequest(&boundaryv1.ChallengeRequest{})))
 		if err != nil {
 			return nil, err
 		}
 		what := identity.Recovery{TrustDomain: with.TrustDomain, Name: name, Node: with.Node, Nonce: fresh.GetNonce(), CSR: csr}
-		return wire(c.RecoverAdmin(ctx, connect.NewRequest(&controlv1.RecoverAdminRequest{Name: name, Node: with.Node, Nonce: what.Nonce, Csr: csr, Proof: what.Sign(with.Key)})))
+		return wire(c.RecoverAdmin(ctx, connect.NewRequest(&controlv1.RecoverAdminRequest{Name: name, Node: with.Node, Nonce: what.Nonce, Csr: csr, Proof: what.Sign(with.Key), BundleHeld: held.Number})))
 	})
 	if err != nil {
 		return granted{}, err
 	}
-	got, err := checkGranted(m.GetCertificate(), m.GetBundle(), string(fleet.Admin), key, with.TrustDomain, name)
+	got, err := checkGranted(m.GetCertificate(), held, string(fleet.Admin), key, with.TrustDomain, name)
 	if err != nil {
 		return granted{}, err
 	}
-	return got, d.write(operator{TrustDomain: with.TrustDomain, Name: name, Nodes: with.Nodes}, got)
+	return got, d.write(operator{TrustDomain: with.TrustDomain, Name: name, Nodes: with.Nodes}, got, with.LogKey)
 }

@@ -309,15 +309,15 @@ func (a *app) management() *cobra.Command {
 			return err
 		}
 		return a.emit(m, func(w io.Writer) {
-			fmt.Fprintln(w, "CONTROL PLANE\tHEALTH\tNODES\tAPPLIANCES\tONLINE\tBUILD")
+			fmt.Fprintln(w, "CONTROL PLANE\tHEALTH\tNODES\tAPPLIANCES\tONLINE\tCAS\tBUILD")
 			for _, p := range m.GetControlPlanes() {
 				l := p.GetLast()
 				if l == nil {
 					fmt.Fprintf(w, "%s\tnever heard\n", p.GetName())
 					continue
 				}
-				fmt.Fprintf(w, "%s\t%s\t%d of %d\t%d\t%d\t%s\n", p.GetName(), l.GetHealth(), l.GetNodesReachable(), l.GetNodesVoting(),
-					l.GetAppliancesRegistered()+l.GetAppliancesEnrolled(), l.GetAppliancesOnline(), l.GetBuild())
+				fmt.Fprintf(w, "%s\t%s\t%d of %d\t%d\t%d\tbundle %d\t%s\n", p.GetName(), l.GetHealth(), l.GetNodesReachable(), l.GetNodesVoting(),
+					l.GetAppliancesRegistered()+l.GetAppliancesEnrolled(), l.GetAppliancesOnline(), p.GetBundle(), l.GetBuild())
 			}
 		})
 	}

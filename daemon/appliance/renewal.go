@@ -73,7 +73,8 @@ func (a *Appliance) renewal(ctx context.Context, ready func()) error {
 // does not renew in one hour; within minutes where its CA no longer issues.
 func (a *Appliance) due(end, half time.Time, tainted bool) time.Time {
 	if tainted {
-		return a.wallet.Now().Add(time.Duration(a.opts.Rand() * float64(rolledSpread)))
+		now := a.wallet.Now()
+		return now.Add(time.Duration(a.opts.Rand() * float64(max(0, min(rolledSpread, end.Sub(now)/4))))) // not after its own end
 	}
 	return half.Add(time.Duration(a.opts.Rand() * float64(end.Sub(half)) / 4))
 }

@@ -86,7 +86,7 @@ func (b bootstrap) enrol(ctx context.Context, m *boundaryv1.EnrolRequest) (*boun
 	} else if _, ok := k.Public.(ed25519.PublicKey); !ok {
 		return nil, fault.New(op, fault.Invalid, "the log key must be Ed25519")
 	}
-	gives, _, err := certify(ctx, b.Server, m.GetCsr(), fleet.Appliance, string(a.Name), b.LeafLife, func(is issued) ledger.Change[State, none] {
+	cert, _, err := certify(ctx, b.Server, m.GetCsr(), fleet.Appliance, string(a.Name), b.LeafLife, func(is issued) ledger.Change[State, none] {
 		return EnrolProven{UID: proven.UID, Expect: a.mustProve(), Issuer: is.Issuer,
 			Enrol: Enrol{Name: a.Name, Nonce: m.GetNonce(), NonceTill: till, Proven: proven.Kind + " " + proven.Issuer + " " + proven.Subject,
 				Serial: is.Serial, Till: is.Till, LogKey: m.GetLogKey()}}
@@ -95,7 +95,11 @@ func (b bootstrap) enrol(ctx context.Context, m *boundaryv1.EnrolRequest) (*boun
 		return nil, err
 	}
 	b.log.Info("appliance enrolled", "appliance", a.Name, "proven", proven.Subject)
-	return &boundaryv1.EnrolResponse{Certificate: gives.leaf, Bundle: gives.cas, BundleNumber: gives.number, ServerTimeUnix: now.Unix(), LogKey: b.logPublic()}, nil
+	cas, number, err := b.newest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &boundaryv1.EnrolResponse{Certificate: cert, Bundle: cas, BundleNumber: number, ServerTimeUnix: now.Unix(), LogKey: b.logPublic()}, nil
 }
 
 // Renew issues the next certificate of the appliance that calls.
@@ -109,13 +113,17 @@ func (s *Server) Renew(ctx context.Context, req *connect.Request[boundaryv1.Rene
 	if err := a.admits(who.Serial); err != nil {
 		return nil, err
 	}
-	gives, _, err := certify(ctx, s, req.Msg.GetCsr(), fleet.Appliance, id, s.LeafLife, func(is issued) ledger.Change[State, none] {
+	cert, _, err := certify(ctx, s, req.Msg.GetCsr(), fleet.Appliance, id, s.LeafLife, func(is issued) ledger.Change[State, none] {
 		return RenewBy{Issuer: is.Issuer, Renew: Renew{Name: a.Name, Using: who.Serial, Serial: is.Serial, Till: is.Till}}
 	})
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&boundaryv1.RenewResponse{Certificate: gives.leaf, Bundle: gives.cas, BundleNumber: gives.number}), nil
+	cas, number, err := s.newest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&boundaryv1.RenewResponse{Certificate: cert, Bundle: cas, BundleNumber: number}), nil
 }
 
 // chunk is how much of an artifact one message carries, in bytes.

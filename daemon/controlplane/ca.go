@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -35,6 +36,15 @@ func (s *Server) bundle() ([][]byte, uint64) {
 	return out, page.Bundle()
 }
 
+// newest is bundle after a read of the leader: a node that is behind hands out no older one than was announced before the call.
+func (s *Server) newest(ctx context.Context) ([][]byte, uint64, error) {
+	if err := s.Order.Read(ctx); err != nil {
+		return nil, 0, fault.Because(err, "controlplane.bundle", fault.Of(err), "it is not known which CAs are the newest: no leader could be asked, try again in a few seconds")
+	}
+	cas, number := s.bundle()
+	return cas, number, nil
+}
+
 // told is the newest bundle as it was signed for all channels: it is signed once, not for each of them.
 type told struct {
 	mu     sync.Mutex
@@ -61,13 +71,23 @@ func (s *Server) signedBundle() ([]byte, error) {
 	return s.told.sealed, nil
 }
 
-// Bundle signs the CAs and the time for a stranger: an appliance that slept through a change, or whose clock is off.
-func (b bootstrap) Bundle(_ context.Context, req *connect.Request[boundaryv1.BundleRequest]) (*connect.Response[boundaryv1.BundleResponse], error) {
+// Bundle signs the CAs and the time for a stranger: an appliance that slept through a change, or whose clock is off; an operator's command
+// line that meets a CA which it does not know; a node that was down.
+//
+// The leader is asked first, so that a node that is behind gives no older bundle than was announced before the call. If no leader can be
+// asked, this node gives the newest that it knows: the caller takes none that is older than the one it holds, and a cluster that has no
+// leader because one of its nodes slept through a change of CA has one again only once that node was told.
+func (b bootstrap) Bundle(ctx context.Context, req *connect.Request[boundaryv1.BundleRequest]) (*connect.Response[boundaryv1.BundleResponse], error) {
 	if !b.heard(req.Peer().Addr) {
 		return nil, tooMany()
 	}
 	if err := identity.CheckBundleNonce(req.Msg.GetNonce()); err != nil {
 		return nil, err
+	}
+	asked, cancel := context.WithTimeout(ctx, admitWait)
+	defer cancel()
+	if err := b.Order.Read(asked); err != nil {
+		b.log.Debug("the newest bundle of this node is handed out, and no leader was asked", "err", fault.Text(err))
 	}
 	page := b.book.View()
 	key, err := b.logSigner()
@@ -132,7 +152,15 @@ func (s *Server) ListAuthorities(ctx context.Context, _ *connect.Request[control
 	}
 	page := s.book.View()
 	out := &controlv1.ListAuthoritiesResponse{BundleNumber: page.Bundle()}
-	users := map[fleet.Digest]uint32{}
+	users, operators := map[fleet.Digest]uint32{}, map[fleet.Digest]uint32{}
+	for _, o := range page.Operators() {
+		if o.Current != "" {
+			operators[o.CurrentIssuer]++
+		}
+		if o.Next != "" && (o.Current == "" || o.NextIssuer != o.CurrentIssuer) {
+			operators[o.NextIssuer]++
+		}
+	}
 	for _, a := range page.Appliances() {
 		if a.Current != "" {
 			users[a.CurrentIssuer]++
@@ -147,10 +175,10 @@ func (s *Server) ListAuthorities(ctx context.Context, _ *connect.Request[control
 			return nil, fault.At("controlplane.ListAuthorities", fault.Internal, err)
 		}
 		out.Authorities = append(out.Authorities, &controlv1.Authority{Id: string(slot.ID()), Stage: string(slot.Stage), Name: cert.Subject.CommonName,
-			NotAfterUnix: cert.NotAfter.Unix(), Appliances: users[slot.ID()]})
+			NotAfterUnix: cert.NotAfter.Unix(), Appliances: users[slot.ID()], Operators: operators[slot.ID()]})
 	}
-	for _, h := range page.Missing(s.nodes(), page.Bundle()) {
-		out.Missing = append(out.Missing, &controlv1.Missing{Name: h.Name, Kind: h.Kind, Online: h.Online, Holds: h.Holds})
+	for _, h := range page.Missing(s.nodes(), page.Bundle(), s.now()) {
+		out.Missing = append(out.Missing, &controlv1.Missing{Name: h.Name, Kind: h.Kind, Online: h.Online, Holds: h.Holds, SeenUnix: unix(h.Seen)})
 	}
 	return connect.NewResponse(out), nil
 }
@@ -216,14 +244,38 @@ func (s *Server) preparedBy(by fleet.Principal, id fleet.RequestID, life time.Du
 	return nil, nil
 }
 
+// saw puts on record that an operator called, and which bundle it says that its command line has stored, if that is news. It holds no call
+// up for long, and refuses none: what is not on record is tried again with the next call.
+func (s *Server) saw(ctx context.Context, w api.Who, says string) {
+	_, _, name, _ := w.Principal.Split()
+	held, _ := strconv.ParseUint(says, 10, 64) // an older command line says nothing: 0
+	ctx, cancel := context.WithTimeout(ctx, admitWait)
+	defer cancel()
+	if held > s.book.View().Bundle() && s.Order.Read(ctx) != nil { // this node may be behind
+		return
+	}
+	page := s.book.View()
+	o, ok := page.operators.Get(name)
+	if !ok || held > page.Bundle() || held <= o.Bundle && s.now().Sub(o.Seen) < seenEvery {
+		return
+	}
+	if _, busy := s.seeing.LoadOrStore(name, true); busy { // of the same operator, at this node
+		return
+	}
+	defer s.seeing.Delete(name)
+	if _, err := submit(ctx, s, w.Principal, "", OperatorSeen{Name: name, Serial: w.Serial, Bundle: held}); err != nil {
+		s.log.Info("that an operator called, and which bundle it holds, is not on record yet", "operator", name, "err", fault.Text(err))
+	}
+}
+
 // ActivateAuthority makes a prepared CA the one that issues.
 func (s *Server) ActivateAuthority(ctx context.Context, req *connect.Request[controlv1.ActivateAuthorityRequest]) (*connect.Response[controlv1.ActivateAuthorityResponse], error) {
-	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), ActivateCA{ID: fleet.Digest(req.Msg.GetId()), Nodes: s.nodes()})
+	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), ActivateCA{ID: fleet.Digest(req.Msg.GetId()), Nodes: s.nodes(), Without: req.Msg.GetWithout()})
 	return connect.NewResponse(&controlv1.ActivateAuthorityResponse{}), err
 }
 
 // RetireAuthority ends the trust in a CA. It refuses an operator whose own certificate is of that CA, compromised or not, so
-// that at least one is left who can call; and, unless it is compromised, while other operators use certificates of it.
+// that at least one is left who can call.
 func (s *Server) RetireAuthority(ctx context.Context, req *connect.Request[controlv1.RetireAuthorityRequest]) (*connect.Response[controlv1.RetireAuthorityResponse], error) {
 	const op = "controlplane.RetireAuthority"
 	m := req.Msg
@@ -233,12 +285,6 @@ func (s *Server) RetireAuthority(ctx context.Context, req *connect.Request[contr
 	}
 	if err := s.Order.Read(ctx); err != nil {
 		return nil, err
-	}
-	page := s.book.View()
-	if slot, err := page.slot(op, id); err == nil && slot.Stage == identity.Tainted && !m.GetCompromised() {
-		if names := page.usersOf(id, s.now()); len(names) > 0 {
-			return nil, fault.New(op, fault.Conflict, "%d operators still use certificates of CA %s: %s; have them run demarc operator renew, or say that it is compromised", len(names), id.Short(), naming(names))
-		}
 	}
 	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), RetireCA{ID: id, Nodes: s.nodes(), Compromised: m.GetCompromised()})
 	return connect.NewResponse(&controlv1.RetireAuthorityResponse{}), err

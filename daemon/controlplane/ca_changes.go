@@ -4,6 +4,7 @@ package controlplane
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,16 +34,25 @@ func (s State) slot(op string, id fleet.Digest) (identity.Slot, error) {
 	return identity.Slot{}, fault.New(op, fault.NotFound, "there is no CA %s", fault.Clip(string(id)))
 }
 
-// Holder is one who must hold a bundle: an enrolled appliance, or a node.
+// Holder is one who must hold a bundle: a node, an enrolled appliance, or an operator whose certificate is valid.
 type Holder struct {
 	Name   string
-	Kind   string // appliance or node
-	Online bool
+	Kind   string // node, appliance or operator
+	Online bool   // it is waited for: a node, an appliance that is connected, an operator who called within [Lately]
 	Holds  uint64
+	Seen   time.Time // of an operator: its last call, to within seenEvery
 }
 
-// Missing lists the nodes, and the enrolled appliances, that have not acknowledged the bundle of this number.
-func (s State) Missing(nodes []string, number uint64) []Holder {
+// Lately is within what time an operator has called who is waited for before another CA issues: as long as a certificate of an operator
+// lives by default. Who was away for longer asks for the signed bundle when they come back, as everybody's command line does.
+const Lately = 30 * 24 * time.Hour
+
+// seenEvery is how often it goes on record that an operator calls, if there is no other news of it.
+const seenEvery = 24 * time.Hour
+
+// Missing lists the nodes, the enrolled appliances, and the operators with a valid certificate, that have not acknowledged the bundle of
+// this number.
+func (s State) Missing(nodes []string, number uint64, at time.Time) []Holder {
 	var out []Holder
 	for _, n := range nodes {
 		if has, _ := s.nodes.Get(n); has < number {
@@ -52,6 +62,15 @@ func (s State) Missing(nodes []string, number uint64) []Holder {
 	for _, a := range s.Appliances() {
 		if a.Status == Enrolled && a.Bundle < number {
 			out = append(out, Holder{Name: string(a.Name), Kind: "appliance", Online: a.Online, Holds: a.Bundle})
+		}
+	}
+	for _, o := range s.Operators() {
+		till := o.CurrentTill
+		if o.NextTill.After(till) {
+			till = o.NextTill
+		}
+		if o.Status == ActiveOperator && till.After(at) && o.Bundle < number {
+			out = append(out, Holder{Name: o.Name, Kind: "operator", Online: at.Sub(o.Seen) <= Lately, Holds: o.Bundle, Seen: o.Seen})
 		}
 	}
 	return out
@@ -115,15 +134,17 @@ func (c PrepareCA) Apply(s *State, m ledger.Meta) (Prepared, error) {
 
 // ActivateCA makes a prepared CA the one that issues.
 type ActivateCA struct {
-	ID    fleet.Digest `json:"id"`
-	Nodes []string     `json:"nodes"` // all of the cluster: each must hold the CA
+	ID      fleet.Digest `json:"id"`
+	Nodes   []string     `json:"nodes"`             // all of the cluster: each must hold the CA
+	Without []string     `json:"without,omitempty"` // operators who are not waited for
 }
 
 // Kind names the change in the log.
 func (ActivateCA) Kind() string { return "ca.activate/1" }
 
-// Apply refuses while a node, or an appliance that is connected, does not hold the CA, and names them.
-func (c ActivateCA) Apply(s *State, _ ledger.Meta) (none, error) {
+// Apply refuses while a node, an appliance that is connected, or an operator who called within [Lately] does not hold the CA, and names
+// them, with what they should do.
+func (c ActivateCA) Apply(s *State, m ledger.Meta) (none, error) {
 	const op = "ca.activate"
 	ca, err := s.slot(op, c.ID)
 	if err != nil {
@@ -133,14 +154,27 @@ func (c ActivateCA) Apply(s *State, _ ledger.Meta) (none, error) {
 	if err != nil {
 		return none{}, fault.At(op, "", err)
 	}
-	var names []string
-	for _, h := range s.Missing(c.Nodes, ca.Since) {
-		if h.Online {
+	for _, name := range c.Without {
+		if _, err := s.Operator(name); err != nil {
+			return none{}, fault.At(op, "", err)
+		}
+	}
+	var names, operators []string
+	for _, h := range s.Missing(c.Nodes, ca.Since, m.At) {
+		switch {
+		case !h.Online || h.Kind == "operator" && slices.Contains(c.Without, h.Name):
+		case h.Kind == "operator":
+			operators = append(operators, h.Kind+" "+h.Name)
+		default:
 			names = append(names, h.Kind+" "+h.Name)
 		}
 	}
-	if len(names) > 0 {
-		return none{}, fault.New(op, fault.Conflict, "%d do not hold CA %s yet, and would be cut off: %s", len(names), c.ID.Short(), naming(names))
+	if n := len(names) + len(operators); n > 0 {
+		todo := "nodes and appliances take it by themselves, wait for them"
+		if len(operators) > 0 {
+			todo = "have each operator run any command, for instance demarc status, or name them with --without"
+		}
+		return none{}, fault.New(op, fault.Conflict, "%d do not hold CA %s yet: %s; %s", n, c.ID.Short(), naming(append(operators, names...)), todo)
 	}
 	s.reslot(slots)
 	return none{}, nil
@@ -157,7 +191,7 @@ type RetireCA struct {
 func (RetireCA) Kind() string { return "ca.retire/1" }
 
 // Apply refuses while certificates of the CA are in use, and names whose. A certificate that ran out holds nothing up.
-// Of a compromised CA no certificate is good any more.
+// Of a compromised CA no certificate is good any more: what it issued passes no more from this change on.
 func (c RetireCA) Apply(s *State, m ledger.Meta) (none, error) {
 	const op = "ca.retire"
 	ca, err := s.slot(op, c.ID)
@@ -171,37 +205,64 @@ func (c RetireCA) Apply(s *State, m ledger.Meta) (none, error) {
 	if err != nil {
 		return none{}, fault.At(op, "", err)
 	}
-	var names []string
 	if ca.Stage == identity.Tainted { // a prepared one has issued nothing
-		for _, h := range s.Missing(c.Nodes, s.Bundle()) {
-			if h.Kind == "node" { // its acknowledgement says that it shows a leaf of the CA that issues now
-				names = append(names, "node "+h.Name)
-			}
+		if names := s.usersOf(c.ID, c.Nodes, m.At); len(names) > 0 && !c.Compromised {
+			return none{}, fault.New(op, fault.Conflict, "%d still use certificates of CA %s: %s; wait until nodes and appliances renewed, have operators run demarc operator renew, or say that it is compromised",
+				len(names), c.ID.Short(), naming(names))
 		}
-		for _, a := range s.Appliances() {
-			if a.Status == Enrolled && a.CurrentTill.After(m.At) && (a.CurrentIssuer == c.ID || a.CurrentIssuer == "") {
-				names = append(names, "appliance "+string(a.Name))
-			}
-		}
-	}
-	if len(names) > 0 && !c.Compromised {
-		return none{}, fault.New(op, fault.Conflict, "%d still use certificates of CA %s: %s; wait until they renewed, or say that it is compromised",
-			len(names), c.ID.Short(), naming(names))
-	}
-	for _, a := range s.Appliances() {
-		if ca.Stage != identity.Tainted {
-			break
-		}
-		if a.CurrentIssuer == c.ID || a.CurrentIssuer == "" {
-			a.Current, a.CurrentTill, a.CurrentIssuer = "", time.Time{}, ""
-		}
-		if a.NextIssuer == c.ID || a.NextIssuer == "" {
-			a.Next, a.NextTill, a.NextIssuer = "", time.Time{}, ""
-		}
-		s.appliances = s.appliances.Set(a.Name, a)
+		s.emptyOf(c.ID)
 	}
 	s.reslot(slots)
 	return none{}, nil
+}
+
+// usersOf names the nodes that do not show a certificate of the CA that issues now, and the appliances and operators whose certificate
+// in use is of the CA and has not run out.
+func (s State) usersOf(ca fleet.Digest, nodes []string, at time.Time) (names []string) {
+	for _, n := range nodes {
+		if has, _ := s.nodes.Get(n); has < s.Bundle() { // its acknowledgement says that it shows a leaf of the CA that issues now
+			names = append(names, "node "+n)
+		}
+	}
+	for _, a := range s.Appliances() {
+		if a.Status == Enrolled && a.CurrentTill.After(at) && (a.CurrentIssuer == ca || a.CurrentIssuer == "") {
+			names = append(names, "appliance "+string(a.Name))
+		}
+	}
+	for _, o := range s.Operators() {
+		if o.Current != "" && o.CurrentIssuer == ca && o.CurrentTill.After(at) {
+			names = append(names, "operator "+o.Name)
+		}
+	}
+	return names
+}
+
+// emptyOf empties the serials of appliances and operators whose certificates are of a CA.
+func (s *State) emptyOf(ca fleet.Digest) {
+	for _, a := range s.Appliances() {
+		current, next := a.CurrentIssuer == ca || a.CurrentIssuer == "", a.NextIssuer == ca || a.NextIssuer == ""
+		if current {
+			a.Current, a.CurrentTill, a.CurrentIssuer = "", time.Time{}, ""
+		}
+		if next {
+			a.Next, a.NextTill, a.NextIssuer = "", time.Time{}, ""
+		}
+		if current || next {
+			s.appliances = s.appliances.Set(a.Name, a)
+		}
+	}
+	for _, o := range s.Operators() {
+		current, next := o.Current != "" && o.CurrentIssuer == ca, o.Next != "" && o.NextIssuer == ca
+		if current {
+			o.Current, o.CurrentTill, o.CurrentIssuer = "", time.Time{}, ""
+		}
+		if next {
+			o.Next, o.NextTill, o.NextIssuer = "", time.Time{}, ""
+		}
+		if current || next {
+			s.operators = s.operators.Set(o.Name, o)
+		}
+	}
 }
 
 // RenewBy is Renew with the CA that issued, so that a CA is not retired under those who use it.
@@ -265,6 +326,33 @@ func (c HoldsBundle) Apply(s *State, _ ledger.Meta) (none, error) {
 	}
 	a.Bundle = max(a.Bundle, c.Number)
 	s.appliances = s.appliances.Set(c.Name, a)
+	return none{}, nil
+}
+
+// OperatorSeen records that an operator called, and which bundle its command line has stored.
+type OperatorSeen struct {
+	Name   string       `json:"name"`
+	Serial fleet.Serial `json:"serial"` // of the certificate that it called with
+	Bundle uint64       `json:"bundle"` // 0: it does not know
+}
+
+// Kind names the change in the log.
+func (OperatorSeen) Kind() string { return "operator.seen/1" }
+
+// Apply refuses a number that was never given out; a lower one than before changes nothing.
+func (c OperatorSeen) Apply(s *State, m ledger.Meta) (none, error) {
+	o, err := s.Operator(c.Name)
+	if err != nil {
+		return none{}, err
+	}
+	if err := o.admits(c.Serial, ""); err != nil {
+		return none{}, err
+	}
+	if c.Bundle > s.Bundle() {
+		return none{}, fault.New("operator.seen", fault.Conflict, "operator %q acknowledges bundle %d, and %d is the newest", c.Name, c.Bundle, s.Bundle())
+	}
+	o.Bundle, o.Seen = max(o.Bundle, c.Bundle), m.At
+	s.operators = s.operators.Set(c.Name, o)
 	return none{}, nil
 }
 

@@ -4,7 +4,6 @@ package controlplane
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"slices"
 	"time"
@@ -73,20 +72,6 @@ func (s State) refusesNode(op, name string, serial fleet.Serial, begins time.Tim
 
 func replacedNode(op, name string, serial fleet.Serial) error {
 	return fault.New(op, fault.Denied, "certificate %s of node %q was replaced: where its disk is an old copy or lost, give it another one with demarc control-plane certify", fault.Clip(string(serial)), fault.Clip(name))
-}
-
-// refusesProven is refusesNode for a connection whose peer was verified; of others than nodes it knows nothing.
-func (s State) refusesProven(state tls.ConnectionState) error {
-	p, serial, err := identity.PrincipalOf(&state)
-	if err != nil {
-		return nil // it has no certificate: it is nobody here
-	}
-	_, role, name, _ := p.Split()
-	if role != fleet.Node {
-		return nil
-	}
-	_, err = s.refusesNode("controlplane.node", name, serial, state.VerifiedChains[0][0].NotBefore)
-	return err
 }
 
 // refuse puts certificates among those that pass no more, and forgets what has run out.
@@ -229,11 +214,15 @@ func (c cluster) CertifyMember(ctx context.Context, req *connect.Request[control
 	if err != nil {
 		return nil, err
 	}
-	cas, _ := c.bundle()
+	cas, _, err := c.newest(ctx)
+	if err != nil {
+		return nil, err
+	}
 	return connect.NewResponse(&controlv1.CertifyMemberResponse{Certificate: is.leaf.Raw, Bundle: cas, Members: c.members(all, c.book.View())}), nil
 }
 
-// recheck ends open connections of nodes whose certificates were made worthless, as soon as this node's book says so.
+// recheck ends open connections of nodes whose certificates were made worthless, or whose CA was retired, as soon as this node's book
+// says so.
 func (n *node) recheck(ctx context.Context, ready func()) error {
 	ready()
 	var seen proofs
@@ -245,7 +234,7 @@ func (n *node) recheck(ctx context.Context, ready func()) error {
 				if cut, err := page.refusesNode("controlplane.raft", id, identity.SerialOf(leaf), leaf.NotBefore); cut {
 					return err
 				}
-				return nil
+				return page.retiredLeaf("controlplane.raft", leaf)
 			})
 			seen = now
 		}

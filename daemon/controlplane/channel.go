@@ -63,6 +63,7 @@ type live struct {
 	conn   *tls.Conn
 	name   fleet.ApplianceID
 	serial fleet.Serial
+	issuer fleet.Digest // the CA of its certificate
 	by     fleet.Principal
 	beat   time.Duration // that it was told
 
@@ -123,7 +124,7 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 		if err != nil {
 			return nil, err
 		}
-		who = api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial}
+		who = api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial, Issuer: identity.IssuerOf(&state)}
 	}
 	ctx, cancel := context.WithTimeout(d.life, submitFor)
 	defer cancel()
@@ -132,7 +133,7 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 		return nil, fault.New(op, fault.Denied, "a channel is for appliances, and the caller is of the class %s", who.Class)
 	}
 	_, _, id, _ := who.Principal.Split()
-	l := &live{s: s, door: d, conn: c, name: fleet.ApplianceID(id), serial: who.Serial, by: who.Principal}
+	l := &live{s: s, door: d, conn: c, name: fleet.ApplianceID(id), serial: who.Serial, issuer: who.Issuer, by: who.Principal}
 	first, err := s.hello(l.name, c)
 	if err != nil {
 		return nil, err
@@ -157,9 +158,14 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 	if old := s.channels.take(l); old != nil {
 		go old.end(errReplaced)
 	}
-	s.owed(s.book.View(), l)                                                // the book may have caught up before the hub saw the channel
-	if a, err := s.book.View().Appliance(l.name); err == nil && !a.Online { // the older one's edge came between, and the hub saw no channel
+	s.owed(s.book.View(), l)            // the book may have caught up before the hub saw the channel
+	a, err := l.admitted(s.book.View()) // what was changed since the handshake the hub did not tell this channel
+	if err == nil && !a.Online {        // the older one's edge came between, and the hub saw no channel
 		go s.assert(l, hello.GetRoute())
+	}
+	if err != nil {
+		s.left(l)
+		return nil, err
 	}
 	if err := l.welcome(); err != nil {
 		s.left(l)
@@ -363,11 +369,8 @@ func (l *live) finish() {
 func (l *live) say() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	a, err := l.s.book.View().Appliance(l.name)
+	a, err := l.admitted(l.s.book.View())
 	if err != nil {
-		return err
-	}
-	if err := a.admits(l.serial); err != nil {
 		return err
 	}
 	if number := l.s.book.View().Bundle(); number > max(l.bundle, min(a.Bundle, l.held)) { // who lost what it had stored says so in hello
@@ -475,17 +478,4 @@ func (s *Server) gone(ctx context.Context, name fleet.ApplianceID) {
 	if _, err := submit(ctx, s, s.self(), "", Edge{Name: name, Online: false, Node: s.name}); err != nil && life.Err() == nil {
 		s.log.Warn("could not record that an appliance left", "appliance", name, "error", err)
 	}
-}
-
-// admits tells whether a certificate of the appliance is good now: its serial is the current or the next one.
-func (a Appliance) admits(serial fleet.Serial) error {
-	switch {
-	case a.Status == Banned:
-		return fault.New("controlplane.admit", fault.Denied, "appliance %q is banned", a.Name)
-	case a.Status != Enrolled:
-		return fault.New("controlplane.admit", fault.Denied, "appliance %q has not enrolled", a.Name)
-	case serial == "" || (serial != a.Current && serial != a.Next):
-		return fault.New("controlplane.admit", fault.Denied, "this certificate of appliance %q is not its valid one: another has taken its place", a.Name)
-	}
-	return nil
 }

@@ -380,11 +380,11 @@ func (d *Door) shake(ctx context.Context, w waiting, landed func()) {
 	_ = raw.SetDeadline(time.Time{})
 	landed()
 	if c.ConnectionState().NegotiatedProtocol != channel.Proto {
+		d.s.sessions.watch(t, c.ConnectionState())
 		if err := d.s.book.View().refusesProven(c.ConnectionState()); err != nil {
-			d.log.Warn("a node was refused", "part", d.name, "err", err)
+			d.log.Warn("a peer was refused", "part", d.name, "err", err)
 			return
 		}
-		d.s.sessions.watch(t, c.ConnectionState())
 		handed = d.admitCalls(ctx, c)
 		return
 	}

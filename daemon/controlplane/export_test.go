@@ -3,8 +3,13 @@
 package controlplane
 
 import (
+	"context"
+	"crypto/x509"
 	"time"
 
+	"connectrpc.com/connect"
+
+	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/fleet"
 )
 
@@ -37,3 +42,21 @@ var TroublesOf = troublesOf
 
 // AllKnow tells whether each node of the book knows a kind of change.
 func (s State) AllKnow(kind string) bool { return s.allKnow(kind) }
+
+// RetiredLeaf tells whether a certificate of a node is of a CA that was retired.
+func RetiredLeaf(s State, leaf *x509.Certificate) error { return s.retiredLeaf("test", leaf) }
+
+// HandBundle is what a stranger gets who asks for the signed bundle.
+func HandBundle(ctx context.Context, s *Server, m *boundaryv1.BundleRequest) (*boundaryv1.BundleResponse, error) {
+	res, err := bootstrap{Server: s}.Bundle(ctx, connect.NewRequest(m))
+	if err != nil {
+		return nil, err
+	}
+	return res.Msg, nil
+}
+
+// Newest is the bundle that goes with a certificate.
+func Newest(ctx context.Context, s *Server) ([][]byte, uint64, error) { return s.newest(ctx) }
+
+// LogPublic is the key of the vendor's log, PEM.
+func LogPublic(s *Server) []byte { return s.logPublic() }

@@ -10,8 +10,8 @@ import (
 	"github.com/demarc-dev/demarc/identity"
 )
 
-// Follow wakes the channels of those appliances that the book changed, and closes the connections of operators and nodes whose
-// certificate passes no more, until ctx ends. One goroutine follows the book
+// Follow wakes the channels of those appliances that the book changed, and closes the connections whose peer's certificate passes no
+// more, or is of a CA that was retired, until ctx ends. One goroutine follows the book
 // for all channels of the node: a change of one appliance costs nothing to the others.
 func (s *Server) Follow(ctx context.Context, ready func()) error {
 	var at *touch
@@ -53,10 +53,7 @@ func (s *Server) Follow(ctx context.Context, ready func()) error {
 
 // look acts on what a page says of an appliance that has a channel here. It never waits.
 func (s *Server) look(page State, l *live) {
-	a, err := page.Appliance(l.name)
-	if err == nil {
-		err = a.admits(l.serial)
-	}
+	a, err := l.admitted(page)
 	if err != nil {
 		go l.end(err)
 		return

@@ -51,27 +51,19 @@ func (s *Server) issue(csrDER []byte, role fleet.Role, name string, life time.Du
 	return issued{leaf: leaf, Serial: identity.SerialOf(leaf), From: leaf.NotBefore, Till: leaf.NotAfter, Issuer: slot.ID()}, nil
 }
 
-// credential is what is given to one who may call from now on: the certificate, and those of the authorities it may trust, DER.
-type credential struct {
-	leaf   []byte
-	cas    [][]byte
-	number uint64 // of the bundle
-}
-
-// certify issues a certificate and gives it away once the book has the change that names it, as one that its holder made.
+// certify issues a certificate, DER, and gives it away once the book has the change that names it, as one that its holder made.
 // What proves the holder, and whether the name is its to have, is checked before: nothing is signed for one who is refused.
-func certify[R any](ctx context.Context, s *Server, csr []byte, role fleet.Role, name string, life time.Duration, change func(issued) ledger.Change[State, R]) (credential, R, error) {
+func certify[R any](ctx context.Context, s *Server, csr []byte, role fleet.Role, name string, life time.Duration, change func(issued) ledger.Change[State, R]) ([]byte, R, error) {
 	var none R
 	is, err := s.issue(csr, role, name, life)
 	if err != nil {
-		return credential{}, none, err
+		return nil, none, err
 	}
 	r, err := submit(ctx, s, fleet.PrincipalOf(s.book.View().TrustDomain, role, name), "", change(is))
 	if err != nil {
-		return credential{}, none, err
+		return nil, none, err
 	}
-	cas, number := s.bundle()
-	return credential{is.leaf.Raw, cas, number}, r, nil
+	return is.leaf.Raw, r, nil
 }
 
 // keyOf is the digest of the public key in a request, and the key itself as it is encoded in a certificate.

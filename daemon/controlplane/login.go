@@ -67,6 +67,7 @@ type LoginOperator struct {
 	Serial    fleet.Serial `json:"serial"`
 	Till      time.Time    `json:"till"`
 	Issuer    fleet.Digest `json:"issuer"`
+	Bundle    uint64       `json:"bundle,omitempty"` // that it verified before it asked
 }
 
 // Kind names the change in the log.
@@ -96,6 +97,11 @@ func (c LoginOperator) Apply(s *State, m ledger.Meta) (none, error) {
 			s.nonces = s.nonces.Delete(k)
 		}
 	}
+	if name, banned := s.nameOf(c.Subject, c.Name); banned {
+		return none{}, fault.New(op, fault.Denied, "operator %q is banned", name)
+	} else if name != c.Name {
+		return none{}, fault.New(op, fault.Unavailable, "this person is operator %q here: log in again", name)
+	}
 	o, known := s.operators.Get(c.Name)
 	switch {
 	case known && o.Status == BannedOperator:
@@ -110,10 +116,25 @@ func (c LoginOperator) Apply(s *State, m ledger.Meta) (none, error) {
 		o = Operator{Name: c.Name, Status: ActiveOperator, Via: ViaOIDC, Since: m.At, By: m.By, Subject: c.Subject}
 	}
 	s.nonces = s.nonces.Set(spent, c.TokenTill)
-	o.Role, o.Claim = c.Role, c.Claim
+	o.Role, o.Claim, o.Seen, o.Bundle = c.Role, c.Claim, m.At, max(o.Bundle, min(c.Bundle, s.Bundle()))
 	o.Current, o.CurrentTill, o.CurrentIssuer = c.Serial, c.Till, c.Issuer
 	s.operators = s.operators.Set(c.Name, o)
 	return none{}, nil
+}
+
+// nameOf gives the name of the operator who logs in with a subject, and whether it is banned: the name of its first login, whatever the
+// issuer calls the person now; called for one who was never here.
+func (s State) nameOf(subject fleet.Digest, called string) (name string, banned bool) {
+	name = called
+	for it := s.operators.Iterator(); !it.Done(); {
+		if _, o, _ := it.Next(); o.Subject == subject && o.Subject != "" {
+			if o.Status == BannedOperator {
+				return o.Name, true
+			}
+			name = o.Name
+		}
+	}
+	return name, false
 }
 
 // dropLapsed forgets those who logged in once and not for 90 days, where the book is full of operators. A ban is kept.
@@ -169,13 +190,20 @@ func (b operatorBootstrap) login(ctx context.Context, m *controlv1.LoginRequest)
 	if err != nil {
 		return nil, "", err
 	}
-	gives, _, err := certify(ctx, b.Server, m.GetCsr(), fleet.Operator, p.Name, l.Life, func(is issued) ledger.Change[State, none] {
-		return LoginOperator{Name: p.Name, Role: p.Rank, Subject: p.Subject, Claim: p.Claim, Token: p.Token, TokenTill: p.Till,
-			Serial: is.Serial, Till: is.Till, Issuer: is.Issuer}
+	if err := b.Order.Read(ctx); err != nil {
+		return nil, p.Name, fault.At(op, "", err)
+	}
+	name, banned := b.book.View().nameOf(p.Subject, p.Name)
+	if banned { // nothing is signed for one who is refused
+		return nil, name, fault.New(op, fault.Denied, "operator %q is banned", name)
+	}
+	cert, _, err := certify(ctx, b.Server, m.GetCsr(), fleet.Operator, name, l.Life, func(is issued) ledger.Change[State, none] {
+		return LoginOperator{Name: name, Role: p.Rank, Subject: p.Subject, Claim: p.Claim, Token: p.Token, TokenTill: p.Till,
+			Serial: is.Serial, Till: is.Till, Issuer: is.Issuer, Bundle: m.GetBundleHeld()}
 	})
 	if err != nil {
-		return nil, p.Name, err
+		return nil, name, err
 	}
-	b.log.Info("an operator logged in", "operator", p.Name, "role", p.Rank)
-	return &controlv1.LoginResponse{Certificate: gives.leaf, Bundle: gives.cas, Name: p.Name, Role: string(p.Rank)}, p.Name, nil
+	b.log.Info("an operator logged in", "operator", name, "role", p.Rank)
+	return &controlv1.LoginResponse{Certificate: cert, Name: name, Role: string(p.Rank)}, name, nil
 }

@@ -125,3 +125,39 @@ func TestNoAdminByLoginAlone(t *testing.T) {
 		t.Fatalf("a control plane without an issuer: %v", err)
 	}
 }
+
+// TestABanHoldsForThePerson (FAULTS.md I8): whoever was banned stays out under each name that the issuer gives them, before and after
+// another person took the name; and who is not banned keeps the name of the first login, and one record.
+func TestABanHoldsForThePerson(t *testing.T) {
+	g, p := withLogin(t)
+	first, err := g.logsIn(loginRequest(t, p, newKey(t)))
+	ok(t, err)
+	p.Claims["email"] = "benjamin@acme.example" // the person was renamed
+	again, err := g.logsIn(loginRequest(t, p, newKey(t)))
+	ok(t, err)
+	if again.GetName() != first.GetName() || g.record(first.GetName()).Claim != "benjamin@acme.example" {
+		t.Errorf("operator %q is %q after another claim: %+v", first.GetName(), again.GetName(), g.record(first.GetName()))
+	}
+	if n := len(g.order.book.View().Operators()); n != 2 {
+		t.Errorf("%d operators, want ann and one who logged in twice", n)
+	}
+	submitAs(g, controlplane.BanOperator{Name: first.GetName(), Reason: "left"})
+	for _, claim := range []string{"ben@acme.example", "benjamin@acme.example", "b.smith@acme.example"} {
+		p.Claims["email"] = claim
+		size := g.order.book.Log().Size()
+		_, err := g.logsIn(loginRequest(t, p, newKey(t)))
+		refusedWith(t, err, fault.Denied, "is banned")
+		if g.order.book.Log().Size() != size+1 || !strings.Contains(g.last(), first.GetName()) {
+			t.Errorf("%s: the refusal is not on record under the name that was banned: %s", claim, g.last())
+		}
+	}
+	d := fleet.DigestOf([]byte("another token"))
+	refused(t, &g.order.order, fault.Denied, controlplane.LoginOperator{Name: "other", Role: fleet.Admin, Subject: g.record(first.GetName()).Subject, Token: d,
+		TokenTill: time.Now().Add(time.Hour), Serial: "1", Till: time.Now().Add(time.Hour), Issuer: g.order.book.View().Slots[0].ID()}) // the law itself
+	p.Claims["sub"], p.Claims["email"] = "43", "ben@acme.example" // another person, who got the address
+	other, err := g.logsIn(loginRequest(t, p, newKey(t)))
+	ok(t, err)
+	if other.GetName() == first.GetName() {
+		t.Errorf("another person is operator %q", other.GetName())
+	}
+}

@@ -182,7 +182,10 @@ func (c cluster) AddMember(ctx context.Context, req *connect.Request[controlv1.A
 	if err := m.Change(ctx, raft.Change{Do: raft.Add, ID: r.GetName(), Addr: r.GetRaftAddress()}); err != nil {
 		return nil, err
 	}
-	cas, _ := c.bundle()
+	cas, _, err := c.newest(ctx)
+	if err != nil {
+		return nil, err
+	}
 	return connect.NewResponse(&controlv1.AddMemberResponse{Certificate: is.leaf.Raw, Bundle: cas, Members: c.members(all, c.book.View())}), nil
 }
 

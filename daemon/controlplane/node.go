@@ -40,7 +40,7 @@ func NewBook(more ...ledger.Learned[State]) *ledger.Book[State] {
 		ledger.Learn[NodeStops](), ledger.Learn[NodeRoll](),
 		ledger.Learn[ReportKeys](), ledger.Learn[ConfirmKeys](), ledger.Learn[ForgetKeys](),
 		ledger.Learn[ledger.SetTime[State]](),
-		ledger.Learn[RecoverAdmin](), ledger.Learn[PutSecret](), ledger.Learn[ForgetSecret](), ledger.Learn[NodeLeaf](), ledger.Learn[CertifyNode]())...)
+		ledger.Learn[RecoverAdmin](), ledger.Learn[PutSecret](), ledger.Learn[ForgetSecret](), ledger.Learn[NodeLeaf](), ledger.Learn[CertifyNode](), ledger.Learn[OperatorSeen]())...)
 }
 
 // node is one process of the control plane.

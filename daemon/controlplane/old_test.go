@@ -96,7 +96,7 @@ func TestOldLogAndSnapshotLoad(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", name, a, want)
 		}
 	}
-	if missing := page.Missing([]string{"cp-1"}, page.Bundle()); len(missing) != 3 {
+	if missing := page.Missing([]string{"cp-1"}, page.Bundle(), start); len(missing) != 3 {
 		t.Errorf("%d are missing the bundle, want the node and both enrolled appliances: none of them has acknowledged it", len(missing))
 	}
 }

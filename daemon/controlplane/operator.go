@@ -17,17 +17,6 @@ import (
 	"github.com/demarc-dev/demarc/ledger"
 )
 
-// usersOf names the operators whose certificate in use is of a CA and has not run out.
-func (s State) usersOf(ca fleet.Digest, at time.Time) []string {
-	var names []string
-	for _, o := range s.Operators() {
-		if o.Current != "" && o.CurrentIssuer == ca && o.CurrentTill.After(at) {
-			names = append(names, o.Name)
-		}
-	}
-	return names
-}
-
 // InviteOperator puts an invitation into the book. Its secret never comes here.
 func (s *Server) InviteOperator(ctx context.Context, req *connect.Request[controlv1.InviteOperatorRequest]) (*connect.Response[controlv1.InviteOperatorResponse], error) {
 	const op = "controlplane.InviteOperator"
@@ -109,7 +98,7 @@ func (s *Server) RenewOperator(ctx context.Context, req *connect.Request[control
 	if !ok {
 		return nil, fault.New("controlplane.RenewOperator", fault.Denied, "the caller has no name")
 	}
-	gives, _, err := certify(ctx, s, req.Msg.GetCsr(), fleet.Operator, name, s.LeafLife, func(is issued) ledger.Change[State, none] {
+	cert, _, err := certify(ctx, s, req.Msg.GetCsr(), fleet.Operator, name, s.LeafLife, func(is issued) ledger.Change[State, none] {
 		return RenewOperator{Name: name, Using: who.Serial, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer}
 	})
 	if err != nil {
@@ -118,7 +107,7 @@ func (s *Server) RenewOperator(ctx context.Context, req *connect.Request[control
 		}
 		return nil, err
 	}
-	return connect.NewResponse(&controlv1.RenewOperatorResponse{Certificate: gives.leaf, Bundle: gives.cas}), nil
+	return connect.NewResponse(&controlv1.RenewOperatorResponse{Certificate: cert}), nil
 }
 
 // operatorBootstrap is what one who has no operator's certificate yet may call. It is bounded like the bootstrap of
@@ -152,12 +141,12 @@ func (b operatorBootstrap) accept(ctx context.Context, m *controlv1.AcceptInvita
 	if err := o.takes(verifier, key, b.now()); err != nil { // nothing is signed for one who holds no invitation
 		return nil, err
 	}
-	gives, rank, err := certify(ctx, b.Server, m.GetCsr(), fleet.Operator, o.Name, b.LeafLife, func(is issued) ledger.Change[State, fleet.Rank] {
-		return EnrolOperator{Name: o.Name, Verifier: verifier, Key: key, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer}
+	cert, rank, err := certify(ctx, b.Server, m.GetCsr(), fleet.Operator, o.Name, b.LeafLife, func(is issued) ledger.Change[State, fleet.Rank] {
+		return EnrolOperator{Name: o.Name, Verifier: verifier, Key: key, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer, Bundle: m.GetBundleHeld()}
 	})
 	if err != nil {
 		return nil, err
 	}
 	b.log.Info("an operator accepted its invitation", "operator", o.Name, "role", rank)
-	return &controlv1.AcceptInvitationResponse{Certificate: gives.leaf, Bundle: gives.cas, Role: string(rank)}, nil
+	return &controlv1.AcceptInvitationResponse{Certificate: cert, Role: string(rank)}, nil
 }

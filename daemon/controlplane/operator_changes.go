@@ -28,7 +28,7 @@ func (f FirstOperator) check(op string) error {
 
 func (f FirstOperator) record(via string, m ledger.Meta) Operator {
 	return Operator{Name: f.Name, Role: fleet.Admin, Status: ActiveOperator, Via: via, Since: m.At, By: m.By,
-		Current: f.Serial, CurrentTill: f.Till, CurrentIssuer: f.Issuer}
+		Current: f.Serial, CurrentTill: f.Till, CurrentIssuer: f.Issuer, Seen: m.At}
 }
 
 // GenesisWith is the first change of a book that begins with its first operator.
@@ -89,7 +89,8 @@ type InviteOperator struct {
 // Kind names the change in the log.
 func (InviteOperator) Kind() string { return "operator.invite/1" }
 
-// Apply takes the place of an invitation that nobody accepted; an operator who has a certificate is not invited again.
+// Apply takes the place of an invitation that nobody accepted, and of an operator whose CA was retired; one who has a certificate, or
+// logs in, is not invited again.
 func (c InviteOperator) Apply(s *State, m ledger.Meta) (none, error) {
 	const op = "operator.invite"
 	if err := fleet.CheckName("operator", c.Name); err != nil {
@@ -108,7 +109,9 @@ func (c InviteOperator) Apply(s *State, m ledger.Meta) (none, error) {
 	switch {
 	case known && o.Status == BannedOperator:
 		return none{}, fault.New(op, fault.Conflict, "operator %q is banned: remove it first, or choose another name", c.Name)
-	case known && o.Status == ActiveOperator:
+	case known && o.Via == ViaOIDC:
+		return none{}, fault.New(op, fault.Conflict, "operator %q is one who logs in: choose another name", c.Name)
+	case known && o.Status == ActiveOperator && (o.Current != "" || o.Next != ""):
 		return none{}, fault.New(op, fault.Conflict, "operator %q has a certificate already: remove it first if it lost its file", c.Name)
 	case !known && s.operators.Len() >= MaxOperators:
 		return none{}, fault.New(op, fault.Busy, "the book has %d operators: remove some first", MaxOperators)
@@ -126,6 +129,7 @@ type EnrolOperator struct {
 	Serial   fleet.Serial `json:"serial"`
 	Till     time.Time    `json:"till"`
 	Issuer   fleet.Digest `json:"issuer"`
+	Bundle   uint64       `json:"bundle,omitempty"` // that it verified before it asked
 }
 
 // Kind names the change in the log.
@@ -152,6 +156,7 @@ func (c EnrolOperator) Apply(s *State, m ledger.Meta) (fleet.Rank, error) {
 	o.Invitation, o.Status = &spent, ActiveOperator
 	o.Current, o.CurrentTill, o.CurrentIssuer = c.Serial, c.Till, c.Issuer
 	o.Next, o.NextTill, o.NextIssuer = "", time.Time{}, ""
+	o.Seen, o.Bundle = m.At, min(c.Bundle, s.Bundle())
 	s.operators = s.operators.Set(c.Name, o)
 	return o.Role, nil
 }
@@ -181,7 +186,7 @@ func (c RenewOperator) Apply(s *State, _ ledger.Meta) (none, error) {
 	if o.Via == ViaOIDC {
 		return none{}, fault.New("operator.renew", fault.Denied, "the certificate of one who logs in is not renewed: log in again (demarc operator login)")
 	}
-	if err := o.admits(c.Using); err != nil {
+	if err := o.admits(c.Using, ""); err != nil {
 		return none{}, err
 	}
 	o.Next, o.NextTill, o.NextIssuer, o.Invitation = c.Serial, c.Till, c.Issuer, nil
@@ -204,7 +209,7 @@ func (c OperatorUses) Apply(s *State, _ ledger.Meta) (none, error) {
 	if err != nil {
 		return none{}, err
 	}
-	if err := o.admits(c.Serial); err != nil {
+	if err := o.admits(c.Serial, ""); err != nil {
 		return none{}, err
 	}
 	if c.Serial == o.Next {

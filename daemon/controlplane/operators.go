@@ -47,6 +47,9 @@ type Operator struct {
 	NextTill      time.Time    `json:"next_till,omitzero"`
 	NextIssuer    fleet.Digest `json:"next_issuer,omitempty"`
 
+	Seen   time.Time `json:"seen,omitzero"`    // when it called last; see seenEvery
+	Bundle uint64    `json:"bundle,omitempty"` // number of the bundle that its command line has stored
+
 	Invitation *OperatorInvitation `json:"invitation,omitempty"` // replaced whole
 
 	Subject fleet.Digest `json:"subject,omitempty"` // of issuer and subject, where it logs in
@@ -73,15 +76,22 @@ func (s State) Operator(name string) (Operator, error) {
 // Operators lists all, by name.
 func (s State) Operators() []Operator { return values(s.operators) }
 
-// admits tells whether a certificate of the operator may come in.
-func (o Operator) admits(serial fleet.Serial) error {
+// admits reports whether a certificate of the operator may come in: it and its CA are those on record. issuer is "" if it is not known.
+func (o Operator) admits(serial fleet.Serial, issuer fleet.Digest) error {
 	const op = "controlplane.operator"
 	switch {
 	case o.Status == BannedOperator:
 		return fault.New(op, fault.Denied, "operator %q is banned", o.Name)
-	case o.Status != ActiveOperator || o.Current == "":
+	case o.Status == ActiveOperator && o.Current == "" && o.Next == "":
+		return fault.New(op, fault.Denied, "the certificate of operator %q was of a CA that was retired: log in again, or ask an admin for an invitation (demarc operator invite %s)", o.Name, o.Name)
+	case o.Status != ActiveOperator:
 		return fault.New(op, fault.Denied, "operator %q has not accepted its invitation", o.Name)
-	case serial == "" || serial != o.Current && serial != o.Next:
+	}
+	recorded := o.CurrentIssuer
+	if serial != o.Current {
+		recorded = o.NextIssuer
+	}
+	if serial == "" || serial != o.Current && serial != o.Next || issuer != "" && recorded != "" && issuer != recorded {
 		return fault.New(op, fault.Denied, "certificate %s of operator %q was replaced, or is not on record: use the newest file, or ask an admin for an invitation", fault.Clip(string(serial)), o.Name)
 	}
 	return nil

@@ -109,7 +109,9 @@ func (n *node) fetchFrom(ctx context.Context, client boundaryv1connect.BoundaryC
 // reportWait bounds one message to the management plane.
 const reportWait = 5 * time.Second
 
-// tellManagement sends the one closed message while this node leads. The management plane being away is nobody's trouble.
+// tellManagement sends the one closed message while this node leads. The management plane being away is nobody's trouble. It recognises this
+// node by the bundle that the log's key signed: if it holds an older one, or refuses this node, it is handed the newest, over a connection
+// that shows no certificate, since its CA may be one that is not known there yet.
 func (n *node) tellManagement(ctx context.Context, ready func()) error {
 	const op = "controlplane.management"
 	link := n.cfg.Management
@@ -122,6 +124,9 @@ func (n *node) tellManagement(ctx context.Context, ready func()) error {
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return n.files.Leaf() }}}
 	defer tr.CloseIdleConnections()
 	client := managementv1connect.NewManagementClient(&http.Client{Transport: tr, Timeout: reportWait}, link.URL, connect.WithReadMaxBytes(4<<10))
+	bare := &http.Transport{ForceAttemptHTTP2: true, DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool}}
+	defer bare.CloseIdleConnections()
+	hands := managementv1connect.NewManagementClient(&http.Client{Transport: bare, Timeout: reportWait}, link.URL, connect.WithReadMaxBytes(4<<10))
 	ready()
 	wait := time.Second
 	for {
@@ -136,6 +141,13 @@ func (n *node) tellManagement(ctx context.Context, ready func()) error {
 		}
 		wait = 10 * time.Second
 		res, err := client.Report(ctx, connect.NewRequest(n.report()))
+		if ctx.Err() == nil && (err != nil || res.Msg.GetBundleHeld() < n.book.View().Bundle()) {
+			if handed := n.handBundle(ctx, hands); handed != nil && ctx.Err() == nil {
+				n.log.Warn("the management plane did not take the CAs", "err", handed)
+			} else if handed == nil && err != nil {
+				res, err = client.Report(ctx, connect.NewRequest(n.report()))
+			}
+		}
 		if err != nil {
 			if ctx.Err() == nil {
 				n.log.Warn("the management plane was not told", "err", api.FromWire(op, err))
@@ -146,6 +158,22 @@ func (n *node) tellManagement(ctx context.Context, ready func()) error {
 			wait = time.Duration(s) * time.Second
 		}
 	}
+}
+
+// handBundle gives the management plane the newest bundle, signed.
+func (n *node) handBundle(ctx context.Context, to managementv1connect.ManagementClient) error {
+	const op = "controlplane.management"
+	ctx, cancel := context.WithTimeout(ctx, 2*reportWait)
+	defer cancel()
+	if err := n.Read(ctx); err != nil {
+		return err
+	}
+	sealed, err := n.server.signedBundle()
+	if err != nil {
+		return err
+	}
+	_, err = to.Bundle(ctx, connect.NewRequest(&managementv1.BundleRequest{Sealed: sealed}))
+	return api.FromWire(op, err)
 }
 
 // report makes the message: counts and health, and there is no field for anything else.

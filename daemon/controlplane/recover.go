@@ -33,6 +33,7 @@ type RecoverAdmin struct {
 	Serial    fleet.Serial `json:"serial"`
 	Till      time.Time    `json:"till"`
 	Issuer    fleet.Digest `json:"issuer"`
+	Bundle    uint64       `json:"bundle,omitempty"` // that it verified before it asked
 }
 
 // Kind names the change in the log.
@@ -61,7 +62,9 @@ func (c RecoverAdmin) Apply(s *State, m ledger.Meta) (none, error) {
 	if err := s.spend(op, "recovery", c.Nonce, c.NonceTill, m.At); err != nil {
 		return none{}, err
 	}
-	s.operators = s.operators.Set(c.Name, first.record(ViaRecovery, m))
+	o := first.record(ViaRecovery, m)
+	o.Bundle = min(c.Bundle, s.Bundle())
+	s.operators = s.operators.Set(c.Name, o)
 	return none{}, nil
 }
 
@@ -125,14 +128,15 @@ func (b operatorBootstrap) recover(ctx context.Context, m *controlv1.RecoverAdmi
 	if err != nil {
 		return nil, err
 	}
-	gives, _, err := certify(ctx, b.Server, m.GetCsr(), fleet.Operator, m.GetName(), b.LeafLife, func(is issued) ledger.Change[State, none] {
-		return RecoverAdmin{Name: m.GetName(), Node: m.GetNode(), Nonce: m.GetNonce(), NonceTill: till, Key: key, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer}
+	cert, _, err := certify(ctx, b.Server, m.GetCsr(), fleet.Operator, m.GetName(), b.LeafLife, func(is issued) ledger.Change[State, none] {
+		return RecoverAdmin{Name: m.GetName(), Node: m.GetNode(), Nonce: m.GetNonce(), NonceTill: till, Key: key, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer,
+			Bundle: m.GetBundleHeld()}
 	})
 	if err != nil {
 		return nil, err
 	}
 	b.log.Warn("an admin was made by recovery, with the key-encryption key and the files of a node", "operator", m.GetName(), "node", m.GetNode())
-	return &controlv1.RecoverAdminResponse{Certificate: gives.leaf, Bundle: gives.cas}, nil
+	return &controlv1.RecoverAdminResponse{Certificate: cert}, nil
 }
 
 // Recoverer is what the files of a node give to whoever may recover an admin.

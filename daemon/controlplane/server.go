@@ -11,7 +11,9 @@ import (
 	"net"
 	"net/http"
 	"runtime"
+	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -117,6 +119,7 @@ type Server struct {
 	leaving   atomic.Bool   // the book knows that this node stops
 	turns     chan struct{} // handshakes that compute, at all doors
 	told      told
+	seeing    sync.Map // operators whose call is being put on record; see saw
 	sessions  sessions
 	meter     Meter
 
@@ -258,18 +261,19 @@ func (s *Server) Handler() http.Handler {
 				http.Error(w, fault.Text(err), http.StatusForbidden)
 				return
 			}
-			chain := r.TLS.VerifiedChains[0] // PrincipalOf has read it
-			who = api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial, Issuer: fleet.DigestOf(chain[len(chain)-1].Raw)}
+			who = api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial, Issuer: identity.IssuerOf(r.TLS)}
 			if err := s.book.View().barred(who); err != nil {
 				s.onRecord(r.Context(), who.Principal, Refuse{What: r.URL.Path, Name: fault.Clip(string(who.Principal)), Fault: fault.Of(err), Reason: fault.Text(err)})
 				_ = errors.Write(w, r, api.ToWire(err))
 				return
 			}
 			if who.Class == api.Operator {
-				if who.Rank, err = s.rank(r.Context(), who, chain[0].NotAfter); err != nil {
+				if who.Rank, err = s.rank(r.Context(), who, r.TLS.VerifiedChains[0][0].NotAfter); err != nil {
 					_ = errors.Write(w, r, api.ToWire(err))
 					return
 				}
+				s.saw(r.Context(), who, r.Header.Get(api.BundleHeader))
+				w.Header().Set(api.BundleHeader, strconv.FormatUint(s.book.View().Bundle(), 10))
 			}
 		}
 		if bootstraps(r.URL.Path) {
@@ -287,11 +291,12 @@ func (s *Server) Handler() http.Handler {
 	})
 }
 
-// barred refuses an appliance that was banned after its connection for calls came in: such a connection is asked at each call, and
-// each piece of an artifact. A certificate that another has replaced still makes calls on the connection that it opened.
+// barred refuses whoever shows a certificate of a CA that was retired, and an appliance that was banned, after the connection for calls
+// came in: such a connection is asked at each call, and each piece of an artifact. An appliance's certificate that another has replaced
+// still makes calls on the connection that it opened.
 func (s State) barred(who api.Who) error {
-	if who.Class != api.Appliance {
-		return nil
+	if err := s.retired("controlplane.call", who.Issuer); err != nil || who.Class != api.Appliance {
+		return err
 	}
 	_, _, id, _ := who.Principal.Split()
 	a, err := s.Appliance(fleet.ApplianceID(id))

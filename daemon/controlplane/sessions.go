@@ -16,7 +16,7 @@ import (
 	"github.com/demarc-dev/demarc/identity"
 )
 
-// sessions is the open connections for calls of operators and of other nodes at this node.
+// sessions is the open connections for calls at this node whose peer showed a certificate: an operator, another node, or an appliance.
 type sessions struct {
 	mu   *sync.Mutex
 	open map[*turn]session
@@ -25,22 +25,23 @@ type sessions struct {
 type session struct {
 	who    fleet.Principal
 	serial fleet.Serial
+	issuer fleet.Digest
 }
 
 func newSessions() sessions { return sessions{new(sync.Mutex), map[*turn]session{}} }
 
-// watch notes a connection whose handshake is done, where it is an operator's or a node's. Its close takes it off.
+// watch notes a connection whose handshake is done, if its peer showed a certificate. Its close takes it off.
 func (s sessions) watch(t *turn, state tls.ConnectionState) {
 	if len(state.PeerCertificates) == 0 {
 		return
 	}
 	p, serial, err := identity.PrincipalOf(&state)
-	if class := api.ClassOf(p); err != nil || class != api.Operator && class != api.Node {
+	if err != nil {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.open[t] = session{p, serial}
+	s.open[t] = session{p, serial, identity.IssuerOf(&state)}
 	off := func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -50,11 +51,11 @@ func (s sessions) watch(t *turn, state tls.ConnectionState) {
 }
 
 // end closes what passes no more: calls that are under way are cut off with their connection.
-func (s sessions) end(passes func(fleet.Principal, fleet.Serial) error) {
+func (s sessions) end(passes func(fleet.Principal, fleet.Serial, fleet.Digest) error) {
 	s.mu.Lock()
 	var cut []*turn
 	for t, one := range s.open {
-		if passes(one.who, one.serial) != nil {
+		if passes(one.who, one.serial, one.issuer) != nil {
 			cut = append(cut, t)
 		}
 	}
@@ -64,34 +65,30 @@ func (s sessions) end(passes func(fleet.Principal, fleet.Serial) error) {
 	}
 }
 
-// proofs is what decides whose certificate passes, of operators and nodes: each of the maps is another one after each change.
+// proofs is what decides whose certificate passes: each part is another one after each change.
 type proofs struct {
+	slots     *identity.Slot // the first of them: they are replaced whole
 	operators *immutable.SortedMap[string, Operator]
 	certs     *immutable.SortedMap[string, NodeCerts]
 	peers     *immutable.SortedMap[string, Peer]
 }
 
-func (s State) proofs() proofs { return proofs{s.operators, s.certs, s.peers} }
-
-// stays tells whether an open connection with a certificate goes on, as this page has it.
-func (s State) stays(p fleet.Principal, serial fleet.Serial) error {
-	if _, role, name, _ := p.Split(); role == fleet.Node {
-		if cut, err := s.refusesNode("controlplane.session", name, serial, time.Time{}); cut {
-			return err
-		}
-		return nil
+func (s State) proofs() proofs {
+	out := proofs{nil, s.operators, s.certs, s.peers}
+	if len(s.Slots) > 0 {
+		out.slots = &s.Slots[0]
 	}
-	return s.passes(p, serial)
+	return out
 }
 
-// passes tells whether a certificate of an operator may come in, as this page has it. While the book has no operator any
-// may: the first that calls is adopted.
-func (s State) passes(p fleet.Principal, serial fleet.Serial) error {
+// passes reports whether a certificate of an operator may come in, as this page has it. Its issuer is "" if it is not known. While the
+// book has no operator any may: the first that calls is adopted.
+func (s State) passes(p fleet.Principal, serial fleet.Serial, issuer fleet.Digest) error {
 	_, _, name, _ := p.Split()
 	o, ok := s.operators.Get(name)
 	switch {
 	case ok:
-		return o.admits(serial)
+		return o.admits(serial, issuer)
 	case s.operators.Len() == 0:
 		return nil
 	}
@@ -100,14 +97,14 @@ func (s State) passes(p fleet.Principal, serial fleet.Serial) error {
 
 // admitOperator is [Server.Admit] for an operator. A refusal is told once this node knows that it is up to date.
 func (s *Server) admitOperator(p fleet.Principal, serial fleet.Serial) error {
-	err := s.book.View().passes(p, serial)
+	err := s.book.View().passes(p, serial, "")
 	if err == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), admitWait)
 	defer cancel()
 	if s.aside(func() error { return s.Order.Read(ctx) }) == nil {
-		err = s.book.View().passes(p, serial)
+		err = s.book.View().passes(p, serial, "")
 	}
 	if err != nil {
 		go s.onRecord(context.Background(), p, Refuse{What: "operator", Name: fault.Clip(string(p)), Fault: fault.Denied, Reason: fault.Text(err)})
@@ -128,7 +125,7 @@ func (s *Server) rank(ctx context.Context, w api.Who, till time.Time) (fleet.Ran
 		s.log.Warn("the book had no operators: the first who called is its admin now", "operator", name)
 	}
 	o, ok := page.operators.Get(name)
-	if !ok || o.admits(w.Serial) != nil {
+	if !ok || o.admits(w.Serial, w.Issuer) != nil {
 		if err := s.Order.Read(ctx); err != nil {
 			return "", err
 		}
@@ -136,7 +133,7 @@ func (s *Server) rank(ctx context.Context, w api.Who, till time.Time) (fleet.Ran
 			return "", unknownOperator(name)
 		}
 	}
-	if err := o.admits(w.Serial); err != nil {
+	if err := o.admits(w.Serial, w.Issuer); err != nil {
 		return "", err
 	}
 	if w.Serial == o.Next {

@@ -3,15 +3,17 @@
 // Package management is the platform operator's role: it learns from each control plane that its file names the
 // counts and the health of one closed message, and nothing more.
 //
-// A control plane proves itself with a node certificate of its own trust domain, which the operator's file pins by its
-// bundle. The name of a control plane is the operator's, never the caller's word. Nothing is stored: after a restart
-// the next message of each control plane fills the table again.
+// A control plane proves itself with a node certificate of its own trust domain. The operator's file pins the key of its log, and nothing
+// else: the CAs of its nodes come as that key signed them (see bundle.go), and a change of CA needs nobody here. The name of a control plane
+// is the operator's, never the caller's word. Of reports nothing is stored: after a restart the next one of each control plane fills the
+// table again.
 package management
 
 import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
@@ -19,6 +21,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"golang.org/x/time/rate"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/demarc-dev/demarc/api"
@@ -27,28 +30,43 @@ import (
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/seal"
 )
 
 // Peer is a control plane that may report.
 type Peer struct {
 	Name        string
 	TrustDomain string
-	Roots       []*x509.Certificate
+	LogKey      seal.Key // it signs the bundle of CAs by which the nodes are recognised
 }
 
 // ReportEvery is how often a control plane reports.
 const ReportEvery = 10 * time.Second
 
-// maxWord bounds each string of a report.
-const maxWord = 64
+// Bounds of a report, in bytes.
+const (
+	maxWord   = 64 // each string
+	maxReport = 4 << 10
+)
+
+// Options is what a server is made of.
+type Options struct {
+	Peers []Peer
+	Dir   string // where the bundles are kept
+	Now   func() time.Time
+	Log   *slog.Logger
+}
 
 // Server holds the table. Its methods may be called concurrently.
 type Server struct {
-	peers []Peer
-	now   func() time.Time
+	Options
+	strangers *rate.Limiter // who hand over bundles
 
-	mu   sync.Mutex
-	last map[string]seen
+	mu    sync.Mutex
+	last  map[string]seen
+	held  map[string]bundle // by the peer's name
+	pool  *x509.CertPool    // of all of them; another one after each change
+	conns map[*watched]struct{}
 }
 
 type seen struct {
@@ -56,29 +74,24 @@ type seen struct {
 	at     time.Time
 }
 
-// New makes a server that knows the peers. Two peers of one trust domain are refused.
-func New(peers []Peer, now func() time.Time) (*Server, error) {
+// New makes a server that knows the peers, with the bundles that it kept before. Two peers of one trust domain are refused.
+func New(o Options) (*Server, error) {
 	domains := map[string]bool{}
-	for _, p := range peers {
+	for _, p := range o.Peers {
 		if domains[p.TrustDomain] {
 			return nil, fault.New("management.New", fault.Invalid, "trust domain %q is named twice", p.TrustDomain)
 		}
 		domains[p.TrustDomain] = true
 	}
-	return &Server{peers: peers, now: now, last: map[string]seen{}}, nil
-}
-
-// Roots is the certificate authorities of all peers. The chain that verifies is compared with the peer's own
-// afterwards, in Admit and in each call: one vendor can't speak for another.
-func (s *Server) Roots() *x509.CertPool {
-	var all []*x509.Certificate
-	for _, p := range s.peers {
-		all = append(all, p.Roots...)
+	s := &Server{Options: o, strangers: rate.NewLimiter(strangerRate, strangerBurst), last: map[string]seen{}, held: map[string]bundle{}, conns: map[*watched]struct{}{}}
+	if err := s.load(); err != nil {
+		return nil, err
 	}
-	return identity.Pool(all)
+	return s, nil
 }
 
-// Admit takes the nodes of known trust domains.
+// Admit takes the nodes of known trust domains. The chain that verifies is compared with the peer's own CAs afterwards, for each
+// connection and in each call: one vendor can't speak for another.
 func (s *Server) Admit(p fleet.Principal, _ fleet.Serial) error {
 	_, err := s.peer(p)
 	return err
@@ -86,19 +99,19 @@ func (s *Server) Admit(p fleet.Principal, _ fleet.Serial) error {
 
 func (s *Server) peer(p fleet.Principal) (Peer, error) {
 	td, role, _, ok := p.Split()
-	i := slices.IndexFunc(s.peers, func(x Peer) bool { return x.TrustDomain == td })
+	i := slices.IndexFunc(s.Peers, func(x Peer) bool { return x.TrustDomain == td })
 	if !ok || role != fleet.Node || i < 0 {
 		return Peer{}, fault.New("management.Admit", fault.Denied, "the caller is not a node of a control plane that this management plane's file names")
 	}
-	return s.peers[i], nil
+	return s.Peers[i], nil
 }
 
 // Handler serves the control planes; it must be served with TLS by [identity.Server].
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(managementv1connect.NewManagementHandler(s, connect.WithInterceptors(api.Guard(nil)), connect.WithReadMaxBytes(4<<10)))
+	mux.Handle(managementv1connect.NewManagementHandler(s, connect.WithInterceptors(api.Guard(nil)), connect.WithReadMaxBytes(2*identity.MaxBundle+4<<10)))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		who, err := caller(r.TLS, s.peers)
+		who, err := s.caller(r.TLS)
 		if err != nil {
 			http.Error(w, fault.Text(err), http.StatusForbidden)
 			return
@@ -107,8 +120,8 @@ func (s *Server) Handler() http.Handler {
 	})
 }
 
-// caller names who calls, and refuses a chain that ends in another vendor's authority.
-func caller(state *tls.ConnectionState, peers []Peer) (api.Who, error) {
+// caller names who calls, and refuses a chain that ends in another vendor's authority, or in one that is not trusted any more.
+func (s *Server) caller(state *tls.ConnectionState) (api.Who, error) {
 	if state == nil || len(state.VerifiedChains) == 0 {
 		return api.Who{Class: api.Stranger}, nil
 	}
@@ -116,15 +129,11 @@ func caller(state *tls.ConnectionState, peers []Peer) (api.Who, error) {
 	if err != nil {
 		return api.Who{}, err
 	}
-	td, _, _, _ := p.Split()
-	chain := state.VerifiedChains[0]
-	root := chain[len(chain)-1]
-	for _, peer := range peers {
-		if peer.TrustDomain == td && slices.ContainsFunc(peer.Roots, root.Equal) {
-			return api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial}, nil
-		}
+	issuer := identity.IssuerOf(state)
+	if err := s.trusts(p, issuer); err != nil {
+		return api.Who{}, err
 	}
-	return api.Who{}, fault.New("management.Admit", fault.Denied, "the certificate was not issued by the authority of its trust domain")
+	return api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial, Issuer: issuer}, nil
 }
 
 // OwnerHandler serves the operator of the management plane, over a Unix socket.
@@ -144,6 +153,9 @@ func (s *Server) Report(ctx context.Context, req *connect.Request[managementv1.R
 		return nil, err
 	}
 	m := req.Msg
+	if proto.Size(m) > maxReport {
+		return nil, fault.New(op, fault.Invalid, "the report has %d bytes, the limit is %d", proto.Size(m), maxReport)
+	}
 	if len(m.ProtoReflect().GetUnknown()) > 0 {
 		return nil, fault.New(op, fault.Invalid, "the message has fields that this management plane does not take")
 	}
@@ -156,9 +168,10 @@ func (s *Server) Report(ctx context.Context, req *connect.Request[managementv1.R
 		}
 	}
 	s.mu.Lock()
-	s.last[p.Name] = seen{proto.CloneOf(m), s.now()}
+	s.last[p.Name] = seen{proto.CloneOf(m), s.Now()}
+	held := s.held[p.Name].number
 	s.mu.Unlock()
-	return connect.NewResponse(&managementv1.ReportResponse{NextSeconds: uint32(ReportEvery.Seconds())}), nil
+	return connect.NewResponse(&managementv1.ReportResponse{NextSeconds: uint32(ReportEvery.Seconds()), BundleHeld: held}), nil
 }
 
 // List tells what each control plane said last. One that has not been heard is listed without a report.
@@ -166,8 +179,8 @@ func (s *Server) List(context.Context, *connect.Request[managementv1.ListRequest
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := &managementv1.ListResponse{}
-	for _, p := range s.peers {
-		c := &managementv1.ControlPlane{Name: p.Name}
+	for _, p := range s.Peers {
+		c := &managementv1.ControlPlane{Name: p.Name, Bundle: s.held[p.Name].number}
 		if x, ok := s.last[p.Name]; ok {
 			c.Last, c.SeenUnix = proto.CloneOf(x.report), x.at.Unix()
 		}

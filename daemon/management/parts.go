@@ -12,7 +12,7 @@ import (
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon"
 	"github.com/demarc-dev/demarc/fault"
-	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/seal"
 	"github.com/demarc-dev/demarc/telemetry"
 )
 
@@ -21,17 +21,17 @@ func Parts(cfg *configs.Management, build string, log *slog.Logger) ([]daemon.Pa
 	const op = "management.Parts"
 	var peers []Peer
 	for _, c := range cfg.ControlPlanes {
-		b, err := os.ReadFile(c.BundleFile)
+		b, err := os.ReadFile(c.LogKeyFile)
 		if err != nil {
-			return nil, fault.Because(err, op, fault.Invalid, "the bundle of %q can't be read: %s", c.Name, c.BundleFile)
+			return nil, fault.Because(err, op, fault.Invalid, "the log key of %q can't be read: %s", c.Name, c.LogKeyFile)
 		}
-		cas, err := identity.ParseBundle(b, c.TrustDomain)
+		key, err := seal.ParseKey(b)
 		if err != nil {
-			return nil, fault.At(op, "", err)
+			return nil, fault.Because(err, op, fault.Invalid, "log_key_file of %q: %s: %s", c.Name, c.LogKeyFile, fault.Text(err))
 		}
-		peers = append(peers, Peer{c.Name, c.TrustDomain, cas})
+		peers = append(peers, Peer{c.Name, c.TrustDomain, key})
 	}
-	s, err := New(peers, time.Now)
+	s, err := New(Options{Peers: peers, Dir: cfg.Dir, Now: time.Now, Log: log})
 	if err != nil {
 		return nil, err
 	}
@@ -43,24 +43,25 @@ func Parts(cfg *configs.Management, build string, log *slog.Logger) ([]daemon.Pa
 	reg.Gauge("demarc_control_planes", "Control planes that the file names.", func() float64 { return float64(len(peers)) })
 	reg.Gauge("demarc_control_planes_heard", "Control planes that reported within the last minute.", func() float64 { return float64(s.heard(time.Minute)) })
 
-	door, err := net.Listen("tcp", cfg.Listen)
+	ln, err := net.Listen("tcp", cfg.Listen)
 	if err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "listen: %v", err)
 	}
 	own, err := daemon.Socket(cfg.Socket)
 	if err != nil {
-		_ = door.Close()
+		_ = ln.Close()
 		return nil, err
 	}
+	in, conf := s.Listen(ln, &cert)
 	parts := []daemon.Part{daemon.HTTP("socket", own, nil, s.OwnerHandler(), log),
-		daemon.HTTP("door", door, identity.Server(identity.Fixed(&cert, s.Roots()), s.Admit, true, "h2"), s.Handler(), log)}
+		daemon.HTTP("door", in, conf, s.Handler(), log)}
 	if cfg.Metrics.Listen != "" {
-		ln, err := net.Listen("tcp", cfg.Metrics.Listen)
+		reads, err := net.Listen("tcp", cfg.Metrics.Listen)
 		if err != nil {
-			_, _ = door.Close(), own.Close()
+			_, _ = ln.Close(), own.Close()
 			return nil, fault.Because(err, op, fault.Unavailable, "metrics.listen: %v", err)
 		}
-		parts = append(parts, daemon.HTTP("metrics", ln, nil, reg.Handler(), log))
+		parts = append(parts, daemon.HTTP("metrics", reads, nil, reg.Handler(), log))
 	}
 	return append(parts, daemon.NewNotify(reg.Health, log)), nil
 }
@@ -71,7 +72,7 @@ func (s *Server) heard(d time.Duration) int {
 	defer s.mu.Unlock()
 	n := 0
 	for _, x := range s.last {
-		if s.now().Sub(x.at) <= d {
+		if s.Now().Sub(x.at) <= d {
 			n++
 		}
 	}

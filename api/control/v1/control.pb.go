@@ -1159,6 +1159,7 @@ type Authority struct {
 	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	NotAfterUnix  int64                  `protobuf:"varint,4,opt,name=not_after_unix,json=notAfterUnix,proto3" json:"not_after_unix,omitempty"`
 	Appliances    uint32                 `protobuf:"varint,5,opt,name=appliances,proto3" json:"appliances,omitempty"` // whose current or next certificate it issued
+	Operators     uint32                 `protobuf:"varint,6,opt,name=operators,proto3" json:"operators,omitempty"`   // likewise
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1228,13 +1229,21 @@ func (x *Authority) GetAppliances() uint32 {
 	return 0
 }
 
-// Missing is an enrolled appliance or a node that has not acknowledged the newest bundle.
+func (x *Authority) GetOperators() uint32 {
+	if x != nil {
+		return x.Operators
+	}
+	return 0
+}
+
+// Missing is an enrolled appliance, a node, or an operator with a valid certificate, that has not acknowledged the newest bundle.
 type Missing struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"` // appliance or node
-	Online        bool                   `protobuf:"varint,3,opt,name=online,proto3" json:"online,omitempty"`
-	Holds         uint64                 `protobuf:"varint,4,opt,name=holds,proto3" json:"holds,omitempty"` // the number of the bundle that it has acknowledged
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`                          // appliance, node or operator
+	Online        bool                   `protobuf:"varint,3,opt,name=online,proto3" json:"online,omitempty"`                     // it holds up an activation: a node, an appliance that is connected, an operator who called lately
+	Holds         uint64                 `protobuf:"varint,4,opt,name=holds,proto3" json:"holds,omitempty"`                       // the number of the bundle that it has acknowledged
+	SeenUnix      int64                  `protobuf:"varint,5,opt,name=seen_unix,json=seenUnix,proto3" json:"seen_unix,omitempty"` // of an operator: when it called last, to the day
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1293,6 +1302,13 @@ func (x *Missing) GetOnline() bool {
 func (x *Missing) GetHolds() uint64 {
 	if x != nil {
 		return x.Holds
+	}
+	return 0
+}
+
+func (x *Missing) GetSeenUnix() int64 {
+	if x != nil {
+		return x.SeenUnix
 	}
 	return 0
 }
@@ -1405,6 +1421,7 @@ type ActivateAuthorityRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Without       []string               `protobuf:"bytes,3,rep,name=without,proto3" json:"without,omitempty"` // operators who are not waited for: their command line asks for the bundle when they come back
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1451,6 +1468,13 @@ func (x *ActivateAuthorityRequest) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+func (x *ActivateAuthorityRequest) GetWithout() []string {
+	if x != nil {
+		return x.Without
+	}
+	return nil
 }
 
 type ActivateAuthorityResponse struct {
@@ -1632,7 +1656,6 @@ func (x *RenewOperatorRequest) GetCsr() []byte {
 type RenewOperatorResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
-	Bundle        [][]byte               `protobuf:"bytes,2,rep,name=bundle,proto3" json:"bundle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1670,13 +1693,6 @@ func (*RenewOperatorResponse) Descriptor() ([]byte, []int) {
 func (x *RenewOperatorResponse) GetCertificate() []byte {
 	if x != nil {
 		return x.Certificate
-	}
-	return nil
-}
-
-func (x *RenewOperatorResponse) GetBundle() [][]byte {
-	if x != nil {
-		return x.Bundle
 	}
 	return nil
 }
@@ -2582,7 +2598,7 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\x17ListAuthoritiesResponse\x12>\n" +
 	"\vauthorities\x18\x01 \x03(\v2\x1c.demarc.control.v1.AuthorityR\vauthorities\x12#\n" +
 	"\rbundle_number\x18\x02 \x01(\x04R\fbundleNumber\x124\n" +
-	"\amissing\x18\x03 \x03(\v2\x1a.demarc.control.v1.MissingR\amissing\"\x8b\x01\n" +
+	"\amissing\x18\x03 \x03(\v2\x1a.demarc.control.v1.MissingR\amissing\"\xa9\x01\n" +
 	"\tAuthority\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05stage\x18\x02 \x01(\tR\x05stage\x12\x12\n" +
@@ -2590,23 +2606,26 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\x0enot_after_unix\x18\x04 \x01(\x03R\fnotAfterUnix\x12\x1e\n" +
 	"\n" +
 	"appliances\x18\x05 \x01(\rR\n" +
-	"appliances\"_\n" +
+	"appliances\x12\x1c\n" +
+	"\toperators\x18\x06 \x01(\rR\toperators\"|\n" +
 	"\aMissing\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x16\n" +
 	"\x06online\x18\x03 \x01(\bR\x06online\x12\x14\n" +
-	"\x05holds\x18\x04 \x01(\x04R\x05holds\"[\n" +
+	"\x05holds\x18\x04 \x01(\x04R\x05holds\x12\x1b\n" +
+	"\tseen_unix\x18\x05 \x01(\x03R\bseenUnix\"[\n" +
 	"\x17PrepareAuthorityRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12!\n" +
 	"\flife_seconds\x18\x02 \x01(\x03R\vlifeSeconds\"O\n" +
 	"\x18PrepareAuthorityResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
-	"\rbundle_number\x18\x02 \x01(\x04R\fbundleNumber\"I\n" +
+	"\rbundle_number\x18\x02 \x01(\x04R\fbundleNumber\"c\n" +
 	"\x18ActivateAuthorityRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\tR\x02id\"\x1b\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
+	"\awithout\x18\x03 \x03(\tR\awithout\"\x1b\n" +
 	"\x19ActivateAuthorityResponse\"i\n" +
 	"\x16RetireAuthorityRequest\x12\x1d\n" +
 	"\n" +
@@ -2615,10 +2634,9 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\vcompromised\x18\x03 \x01(\bR\vcompromised\"\x19\n" +
 	"\x17RetireAuthorityResponse\"(\n" +
 	"\x14RenewOperatorRequest\x12\x10\n" +
-	"\x03csr\x18\x01 \x01(\fR\x03csr\"Q\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\"9\n" +
 	"\x15RenewOperatorResponse\x12 \n" +
-	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x16\n" +
-	"\x06bundle\x18\x02 \x03(\fR\x06bundle\"C\n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\"C\n" +
 	"\x15UploadArtifactRequest\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\",\n" +

@@ -34,6 +34,7 @@ type RecoverAdminRequest struct {
 	Nonce         string                 `protobuf:"bytes,3,opt,name=nonce,proto3" json:"nonce,omitempty"` // of Bootstrap.Challenge; it is good once
 	Csr           []byte                 `protobuf:"bytes,4,opt,name=csr,proto3" json:"csr,omitempty"`
 	Proof         []byte                 `protobuf:"bytes,5,opt,name=proof,proto3" json:"proof,omitempty"`
+	BundleHeld    uint64                 `protobuf:"varint,6,opt,name=bundle_held,json=bundleHeld,proto3" json:"bundle_held,omitempty"` // number of the signed bundle that the caller has verified
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -103,10 +104,16 @@ func (x *RecoverAdminRequest) GetProof() []byte {
 	return nil
 }
 
+func (x *RecoverAdminRequest) GetBundleHeld() uint64 {
+	if x != nil {
+		return x.BundleHeld
+	}
+	return 0
+}
+
 type RecoverAdminResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
-	Bundle        [][]byte               `protobuf:"bytes,2,rep,name=bundle,proto3" json:"bundle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -144,13 +151,6 @@ func (*RecoverAdminResponse) Descriptor() ([]byte, []int) {
 func (x *RecoverAdminResponse) GetCertificate() []byte {
 	if x != nil {
 		return x.Certificate
-	}
-	return nil
-}
-
-func (x *RecoverAdminResponse) GetBundle() [][]byte {
-	if x != nil {
-		return x.Bundle
 	}
 	return nil
 }
@@ -779,9 +779,10 @@ func (*RemoveOperatorResponse) Descriptor() ([]byte, []int) {
 type AcceptInvitationRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Csr           []byte                 `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`           // DER
-	Verifier      []byte                 `protobuf:"bytes,3,opt,name=verifier,proto3" json:"verifier,omitempty"` // the same as in the invitation
-	Proof         []byte                 `protobuf:"bytes,4,opt,name=proof,proto3" json:"proof,omitempty"`       // signature with the invitation's key, over the trust domain, the name and the CSR
+	Csr           []byte                 `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`                                  // DER
+	Verifier      []byte                 `protobuf:"bytes,3,opt,name=verifier,proto3" json:"verifier,omitempty"`                        // the same as in the invitation
+	Proof         []byte                 `protobuf:"bytes,4,opt,name=proof,proto3" json:"proof,omitempty"`                              // signature with the invitation's key, over the trust domain, the name and the CSR
+	BundleHeld    uint64                 `protobuf:"varint,5,opt,name=bundle_held,json=bundleHeld,proto3" json:"bundle_held,omitempty"` // number of the signed bundle that the caller has verified
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -844,11 +845,17 @@ func (x *AcceptInvitationRequest) GetProof() []byte {
 	return nil
 }
 
+func (x *AcceptInvitationRequest) GetBundleHeld() uint64 {
+	if x != nil {
+		return x.BundleHeld
+	}
+	return 0
+}
+
 type AcceptInvitationResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER
-	Bundle        [][]byte               `protobuf:"bytes,2,rep,name=bundle,proto3" json:"bundle,omitempty"`           // DER
-	Role          string                 `protobuf:"bytes,3,opt,name=role,proto3" json:"role,omitempty"`
+	Role          string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -886,13 +893,6 @@ func (*AcceptInvitationResponse) Descriptor() ([]byte, []int) {
 func (x *AcceptInvitationResponse) GetCertificate() []byte {
 	if x != nil {
 		return x.Certificate
-	}
-	return nil
-}
-
-func (x *AcceptInvitationResponse) GetBundle() [][]byte {
-	if x != nil {
-		return x.Bundle
 	}
 	return nil
 }
@@ -1091,8 +1091,9 @@ func (x *LoginOptionsResponse) GetScopes() []string {
 
 type LoginRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`                        // DER
-	IdToken       string                 `protobuf:"bytes,2,opt,name=id_token,json=idToken,proto3" json:"id_token,omitempty"` // its nonce is the digest of the key in the CSR
+	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`                                  // DER
+	IdToken       string                 `protobuf:"bytes,2,opt,name=id_token,json=idToken,proto3" json:"id_token,omitempty"`           // its nonce is the digest of the key in the CSR
+	BundleHeld    uint64                 `protobuf:"varint,3,opt,name=bundle_held,json=bundleHeld,proto3" json:"bundle_held,omitempty"` // number of the signed bundle that the caller has verified
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1141,12 +1142,18 @@ func (x *LoginRequest) GetIdToken() string {
 	return ""
 }
 
+func (x *LoginRequest) GetBundleHeld() uint64 {
+	if x != nil {
+		return x.BundleHeld
+	}
+	return 0
+}
+
 type LoginResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER
-	Bundle        [][]byte               `protobuf:"bytes,2,rep,name=bundle,proto3" json:"bundle,omitempty"`           // DER
-	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	Role          string                 `protobuf:"bytes,4,opt,name=role,proto3" json:"role,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Role          string                 `protobuf:"bytes,3,opt,name=role,proto3" json:"role,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1188,13 +1195,6 @@ func (x *LoginResponse) GetCertificate() []byte {
 	return nil
 }
 
-func (x *LoginResponse) GetBundle() [][]byte {
-	if x != nil {
-		return x.Bundle
-	}
-	return nil
-}
-
 func (x *LoginResponse) GetName() string {
 	if x != nil {
 		return x.Name
@@ -1213,16 +1213,17 @@ var File_control_v1_operators_proto protoreflect.FileDescriptor
 
 const file_control_v1_operators_proto_rawDesc = "" +
 	"\n" +
-	"\x1acontrol/v1/operators.proto\x12\x11demarc.control.v1\"{\n" +
+	"\x1acontrol/v1/operators.proto\x12\x11demarc.control.v1\"\x9c\x01\n" +
 	"\x13RecoverAdminRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x14\n" +
 	"\x05nonce\x18\x03 \x01(\tR\x05nonce\x12\x10\n" +
 	"\x03csr\x18\x04 \x01(\fR\x03csr\x12\x14\n" +
-	"\x05proof\x18\x05 \x01(\fR\x05proof\"P\n" +
+	"\x05proof\x18\x05 \x01(\fR\x05proof\x12\x1f\n" +
+	"\vbundle_held\x18\x06 \x01(\x04R\n" +
+	"bundleHeld\"8\n" +
 	"\x14RecoverAdminResponse\x12 \n" +
-	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x16\n" +
-	"\x06bundle\x18\x02 \x03(\fR\x06bundle\"\x9f\x01\n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\"\x9f\x01\n" +
 	"\x15InviteOperatorRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +
@@ -1268,16 +1269,17 @@ const file_control_v1_operators_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"\x18\n" +
-	"\x16RemoveOperatorResponse\"q\n" +
+	"\x16RemoveOperatorResponse\"\x92\x01\n" +
 	"\x17AcceptInvitationRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\x12\x1a\n" +
 	"\bverifier\x18\x03 \x01(\fR\bverifier\x12\x14\n" +
-	"\x05proof\x18\x04 \x01(\fR\x05proof\"h\n" +
+	"\x05proof\x18\x04 \x01(\fR\x05proof\x12\x1f\n" +
+	"\vbundle_held\x18\x05 \x01(\x04R\n" +
+	"bundleHeld\"P\n" +
 	"\x18AcceptInvitationResponse\x12 \n" +
-	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x16\n" +
-	"\x06bundle\x18\x02 \x03(\fR\x06bundle\x12\x12\n" +
-	"\x04role\x18\x03 \x01(\tR\x04role\"\x10\n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\"\x10\n" +
 	"\x0eGetDoorRequest\"M\n" +
 	"\x0fGetDoorResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x17\n" +
@@ -1286,15 +1288,16 @@ const file_control_v1_operators_proto_rawDesc = "" +
 	"\x14LoginOptionsResponse\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x1b\n" +
 	"\tclient_id\x18\x02 \x01(\tR\bclientId\x12\x16\n" +
-	"\x06scopes\x18\x03 \x03(\tR\x06scopes\";\n" +
+	"\x06scopes\x18\x03 \x03(\tR\x06scopes\"\\\n" +
 	"\fLoginRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\x12\x19\n" +
-	"\bid_token\x18\x02 \x01(\tR\aidToken\"q\n" +
+	"\bid_token\x18\x02 \x01(\tR\aidToken\x12\x1f\n" +
+	"\vbundle_held\x18\x03 \x01(\x04R\n" +
+	"bundleHeld\"Y\n" +
 	"\rLoginResponse\x12 \n" +
-	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x16\n" +
-	"\x06bundle\x18\x02 \x03(\fR\x06bundle\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04name\x12\x12\n" +
-	"\x04role\x18\x04 \x01(\tR\x04role2\xdd\x04\n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04role\x18\x03 \x01(\tR\x04role2\xdd\x04\n" +
 	"\x0fOperatorService\x12e\n" +
 	"\x0eInviteOperator\x12(.demarc.control.v1.InviteOperatorRequest\x1a).demarc.control.v1.InviteOperatorResponse\x12b\n" +
 	"\rListOperators\x12'.demarc.control.v1.ListOperatorsRequest\x1a(.demarc.control.v1.ListOperatorsResponse\x12h\n" +

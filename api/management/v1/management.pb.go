@@ -26,6 +26,94 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type BundleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sealed        []byte                 `protobuf:"bytes,1,opt,name=sealed,proto3" json:"sealed,omitempty"` // identity.SignedBundle as the control plane signed it: CA certificates, their number, and the time
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BundleRequest) Reset() {
+	*x = BundleRequest{}
+	mi := &file_management_v1_management_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BundleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BundleRequest) ProtoMessage() {}
+
+func (x *BundleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_management_v1_management_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BundleRequest.ProtoReflect.Descriptor instead.
+func (*BundleRequest) Descriptor() ([]byte, []int) {
+	return file_management_v1_management_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *BundleRequest) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
+type BundleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"` // of the bundle that is held now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BundleResponse) Reset() {
+	*x = BundleResponse{}
+	mi := &file_management_v1_management_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BundleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BundleResponse) ProtoMessage() {}
+
+func (x *BundleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_management_v1_management_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BundleResponse.ProtoReflect.Descriptor instead.
+func (*BundleResponse) Descriptor() ([]byte, []int) {
+	return file_management_v1_management_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *BundleResponse) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
 type ReportRequest struct {
 	state                protoimpl.MessageState `protogen:"open.v1"`
 	Build                string                 `protobuf:"bytes,1,opt,name=build,proto3" json:"build,omitempty"`
@@ -43,7 +131,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_management_v1_management_proto_msgTypes[0]
+	mi := &file_management_v1_management_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -55,7 +143,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_management_v1_management_proto_msgTypes[0]
+	mi := &file_management_v1_management_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -68,7 +156,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_management_v1_management_proto_rawDescGZIP(), []int{0}
+	return file_management_v1_management_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ReportRequest) GetBuild() string {
@@ -137,13 +225,14 @@ func (x *ReportRequest) GetAppliancesBanned() uint32 {
 type ReportResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NextSeconds   uint32                 `protobuf:"varint,1,opt,name=next_seconds,json=nextSeconds,proto3" json:"next_seconds,omitempty"`
+	BundleHeld    uint64                 `protobuf:"varint,2,opt,name=bundle_held,json=bundleHeld,proto3" json:"bundle_held,omitempty"` // number of the bundle by which the caller was recognised
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_management_v1_management_proto_msgTypes[1]
+	mi := &file_management_v1_management_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -155,7 +244,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_management_v1_management_proto_msgTypes[1]
+	mi := &file_management_v1_management_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -168,12 +257,19 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_management_v1_management_proto_rawDescGZIP(), []int{1}
+	return file_management_v1_management_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ReportResponse) GetNextSeconds() uint32 {
 	if x != nil {
 		return x.NextSeconds
+	}
+	return 0
+}
+
+func (x *ReportResponse) GetBundleHeld() uint64 {
+	if x != nil {
+		return x.BundleHeld
 	}
 	return 0
 }
@@ -186,7 +282,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_management_v1_management_proto_msgTypes[2]
+	mi := &file_management_v1_management_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -198,7 +294,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_management_v1_management_proto_msgTypes[2]
+	mi := &file_management_v1_management_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -211,7 +307,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_management_v1_management_proto_rawDescGZIP(), []int{2}
+	return file_management_v1_management_proto_rawDescGZIP(), []int{4}
 }
 
 type ListResponse struct {
@@ -223,7 +319,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_management_v1_management_proto_msgTypes[3]
+	mi := &file_management_v1_management_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -235,7 +331,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_management_v1_management_proto_msgTypes[3]
+	mi := &file_management_v1_management_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -248,7 +344,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_management_v1_management_proto_rawDescGZIP(), []int{3}
+	return file_management_v1_management_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListResponse) GetControlPlanes() []*ControlPlane {
@@ -263,13 +359,14 @@ type ControlPlane struct {
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Last          *ReportRequest         `protobuf:"bytes,2,opt,name=last,proto3" json:"last,omitempty"`
 	SeenUnix      int64                  `protobuf:"varint,3,opt,name=seen_unix,json=seenUnix,proto3" json:"seen_unix,omitempty"`
+	Bundle        uint64                 `protobuf:"varint,4,opt,name=bundle,proto3" json:"bundle,omitempty"` // number of the bundle by which its nodes are recognised; 0 for none yet
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ControlPlane) Reset() {
 	*x = ControlPlane{}
-	mi := &file_management_v1_management_proto_msgTypes[4]
+	mi := &file_management_v1_management_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -281,7 +378,7 @@ func (x *ControlPlane) String() string {
 func (*ControlPlane) ProtoMessage() {}
 
 func (x *ControlPlane) ProtoReflect() protoreflect.Message {
-	mi := &file_management_v1_management_proto_msgTypes[4]
+	mi := &file_management_v1_management_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -294,7 +391,7 @@ func (x *ControlPlane) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControlPlane.ProtoReflect.Descriptor instead.
 func (*ControlPlane) Descriptor() ([]byte, []int) {
-	return file_management_v1_management_proto_rawDescGZIP(), []int{4}
+	return file_management_v1_management_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ControlPlane) GetName() string {
@@ -318,11 +415,22 @@ func (x *ControlPlane) GetSeenUnix() int64 {
 	return 0
 }
 
+func (x *ControlPlane) GetBundle() uint64 {
+	if x != nil {
+		return x.Bundle
+	}
+	return 0
+}
+
 var File_management_v1_management_proto protoreflect.FileDescriptor
 
 const file_management_v1_management_proto_rawDesc = "" +
 	"\n" +
-	"\x1emanagement/v1/management.proto\x12\x14demarc.management.v1\"\xdd\x02\n" +
+	"\x1emanagement/v1/management.proto\x12\x14demarc.management.v1\"'\n" +
+	"\rBundleRequest\x12\x16\n" +
+	"\x06sealed\x18\x01 \x01(\fR\x06sealed\"(\n" +
+	"\x0eBundleResponse\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\"\xdd\x02\n" +
 	"\rReportRequest\x12\x14\n" +
 	"\x05build\x18\x01 \x01(\tR\x05build\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x16\n" +
@@ -332,19 +440,23 @@ const file_management_v1_management_proto_rawDesc = "" +
 	"\x15appliances_registered\x18\x06 \x01(\rR\x14appliancesRegistered\x12/\n" +
 	"\x13appliances_enrolled\x18\a \x01(\rR\x12appliancesEnrolled\x12+\n" +
 	"\x11appliances_online\x18\b \x01(\rR\x10appliancesOnline\x12+\n" +
-	"\x11appliances_banned\x18\t \x01(\rR\x10appliancesBanned\"3\n" +
+	"\x11appliances_banned\x18\t \x01(\rR\x10appliancesBanned\"T\n" +
 	"\x0eReportResponse\x12!\n" +
-	"\fnext_seconds\x18\x01 \x01(\rR\vnextSeconds\"\r\n" +
+	"\fnext_seconds\x18\x01 \x01(\rR\vnextSeconds\x12\x1f\n" +
+	"\vbundle_held\x18\x02 \x01(\x04R\n" +
+	"bundleHeld\"\r\n" +
 	"\vListRequest\"Y\n" +
 	"\fListResponse\x12I\n" +
-	"\x0econtrol_planes\x18\x01 \x03(\v2\".demarc.management.v1.ControlPlaneR\rcontrolPlanes\"x\n" +
+	"\x0econtrol_planes\x18\x01 \x03(\v2\".demarc.management.v1.ControlPlaneR\rcontrolPlanes\"\x90\x01\n" +
 	"\fControlPlane\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x127\n" +
 	"\x04last\x18\x02 \x01(\v2#.demarc.management.v1.ReportRequestR\x04last\x12\x1b\n" +
-	"\tseen_unix\x18\x03 \x01(\x03R\bseenUnix2a\n" +
+	"\tseen_unix\x18\x03 \x01(\x03R\bseenUnix\x12\x16\n" +
+	"\x06bundle\x18\x04 \x01(\x04R\x06bundle2\xb6\x01\n" +
 	"\n" +
 	"Management\x12S\n" +
-	"\x06Report\x12#.demarc.management.v1.ReportRequest\x1a$.demarc.management.v1.ReportResponse2Y\n" +
+	"\x06Report\x12#.demarc.management.v1.ReportRequest\x1a$.demarc.management.v1.ReportResponse\x12S\n" +
+	"\x06Bundle\x12#.demarc.management.v1.BundleRequest\x1a$.demarc.management.v1.BundleResponse2Y\n" +
 	"\bOverview\x12M\n" +
 	"\x04List\x12!.demarc.management.v1.ListRequest\x1a\".demarc.management.v1.ListResponseB=Z;github.com/demarc-dev/demarc/api/management/v1;managementv1b\x06proto3"
 
@@ -360,23 +472,27 @@ func file_management_v1_management_proto_rawDescGZIP() []byte {
 	return file_management_v1_management_proto_rawDescData
 }
 
-var file_management_v1_management_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_management_v1_management_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_management_v1_management_proto_goTypes = []any{
-	(*ReportRequest)(nil),  // 0: demarc.management.v1.ReportRequest
-	(*ReportResponse)(nil), // 1: demarc.management.v1.ReportResponse
-	(*ListRequest)(nil),    // 2: demarc.management.v1.ListRequest
-	(*ListResponse)(nil),   // 3: demarc.management.v1.ListResponse
-	(*ControlPlane)(nil),   // 4: demarc.management.v1.ControlPlane
+	(*BundleRequest)(nil),  // 0: demarc.management.v1.BundleRequest
+	(*BundleResponse)(nil), // 1: demarc.management.v1.BundleResponse
+	(*ReportRequest)(nil),  // 2: demarc.management.v1.ReportRequest
+	(*ReportResponse)(nil), // 3: demarc.management.v1.ReportResponse
+	(*ListRequest)(nil),    // 4: demarc.management.v1.ListRequest
+	(*ListResponse)(nil),   // 5: demarc.management.v1.ListResponse
+	(*ControlPlane)(nil),   // 6: demarc.management.v1.ControlPlane
 }
 var file_management_v1_management_proto_depIdxs = []int32{
-	4, // 0: demarc.management.v1.ListResponse.control_planes:type_name -> demarc.management.v1.ControlPlane
-	0, // 1: demarc.management.v1.ControlPlane.last:type_name -> demarc.management.v1.ReportRequest
-	0, // 2: demarc.management.v1.Management.Report:input_type -> demarc.management.v1.ReportRequest
-	2, // 3: demarc.management.v1.Overview.List:input_type -> demarc.management.v1.ListRequest
-	1, // 4: demarc.management.v1.Management.Report:output_type -> demarc.management.v1.ReportResponse
-	3, // 5: demarc.management.v1.Overview.List:output_type -> demarc.management.v1.ListResponse
-	4, // [4:6] is the sub-list for method output_type
-	2, // [2:4] is the sub-list for method input_type
+	6, // 0: demarc.management.v1.ListResponse.control_planes:type_name -> demarc.management.v1.ControlPlane
+	2, // 1: demarc.management.v1.ControlPlane.last:type_name -> demarc.management.v1.ReportRequest
+	2, // 2: demarc.management.v1.Management.Report:input_type -> demarc.management.v1.ReportRequest
+	0, // 3: demarc.management.v1.Management.Bundle:input_type -> demarc.management.v1.BundleRequest
+	4, // 4: demarc.management.v1.Overview.List:input_type -> demarc.management.v1.ListRequest
+	3, // 5: demarc.management.v1.Management.Report:output_type -> demarc.management.v1.ReportResponse
+	1, // 6: demarc.management.v1.Management.Bundle:output_type -> demarc.management.v1.BundleResponse
+	5, // 7: demarc.management.v1.Overview.List:output_type -> demarc.management.v1.ListResponse
+	5, // [5:8] is the sub-list for method output_type
+	2, // [2:5] is the sub-list for method input_type
 	2, // [2:2] is the sub-list for extension type_name
 	2, // [2:2] is the sub-list for extension extendee
 	0, // [0:2] is the sub-list for field type_name
@@ -393,7 +509,7 @@ func file_management_v1_management_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_management_v1_management_proto_rawDesc), len(file_management_v1_management_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -42,6 +42,8 @@ const (
 const (
 	// ManagementReportProcedure is the fully-qualified name of the Management's Report RPC.
 	ManagementReportProcedure = "/demarc.management.v1.Management/Report"
+	// ManagementBundleProcedure is the fully-qualified name of the Management's Bundle RPC.
+	ManagementBundleProcedure = "/demarc.management.v1.Management/Bundle"
 	// OverviewListProcedure is the fully-qualified name of the Overview's List RPC.
 	OverviewListProcedure = "/demarc.management.v1.Overview/List"
 )
@@ -49,6 +51,9 @@ const (
 // ManagementClient is a client for the demarc.management.v1.Management service.
 type ManagementClient interface {
 	Report(context.Context, *connect.Request[v1.ReportRequest]) (*connect.Response[v1.ReportResponse], error)
+	// Bundle hands over the CAs by which the nodes of a control plane are recognised. It is for anybody, since a node whose CA is not known
+	// yet proves nothing: what counts is the signature of the control plane's log key, which the management plane's file pins.
+	Bundle(context.Context, *connect.Request[v1.BundleRequest]) (*connect.Response[v1.BundleResponse], error)
 }
 
 // NewManagementClient constructs a client for the demarc.management.v1.Management service. By
@@ -68,12 +73,19 @@ func NewManagementClient(httpClient connect.HTTPClient, baseURL string, opts ...
 			connect.WithSchema(managementMethods.ByName("Report")),
 			connect.WithClientOptions(opts...),
 		),
+		bundle: connect.NewClient[v1.BundleRequest, v1.BundleResponse](
+			httpClient,
+			baseURL+ManagementBundleProcedure,
+			connect.WithSchema(managementMethods.ByName("Bundle")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // managementClient implements ManagementClient.
 type managementClient struct {
 	report *connect.Client[v1.ReportRequest, v1.ReportResponse]
+	bundle *connect.Client[v1.BundleRequest, v1.BundleResponse]
 }
 
 // Report calls demarc.management.v1.Management.Report.
@@ -81,9 +93,17 @@ func (c *managementClient) Report(ctx context.Context, req *connect.Request[v1.R
 	return c.report.CallUnary(ctx, req)
 }
 
+// Bundle calls demarc.management.v1.Management.Bundle.
+func (c *managementClient) Bundle(ctx context.Context, req *connect.Request[v1.BundleRequest]) (*connect.Response[v1.BundleResponse], error) {
+	return c.bundle.CallUnary(ctx, req)
+}
+
 // ManagementHandler is an implementation of the demarc.management.v1.Management service.
 type ManagementHandler interface {
 	Report(context.Context, *connect.Request[v1.ReportRequest]) (*connect.Response[v1.ReportResponse], error)
+	// Bundle hands over the CAs by which the nodes of a control plane are recognised. It is for anybody, since a node whose CA is not known
+	// yet proves nothing: what counts is the signature of the control plane's log key, which the management plane's file pins.
+	Bundle(context.Context, *connect.Request[v1.BundleRequest]) (*connect.Response[v1.BundleResponse], error)
 }
 
 // NewManagementHandler builds an HTTP handler from the service implementation. It returns the path
@@ -99,10 +119,18 @@ func NewManagementHandler(svc ManagementHandler, opts ...connect.HandlerOption) 
 		connect.WithSchema(managementMethods.ByName("Report")),
 		connect.WithHandlerOptions(opts...),
 	)
+	managementBundleHandler := connect.NewUnaryHandler(
+		ManagementBundleProcedure,
+		svc.Bundle,
+		connect.WithSchema(managementMethods.ByName("Bundle")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/demarc.management.v1.Management/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ManagementReportProcedure:
 			managementReportHandler.ServeHTTP(w, r)
+		case ManagementBundleProcedure:
+			managementBundleHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -114,6 +142,10 @@ type UnimplementedManagementHandler struct{}
 
 func (UnimplementedManagementHandler) Report(context.Context, *connect.Request[v1.ReportRequest]) (*connect.Response[v1.ReportResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.management.v1.Management.Report is not implemented"))
+}
+
+func (UnimplementedManagementHandler) Bundle(context.Context, *connect.Request[v1.BundleRequest]) (*connect.Response[v1.BundleResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.management.v1.Management.Bundle is not implemented"))
 }
 
 // OverviewClient is a client for the demarc.management.v1.Overview service.
