@@ -52,20 +52,14 @@ func printToken(socket, audience string) error {
 	return err
 }
 
-// appliance starts one whose only address is that of a node, and waits until it is online there and echoes what it is sent.
-func (w *world) appliance(node string) {
+// platformOf serves the tokens of a customer's platform and gives its socket.
+func (w *world) platformOf(issuer *identitytest.Issuer) string {
 	w.t.Helper()
-	ok := func(err error) {
-		w.t.Helper()
-		if err != nil {
-			w.t.Fatal(err)
-		}
-	}
-	issuer, err := identitytest.NewIssuer("https://cluster.globex.example")
-	ok(err)
 	socket := filepath.Join(w.dir, "platform.sock")
 	l, err := net.Listen("unix", socket)
-	ok(err)
+	if err != nil {
+		w.t.Fatal(err)
+	}
 	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		t, err := issuer.Token("demarc", "appliance", r.URL.Query().Get("audience"), time.Now())
 		if err != nil {
@@ -76,23 +70,86 @@ func (w *world) appliance(node string) {
 	})}
 	go func() { _ = srv.Serve(l) }()
 	w.t.Cleanup(func() { _ = srv.Close() })
+	return socket
+}
+
+// appliance starts one whose only address is that of a node, and waits until it is online there and echoes what it is sent.
+func (w *world) appliance(node string) {
+	w.t.Helper()
+	issuer, err := identitytest.NewIssuer("https://cluster.globex.example")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.startAppliance("eu-1", issuer, w.platformOf(issuer), w.api(node))
+	w.online("eu-1", ", at node "+strings.Replace(node, "edge", "edge-", 1))
+	w.run("demarc probe --appliance eu-1 --count 100 --rate 50 --watch --timeout 60s\n")
+}
+
+// appliances starts some that know every node.
+func (w *world) appliances(names ...string) {
+	w.t.Helper()
+	issuer, err := identitytest.NewIssuer("https://cluster.globex.example")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	socket := w.platformOf(issuer)
+	for _, name := range names {
+		w.startAppliance(name, issuer, socket, w.api("cp1"), w.api("cp2"), w.api("cp3"))
+	}
+	w.probes(names...)
+}
+
+// probes waits until appliances are online, and has them echo what they are sent: none is lost, and none comes twice.
+func (w *world) probes(names ...string) {
+	w.t.Helper()
+	for _, name := range names {
+		w.online(name, "")
+		w.run("demarc probe --appliance " + name + " --count 20 --rate 50 --watch --timeout 60s\n")
+	}
+}
+
+func (w *world) online(name, where string) {
+	w.t.Helper()
+	var last string
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(200 * time.Millisecond) {
+		out, err := w.shell("demarc appliance show " + name + " 2>&1\n")
+		if last = out; err == nil && strings.Contains(out, "online true"+where) {
+			return
+		}
+		if time.Now().After(deadline) {
+			w.t.Fatalf("appliance %s is not online%s: %s", name, where, last)
+		}
+	}
+}
+
+func (w *world) startAppliance(name string, issuer *identitytest.Issuer, socket string, addresses ...string) {
+	w.t.Helper()
+	ok := func(err error) {
+		w.t.Helper()
+		if err != nil {
+			w.t.Fatal(err)
+		}
+	}
 	expect, err := json.Marshal(issuer.Expect("demarc", "appliance"))
 	ok(err)
-	ok(os.WriteFile(filepath.Join(w.dir, "eu-1.json"), expect, 0o600))
-	w.run("demarc appliance add eu-1 --customer globex --expect eu-1.json\n")
+	ok(os.WriteFile(filepath.Join(w.dir, name+".json"), expect, 0o600))
+	w.run("demarc appliance add " + name + " --customer globex --expect " + name + ".json\n")
 	self, err := os.Executable()
 	ok(err)
-	dir := filepath.Join(w.dir, "acme", "eu-1") // where the unit looks for its file
+	dir := filepath.Join(w.dir, "acme", name) // where the unit looks for its file
 	ok(os.MkdirAll(filepath.Join(dir, "secrets"), 0o700))
+	for i := range addresses {
+		addresses[i] = fmt.Sprintf("%q", addresses[i])
+	}
 	ok(os.WriteFile(filepath.Join(dir, "node.yaml"), fmt.Appendf(nil, `version: demarc/1
 role: appliance
-name: eu-1
+name: %s
 customer: globex
 trust_domain: acme.example
 dir: data
 socket: a.sock
 control_plane:
-  addresses: [%q]
+  addresses: [%s]
   bundle_file: ../bundle.pem
   release_keys: [../operator/signing.pub]
 transports:
@@ -101,18 +158,6 @@ proof:
   kind: kubernetes
   token_command: [%q, token, %q]
 secrets: {kind: files, dir: secrets}
-`, w.api(node), self, socket), 0o600))
-	w.run("systemctl start demarcd@eu-1\n")
-	name := strings.Replace(node, "edge", "edge-", 1)
-	var last string
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
-		out, err := w.shell("demarc appliance show eu-1 2>&1\n")
-		if last = out; err == nil && strings.Contains(out, "online true, at node "+name) {
-			break
-		}
-		if time.Now().After(deadline) {
-			w.t.Fatalf("the appliance is not at node %s: %s", name, last)
-		}
-	}
-	w.run("demarc probe --appliance eu-1 --count 100 --rate 50 --watch --timeout 60s\n")
+`, name, strings.Join(addresses, ", "), self, socket), 0o600))
+	w.run("systemctl start demarcd@" + name + "\n")
 }

@@ -29,7 +29,7 @@ import (
 type step struct {
 	line  int
 	shell string
-	do    string // "members ...", "lose ...", "customers ...", "through ...", "forget ...", "sealed ..."
+	do    string // see words
 }
 
 // steps reads a runbook.
@@ -96,6 +96,10 @@ type world struct {
 	dir string
 	bin string
 	env []string
+
+	renewing map[string]*renewing // operators who renew all the time
+	thief    *thief
+	platform string // address of the management plane
 }
 
 func programs(t *testing.T) string {
@@ -133,18 +137,27 @@ func free(t *testing.T, n int) []string {
 	return out
 }
 
-func begin(t *testing.T, bin string) *world {
+// begin makes a world; with a management plane if it is managed.
+func begin(t *testing.T, bin string, managed bool) *world {
 	dir, err := os.MkdirTemp("", "dmrun") // short: there are Unix sockets in it
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	w := &world{t: t, dir: dir, bin: bin}
-	at := free(t, 7)
+	w := &world{t: t, dir: dir, bin: bin, renewing: map[string]*renewing{}}
+	at := free(t, 8)
 	w.env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "DEMARC_CONTEXT=acme/operator/operator.yaml",
-		"cp3="+at[2], "cp4="+at[3], "cp5="+at[4], "cp6="+at[5], "edge1="+at[6])
+		"cp1="+at[0], "cp2="+at[1], "cp3="+at[2], "cp4="+at[3], "cp5="+at[4], "cp6="+at[5], "edge1="+at[6])
 	t.Cleanup(w.end)
-	w.run(fmt.Sprintf("demarc control-plane init --dir acme --trust-domain acme.example --operator ann --node cp-1=%s --node cp-2=%s --node cp-3=%s\n", at[0], at[1], at[2]))
+	flags := ""
+	if managed {
+		flags = w.management(strings.Split(at[7], ",")[0])
+	}
+	w.run(fmt.Sprintf("demarc control-plane init --dir acme --trust-domain acme.example --operator ann --node cp-1=%s --node cp-2=%s --node cp-3=%s%s\n", at[0], at[1], at[2], flags))
+	if managed {
+		w.short()
+		w.run("systemctl start demarcd@management\n")
+	}
 	// The operator's file names the nodes that will come, as the runbook says.
 	file := filepath.Join(w.dir, "acme", "operator", "operator.yaml")
 	b, err := os.ReadFile(file)
@@ -152,7 +165,7 @@ func begin(t *testing.T, bin string) *world {
 		t.Fatal(err)
 	}
 	var extra string
-	for _, a := range at[3:] {
+	for _, a := range at[3:7] {
 		extra += "    - " + strings.Split(a, ",")[1] + "\n"
 	}
 	b = bytes.Replace(b, []byte("nodes:\n"), []byte("nodes:\n"+extra), 1)
@@ -165,6 +178,7 @@ func begin(t *testing.T, bin string) *world {
 
 // end stops what the world's own units left, by the pids that they wrote.
 func (w *world) end() {
+	w.settled()
 	pids, _ := filepath.Glob(filepath.Join(w.dir, "*.pid"))
 	for _, p := range pids {
 		name := strings.TrimSuffix(filepath.Base(p), ".pid")
@@ -374,7 +388,7 @@ func (w *world) sealed(value string) {
 }
 
 // runbooks are those whose blocks are run.
-var runbooks = []string{"runbook-members.md", "runbook-disaster.md", "runbook-admin.md", "runbook-secrets.md", "runbook-certify.md"}
+var runbooks = []string{"runbook-ca.md", "runbook-members.md", "runbook-disaster.md", "runbook-admin.md", "runbook-secrets.md", "runbook-certify.md"}
 
 // The runbooks are run word for word: each block ends without an error, and after it the cluster is as the runbook says.
 func TestRunbooksWordForWord(t *testing.T) {
@@ -384,7 +398,8 @@ func TestRunbooksWordForWord(t *testing.T) {
 	bin := programs(t)
 	for _, name := range runbooks {
 		t.Run(name, func(t *testing.T) {
-			w := begin(t, bin)
+			managed := name == "runbook-ca.md"
+			w := begin(t, bin, managed)
 			for _, s := range steps(t, filepath.Join("..", "..", "docs", name)) {
 				t.Logf("%s:%d", name, s.line)
 				verb, rest, _ := strings.Cut(s.do, " ")
@@ -411,6 +426,31 @@ func TestRunbooksWordForWord(t *testing.T) {
 					w.through(rest)
 				case "appliance":
 					w.appliance(rest)
+				case "again":
+					w.settled()
+					w = begin(t, bin, managed)
+				case "operators":
+					w.operators(rest)
+				case "appliances":
+					w.appliances(strings.Fields(rest)...)
+				case "renews":
+					w.renews(rest)
+				case "renewed":
+					w.renewed(rest)
+				case "missing":
+					w.missing(rest)
+				case "unused":
+					w.unused(rest)
+				case "probes":
+					w.probes(strings.Fields(rest)...)
+				case "works":
+					w.works(strings.Fields(rest)...)
+				case "refused":
+					w.refused(rest)
+				case "managed":
+					w.managed()
+				case "thief":
+					w.steals(rest)
 				case "customers": // what was in the book is there: it can't be registered a second time
 					if out, err := w.shell("demarc customer add " + rest + "\n"); err == nil || !strings.Contains(out, "registered already") {
 						t.Fatalf("customer %s: %v %s", rest, err, out)
@@ -419,16 +459,21 @@ func TestRunbooksWordForWord(t *testing.T) {
 					t.Fatalf("%s:%d: %q", name, s.line, s.do)
 				}
 			}
+			w.settled()
 		})
 	}
 }
+
+// words is what a page may say to the test.
+var words = []string{"", "members", "lose", "customers", "through", "appliance", "forget", "sealed", "wipe", "stolen",
+	"again", "operators", "appliances", "renews", "renewed", "missing", "unused", "probes", "works", "refused", "managed", "thief"}
 
 // A runbook that changed in a way that the test does not understand is found without running anything.
 func TestRunbooksAreUnderstood(t *testing.T) {
 	for _, name := range runbooks {
 		for _, s := range steps(t, filepath.Join("..", "..", "docs", name)) {
 			verb, _, _ := strings.Cut(s.do, " ")
-			if !slices.Contains([]string{"", "members", "lose", "customers", "through", "appliance", "forget", "sealed", "wipe", "stolen"}, verb) {
+			if !slices.Contains(words, verb) {
 				t.Errorf("%s:%d: %q", name, s.line, s.do)
 			}
 			for line := range strings.Lines(s.shell) {
