@@ -59,13 +59,13 @@ func (a *app) ca() *cobra.Command {
 		})
 	life = spanVar(prepare.Flags(), "life", 0, time.Second, 20*365*24*time.Hour, "how long the CA lives, for instance 17520h; five years where absent")
 	var without []string
-	activate := a.online(&cobra.Command{Use: "activate [ID]", Short: "Have the prepared CA issue; refused while a node, a connected appliance or an operator does not hold it", Args: atMost(1, "the id of a CA, or the beginning of one"),
+	activate := a.online(&cobra.Command{Use: "activate ID", Short: "Have the prepared CA issue; refused while a node, a connected appliance or an operator does not hold it", Args: exactly(1, "the id of a CA, the beginning of one, or the word prepared"),
 		Long: "activate has the prepared CA issue. It is refused, with names, while a node, an appliance that is connected, or an operator with a valid\n" +
 			"certificate who called within 30 days does not hold that CA. An operator takes it with any command. One who can't be waited for is named\n" +
 			"with --without: their command line asks for the vendor's signed bundle when they come back.",
-		Example: "  demarc ca activate\n  demarc ca activate sha256:1f0c --without cat"},
+		Example: "  demarc ca activate prepared\n  demarc ca activate sha256:1f0c --without cat"},
 		func(ctx context.Context, v *vendor, args []string) error {
-			ca, err := v.authority(ctx, args, "prepared")
+			ca, err := v.authority(ctx, args[0])
 			if err != nil {
 				return err
 			}
@@ -80,14 +80,15 @@ func (a *app) ca() *cobra.Command {
 		})
 	activate.Flags().StringSliceVar(&without, "without", nil, "operators who are not waited for")
 	var compromised bool
-	retire := a.online(&cobra.Command{Use: "retire [ID]", Short: "End the trust in the CA that issued before; refused while its certificates are in use", Args: atMost(1, "the id of a CA, or the beginning of one"),
-		Long: "retire ends the trust in a CA: by default in the one that issued before, if there is one such. With --compromised it waits for nobody:\n" +
+	retire := a.online(&cobra.Command{Use: "retire ID", Short: "End the trust in a CA; refused while its certificates are in use", Args: exactly(1, "the id of a CA, the beginning of one, or the word tainted"),
+		Long: "retire ends the trust in a CA: tainted is the one that issued before. It is refused while its certificates are in use.\n" +
+			"With --compromised it waits for nobody:\n" +
 			"no certificate of that CA passes any more, and every connection that showed one ends at once, at each node. Appliances prove their\n" +
 			"platform identity again and nodes make their next certificate, by themselves. An operator whose certificate is of that CA logs in again\n" +
 			"(demarc operator login), or is invited again by an admin (demarc operator invite).",
-		Example: "  demarc ca retire\n  demarc ca retire sha256:9b3e --compromised"},
+		Example: "  demarc ca retire tainted\n  demarc ca retire sha256:9b3e --compromised"},
 		func(ctx context.Context, v *vendor, args []string) error {
-			ca, err := v.authority(ctx, args, "tainted")
+			ca, err := v.authority(ctx, args[0])
 			if err != nil {
 				return err
 			}
@@ -125,40 +126,28 @@ func todo(x *controlv1.Missing) string {
 	return "takes it by itself: start it if it is down"
 }
 
-// authority completes the beginning of an id, if it fits one CA. Without one it is the only CA of a stage.
-func (v *vendor) authority(ctx context.Context, args []string, stage string) (string, error) {
+// authority completes the beginning of an id, or the stage of a CA, if it fits one CA.
+func (v *vendor) authority(ctx context.Context, begin string) (string, error) {
 	const op = "demarc.ca"
 	m, err := v.authorities(ctx)
 	if err != nil {
 		return "", err
 	}
 	var found []string
-	if len(args) == 0 {
-		for _, c := range m.GetAuthorities() {
-			if c.GetStage() == stage {
-				found = append(found, c.GetId())
-			}
-		}
-		if len(found) != 1 {
-			return "", fault.New(op, fault.NotFound, "%d CAs are %s: name one by its id, see demarc ca status", len(found), stage)
-		}
-		return found[0], nil
-	}
-	begin := args[0]
 	for _, c := range m.GetAuthorities() {
-		if strings.HasPrefix(c.GetId(), begin) || strings.HasPrefix(strings.TrimPrefix(c.GetId(), "sha256:"), begin) {
+		if c.GetStage() == begin || strings.HasPrefix(c.GetId(), begin) || strings.HasPrefix(strings.TrimPrefix(c.GetId(), "sha256:"), begin) {
 			found = append(found, c.GetId())
 		}
 	}
 	if len(found) != 1 {
-		return "", fault.New(op, fault.NotFound, "%d CAs have an id that begins with %q: see demarc ca status", len(found), begin)
+		return "", fault.New(op, fault.NotFound, "%d CAs have the stage %[2]q or an id that begins with %[2]q: see demarc ca status", len(found), begin)
 	}
 	return found[0], nil
 }
 
 func (a *app) operator() *cobra.Command {
 	renew := a.online(&cobra.Command{Use: "renew", Short: "Replace the operator's certificate and key, in place", Args: exactly(0, "no arguments"),
-		Long: "renew replaces the certificate and the key. The old certificate passes until the new one is used for the first time. The bundle, the CAs by\n" +
+		Long: "renew replaces the certificate and the key, in place. The old certificate passes until the new one is used for the first time. The bundle, the CAs by\n" +
 			"which the control plane is recognised, needs no command: every command keeps it up to date.", Example: "  demarc operator renew --context operator.yaml"},
 		func(ctx context.Context, v *vendor, _ []string) error {
 			until, err := v.renew(ctx)

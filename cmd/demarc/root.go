@@ -150,16 +150,6 @@ func exactly(n int, names string) cobra.PositionalArgs {
 	}
 }
 
-// atMost is cobra.MaximumNArgs with our exit code.
-func atMost(n int, names string) cobra.PositionalArgs {
-	return func(c *cobra.Command, args []string) error {
-		if len(args) > n {
-			return usage("%s takes at most %s (see --help)", c.CommandPath(), names)
-		}
-		return nil
-	}
-}
-
 // bounded gives the context of the command its time.
 func (a *app) bounded(c *cobra.Command) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(c.Context(), a.timeout)

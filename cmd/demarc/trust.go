@@ -223,7 +223,7 @@ func askBundle(ctx context.Context, trustDomain, node string, pinned seal.Key, h
 	}
 	b, err := identity.OpenBundle(m.GetSealed(), pinned, trustDomain, nonce, held)
 	if err != nil {
-		return answered{}, fault.Because(nodeError{err}, "demarc.bundle", fault.Of(err), "whoever answers is not the control plane whose log has the key that is pinned here, or a proxy on the path opens TLS: %s", fault.Text(err))
+		return answered{}, fault.Because(nodeError{err}, "demarc.bundle", fault.Of(err), "whoever answers is not the control plane of the invitation, or of the log key that is pinned here, or a proxy on the path opens TLS: %s", fault.Text(err))
 	}
 	return answered{b, m.GetSealed()}, nil
 }

@@ -61,7 +61,7 @@ func TestNoOperatorIsLockedOut(t *testing.T) {
 	if strings.Contains(out, "operator ann") {
 		t.Fatalf("ann is missing:\n%s", out)
 	}
-	has(t, e.as(ann, 1, "ca", "activate"), "2 do not hold CA", "operator ben, operator cat", "for instance demarc status")
+	has(t, e.as(ann, 1, "ca", "activate", "prepared"), "2 do not hold CA", "operator ben, operator cat", "for instance demarc status")
 	if e.cas("ben.bundle.pem") != 1 {
 		t.Fatal("ben holds the CA before he called")
 	}
@@ -69,26 +69,26 @@ func TestNoOperatorIsLockedOut(t *testing.T) {
 	if e.cas("ben.bundle.pem") != 2 {
 		t.Fatal("ben's command did not store the bundle")
 	}
-	out = e.as(ann, 1, "ca", "activate")
+	out = e.as(ann, 1, "ca", "activate", "prepared")
 	has(t, out, "1 do not hold CA", "operator cat")
 	if strings.Contains(out, "ben") {
 		t.Fatalf("ben is missing after he called:\n%s", out)
 	}
-	has(t, e.as(ann, 1, "ca", "activate", "--without", "dan"), `no operator "dan"`)
-	has(t, e.as(ann, 0, "ca", "activate", "--without", "cat"), "issues now")
+	has(t, e.as(ann, 1, "ca", "activate", "prepared", "--without", "dan"), `no operator "dan"`)
+	has(t, e.as(ann, 0, "ca", "activate", "prepared", "--without", "cat"), "issues now")
 
 	e.as(cat, 0, "status") // it knew nothing of the CA that the node shows
 	if e.cas("cat.bundle.pem") != 2 {
 		t.Fatal("cat's command did not store the bundle")
 	}
-	has(t, e.as(ann, 1, "ca", "retire"), "your own certificate", "demarc operator renew")
+	has(t, e.as(ann, 1, "ca", "retire", "tainted"), "your own certificate", "demarc operator renew")
 	for _, file := range []string{ann, ben, cat} {
 		e.as(file, 0, "operator", "renew")
 	}
-	has(t, e.as(ann, 1, "ca", "retire"), "operator ben, operator cat") // who did not use the new certificate may not have it
+	has(t, e.as(ann, 1, "ca", "retire", "tainted"), "operator ben, operator cat") // who did not use the new certificate may not have it
 	e.as(ben, 0, "status")
 	e.as(cat, 0, "status")
-	has(t, e.as(ann, 0, "ca", "retire"), "trusted by nobody")
+	has(t, e.as(ann, 0, "ca", "retire", "tainted"), "trusted by nobody")
 	for name, file := range map[string]string{"bundle.pem": ann, "ben.bundle.pem": ben, "cat.bundle.pem": cat} {
 		e.as(file, 0, "status")
 		if n := e.cas(name); n != 1 {
@@ -107,7 +107,7 @@ func TestABundleIsBelievedForItsSignature(t *testing.T) {
 	ben := e.joins("ben", "viewer")
 	before, key := e.read("ben.bundle.pem"), e.read("ben.log.pub")
 	e.as(e.ann(), 0, "ca", "prepare")
-	e.as(e.ann(), 0, "ca", "activate", "--without", "ben")
+	e.as(e.ann(), 0, "ca", "activate", "prepared", "--without", "ben")
 	pub, _, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -123,7 +123,7 @@ func TestABundleIsBelievedForItsSignature(t *testing.T) {
 		}
 	}
 	put(other.PEM())
-	has(t, e.as(ben, 3, "status", "--timeout", "5s"), "not the control plane whose log has the key that is pinned here")
+	has(t, e.as(ben, 3, "status", "--timeout", "5s"), "not the control plane of the invitation, or of the log key that is pinned here")
 	put([]byte("nonsense"))
 	has(t, e.as(ben, 1, "status", "--timeout", "5s"), "log_key")
 	if err := os.Remove(filepath.Join(e.dir, "ben.log.pub")); err != nil {
@@ -169,7 +169,7 @@ func TestTheLogKeyIsKept(t *testing.T) {
 		t.Fatal("the key that was stored is not the log's")
 	}
 	e.as(e.ann(), 0, "ca", "prepare")
-	e.as(e.ann(), 0, "ca", "activate", "--without", "ben")
+	e.as(e.ann(), 0, "ca", "activate", "prepared", "--without", "ben")
 	e.as(ben, 0, "status")
 }
 
@@ -192,7 +192,7 @@ func TestABundleIsReplacedAsAWhole(t *testing.T) {
 	if e.cas("ben.bundle.pem") != 2 {
 		t.Fatal("the bundle is not whole")
 	}
-	e.as(e.ann(), 0, "ca", "activate")
+	e.as(e.ann(), 0, "ca", "activate", "prepared")
 	for name, b := range map[string][]byte{"ben.bundle.pem": old, "ben.bundle.signed": []byte("cut sho")} { // the one file is of before, or the other is damaged
 		if err := os.WriteFile(filepath.Join(e.dir, name), b, 0o600); err != nil {
 			t.Fatal(err)

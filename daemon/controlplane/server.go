@@ -273,7 +273,7 @@ func (s *Server) Handler() http.Handler {
 					return
 				}
 				s.saw(r.Context(), who, r.Header.Get(api.BundleHeader))
-				w.Header().Set(api.BundleHeader, strconv.FormatUint(s.book.View().Bundle(), 10))
+				w = &tellsBundle{ResponseWriter: w, s: s}
 			}
 		}
 		if bootstraps(r.URL.Path) {
@@ -290,6 +290,41 @@ func (s *Server) Handler() http.Handler {
 		mux.ServeHTTP(w, r.WithContext(api.With(r.Context(), who)))
 	})
 }
+
+// tellsBundle tells an operator, with the answer, which bundle is the newest: the one after the call, which may have changed it.
+type tellsBundle struct {
+	http.ResponseWriter
+	s    *Server
+	told bool
+}
+
+func (w *tellsBundle) tell() {
+	if !w.told {
+		w.told = true
+		w.Header().Set(api.BundleHeader, strconv.FormatUint(w.s.book.View().Bundle(), 10))
+	}
+}
+
+// WriteHeader implements [http.ResponseWriter].
+func (w *tellsBundle) WriteHeader(code int) {
+	w.tell()
+	w.ResponseWriter.WriteHeader(code)
+}
+
+// Write implements [http.ResponseWriter].
+func (w *tellsBundle) Write(b []byte) (int, error) {
+	w.tell()
+	return w.ResponseWriter.Write(b)
+}
+
+// Flush implements [http.Flusher].
+func (w *tellsBundle) Flush() {
+	w.tell()
+	_ = http.NewResponseController(w.ResponseWriter).Flush() // what can't be flushed is written all the same
+}
+
+// Unwrap gives the writer beneath to [http.ResponseController].
+func (w *tellsBundle) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // barred refuses whoever shows a certificate of a CA that was retired, and an appliance that was banned, after the connection for calls
 // came in: such a connection is asked at each call, and each piece of an artifact. An appliance's certificate that another has replaced
