@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -53,8 +54,12 @@ func (a *app) ca() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if v.trust != nil { // the node that answered may not have met the bundle yet that it announced
+				v.trust.heard(strconv.FormatUint(m.GetBundleNumber(), 10))
+				v.settle(ctx)
+			}
 			return a.emit(m, func(w io.Writer) {
-				fmt.Fprintf(w, "CA %s is prepared, in bundle %d: activate it once nobody that is connected is missing (demarc ca status)\n", m.GetId(), m.GetBundleNumber())
+				fmt.Fprintf(w, "CA %s is prepared, in bundle %d: activate it once nobody is missing who is waited for (demarc ca status)\n", m.GetId(), m.GetBundleNumber())
 			})
 		})
 	life = spanVar(prepare.Flags(), "life", 0, time.Second, 20*365*24*time.Hour, "how long the CA lives, for instance 17520h; five years where absent")

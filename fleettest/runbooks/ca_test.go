@@ -294,6 +294,7 @@ func (w *world) steals(what string) {
 		w.thief.look(true)
 		w.thief.knocks()
 	default:
+		w.managed() // so that its door knows the CA
 		w.thief = &thief{w: w, open: map[string]*held{}}
 		w.thief.enter(what)
 	}
