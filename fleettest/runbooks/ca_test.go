@@ -37,7 +37,7 @@ func (w *world) ok(err error) {
 }
 
 // management writes the files of a management plane that pins the key of the control plane's log, and gives the flags of init for it.
-func (w *world) management(listen string) string {
+func (w *world) management(listen, metrics string) string {
 	w.t.Helper()
 	dir := filepath.Join(w.dir, "acme-platform")
 	w.ok(os.MkdirAll(dir, 0o700))
@@ -66,7 +66,7 @@ func (w *world) management(listen string) string {
 	put("cert.pem", "CERTIFICATE", leaf.Raw)
 	put("cert.key", "PRIVATE KEY", der)
 	w.ok(os.WriteFile(filepath.Join(dir, "node.yaml"), fmt.Appendf(nil, "version: demarc/1\nrole: management-plane\nname: platform\ndir: data\nlisten: %q\n"+
-		"certificate: {file: cert.pem, key: cert.key, bundle: ca.pem}\ncontrol_planes:\n  - {name: acme, trust_domain: acme.example, log_key_file: ../log.pub}\nsocket: m.sock\n", listen), 0o600))
+		"certificate: {file: cert.pem, key: cert.key, bundle: ca.pem}\ncontrol_planes:\n  - {name: acme, trust_domain: acme.example, log_key_file: ../log.pub}\nsocket: m.sock\nmetrics: {listen: %q}\n", listen, metrics), 0o600))
 	w.platform = listen
 	return " --management-url https://" + listen + " --management-ca acme-platform/ca.pem --management-name acme"
 }

@@ -151,7 +151,8 @@ func begin(t *testing.T, bin string, managed bool) *world {
 	t.Cleanup(w.end)
 	flags := ""
 	if managed {
-		flags = w.management(strings.Split(at[7], ",")[0])
+		ports := strings.Split(at[7], ",")
+		flags = w.management(ports[0], ports[2])
 	}
 	w.run(fmt.Sprintf("demarc control-plane init --dir acme --trust-domain acme.example --operator ann --node cp-1=%s --node cp-2=%s --node cp-3=%s%s\n", at[0], at[1], at[2], flags))
 	if managed {
@@ -185,6 +186,7 @@ func (w *world) end() {
 		if out, err := w.shell("systemctl kill demarcd@" + name + "\n"); err != nil {
 			w.t.Errorf("%s: %v %s", name, err, out)
 		}
+		_ = os.Remove(p) // the number may be another process's, when the end comes again
 		if w.t.Failed() {
 			b, _ := os.ReadFile(filepath.Join(w.dir, name+".log"))
 			w.t.Logf("%s:\n%s", name, b[max(0, len(b)-3000):])
@@ -427,7 +429,7 @@ func TestRunbooksWordForWord(t *testing.T) {
 				case "appliance":
 					w.appliance(rest)
 				case "again":
-					w.settled()
+					w.end()
 					w = begin(t, bin, managed)
 				case "operators":
 					w.operators(rest)
