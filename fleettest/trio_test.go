@@ -8,6 +8,7 @@ import (
 	"net"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -31,6 +32,10 @@ type trio struct {
 	peers   map[string]*peer
 	world   world
 	turn    int // counts dials of appliances
+
+	bundles map[string][]byte                // by node: the bundle file of one that came later
+	lists   map[string][]controlplane.Member // by node: the members of its file, where they are not all
+	shape   func(name string, p *peer, o *controlplane.Options, c *raft.Config)
 }
 
 // unhurried is a timing with which an hour of three nodes costs little: leaders are found within some 10 s.
@@ -42,11 +47,22 @@ type peer struct {
 	server *controlplane.Server
 	source *controlplane.Source
 	raft   *raft.Node
+	live   atomic.Pointer[raft.Node] // the same, while it is being opened nil
 	api    *door
+	keks   controlplane.KEKFiles // none: the fleet's, for ever
 	stop   func()
 }
 
 func newTrio(t *testing.T, timing raft.Timing) *trio {
+	t.Helper()
+	c, slots := foundTrio(t, timing)
+	c.startAll()
+	c.begin(slots)
+	return c
+}
+
+// foundTrio makes one whose nodes do not run yet.
+func foundTrio(t *testing.T, timing raft.Timing) (*trio, []identity.Slot) {
 	t.Helper()
 	f, slots := found(t, "cp-1", "cp-2", "cp-3")
 	c := &trio{Fleet: f, timing: timing, dirs: map[string]string{}, doors: map[string]*door{}, peers: map[string]*peer{}, world: newWorld()}
@@ -56,17 +72,19 @@ func newTrio(t *testing.T, timing raft.Timing) *trio {
 	for _, m := range c.members {
 		c.dirs[m.Name] = t.TempDir()
 	}
+	return c, slots
+}
+
+func (c *trio) startAll() {
 	for _, m := range c.members {
 		c.startNode(m.Name)
 	}
-	t.Cleanup(func() {
+	c.t.Cleanup(func() {
 		for name := range c.dirs {
 			c.stopNode(name)
 		}
 	})
 	c.front("cp-1")
-	f.begin(slots)
-	return c
 }
 
 // sequence is raft as a server takes it.
@@ -129,28 +147,46 @@ func (c *trio) startNode(name string) {
 	f.t.Helper()
 	p := &peer{book: controlplane.NewBook()}
 	seq, clock := &late{}, &voters{world: &c.world, node: name}
+	members := c.members
+	if own := c.lists[name]; own != nil {
+		members = own
+	}
 	var err error
-	p.server, err = controlplane.NewServer(controlplane.Options{Name: name, Book: p.book, Order: seq, KEK: f.kek, LeafLife: LeafLife, Beat: f.Beat, Members: c.members, Now: clock.Now, Clocks: clock, Log: f.log.With("node", name),
-		Dial: func(ctx context.Context, _, addr string) (net.Conn, error) { return c.connect(ctx, addr) }})
+	opts := controlplane.Options{Name: name, Book: p.book, Order: seq, KEK: f.kek, LeafLife: LeafLife, Beat: f.Beat, Members: members, Now: clock.Now, Clocks: clock, Log: f.log.With("node", name),
+		Dial:     func(ctx context.Context, _, addr string) (net.Conn, error) { return c.connect(ctx, addr) },
+		Snapshot: func(_ context.Context, index uint64) error { return p.raft.SnapshotAt(index) }}
+	conf := raft.Config{}
+	if c.shape != nil {
+		c.shape(name, p, &opts, &conf)
+	}
+	p.server, err = controlplane.NewServer(opts)
 	f.must(err)
-	roots, err := identity.ParseBundle(f.bundle, Domain)
+	if p.keks.Current != "" {
+		f.must(p.server.ReadKeys(p.keks))
+	}
+	bundle := f.bundle
+	if own := c.bundles[name]; own != nil {
+		bundle = own
+	}
+	roots, err := identity.ParseBundle(bundle, Domain)
 	f.must(err)
 	p.source, err = p.server.NewSource(f.first[name], identity.Pool(roots))
 	f.must(err)
-	f.must(p.source.KeepAt(filepath.Join(c.dirs[name], "cas.json")))
-	conf := raft.Config{Dir: filepath.Join(c.dirs[name], "raft"), Machine: controlplane.Gate{Book: p.book, Cluster: clock.voting}, Listener: c.listen(name + ":1"), Logger: c.world.logger(name, f.log), Now: clock.own,
-		Dial: func(ctx context.Context, addr string) (net.Conn, error) {
-			return c.world.dial(ctx, name, addr, c.connect)
-		},
-		About: func() []byte { return aboutOf(p.book) }, Timing: c.timing,
-		ServerTLS: identity.Server(p.source, func(id fleet.Principal, _ fleet.Serial) error {
-			if _, role, _, _ := id.Split(); role != fleet.Node {
-				return fault.New("fleettest.raft", fault.Denied, "%s is no node", id)
-			}
-			return nil
-		}, true, raft.ProtoRaft, raft.ProtoForward),
-		ClientTLS: func(id string) *tls.Config { return identity.Client(p.source, identity.WantNode(Domain, id)) }}
-	for _, m := range c.members {
+	f.must(p.source.KeepAt(filepath.Join(c.dirs[name], controlplane.CredentialsFile)))
+	conf.Dir, conf.Machine, conf.Listener = filepath.Join(c.dirs[name], "raft"), controlplane.Gate{Book: p.book, Cluster: clock.voting}, c.listen(name+":1")
+	conf.Logger, conf.Now, conf.Timing = c.world.logger(name, f.log), clock.own, c.timing
+	conf.About = func() []byte { return aboutOf(p.book) }
+	conf.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
+		return c.world.dial(ctx, name, addr, c.connect)
+	}
+	conf.ServerTLS = identity.Server(p.source.ToPeers(), func(id fleet.Principal, _ fleet.Serial) error {
+		if _, role, _, _ := id.Split(); role != fleet.Node {
+			return fault.New("fleettest.raft", fault.Denied, "%s is no node", id)
+		}
+		return nil
+	}, true, raft.ProtoRaft, raft.ProtoForward)
+	conf.ClientTLS = func(id string) *tls.Config { return identity.Client(p.source.ToPeers(), identity.WantNode(Domain, id)) }
+	for _, m := range members {
 		conf.First = append(conf.First, raft.Member{ID: m.Name, Addr: m.Raft})
 		if m.Name == name {
 			conf.Self = raft.Member{ID: m.Name, Addr: m.Raft}
@@ -160,6 +196,7 @@ func (c *trio) startNode(name string) {
 	f.must(err)
 	seq.Sequence = sequence{p.raft, f}
 	clock.up(p.raft)
+	p.live.Store(p.raft)
 	ctx, cancel := context.WithCancel(context.Background())
 	p.api = c.listen(name + ":2")
 	var wg sync.WaitGroup
@@ -177,6 +214,9 @@ func (c *trio) startNode(name string) {
 	wg.Go(func() { _ = p.server.Follow(ctx, func() {}) })
 	wg.Go(func() { _ = p.server.Tend(ctx, p.source) })
 	wg.Go(func() { _ = p.server.TendTime(ctx) })
+	if p.keks.Current != "" {
+		wg.Go(func() { _ = p.server.TendKeys(ctx, p.keks) })
+	}
 	wg.Go(func() { _ = p.server.CatchUp(ctx, p.source, 5*time.Second) })
 	p.stop = func() {
 		cancel()

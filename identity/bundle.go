@@ -48,14 +48,20 @@ func SealBundle(trustDomain string, number uint64, slots []Slot, at time.Time, n
 	if err != nil {
 		return nil, err
 	}
-	b := SignedBundle{TrustDomain: trustDomain, Number: number, At: at.UTC(), Nonce: nonce}
+	var cas [][]byte
 	for _, c := range certs {
-		b.CAs = append(b.CAs, c.Raw)
+		cas = append(cas, c.Raw)
 	}
+	var issuer fleet.Digest
 	if s, err := Issuer(slots); err == nil {
-		b.Issuer = s.ID()
+		issuer = s.ID()
 	}
-	return seal.Seal(b, key)
+	return SealCAs(trustDomain, number, cas, issuer, at, nonce, key)
+}
+
+// SealCAs signs CAs (DER) that are trusted now, of which one issues. The nonce is nil where nobody asked.
+func SealCAs(trustDomain string, number uint64, cas [][]byte, issuer fleet.Digest, at time.Time, nonce []byte, key crypto.Signer) ([]byte, error) {
+	return seal.Seal(SignedBundle{TrustDomain: trustDomain, Number: number, CAs: cas, Issuer: issuer, At: at.UTC(), Nonce: nonce}, key)
 }
 
 // OpenBundle verifies a signed bundle with the pinned key of the vendor's log, then reads it. It must be of the trust

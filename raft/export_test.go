@@ -28,7 +28,7 @@ func LateDisk(cfg *Config, gate func()) {
 }
 
 // DiskOf puts the log and the votes of the node on another file system.
-func DiskOf(cfg *Config, fs wal.Files) { cfg.disk = fs }
+func DiskOf(cfg *Config, fs wal.Files) { cfg.Files = fs }
 
 type slow struct {
 	diskLog
@@ -79,7 +79,7 @@ func Fast() Timing {
 }
 
 // SmallLog makes the files of the log this large.
-func SmallLog(cfg *Config, bytes int64) { cfg.wal = wal.Options{SegmentBytes: bytes} }
+func SmallLog(cfg *Config, bytes int64) { cfg.Log = wal.Options{SegmentBytes: bytes} }
 
 // ToBolt turns the log of a member that is closed into one of the older format, as a build before 2026-11-25 left it.
 func ToBolt(dir string) error {

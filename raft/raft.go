@@ -141,9 +141,10 @@ type Config struct {
 	Timing     Timing
 	Registerer prometheus.Registerer // nil: no metrics
 
+	Files wal.Files   // the log and the votes, where they are not in Dir: a disk that loses power, in tests; nil: in Dir
+	Log   wal.Options // of the files of the log
+
 	wrap func(diskLog) diskLog // tests: a disk that misbehaves
-	wal  wal.Options           // tests: small files
-	disk wal.Files             // tests: a disk that crashes, with the log and the votes
 }
 
 // Node is one member of a cluster. Its methods may be called concurrently.
@@ -309,7 +310,7 @@ func (cfg *Config) library() *hraft.Config {
 func (n *Node) open() error {
 	const op = "raft.open"
 	var err error
-	if n.disk, err = openDiskWith(n.cfg.Dir, n.cfg.Self.ID, n.cfg.wal, n.cfg.disk, hclogger(n.log)); err != nil {
+	if n.disk, err = openDiskWith(n.cfg.Dir, n.cfg.Self.ID, n.cfg.Log, n.cfg.Files, hclogger(n.log)); err != nil {
 		return err
 	}
 	var logs diskLog = n.disk.wal

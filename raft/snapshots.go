@@ -123,6 +123,26 @@ func (s *snapshots) aside(id string, why error) error {
 	return fault.Because(errors.Join(why, err), "raft.snapshots", fault.Internal, "the snapshot %s is damaged: it is not used, and is put into the directory %s", id, damagedDir)
 }
 
+// SnapshotAt returns once a snapshot that has all entries up to index is on disk, and takes one if there is none yet. The node must
+// have applied them. It is fault.Unavailable where none can be taken now.
+func (n *Node) SnapshotAt(index uint64) error {
+	const op = "raft.SnapshotAt"
+	for tried := false; ; tried = true {
+		list, err := n.disk.snaps.List()
+		switch {
+		case err != nil:
+			return fault.Because(err, op, fault.Unavailable, "the snapshots can't be listed")
+		case len(list) > 0 && list[0].Index >= index:
+			return nil
+		case tried:
+			return fault.New(op, fault.Unavailable, "this node has not applied entry %d yet", index)
+		}
+		if err := n.raft.Snapshot().Error(); err != nil && !errors.Is(err, hraft.ErrNothingNewToSnapshot) {
+			return fault.Because(err, op, fault.Unavailable, "a snapshot can't be taken")
+		}
+	}
+}
+
 // whole makes sure that the newest snapshot that can be read and the log meet. The library looks for entries that are not
 // there and panics.
 func (d *disk) whole() error {

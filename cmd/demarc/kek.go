@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
 )
 
@@ -27,10 +29,56 @@ const rotateHelp = `The key-encryption key (kek) seals the CAs' keys and the ven
   1. demarc control-plane kek new kek.next             draws the next one, here
   2. put it beside kek_file on each node, with .next at the end of its name, for instance /etc/demarc/kek.next
   3. demarc control-plane kek status                   shows who holds it
-  4. demarc control-plane rotate-kek                   seals everything anew; refused while a node does not hold it, which is named
-  5. each node puts the next one in the place of kek_file by itself: kek status shows when all have
+  4. demarc control-plane rotate-kek                   seals everything anew; refused while a node does not hold it, which is named.
+     Each node takes a snapshot that is sealed with the next one, and then puts that in the place of kek_file by itself. rotate-kek
+     waits until all have, and says for whom where one has not: until then the old key is destroyed nowhere
+  5. demarc control-plane snapshot save FILE           those that were saved before open with the old key alone
+  6. destroy the old key, everywhere
 
 What was copied before, with the old kek, stays open to whoever has both: roll the CA too where that may be (demarc ca prepare).`
+
+// holders lists who holds which keys, and whether one may be destroyed.
+func holders(w io.Writer, m *controlv1.GetKeysResponse) {
+	fmt.Fprintf(w, "in use\t%s\tseals %d keys and secrets\n", orDash(m.GetKey()), m.GetSealed())
+	for _, n := range m.GetNodes() {
+		fmt.Fprintf(w, "node\t%s\tholds %s\n", n.GetNode(), orDash(strings.Join(n.GetKeys(), " and ")))
+	}
+	if names := m.GetUnsettled(); len(names) > 0 {
+		fmt.Fprintf(w, "destroy\tno key: %s may need another one than that in use\n", strings.Join(names, ", "))
+	} else {
+		fmt.Fprintf(w, "destroy\tany other key: no node needs it\n")
+	}
+}
+
+// settled waits until no node needs another key than the one in use.
+func settled(ctx context.Context, v *vendor, wait time.Duration) error {
+	for end := time.Now().Add(wait); ; {
+		m, err := keysOf(ctx, v)
+		if err != nil {
+			return err
+		}
+		names := m.GetUnsettled()
+		if len(names) == 0 {
+			return nil
+		}
+		left := time.Until(end)
+		if left <= 0 {
+			return fault.New("demarc.kek", fault.Unavailable, "everything is sealed with key %s, and these nodes may need the old one yet: %s; start them, keep the old key, and ask again with demarc control-plane kek status",
+				m.GetKey(), strings.Join(names, ", "))
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(min(left, time.Second)):
+		}
+	}
+}
+
+func keysOf(ctx context.Context, v *vendor) (*controlv1.GetKeysResponse, error) {
+	return askKeys(ctx, v, func(ctx context.Context, c controlv1connect.KeyServiceClient) (*controlv1.GetKeysResponse, error) {
+		return wire(c.GetKeys(ctx, connect.NewRequest(&controlv1.GetKeysRequest{})))
+	})
+}
 
 // keyCommands is the commands about the key-encryption key.
 func (a *app) keyCommands() []*cobra.Command {
@@ -49,20 +97,14 @@ func (a *app) keyCommands() []*cobra.Command {
 	}
 	status := a.online(&cobra.Command{Use: "status", Short: "Show which key seals the vendor's keys, and which ones each node holds", Args: exactly(0, "no arguments"), Example: "  demarc control-plane kek status"},
 		func(ctx context.Context, v *vendor, _ []string) error {
-			m, err := askKeys(ctx, v, func(ctx context.Context, c controlv1connect.KeyServiceClient) (*controlv1.GetKeysResponse, error) {
-				return wire(c.GetKeys(ctx, connect.NewRequest(&controlv1.GetKeysRequest{})))
-			})
+			m, err := keysOf(ctx, v)
 			if err != nil {
 				return err
 			}
-			return a.emit(m, func(w io.Writer) {
-				fmt.Fprintf(w, "in use\t%s\tseals %d keys and secrets\n", orDash(m.GetKey()), m.GetSealed())
-				for _, n := range m.GetNodes() {
-					fmt.Fprintf(w, "node\t%s\tholds %s\n", n.GetNode(), orDash(strings.Join(n.GetKeys(), " and ")))
-				}
-			})
+			return a.emit(m, func(w io.Writer) { holders(w, m) })
 		})
 	var to string
+	var wait time.Duration
 	rotate := a.online(&cobra.Command{Use: "rotate-kek", Short: "Seal the vendor's keys with the next key-encryption key, while all runs", Args: exactly(0, "no arguments"), Long: rotateHelp,
 		Example: "  demarc control-plane rotate-kek"},
 		func(ctx context.Context, v *vendor, _ []string) error {
@@ -73,8 +115,12 @@ func (a *app) keyCommands() []*cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.say(m, "%d keys and secrets are sealed with key %s now; the nodes drop the old one (demarc control-plane kek status)", m.GetSealed(), m.GetKey())
+			if err := settled(ctx, v, wait); err != nil {
+				return err
+			}
+			return a.say(m, "%d keys and secrets are sealed with key %s now, and no node needs the old one: save a snapshot (those of before open with the old one alone), then destroy it everywhere", m.GetSealed(), m.GetKey())
 		})
+	rotate.Flags().DurationVar(&wait, "wait", 2*time.Minute, "how long to wait until no node needs the old key")
 	rotate.Flags().StringVar(&to, "to", "", "name of the next key; left out, the one that the nodes hold beside the one in use")
 	return []*cobra.Command{group("kek", "The key that seals the vendor's keys", draw1, status), rotate, a.secrets()}
 }

@@ -121,8 +121,8 @@ func inspectFile(path string) (controlplane.SnapshotHead, controlplane.Inventory
 // holds says what a snapshot holds.
 func (a *app) holds(path string, h controlplane.SnapshotHead, inv controlplane.Inventory) error {
 	return a.emit(map[string]any{"file": path, "head": h, "book": inv}, func(w io.Writer) {
-		fmt.Fprintf(w, "snapshot\t%s\ntaken\t%s at node %s\ntrust domain\t%s\nindex\t%d, of term %d\nappliances\t%d of %d customers\naudit log\t%d entries, root %s\n", path, h.At.Format(time.RFC3339), h.Node,
-			inv.TrustDomain, h.Index, h.Term, inv.Appliances, inv.Customers, inv.AuditSize, inv.AuditRoot)
+		fmt.Fprintf(w, "snapshot\t%s\ntaken\t%s at node %s\ntrust domain\t%s\nsealed with\tkek %s\nindex\t%d, of term %d\nappliances\t%d of %d customers\naudit log\t%d entries, root %s\n", path, h.At.Format(time.RFC3339), h.Node,
+			inv.TrustDomain, orDash(inv.KEK), h.Index, h.Term, inv.Appliances, inv.Customers, inv.AuditSize, inv.AuditRoot)
 	})
 }
 

@@ -3,14 +3,12 @@
 package controlplane
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
-	"encoding/json"
-	"errors"
-	"io/fs"
 	"net/http"
-	"os"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -21,7 +19,6 @@ import (
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/seal"
-	"github.com/demarc-dev/demarc/workload"
 )
 
 // How a node that hears of no leader looks for a change of CA.
@@ -30,103 +27,13 @@ const (
 	catchUpAsk   = 5 * time.Second // of one other node
 )
 
-// kept is the CAs, their keys sealed, as they stand on a node's disk beside the log. A node that starts knows nothing of the
-// log but what a snapshot holds, until it hears from a leader which of it counts; and no leader speaks to a node that shows a
-// certificate of a CA that was retired.
-type kept struct {
-	Version     string          `json:"version"`
-	TrustDomain string          `json:"trust_domain"`
-	Bundle      uint64          `json:"bundle"`
-	Slots       []identity.Slot `json:"slots"`
-	KEK         string          `json:"kek,omitempty"`     // that seals; see [State]
-	Secrets     []Secret        `json:"secrets,omitempty"` // sealed too: with them the node knows the log's key before its book does
-}
-
-func keptOf(page State) kept {
-	return kept{keptVersion, page.TrustDomain, page.Bundle(), page.Slots, page.KEK, page.Secrets}
-}
-
-const keptVersion = "demarc-node-cas/1"
-
-// KeepAt has the source keep the CAs in a file, and use what is there already where the book is behind it.
-func (f *Source) KeepAt(path string) error {
-	const op = "controlplane.KeepAt"
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.path = path
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fault.Because(err, op, fault.Unavailable, "the CAs that this node kept can't be read: %s", path)
-	}
-	var k kept
-	if err := seal.StrictJSON(b, &k); err != nil || k.Version != keptVersion {
-		return fault.Because(err, op, fault.Invalid, "%s is damaged: remove it, and the node starts with its bundle file", path)
-	}
-	f.kept = k
-	f.server.kept.Store(&k)
-	return nil
-}
-
-// keep puts the CAs of a page on disk where they, or the key that seals theirs, are news. The caller holds mu.
-func (f *Source) keep(page State) error {
-	if f.path == "" || page.Bundle() < f.kept.Bundle || page.Bundle() == f.kept.Bundle && page.KEK == f.kept.KEK {
-		return nil
-	}
-	k := keptOf(page)
-	b, err := json.Marshal(k)
-	if err != nil {
-		return fault.At("controlplane.keep", fault.Internal, err)
-	}
-	if err := workload.Replace(f.path, b); err != nil {
-		return fault.At("controlplane.keep", fault.Unavailable, err)
-	}
-	f.kept = k
-	f.server.kept.Store(&k)
-	return nil
-}
-
-// remember keeps the CAs of a page; see keep.
-func (f *Source) remember(page State) {
-	if page.TrustDomain == "" {
-		return // the book has not begun
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if err := f.keep(page); err != nil {
-		f.server.log.Warn("this node could not keep the CAs on its disk", "err", err)
-	}
-}
-
-// known is the CAs as the book has them, or as they were kept where the book is behind that. The caller holds mu.
-func (f *Source) known() kept {
-	page := f.server.book.View()
-	if page.Bundle() < f.kept.Bundle {
-		return f.kept
-	}
-	return keptOf(page)
-}
-
-// issuing is the slot that issues: by the book, or by what the others signed where the book is behind.
-func (f *Source) issuing(page kept) (identity.Slot, error) {
-	if f.ahead == nil || f.ahead.Number <= page.Bundle {
-		return identity.Issuer(page.Slots)
-	}
-	for _, s := range page.Slots {
-		if s.ID() == f.ahead.Issuer && len(s.SealedKey) > 0 {
-			return s, nil
-		}
-	}
-	return identity.Slot{}, fault.New("controlplane.Source", fault.NotFound, "the others issue from CA %s, which this node's book does not hold: make this node anew, see the runbook", f.ahead.Issuer.Short())
-}
-
-// CatchUp looks, while this node hears of no leader, whether the CA was changed and the old one retired while it was down.
-// Then its own certificate, made by the book as it stands here, is one that nobody takes, and so the book would never come
-// here. A CA issues only once each node has its key, so that the node can make the right certificate as soon as it is told
-// which CA issues now. That stands in the signed bundle, which any node hands to anybody; the key that signs it is derived
-// from the key-encryption key and so is this node's own too.
+// CatchUp looks, while this node hears of no leader, for credentials that its peers take. The CA may have been changed and the old
+// one retired while it was down. Then its own certificate is one that nobody takes, and so the book would never come here.
+//
+// It asks the others for the signed bundle, which any node hands to anybody while it serves; by that it makes its certificate of the
+// CA that issues now. Where nobody serves, because a majority needs this node, it shows its peers a certificate of each CA that it
+// trusts and has the key of, in turn: a CA issues only once each node has its key on disk, so one of them is of the CA that the
+// newest of them goes by.
 func (s *Server) CatchUp(ctx context.Context, f *Source, every time.Duration) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -136,54 +43,103 @@ func (s *Server) CatchUp(ctx context.Context, f *Source, every time.Duration) er
 			return nil
 		case <-tick.C:
 		}
-		if s.Order.Leader() != "" || f.begun() == "" {
+		if s.Order.Leader() != "" {
+			s.confirm(ctx, f)
 			continue
 		}
-		for _, m := range s.roster() {
+		s.current.Store(false)
+		if f.begun() == "" {
+			continue
+		}
+		learned := false
+		for _, m := range s.whereabouts() {
 			if m.Name == s.name || m.API == "" {
 				continue
 			}
-			if err := s.catchUp(ctx, f, m.API); err != nil && ctx.Err() == nil {
+			news, err := s.catchUp(ctx, f, m.API)
+			if err != nil && ctx.Err() == nil {
 				s.log.Debug("a node was asked for the signed bundle", "node", m.Name, "err", fault.Text(err))
+			}
+			learned = learned || news
+		}
+		f.next(learned)
+	}
+}
+
+// confirm finds out that this node's book is the newest, which from then on goes before its credentials.
+func (s *Server) confirm(ctx context.Context, f *Source) {
+	if s.current.Load() && !f.trying() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, catchUpAsk)
+	defer cancel()
+	if !s.upToDate(ctx) {
+		return
+	}
+	f.next(true)
+	if err := f.Keep(); err != nil {
+		s.log.Warn("this node could not keep its credentials on its disk", "err", err)
+	}
+}
+
+// whereabouts is the roster, and those whom the credentials know beside it: the book may be too old to know them.
+func (s *Server) whereabouts() []Member {
+	all := s.roster()
+	if k := s.kept.Load(); k != nil {
+		for _, m := range k.Peers {
+			if !slices.ContainsFunc(all, func(x Member) bool { return x.Name == m.Name && x.API == m.API }) {
+				all = append(slices.Clip(all), m)
 			}
 		}
 	}
+	return all
 }
 
 // begun is the trust domain of the CAs that are known, "" before any are.
 func (f *Source) begun() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.known().TrustDomain
+	return f.known().domain
 }
 
-// catchUp asks one node, and takes what is newer than the book and than what is held.
-func (s *Server) catchUp(ctx context.Context, f *Source, addr string) error {
+// catchUp asks one node, and takes what is newer than what this node goes by.
+func (s *Server) catchUp(ctx context.Context, f *Source, addr string) (news bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, catchUpAsk)
 	defer cancel()
 	nonce := make([]byte, identity.MaxBundleNonce)
 	_, _ = rand.Read(nonce) // crypto/rand.Read never fails
 	sealed, err := s.askAnyone(ctx, addr, nonce)
 	if err != nil {
-		return err
+		return false, err
 	}
 	own, err := seal.ParseKey(s.logPublic())
 	if err != nil {
-		return err
+		return false, err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	page := f.known()
-	b, err := identity.OpenBundle(sealed, own, page.TrustDomain, nonce, page.Bundle)
-	if err != nil {
-		return err
+	st := f.known()
+	b, err := identity.OpenBundle(sealed, own, st.domain, nonce, st.number)
+	if err != nil || b.Number <= st.number {
+		return false, err
 	}
-	if b.Number <= page.Bundle || f.ahead != nil && b.Number <= f.ahead.Number {
-		return nil
+	page := s.book.View()
+	c := credentials{Version: credentialsVersion, TrustDomain: st.domain, KEK: page.KEK, Peers: s.whereabouts()}
+	if had := s.behind(page); had != nil {
+		c.KEK = had.KEK
 	}
-	f.ahead = &b
+	had := st.cas
+	st.number, st.issuer, st.cas = b.Number, b.Issuer, nil
+	for _, der := range b.CAs {
+		if slices.ContainsFunc(had, func(x []byte) bool { return bytes.Equal(x, der) }) {
+			st.cas = append(st.cas, der) // whose key this node has; the others are trusted
+		}
+	}
+	if err := f.write(c, st, sealed); err != nil && s.kept.Load().bundle.Number < b.Number {
+		return false, err
+	}
 	s.log.Warn("the CA was changed while this node was down: it shows a certificate of the new one", "bundle", b.Number, "issuer", b.Issuer.Short())
-	return nil
+	return true, nil
 }
 
 // askAnyone asks WHOEVER ANSWERS for the signed bundle. THIS CONNECTION IS NOT VERIFIED. As at the appliance, which does the

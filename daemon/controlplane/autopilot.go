@@ -96,7 +96,10 @@ func (s *Server) steer(ctx context.Context, m Membership, policy Autopilot) erro
 		return err
 	}
 	page := s.book.View()
-	next := policy.Decide(all, func(id string) bool { p, ok := page.Peer(id); return ok && p.Voter && !p.Removed })
+	next := policy.Decide(all, func(id string) bool {
+		p, ok := page.Peer(id)
+		return ok && p.Voter && !p.Removed && page.ready(id) == nil
+	})
 	if next.Do == "" || all.Leader != s.name {
 		return nil
 	}

@@ -187,6 +187,7 @@ func (c CertifyNode) Apply(s *State, m ledger.Meta) (none, error) {
 		was.Floor = c.From
 	}
 	s.certs = s.certs.Set(c.Name, was)
+	s.nodes, s.keks = s.nodes.Delete(c.Name), s.keks.Delete(c.Name) // what it said of its disk is of the one that is lost
 	return none{}, nil
 }
 

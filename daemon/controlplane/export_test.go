@@ -60,3 +60,13 @@ func Newest(ctx context.Context, s *Server) ([][]byte, uint64, error) { return s
 
 // LogPublic is the key of the vendor's log, PEM.
 func LogPublic(s *Server) []byte { return s.logPublic() }
+
+// OpenCredentials reads the credentials of a node with one key-encryption key.
+func OpenCredentials(b []byte, trustDomain string, key []byte) error {
+	k, err := newKEK(key)
+	if err != nil {
+		return err
+	}
+	_, err = openCredentials(b, trustDomain, []kek{k})
+	return err
+}

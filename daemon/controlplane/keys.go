@@ -133,7 +133,13 @@ func (c RotateKEK) Apply(s *State, _ ledger.Meta) (none, error) {
 	if c.To == c.From || len(c.To) != 16 || len(c.Nodes) == 0 {
 		return none{}, fault.New(op, fault.Invalid, "another key is needed, and all nodes")
 	}
-	if names := s.without(c.Nodes, c.To); len(names) > 0 {
+	nodes := slices.Clone(c.Nodes)
+	for _, p := range s.Peers() { // one that was added since
+		if !p.Removed && !slices.Contains(nodes, p.Name) {
+			nodes = append(nodes, p.Name)
+		}
+	}
+	if names := s.without(nodes, c.To); len(names) > 0 {
 		return none{}, fault.New(op, fault.Conflict, "%d do not hold key %s, and could not open the keys: %s", len(names), c.To, naming(names))
 	}
 	if err := checkSecrets(op, c.Secrets); err != nil {

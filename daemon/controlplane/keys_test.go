@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,6 +25,7 @@ import (
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/identity/identitytest"
 )
 
 // kekFile has the node of the gate tend its keys, from a file that holds the key it began with.
@@ -68,6 +70,8 @@ func TestRotationNamesTheNodeWithoutTheKey(t *testing.T) {
 	if !bytes.Equal(g.logKey(), pub) {
 		t.Fatal("the log's key changed when it was kept")
 	}
+	_, err := g.server.PrepareAuthority(asOperator(t), connect.NewRequest(&controlv1.PrepareAuthorityRequest{})) // a CA that does not issue has a key too
+	ok(t, err)
 	before := g.order.book.View()
 	ok(t, os.WriteFile(file+".next", wrong, 0o600))
 	g.until("the node holds both", func(s controlplane.State) bool { return len(s.Holds("cp-1")) == 2 })
@@ -86,6 +90,14 @@ func TestRotationNamesTheNodeWithoutTheKey(t *testing.T) {
 	after := g.order.book.View()
 	if after.KEK != next || bytes.Equal(after.Slots[0].SealedKey, before.Slots[0].SealedKey) || after.Bundle() != before.Bundle() || !bytes.Equal(g.logKey(), pub) {
 		t.Fatalf("%s, bundle %d, want %s and %d", after.KEK, after.Bundle(), next, before.Bundle())
+	}
+	for _, slot := range after.Slots {
+		if _, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, wrong); err != nil {
+			t.Errorf("CA %s, which is %s: %v", slot.ID().Short(), slot.Stage, err)
+		}
+	}
+	if len(after.Slots) != 2 {
+		t.Errorf("%d CAs, want one that issues and one that is prepared", len(after.Slots))
 	}
 	g.until("the old one is dropped", func(s controlplane.State) bool { return slices.Equal(s.Holds("cp-1"), []string{next}) })
 	m, _ := g.request(logKey(t))
@@ -158,5 +170,68 @@ func TestRotationLosesNothing(t *testing.T) {
 		if e := log.Entry(i); bytes.Contains(e, []byte(`"sealed`)) || bytes.Contains(e, []byte(`"cas"`)) {
 			t.Errorf("what is sealed is in the audit log: %s", e)
 		}
+	}
+}
+
+// TestNoKeyIsLetGoBeforeASnapshot: the old key stays, on the disk and on record, until what the node starts from is sealed with the next
+// one (FAULTS.md I14). What the node proves itself with opens with either of the two before, and with the next one alone after.
+func TestNoKeyIsLetGoBeforeASnapshot(t *testing.T) {
+	g := newGate(t, 0)
+	g.server.Members = []controlplane.Member{{Name: "cp-1"}}
+	var full atomic.Bool
+	var at atomic.Uint64
+	full.Store(true)
+	g.server.Snapshot = func(_ context.Context, index uint64) error {
+		at.Store(index)
+		if full.Load() {
+			return fault.New("test", fault.Unavailable, "the disk is full")
+		}
+		return nil
+	}
+	old, next := bytes.Repeat([]byte{7}, 32), bytes.Repeat([]byte{9}, 32)
+	ann := g.operator("ann")
+	ok(t, g.status(ann))
+	ca, err := identity.NewCA(domain, time.Now(), rand.Reader, time.Hour)
+	ok(t, err)
+	first, err := identitytest.Leaf(ca, fleet.PrincipalOf(domain, fleet.Node, "cp-1"), time.Now(), time.Hour)
+	ok(t, err)
+	source, err := g.server.NewSource(first, identity.Pool(nil))
+	ok(t, err)
+	proof := filepath.Join(t.TempDir(), controlplane.CredentialsFile)
+	ok(t, source.KeepAt(proof))
+	opens := func(kek []byte) error {
+		b, err := os.ReadFile(proof)
+		ok(t, err)
+		return controlplane.OpenCredentials(b, domain, kek)
+	}
+	file := g.kekFile(old)
+	g.until("the node said what it holds", func(s controlplane.State) bool { return len(s.Holds("cp-1")) == 1 })
+	was := g.order.book.View().KEK
+	ok(t, os.WriteFile(file+".next", next, 0o600))
+	g.until("the node holds both", func(s controlplane.State) bool { return len(s.Holds("cp-1")) == 2 })
+	ok(t, opens(old))
+	ok(t, opens(next))
+	keys := controlv1connect.NewKeyServiceClient(g.caller(ann), "https://"+g.addr)
+	_, err = keys.RotateKey(t.Context(), connect.NewRequest(&controlv1.RotateKeyRequest{RequestId: rand.Text()}))
+	ok(t, err)
+	rotated := g.order.book.Index()
+	for end := time.Now().Add(time.Minute); at.Load() < rotated; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("no snapshot is asked for that has the rotation")
+		}
+	}
+	res, err := keys.GetKeys(t.Context(), connect.NewRequest(&controlv1.GetKeysRequest{}))
+	ok(t, err)
+	if b, err := os.ReadFile(file); err != nil || !bytes.Equal(b, old) || !slices.Contains(g.order.book.View().Holds("cp-1"), was) || !slices.Equal(res.Msg.GetUnsettled(), []string{"cp-1"}) {
+		t.Fatalf("the old key is let go without a snapshot: %v, %v may need it", err, res.Msg.GetUnsettled())
+	}
+	full.Store(false)
+	g.until("the old key is let go", func(s controlplane.State) bool { return slices.Equal(s.Holds("cp-1"), []string{s.KEK}) })
+	if b, err := os.ReadFile(file); err != nil || !bytes.Equal(b, next) {
+		t.Fatalf("kek_file is not the next key: %v", err)
+	}
+	ok(t, opens(next))
+	if opens(old) == nil {
+		t.Error("the old key opens what the node starts from")
 	}
 }

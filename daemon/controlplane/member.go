@@ -26,7 +26,7 @@ func (n *node) raftConfig(ln net.Listener) raft.Config {
 	}
 	cfg := raft.Config{Dir: filepath.Join(n.cfg.Dir, "raft"), Machine: Gate{Book: n.book, Cluster: n.voting}, Join: n.cfg.Join, Begin: func() error { return n.mayBegin(time.Now()) },
 		Listener: ln, Logger: n.log, Registerer: n.reg.Registerer(), Peer: n.peer, About: func() []byte { return n.says },
-		ServerTLS: identity.Server(n.files, nodesOnly, true, raft.ProtoRaft, raft.ProtoForward),
+		ServerTLS: identity.Server(n.files.ToPeers(), nodesOnly, true, raft.ProtoRaft, raft.ProtoForward),
 		ClientTLS: n.toPeer}
 	for _, m := range n.cfg.Cluster {
 		cfg.First = append(cfg.First, raft.Member{ID: m.Name, Addr: m.Raft})
@@ -39,7 +39,7 @@ func (n *node) raftConfig(ln net.Listener) raft.Config {
 
 // toPeer is the TLS to another node: it must be that node that answers, with a certificate that was not replaced.
 func (n *node) toPeer(id string) *tls.Config {
-	conf := identity.Client(n.files, identity.WantNode(n.cfg.TrustDomain, id))
+	conf := identity.Client(n.files.ToPeers(), identity.WantNode(n.cfg.TrustDomain, id))
 	verify := conf.VerifyConnection
 	conf.VerifyConnection = func(s tls.ConnectionState) error {
 		if err := verify(s); err != nil {
@@ -104,6 +104,9 @@ func (n *node) Replace(ctx context.Context, old, by string) error {
 	defer cancel()
 	return n.raft.Replace(ctx, old, by)
 }
+
+// snapshot has the disk hold a snapshot of the log up to an index.
+func (n *node) snapshot(_ context.Context, index uint64) error { return n.raft.SnapshotAt(index) }
 
 func (n *node) waitsFor() string {
 	if n.cfg.Join && len(n.IDs()) == 0 {

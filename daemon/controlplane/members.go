@@ -210,13 +210,47 @@ func (c cluster) PromoteMember(ctx context.Context, req *connect.Request[control
 	return connect.NewResponse(&controlv1.PromoteMemberResponse{}), c.change(ctx, raft.Promote, req.Msg.GetName())
 }
 
-// wanted refuses to make a voter of a node whose file says that it never is one.
+// wanted refuses to make a voter of a node whose file says that it never is one, and waits until it can prove itself without its book:
+// a majority that has lost power may need it.
 func (c cluster) wanted(ctx context.Context, name string) error {
 	if err := c.Order.Read(ctx); err != nil {
 		return err
 	}
 	if p, ok := c.book.View().Peer(name); ok && !p.Removed && !p.Voter {
 		return fault.New("controlplane.Promote", fault.Conflict, "node %q never votes: its file says voter: false, change that and restart it first", name)
+	}
+	if !slices.Contains(c.nodes(), name) {
+		return nil // who makes the change says it
+	}
+	limit := time.NewTimer(readyWait)
+	defer limit.Stop()
+	for {
+		changed := c.book.Changed()
+		err := c.book.View().ready(name)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-limit.C:
+			return err
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// readyWait is how long a promotion waits for the node's word.
+const readyWait = 15 * time.Second
+
+// ready tells whether a node said that it has the CAs and their keys on its disk, and the key that opens them.
+func (s State) ready(name string) error {
+	const op = "controlplane.Promote"
+	if has, _ := s.nodes.Get(name); has < s.Bundle() {
+		return fault.New(op, fault.Unavailable, "node %q does not have the newest CAs on its disk yet: start it, and try again", fault.Clip(name))
+	}
+	if s.KEK != "" && !slices.Contains(s.Holds(name), s.KEK) {
+		return fault.New(op, fault.Unavailable, "node %q did not say yet that it holds the key that seals the vendor's keys: start it with that kek, and try again", fault.Clip(name))
 	}
 	return nil
 }

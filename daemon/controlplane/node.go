@@ -90,18 +90,20 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	}
 	n.server, err = NewServer(Options{Login: people, Name: cfg.Name, Book: n.book, Order: n, Artifacts: blobs{n.store}, Fetch: n.fetch, KEK: keks[0].key, LeafLife: cfg.Leaf.Life,
 		Backdate:  max(cfg.Leaf.Backdate, time.Nanosecond), // a certificate counts whole seconds: 0s is none
-		Platforms: platforms, Members: members, Cluster: n, Build: build, Now: n.now, Clocks: n, Log: log, Meter: meterOf(n.reg)})
+		Platforms: platforms, Members: members, Cluster: n, Build: build, Now: n.now, Clocks: n, Snapshot: n.snapshot, Log: log, Meter: meterOf(n.reg)})
 	if err != nil {
 		return nil, err
 	}
-	n.server.ring.set(keks...)
+	if err := n.server.ReadKeys(KEKFiles{cfg.KEKFile}); err != nil {
+		return nil, err
+	}
 	if n.files, err = loadFiles(cfg, n.server); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "dir can't be made: %v", err)
 	}
-	if err := n.files.KeepAt(filepath.Join(cfg.Dir, "cas.json")); err != nil {
+	if err := n.files.KeepAt(filepath.Join(cfg.Dir, CredentialsFile)); err != nil {
 		return nil, err
 	}
 	ln, err := net.Listen("tcp", cfg.Listen) // before the log is read, which takes seconds: who comes back meanwhile waits, and is not refused

@@ -26,6 +26,7 @@ type Inventory struct {
 	Appliances  int    `json:"appliances"`
 	AuditSize   int64  `json:"audit_size"`
 	AuditRoot   string `json:"audit_root"` // hex
+	KEK         string `json:"kek"`        // name of the key-encryption key that opens what is sealed in it
 }
 
 // Take lists what a book holds.
@@ -33,7 +34,7 @@ func Take(b *ledger.Book[State]) Inventory {
 	page, log := b.Both()
 	root := log.Root()
 	return Inventory{TrustDomain: page.TrustDomain, Index: b.Index(), Customers: page.customers.Len(), Appliances: page.appliances.Len(),
-		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:])}
+		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:]), KEK: page.KEK}
 }
 
 // InspectSnapshot verifies a snapshot file and says what it holds.
@@ -83,10 +84,22 @@ func RestoreSnapshot(cfg *configs.Control, r io.Reader, size int64, force bool) 
 			return inv, "", fault.Because(err, op, fault.Unavailable, "the directory of the node can't be set aside")
 		}
 	}
+	if err := forgetCredentials(cfg); err != nil {
+		return inv, aside, err
+	}
 	if err := offline(cfg, book).Install(h.Index, h.Term, state); err != nil {
 		return inv, aside, err
 	}
 	return Take(book), aside, nil
+}
+
+// forgetCredentials takes away what the node proved itself with in the cluster that it was a member of: it is the only member now, and
+// the CAs of the snapshot count.
+func forgetCredentials(cfg *configs.Control) error {
+	if err := os.Remove(filepath.Join(cfg.Dir, CredentialsFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fault.Because(err, "controlplane.RestoreSnapshot", fault.Unavailable, "the credentials that the node kept can't be taken away")
+	}
+	return nil
 }
 
 // openAll opens everything that is sealed in a book with the key files of a node.

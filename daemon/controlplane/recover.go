@@ -156,7 +156,7 @@ func OpenRecoverer(cfg *configs.Control) (Recoverer, error) {
 	if err != nil {
 		return r, err
 	}
-	path := filepath.Join(cfg.Dir, "cas.json")
+	path := filepath.Join(cfg.Dir, CredentialsFile)
 	b, err := os.ReadFile(path)
 	if err != nil {
 		kind := fault.Unavailable
@@ -165,26 +165,22 @@ func OpenRecoverer(cfg *configs.Control) (Recoverer, error) {
 		}
 		return r, fault.Because(err, op, kind, "the sealed keys of the node can't be read: %s (it is written once the node has served)", path)
 	}
-	var k kept
-	if err := seal.StrictJSON(b, &k); err != nil || k.Version != keptVersion {
-		return r, fault.Because(err, op, fault.Invalid, "%s is damaged: take the files of another node", path)
-	}
-	if k.TrustDomain != cfg.TrustDomain {
-		return r, fault.New(op, fault.Conflict, "%s is of the trust domain %q, the file says %q", path, k.TrustDomain, cfg.TrustDomain)
+	k, err := openCredentials(b, cfg.TrustDomain, keks)
+	switch {
+	case fault.Of(err) == fault.Denied:
+		return r, fault.Because(err, op, fault.Denied, "kek_file does not open the keys of this node: %s", fault.Text(err))
+	case err != nil:
+		return r, fault.Because(err, op, "", "%s: %s: take the files of another node", path, fault.Text(err))
 	}
 	held := ring{keys: keks}
 	one, err := held.get(k.KEK)
 	if err != nil || k.KEK == "" {
-		return r, fault.Because(err, op, fault.Denied, "kek_file does not open the keys of this node: key %s seals them", orNone(k.KEK))
+		return r, fault.Because(err, op, fault.Denied, "kek_file does not open the keys of the book: key %s seals them", orNone(k.KEK))
 	}
-	seed, err := openSecret(State{Secrets: k.Secrets}, SecretLogKey, ed25519.SeedSize, one.key)
-	if err != nil {
+	if r.Key, err = identity.RecoveryKey(k.keys.Log, one.key); err != nil {
 		return r, err
 	}
-	if r.Key, err = identity.RecoveryKey(seed, one.key); err != nil {
-		return r, err
-	}
-	log, err := seal.KeyOf(ed25519.NewKeyFromSeed(seed).Public())
+	log, err := seal.KeyOf(k.logKey().Public())
 	if err != nil {
 		return r, err
 	}

@@ -54,6 +54,12 @@ func (r *ring) ids() []string {
 	return out
 }
 
+func (r *ring) all() []kek {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.keys)
+}
+
 // get gives the key of a name; that of kek_file where the book names none yet.
 func (r *ring) get(id string) (kek, error) {
 	r.mu.Lock()
@@ -66,7 +72,7 @@ func (r *ring) get(id string) (kek, error) {
 	return kek{}, fault.New("controlplane.kek", fault.Unavailable, "this node does not hold key %s, which seals the keys of the book: kek_file is another one", id)
 }
 
-// vault is the secrets of the newest page, opened.
+// vault is the secrets of the newest page, kept.
 type vault struct {
 	mu    sync.Mutex
 	of    *Secret // the first of the page's list: another list, another pointer
@@ -78,8 +84,8 @@ type vault struct {
 // secrets opens the vendor's own secrets. A book that has none yet is of an older build, or has only begun: they are derived.
 func (s *Server) secrets() (log ed25519.PrivateKey, nonce []byte, err error) {
 	page := s.book.View()
-	if k := s.kept.Load(); k != nil && page.TrustDomain == "" { // it has heard of no leader since it started
-		page.KEK, page.Secrets = k.KEK, k.Secrets
+	if k := s.behind(page); k != nil {
+		return k.logKey(), k.keys.Nonce, nil
 	}
 	var of *Secret
 	if len(page.Secrets) > 0 {
@@ -213,19 +219,36 @@ func (f KEKFiles) read() ([]kek, error) {
 	return keys, nil
 }
 
+// ReadKeys has the server hold the keys of the files, before anything else is done with it.
+func (s *Server) ReadKeys(f KEKFiles) error {
+	keys, err := f.read()
+	if err == nil {
+		s.ring.set(keys...)
+	}
+	return err
+}
+
+// settle has the disk hold what was read of the files, as far as the file system lets it: whoever put them there may not have.
+func (f KEKFiles) settle() {
+	for _, path := range []string{f.Current, f.Next(), filepath.Dir(f.Current)} {
+		if h, err := os.Open(path); err == nil {
+			_ = h.Sync() // some file systems of secrets know no sync, and lose nothing
+			_ = h.Close()
+		}
+	}
+}
+
 // drop puts the next key in the place of the one that nothing is sealed with any more.
 func (f KEKFiles) drop(next kek) error {
 	const op = "controlplane.kek"
 	if b, err := os.ReadFile(f.Next()); err != nil || !bytes.Equal(b, next.key) {
 		return fault.Because(err, op, fault.Conflict, "%s is not the key that it was", f.Next())
 	}
+	f.settle()
 	if err := os.Rename(f.Next(), f.Current); err != nil {
 		return fault.Because(err, op, fault.Unavailable, "%s can't take the place of %s: do it by hand", f.Next(), f.Current)
 	}
-	if d, err := os.Open(filepath.Dir(f.Current)); err == nil {
-		_ = d.Sync() // the rename is done; that it outlives a power cut is as good as the file system
-		_ = d.Close()
-	}
+	f.settle()
 	return nil
 }
 
@@ -269,23 +292,64 @@ func (s *Server) tendKeys(ctx context.Context, f KEKFiles) error {
 		return err
 	}
 	s.ring.set(keys...)
-	page := s.book.View()
-	if page.TrustDomain == "" {
-		return nil
+	if s.book.View().TrustDomain == "" || !s.upToDate(ctx) {
+		return nil // the next turn looks again
 	}
+	page := s.book.View()
+	at := s.book.Index() // of the page or later
 	if page.KEK == "" {
 		return s.keep(ctx)
 	}
-	if n := len(keys); n == 2 && keys[1].id == page.KEK {
-		if err := f.drop(keys[1]); err != nil {
+	source := s.source.Load()
+	if source != nil { // sealed with each key that is held, before the book says that this node holds it
+		if err := source.Keep(); err != nil {
 			return err
 		}
-		s.log.Info("the key that sealed the keys before was dropped", "key", keys[0].id, "now", page.KEK)
-		s.ring.set(keys[1])
 	}
-	if ids := s.ring.ids(); !slices.Equal(page.Holds(s.name), ids) {
-		_, err := submit(ctx, s, s.self(), "", HoldsKEK{Node: s.name, IDs: ids})
-		return err
+	ids := s.ring.ids()
+	if len(ids) == 2 && ids[1] == page.KEK {
+		ids = ids[1:]
+	}
+	had := page.Holds(s.name)
+	if slices.Equal(had, ids) && len(keys) == len(ids) {
+		return nil
+	}
+	f.settle()
+	if loses := func(id string) bool { return !slices.Contains(ids, id) }; slices.ContainsFunc(had, loses) || len(keys) > len(ids) {
+		if err := s.let(ctx, f, keys, at, source); err != nil {
+			return err
+		}
+	}
+	_, err = submit(ctx, s, s.self(), "", HoldsKEK{Node: s.name, IDs: ids})
+	return err
+}
+
+// let does without a key that sealed nothing after the entry at of the log. From then on it may be destroyed: so what this node starts
+// from is sealed with the one in use first, the snapshot of its log too.
+func (s *Server) let(ctx context.Context, f KEKFiles, keys []kek, at uint64, source *Source) error {
+	in := keys[len(keys)-1]
+	if s.Snapshot != nil {
+		if err := s.Snapshot(ctx, at); err != nil {
+			return fault.Because(err, "controlplane.kek", "", "the key that sealed the keys before is kept until a snapshot is taken: %s", fault.Text(err))
+		}
+	}
+	if len(keys) == 2 {
+		if err := f.drop(in); err != nil {
+			return err
+		}
+		s.log.Info("the key that sealed the keys before was dropped", "key", keys[0].id, "now", in.id)
+		s.ring.set(in)
+	}
+	if source != nil {
+		return source.Keep() // with that key alone
 	}
 	return nil
+}
+
+// upToDate finds out whether this node's book is the newest, where that is not known yet.
+func (s *Server) upToDate(ctx context.Context) bool {
+	if !s.current.Load() && s.Order.Read(ctx) == nil {
+		s.current.Store(true)
+	}
+	return s.current.Load()
 }

@@ -37,7 +37,20 @@ func (s *Server) GetKeys(ctx context.Context, _ *connect.Request[controlv1.GetKe
 	for _, n := range s.nodes() {
 		out.Nodes = append(out.Nodes, &controlv1.KeyHolder{Node: n, Keys: page.Holds(n)})
 	}
+	out.Unsettled = page.unsettled(s.nodes())
 	return connect.NewResponse(out), nil
+}
+
+// unsettled lists the nodes that may need another key than the one in use. A node does without a key once all that it starts from is
+// sealed with the one in use.
+func (s State) unsettled(nodes []string) []string {
+	var out []string
+	for _, n := range nodes {
+		if !slices.Equal(s.Holds(n), []string{s.KEK}) {
+			out = append(out, n)
+		}
+	}
+	return out
 }
 
 // RotateKey seals everything with the next key, once each node holds it. The nodes drop the old one by themselves.

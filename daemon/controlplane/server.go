@@ -71,7 +71,9 @@ type Options struct {
 	Dial      func(ctx context.Context, network, addr string) (net.Conn, error) // to another node's API, for [Server.CatchUp]; nil: TCP
 	Now       func() time.Time
 	Clocks    Clocks // of the voters; nil: the book's time is never set back
-	Log       *slog.Logger
+	// Snapshot makes sure that what this node starts from has the entries of its log up to an index; nil: it starts from nothing.
+	Snapshot func(ctx context.Context, index uint64) error
+	Log      *slog.Logger
 	// StrangerWait is how long a call of the bootstrap service may take, its body and its answer included; zero means 15 s.
 	StrangerWait time.Duration
 	// Beat is how often an appliance speaks at least, for tests; it keeps to an hour where it is told more. Zero means
@@ -108,9 +110,11 @@ type Server struct {
 	now       func() time.Time
 	ring      ring
 	vault     vault
-	kept      atomic.Pointer[kept] // what this node's disk holds beside the log; nil for nothing
-	strangers *rate.Limiter        // all of them together
-	sources   *budget              // of the bootstrap service, by network
+	kept      atomic.Pointer[kept] // what this node proves itself with, as it stands on its disk; nil for nothing
+	current   atomic.Bool          // the book of this node was the newest when it was asked, and it has not lost its leader since
+	source    atomic.Pointer[Source]
+	strangers *rate.Limiter // all of them together
+	sources   *budget       // of the bootstrap service, by network
 	logins    *rate.Limiter
 	refusals  refusals
 	guests    *guests

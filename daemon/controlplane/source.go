@@ -10,6 +10,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"net/netip"
 	"os"
 	"sync"
@@ -32,14 +33,16 @@ type Source struct {
 	csr    *x509.CertificateRequest
 
 	mu     sync.Mutex
-	number uint64 // of the bundle that pool holds
+	of     any // what pool is made of; see standing
 	pool   *x509.CertPool
 	issuer fleet.Digest // of leaf
 	leaf   *tls.Certificate
-	from   time.Time              // when leaf is renewed
-	path   string                 // of the file that kept is on; "": nowhere
-	kept   kept                   // the CAs as this node met them last
-	ahead  *identity.SignedBundle // of the others, where this node's book is behind; see CatchUp
+	from   time.Time // when leaf is renewed
+	path   string    // of the file that the credentials are on; "": nowhere
+	dirty  bool      // they could not be written to it
+
+	tries  int                               // certificates that were shown to peers in vain; see CatchUp
+	spares map[fleet.Digest]*tls.Certificate // made to be tried, by their CA
 }
 
 // NewSource makes the source of a node from the certificate and the CAs that serve its first start.
@@ -62,7 +65,9 @@ func (s *Server) NewSource(first *tls.Certificate, roots *x509.CertPool) (*Sourc
 			return nil, fault.At(op, fault.Invalid, err)
 		}
 	}
-	return &Source{server: s, first: first, roots: roots, key: key, csr: csr}, nil
+	f := &Source{server: s, first: first, roots: roots, key: key, csr: csr}
+	s.source.Store(f)
+	return f, nil
 }
 
 func loadFiles(cfg *configs.Control, s *Server) (*Source, error) {
@@ -86,53 +91,138 @@ func loadFiles(cfg *configs.Control, s *Server) (*Source, error) {
 func (f *Source) Leaf() (*tls.Certificate, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.shown(), nil
+}
+
+func (f *Source) shown() *tls.Certificate {
 	if err := f.fresh(); err != nil {
 		f.server.log.Warn("this node could not make its own certificate", "err", err)
 	}
 	if f.leaf != nil {
-		return f.leaf, nil
+		return f.leaf
 	}
-	return f.first, nil
+	return f.first
 }
 
-// fresh makes a leaf where there is none, another CA issues, or half of its life is over.
+// known is the CAs as the book has them, or as they were kept while the book is behind. The caller holds mu.
+func (f *Source) known() standing {
+	page := f.server.book.View()
+	if k := f.server.behind(page); k != nil {
+		return k.standing()
+	}
+	return f.server.standingOf(page)
+}
+
+// fresh makes a leaf where there is none, another CA issues, or half of its life is over. It is on disk before anybody is shown it,
+// where the disk takes it.
 func (f *Source) fresh() error {
-	page, now := f.known(), f.server.now()
-	if len(page.Slots) == 0 {
+	st, now := f.known(), f.server.now()
+	if st.number == 0 {
 		return nil // the book has not begun
 	}
-	slot, err := f.issuing(page)
-	if err != nil {
-		return err
+	if st.issuer == "" {
+		return fault.New("controlplane.Source", fault.NotFound, "no CA is active: prepare one and activate it")
 	}
-	if f.leaf != nil && f.issuer == slot.ID() && now.Before(f.from) && !f.refused() {
+	if f.leaf != nil && f.issuer == st.issuer && now.Before(f.from) && !f.refused() {
 		return nil
 	}
-	k, err := f.server.ring.get(page.KEK)
+	leaf, err := f.issue(st, st.issuer)
 	if err != nil {
 		return err
 	}
-	ca, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, k.key)
+	f.leaf, f.issuer, f.from = leaf, st.issuer, identity.RenewFrom(leaf.Leaf, f.server.Backdate)
+	return f.keep()
+}
+
+// issue makes a leaf of one of the CAs. The caller holds mu.
+func (f *Source) issue(st standing, by fleet.Digest) (*tls.Certificate, error) {
+	ca, err := st.open(by)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	back := f.server.Backdate
-	if certs, _ := f.server.book.View().Certs(f.server.name); !certs.Floor.IsZero() {
-		back = max(min(back, now.Sub(certs.Floor)), time.Nanosecond) // what begins before that is refused
+	now := f.server.now()
+	// What begins before the last certificate that an operator gave this node is refused; where its clock is behind, that would be.
+	floor := f.first.Leaf.NotBefore
+	if certs, _ := f.server.book.View().Certs(f.server.name); certs.Floor.After(floor) {
+		floor = certs.Floor
 	}
+	back := max(min(f.server.Backdate, now.Sub(floor)), time.Nanosecond)
 	extra := identity.IssueOptions{Rand: rand.Reader, Backdate: back, DNSNames: f.first.Leaf.DNSNames}
 	for _, ip := range f.first.Leaf.IPAddresses {
 		if a, ok := netip.AddrFromSlice(ip); ok {
 			extra.IPs = append(extra.IPs, a.Unmap())
 		}
 	}
-	leaf, err := ca.Issue(f.csr, fleet.PrincipalOf(page.TrustDomain, fleet.Node, f.server.name), now, f.server.LeafLife, extra)
+	leaf, err := ca.Issue(f.csr, fleet.PrincipalOf(st.domain, fleet.Node, f.server.name), now, f.server.LeafLife, extra)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	f.leaf, f.issuer = &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: f.key, Leaf: leaf}, slot.ID()
-	f.from = identity.RenewFrom(leaf, f.server.Backdate)
-	return nil
+	return &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: f.key, Leaf: leaf}, nil
+}
+
+// ToPeers is the source for connections between nodes. It shows the same leaf, unless that leads to no leader; see [Server.CatchUp].
+func (f *Source) ToPeers() identity.Source { return toPeers{f} }
+
+type toPeers struct{ *Source }
+
+// Leaf implements [identity.Source].
+func (p toPeers) Leaf() (*tls.Certificate, error) {
+	f := p.Source
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.tries > 0 {
+		if leaf := f.spare(); leaf != nil {
+			return leaf, nil
+		}
+	}
+	return f.shown(), nil
+}
+
+// spare is the certificate whose turn it is; nil for that of all others. They are: that one, one of the CA that issues, one of each
+// other CA that is trusted, and that of the file. The caller holds mu.
+func (f *Source) spare() *tls.Certificate {
+	st := f.known()
+	ids := []fleet.Digest{st.issuer}
+	for _, der := range st.cas {
+		if id := fleet.DigestOf(der); id != st.issuer {
+			ids = append(ids, id)
+		}
+	}
+	i := f.tries % (len(ids) + 2)
+	switch {
+	case i == 0:
+		return nil
+	case i > len(ids):
+		return f.first
+	}
+	id := ids[i-1]
+	if f.spares[id] == nil {
+		leaf, err := f.issue(st, id)
+		if err != nil {
+			f.server.log.Debug("this node could not make a certificate to try", "ca", id.Short(), "err", fault.Text(err))
+			return nil
+		}
+		if f.spares == nil {
+			f.spares = map[fleet.Digest]*tls.Certificate{}
+		}
+		f.spares[id] = leaf
+	}
+	return f.spares[id]
+}
+
+// next has the peers shown the next certificate, or, where this node was told more or its book is the newest, its own again.
+func (f *Source) next(own bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.tries++; own {
+		f.tries, f.spares = 0, nil
+	}
+}
+
+func (f *Source) trying() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.tries > 0
 }
 
 // refused tells whether the book refuses the leaf of this node. Whoever certified the node did not mean who holds its disk and the
@@ -162,38 +252,30 @@ func (s *Server) record(ctx context.Context, f *Source) error {
 func (f *Source) Roots() *x509.CertPool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	page := f.known()
-	number := page.Bundle
-	if number == 0 {
+	st := f.known()
+	if st.number == 0 {
 		return f.roots
 	}
-	if f.ahead != nil && f.ahead.Number > number {
-		if cas, err := identity.ParseDER(f.ahead.CAs, page.TrustDomain); err == nil { // OpenBundle has read it
-			return identity.Pool(cas)
-		}
-	}
-	if f.pool == nil || f.number != number {
-		pool, err := identity.Bundle(page.Slots)
+	if f.pool == nil || f.of == nil || f.of != st.of {
+		cas, err := identity.ParseDER(st.cas, st.domain)
 		if err != nil {
-			f.server.log.Error("the CAs of the book can't be read", "err", err)
+			f.server.log.Error("the CAs that this node trusts can't be read", "err", err)
 			return f.roots
 		}
-		f.pool, f.number = pool, number
+		f.pool, f.of = identity.Pool(cas), st.of
 	}
 	return f.pool
 }
 
-// serves tells the number of the bundle that this node trusts, has kept, and shows a leaf of; 0 while it can't.
+// serves tells the number of the bundle that this node trusts, has on disk with the keys of its CAs, and shows a leaf of; 0 while it
+// can't.
 func (f *Source) serves() uint64 {
 	page := f.server.book.View()
 	number := page.Bundle()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := f.keep(page); err != nil {
-		f.server.log.Warn("this node could not keep the CAs on its disk", "err", err)
-		return 0
-	}
-	if err := f.fresh(); err != nil || f.leaf == nil {
+	if err := errors.Join(f.fresh(), f.keep()); err != nil || f.leaf == nil {
+		f.server.log.Warn("this node could not keep its credentials on its disk", "err", err)
 		return 0
 	}
 	return number
@@ -201,14 +283,25 @@ func (f *Source) serves() uint64 {
 
 // Tend puts on record which bundle this node serves and which certificate it shows, each time that they change, until ctx ends.
 func (s *Server) Tend(ctx context.Context, f *Source) error {
+	for wait := 50 * time.Millisecond; !s.upToDate(ctx); wait = min(2*wait, time.Second) {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
 	wait := time.Second
 	var late time.Time // of the next try to put the leaf on record, after one that failed
 	pause := time.Second
+	var said string
 	for {
 		changed := s.book.Changed()
 		again := make(<-chan time.Time)
 		page := s.book.View()
-		f.remember(page)
+		if err := f.Keep(); err != nil && fault.Text(err) != said {
+			said = fault.Text(err)
+			s.log.Warn("this node could not keep its credentials on its disk", "err", err)
+		}
 		had, _ := page.nodes.Get(s.name)
 		if number := page.Bundle(); number > had && page.TrustDomain != "" {
 			var err error

@@ -7,6 +7,7 @@ package caller
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"math/rand/v2"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -39,19 +41,11 @@ type Dialer func(ctx context.Context, network, addr string) (net.Conn, error)
 
 // New reads the operator's folder that init wrote into dir. The nodes are addresses by name. A call ends after total at the latest.
 func New(dir, domain string, nodes map[string]string, dial Dialer, total time.Duration) (*Vendor, error) {
-	leaf, err := tls.LoadX509KeyPair(filepath.Join(dir, "operator", "cert.pem"), filepath.Join(dir, "operator", "cert.key"))
-	if err != nil {
+	own := &files{dir: dir, domain: domain}
+	if err := own.read(); err != nil {
 		return nil, err
 	}
-	b, err := os.ReadFile(filepath.Join(dir, "bundle.pem"))
-	if err != nil {
-		return nil, err
-	}
-	cas, err := identity.ParseBundle(b, domain)
-	if err != nil {
-		return nil, err
-	}
-	conf := identity.Client(identity.Fixed(&leaf, identity.Pool(cas)), identity.WantNode(domain), "h2")
+	conf := identity.Client(own, identity.WantNode(domain), "h2")
 	v := &Vendor{total: total, try: total / time.Duration(len(nodes))}
 	for name := range nodes {
 		v.Names = append(v.Names, name)
@@ -68,6 +62,51 @@ func New(dir, domain string, nodes map[string]string, dial Dialer, total time.Du
 		v.Clients = append(v.Clients, controlv1connect.NewControlClient(&http.Client{Transport: t}, "https://"+nodes[name], connect.WithReadMaxBytes(64<<20)))
 	}
 	return v, nil
+}
+
+// files is the operator's certificate and the CAs, as they stand on disk at each handshake: renewals and changes of CA are followed.
+type files struct {
+	dir, domain string
+
+	mu   sync.Mutex
+	leaf *tls.Certificate
+	pool *x509.CertPool
+}
+
+// read keeps what it has where the files are being written at this moment.
+func (f *files) read() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	leaf, err := tls.LoadX509KeyPair(filepath.Join(f.dir, "operator", "cert.pem"), filepath.Join(f.dir, "operator", "cert.key"))
+	if err != nil {
+		return err
+	}
+	b, err := os.ReadFile(filepath.Join(f.dir, "bundle.pem"))
+	if err != nil {
+		return err
+	}
+	cas, err := identity.ParseBundle(b, f.domain)
+	if err != nil {
+		return err
+	}
+	f.leaf, f.pool = &leaf, identity.Pool(cas)
+	return nil
+}
+
+// Leaf implements [identity.Source].
+func (f *files) Leaf() (*tls.Certificate, error) {
+	_ = f.read() // the one before
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.leaf, nil
+}
+
+// Roots implements [identity.Source].
+func (f *files) Roots() *x509.CertPool {
+	_ = f.read()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.pool
 }
 
 // Close lets the connections go.

@@ -17,13 +17,13 @@ import (
 // kind is one sort of fault. inject gives what ends it.
 type kind struct {
 	name  string
-	needs string // "disk": a loop device, "clock": a demarcd whose clock moves, "members": changes of the members
+	needs string // "disk": a loop device, "clock": a demarcd whose clock moves, "members": changes of the members, "keys": other keys
 	hold  [2]time.Duration
 	all   bool // has no one node as its target
 	alone bool // no other fault meanwhile
 	jumps bool
 	slows bool // packets are held up
-	// member: it changes the members. One such is made at a time.
+	// member: it changes the members, or what they prove themselves with. One such is made at a time.
 	member bool
 	// mayEnd: a node may end by itself under it, and be started again: where a vote can't be stored there is nothing better to do.
 	mayEnd bool
@@ -84,6 +84,9 @@ var kinds = []kind{
 	{name: "one more", needs: "members", hold: short, all: true, member: true, inject: grow},
 	{name: "demote", needs: "members", hold: short, member: true, inject: demote},
 	{name: "transfer", needs: "members", hold: [2]time.Duration{time.Second, 2 * time.Second}, inject: transfer},
+	{name: "ca", needs: "keys", hold: long, all: true, member: true, inject: anotherCA},
+	{name: "kek", needs: "keys", hold: short, all: true, member: true, inject: anotherKEK},
+	{name: "snapshot", needs: "keys", hold: short, all: true, inject: snapshot},
 	{name: "roll", hold: [2]time.Duration{10 * time.Second, 14 * time.Second}, all: true, alone: true, inject: roll},
 }
 

@@ -29,6 +29,7 @@ type node struct {
 	// run.mu guards these.
 	faulty bool
 	lost   bool // its disk was wiped
+	cas    int  // changes of CA when it was removed
 }
 
 func (n *node) api() string { return net.JoinHostPort(n.host.addr, "7443") }
@@ -92,6 +93,7 @@ func (r *run) drop(n *node) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.nodes = slices.DeleteFunc(r.nodes, func(x *node) bool { return x == n })
+	n.cas = r.cas
 	r.gone, r.turn = append(r.gone, n), r.turn+1
 }
 
@@ -274,9 +276,10 @@ func checkMembers(out []byte, want map[string]string) (string, error) {
 	return "", nil
 }
 
-// ghost starts the node that was removed last once more, with all that it had: it is told, stops, and was never served.
+// ghost starts the node that was removed last once more, with all that it had: it is told, stops, and was never served. One that was
+// removed before the CA was changed has nothing to prove itself with: nobody would tell it.
 func (r *run) ghost() error {
-	i := slices.IndexFunc(r.gone, func(n *node) bool { return slices.Contains(r.free, n.host) && !n.lost })
+	i := slices.IndexFunc(r.gone, func(n *node) bool { return slices.Contains(r.free, n.host) && !n.lost && n.cas == r.cas })
 	if i < 0 {
 		return nil
 	}

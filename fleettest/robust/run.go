@@ -55,6 +55,8 @@ type run struct {
 	number  int     // of the newest node's name
 	turn    int     // grows with each node that comes or goes
 	running int     // faults
+	cas     int     // changes of CA
+	saved   int     // snapshots
 	leader  string
 	excused [][2]time.Time // when a node may end by itself
 }

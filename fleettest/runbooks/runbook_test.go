@@ -306,7 +306,7 @@ func (w *world) through(what string) {
 func (w *world) forget(dir string) {
 	w.t.Helper()
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
-		kept, _ := filepath.Glob(filepath.Join(w.dir, "acme", "cp-*", "data", "cas.json"))
+		kept, _ := filepath.Glob(filepath.Join(w.dir, "acme", "cp-*", "data", "credentials.json"))
 		named := 0
 		for _, path := range kept {
 			if b, _ := os.ReadFile(path); bytes.Contains(b, []byte(`"kek":`)) {
@@ -390,7 +390,7 @@ func (w *world) sealed(value string) {
 }
 
 // runbooks are those whose blocks are run.
-var runbooks = []string{"runbook-ca.md", "runbook-members.md", "runbook-disaster.md", "runbook-admin.md", "runbook-secrets.md", "runbook-certify.md"}
+var runbooks = []string{"runbook-ca.md", "runbook-members.md", "runbook-disaster.md", "runbook-admin.md", "runbook-secrets.md", "runbook-certify.md", "runbook-kek.md"}
 
 // The runbooks are run word for word: each block ends without an error, and after it the cluster is as the runbook says.
 func TestRunbooksWordForWord(t *testing.T) {
@@ -416,6 +416,10 @@ func TestRunbooksWordForWord(t *testing.T) {
 					}
 				case "forget":
 					w.forget(rest)
+				case "holds":
+					w.holds(rest)
+				case "power":
+					w.power(rest)
 				case "wipe":
 					w.wipe(rest)
 				case "stolen":
@@ -468,7 +472,7 @@ func TestRunbooksWordForWord(t *testing.T) {
 
 // words is what a page may say to the test.
 var words = []string{"", "members", "lose", "customers", "through", "appliance", "forget", "sealed", "wipe", "stolen", "gone",
-	"again", "operators", "appliances", "renews", "renewed", "missing", "unused", "probes", "works", "refused", "managed", "thief"}
+	"again", "operators", "appliances", "renews", "renewed", "missing", "unused", "probes", "works", "refused", "managed", "thief", "holds", "power"}
 
 // A runbook that changed in a way that the test does not understand is found without running anything.
 func TestRunbooksAreUnderstood(t *testing.T) {

@@ -63,10 +63,13 @@ func (*GetKeysRequest) Descriptor() ([]byte, []int) {
 }
 
 type GetKeysResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`        // that seals everything now
-	Sealed        uint32                 `protobuf:"varint,2,opt,name=sealed,proto3" json:"sealed,omitempty"` // how many keys and secrets are sealed with it
-	Nodes         []*KeyHolder           `protobuf:"bytes,3,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Key    string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`        // that seals everything now
+	Sealed uint32                 `protobuf:"varint,2,opt,name=sealed,proto3" json:"sealed,omitempty"` // how many keys and secrets are sealed with it
+	Nodes  []*KeyHolder           `protobuf:"bytes,3,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// Nodes that may need another key than the one in use: they hold another one too, or have not said yet that they hold this one. While
+	// there are any, no key is destroyed.
+	Unsettled     []string `protobuf:"bytes,4,rep,name=unsettled,proto3" json:"unsettled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -118,6 +121,13 @@ func (x *GetKeysResponse) GetSealed() uint32 {
 func (x *GetKeysResponse) GetNodes() []*KeyHolder {
 	if x != nil {
 		return x.Nodes
+	}
+	return nil
+}
+
+func (x *GetKeysResponse) GetUnsettled() []string {
+	if x != nil {
+		return x.Unsettled
 	}
 	return nil
 }
@@ -610,11 +620,12 @@ var File_control_v1_keys_proto protoreflect.FileDescriptor
 const file_control_v1_keys_proto_rawDesc = "" +
 	"\n" +
 	"\x15control/v1/keys.proto\x12\x11demarc.control.v1\"\x10\n" +
-	"\x0eGetKeysRequest\"o\n" +
+	"\x0eGetKeysRequest\"\x8d\x01\n" +
 	"\x0fGetKeysResponse\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
 	"\x06sealed\x18\x02 \x01(\rR\x06sealed\x122\n" +
-	"\x05nodes\x18\x03 \x03(\v2\x1c.demarc.control.v1.KeyHolderR\x05nodes\"3\n" +
+	"\x05nodes\x18\x03 \x03(\v2\x1c.demarc.control.v1.KeyHolderR\x05nodes\x12\x1c\n" +
+	"\tunsettled\x18\x04 \x03(\tR\tunsettled\"3\n" +
 	"\tKeyHolder\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04keys\x18\x02 \x03(\tR\x04keys\"A\n" +

@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/seal"
+	"github.com/demarc-dev/demarc/workload"
+)
+
+// CredentialsFile is the name of the file, in a node's directory, that holds what the node proves itself with.
+const CredentialsFile = "credentials.json"
+
+const (
+	credentialsVersion = "demarc-node-credentials/1"
+	credentialsName    = "node-credentials" // of what is sealed in them
+	maxCredentials     = 1 << 20            // bytes
+)
+
+// credentials is what a node proves itself with while its book is behind. A node that starts knows nothing of the log but what a
+// snapshot holds, until it hears from a leader which of it counts; and no leader speaks to a node that shows a certificate of a
+// CA that was retired. They are one file beside the log, replaced as a whole: a loss of power tears nothing.
+//
+// The private keys are sealed once with each key-encryption key that the node holds. A node says that it holds a key-encryption
+// key after they are sealed with it, so whichever of them is destroyed after a rotation, the node opens its file with the other.
+type credentials struct {
+	Version     string   `json:"version"`
+	TrustDomain string   `json:"trust_domain"`
+	KEK         string   `json:"kek,omitempty"` // that seals the keys of the book; see [State]
+	Bundle      []byte   `json:"bundle"`        // the CAs: an [identity.SignedBundle]
+	Leaf        []byte   `json:"leaf,omitempty"`
+	Peers       []Member `json:"peers,omitempty"` // where the other nodes serve
+	Keys        []Secret `json:"keys"`            // privateKeys, by the name of the key-encryption key
+}
+
+// privateKeys is what is sealed.
+type privateKeys struct {
+	Log   []byte                  `json:"log"` // seed of the key of the vendor's log
+	Nonce []byte                  `json:"nonce"`
+	CAs   map[fleet.Digest][]byte `json:"cas"` // PKCS #8, by the CA's id
+	Leaf  []byte                  `json:"leaf,omitempty"`
+}
+
+// kept is credentials whose signatures and keys were verified.
+type kept struct {
+	credentials
+	bundle identity.SignedBundle
+	keys   privateKeys
+	leaf   *tls.Certificate // nil: none yet
+	issuer fleet.Digest     // of leaf
+}
+
+// openCredentials reads credentials with any of the keys that are held. It is fault.Denied where none of them opens it, and
+// fault.Invalid where it is damaged, or not as the vendor's log key signed it.
+func openCredentials(b []byte, trustDomain string, held []kek) (*kept, error) {
+	const op = "controlplane.openCredentials"
+	o := &kept{}
+	if err := seal.StrictJSON(b, &o.credentials); err != nil || o.Version != credentialsVersion || len(b) > maxCredentials {
+		return nil, fault.Because(err, op, fault.Invalid, "they are damaged")
+	}
+	if trustDomain != "" && o.TrustDomain != trustDomain {
+		return nil, fault.New(op, fault.Conflict, "they are of the trust domain %q, and not of %q", fault.Clip(o.TrustDomain), trustDomain)
+	}
+	var plain []byte
+	for _, one := range o.Keys {
+		i := slices.IndexFunc(held, func(k kek) bool { return k.id == one.Name })
+		if i < 0 || plain != nil {
+			continue
+		}
+		var err error
+		if plain, err = identity.OpenSecret(credentialsName, one.Sealed, held[i].key); err != nil {
+			return nil, fault.Because(err, op, fault.Invalid, "key %s does not open what it sealed: they were altered", one.Name)
+		}
+	}
+	if plain == nil {
+		return nil, fault.New(op, fault.Denied, "they are sealed with key %s, which this node does not hold", naming(o.sealedWith()))
+	}
+	if err := seal.StrictJSON(plain, &o.keys); err != nil || len(o.keys.Log) != ed25519.SeedSize {
+		return nil, fault.Because(err, op, fault.Invalid, "what they seal is damaged")
+	}
+	log, err := seal.KeyOf(o.logKey().Public())
+	if err != nil {
+		return nil, err
+	}
+	if o.bundle, err = identity.OpenKeptBundle(o.Bundle, log, o.TrustDomain); err != nil {
+		return nil, fault.Because(err, op, fault.Invalid, "the vendor's log key did not sign the bundle in them: %s", fault.Text(err))
+	}
+	if len(o.Leaf) > 0 {
+		if err := o.openLeaf(); err != nil {
+			return nil, err
+		}
+	}
+	return o, nil
+}
+
+func (o *kept) sealedWith() []string {
+	var out []string
+	for _, one := range o.Keys {
+		out = append(out, fault.Clip(one.Name))
+	}
+	return out
+}
+
+func (o *kept) logKey() ed25519.PrivateKey { return ed25519.NewKeyFromSeed(o.keys.Log) }
+
+// openLeaf reads the certificate, which must be of this key and of a CA of the bundle.
+func (o *kept) openLeaf() error {
+	const op = "controlplane.openCredentials"
+	cert, err := x509.ParseCertificate(o.Leaf)
+	if err != nil {
+		return fault.Because(err, op, fault.Invalid, "the certificate in them is damaged")
+	}
+	key, err := signerOf(o.keys.Leaf, cert)
+	if err != nil {
+		return err
+	}
+	for _, der := range o.bundle.CAs {
+		if ca, err := x509.ParseCertificate(der); err == nil && cert.CheckSignatureFrom(ca) == nil {
+			o.leaf, o.issuer = &tls.Certificate{Certificate: [][]byte{o.Leaf}, PrivateKey: key, Leaf: cert}, fleet.DigestOf(der)
+		}
+	}
+	return nil // of a CA that is trusted no more: it proves nothing, and another one is made
+}
+
+// signerOf reads the private key of a certificate.
+func signerOf(pkcs8 []byte, cert *x509.Certificate) (crypto.Signer, error) {
+	const op = "controlplane.openCredentials"
+	any, err := x509.ParsePKCS8PrivateKey(pkcs8)
+	if err != nil {
+		return nil, fault.Because(err, op, fault.Invalid, "a private key in them is damaged")
+	}
+	key, ok := any.(crypto.Signer)
+	if !ok {
+		return nil, fault.New(op, fault.Invalid, "a private key in them signs nothing")
+	}
+	a, err := x509.MarshalPKIXPublicKey(key.Public())
+	if b, err2 := x509.MarshalPKIXPublicKey(cert.PublicKey); err != nil || err2 != nil || !bytes.Equal(a, b) {
+		return nil, fault.Because(errors.Join(err, err2), op, fault.Invalid, "a private key in them is not that of its certificate")
+	}
+	return key, nil
+}
+
+// standing is the CAs, and who issues, as this node goes by them.
+type standing struct {
+	domain string
+	number uint64 // of the bundle; 0: the book has not begun
+	cas    [][]byte
+	issuer fleet.Digest
+	of     any // what it is read from: comparable
+	open   func(fleet.Digest) (*identity.Authority, error)
+}
+
+func (o *kept) standing() standing {
+	return standing{o.TrustDomain, o.bundle.Number, o.bundle.CAs, o.bundle.Issuer, o, func(id fleet.Digest) (*identity.Authority, error) {
+		i := slices.IndexFunc(o.bundle.CAs, func(der []byte) bool { return fleet.DigestOf(der) == id })
+		if i < 0 || o.keys.CAs[id] == nil {
+			return nil, fault.New("controlplane.Source", fault.NotFound, "the others issue from CA %s, whose key this node does not hold: make this node anew, see the runbook", id.Short())
+		}
+		cert, err := x509.ParseCertificate(o.bundle.CAs[i])
+		if err != nil {
+			return nil, fault.At("controlplane.Source", fault.Invalid, err)
+		}
+		key, err := signerOf(o.keys.CAs[id], cert)
+		return &identity.Authority{Cert: cert, Key: key}, err
+	}}
+}
+
+// standingOf is what a page of the book says.
+func (s *Server) standingOf(page State) standing {
+	st := standing{domain: page.TrustDomain, number: page.Bundle()}
+	for _, slot := range page.Slots {
+		if slot.Stage == identity.Prepared || slot.Stage == identity.Active || slot.Stage == identity.Tainted {
+			st.cas = append(st.cas, slot.CertDER)
+		}
+	}
+	if slot, err := identity.Issuer(page.Slots); err == nil {
+		st.issuer, st.of = slot.ID(), &page.Slots[0]
+	}
+	st.open = func(id fleet.Digest) (*identity.Authority, error) {
+		slot, err := page.slot("controlplane.Source", id)
+		if err != nil {
+			return nil, err
+		}
+		k, err := s.ring.get(page.KEK)
+		if err != nil {
+			return nil, err
+		}
+		return identity.OpenAuthority(slot.CertDER, slot.SealedKey, k.key)
+	}
+	return st
+}
+
+// behind gives the credentials of the disk where they go before the book: until this node's book has been found to be the
+// newest, and it is not newer than they are.
+func (s *Server) behind(page State) *kept {
+	if k := s.kept.Load(); k != nil && !s.current.Load() && k.bundle.Number >= page.Bundle() {
+		return k
+	}
+	return nil
+}
+
+// KeepAt has the source keep its credentials in a file, and go by what is there already while the book is behind it. It is called
+// before the source is used.
+func (f *Source) KeepAt(path string) error {
+	const op = "controlplane.KeepAt"
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.path = path
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fault.Because(err, op, fault.Unavailable, "the credentials that this node kept can't be read: %s", path)
+	}
+	o, err := openCredentials(b, "", f.server.ring.all())
+	switch {
+	case fault.Of(err) == fault.Denied: // an old copy of a disk, or another kek_file: which of the two, the newest book tells
+		f.server.log.Warn("the credentials that this node kept do not open: it begins with the certificate of its file", "file", path, "err", err)
+		return nil
+	case err != nil:
+		return fault.Because(err, op, fault.Invalid, "%s: %s: remove it, and the node begins with the certificate and the bundle of its file", path, fault.Text(err))
+	}
+	f.server.kept.Store(o)
+	if o.leaf != nil && !f.first.Leaf.NotBefore.After(o.leaf.Leaf.NotBefore) { // a newer file was given for a reason
+		f.leaf, f.issuer, f.from = o.leaf, o.issuer, identity.RenewFrom(o.leaf.Leaf, f.server.Backdate)
+	}
+	return nil
+}
+
+// keep puts the credentials on disk where what they should hold is news. The caller holds mu.
+func (f *Source) keep() error {
+	s := f.server
+	page, had := s.book.View(), s.kept.Load()
+	st := f.known()
+	if !s.current.Load() && (had == nil || st.of != any(had)) || st.number == 0 {
+		return nil // that the book holds what counts is not known yet
+	}
+	next := credentials{Version: credentialsVersion, TrustDomain: st.domain, KEK: page.KEK}
+	if s.current.Load() {
+		next.Peers = s.roster()
+	} else {
+		next.KEK, next.Peers = had.KEK, had.Peers
+	}
+	if f.leaf != nil {
+		next.Leaf = f.leaf.Leaf.Raw
+	}
+	if had != nil && !f.dirty && had.bundle.Number == st.number && slices.EqualFunc(had.bundle.CAs, st.cas, bytes.Equal) && had.bundle.Issuer == st.issuer && had.KEK == next.KEK &&
+		bytes.Equal(had.Leaf, next.Leaf) && slices.Equal(had.Peers, next.Peers) && slices.Equal(had.sealedWith(), s.ring.ids()) {
+		return nil
+	}
+	return f.write(next, st, nil)
+}
+
+// write seals and signs credentials and replaces the file. Without a signed bundle it is made of the CAs of st. The caller holds mu.
+func (f *Source) write(c credentials, st standing, signed []byte) error {
+	const op = "controlplane.keep"
+	s := f.server
+	log, nonce, err := s.secrets()
+	if err != nil {
+		return err
+	}
+	keys := privateKeys{Log: log.Seed(), Nonce: nonce, CAs: map[fleet.Digest][]byte{}}
+	for _, der := range st.cas {
+		id := fleet.DigestOf(der)
+		ca, err := st.open(id)
+		if err != nil {
+			return err
+		}
+		if keys.CAs[id], err = x509.MarshalPKCS8PrivateKey(ca.Key); err != nil {
+			return fault.At(op, fault.Internal, err)
+		}
+	}
+	if c.Leaf != nil {
+		if keys.Leaf, err = x509.MarshalPKCS8PrivateKey(f.leaf.PrivateKey); err != nil {
+			return fault.At(op, fault.Internal, err)
+		}
+	}
+	if c.Bundle = signed; signed == nil {
+		if c.Bundle, err = identity.SealCAs(st.domain, st.number, st.cas, st.issuer, s.now(), nil, log); err != nil {
+			return err
+		}
+	}
+	plain, err := seal.JSON(keys)
+	if err != nil {
+		return fault.At(op, fault.Internal, err)
+	}
+	held := s.ring.all()
+	c.Keys = nil
+	for _, k := range held {
+		sealed, err := identity.SealSecret(credentialsName, plain, k.key, rand.Reader)
+		if err != nil {
+			return err
+		}
+		c.Keys = append(c.Keys, Secret{k.id, sealed})
+	}
+	b, err := json.Marshal(c)
+	if err != nil {
+		return fault.At(op, fault.Internal, err)
+	}
+	o, err := openCredentials(b, st.domain, held) // as the next start does
+	if err != nil {
+		return err
+	}
+	s.kept.Store(o)
+	if f.path == "" {
+		return nil
+	}
+	err = workload.Replace(f.path, b)
+	f.dirty = err != nil
+	return fault.At(op, fault.Unavailable, err)
+}
+
+// Keep puts the credentials on disk where what they should hold is news.
+func (f *Source) Keep() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.keep()
+}

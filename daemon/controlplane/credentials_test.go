@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+)
+
+// keptNode is a node whose credentials are on disk: the first CA issues, another one is prepared.
+func keptNode(t *testing.T) (n cnode, ca *identity.Authority, genesis controlplane.Genesis, file, next string) {
+	t.Helper()
+	ca, genesis = firstCA(t)
+	file = filepath.Join(t.TempDir(), controlplane.CredentialsFile)
+	n = newNode(t, "cp-1", ca, nil)
+	ok(t, n.source.KeepAt(file))
+	must(t, &n.order, genesis)
+	next = prepared(t, n)
+	tends(t, n, func() bool { b, _ := os.ReadFile(file); return bytes.Contains(b, []byte(`"bundle"`)) })
+	return n, ca, genesis, file, next
+}
+
+// tends has a node keep its credentials, until that is so.
+func tends(t *testing.T, n cnode, holds func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- n.Tend(ctx, n.source) }()
+	for end := time.Now().Add(time.Minute); !holds(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the node keeps nothing")
+		}
+	}
+	cancel()
+	ok(t, <-done)
+}
+
+// issuedBy is the digest of the name of the CA that issued what a source shows.
+func issuedBy(t *testing.T, source identity.Source) fleet.Digest {
+	t.Helper()
+	leaf, err := source.Leaf()
+	ok(t, err)
+	return fleet.DigestOf(leaf.Leaf.RawIssuer)
+}
+
+func nameOf(t *testing.T, n cnode, id string) fleet.Digest {
+	t.Helper()
+	for _, slot := range n.book.View().Slots {
+		if string(slot.ID()) == id {
+			cert, err := x509.ParseCertificate(slot.CertDER)
+			ok(t, err)
+			return fleet.DigestOf(cert.RawSubject)
+		}
+	}
+	t.Fatalf("there is no CA %s", id)
+	return ""
+}
+
+// A node starts with a book that is behind, from a snapshot in which all is sealed with a key-encryption key that is gone. It proves
+// itself by what it kept: with a certificate of the CA that issues now, and trusts those that are trusted now (FAULTS.md I14).
+func TestANodeProvesItselfWhileItsBookIsBehind(t *testing.T) {
+	n, ca, genesis, file, next := keptNode(t)
+	must(t, &n.order, controlplane.NodeBundle{Name: "cp-1", Number: 2})
+	_, err := n.ActivateAuthority(asOperator(t), connect.NewRequest(&controlv1.ActivateAuthorityRequest{Id: next}))
+	ok(t, err)
+	want := nameOf(t, n, next)
+	snapshot, err := n.book.Snapshot() // the CA issues in it; its key is sealed with the old kek
+	ok(t, err)
+	var state bytes.Buffer
+	_, err = snapshot.WriteTo(&state)
+	ok(t, err)
+	another := bytes.Repeat([]byte{9}, 32)
+	kek := filepath.Join(t.TempDir(), "kek")
+	ok(t, os.WriteFile(kek, make([]byte, 32), 0o600))
+	ok(t, os.WriteFile(kek+".next", another, 0o600))
+	ok(t, n.ReadKeys(controlplane.KEKFiles{Current: kek}))
+	tends(t, n, func() bool {
+		b, _ := os.ReadFile(file)
+		return controlplane.OpenCredentials(b, domain, another) == nil && issuedBy(t, n.source) == want
+	})
+	shown, err := n.source.Leaf()
+	ok(t, err)
+	tends(t, n, func() bool { // and the certificate that it shows
+		b, _ := os.ReadFile(file)
+		return bytes.Contains(b, encoded(shown.Certificate[0]))
+	})
+	ok(t, os.WriteFile(kek, another, 0o600)) // the old one is destroyed
+	ok(t, os.Remove(kek+".next"))
+
+	for name, begin := range map[string]func(*testing.T, cnode){
+		"no book":                     func(*testing.T, cnode) {},
+		"a book of the first CA":      func(t *testing.T, n cnode) { must(t, &n.order, genesis) },
+		"a snapshot of the old key's": func(t *testing.T, n cnode) { ok(t, n.book.Restore(bytes.NewReader(state.Bytes()))) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			again := newNode(t, "cp-1", ca, func(o *controlplane.Options) { o.KEK = another })
+			ok(t, again.ReadKeys(controlplane.KEKFiles{Current: kek}))
+			ok(t, again.source.KeepAt(file))
+			begin(t, again)
+			leaf, err := again.source.Leaf()
+			ok(t, err)
+			if !bytes.Equal(leaf.Certificate[0], shown.Certificate[0]) {
+				t.Error("it shows another certificate than before")
+			}
+			if _, err := leaf.Leaf.Verify(x509.VerifyOptions{Roots: n.source.Roots(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+				t.Errorf("the others do not take it: %v", err)
+			}
+			if !again.source.Roots().Equal(n.source.Roots()) {
+				t.Error("it trusts other CAs than before")
+			}
+		})
+	}
+}
+
+// encoded is how bytes stand in the file.
+func encoded(b []byte) []byte {
+	out, _ := json.Marshal(b)
+	return out
+}
+
+// A node that hears of no leader, and finds nobody who serves, shows its peers a certificate of each CA that it trusts, in turn; everybody
+// else sees its own. With a leader it shows its own to all.
+func TestANodeTriesEachOfItsCAs(t *testing.T) {
+	n, _, _, _, next := keptNode(t)
+	old := issuedBy(t, n.source)
+	n.lead = ""
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- n.CatchUp(ctx, n.source, 5*time.Millisecond) }()
+	for end := time.Now().Add(time.Minute); issuedBy(t, n.source.ToPeers()) != nameOf(t, n, next); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it never shows a certificate of the prepared CA")
+		}
+		if issuedBy(t, n.source) != old {
+			t.Fatal("others than its peers see one of a CA that does not issue")
+		}
+	}
+	cancel()
+	ok(t, <-done)
+	n.lead = "cp-1"
+	ctx, cancel = context.WithCancel(t.Context())
+	go func() { done <- n.CatchUp(ctx, n.source, 5*time.Millisecond) }()
+	for end := time.Now().Add(time.Minute); issuedBy(t, n.source.ToPeers()) != old; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it goes on showing another one, though its book is the newest")
+		}
+	}
+	cancel()
+	ok(t, <-done)
+}
+
+// What a node kept is verified when it starts: by the vendor's log key, by the keys of the certificates, by the seal. What does not open
+// with a key that the node holds is left alone.
+func TestCredentialsAreVerified(t *testing.T) {
+	_, ca, _, file, _ := keptNode(t)
+	whole, err := os.ReadFile(file)
+	ok(t, err)
+	var doc map[string]json.RawMessage
+	ok(t, json.Unmarshal(whole, &doc))
+	with := func(name string, v any) []byte {
+		other := map[string]json.RawMessage{}
+		for k, raw := range doc {
+			other[k] = raw
+		}
+		if v == nil {
+			delete(other, name)
+		} else {
+			other[name], err = json.Marshal(v)
+			ok(t, err)
+		}
+		b, err := json.Marshal(other)
+		ok(t, err)
+		return b
+	}
+	_, thief, err := ed25519.GenerateKey(rand.Reader)
+	ok(t, err)
+	forged, err := identity.SealCAs(domain, 9, [][]byte{ca.Cert.Raw}, fleet.DigestOf(ca.Cert.Raw), time.Now(), nil, thief)
+	ok(t, err)
+	begin := func(b []byte, kek []byte) error {
+		ok(t, os.WriteFile(file, b, 0o600))
+		return newNode(t, "cp-1", ca, func(o *controlplane.Options) { o.KEK = kek }).source.KeepAt(file)
+	}
+	ok(t, begin(whole, make([]byte, 32)))
+	ok(t, begin(whole, bytes.Repeat([]byte{3}, 32)))
+	for name, b := range map[string][]byte{
+		"a bundle of another key": with("bundle", forged),
+		"a certificate alone":     with("leaf", ca.Cert.Raw),
+		"another version":         with("version", "demarc-node-credentials/9"),
+		"an unknown field":        with("more", 1),
+		"no bundle":               with("bundle", nil),
+		"cut off":                 whole[:len(whole)/2],
+		"empty":                   nil,
+	} {
+		if err := begin(b, make([]byte, 32)); err == nil || !strings.Contains(err.Error(), "remove it") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
