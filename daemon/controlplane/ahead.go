@@ -135,8 +135,11 @@ func (s *Server) catchUp(ctx context.Context, f *Source, addr string) (news bool
 			st.cas = append(st.cas, der) // whose key this node has; the others are trusted
 		}
 	}
-	if err := f.write(c, st, sealed); err != nil && s.kept.Load().bundle.Number < b.Number {
-		return false, err
+	if err := f.write(c, st, sealed); err != nil {
+		if k := s.kept.Load(); k == nil || k.bundle.Number < b.Number {
+			return false, err
+		}
+		s.log.Warn("this node could not keep its credentials on its disk", "err", err) // it goes by them all the same
 	}
 	s.log.Warn("the CA was changed while this node was down: it shows a certificate of the new one", "bundle", b.Number, "issuer", b.Issuer.Short())
 	return true, nil
