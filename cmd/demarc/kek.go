@@ -53,7 +53,7 @@ func holders(w io.Writer, m *controlv1.GetKeysResponse) {
 // settled waits until no node needs another key than the one in use.
 func settled(ctx context.Context, v *vendor, wait time.Duration) error {
 	for end := time.Now().Add(wait); ; {
-		m, err := keysOf(ctx, v)
+		m, err := heldKeys(ctx, v)
 		if err != nil {
 			return err
 		}
@@ -74,7 +74,7 @@ func settled(ctx context.Context, v *vendor, wait time.Duration) error {
 	}
 }
 
-func keysOf(ctx context.Context, v *vendor) (*controlv1.GetKeysResponse, error) {
+func heldKeys(ctx context.Context, v *vendor) (*controlv1.GetKeysResponse, error) {
 	return askKeys(ctx, v, func(ctx context.Context, c controlv1connect.KeyServiceClient) (*controlv1.GetKeysResponse, error) {
 		return wire(c.GetKeys(ctx, connect.NewRequest(&controlv1.GetKeysRequest{})))
 	})
@@ -97,7 +97,7 @@ func (a *app) keyCommands() []*cobra.Command {
 	}
 	status := a.online(&cobra.Command{Use: "status", Short: "Show which key seals the vendor's keys, and which ones each node holds", Args: exactly(0, "no arguments"), Example: "  demarc control-plane kek status"},
 		func(ctx context.Context, v *vendor, _ []string) error {
-			m, err := keysOf(ctx, v)
+			m, err := heldKeys(ctx, v)
 			if err != nil {
 				return err
 			}
