@@ -44,18 +44,30 @@ type Recovered struct {
 // Local is a book of one copy: a change is computed, appended, synced, and only then seen and answered. Changes that
 // are proposed while one is being synced share the next sync. It has no goroutine of its own. Its methods may be called
 // concurrently.
+//
+// A write that fails is cut off again, and its changes are refused as unavailable: none of them happened. The next
+// proposal is tried again, so that a full disk is over when there is space.
 type Local[S any] struct {
 	book *Book[S]
 	file File
 
-	mu     sync.Mutex // guards what follows
-	tail   *page[S]   // the page after everything that waits
-	batch  []byte
-	made   uint64 // proposals that were taken
-	broken error
+	mu   sync.Mutex // guards what follows
+	tail *page[S]   // the page after everything that waits
+	next *batch[S]  // what the next write takes
+	bad  error      // why the last write failed, nil after one that did not
 
 	disk sync.Mutex // held while writing; taken before mu
-	done uint64     // proposals that are synced and published; guarded by disk
+	end  int64      // offset up to which the file is known to be whole; guarded by disk
+	torn bool       // something may lie after end, which is cut off before the next write; guarded by disk
+}
+
+// batch is proposals that are written and synced at once. Who wrote it, or another caller, sets done and err under
+// [Local.disk].
+type batch[S any] struct {
+	data []byte
+	tail *page[S] // after its last proposal
+	done bool
+	err  error
 }
 
 // OpenLocal replays the file into the book, which must be new. A torn tail is cut off and reported. Any other damage is
@@ -70,7 +82,7 @@ func OpenLocal[S any](file File, book *Book[S]) (*Local[S], Recovered, error) {
 	if err != nil {
 		return nil, rec, fault.At(op, fault.Unavailable, err)
 	}
-	l := &Local[S]{book: book, file: file, tail: book.now.Load()}
+	l := &Local[S]{book: book, file: file, tail: book.now.Load(), next: &batch[S]{}}
 	end := int64(len(bookVersion))
 	if size < end {
 		had := make([]byte, size)
@@ -82,8 +94,9 @@ func OpenLocal[S any](file File, book *Book[S]) (*Local[S], Recovered, error) {
 		}
 		rec.Cut = size
 		if err := l.begin(); err != nil {
-			return nil, rec, fault.At(op, fault.Unavailable, err)
+			return nil, rec, fault.Because(err, op, fault.Unavailable, "the book's file can't be begun: %s", fault.Disk(err))
 		}
+		l.end = end
 		return l, rec, nil
 	}
 	r := bufio.NewReaderSize(file, int(min(size, 1<<20)))
@@ -112,12 +125,13 @@ func OpenLocal[S any](file File, book *Book[S]) (*Local[S], Recovered, error) {
 	}
 	if rec.Cut > 0 {
 		if err := errors.Join(file.Truncate(end), file.Sync()); err != nil {
-			return nil, rec, fault.At(op, fault.Unavailable, err)
+			return nil, rec, fault.Because(err, op, fault.Unavailable, "the torn end of the book's file can't be cut off: %s", fault.Disk(err))
 		}
 	}
 	if _, err := file.Seek(end, io.SeekStart); err != nil {
 		return nil, rec, fault.At(op, fault.Unavailable, err)
 	}
+	l.end = end
 	book.publish(l.tail, l.tail)
 	return l, rec, nil
 }
@@ -225,26 +239,20 @@ func (l *Local[S]) replay(payload []byte, at int64) (int, error) {
 }
 
 // Propose implements [Proposer]. A proposal that can't be applied is refused and not written, and so is, with [fault.Busy],
-// one whose answer is more than the book may remember. After a failed write or
-// sync nothing more is taken: what the disk holds is only known by opening it again. A ctx that has ended keeps a
-// proposal out; one that is in is waited for.
+// one whose answer is more than the book may remember. One whose write failed is refused with [fault.Unavailable], or with
+// [fault.Unsure] if what was written can't be taken back now. A ctx that has ended keeps a proposal out; one that is in is
+// waited for.
 func (l *Local[S]) Propose(ctx context.Context, data []byte) ([]byte, error) {
 	const op = "ledger.Propose"
 	if err := ctx.Err(); err != nil {
 		return nil, fault.At(op, fault.Unavailable, err)
 	}
 	l.mu.Lock()
-	for len(l.batch) > 0 && len(l.batch)+4+len(data) > maxBatch {
-		mine := l.made
+	for len(l.next.data) > 0 && len(l.next.data)+4+len(data) > maxBatch {
+		full := l.next
 		l.mu.Unlock()
-		if err := l.flush(mine); err != nil {
-			return nil, err
-		}
+		_ = l.flush(full) // its own callers are told; this proposal goes into the next batch
 		l.mu.Lock()
-	}
-	if l.broken != nil {
-		defer l.mu.Unlock()
-		return nil, l.broken
 	}
 	next, ans, err := l.book.try(l.tail, l.tail.index+1, data)
 	if err == nil {
@@ -254,11 +262,9 @@ func (l *Local[S]) Propose(ctx context.Context, data []byte) ([]byte, error) {
 		l.mu.Unlock()
 		return nil, fault.At(op, "", err)
 	}
-	l.tail = next
-	l.batch = binary.BigEndian.AppendUint32(l.batch, uint32(len(data)))
-	l.batch = append(l.batch, data...)
-	l.made++
-	mine := l.made
+	mine := l.next
+	mine.data = append(binary.BigEndian.AppendUint32(mine.data, uint32(len(data))), data...)
+	mine.tail, l.tail = next, next
 	l.mu.Unlock()
 	if err := l.flush(mine); err != nil {
 		return nil, err
@@ -266,43 +272,121 @@ func (l *Local[S]) Propose(ctx context.Context, data []byte) ([]byte, error) {
 	return ans, nil
 }
 
-// flush returns once proposal mine is on disk and published: written here, or by a caller that was faster.
-func (l *Local[S]) flush(mine uint64) error {
+// flush returns once the batch is on disk and published, or was given up: by this caller, or by one that was faster.
+func (l *Local[S]) flush(b *batch[S]) error {
 	const op = "ledger.flush"
 	l.disk.Lock()
 	defer l.disk.Unlock()
-	if l.done >= mine {
-		return nil
+	if b.done {
+		return b.err
 	}
 	l.mu.Lock()
-	batch, tail, made, broken := l.batch, l.tail, l.made, l.broken
-	l.batch = nil
+	l.next = &batch[S]{} // b was the one in its place, or it would be done
 	l.mu.Unlock()
-	if broken != nil {
-		return fault.Because(broken, op, fault.Unsure, "the book's file failed while this change was being written: restart, and propose it again with the same request id")
+	err := l.write(b.data)
+	b.done = true
+	if err == nil {
+		l.book.publish(b.tail, b.tail)
+		l.mu.Lock()
+		l.bad = nil
+		l.mu.Unlock()
+		return nil
 	}
-	record := make([]byte, headBytes, headBytes+len(batch))
-	binary.BigEndian.PutUint32(record, uint32(len(batch)))
+	none := fault.Because(err, op, fault.Unavailable, "the book takes no changes: %s; it goes on by itself, and this change did not happen", fault.Disk(err))
+	if b.err = none; l.torn {
+		b.err = fault.Because(err, op, fault.Unsure, "the book takes no changes: %s; whether this change is on the disk is not known: "+
+			"ask again with the same request id", fault.Disk(err))
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.bad = none
+	if len(l.next.data) > 0 { // they were computed on top of what did not happen
+		l.next.done, l.next.err = true, none
+		l.next = &batch[S]{}
+	}
+	l.tail = l.book.now.Load()
+	return b.err
+}
+
+// write appends one record and syncs it. What a failed write left is cut off again; if that fails too, torn says so.
+func (l *Local[S]) write(payload []byte) error {
+	if l.torn {
+		if err := l.trim(); err != nil {
+			return err
+		}
+	}
+	record := make([]byte, headBytes, headBytes+len(payload))
+	binary.BigEndian.PutUint32(record, uint32(len(payload)))
 	binary.BigEndian.PutUint32(record[4:], crc32.Checksum(record[:4], castagnoli))
-	binary.BigEndian.PutUint32(record[8:], crc32.Checksum(batch, castagnoli))
-	_, err := l.file.Write(append(record, batch...))
+	binary.BigEndian.PutUint32(record[8:], crc32.Checksum(payload, castagnoli))
+	if err := l.put(append(record, payload...)); err != nil {
+		return err
+	}
+	l.end += headBytes + int64(len(payload))
+	return nil
+}
+
+// put writes and syncs bytes after end, or cuts them off.
+func (l *Local[S]) put(b []byte) error {
+	_, err := l.file.Write(b)
 	if err == nil {
 		err = l.file.Sync()
 	}
 	if err != nil {
-		l.mu.Lock()
-		l.broken = fault.Because(err, op, fault.Unavailable, "the book's file can't be written: nothing more is taken until the process is started again")
-		l.mu.Unlock()
-		return fault.Because(err, op, fault.Unsure, "the book's file failed while this change was being written: restart, and propose it again with the same request id")
+		l.torn = true
+		_ = l.trim() // torn says whether it worked, and the next write tries it again
 	}
-	l.done = made
-	l.book.publish(tail, tail)
-	return nil
+	return err
 }
 
-// Failed tells why the book takes no more changes, nil while it does.
+// trim cuts off what lies after end. Nobody was told that it happened.
+func (l *Local[S]) trim() error {
+	err := l.file.Truncate(l.end)
+	if err == nil {
+		_, err = l.file.Seek(l.end, io.SeekStart)
+	}
+	if err == nil {
+		err = l.file.Sync()
+	}
+	l.torn = err != nil
+	return err
+}
+
+// Failed returns why the last write failed, nil if it did not. It says so until a write succeeds: [Local.Probe] makes one.
 func (l *Local[S]) Failed() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.broken
+	return l.bad
+}
+
+// probeBytes is how much space ends a failure: more than a change of state needs.
+const probeBytes = 64 << 10
+
+// Probe finds out whether the file of a book that failed takes bytes again: it writes zeros, which a start takes for a
+// torn tail, and cuts them off. It returns what Failed does then. It does nothing for a book that has not failed.
+func (l *Local[S]) Probe() error {
+	l.disk.Lock()
+	defer l.disk.Unlock()
+	if err := l.Failed(); err == nil {
+		return nil
+	}
+	var err error
+	if l.torn {
+		err = l.trim()
+	}
+	if err == nil {
+		err = l.put(make([]byte, probeBytes))
+	}
+	if err == nil {
+		l.torn = true
+		err = l.trim()
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == nil {
+		l.bad = nil
+	} else {
+		l.bad = fault.Because(err, "ledger.Probe", fault.Unavailable, "the book takes no changes: %s; it goes on by itself", fault.Disk(err))
+	}
+	return l.bad
 }

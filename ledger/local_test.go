@@ -150,39 +150,6 @@ func TestLocalLeavesForeignFilesAlone(t *testing.T) {
 	}
 }
 
-func TestLocalStopsAtADiskError(t *testing.T) {
-	for _, how := range []string{"write", "sync"} {
-		t.Run(how, func(t *testing.T) {
-			path := bookPath(t)
-			f := &flaky{File: openFile(t, path)}
-			b := newToy()
-			l, _, err := ledger.OpenLocal(f, b)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := ledger.Submit(context.Background(), l, meta("ann", "1", 0), add{1}); err != nil {
-				t.Fatal(err)
-			}
-			f.failWrite, f.failSync = how == "write", how == "sync"
-			_, err = ledger.Submit(context.Background(), l, meta("ann", "2", 0), add{1})
-			wantFault(t, err, fault.Unsure)
-			if b.View().Sum != 1 {
-				t.Fatal("a change is seen that the disk may not have")
-			}
-			f.failWrite, f.failSync = false, false
-			_, err = ledger.Submit(context.Background(), l, meta("ann", "3", 0), add{1})
-			wantFault(t, err, fault.Unavailable)
-			if l.Failed() == nil {
-				t.Fatal("the book says that it is well")
-			}
-			l2, b2, _ := openLocal(t, path)
-			if _, err := ledger.Submit(context.Background(), l2, meta("ann", "2", 0), add{1}); err != nil || b2.View().Sum != 2 {
-				t.Fatalf("after a restart the same request gives %v and sum %d, want 2", err, b2.View().Sum)
-			}
-		})
-	}
-}
-
 func TestLocalSharesSyncs(t *testing.T) {
 	f := &flaky{File: openFile(t, bookPath(t))}
 	b := newToy()

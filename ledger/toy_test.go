@@ -7,9 +7,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -134,23 +136,31 @@ func wantFault(t testing.TB, err error, k fault.Kind) {
 }
 
 // flaky fails when told to.
+// flaky is a disk that can fail. The switches may be turned while it is in use.
 type flaky struct {
 	*os.File
-	failWrite, failSync bool
-	syncs               int
+	failWrite, failSync, failTruncate atomic.Bool
+	syncs                             int
 }
 
 func (f *flaky) Write(b []byte) (int, error) {
-	if f.failWrite {
+	if f.failWrite.Load() {
 		n, _ := f.File.Write(b[:len(b)/2])
-		return n, io.ErrShortWrite
+		return n, &fs.PathError{Op: "write", Path: f.Name(), Err: syscall.ENOSPC}
 	}
 	return f.File.Write(b)
 }
 
+func (f *flaky) Truncate(size int64) error {
+	if f.failTruncate.Load() {
+		return syscall.EIO
+	}
+	return f.File.Truncate(size)
+}
+
 func (f *flaky) Sync() error {
 	f.syncs++
-	if f.failSync {
+	if f.failSync.Load() {
 		return errors.New("the disk says no")
 	}
 	return f.File.Sync()

@@ -126,7 +126,7 @@ func (l *Log) append(entries []Entry) (int, error) {
 // writers: the file before it must be on disk.
 func (l *Log) put(entries []Entry) (s *segment, offs []int64, end int64, err error) {
 	if s, err = l.segmentFor(&entries[0]); err != nil {
-		return nil, nil, 0, fault.Because(err, "wal.Append", fault.Unavailable, "the log can't grow: %s", reason(err))
+		return nil, nil, 0, fault.Because(err, "wal.Append", fault.Unavailable, "the log can't grow: %s", fault.Disk(err))
 	}
 	start := s.end
 	end = start
@@ -263,7 +263,7 @@ func (l *Log) Prepare() error {
 	}
 	s, err := makeSegment(l.fs, seq, l.size) // appends go on meanwhile
 	if err != nil {
-		return fault.Because(err, "wal.Prepare", fault.Unavailable, "the log can't grow: %s", reason(err))
+		return fault.Because(err, "wal.Prepare", fault.Unavailable, "the log can't grow: %s", fault.Disk(err))
 	}
 	l.write.Lock()
 	defer l.write.Unlock()
@@ -295,7 +295,7 @@ func SizeOf(e Entry) int64 { return sizeOf(len(e.Ext), len(e.Data)) }
 // fail makes the log take nothing more.
 func (l *Log) fail(err error) error {
 	if l.broken == nil {
-		l.broken = fault.Because(err, "wal", fault.Internal, "a write to the log failed, so it takes nothing more: %s. Start this node again when its disk is well", reason(err))
+		l.broken = fault.Because(err, "wal", fault.Internal, "a write to the log failed, so it takes nothing more: %s. Start this node again when its disk is well", fault.Disk(err))
 	}
 	return l.broken
 }
@@ -476,7 +476,7 @@ func (l *Log) Grow(need int64) error {
 		return l.broken
 	}
 	if _, err := l.makeSpare(roundUp(segmentHead + need)); err != nil {
-		return fault.Because(err, "wal.Grow", fault.Unavailable, "the log can't grow: %s", reason(err))
+		return fault.Because(err, "wal.Grow", fault.Unavailable, "the log can't grow: %s", fault.Disk(err))
 	}
 	return nil
 }
