@@ -39,13 +39,14 @@ const (
 )
 
 // NewLogger writes records at or above the level to w, one a line: as JSON where format is "json", else as text.
-// Whoever takes the format from an operator refuses other words before this.
+// Whoever takes the format from an operator refuses other words before this. Of lines with the same message, 10 are
+// written a minute, and fewer the longer that lasts; the next one tells in "repeated" how many were not.
 func NewLogger(w io.Writer, level slog.Level, format string) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: level}
 	if format == "json" {
-		return slog.New(slog.NewJSONHandler(w, opts))
+		return slog.New(limit(slog.NewJSONHandler(w, opts)))
 	}
-	return slog.New(slog.NewTextHandler(w, opts))
+	return slog.New(limit(slog.NewTextHandler(w, opts)))
 }
 
 // Registry holds the metrics and the checks of one process. Its methods may be called concurrently.

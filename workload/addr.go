@@ -4,6 +4,7 @@ package workload
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"strconv"
@@ -45,11 +46,17 @@ func (p *Process) address(plan manifest.Plan, held map[string]string) (map[strin
 			out[name] = addr
 		}
 	}
-	err := p.disk.change(func(r *record) {
+	if news := func() bool {
 		for k, v := range out {
-			r.Addrs[k] = v
+			if had[k] != v {
+				return true
+			}
 		}
-	})
+		return false
+	}(); !news {
+		return out, nil // a disk that is full keeps nobody from starting what ran before
+	}
+	err := p.disk.change(func(r *record) { maps.Copy(r.Addrs, out) })
 	return out, fault.At(op, "", err)
 }
 

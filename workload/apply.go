@@ -3,6 +3,7 @@
 package workload
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -36,8 +37,10 @@ func (p *Process) Apply(ctx context.Context, plan manifest.Plan) error {
 	defer context.AfterFunc(p.base, cancel)()
 	err := p.reach(ctx, plan)
 	if err == nil {
-		if err := p.disk.change(func(r *record) { r.Good = plan.JSON() }); err != nil {
-			return fault.At(op, "", err)
+		if raw := plan.JSON(); !bytes.Equal(p.disk.get().Good, raw) {
+			if err := p.disk.change(func(r *record) { r.Good = raw }); err != nil {
+				return fault.At(op, "", err)
+			}
 		}
 		p.mu.Lock()
 		p.plan = plan.Digest()
@@ -76,6 +79,11 @@ func (p *Process) goBack(from manifest.Plan, why error) error {
 
 // reach does the work of Apply in one direction.
 func (p *Process) reach(ctx context.Context, plan manifest.Plan) error {
+	if p.disk.get().Mark == "" { // of a first start on a full disk: without it, nobody would find what is left of this run
+		if err := p.disk.mark(); err != nil {
+			return err
+		}
+	}
 	for _, s := range plan.Services {
 		if err := p.cfg.Artifacts.Unpack(s.Artifact, p.folder(s)); err != nil {
 			return err

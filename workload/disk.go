@@ -3,6 +3,7 @@
 package workload
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -24,7 +25,6 @@ const (
 type record struct {
 	Version string            `json:"version"`
 	Mark    string            `json:"mark"`            // in the environment of all that this run started
-	Boot    string            `json:"boot"`            // of the machine
 	Addrs   map[string]string `json:"addrs,omitempty"` // service:port -> host:port
 	Good    json.RawMessage   `json:"good,omitempty"`  // the last plan that was well
 }
@@ -96,11 +96,14 @@ func (d *disk) change(f func(*record)) error {
 		err = Replace(filepath.Join(d.dir, "state.json"), b)
 	}
 	if err != nil {
-		return fault.Because(err, "workload.record", fault.Unavailable, "the disk did not take the state of the runtime")
+		return fault.Because(err, "workload.record", fault.Unavailable, "the state of the runtime can't be written: %s", fault.Disk(err))
 	}
 	d.rec = next
 	return nil
 }
+
+// mark draws a new mark for what this process starts.
+func (d *disk) mark() error { return d.change(func(r *record) { r.Mark = rand.Text() }) }
 
 // get gives the record; its maps and slices must not be changed.
 func (d *disk) get() record {

@@ -33,6 +33,7 @@ type unit struct {
 	note    string
 	listen  map[int]string // constant
 	status  ServiceStatus  // guarded by p.mu
+	log     *serviceLog    // of the run under way; guarded by p.mu
 
 	once  sync.Once
 	halt  chan struct{} // closed to stop
@@ -111,15 +112,19 @@ func (u *unit) supervise() {
 
 // once1 runs the service one time and says why it ended.
 func (u *unit) once1() string {
-	log, err := openLog(filepath.Join(u.p.cfg.Dir, "log", u.def.Name+".log"))
-	if err != nil {
-		return "its log can't be written"
+	log := &serviceLog{path: filepath.Join(u.p.cfg.Dir, "log", u.def.Name+".log")}
+	if err := log.open(); err != nil {
+		u.p.cfg.Logger.Warn("the log of a service can't be written: it runs without", "service", u.def.Name, "err", err)
 	}
 	defer log.close()
+	u.p.mu.Lock()
+	u.log = log
+	u.p.mu.Unlock()
 	cmd := exec.Command(filepath.Join(u.dir, filepath.FromSlash(u.def.Argv[0])), u.def.Argv[1:]...)
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr, cmd.WaitDelay = u.dir, u.env, log, log, time.Second
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := u.p.start(cmd); err != nil {
+	err := u.p.start(cmd)
+	if err != nil {
 		return "it can't be started: " + clip(errors.Unwrap(err))
 	}
 	u.set(func(s *ServiceStatus) { s.PID, s.Reason = cmd.Process.Pid, "is starting" })
@@ -270,38 +275,56 @@ func (u *unit) probe(ctx context.Context) error {
 // maxLog is the size at which a service's log is moved aside, in bytes; one older file is kept.
 const maxLog = 4 << 20
 
-// serviceLog is what a service wrote, bounded.
+// serviceLog is what a service wrote, bounded. It is written while its file can be had, and stops no service otherwise.
 type serviceLog struct {
-	mu   sync.Mutex
 	path string
-	f    *os.File
-	n    int64
+
+	mu     sync.Mutex // guards what follows
+	f      *os.File   // nil while it can't be opened
+	n      int64
+	closed bool
 }
 
-func openLog(path string) (*serviceLog, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+// open opens the file, if it is not open.
+func (l *serviceLog) open() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.reopen(os.O_APPEND)
+}
+
+// reopen is open with l.mu held.
+func (l *serviceLog) reopen(how int) error {
+	if l.f != nil || l.closed {
+		return nil
+	}
+	f, err := os.OpenFile(l.path, os.O_CREATE|os.O_WRONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK|how, 0o600)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	info, err := f.Stat()
-	if err != nil {
-		f.Close()
-		return nil, err
+	if err == nil && !info.Mode().IsRegular() {
+		err = fault.New("workload.log", fault.Invalid, "%s is no file", filepath.Base(l.path))
 	}
-	return &serviceLog{path: path, f: f, n: info.Size()}, nil
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	l.f, l.n = f, info.Size()
+	return nil
 }
 
-// Write implements io.Writer. A log that can't be written does not stop the service.
+// Write implements io.Writer. It never fails: what can't be kept is thrown away.
 func (l *serviceLog) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.n+int64(len(b)) > maxLog && l.f != nil {
-		l.f.Close()
+	_ = l.reopen(os.O_APPEND)
+	if l.f != nil && l.n+int64(len(b)) > maxLog {
+		_ = l.f.Close()
 		l.f = nil
-		if os.Rename(l.path, l.path+".old") == nil {
-			l.f, _ = os.OpenFile(l.path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-			l.n = 0
+		how := os.O_APPEND
+		if os.Rename(l.path, l.path+".old") != nil { // better an empty log than one without bound
+			how = os.O_TRUNC
 		}
+		_ = l.reopen(how)
 	}
 	if l.f != nil {
 		n, _ := l.f.Write(b)
@@ -310,24 +333,29 @@ func (l *serviceLog) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// failing reports whether what the service writes now is thrown away.
+func (l *serviceLog) failing() bool {
+	if l == nil {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.f == nil && !l.closed
+}
+
 func (l *serviceLog) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.closed = true
 	if l.f != nil {
 		l.f.Close()
 		l.f = nil
 	}
 }
 
-// bootID names the machine's present run.
-func bootID() string {
-	b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return strings.TrimSpace(string(b))
-}
-
 // endOrphans kills what an earlier run left, found by its mark, and says how many there were.
 func endOrphans(r record) (int, error) {
-	if r.Mark == "" || r.Boot != bootID() {
+	if r.Mark == "" {
 		return 0, nil
 	}
 	entries, err := os.ReadDir("/proc")

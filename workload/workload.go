@@ -26,11 +26,11 @@ package workload
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -116,11 +116,11 @@ func Open(cfg Config) (*Process, error) {
 		return nil, fault.At(op, "", err)
 	}
 	killed, err := endOrphans(d.rec)
-	if err == nil {
-		err = d.change(func(r *record) { r.Mark, r.Boot = rand.Text(), bootID() })
-	}
 	if err != nil {
 		return nil, errors.Join(fault.At(op, "", err), d.close())
+	}
+	if err := d.mark(); err != nil { // the mark of before is as good: what bore it was ended just now
+		cfg.Logger.Error("the runtime can't write its state: what runs goes on, and nothing new can be deployed", "err", err)
 	}
 	if killed > 0 {
 		cfg.Logger.Warn("ended processes of an earlier run", "count", killed)
@@ -165,6 +165,9 @@ func (p *Process) Status() Status {
 	s := Status{Plan: p.plan}
 	for _, u := range p.units {
 		s.Services = append(s.Services, u.status)
+		if last := &s.Services[len(s.Services)-1]; u.log.failing() {
+			last.Reason = strings.TrimPrefix(last.Reason+"; its log can't be written", "; ")
+		}
 	}
 	return s
 }
