@@ -9,8 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/demarc-dev/demarc/fault"
@@ -28,7 +26,6 @@ const (
 
 // HTTP serves a handler on a listener, with TLS where conf is not nil, until its context ends. It then lets calls in
 // flight end for 3 s and closes what is left.
-// Listen gives a listener that is bound before the first part starts.
 func HTTP(name string, ln net.Listener, conf *tls.Config, h http.Handler, log *slog.Logger) Part {
 	srv := server(name, conf, h, log)
 	if conf == nil {
@@ -135,59 +132,4 @@ func serve(name string, srv *http.Server, run func() error) Part {
 		}
 		return nil
 	})
-}
-
-// Socket listens on a Unix socket that only its owner may open. A socket that a dead process left is replaced; one
-// that answers is not.
-func Socket(path string) (net.Listener, error) {
-	const op = "daemon.Socket"
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fault.Because(err, op, fault.Unavailable, "can't make the folder of the socket")
-	}
-	if fi, err := os.Lstat(path); err == nil {
-		if fi.Mode()&os.ModeSocket == 0 {
-			return nil, fault.New(op, fault.Conflict, "%s is there and is not a socket", path)
-		}
-		if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-			c.Close()
-			return nil, fault.New(op, fault.Conflict, "another process answers on %s: stop it first", path)
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, fault.At(op, fault.Unavailable, err)
-		}
-	}
-	// The socket gets its mode before anyone can find it under its name.
-	dir, err := os.MkdirTemp(filepath.Dir(path), ".s")
-	if err != nil {
-		return nil, fault.At(op, fault.Unavailable, err)
-	}
-	defer os.RemoveAll(dir)
-	raw, err := net.Listen("unix", filepath.Join(dir, "s"))
-	if err != nil {
-		return nil, fault.Because(err, op, fault.Unavailable, "can't listen on a socket at %s: its path may be longer than the system allows", path)
-	}
-	ln := raw.(*net.UnixListener)
-	ln.SetUnlinkOnClose(false)
-	if err := errors.Join(os.Chmod(filepath.Join(dir, "s"), 0o600), os.Rename(filepath.Join(dir, "s"), path)); err != nil {
-		ln.Close()
-		return nil, fault.At(op, fault.Unavailable, err)
-	}
-	return &socket{ln, path}, nil
-}
-
-type socket struct {
-	*net.UnixListener
-	path string
-}
-
-// Close stops listening and takes the name away.
-func (s *socket) Close() error {
-	return errors.Join(s.UnixListener.Close(), ignoreMissing(os.Remove(s.path)))
-}
-
-func ignoreMissing(err error) error {
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	return err
 }

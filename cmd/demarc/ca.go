@@ -209,7 +209,8 @@ func replace(files map[string][]byte) error {
 		}
 		_, err = f.Write(b)
 		if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-			return fault.Because(err, op, fault.Unavailable, "%s.new can't be written", path)
+			_ = os.Remove(f.Name())
+			return fault.Because(err, op, fault.Unavailable, "%s.new can't be written: %s", path, fault.Disk(err))
 		}
 	}
 	for path := range files {

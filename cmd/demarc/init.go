@@ -128,18 +128,31 @@ func (f folder) write(b []byte, mode fs.FileMode, parts ...string) error {
 	return create(p, b, mode)
 }
 
-// create writes a file that must not exist yet.
+// create writes a file that must not exist yet. It is there as a whole or not at all: what a full disk cuts short is no key
+// that stands in the way of the next try.
 func create(path string, b []byte, mode fs.FileMode) error {
 	const op = "demarc.create"
-	w, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if _, err := os.Lstat(path); err == nil {
+		return fault.New(op, fault.Conflict, "%s is there already: nothing is overwritten", path)
+	}
+	w, err := os.CreateTemp(filepath.Dir(path), ".new-*") // mode 0600
+	if err != nil {
+		return fault.Because(err, op, fault.Unavailable, "can't write %s: %s", path, fault.Disk(err))
+	}
+	defer os.Remove(w.Name())
+	_, err = w.Write(b)
+	if err = errors.Join(err, w.Chmod(mode), w.Sync(), w.Close()); err == nil {
+		if err = os.Link(w.Name(), path); errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrPermission) {
+			err = os.Rename(w.Name(), path) // a file system without links; elsewhere a link replaces nothing that came meanwhile
+		}
+	}
 	if errors.Is(err, fs.ErrExist) {
 		return fault.New(op, fault.Conflict, "%s is there already: nothing is overwritten", path)
 	}
 	if err != nil {
-		return fault.Because(err, op, fault.Unavailable, "can't write %s", path)
+		return fault.Because(err, op, fault.Unavailable, "can't write %s: %s", path, fault.Disk(err))
 	}
-	_, err = w.Write(b)
-	return fault.At(op, fault.Unavailable, errors.Join(err, w.Sync(), w.Close()))
+	return nil
 }
 
 func (a *app) initTrustDomain(in initOptions) error {

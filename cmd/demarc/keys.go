@@ -168,8 +168,11 @@ func makeKey(out string, pass []byte) (seal.KeyID, error) {
 			return "", fault.New(op, fault.Conflict, "%s is there already, and a key is never overwritten: choose another name", f.name)
 		}
 	}
-	for _, f := range files {
+	for i, f := range files {
 		if err := create(f.name, f.b, f.mode); err != nil {
+			for _, made := range files[:i] { // half a key would stand in the way of the next try
+				_ = os.Remove(made.name)
+			}
 			return "", err
 		}
 	}

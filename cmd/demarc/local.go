@@ -61,6 +61,9 @@ func (a *app) localStatus() *cobra.Command {
 			}
 			return a.emit(m, func(w io.Writer) {
 				fmt.Fprintf(w, "appliance\t%s of %s, vendor %s\n", m.GetAppliance(), m.GetCustomer(), m.GetTrustDomain())
+				if m.GetBookFailed() != "" {
+					fmt.Fprintf(w, "BOOK\tsince %s %s\n", time.Unix(m.GetBookFailedUnix(), 0).UTC().Format(time.RFC3339), m.GetBookFailed())
+				}
 				fmt.Fprintf(w, "channel\tconnected %v, node %s by %s (of %s)\n", m.GetConnected(), m.GetNode(), m.GetRoute(), strings.Join(m.GetRoutes(), ", "))
 				for _, r := range m.GetWays() {
 					road(w, "road", r)

@@ -73,6 +73,7 @@ type Appliance struct {
 	turnedAway atomic.Pointer[telemetry.CounterVec]
 
 	file *os.File
+	disk bookDisk
 }
 
 // NewBook makes the customer's book with every change that this build knows.
@@ -103,6 +104,7 @@ func New(ctx context.Context, cfg *configs.Appliance, build string, log *slog.Lo
 	a := &Appliance{cfg: cfg, build: build, log: log, now: opts.Now, opts: opts, linked: make(chan struct{}, 1), nudge: make(chan struct{}, 1),
 		routes: map[string]mesh.Route{}, hellos: map[string]*mesh.Hello{}}
 	a.running.live = map[string]*act{}
+	a.disk.wake = make(chan struct{}, 1)
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "can't make the directory %s", cfg.Dir)
 	}
@@ -144,8 +146,12 @@ func (a *Appliance) openBook(ctx context.Context) error {
 		return fault.At(op, "", err)
 	}
 	if s := a.book.View().Site; !sameSite(s, site) {
-		if _, err := submit(ctx, a, SetSite{Site: site}); err != nil {
-			return err
+		a.disk.site = &site
+		if err := a.settle(ctx); err != nil {
+			if a.local.Failed() == nil {
+				return err
+			}
+			a.disk.failed(a.now()) // the application does not wait for space; whatever the vendor asks does
 		}
 	}
 	return nil
@@ -177,9 +183,11 @@ func (a *Appliance) openRest(ctx context.Context) error {
 	}
 	files := workload.NewFiles(cfg.Secrets.Dir)
 	a.secret = files
-	if a.run, err = workload.Open(workload.Config{Dir: filepath.Join(cfg.Dir, "run"), Artifacts: a.store, Secrets: files, Logger: a.log, Now: a.now}); err != nil {
+	run, err := workload.Open(workload.Config{Dir: filepath.Join(cfg.Dir, "run"), Artifacts: a.store, Secrets: files, Logger: a.log, Now: a.now})
+	if err != nil {
 		return err
 	}
+	a.run = run
 	if err := a.openGate(); err != nil {
 		return err
 	}
@@ -213,8 +221,13 @@ func (a *Appliance) Close(ctx context.Context) {
 	}
 }
 
-// submit stamps a change of the appliance itself and puts it into the customer's book.
+// submit stamps a change of the appliance itself and puts it into the customer's book. While the book's disk takes nothing,
+// it is refused at once: whoever looks again later does so by [State].
 func submit[R any](ctx context.Context, a *Appliance, c ledger.Change[State, R]) (R, error) {
+	if err := a.local.Failed(); err != nil {
+		var none R
+		return none, err
+	}
 	return submitAs(ctx, a, drawID(), c)
 }
 
@@ -223,8 +236,19 @@ func submitAs[R any](ctx context.Context, a *Appliance, id fleet.RequestID, c le
 	if id == "" {
 		id = drawID()
 	}
-	// What is in the book must not depend on whether a connection lives.
-	return ledger.Submit(context.WithoutCancel(ctx), a.local, ledger.Meta{At: a.now().UTC(), By: fleet.Local, Request: id}, c)
+	var r R
+	err := a.settle(ctx)
+	if err == nil { // what is in the book must not depend on whether a connection lives
+		r, err = ledger.Submit(context.WithoutCancel(ctx), a.local, a.meta(id), c)
+	}
+	if err != nil && a.local.Failed() != nil {
+		a.disk.failed(a.now())
+	}
+	return r, err
+}
+
+func (a *Appliance) meta(id fleet.RequestID) ledger.Meta {
+	return ledger.Meta{At: a.now().UTC(), By: fleet.Local, Request: id}
 }
 
 func drawID() fleet.RequestID {

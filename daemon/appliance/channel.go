@@ -280,7 +280,7 @@ func (a *Appliance) hear(ctx context.Context, down *boundaryv1.Down, out *outbox
 		out.holds(a.wallet.number())
 		return nil
 	case *boundaryv1.Down_Order:
-		took, err := submit(ctx, a, a.take(body.Order))
+		took, err := persist(ctx, a, a.take(body.Order)) // nothing is acknowledged before it is written
 		if err != nil {
 			return err
 		}
@@ -298,6 +298,9 @@ func (a *Appliance) acked(ctx context.Context, upto uint64) error {
 		return nil
 	}
 	_, err := submit(ctx, a, ReportsDone{Upto: upto})
+	if a.local.Failed() != nil {
+		return nil // the vendor says it again; a channel need not end for it
+	}
 	return err
 }
 

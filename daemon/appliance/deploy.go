@@ -33,10 +33,10 @@ func (a *Appliance) reconcile(ctx context.Context, ready func()) error {
 	r := &rounds{a: a}
 	for ctx.Err() == nil {
 		changed, moved := a.book.Changed(), a.run.Changed()
-		if err := r.round(ctx); err != nil && ctx.Err() == nil {
+		if err := r.round(ctx); a.odd(ctx, err) {
 			a.log.Error("the deployment can't go on for now", "err", err)
 		}
-		if err := a.observe(ctx); err != nil && ctx.Err() == nil {
+		if err := a.observe(ctx); a.odd(ctx, err) {
 			a.log.Error("the status is not on record", "err", err)
 		}
 		if err := a.followDoors(ctx); err != nil && ctx.Err() == nil {

@@ -49,7 +49,7 @@ func (a *Appliance) witness(ctx context.Context, ready func()) error {
 		case <-tick.C:
 		case <-a.linked:
 		}
-		if err := a.askWitness(ctx, &p); err != nil && ctx.Err() == nil {
+		if err := a.askWitness(ctx, &p); a.odd(ctx, err) {
 			a.log.Warn("could not ask for a countersignature", "err", err)
 		}
 	}

@@ -45,6 +45,9 @@ func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) 
 	out := &localv1.StatusResponse{Appliance: string(page.Appliance), Customer: string(page.Customer), TrustDomain: page.Site.TrustDomain, Route: l.sw.Current(),
 		State: string(page.Deploy.State), Reason: page.Deploy.Reason, Release: string(page.Deploy.Release), Version: page.Deploy.Version,
 		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:]), ProbesSeen: page.ProbesSeen}
+	if err := l.local.Failed(); err != nil {
+		out.BookFailed, out.BookFailedUnix = fault.Text(err), l.disk.failedSince().Unix()
+	}
 	if k := l.link.Load(); k != nil {
 		out.Connected, out.Node = true, k.node
 	}

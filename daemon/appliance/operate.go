@@ -55,9 +55,11 @@ func (r *runner) kill(ids []string) {
 func (a *Appliance) operate(ctx context.Context, ready func()) error {
 	for _, o := range a.book.View().Operations() {
 		if o.State == operation.Running { // of an earlier process: its own processes are gone
-			if err := a.finish(ctx, o, workload.ExecResult{}, "the appliance was started anew while it ran"); err != nil {
-				return err
-			}
+			a.running.wg.Go(func() {
+				if err := a.finish(ctx, o, workload.ExecResult{}, "the appliance was started anew while it ran"); a.odd(ctx, err) {
+					a.log.Error("the end of an operation is not on record", "id", o.ID, "err", err)
+				}
+			})
 		}
 	}
 	ready()
@@ -67,7 +69,7 @@ func (a *Appliance) operate(ctx context.Context, ready func()) error {
 	for ctx.Err() == nil {
 		changed := a.book.Changed()
 		for _, o := range a.book.View().Operations() {
-			if err := a.step(ctx, o); err != nil && ctx.Err() == nil {
+			if err := a.step(ctx, o); a.odd(ctx, err) {
 				a.log.Error("an operation can't go on", "id", o.ID, "err", err)
 			}
 		}
@@ -108,8 +110,8 @@ func (a *Appliance) step(ctx context.Context, o Operation) error {
 }
 
 // begin runs an operation whose use was counted.
-func (a *Appliance) begin(ctx context.Context, id string) {
-	ctx, cancel := context.WithCancel(ctx)
+func (a *Appliance) begin(all context.Context, id string) {
+	ctx, cancel := context.WithCancel(all)
 	l := &act{cancel: cancel, ended: make(chan struct{})}
 	a.running.mu.Lock()
 	a.running.live[id] = l
@@ -123,7 +125,7 @@ func (a *Appliance) begin(ctx context.Context, id string) {
 		}()
 		o, err := a.book.View().Operation(id)
 		if err == nil {
-			err = a.exec(ctx, o, l)
+			err = a.exec(ctx, all, o, l)
 		}
 		if err != nil {
 			a.log.Error("the result of an operation is not on record", "id", id, "err", err)
@@ -131,7 +133,8 @@ func (a *Appliance) begin(ctx context.Context, id string) {
 	})
 }
 
-func (a *Appliance) exec(ctx context.Context, o Operation, l *act) error {
+// exec runs an operation until ctx ends, and puts its result on record before all does.
+func (a *Appliance) exec(ctx, all context.Context, o Operation, l *act) error {
 	ended := sync.OnceFunc(func() { close(l.ended) })
 	defer ended()
 	r, err := seal.Peek[operation.Request](o.Request)
@@ -158,10 +161,10 @@ func (a *Appliance) exec(ctx context.Context, o Operation, l *act) error {
 	case res.Killed:
 		failed = "it was killed"
 	}
-	return a.finish(context.WithoutCancel(ctx), o, res, failed)
+	return a.finish(all, o, res, failed)
 }
 
-// finish signs the result, encrypts the output to the customer, and puts both into the book.
+// finish signs the result, encrypts the output to the customer, and puts both into the book, as soon as its disk takes them.
 func (a *Appliance) finish(ctx context.Context, o Operation, res workload.ExecResult, failed string) error {
 	began := o.Started.UTC()
 	now := a.now().UTC()
@@ -181,7 +184,7 @@ func (a *Appliance) finish(ctx context.Context, o Operation, res workload.ExecRe
 	if err != nil {
 		return err
 	}
-	_, err = submit(ctx, a, Finish{ID: o.ID, Result: sealed, Output: hidden, Failed: failed})
+	_, err = persist(ctx, a, Finish{ID: o.ID, Result: sealed, Output: hidden, Failed: failed})
 	return err
 }
 

@@ -17,6 +17,9 @@ import (
 	"github.com/demarc-dev/demarc/telemetry"
 )
 
+// stopWait is how long the application may take to stop.
+const stopWait = 12 * time.Second
+
 // Parts makes the parts of an appliance, in the order in which they start.
 func Parts(ctx context.Context, cfg *configs.Appliance, build string, log *slog.Logger) ([]daemon.Part, error) {
 	a, err := New(ctx, cfg, build, log, Options{})
@@ -33,24 +36,17 @@ func Parts(ctx context.Context, cfg *configs.Appliance, build string, log *slog.
 
 func (a *Appliance) parts() ([]daemon.Part, error) {
 	const op = "appliance.Parts"
-	own, err := daemon.Socket(a.cfg.Socket)
+	own, err := daemon.Listen(a.cfg.Socket)
 	if err != nil {
 		return nil, err
 	}
 	reg := telemetry.New(configs.RoleAppliance, a.build)
 	a.describe(reg)
 	parts := []daemon.Part{
-		daemon.Func("book", func(ctx context.Context, ready func()) error {
-			ready()
-			<-ctx.Done()
-			stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 12*time.Second)
-			defer cancel()
-			a.Close(stop)
-			return nil
-		}),
+		daemon.Func("book", a.tendBook),
 		daemon.Func("deploy", a.reconcile),
 		daemon.Func("operations", a.operate),
-		daemon.HTTP("socket", own, nil, a.Handler(), a.log),
+		own.HTTP("socket", a.Handler(), a.log),
 	}
 	if m := a.cfg.Metrics; m != nil && m.Listen != "" {
 		ln, err := net.Listen("tcp", m.Listen)
@@ -170,6 +166,5 @@ func (a *Appliance) describe(r *telemetry.Registry) {
 		}
 		return 0
 	})
-	r.Check("book", func(context.Context) error { return a.local.Failed() })
-	r.Alive("book", func(context.Context) error { return a.local.Failed() })
+	r.Check("book", func(context.Context) error { return a.local.Failed() }) // not Alive: to start again makes no space, and ends the application
 }

@@ -47,13 +47,13 @@ func Parts(cfg *configs.Management, build string, log *slog.Logger) ([]daemon.Pa
 	if err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "listen: %v", err)
 	}
-	own, err := daemon.Socket(cfg.Socket)
+	own, err := daemon.Listen(cfg.Socket)
 	if err != nil {
 		_ = ln.Close()
 		return nil, err
 	}
 	in, conf := s.Listen(ln, &cert)
-	parts := []daemon.Part{daemon.HTTP("socket", own, nil, s.OwnerHandler(), log),
+	parts := []daemon.Part{own.HTTP("socket", s.OwnerHandler(), log),
 		daemon.HTTP("door", in, conf, s.Handler(), log)}
 	if cfg.Metrics.Listen != "" {
 		reads, err := net.Listen("tcp", cfg.Metrics.Listen)

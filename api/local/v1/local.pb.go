@@ -63,30 +63,32 @@ func (*StatusRequest) Descriptor() ([]byte, []int) {
 }
 
 type StatusResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Appliance     string                 `protobuf:"bytes,1,opt,name=appliance,proto3" json:"appliance,omitempty"`
-	Customer      string                 `protobuf:"bytes,2,opt,name=customer,proto3" json:"customer,omitempty"`
-	TrustDomain   string                 `protobuf:"bytes,3,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
-	Connected     bool                   `protobuf:"varint,4,opt,name=connected,proto3" json:"connected,omitempty"`
-	Node          string                 `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`
-	Route         string                 `protobuf:"bytes,6,opt,name=route,proto3" json:"route,omitempty"`
-	Routes        []string               `protobuf:"bytes,7,rep,name=routes,proto3" json:"routes,omitempty"`
-	State         string                 `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`
-	Reason        string                 `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
-	Release       string                 `protobuf:"bytes,10,opt,name=release,proto3" json:"release,omitempty"`
-	Version       string                 `protobuf:"bytes,11,opt,name=version,proto3" json:"version,omitempty"`
-	Services      []*Service             `protobuf:"bytes,12,rep,name=services,proto3" json:"services,omitempty"`
-	Secrets       []*Secret              `protobuf:"bytes,13,rep,name=secrets,proto3" json:"secrets,omitempty"`
-	Pinned        []string               `protobuf:"bytes,14,rep,name=pinned,proto3" json:"pinned,omitempty"`
-	ExpiresUnix   int64                  `protobuf:"varint,15,opt,name=expires_unix,json=expiresUnix,proto3" json:"expires_unix,omitempty"`
-	AuditSize     int64                  `protobuf:"varint,16,opt,name=audit_size,json=auditSize,proto3" json:"audit_size,omitempty"`
-	AuditRoot     string                 `protobuf:"bytes,17,opt,name=audit_root,json=auditRoot,proto3" json:"audit_root,omitempty"`
-	ProbesSeen    uint64                 `protobuf:"varint,18,opt,name=probes_seen,json=probesSeen,proto3" json:"probes_seen,omitempty"`
-	Clock         *Clock                 `protobuf:"bytes,19,opt,name=clock,proto3" json:"clock,omitempty"` // absent until a node that was proven to be the vendor's told its time
-	Ways          []*Road                `protobuf:"bytes,20,rep,name=ways,proto3" json:"ways,omitempty"`   // one for each of routes, in order
-	Door          *Road                  `protobuf:"bytes,21,opt,name=door,proto3" json:"door,omitempty"`   // the node on the customer's own tailnet; absent where the file names none
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Appliance      string                 `protobuf:"bytes,1,opt,name=appliance,proto3" json:"appliance,omitempty"`
+	Customer       string                 `protobuf:"bytes,2,opt,name=customer,proto3" json:"customer,omitempty"`
+	TrustDomain    string                 `protobuf:"bytes,3,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Connected      bool                   `protobuf:"varint,4,opt,name=connected,proto3" json:"connected,omitempty"`
+	Node           string                 `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`
+	Route          string                 `protobuf:"bytes,6,opt,name=route,proto3" json:"route,omitempty"`
+	Routes         []string               `protobuf:"bytes,7,rep,name=routes,proto3" json:"routes,omitempty"`
+	State          string                 `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`
+	Reason         string                 `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
+	Release        string                 `protobuf:"bytes,10,opt,name=release,proto3" json:"release,omitempty"`
+	Version        string                 `protobuf:"bytes,11,opt,name=version,proto3" json:"version,omitempty"`
+	Services       []*Service             `protobuf:"bytes,12,rep,name=services,proto3" json:"services,omitempty"`
+	Secrets        []*Secret              `protobuf:"bytes,13,rep,name=secrets,proto3" json:"secrets,omitempty"`
+	Pinned         []string               `protobuf:"bytes,14,rep,name=pinned,proto3" json:"pinned,omitempty"`
+	ExpiresUnix    int64                  `protobuf:"varint,15,opt,name=expires_unix,json=expiresUnix,proto3" json:"expires_unix,omitempty"`
+	AuditSize      int64                  `protobuf:"varint,16,opt,name=audit_size,json=auditSize,proto3" json:"audit_size,omitempty"`
+	AuditRoot      string                 `protobuf:"bytes,17,opt,name=audit_root,json=auditRoot,proto3" json:"audit_root,omitempty"`
+	ProbesSeen     uint64                 `protobuf:"varint,18,opt,name=probes_seen,json=probesSeen,proto3" json:"probes_seen,omitempty"`
+	Clock          *Clock                 `protobuf:"bytes,19,opt,name=clock,proto3" json:"clock,omitempty"`                                            // absent until a node that was proven to be the vendor's told its time
+	Ways           []*Road                `protobuf:"bytes,20,rep,name=ways,proto3" json:"ways,omitempty"`                                              // one for each of routes, in order
+	Door           *Road                  `protobuf:"bytes,21,opt,name=door,proto3" json:"door,omitempty"`                                              // the node on the customer's own tailnet; absent where the file names none
+	BookFailed     string                 `protobuf:"bytes,22,opt,name=book_failed,json=bookFailed,proto3" json:"book_failed,omitempty"`                // why the book takes no changes now; empty: it does
+	BookFailedUnix int64                  `protobuf:"varint,23,opt,name=book_failed_unix,json=bookFailedUnix,proto3" json:"book_failed_unix,omitempty"` // since when
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -264,6 +266,20 @@ func (x *StatusResponse) GetDoor() *Road {
 		return x.Door
 	}
 	return nil
+}
+
+func (x *StatusResponse) GetBookFailed() string {
+	if x != nil {
+		return x.BookFailed
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetBookFailedUnix() int64 {
+	if x != nil {
+		return x.BookFailedUnix
+	}
+	return 0
 }
 
 // Road is one way to the vendor's control plane, as it was found when it was tried last.
@@ -1891,7 +1907,7 @@ var File_local_v1_local_proto protoreflect.FileDescriptor
 const file_local_v1_local_proto_rawDesc = "" +
 	"\n" +
 	"\x14local/v1/local.proto\x12\x0fdemarc.local.v1\"\x0f\n" +
-	"\rStatusRequest\"\xb6\x05\n" +
+	"\rStatusRequest\"\x81\x06\n" +
 	"\x0eStatusResponse\x12\x1c\n" +
 	"\tappliance\x18\x01 \x01(\tR\tappliance\x12\x1a\n" +
 	"\bcustomer\x18\x02 \x01(\tR\bcustomer\x12!\n" +
@@ -1917,7 +1933,10 @@ const file_local_v1_local_proto_rawDesc = "" +
 	"probesSeen\x12,\n" +
 	"\x05clock\x18\x13 \x01(\v2\x16.demarc.local.v1.ClockR\x05clock\x12)\n" +
 	"\x04ways\x18\x14 \x03(\v2\x15.demarc.local.v1.RoadR\x04ways\x12)\n" +
-	"\x04door\x18\x15 \x01(\v2\x15.demarc.local.v1.RoadR\x04door\"\x81\x01\n" +
+	"\x04door\x18\x15 \x01(\v2\x15.demarc.local.v1.RoadR\x04door\x12\x1f\n" +
+	"\vbook_failed\x18\x16 \x01(\tR\n" +
+	"bookFailed\x12(\n" +
+	"\x10book_failed_unix\x18\x17 \x01(\x03R\x0ebookFailedUnix\"\x81\x01\n" +
 	"\x04Road\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x15\n" +
