@@ -57,7 +57,6 @@ func TestSocket(t *testing.T) {
 	}
 }
 
-
 // FAULTS.md J3: the socket's file was removed, by a cleaner of old files, and the customer could not revoke until a restart.
 func TestASocketThatIsRemovedComesBack(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "x.sock")

@@ -55,6 +55,7 @@ func sealed[T seal.Body](t *testing.T, v T, by ed25519.PrivateKey) []byte {
 // order puts proposals straight into a book.
 type order struct {
 	book *ledger.Book[appliance.State]
+	on   ledger.Proposer // nil: only memory
 	n    uint64
 	sent uint64 // orders of the vendor
 }
@@ -64,6 +65,9 @@ func (o *order) Propose(_ context.Context, data []byte) ([]byte, error) {
 		return nil, err
 	}
 	o.n++
+	if o.on != nil {
+		return o.on.Propose(context.Background(), data)
+	}
 	return o.book.Apply(o.n, data)
 }
 
@@ -104,7 +108,12 @@ func take(t *testing.T, o *order, c appliance.Take) string {
 
 // newBook is a book whose file trusts the vendor's key; nobody is pinned and nothing is granted.
 func newBook(t *testing.T) *order {
+	return newBookOn(t, func(*ledger.Book[appliance.State]) ledger.Proposer { return nil })
+}
+
+func newBookOn(t *testing.T, on func(*ledger.Book[appliance.State]) ledger.Proposer) *order {
 	o := &order{book: appliance.NewBook("eu-1", "globex")}
+	o.on = on(o.book)
 	must(t, o, appliance.SetSite{Site: appliance.Site{TrustDomain: "acme.example", Runtime: fleet.RuntimeProcess, ReleaseKeys: [][]byte{pem(t, vendor)}, Operators: []appliance.Operator{{Name: "ann", Keys: [][]byte{pem(t, ann)}}, {Name: "ben", Keys: [][]byte{pem(t, ben)}}}}})
 	return o
 }
