@@ -396,6 +396,22 @@ func TestAPlanWithoutItsProgramReplacesNothing(t *testing.T) {
 		after := w.p.Status()
 		if after.Services[0].PID != before.Services[0].PID || after.Services[1].PID != before.Services[1].PID || after.Plan != before.Plan {
 			t.Errorf("%s: %+v was replaced by %+v", what, before, after)
+// FAULTS.md B9: a service whose log can't be opened was not started.
+func TestALogThatCanNotBeWrittenStopsNoService(t *testing.T) {
+	w := newWorld(t)
+	w.secret()
+	logs := filepath.Join(w.dir, "run", "log")
+	for _, name := range []string{"back.log", "front.log"} { // a folder in its place: what root meets in the place of a full disk
+		if err := os.Mkdir(filepath.Join(logs, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.p.Apply(t.Context(), w.plan("one")); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range w.p.Status().Services {
+		if !s.Healthy || s.Reason != "its log can't be written" {
+			t.Errorf("%+v", s)
 		}
 	}
 }
