@@ -72,7 +72,7 @@ func newSmall(t *testing.T) *small {
 	s := &small{t: t, log: &lines{}, cfg: &configs.Appliance{Name: "eu-1", Customer: "globex", TrustDomain: "acme.example", Dir: filepath.Join(disk, "state"),
 		Socket: filepath.Join(disk, "state", "appliance.sock"),
 		ControlPlane: configs.Vendor{Addresses: []string{"127.0.0.1:1"}, BundleFile: file("bundle.pem", bundle(t)),
-			ReleaseKeys: []string{keys}, OperatorKeys: []string{keys}},
+			ReleaseKeys: []string{keys}, Operators: []configs.Operator{{Name: "ann", Keys: []string{file("ann.pub", pem(t, ann))}}}},
 		Transports: []configs.Transport{{Name: "https", Kind: configs.HTTPS}},
 		Runtime:    configs.Runtime{Kind: configs.RuntimeProcess}, Secrets: configs.Secrets{Kind: configs.SecretsFiles, Dir: beside},
 		Ingress: configs.Ingress{Host: "127.0.0.1"}}}
@@ -261,7 +261,7 @@ func TestItStartsOnAFullDisk(t *testing.T) {
 	}
 	s.end()
 	// The customer takes an operator's key out of the file at this moment: what the disk can't take yet must hold all the same.
-	s.cfg.ControlPlane.OperatorKeys = nil
+	s.cfg.ControlPlane.Operators = nil
 	s.begin()
 	s.until("the application runs, and status says why the book does not", func(m *localv1.StatusResponse) bool {
 		return runs(m) && strings.Contains(m.GetBookFailed(), "the disk is full")
