@@ -396,6 +396,10 @@ func TestAPlanWithoutItsProgramReplacesNothing(t *testing.T) {
 		after := w.p.Status()
 		if after.Services[0].PID != before.Services[0].PID || after.Services[1].PID != before.Services[1].PID || after.Plan != before.Plan {
 			t.Errorf("%s: %+v was replaced by %+v", what, before, after)
+		}
+	}
+}
+
 // FAULTS.md B9: a service whose log can't be opened was not started.
 func TestALogThatCanNotBeWrittenStopsNoService(t *testing.T) {
 	w := newWorld(t)
