@@ -7,10 +7,12 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/daemon/appliance"
 	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/operation"
 )
 
 const ownLog, vendorLog = "acme.example/appliance/eu-1", "acme.example/control-plane"
@@ -99,5 +101,30 @@ func TestAWitnessedHeadThatIsSentAgainIsKeptOnce(t *testing.T) {
 	if len(s.Witnessed) != 1 || len(s.Reports) != 2 {
 		b, _ := json.Marshal(s.Reports)
 		t.Errorf("%d are kept, and reported: %s", len(s.Witnessed), b)
+	}
+}
+
+// TestNoApprovalThatAnAuditorWouldRefuse: its clock contradicts that of the request or of this host, so the chain could not be
+// verified later; and what is let begin says when, so that a restart in the midst of it changes nothing about that.
+func TestNoApprovalThatAnAuditorWouldRefuse(t *testing.T) {
+	o := deployed(t)
+	must(t, o, consent(t, granted(fleet.OperateRead, 1), customer))
+	take(t, o, appliance.Take{Operation: o.request(t, "op-1")})
+	x, err := o.book.View().Operation("op-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, at := range map[string]time.Time{"before the request": o.now().Add(-time.Hour), "an hour from now": o.now().Add(time.Hour)} {
+		a := operation.Approval{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf(x.Request), Decision: operation.DecisionApprove, Argv: x.Argv,
+			At: at, NotAfter: at.Add(3 * time.Hour), Nonce: nonce()}
+		if _, err := put(t, o, consent(t, a, customer)); err == nil || o.state(t, "op-1") != operation.Requested {
+			t.Errorf("%s: %v, %s", name, err, o.state(t, "op-1"))
+		}
+	}
+	must(t, o, o.approve(t, "op-1"))
+	began := o.now()
+	must(t, o, appliance.Start{ID: "op-1"})
+	if x, err = o.book.View().Operation("op-1"); err != nil || !x.Started.Equal(began) {
+		t.Errorf("it began at %s, want %s: %v", x.Started, began, err)
 	}
 }

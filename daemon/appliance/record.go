@@ -5,6 +5,7 @@ package appliance
 import (
 	"encoding/json"
 	"slices"
+	"strings"
 
 	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/fault"
@@ -61,8 +62,9 @@ func ReadRecord(log audit.Log) (Record, error) {
 			continue
 		}
 		d := recorded{sealed: sealed, digest: fleet.DigestOf(sealed), entry: i, site: site, pins: len(r.pins)}
-		if d.kind, err = typeOf(sealed); err != nil || known[d.digest] {
-			continue // the vendor may send what is no document, and the same one twice: nothing came of it
+		// The vendor may send what is no request, and the same one twice: nothing came of it.
+		if d.kind, err = typeOf(sealed); err != nil || known[d.digest] || (e.Kind == Take{}.Kind() && d.kind != operation.TypeRequest) {
+			continue
 		}
 		known[d.digest] = true
 		r.documents = append(r.documents, d)
@@ -144,15 +146,15 @@ func (t Trust) operators(d recorded) []seal.Key {
 	return out
 }
 
-// customers lists the keys of the customer that counted when d came.
-func (t Trust) customers(r Record, d recorded) []seal.Key {
+// customers lists the keys of the customer that counted when d came to the log with this origin.
+func (t Trust) customers(origin string, r Record, d recorded) []seal.Key {
 	trusted := slices.Clip(t.Customers)
 	for _, p := range r.pins[:d.pins] {
 		if len(t.Customers) == 0 {
 			trusted = append(trusted, p.key)
 			continue
 		}
-		if e, _, err := seal.Open[Endorse](p.endorsement, trusted); err == nil && e.Key == p.key.ID {
+		if e, _, err := seal.Open[Endorse](p.endorsement, trusted); err == nil && e.Key == p.key.ID && at(origin, e.Appliance) {
 			trusted = append(trusted, p.key)
 		}
 	}
@@ -280,7 +282,7 @@ func (c Case) chains() ([]*links, error) {
 				err = put(&orNew(l).release, l, d, "release")
 			}
 		default: // a grant, a deny, a plan's approval, a cancellation
-			_, _, err = seal.Verify(d.sealed, c.Trust.customers(c.Record, d))
+			_, _, err = seal.Verify(d.sealed, c.Trust.customers(c.Origin, c.Record, d))
 			if err != nil {
 				err = c.unchained(d, "the document (%s), which the customer signs: %s", d.kind, fault.Text(err))
 			}
@@ -290,6 +292,11 @@ func (c Case) chains() ([]*links, error) {
 		}
 	}
 	return out, nil
+}
+
+// at reports whether the log with this origin is that of the appliance.
+func at(origin string, a fleet.ApplianceID) bool {
+	return strings.HasSuffix(origin, audit.CustomerOrigin("", a))
 }
 
 func orNew(l *links) *links {
@@ -310,10 +317,13 @@ func (c Case) verify(l *links) (Verified, error) {
 			last = d
 		}
 	}
-	keys := operation.Keys{Operators: c.Trust.operators(l.request), Customers: c.Trust.customers(c.Record, last), Appliance: c.Trust.Appliance}
+	keys := operation.Keys{Operators: c.Trust.operators(l.request), Customers: c.Trust.customers(c.Origin, c.Record, last), Appliance: c.Trust.Appliance}
 	chain, err := operation.VerifyChain(l.request.sealed, l.approval.sealed, l.result.sealed, l.release.sealed, keys)
 	if err == nil && len(c.Trust.Operators) == 0 {
 		_, _, err = State{Site: l.request.site}.asker(l.request.sealed) // the key is that of the operator whom the request names
+	}
+	if err == nil && !at(c.Origin, chain.Request.Appliance) {
+		err = fault.New(opDocuments, fault.Denied, "the documents are of appliance %q", chain.Request.Appliance)
 	}
 	if err == nil {
 		return Verified{ID: chain.Request.ID, Origin: c.Origin, State: chain.State}, nil

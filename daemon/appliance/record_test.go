@@ -25,8 +25,16 @@ var ownKey = key(3) // of the appliance
 
 // story is a log that its owner could have written: nothing checks it as it grows.
 type story struct {
-	t   *testing.T
-	log audit.Log
+	t     *testing.T
+	log   audit.Log
+	other fleet.ApplianceID // in the place of eu-1
+}
+
+func (s *story) name() fleet.ApplianceID {
+	if s.other != "" {
+		return s.other
+	}
+	return "eu-1"
 }
 
 // wrote adds a change to the log.
@@ -48,7 +56,7 @@ func begun(t *testing.T) *story {
 }
 
 func (s *story) asks(id string, by ed25519.PrivateKey) []byte {
-	b := sealed(s.t, operation.Request{ID: id, Appliance: "eu-1", Operator: fleet.PrincipalOf("acme.example", fleet.Operator, "ann"), Template: "state",
+	b := sealed(s.t, operation.Request{ID: id, Appliance: s.name(), Operator: fleet.PrincipalOf("acme.example", fleet.Operator, "ann"), Template: "state",
 		TemplateDigest: fleet.DigestOf([]byte("t")), Release: fleet.DigestOf([]byte("r")), Recipient: "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p",
 		At: start, NotAfter: start.Add(time.Hour), Nonce: nonce()}, by)
 	wrote(s, appliance.Take{Number: 1, Operation: b})
@@ -58,7 +66,7 @@ func (s *story) asks(id string, by ed25519.PrivateKey) []byte {
 var argv = []string{"bin/store", "state"}
 
 func (s *story) decides(id, decision string, request []byte, by ed25519.PrivateKey) []byte {
-	a := operation.Approval{ID: id, Appliance: "eu-1", Request: fleet.DigestOf(request), Decision: decision, At: start.Add(time.Minute), NotAfter: start.Add(time.Hour), Nonce: nonce()}
+	a := operation.Approval{ID: id, Appliance: s.name(), Request: fleet.DigestOf(request), Decision: decision, At: start.Add(time.Minute), NotAfter: start.Add(time.Hour), Nonce: nonce()}
 	if decision == operation.DecisionApprove {
 		a.Argv = argv
 	}
@@ -69,7 +77,7 @@ func (s *story) decides(id, decision string, request []byte, by ed25519.PrivateK
 
 func (s *story) ran(id string, request, approval []byte, by ed25519.PrivateKey, edit ...func(*operation.Result)) []byte {
 	out := operation.Output{Stdout: []byte(id)}
-	r := operation.Result{ID: id, Appliance: "eu-1", Request: fleet.DigestOf(request), Approval: fleet.DigestOf(approval), Argv: argv, State: operation.Held,
+	r := operation.Result{ID: id, Appliance: s.name(), Request: fleet.DigestOf(request), Approval: fleet.DigestOf(approval), Argv: argv, State: operation.Held,
 		Started: start.Add(2 * time.Minute), Ended: start.Add(3 * time.Minute)}
 	r.Stdout, r.Stderr = out.Commitments()
 	for _, e := range edit {
@@ -81,7 +89,7 @@ func (s *story) ran(id string, request, approval []byte, by ed25519.PrivateKey, 
 }
 
 func (s *story) lets(id, decision string, result []byte, by ed25519.PrivateKey) []byte {
-	r := operation.Release{ID: id, Appliance: "eu-1", Result: fleet.DigestOf(result), Decision: decision, At: start.Add(4 * time.Minute), Nonce: nonce()}
+	r := operation.Release{ID: id, Appliance: s.name(), Result: fleet.DigestOf(result), Decision: decision, At: start.Add(4 * time.Minute), Nonce: nonce()}
 	if decision == operation.DecisionRelease {
 		r.Output = fleet.DigestOf([]byte("o"))
 	}
@@ -138,6 +146,8 @@ func TestDocumentsOfALogThatIsWell(t *testing.T) {
 	wrote(s, appliance.Consent{Document: sealed(t, grant.Revoke{Appliance: "eu-1", Phase: fleet.OperateRead, At: start, Nonce: nonce()}, customer)})
 	s.asks("op-5", thief)                             // it is on record, and nothing came of it
 	wrote(s, appliance.Take{Operation: []byte("{}")}) // nor of that
+	wrote(s, appliance.Take{Operation: sealed(t, granted(fleet.OperateAdmin, 0), vendor)})
+	wrote(s, appliance.Take{Operation: sealed(t, operation.Approval{ID: "op-4"}, vendor)})
 	wrote(s, appliance.Pin{Public: pem(t, key(5)), Endorsement: sealed(t, appliance.Endorse{Appliance: "eu-1", Key: keyOf(t, key(5))[0].ID}, customer)})
 	request = s.asks("op-6", vendor)
 	s.decides("op-6", operation.DecisionApprove, request, key(5))
@@ -233,6 +243,10 @@ func TestDocumentsThatAreNoChain(t *testing.T) {
 			s.decides("a", approve, s.asks("a", vendor), key(5))
 			wrote(s, appliance.Pin{Public: pem(s.t, key(5)), Endorsement: sealed(s.t, appliance.Endorse{Appliance: "eu-1", Key: keyOf(s.t, key(5))[0].ID}, customer)})
 		}, nil, audit.Unchained, "the approval, which the customer signs"},
+		"a chain of another appliance": {func(s *story) {
+			s.other = "us-1"
+			s.whole("a")
+		}, nil, audit.Unchained, "are of appliance"},
 		"a document left out": {func(s *story) { s.whole("a") }, func(d []string) []string { return slices.Delete(d, 1, 2) }, audit.Omitted, "was left out"},
 		"the last left out":   {func(s *story) { s.whole("a") }, func(d []string) []string { return d[:3] }, audit.Omitted, "was left out"},
 		"all left out":        {func(s *story) { s.whole("a") }, func(d []string) []string { return nil }, audit.Omitted, "was left out"},

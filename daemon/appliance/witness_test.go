@@ -153,3 +153,22 @@ func TestUnansweredQuestionsBecomeRarer(t *testing.T) {
 		t.Error("after an answer the next question waits")
 	}
 }
+
+// TestALogAtRestIsNotAskedFor: what countersigning adds itself is no news, and one entry of anything else is.
+func TestALogAtRestIsNotAskedFor(t *testing.T) {
+	a, take := watches(t, history{key: ed25519.NewKeyFromSeed(bytes.Repeat([]byte{3}, 32))}.grown(1, "so it was"))
+	from := a.book.Log().Size()
+	h := history{key: ed25519.NewKeyFromSeed(bytes.Repeat([]byte{3}, 32))}.grown(1, "so it was")
+	take(h.asks(t, 0))
+	take(&boundaryv1.Order{Body: &boundaryv1.Order_Cosigned{Cosigned: []byte("rubbish")}})
+	n := a.book.View().OrdersDone + 2
+	puts(t, a, n+1, Checkpointed{Checkpoint: Checkpoint{Note: []byte("a head")}})
+	puts(t, a, n+2, ReportsDone{Upto: 1})
+	if news(a.book.Log(), from) {
+		t.Error("countersigning is news to itself")
+	}
+	puts(t, a, n+3, Take{Number: n - 1, Probe: &ProbeIndex{ID: "p", Index: 1}})
+	if !news(a.book.Log(), from) || news(a.book.Log(), a.book.Log().Size()) {
+		t.Error("a probe is no news, or an empty stretch is")
+	}
+}

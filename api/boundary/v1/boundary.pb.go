@@ -1790,7 +1790,7 @@ type OperationReport struct {
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`         // approved rejected expired running held released withheld failed
 	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`       // one sentence, written by demarc or typed by the customer for the vendor
-	Statement     []byte                 `protobuf:"bytes,4,opt,name=statement,proto3" json:"statement,omitempty"` // sealed approval, result or release (digests and exit status, no output)
+	Statement     []byte                 `protobuf:"bytes,4,opt,name=statement,proto3" json:"statement,omitempty"` // sealed approval, result or release (exit status and commitments to the output, see docs/evidence.md; no output)
 	Output        []byte                 `protobuf:"bytes,5,opt,name=output,proto3" json:"output,omitempty"`       // only with state released: encrypted to the key of the operator who asked
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
