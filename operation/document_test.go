@@ -344,3 +344,30 @@ func TestStatementSaysWhatItIs(t *testing.T) {
 		t.Errorf("an output that is not let out is a subject: %s, %v", b, err)
 	}
 }
+
+// TestWhatCannotBeSeenIsRefused (FAULTS.md A17): what shows nothing, or something else than it is, is no part of a text that a
+// person approves.
+func TestWhatCannotBeSeenIsRefused(t *testing.T) {
+	for name, r := range map[string]rune{"Hangul filler": 0x3164, "Hangul choseong filler": 0x115f, "Hangul jungseong filler": 0x1160, "halfwidth Hangul filler": 0xffa0,
+		"variation selector 1": 0xfe00, "variation selector 16": 0xfe0f, "variation selector 17": 0xe0100, "variation selector 256": 0xe01ef, "combining grapheme joiner": 0x34f,
+		"braille blank": 0x2800, "Khmer inherent vowel": 0x17b4, "Mongolian selector": 0x180b, "Mongolian vowel separator": 0x180e, "Mongolian selector 4": 0x180f,
+		"zero width space": 0x200b, "zero width joiner": 0x200d, "word joiner": 0x2060, "soft hyphen": 0xad, "byte order mark": 0xfeff, "right to left override": 0x202e,
+		"tag a": 0xe0061, "language tag": 0xe0001, "no-break space": 0xa0, "em space": 0x2003, "ideographic space": 0x3000, "line separator": 0x2028, "private use": 0xe000, "escape": 0x1b} {
+		a := operation.Approval{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf(nil), Decision: operation.DecisionApprove, At: start, NotAfter: start.Add(time.Hour), Nonce: nonce}
+		a.Argv = []string{"bin/x", "a" + string(r) + "b"}
+		if err := a.Check(); !errors.Is(err, fault.Invalid) {
+			t.Errorf("%s in an argument: %v", name, err)
+		}
+		a.Argv, a.Reason = []string{"bin/x"}, "fine"+string(r)
+		if err := a.Check(); !errors.Is(err, fault.Invalid) {
+			t.Errorf("%s in a reason: %v", name, err)
+		}
+	}
+	for _, text := range []string{"plain text, two lines\nand\ta tab", "Stra\u00dfe", "\u6f22\u5b57", "\uac00", "e\u0301", "\U0001f600", "\u2801"} {
+		a := operation.Approval{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf(nil), Decision: operation.DecisionApprove, Argv: []string{"bin/x", text}, Reason: text,
+			At: start, NotAfter: start.Add(time.Hour), Nonce: nonce}
+		if err := a.Check(); err != nil {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}

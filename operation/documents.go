@@ -305,11 +305,22 @@ func (c *check) argv(argv []string) {
 
 const notLegible = "must be UTF-8 without control characters and invisible ones: a person reads it before it runs"
 
-// legible tells whether a person sees s as it is: no escape sequence that redraws a terminal, no mark that turns the
-// direction of the text, nothing that JSON could not carry. Line breaks and tabs are seen for what they are.
+// legible reports whether a person sees s as it is: no escape sequence that redraws a terminal, no mark that turns the
+// direction of the text, no letter that shows nothing, no space that is not the plain one, nothing that JSON could not carry.
+// Line breaks and tabs are seen for what they are.
 func legible(s string) bool {
-	return utf8.ValidString(s) && strings.IndexFunc(s, func(r rune) bool { return !unicode.IsGraphic(r) && r != '\n' && r != '\t' }) < 0
+	return utf8.ValidString(s) && strings.IndexFunc(s, func(r rune) bool { return r != '\n' && r != '\t' && !visible(r) }) < 0
 }
+
+// visible reports whether r leaves a mark of its own. What Unicode lets a program ignore (fillers, variation selectors, joiners,
+// tags) is printable to [unicode.IsPrint], and so is the empty cell of Braille.
+func visible(r rune) bool {
+	return unicode.IsPrint(r) && r != '\u2800' && !unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector, ignorable)
+}
+
+// ignorable is the rest of Default_Ignorable_Code_Point that is printable: the vowel signs that Khmer inherited, and the
+// separators of Mongolian.
+var ignorable = &unicode.RangeTable{R16: []unicode.Range16{{Lo: 0x17b4, Hi: 0x17b5, Stride: 1}, {Lo: 0x180b, Hi: 0x180f, Stride: 1}}}
 
 // Check tells the first thing that is wrong with the request by itself.
 func (r Request) Check() error {

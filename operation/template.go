@@ -266,8 +266,12 @@ func (t Template) checkVars(bad func(string, ...any) error, used map[string]bool
 			return bad("vars %s: max %d: use 1 to %d", name, v.Max, MaxValue)
 		}
 		if v.Pattern != "" {
-			if _, err := compile(v.Pattern); err != nil {
+			re, err := compile(v.Pattern)
+			if err != nil {
 				return bad("vars %s: %s", name, fault.Text(err))
+			}
+			if v.Type == TypeString && unbounded(re) {
+				return bad("vars %s: pattern %q takes anything, and so says nothing: name the characters that a value has, for instance ^[a-z0-9-]+$", name, fault.Clip(v.Pattern))
 			}
 		}
 	}
@@ -291,6 +295,17 @@ func compile(p string) (*regexp.Regexp, error) {
 		return nil, fault.Because(err, op, fault.Invalid, "pattern %q is not a regular expression between its anchors", fault.Clip(p))
 	}
 	return re, nil
+}
+
+// unbounded reports whether a pattern takes any text of some length, of any kind of character: then a person who approves it
+// knows no more than without it.
+func unbounded(re *regexp.Regexp) bool {
+	for n := 1; n <= 64; n++ {
+		if !slices.ContainsFunc([]string{";", " ", "'", "/", "\\", "$", "-", "=", "a", "Z", "7", "\u00e9", "\u6f22"}, func(c string) bool { return !re.MatchString(strings.Repeat(c, n)) }) {
+			return true
+		}
+	}
+	return false
 }
 
 // Digest names the template by what it says, not by how its file is spaced.

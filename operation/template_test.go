@@ -111,7 +111,18 @@ func TestPatterns(t *testing.T) {
 		{pattern: `^(?m:^a$)$`, yes: []string{"a"}, no: []string{"a\nb", "a\n"}},
 		{pattern: `^[a-z]+$`, yes: []string{"abc"}, no: []string{"", "abc\n", "\nabc", "a\nb", "ab c"}},
 		{pattern: `^[^;]*$`, yes: []string{"a\nb", ""}, no: []string{"a;b", "a\x1b[2J", "a\u202eb", "a\x00", "\xff", "a\rb"}},
-		{pattern: `^.*$`, yes: []string{"$(reboot)", "`x`", "a b", "${limit}"}, no: []string{"a\nb", "\xff\xfe"}},
+		{pattern: `^[^;\n]*$`, yes: []string{"$(reboot)", "`x`", "a b", "${limit}"}, no: []string{"a\nb", "\xff\xfe"}},
+		{pattern: `^.*$`, isRejected: true}, // FAULTS.md A17: what takes anything is no pattern
+		{pattern: `^.+$`, isRejected: true},
+		{pattern: `^(?s).*$`, isRejected: true},
+		{pattern: `^(?s:.{0,40})$`, isRejected: true},
+		{pattern: `^.{8}$`, isRejected: true},
+		{pattern: `^[\s\S]*$`, isRejected: true},
+		{pattern: `^[^\n]+$`, isRejected: true},
+		{pattern: `^(?:[a-z]+|.*)$`, isRejected: true},
+		{pattern: `^\PN*\pN*\PN*$`, isRejected: true},
+		{pattern: `^[^x]*$`, isRejected: true},
+		{pattern: `^[ -~]{1,64}$`, yes: []string{"a b", "x;y"}, no: []string{"\u00e9"}},
 		{pattern: `^a$)|(?:b$`, isRejected: true},
 		{pattern: `^\Qa$`, isRejected: true},
 		{pattern: `^a\$`, isRejected: true},
@@ -142,7 +153,7 @@ func TestPatterns(t *testing.T) {
 // Two values that stand together can't begin an option together either.
 func TestNoOptionOutOfTwoValues(t *testing.T) {
 	tpl := operation.Template{Version: operation.TemplateVersion, Name: "p", About: "x", Kind: operation.KindScript, Tier: "operate.read", Timeout: "1s",
-		Run: []string{"x", "${a}${b}", "-n${b}"}, Vars: map[string]operation.Var{"a": {Type: operation.TypeString, Pattern: "^.*$"}, "b": {Type: operation.TypeString, Pattern: "^.*$"}}}
+		Run: []string{"x", "${a}${b}", "-n${b}"}, Vars: map[string]operation.Var{"a": {Type: operation.TypeString, Pattern: "^[^é]*$"}, "b": {Type: operation.TypeString, Pattern: "^[^é]*$"}}}
 	for _, v := range []map[string]string{{"a": "", "b": "-x"}, {"a": "-", "b": "x"}, {"a": "--", "b": ""}} {
 		if got, err := tpl.Argv(v); err == nil {
 			t.Errorf("%q: %q", v, got)
@@ -185,7 +196,7 @@ func TestArgvIsBounded(t *testing.T) {
 func TestArgvHolds(t *testing.T) {
 	tpl := operation.Template{Version: operation.TemplateVersion, Name: "p", About: "x", Kind: operation.KindScript, Tier: "operate.read", Timeout: "1s",
 		Run: []string{"tool", "literal", "${a}", "--b=${b}", "${a}:${b}"}, Vars: map[string]operation.Var{
-			"a": {Type: operation.TypeString, Pattern: `^(?s).*$`}, "b": {Type: operation.TypeString, Pattern: `^(?s).*$`, Optional: true}}}
+			"a": {Type: operation.TypeString, Pattern: `^[^é]*$`}, "b": {Type: operation.TypeString, Pattern: `^[^é]*$`, Optional: true}}}
 	if err := tpl.Check(); err != nil {
 		t.Fatal(err)
 	}
