@@ -38,6 +38,7 @@ type Input struct {
 	Service   string
 	Effects   []string // that the act declares
 	Now       time.Time
+	Limit     time.Duration // that the act may take: no grant that ends sooner allows it
 }
 
 // Decision is the answer, with its reasons.
@@ -133,12 +134,24 @@ func (l law) decide(in Input) Decision {
 // What is allowed by default is counted on none.
 func (s State) choose(in Input, out Decision) Decision {
 	var best *Held
+	var last time.Time // end of the last grant that ends too soon
 	for i, h := range s.Held {
-		if slices.Contains(out.By, h.ID) && (best == nil || h.before(*best)) {
+		switch {
+		case !slices.Contains(out.By, h.ID):
+		case !h.Grant.Until.IsZero() && h.Grant.Until.Before(in.Now.Add(in.Limit)):
+			last = later(last, h.Grant.Until)
+		case best == nil || h.before(*best):
 			best = &s.Held[i]
 		}
 	}
-	if best == nil || slices.Contains(out.By, ObserveDefault) {
+	byDefault := slices.Contains(out.By, ObserveDefault)
+	if best == nil && !byDefault && !last.IsZero() {
+		out.Allow = false
+		out.Why = fmt.Sprintf("it may take %s, and %s is granted for %s more, until %s: what would outlast its grant is not begun (the customer can: demarc local grant %s --for TIME)",
+			in.Limit, in.Phase, last.Sub(in.Now).Round(time.Second), last.UTC().Format(time.RFC3339), in.Phase)
+		return out
+	}
+	if best == nil || byDefault {
 		out.Why = "observing is allowed by default; the customer can switch it off (demarc local revoke observe)"
 		return out
 	}
@@ -147,6 +160,13 @@ func (s State) choose(in Input, out Decision) Decision {
 	out.UsesLeft = best.left()
 	out.Why = fmt.Sprintf("the customer granted %s on %s", in.Phase, best.Since.UTC().Format(time.RFC3339))
 	return out
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // before orders grants by which is used up first: those without limit cost nothing.

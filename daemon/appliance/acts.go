@@ -24,14 +24,22 @@ type BeginDeploy struct {
 // Kind names the change in the log.
 func (BeginDeploy) Kind() string { return "deploy.begin/1" }
 
-// Apply refuses what no grant allows now; the refusal is on record and reported.
+// Apply refuses what no grant allows now, and an approval that has ended; the refusal is on record and reported. A deploy that
+// this process begins anew, because an earlier one ended in the middle of it, is judged anew, and counts no use.
 func (c BeginDeploy) Apply(s *State, m ledger.Meta) (none, error) {
 	const op = "deploy.begin"
 	if s.Approved.ID == "" || s.Approved.ID != c.Approval {
 		return none{}, fault.New(op, fault.Conflict, "another approval took the place of this one")
 	}
+	if !m.At.Before(s.Approved.NotAfter) {
+		return none{}, fault.New(op, fault.Expired, "the approval of this plan ended at %s, before the deploy began: look at it again (demarc review) and approve it anew",
+			s.Approved.NotAfter.UTC().Format(time.RFC3339))
+	}
 	if s.Deploy.Approval == c.Approval && s.Deploy.State == fleet.StateDeploying {
-		return none{}, nil // this process was started anew in the middle of it
+		if why := s.deployEnds(m.At); why != "" {
+			return none{}, fault.New(op, fault.Denied, "%s", why)
+		}
+		return none{}, nil
 	}
 	plan, rel, o, err := s.Plan(s.Approved.Release)
 	if err != nil {
@@ -41,6 +49,7 @@ func (c BeginDeploy) Apply(s *State, m ledger.Meta) (none, error) {
 		return none{}, fault.New(op, fault.Conflict, "the release compiles to another plan than the one that was approved: review again")
 	}
 	grants := s.Grants
+	var used []string
 	for _, p := range s.phases() {
 		d := grant.Decide(grant.Input{Appliance: s.Appliance, Phase: p, Now: m.At}, grants)
 		if !d.Allow {
@@ -49,9 +58,22 @@ func (c BeginDeploy) Apply(s *State, m ledger.Meta) (none, error) {
 		if grants, err = grants.Use(d.Grant, m.At); err != nil {
 			return none{}, fault.At(op, "", err)
 		}
+		used = append(used, d.Grant)
 	}
-	s.Grants = grants
+	s.Grants, s.Approved.Grants = grants, used
 	return none{}, s.deployed(Deploy{Approval: c.Approval, Release: o.Digest, Version: rel.Version, Plan: s.Approved.Plan, State: fleet.StateDeploying}, m)
+}
+
+// deployEnds says why the deploy that began may not go on, "" if it may: one of the grants that it was counted on was revoked or
+// has ended, or a deny forbids it.
+func (s State) deployEnds(at time.Time) string {
+	own := counted(s.Grants, s.Approved.Grants...)
+	for _, p := range s.phases() {
+		if d := grant.Decide(grant.Input{Appliance: s.Appliance, Phase: p, Now: at}, own); !d.Allow {
+			return "the consent ended while it was being deployed: " + d.Why
+		}
+	}
+	return ""
 }
 
 // EndDeploy records where a deployment stands.
@@ -107,7 +129,8 @@ type Start struct {
 // Kind names the change in the log.
 func (Start) Kind() string { return "operation.start/1" }
 
-// Apply decides anew: a grant that was revoked, ran out or was spent since the approval ends the operation here.
+// Apply decides anew: a grant that was revoked, ran out or was spent since the approval ends the operation here, and so does one
+// that would end before the operation's own time limit.
 func (c Start) Apply(s *State, m ledger.Meta) (operation.State, error) {
 	const op = "operation.start"
 	o, err := s.Operation(c.ID)
@@ -131,7 +154,7 @@ func (c Start) Apply(s *State, m ledger.Meta) (operation.State, error) {
 	}
 	t, err := s.template(r)
 	if err == nil {
-		d := s.decide(r, who, t, m.At)
+		d := s.decide(r, who, t, m.At, t.Limit())
 		if !d.Allow {
 			err = fault.New(op, fault.Denied, "%s", d.Why)
 		} else if s.Grants, err = s.Grants.Use(d.Grant, m.At); err == nil {
@@ -148,6 +171,7 @@ type Finish struct {
 	Result []byte `json:"result"`
 	Output []byte `json:"output,omitempty"`
 	Failed string `json:"failed,omitempty"` // why it did not come to its end
+	Lapsed string `json:"lapsed,omitempty"` // its grant ended while it ran, and it was killed: in place of Failed
 }
 
 // Kind names the change in the log.
@@ -169,6 +193,8 @@ func (c Finish) Apply(s *State, m ledger.Meta) (operation.State, error) {
 	case o.State == operation.Cancelled:
 		s.operations = s.operations.Set(o.ID, o)
 		return o.State, s.report(Report{At: m.At, Operation: &OperationReport{ID: o.ID, State: string(o.State), Reason: o.Reason, Statement: c.Result}})
+	case c.Lapsed != "":
+		return operation.Cancelled, s.move(&o, operation.Stop, c.Lapsed, m, c.Result, nil)
 	case c.Failed != "":
 		return operation.Failed, s.move(&o, operation.Fail, c.Failed, m, c.Result, nil)
 	}

@@ -146,7 +146,7 @@ func (s *State) settle(out Consented, m ledger.Meta) (Consented, error) {
 		r, who, err := s.asker(o.Request)
 		grants := s.Grants
 		if o.State == operation.Running {
-			grants = unspent(grants, o.Grant) // its own use is counted already
+			grants = counted(grants, o.Grant)
 		}
 		var d grant.Decision
 		var t operation.Template
@@ -156,7 +156,7 @@ func (s *State) settle(out Consented, m ledger.Meta) (Consented, error) {
 		if err == nil {
 			with := *s
 			with.Grants = grants
-			d = with.decide(r, who, t, m.At)
+			d = with.decide(r, who, t, m.At, 0)
 		} else {
 			d.Why = fault.Text(err)
 		}
@@ -177,14 +177,17 @@ func (s *State) settle(out Consented, m ledger.Meta) (Consented, error) {
 	return out, nil
 }
 
-// unspent gives back one use of a grant, in a copy.
-func unspent(g grant.State, id string) grant.State {
-	g.Held = slices.Clone(g.Held)
-	for i := range g.Held {
-		if g.Held[i].ID == id {
-			g.Held[i].Used--
+// counted is what a running act rests on: the grants whose uses it was counted on, with that use given back, and no others. An
+// act ends with its own grants, whatever else is granted.
+func counted(g grant.State, ids ...string) grant.State {
+	var own []grant.Held
+	for _, h := range g.Held {
+		if slices.Contains(ids, h.ID) {
+			h.Used--
+			own = append(own, h)
 		}
 	}
+	g.Held = own
 	return g
 }
 
@@ -205,8 +208,8 @@ func approvePlan(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented
 	if err := operation.InForce("approval", a.NotAfter, m.At); err != nil {
 		return Consented{}, fault.At(op, "", err)
 	}
-	if s.Approved.ID == id || s.Good.ID == id {
-		return Consented{}, fault.New(op, fault.Conflict, "this approval was used before: sign a new one")
+	if s.counted(id, a.At) {
+		return Consented{}, fault.New(op, fault.Conflict, "this approval was used before, or is older than those that are remembered: sign a new one")
 	}
 	plan, _, o, err := s.Plan(a.Release)
 	if err != nil {
@@ -220,8 +223,24 @@ func approvePlan(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented
 			return Consented{}, fault.New(op, fault.Denied, "this deploy needs the phase %s, and the approval does not name it", p)
 		}
 	}
-	s.Approved = Approved{ID: id, Release: o.Digest, Plan: a.Plan, At: m.At}
+	s.Approved = Approved{ID: id, Release: o.Digest, Plan: a.Plan, At: m.At, NotAfter: a.NotAfter}
+	s.count(id, a.At)
 	return Consented{What: "plan approval", ID: id}, nil
+}
+
+// counted reports whether an approval of a plan that was signed at this time may have counted before.
+func (s State) counted(id string, at time.Time) bool {
+	return !s.CountedTo.IsZero() && !at.After(s.CountedTo) || slices.ContainsFunc(s.Counted, func(c Counted) bool { return c.ID == id })
+}
+
+// count remembers an approval for good: if there is no more room, what is as old as the oldest is refused from then on. An end
+// that has passed forgets nothing, for the book's clock may be set back.
+func (s *State) count(id string, at time.Time) {
+	i, _ := slices.BinarySearchFunc(s.Counted, at, func(c Counted, at time.Time) int { return c.At.Compare(at) })
+	s.Counted = slices.Insert(slices.Clone(s.Counted), i, Counted{id, at})
+	if over := len(s.Counted) - MaxCounted; over > 0 {
+		s.CountedTo, s.Counted = s.Counted[over-1].At, s.Counted[over:]
+	}
 }
 
 func approve(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented, error) {

@@ -17,7 +17,6 @@ import (
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
-	"github.com/demarc-dev/demarc/grant"
 	"github.com/demarc-dev/demarc/manifest"
 )
 
@@ -102,10 +101,13 @@ func (r *rounds) hold(ctx context.Context, page State) error {
 
 // advance does the next step towards an approved plan.
 func (r *rounds) advance(ctx context.Context, page State, next Approved) error {
-	if page.Deploy.Approval == "" || page.Deploy.Approval != next.ID { // what runs goes on while this one is prepared
+	if page.Deploy.Approval != next.ID || page.Deploy.State != fleet.StateDeploying { // what runs goes on until this one begins
 		if err := r.keepGood(ctx, page); err != nil {
 			return err
 		}
+	}
+	if !r.a.moment().Before(next.NotAfter) {
+		return r.begin(ctx, page, next) // refused there, on record: it waits for nothing any more
 	}
 	plan, rel, _, err := page.Plan(next.Release)
 	if err != nil {
@@ -121,11 +123,11 @@ func (r *rounds) advance(ctx context.Context, page State, next Approved) error {
 	if len(missing) > 0 {
 		return r.tell(ctx, page, next.ID, fleet.StateWaiting, r.a.missingSentence(missing))
 	}
-	if _, err := submit(ctx, r.a, BeginDeploy{Approval: next.ID}); err != nil {
-		if fault.Of(err) == fault.Denied {
-			return r.tell(ctx, page, next.ID, fleet.StateWaiting, fault.Text(err))
-		}
+	if err := r.begin(ctx, page, next); err != nil {
 		return err
+	}
+	if now := r.a.book.View(); now.Approved.ID != next.ID || now.Deploy.Approval != next.ID || now.Deploy.State != fleet.StateDeploying {
+		return nil // refused, and told
 	}
 	err = r.apply(ctx, plan)
 	if ctx.Err() != nil {
@@ -138,6 +140,22 @@ func (r *rounds) advance(ctx context.Context, page State, next Approved) error {
 	}
 	r.applied = next.ID
 	return r.tell(ctx, r.a.book.View(), next.ID, fleet.StateDeployed, "")
+}
+
+// begin asks the book whether a deploy may begin, and tells why it may not. What a grant could still allow waits; an approval
+// that has ended, and a deploy that was interrupted and whose consent has ended since, have failed.
+func (r *rounds) begin(ctx context.Context, page State, next Approved) error {
+	_, err := submit(ctx, r.a, BeginDeploy{Approval: next.ID})
+	interrupted := page.Deploy.Approval == next.ID && page.Deploy.State == fleet.StateDeploying
+	switch kind := fault.Of(err); {
+	case err == nil:
+		return nil
+	case kind == fault.Expired || kind == fault.Denied && interrupted:
+		return r.tell(ctx, page, next.ID, fleet.StateFailed, fault.Text(err))
+	case kind == fault.Denied:
+		return r.tell(ctx, page, next.ID, fleet.StateWaiting, fault.Text(err))
+	}
+	return err
 }
 
 func (r *rounds) keepGood(ctx context.Context, page State) error {
@@ -154,36 +172,21 @@ func (r *rounds) keepGood(ctx context.Context, page State) error {
 	return err
 }
 
-// apply runs the plan, and stops at once where the customer takes the consent back in the middle of it.
+// apply runs the plan, and stops at once if the consent ends in the middle of it: taken back, forbidden, or at its own end.
 func (r *rounds) apply(ctx context.Context, plan manifest.Plan) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	done := make(chan struct{})
-	defer close(done)
-	go func() {
-		for {
-			changed := r.a.book.Changed()
-			if !r.a.book.View().deploying() {
-				cancel(fault.New("appliance.apply", fault.Denied, "the customer revoked the consent while it was being deployed"))
-				return
-			}
-			select {
-			case <-changed:
-			case <-done:
-				return
-			}
+	page := r.a.book.View()
+	ctx, stop := r.a.while(ctx, page.Approved.Grants, func(now time.Time) error {
+		if why := r.a.book.View().deployEnds(now); why != "" {
+			return fault.New("appliance.apply", fault.Denied, "%s", why)
 		}
-	}()
+		return nil
+	})
+	defer stop()
 	err := r.a.run.Apply(ctx, plan)
 	if cause := context.Cause(ctx); err != nil && fault.Of(cause) == fault.Denied {
 		return cause
 	}
 	return err
-}
-
-// deploying tells whether a grant to deploy stands, its uses aside: that of the deploy under way is counted already.
-func (s State) deploying() bool {
-	return slices.ContainsFunc(s.Grants.Held, func(h grant.Held) bool { return h.Grant.Phase == fleet.Deploy && h.RevokedAt.IsZero() })
 }
 
 // tell puts an edge on record where it is one.

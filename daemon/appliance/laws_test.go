@@ -58,9 +58,17 @@ type order struct {
 	on   ledger.Proposer // nil: only memory
 	n    uint64
 	sent uint64 // orders of the vendor
+
+	to    ledger.Proposer // nil: the book itself
+	past  time.Duration   // that a test let pass
+	still bool            // no time passes by itself
 }
 
-func (o *order) Propose(_ context.Context, data []byte) ([]byte, error) {
+func (o *order) Propose(ctx context.Context, data []byte) ([]byte, error) {
+	if o.to != nil {
+		o.n++
+		return o.to.Propose(ctx, data)
+	}
 	if err := o.book.Rehearse(data); err != nil {
 		return nil, err
 	}
@@ -71,7 +79,15 @@ func (o *order) Propose(_ context.Context, data []byte) ([]byte, error) {
 	return o.book.Apply(o.n, data)
 }
 
-func (o *order) now() time.Time { return start.Add(time.Duration(o.n) * time.Second) }
+func (o *order) now() time.Time { return o.at(o.past) }
+
+// at is when it is, if so much passed that is not a second for each change.
+func (o *order) at(past time.Duration) time.Time {
+	if !o.still {
+		past += time.Duration(o.n) * time.Second
+	}
+	return start.Add(past)
+}
 
 func put[R any](t *testing.T, o *order, c ledger.Change[appliance.State, R]) (R, error) {
 	t.Helper()
@@ -216,13 +232,27 @@ func deployed(t *testing.T) *order {
 
 func (o *order) request(t *testing.T, id string) []byte {
 	t.Helper()
-	tpl, err := operation.ParseTemplate([]byte(release(t, "1.0.0").Templates["state"]))
+	tpl, err := operation.ParseTemplate([]byte(o.template(t)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return sealed(t, operation.Request{ID: id, Appliance: "eu-1", Operator: fleet.PrincipalOf("acme.example", fleet.Operator, "ann"), Template: "state", TemplateDigest: tpl.Digest(),
 		Release: o.book.View().Good.Release, Vars: map[string]string{"section": "summary"}, Recipient: "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p",
 		At: o.now(), NotAfter: o.now().Add(time.Hour), Nonce: nonce()}, ann)
+}
+
+// template is the sample's, as it is in the release that runs.
+func (o *order) template(t *testing.T) string {
+	t.Helper()
+	offer, err := o.book.View().Offer(o.book.View().Good.Release)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := seal.Peek[manifest.Release](offer.Sealed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.Templates["state"]
 }
 
 func (o *order) approve(t *testing.T, id string) appliance.Consent {

@@ -56,7 +56,7 @@ func (a *Appliance) operate(ctx context.Context, ready func()) error {
 	for _, o := range a.book.View().Operations() {
 		if o.State == operation.Running { // of an earlier process: its own processes are gone
 			a.running.wg.Go(func() {
-				if err := a.finish(ctx, o, workload.ExecResult{}, "the appliance was started anew while it ran"); a.odd(ctx, err) {
+				if err := a.finish(ctx, o, workload.ExecResult{}, "the appliance was started anew while it ran", ""); a.odd(ctx, err) {
 					a.log.Error("the end of an operation is not on record", "id", o.ID, "err", err)
 				}
 			})
@@ -95,7 +95,7 @@ func (a *Appliance) step(ctx context.Context, o Operation) error {
 		if err != nil {
 			return err
 		}
-		if !a.now().Before(r.NotAfter) {
+		if !a.moment().Before(r.NotAfter) {
 			_, err = submit(ctx, a, Expire{ID: o.ID})
 		}
 		return err
@@ -147,13 +147,17 @@ func (a *Appliance) exec(ctx, all context.Context, o Operation, l *act) error {
 	if o.State != operation.Running {
 		err = fault.New("appliance.exec", fault.Denied, "the consent was revoked before it began")
 	}
+	ctx, stop := a.while(ctx, []string{o.Grant}, func(now time.Time) error { return a.book.View().lapsed(o.Grant, now) })
+	defer stop()
 	if err == nil {
 		res, err = a.run.Exec(ctx, t.Service, o.Argv, workload.Limits{Timeout: t.Limit(), Output: min(t.Output, maxPlain), Network: t.Effects.Network,
 			Credentials: t.Effects.Credentials, Writes: t.Effects.Writes})
 	}
 	ended()
-	failed := ""
-	switch {
+	failed, lapsed := "", ""
+	switch cause := context.Cause(ctx); {
+	case fault.Of(cause) == fault.Expired && (err != nil || res.Killed):
+		lapsed = fault.Text(cause)
 	case err != nil:
 		failed = fault.Text(err)
 	case res.TimedOut:
@@ -161,11 +165,12 @@ func (a *Appliance) exec(ctx, all context.Context, o Operation, l *act) error {
 	case res.Killed:
 		failed = "it was killed"
 	}
-	return a.finish(all, o, res, failed)
+	return a.finish(all, o, res, failed, lapsed)
 }
 
-// finish signs the result, encrypts the output to the customer, and puts both into the book, as soon as its disk takes them.
-func (a *Appliance) finish(ctx context.Context, o Operation, res workload.ExecResult, failed string) error {
+// finish signs the result of an operation that came to its end, failed, or was killed because its grant lapsed, encrypts the
+// output to the customer, and puts both into the book, as soon as its disk takes them.
+func (a *Appliance) finish(ctx context.Context, o Operation, res workload.ExecResult, failed, lapsed string) error {
 	began := o.Started.UTC()
 	now := a.now().UTC()
 	if now.Before(began) {
@@ -175,16 +180,19 @@ func (a *Appliance) finish(ctx context.Context, o Operation, res workload.ExecRe
 	if failed != "" {
 		state = operation.Failed
 	}
+	if lapsed != "" {
+		state = operation.Cancelled
+	}
 	if cur, err := a.book.View().Operation(o.ID); err == nil && cur.State == operation.Cancelled {
 		state = operation.Cancelled
 	}
 	r := operation.Result{ID: o.ID, Appliance: a.book.View().Appliance, Request: fleet.DigestOf(o.Request), Approval: fleet.DigestOf(o.Approval),
-		Argv: o.Argv, State: state, Exit: res.Exit, Signal: res.Signal, Reason: clipSentence(failed), Started: began, Ended: now}
+		Argv: o.Argv, State: state, Exit: res.Exit, Signal: res.Signal, Reason: clipSentence(failed + lapsed), Started: began, Ended: now}
 	sealed, hidden, failed, err := a.result(r, res)
 	if err != nil {
 		return err
 	}
-	_, err = persist(ctx, a, Finish{ID: o.ID, Result: sealed, Output: hidden, Failed: failed})
+	_, err = persist(ctx, a, Finish{ID: o.ID, Result: sealed, Output: hidden, Failed: failed, Lapsed: lapsed})
 	return err
 }
 

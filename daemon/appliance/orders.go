@@ -208,7 +208,7 @@ func (s State) admit(o *Operation, at time.Time) error {
 		return fault.At(op, "", err)
 	}
 	o.Phase, o.Service = t.Tier, t.Service
-	if d := s.decide(r, who, t, at); !d.Allow {
+	if d := s.decide(r, who, t, at, t.Limit()); !d.Allow {
 		return fault.New(op, fault.Denied, "%s", d.Why)
 	}
 	return nil
@@ -238,9 +238,9 @@ func (s State) template(r operation.Request) (operation.Template, error) {
 	return t, nil
 }
 
-// decide asks the grants and the denies; who is the word of [State.asker].
-func (s State) decide(r operation.Request, who fleet.Principal, t operation.Template, at time.Time) grant.Decision {
-	return grant.Decide(grant.Input{Appliance: s.Appliance, Phase: t.Tier, Who: who, Operation: r.Template, Service: t.Service, Effects: effects(t), Now: at}, s.Grants)
+// decide asks the grants and the denies; who is the word of [State.asker], limit how long the act may still take.
+func (s State) decide(r operation.Request, who fleet.Principal, t operation.Template, at time.Time, limit time.Duration) grant.Decision {
+	return grant.Decide(grant.Input{Appliance: s.Appliance, Phase: t.Tier, Limit: limit, Who: who, Operation: r.Template, Service: t.Service, Effects: effects(t), Now: at}, s.Grants)
 }
 
 // effects names what a template declares, so that a deny can speak of it.

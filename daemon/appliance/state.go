@@ -33,7 +33,9 @@ type State struct {
 
 	Offers     []Offer // releases that the vendor offered, oldest first, replaced whole, at most [MaxOffers]
 	Approved   Approved
-	Good       Approved // the newest plan that came up healthy
+	Good       Approved  // the newest plan that came up healthy
+	Counted    []Counted // approvals of plans that counted once, by their dates, replaced whole, at most [MaxCounted]
+	CountedTo  time.Time // what was signed at or before may have counted, and be forgotten
 	Deploy     Deploy
 	operations *immutable.SortedMap[string, Operation]
 
@@ -72,6 +74,7 @@ const (
 	MaxAsked      = 4 // own checkpoints for which the vendor's answer is still taken
 	MaxPinned     = 16
 	MaxSiteKeys   = 256
+	MaxCounted    = 1024
 	MaxOutput     = 4 << 20 // bytes of one operation's output, encrypted
 	MaxHeld       = 64      // operations that run or whose output waits for the customer
 )
@@ -99,6 +102,15 @@ type Approved struct {
 	Release fleet.Digest `json:"release"`
 	Plan    fleet.Digest `json:"plan"`
 	At      time.Time    `json:"at"`
+
+	NotAfter time.Time `json:"not_after"`        // before which the deploy must begin
+	Grants   []string  `json:"grants,omitempty"` // whose uses were counted when it began; it goes on as long as they are in force
+}
+
+// Counted is a document that counts once, and what is needed to know it again.
+type Counted struct {
+	ID string    `json:"id"`
+	At time.Time `json:"at"` // when it was signed, by its own word
 }
 
 // Deploy is where the deployment stands.

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package appliance
+
+import (
+	"context"
+	"time"
+
+	"github.com/demarc-dev/demarc/daemon"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/ingress"
+	"github.com/demarc-dev/demarc/ledger"
+	"github.com/demarc-dev/demarc/manifest"
+)
+
+// Bare is an appliance of nothing but a book, a runtime and a clock.
+func Bare(b *ledger.Book[State], r Runtime, now func() time.Time) *Appliance {
+	return &Appliance{book: b, run: r, now: now}
+}
+
+// SetRuntime puts a runtime of a test in the place of the real one.
+func (a *Appliance) SetRuntime(r Runtime) {
+	_ = a.run.Close(context.Background())
+	a.run = r
+}
+
+// Book is the appliance's own.
+func (a *Appliance) Book() *ledger.Book[State] { return a.book }
+
+// Propose puts a proposal into the appliance's book.
+func (a *Appliance) Propose(ctx context.Context, data []byte) ([]byte, error) {
+	return a.local.Propose(ctx, data)
+}
+
+// Store takes an artifact.
+func (a *Appliance) Store(d fleet.Digest, b []byte) error {
+	p, err := a.store.Begin(d)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	if p.Done() {
+		return nil
+	}
+	if _, err := p.Write(b); err != nil {
+		return err
+	}
+	return p.Commit()
+}
+
+// Work is the parts that deploy and operate.
+func (a *Appliance) Work() []daemon.Part {
+	return []daemon.Part{daemon.Func("deploy", a.reconcile), daemon.Func("operations", a.operate)}
+}
+
+// Hold keeps the good plan of a page running, as after a restart.
+func (a *Appliance) Hold(ctx context.Context, page State) error {
+	return (&rounds{a: a}).hold(ctx, page)
+}
+
+// While is what bounds the context of a running act.
+func (a *Appliance) While(ctx context.Context, grants []string, may func(time.Time) error) (context.Context, func()) {
+	return a.while(ctx, grants, may)
+}
+
+// SetPosture opens the doors of a posture.
+func (a *Appliance) SetPosture(ctx context.Context, p fleet.Posture) error {
+	return a.setPosture(ctx, "", p)
+}
+
+// Doors are those of the plan that stands.
+func (a *Appliance) Doors() []ingress.Door { return a.gate.Plan().Doors }
+
+// PlanOf compiles a release.
+func (s State) PlanOf(d fleet.Digest) manifest.Plan {
+	p, _, _, _ := s.Plan(d)
+	return p
+}
