@@ -28,7 +28,13 @@ func (s State) Access(a fleet.ApplianceID, now time.Time) []Decision {
 	out := make([]Decision, 0, len(fleet.Phases()))
 	words := s.words()
 	for _, p := range fleet.Phases() {
-		out = append(out, s.access(Input{Appliance: a, Phase: p, Now: now}, words))
+		in := Input{Appliance: a, Phase: p, Now: now}
+		d := s.access(in, words)
+		d.Reach = s.reach(in)
+		if d.Allow {
+			d.Until, d.UsesLeft = inForce(d.Reach, s.usable(in), now)
+		}
+		out = append(out, d)
 	}
 	return out
 }

@@ -48,8 +48,18 @@ type Decision struct {
 	Grant    string    // id of the grant whose use is to be counted, "" where none is
 	By       []string  // ids of grants, names of denies, names of the built-in set
 	Why      string    // one sentence for people
-	Until    time.Time // end of the grant, zero for none
-	UsesLeft int       // -1 for any number
+	Until    time.Time // end of the grant, zero for none; from Access: when the vendor can do nothing of the phase any more
+	UsesLeft int       // -1 for any number; from Access: of all grants that are in force now
+	Reach    []Reach   // from Access only: what is granted, by scope, now and later
+}
+
+// Reach is a stretch of time in which a scope is granted without a gap.
+type Reach struct {
+	Scope    Scope
+	From     time.Time
+	Until    time.Time // zero: no end
+	UsesLeft int       // in this stretch: -1 for any number
+	Grants   []string  // ids of those that it is made of
 }
 
 // law is the policies that decide the acts of one phase at one moment.

@@ -44,11 +44,25 @@ func (a *app) consent() *cobra.Command {
 				return err
 			}
 			return a.emit(o, func(w io.Writer) {
-				fmt.Fprintf(w, "operation\t%s, %s\nasked by\t%s at %s\nreason\t%s\ncommand\t%q\ngood until\t%s\n", o.GetId(), o.GetState(), r.Operator, r.At.Format(time.RFC3339), r.Reason, o.GetArgv(), r.NotAfter.Format(time.RFC3339))
+				showAsked(w, o, r)
 			})
 		})
 	return group("consent", "What the vendor asked for, and the customer decides", list, show, a.decide("approve", "Let an operation run, once"), a.decide("reject", "Refuse an operation"),
 		a.readHeld(), a.letOut("release", "Let the output of an operation out, to the operator who asked"), a.letOut("withhold", "Keep the output of an operation in"), a.cancelOperation())
+}
+
+// showAsked writes all that a person needs to see before approving.
+func showAsked(w io.Writer, o *localv1.Operation, r operation.Request) {
+	effects := "none is declared: it reads its own files"
+	if len(o.GetEffects()) > 0 {
+		effects = strings.Join(o.GetEffects(), "; ")
+	}
+	if o.GetAbout() == "" {
+		effects = "not known: the release that carries the template is not here any more"
+	}
+	fmt.Fprintf(w, "operation\t%s, %s\nasked by\t%s at %s\nreason\t%s\ntemplate\t%s: %s\n", o.GetId(), o.GetState(), r.Operator, r.At.Format(time.RFC3339), r.Reason, r.Template, o.GetAbout())
+	fmt.Fprintf(w, "command\t%q\nin service\t%s\nneeds\t%s\neffects\t%s\nmay take\t%s\n", o.GetArgv(), o.GetService(), o.GetTier(), effects, time.Duration(o.GetLimitSeconds())*time.Second)
+	fmt.Fprintf(w, "output to\t%s, if you release it\ngood until\t%s\n", r.Recipient, r.NotAfter.Format(time.RFC3339))
 }
 
 // asked finds one operation and its request. The appliance checked the request's signature when it came in.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -365,16 +366,24 @@ func (a *app) access() *cobra.Command {
 				return err
 			}
 			return a.emit(m, func(w io.Writer) {
-				fmt.Fprintln(w, "PHASE\tALLOWED\tUNTIL\tWHY")
+				fmt.Fprintln(w, "PHASE\tALLOWED\tUNTIL\tUSES\tWHY")
 				for _, x := range m.GetAccess() {
-					until := "-"
-					if x.GetUntilUnix() > 0 {
-						until = time.Unix(x.GetUntilUnix(), 0).UTC().Format(time.RFC3339)
+					until, uses := "-", "-"
+					if x.GetAllowed() {
+						until, uses = end(x.GetUntilUnix()), times(x.GetUsesLeft())
 					}
-					fmt.Fprintf(w, "%s\t%v\t%s\t%s\n", x.GetPhase(), x.GetAllowed(), until, x.GetWhy())
+					fmt.Fprintf(w, "%s\t%v\t%s\t%s\t%s\n", x.GetPhase(), x.GetAllowed(), until, uses, x.GetWhy())
+					for _, r := range x.GetReach() {
+						scope := grant.Scope{Operations: r.GetOperations(), Services: r.GetServices()}
+						from := ""
+						if r.GetFromUnix() > time.Now().Unix() {
+							from = "from " + end(r.GetFromUnix())
+						}
+						fmt.Fprintf(w, "\t%s\t%s\t%s\t%s\n", from, end(r.GetUntilUnix()), times(r.GetUsesLeft()), scope)
+					}
 					if phase != "" {
 						for _, by := range x.GetBy() {
-							fmt.Fprintf(w, "\t\t\tby %s\n", by)
+							fmt.Fprintf(w, "\t\t\t\tby %s\n", by)
 						}
 					}
 				}
@@ -384,6 +393,22 @@ func (a *app) access() *cobra.Command {
 	c := a.own(&cobra.Command{Use: "access", Short: "Show what the vendor can do right now, why, and until when", Args: exactly(0, "no arguments")}, show(""))
 	c.AddCommand(a.own(&cobra.Command{Use: "explain PHASE", Short: "Name the grants and denies that decide a phase", Args: exactly(1, "a phase"), ValidArgs: phaseNames()}, show("")))
 	return c
+}
+
+// end spells a time, or that there is none.
+func end(unix int64) string {
+	if unix == 0 {
+		return "revoked"
+	}
+	return time.Unix(unix, 0).UTC().Format(time.RFC3339)
+}
+
+// times spells a number of uses.
+func times(n int64) string {
+	if n < 0 {
+		return "any"
+	}
+	return strconv.FormatInt(n, 10)
 }
 
 func (a *app) posture() *cobra.Command {

@@ -23,6 +23,7 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ingress"
 	"github.com/demarc-dev/demarc/manifest"
+	"github.com/demarc-dev/demarc/operation"
 	"github.com/demarc-dev/demarc/seal"
 )
 
@@ -181,17 +182,28 @@ func (l local) Access(_ context.Context, req *connect.Request[localv1.AccessRequ
 		}
 	}
 	out := &localv1.AccessResponse{}
-	for _, d := range page.Grants.Access(page.Appliance, l.now()) {
+	for _, d := range page.Grants.Access(page.Appliance, l.moment()) {
 		if want != "" && d.Phase != want {
 			continue
 		}
 		x := &localv1.Access{Phase: string(d.Phase), Allowed: d.Allow, Why: d.Why, By: d.By}
-		if !d.Until.IsZero() {
-			x.UntilUnix = d.Until.Unix()
+		if d.Allow {
+			x.UntilUnix, x.UsesLeft = unix(d.Until), int64(d.UsesLeft)
+		}
+		for _, r := range d.Reach {
+			x.Reach = append(x.Reach, &localv1.Reach{Operations: r.Scope.Operations, Services: r.Scope.Services, FromUnix: unix(r.From), UntilUnix: unix(r.Until), UsesLeft: int64(r.UsesLeft), Grants: r.Grants})
 		}
 		out.Access = append(out.Access, x)
 	}
 	return connect.NewResponse(out), nil
+}
+
+// unix spells a time, 0 for none.
+func unix(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
 }
 
 // SetPosture opens and shuts doors.
@@ -272,13 +284,33 @@ func (l local) ListOperations(_ context.Context, req *connect.Request[localv1.Li
 		out.CustomerKeys = append(out.CustomerKeys, p.Public)
 	}
 	for _, o := range ops {
-		x := &localv1.Operation{Id: o.ID, State: string(o.State), Reason: o.Reason, Request: o.Request, Statements: o.statements(), Argv: o.Argv}
+		x := &localv1.Operation{Id: o.ID, State: string(o.State), Reason: o.Reason, Request: o.Request, Statements: o.statements(), Argv: o.Argv, Tier: string(o.Phase), Service: o.Service}
+		if r, err := seal.Peek[operation.Request](o.Request); err == nil {
+			if t, err := page.template(r); err == nil { // gone with its release: then the request alone is shown
+				x.Effects, x.About, x.LimitSeconds = declared(t), t.About, int64(t.Limit()/time.Second)
+			}
+		}
 		if req.Msg.GetId() != "" {
 			x.Output = o.Output
 		}
 		out.Operations = append(out.Operations, x)
 	}
 	return connect.NewResponse(out), nil
+}
+
+// declared says what a template may do beyond reading its own files, for the person who approves.
+func declared(t operation.Template) []string {
+	var out []string
+	for _, w := range t.Effects.Writes {
+		out = append(out, "writes below "+w)
+	}
+	if t.Effects.Network {
+		out = append(out, "uses the network")
+	}
+	if t.Effects.Credentials {
+		out = append(out, "is given the service's environment and the paths of its secrets")
+	}
+	return out
 }
 
 // ListLog gives a stretch of the customer's log.

@@ -1011,7 +1011,9 @@ type Access struct {
 	Allowed       bool                   `protobuf:"varint,2,opt,name=allowed,proto3" json:"allowed,omitempty"`
 	Why           string                 `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
 	By            []string               `protobuf:"bytes,4,rep,name=by,proto3" json:"by,omitempty"`
-	UntilUnix     int64                  `protobuf:"varint,5,opt,name=until_unix,json=untilUnix,proto3" json:"until_unix,omitempty"`
+	UntilUnix     int64                  `protobuf:"varint,5,opt,name=until_unix,json=untilUnix,proto3" json:"until_unix,omitempty"` // when the vendor can do nothing of the phase any more, without a gap from now; 0: no end
+	UsesLeft      int64                  `protobuf:"varint,6,opt,name=uses_left,json=usesLeft,proto3" json:"uses_left,omitempty"`    // of all grants that are in force now; -1: any number
+	Reach         []*Reach               `protobuf:"bytes,7,rep,name=reach,proto3" json:"reach,omitempty"`                           // what is granted, now and later, by scope
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1081,6 +1083,105 @@ func (x *Access) GetUntilUnix() int64 {
 	return 0
 }
 
+func (x *Access) GetUsesLeft() int64 {
+	if x != nil {
+		return x.UsesLeft
+	}
+	return 0
+}
+
+func (x *Access) GetReach() []*Reach {
+	if x != nil {
+		return x.Reach
+	}
+	return nil
+}
+
+// Reach is a stretch of time in which a scope is granted without a gap.
+type Reach struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Operations    []string               `protobuf:"bytes,1,rep,name=operations,proto3" json:"operations,omitempty"`                 // empty: any
+	Services      []string               `protobuf:"bytes,2,rep,name=services,proto3" json:"services,omitempty"`                     // empty: any
+	FromUnix      int64                  `protobuf:"varint,3,opt,name=from_unix,json=fromUnix,proto3" json:"from_unix,omitempty"`    // 0: by default
+	UntilUnix     int64                  `protobuf:"varint,4,opt,name=until_unix,json=untilUnix,proto3" json:"until_unix,omitempty"` // 0: no end
+	UsesLeft      int64                  `protobuf:"varint,5,opt,name=uses_left,json=usesLeft,proto3" json:"uses_left,omitempty"`    // -1: any number
+	Grants        []string               `protobuf:"bytes,6,rep,name=grants,proto3" json:"grants,omitempty"`                         // ids
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reach) Reset() {
+	*x = Reach{}
+	mi := &file_local_v1_local_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reach) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reach) ProtoMessage() {}
+
+func (x *Reach) ProtoReflect() protoreflect.Message {
+	mi := &file_local_v1_local_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reach.ProtoReflect.Descriptor instead.
+func (*Reach) Descriptor() ([]byte, []int) {
+	return file_local_v1_local_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Reach) GetOperations() []string {
+	if x != nil {
+		return x.Operations
+	}
+	return nil
+}
+
+func (x *Reach) GetServices() []string {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
+func (x *Reach) GetFromUnix() int64 {
+	if x != nil {
+		return x.FromUnix
+	}
+	return 0
+}
+
+func (x *Reach) GetUntilUnix() int64 {
+	if x != nil {
+		return x.UntilUnix
+	}
+	return 0
+}
+
+func (x *Reach) GetUsesLeft() int64 {
+	if x != nil {
+		return x.UsesLeft
+	}
+	return 0
+}
+
+func (x *Reach) GetGrants() []string {
+	if x != nil {
+		return x.Grants
+	}
+	return nil
+}
+
 type SetPostureRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -1092,7 +1193,7 @@ type SetPostureRequest struct {
 
 func (x *SetPostureRequest) Reset() {
 	*x = SetPostureRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[15]
+	mi := &file_local_v1_local_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1104,7 +1205,7 @@ func (x *SetPostureRequest) String() string {
 func (*SetPostureRequest) ProtoMessage() {}
 
 func (x *SetPostureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[15]
+	mi := &file_local_v1_local_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1117,7 +1218,7 @@ func (x *SetPostureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPostureRequest.ProtoReflect.Descriptor instead.
 func (*SetPostureRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{15}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SetPostureRequest) GetRequestId() string {
@@ -1149,7 +1250,7 @@ type SetPostureResponse struct {
 
 func (x *SetPostureResponse) Reset() {
 	*x = SetPostureResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[16]
+	mi := &file_local_v1_local_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1161,7 +1262,7 @@ func (x *SetPostureResponse) String() string {
 func (*SetPostureResponse) ProtoMessage() {}
 
 func (x *SetPostureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[16]
+	mi := &file_local_v1_local_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1174,7 +1275,7 @@ func (x *SetPostureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPostureResponse.ProtoReflect.Descriptor instead.
 func (*SetPostureResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{16}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{17}
 }
 
 type GetPostureRequest struct {
@@ -1185,7 +1286,7 @@ type GetPostureRequest struct {
 
 func (x *GetPostureRequest) Reset() {
 	*x = GetPostureRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[17]
+	mi := &file_local_v1_local_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +1298,7 @@ func (x *GetPostureRequest) String() string {
 func (*GetPostureRequest) ProtoMessage() {}
 
 func (x *GetPostureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[17]
+	mi := &file_local_v1_local_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1210,7 +1311,7 @@ func (x *GetPostureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPostureRequest.ProtoReflect.Descriptor instead.
 func (*GetPostureRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{17}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{18}
 }
 
 type GetPostureResponse struct {
@@ -1225,7 +1326,7 @@ type GetPostureResponse struct {
 
 func (x *GetPostureResponse) Reset() {
 	*x = GetPostureResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[18]
+	mi := &file_local_v1_local_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1338,7 @@ func (x *GetPostureResponse) String() string {
 func (*GetPostureResponse) ProtoMessage() {}
 
 func (x *GetPostureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[18]
+	mi := &file_local_v1_local_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1351,7 @@ func (x *GetPostureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPostureResponse.ProtoReflect.Descriptor instead.
 func (*GetPostureResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{18}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetPostureResponse) GetExposure() string {
@@ -1295,7 +1396,7 @@ type Door struct {
 
 func (x *Door) Reset() {
 	*x = Door{}
-	mi := &file_local_v1_local_proto_msgTypes[19]
+	mi := &file_local_v1_local_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1307,7 +1408,7 @@ func (x *Door) String() string {
 func (*Door) ProtoMessage() {}
 
 func (x *Door) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[19]
+	mi := &file_local_v1_local_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1320,7 +1421,7 @@ func (x *Door) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Door.ProtoReflect.Descriptor instead.
 func (*Door) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{19}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Door) GetName() string {
@@ -1375,7 +1476,7 @@ type Shut struct {
 
 func (x *Shut) Reset() {
 	*x = Shut{}
-	mi := &file_local_v1_local_proto_msgTypes[20]
+	mi := &file_local_v1_local_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1387,7 +1488,7 @@ func (x *Shut) String() string {
 func (*Shut) ProtoMessage() {}
 
 func (x *Shut) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[20]
+	mi := &file_local_v1_local_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1400,7 +1501,7 @@ func (x *Shut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shut.ProtoReflect.Descriptor instead.
 func (*Shut) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{20}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Shut) GetPort() string {
@@ -1427,7 +1528,7 @@ type SetTransportRequest struct {
 
 func (x *SetTransportRequest) Reset() {
 	*x = SetTransportRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[21]
+	mi := &file_local_v1_local_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1439,7 +1540,7 @@ func (x *SetTransportRequest) String() string {
 func (*SetTransportRequest) ProtoMessage() {}
 
 func (x *SetTransportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[21]
+	mi := &file_local_v1_local_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1452,7 +1553,7 @@ func (x *SetTransportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTransportRequest.ProtoReflect.Descriptor instead.
 func (*SetTransportRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{21}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SetTransportRequest) GetRequestId() string {
@@ -1478,7 +1579,7 @@ type SetTransportResponse struct {
 
 func (x *SetTransportResponse) Reset() {
 	*x = SetTransportResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[22]
+	mi := &file_local_v1_local_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1490,7 +1591,7 @@ func (x *SetTransportResponse) String() string {
 func (*SetTransportResponse) ProtoMessage() {}
 
 func (x *SetTransportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[22]
+	mi := &file_local_v1_local_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1503,7 +1604,7 @@ func (x *SetTransportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTransportResponse.ProtoReflect.Descriptor instead.
 func (*SetTransportResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{22}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SetTransportResponse) GetKind() string {
@@ -1522,7 +1623,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[23]
+	mi := &file_local_v1_local_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1534,7 +1635,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[23]
+	mi := &file_local_v1_local_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1547,7 +1648,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{23}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListOperationsRequest) GetId() string {
@@ -1570,7 +1671,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[24]
+	mi := &file_local_v1_local_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1582,7 +1683,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[24]
+	mi := &file_local_v1_local_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1595,7 +1696,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{24}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -1635,13 +1736,18 @@ type Operation struct {
 	Statements    [][]byte               `protobuf:"bytes,5,rep,name=statements,proto3" json:"statements,omitempty"`
 	Output        []byte                 `protobuf:"bytes,6,opt,name=output,proto3" json:"output,omitempty"` // the customer's own copy, encrypted to the customer's key where there is one
 	Argv          []string               `protobuf:"bytes,7,rep,name=argv,proto3" json:"argv,omitempty"`
+	Tier          string                 `protobuf:"bytes,8,opt,name=tier,proto3" json:"tier,omitempty"`                                       // the phase that it needs
+	Service       string                 `protobuf:"bytes,9,opt,name=service,proto3" json:"service,omitempty"`                                 // in which it runs
+	Effects       []string               `protobuf:"bytes,10,rep,name=effects,proto3" json:"effects,omitempty"`                                // what it declares beyond reading its own files
+	About         string                 `protobuf:"bytes,11,opt,name=about,proto3" json:"about,omitempty"`                                    // what the vendor says that it does
+	LimitSeconds  int64                  `protobuf:"varint,12,opt,name=limit_seconds,json=limitSeconds,proto3" json:"limit_seconds,omitempty"` // how long it may run
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_local_v1_local_proto_msgTypes[25]
+	mi := &file_local_v1_local_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1653,7 +1759,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[25]
+	mi := &file_local_v1_local_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1666,7 +1772,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{25}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Operation) GetId() string {
@@ -1718,6 +1824,41 @@ func (x *Operation) GetArgv() []string {
 	return nil
 }
 
+func (x *Operation) GetTier() string {
+	if x != nil {
+		return x.Tier
+	}
+	return ""
+}
+
+func (x *Operation) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *Operation) GetEffects() []string {
+	if x != nil {
+		return x.Effects
+	}
+	return nil
+}
+
+func (x *Operation) GetAbout() string {
+	if x != nil {
+		return x.About
+	}
+	return ""
+}
+
+func (x *Operation) GetLimitSeconds() int64 {
+	if x != nil {
+		return x.LimitSeconds
+	}
+	return 0
+}
+
 type ListLogRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	From          int64                  `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
@@ -1728,7 +1869,7 @@ type ListLogRequest struct {
 
 func (x *ListLogRequest) Reset() {
 	*x = ListLogRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[26]
+	mi := &file_local_v1_local_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +1881,7 @@ func (x *ListLogRequest) String() string {
 func (*ListLogRequest) ProtoMessage() {}
 
 func (x *ListLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[26]
+	mi := &file_local_v1_local_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +1894,7 @@ func (x *ListLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLogRequest.ProtoReflect.Descriptor instead.
 func (*ListLogRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{26}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListLogRequest) GetFrom() int64 {
@@ -1780,7 +1921,7 @@ type ListLogResponse struct {
 
 func (x *ListLogResponse) Reset() {
 	*x = ListLogResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[27]
+	mi := &file_local_v1_local_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1792,7 +1933,7 @@ func (x *ListLogResponse) String() string {
 func (*ListLogResponse) ProtoMessage() {}
 
 func (x *ListLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[27]
+	mi := &file_local_v1_local_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1805,7 +1946,7 @@ func (x *ListLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLogResponse.ProtoReflect.Descriptor instead.
 func (*ListLogResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{27}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListLogResponse) GetEntries() [][]byte {
@@ -1830,7 +1971,7 @@ type ExportEvidenceRequest struct {
 
 func (x *ExportEvidenceRequest) Reset() {
 	*x = ExportEvidenceRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[28]
+	mi := &file_local_v1_local_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1842,7 +1983,7 @@ func (x *ExportEvidenceRequest) String() string {
 func (*ExportEvidenceRequest) ProtoMessage() {}
 
 func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[28]
+	mi := &file_local_v1_local_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1855,7 +1996,7 @@ func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceRequest.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{28}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{29}
 }
 
 type ExportEvidenceResponse struct {
@@ -1867,7 +2008,7 @@ type ExportEvidenceResponse struct {
 
 func (x *ExportEvidenceResponse) Reset() {
 	*x = ExportEvidenceResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[29]
+	mi := &file_local_v1_local_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +2020,7 @@ func (x *ExportEvidenceResponse) String() string {
 func (*ExportEvidenceResponse) ProtoMessage() {}
 
 func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[29]
+	mi := &file_local_v1_local_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +2033,7 @@ func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceResponse.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{29}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ExportEvidenceResponse) GetData() []byte {
@@ -1992,14 +2133,26 @@ const file_local_v1_local_proto_rawDesc = "" +
 	"\rAccessRequest\x12\x14\n" +
 	"\x05phase\x18\x01 \x01(\tR\x05phase\"A\n" +
 	"\x0eAccessResponse\x12/\n" +
-	"\x06access\x18\x01 \x03(\v2\x17.demarc.local.v1.AccessR\x06access\"y\n" +
+	"\x06access\x18\x01 \x03(\v2\x17.demarc.local.v1.AccessR\x06access\"\xc4\x01\n" +
 	"\x06Access\x12\x14\n" +
 	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x18\n" +
 	"\aallowed\x18\x02 \x01(\bR\aallowed\x12\x10\n" +
 	"\x03why\x18\x03 \x01(\tR\x03why\x12\x0e\n" +
 	"\x02by\x18\x04 \x03(\tR\x02by\x12\x1d\n" +
 	"\n" +
-	"until_unix\x18\x05 \x01(\x03R\tuntilUnix\"d\n" +
+	"until_unix\x18\x05 \x01(\x03R\tuntilUnix\x12\x1b\n" +
+	"\tuses_left\x18\x06 \x01(\x03R\busesLeft\x12,\n" +
+	"\x05reach\x18\a \x03(\v2\x16.demarc.local.v1.ReachR\x05reach\"\xb4\x01\n" +
+	"\x05Reach\x12\x1e\n" +
+	"\n" +
+	"operations\x18\x01 \x03(\tR\n" +
+	"operations\x12\x1a\n" +
+	"\bservices\x18\x02 \x03(\tR\bservices\x12\x1b\n" +
+	"\tfrom_unix\x18\x03 \x01(\x03R\bfromUnix\x12\x1d\n" +
+	"\n" +
+	"until_unix\x18\x04 \x01(\x03R\tuntilUnix\x12\x1b\n" +
+	"\tuses_left\x18\x05 \x01(\x03R\busesLeft\x12\x16\n" +
+	"\x06grants\x18\x06 \x03(\tR\x06grants\"d\n" +
 	"\x11SetPostureRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1a\n" +
@@ -2036,7 +2189,7 @@ const file_local_v1_local_proto_rawDesc = "" +
 	"operations\x12\x17\n" +
 	"\alog_key\x18\x02 \x01(\fR\x06logKey\x12#\n" +
 	"\roperator_keys\x18\x03 \x03(\fR\foperatorKeys\x12#\n" +
-	"\rcustomer_keys\x18\x04 \x03(\fR\fcustomerKeys\"\xaf\x01\n" +
+	"\rcustomer_keys\x18\x04 \x03(\fR\fcustomerKeys\"\xb2\x02\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
@@ -2046,7 +2199,13 @@ const file_local_v1_local_proto_rawDesc = "" +
 	"statements\x18\x05 \x03(\fR\n" +
 	"statements\x12\x16\n" +
 	"\x06output\x18\x06 \x01(\fR\x06output\x12\x12\n" +
-	"\x04argv\x18\a \x03(\tR\x04argv\":\n" +
+	"\x04argv\x18\a \x03(\tR\x04argv\x12\x12\n" +
+	"\x04tier\x18\b \x01(\tR\x04tier\x12\x18\n" +
+	"\aservice\x18\t \x01(\tR\aservice\x12\x18\n" +
+	"\aeffects\x18\n" +
+	" \x03(\tR\aeffects\x12\x14\n" +
+	"\x05about\x18\v \x01(\tR\x05about\x12#\n" +
+	"\rlimit_seconds\x18\f \x01(\x03R\flimitSeconds\":\n" +
 	"\x0eListLogRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x03R\x04from\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\x05R\x05limit\"?\n" +
@@ -2083,7 +2242,7 @@ func file_local_v1_local_proto_rawDescGZIP() []byte {
 	return file_local_v1_local_proto_rawDescData
 }
 
-var file_local_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_local_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_local_v1_local_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: demarc.local.v1.StatusRequest
 	(*StatusResponse)(nil),         // 1: demarc.local.v1.StatusResponse
@@ -2100,21 +2259,22 @@ var file_local_v1_local_proto_goTypes = []any{
 	(*AccessRequest)(nil),          // 12: demarc.local.v1.AccessRequest
 	(*AccessResponse)(nil),         // 13: demarc.local.v1.AccessResponse
 	(*Access)(nil),                 // 14: demarc.local.v1.Access
-	(*SetPostureRequest)(nil),      // 15: demarc.local.v1.SetPostureRequest
-	(*SetPostureResponse)(nil),     // 16: demarc.local.v1.SetPostureResponse
-	(*GetPostureRequest)(nil),      // 17: demarc.local.v1.GetPostureRequest
-	(*GetPostureResponse)(nil),     // 18: demarc.local.v1.GetPostureResponse
-	(*Door)(nil),                   // 19: demarc.local.v1.Door
-	(*Shut)(nil),                   // 20: demarc.local.v1.Shut
-	(*SetTransportRequest)(nil),    // 21: demarc.local.v1.SetTransportRequest
-	(*SetTransportResponse)(nil),   // 22: demarc.local.v1.SetTransportResponse
-	(*ListOperationsRequest)(nil),  // 23: demarc.local.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil), // 24: demarc.local.v1.ListOperationsResponse
-	(*Operation)(nil),              // 25: demarc.local.v1.Operation
-	(*ListLogRequest)(nil),         // 26: demarc.local.v1.ListLogRequest
-	(*ListLogResponse)(nil),        // 27: demarc.local.v1.ListLogResponse
-	(*ExportEvidenceRequest)(nil),  // 28: demarc.local.v1.ExportEvidenceRequest
-	(*ExportEvidenceResponse)(nil), // 29: demarc.local.v1.ExportEvidenceResponse
+	(*Reach)(nil),                  // 15: demarc.local.v1.Reach
+	(*SetPostureRequest)(nil),      // 16: demarc.local.v1.SetPostureRequest
+	(*SetPostureResponse)(nil),     // 17: demarc.local.v1.SetPostureResponse
+	(*GetPostureRequest)(nil),      // 18: demarc.local.v1.GetPostureRequest
+	(*GetPostureResponse)(nil),     // 19: demarc.local.v1.GetPostureResponse
+	(*Door)(nil),                   // 20: demarc.local.v1.Door
+	(*Shut)(nil),                   // 21: demarc.local.v1.Shut
+	(*SetTransportRequest)(nil),    // 22: demarc.local.v1.SetTransportRequest
+	(*SetTransportResponse)(nil),   // 23: demarc.local.v1.SetTransportResponse
+	(*ListOperationsRequest)(nil),  // 24: demarc.local.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil), // 25: demarc.local.v1.ListOperationsResponse
+	(*Operation)(nil),              // 26: demarc.local.v1.Operation
+	(*ListLogRequest)(nil),         // 27: demarc.local.v1.ListLogRequest
+	(*ListLogResponse)(nil),        // 28: demarc.local.v1.ListLogResponse
+	(*ExportEvidenceRequest)(nil),  // 29: demarc.local.v1.ExportEvidenceRequest
+	(*ExportEvidenceResponse)(nil), // 30: demarc.local.v1.ExportEvidenceResponse
 }
 var file_local_v1_local_proto_depIdxs = []int32{
 	4,  // 0: demarc.local.v1.StatusResponse.services:type_name -> demarc.local.v1.Service
@@ -2123,36 +2283,37 @@ var file_local_v1_local_proto_depIdxs = []int32{
 	2,  // 3: demarc.local.v1.StatusResponse.ways:type_name -> demarc.local.v1.Road
 	2,  // 4: demarc.local.v1.StatusResponse.door:type_name -> demarc.local.v1.Road
 	14, // 5: demarc.local.v1.AccessResponse.access:type_name -> demarc.local.v1.Access
-	19, // 6: demarc.local.v1.GetPostureResponse.doors:type_name -> demarc.local.v1.Door
-	20, // 7: demarc.local.v1.GetPostureResponse.shut:type_name -> demarc.local.v1.Shut
-	25, // 8: demarc.local.v1.ListOperationsResponse.operations:type_name -> demarc.local.v1.Operation
-	0,  // 9: demarc.local.v1.Local.Status:input_type -> demarc.local.v1.StatusRequest
-	6,  // 10: demarc.local.v1.Local.Pin:input_type -> demarc.local.v1.PinRequest
-	8,  // 11: demarc.local.v1.Local.Submit:input_type -> demarc.local.v1.SubmitRequest
-	10, // 12: demarc.local.v1.Local.Review:input_type -> demarc.local.v1.ReviewRequest
-	12, // 13: demarc.local.v1.Local.Access:input_type -> demarc.local.v1.AccessRequest
-	15, // 14: demarc.local.v1.Local.SetPosture:input_type -> demarc.local.v1.SetPostureRequest
-	17, // 15: demarc.local.v1.Local.GetPosture:input_type -> demarc.local.v1.GetPostureRequest
-	21, // 16: demarc.local.v1.Local.SetTransport:input_type -> demarc.local.v1.SetTransportRequest
-	23, // 17: demarc.local.v1.Local.ListOperations:input_type -> demarc.local.v1.ListOperationsRequest
-	26, // 18: demarc.local.v1.Local.ListLog:input_type -> demarc.local.v1.ListLogRequest
-	28, // 19: demarc.local.v1.Local.ExportEvidence:input_type -> demarc.local.v1.ExportEvidenceRequest
-	1,  // 20: demarc.local.v1.Local.Status:output_type -> demarc.local.v1.StatusResponse
-	7,  // 21: demarc.local.v1.Local.Pin:output_type -> demarc.local.v1.PinResponse
-	9,  // 22: demarc.local.v1.Local.Submit:output_type -> demarc.local.v1.SubmitResponse
-	11, // 23: demarc.local.v1.Local.Review:output_type -> demarc.local.v1.ReviewResponse
-	13, // 24: demarc.local.v1.Local.Access:output_type -> demarc.local.v1.AccessResponse
-	16, // 25: demarc.local.v1.Local.SetPosture:output_type -> demarc.local.v1.SetPostureResponse
-	18, // 26: demarc.local.v1.Local.GetPosture:output_type -> demarc.local.v1.GetPostureResponse
-	22, // 27: demarc.local.v1.Local.SetTransport:output_type -> demarc.local.v1.SetTransportResponse
-	24, // 28: demarc.local.v1.Local.ListOperations:output_type -> demarc.local.v1.ListOperationsResponse
-	27, // 29: demarc.local.v1.Local.ListLog:output_type -> demarc.local.v1.ListLogResponse
-	29, // 30: demarc.local.v1.Local.ExportEvidence:output_type -> demarc.local.v1.ExportEvidenceResponse
-	20, // [20:31] is the sub-list for method output_type
-	9,  // [9:20] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	15, // 6: demarc.local.v1.Access.reach:type_name -> demarc.local.v1.Reach
+	20, // 7: demarc.local.v1.GetPostureResponse.doors:type_name -> demarc.local.v1.Door
+	21, // 8: demarc.local.v1.GetPostureResponse.shut:type_name -> demarc.local.v1.Shut
+	26, // 9: demarc.local.v1.ListOperationsResponse.operations:type_name -> demarc.local.v1.Operation
+	0,  // 10: demarc.local.v1.Local.Status:input_type -> demarc.local.v1.StatusRequest
+	6,  // 11: demarc.local.v1.Local.Pin:input_type -> demarc.local.v1.PinRequest
+	8,  // 12: demarc.local.v1.Local.Submit:input_type -> demarc.local.v1.SubmitRequest
+	10, // 13: demarc.local.v1.Local.Review:input_type -> demarc.local.v1.ReviewRequest
+	12, // 14: demarc.local.v1.Local.Access:input_type -> demarc.local.v1.AccessRequest
+	16, // 15: demarc.local.v1.Local.SetPosture:input_type -> demarc.local.v1.SetPostureRequest
+	18, // 16: demarc.local.v1.Local.GetPosture:input_type -> demarc.local.v1.GetPostureRequest
+	22, // 17: demarc.local.v1.Local.SetTransport:input_type -> demarc.local.v1.SetTransportRequest
+	24, // 18: demarc.local.v1.Local.ListOperations:input_type -> demarc.local.v1.ListOperationsRequest
+	27, // 19: demarc.local.v1.Local.ListLog:input_type -> demarc.local.v1.ListLogRequest
+	29, // 20: demarc.local.v1.Local.ExportEvidence:input_type -> demarc.local.v1.ExportEvidenceRequest
+	1,  // 21: demarc.local.v1.Local.Status:output_type -> demarc.local.v1.StatusResponse
+	7,  // 22: demarc.local.v1.Local.Pin:output_type -> demarc.local.v1.PinResponse
+	9,  // 23: demarc.local.v1.Local.Submit:output_type -> demarc.local.v1.SubmitResponse
+	11, // 24: demarc.local.v1.Local.Review:output_type -> demarc.local.v1.ReviewResponse
+	13, // 25: demarc.local.v1.Local.Access:output_type -> demarc.local.v1.AccessResponse
+	17, // 26: demarc.local.v1.Local.SetPosture:output_type -> demarc.local.v1.SetPostureResponse
+	19, // 27: demarc.local.v1.Local.GetPosture:output_type -> demarc.local.v1.GetPostureResponse
+	23, // 28: demarc.local.v1.Local.SetTransport:output_type -> demarc.local.v1.SetTransportResponse
+	25, // 29: demarc.local.v1.Local.ListOperations:output_type -> demarc.local.v1.ListOperationsResponse
+	28, // 30: demarc.local.v1.Local.ListLog:output_type -> demarc.local.v1.ListLogResponse
+	30, // 31: demarc.local.v1.Local.ExportEvidence:output_type -> demarc.local.v1.ExportEvidenceResponse
+	21, // [21:32] is the sub-list for method output_type
+	10, // [10:21] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_local_v1_local_proto_init() }
@@ -2166,7 +2327,7 @@ func file_local_v1_local_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_local_v1_local_proto_rawDesc), len(file_local_v1_local_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
