@@ -74,7 +74,7 @@ const (
 	MaxAsked      = 4 // own checkpoints for which the vendor's answer is still taken
 	MaxPinned     = 16
 	MaxSiteKeys   = 256
-	MaxCounted    = 1024
+	MaxCounted    = 256
 	MaxOutput     = 4 << 20 // bytes of one operation's output, encrypted
 	MaxHeld       = 64      // operations that run or whose output waits for the customer
 )
