@@ -26,21 +26,17 @@ const (
 	ProtoForward = "demarc-forward/1"
 )
 
-// maxGreetings bounds the handshakes that are going on at the listener. Connections that have proven who they are do
-// not count: a stranger can keep strangers out, not cut the peers off from each other.
-const maxGreetings = 128
-
 // ErrGone is in an error of Config.Peer where the caller was removed for good: it is told so, and stops. Any other is refused, and
 // may be let in later, with another certificate for instance.
 var ErrGone = errors.New("removed for good")
 
 // network is one listener with two protocols, and the way out to the peers. It is hraft's StreamLayer.
 type network struct {
-	n     *Node
-	tls   *tls.Config
-	raft  chan net.Conn // accepted for hraft
-	wg    sync.WaitGroup
-	slots chan struct{}
+	n    *Node
+	tls  *tls.Config
+	raft chan net.Conn // accepted for hraft
+	wg   sync.WaitGroup
+	hall *hall
 
 	mu       sync.Mutex
 	conns    map[*tracked]struct{}
@@ -51,7 +47,7 @@ type network struct {
 }
 
 func newNetwork(n *Node) *network {
-	return &network{n: n, tls: n.cfg.ServerTLS, raft: make(chan net.Conn), slots: make(chan struct{}, maxGreetings), conns: map[*tracked]struct{}{}}
+	return &network{n: n, tls: n.cfg.ServerTLS, raft: make(chan net.Conn), hall: newHall(), conns: map[*tracked]struct{}{}}
 }
 
 // accept takes connections until the listener closes.
@@ -70,29 +66,25 @@ func (w *network) accept() {
 			}
 			continue
 		}
-		select {
-		case w.slots <- struct{}{}:
-		default:
-			_ = c.Close()
-			continue
-		}
+		g := w.hall.enter(c)
 		w.wg.Go(func() {
-			t, id, err := w.greet(c)
-			<-w.slots
+			defer w.hall.leave(g)
+			t, id, err := w.greet(g)
+			w.hall.leave(g)
 			if err == nil {
 				w.welcome(t, id)
 				return
 			}
 			_ = c.Close()
-			if w.n.ctx.Err() == nil {
-				w.n.log.Warn("a peer was refused", "remote", c.RemoteAddr().String(), "err", err)
+			if now, left := w.hall.refuses(t != nil); now && w.n.ctx.Err() == nil {
+				w.n.log.Warn("a peer was refused", "remote", c.RemoteAddr().String(), "err", err, "left_out", left)
 			}
 		})
 	}
 }
 
 // greet shakes hands. The TLS config has verified the caller; that it has is looked at again here. A node that is no
-// member any more is told so.
+// member any more is told so. With an error, the connection is there if its peer proved who it is.
 func (w *network) greet(c net.Conn) (*tls.Conn, string, error) {
 	const op = "raft.greet"
 	ctx, cancel := context.WithTimeout(w.n.ctx, handshakeWait)
@@ -121,7 +113,7 @@ func (w *network) greet(c net.Conn) (*tls.Conn, string, error) {
 			_ = t.SetWriteDeadline(time.Now().Add(pulseWait))
 			_ = writeFrame(t, frame{0, askGone, binary.BigEndian.AppendUint64(nil, w.n.members.index())})
 		}
-		return nil, "", fault.At(op, fault.Denied, err)
+		return t, "", fault.At(op, fault.Denied, err)
 	}
 	return t, id, nil
 }
@@ -168,16 +160,42 @@ type tracked struct {
 	w    *network
 	once sync.Once
 	done chan struct{}
+	came time.Time
+}
+
+// crowded gives the oldest connection with a peer that has as many as it may, nil where it has fewer. The lock is held.
+func (w *network) crowded(id string) (oldest *tracked) {
+	n := 0
+	if id == "" { // who it is is not known here
+		return nil
+	}
+	for c := range w.conns {
+		if c.id != id {
+			continue
+		}
+		if n++; oldest == nil || c.came.Before(oldest.came) {
+			oldest = c
+		}
+	}
+	if n < peerConns {
+		return nil
+	}
+	return oldest
 }
 
 func (w *network) track(c net.Conn, id string) (*tracked, bool) {
-	t := &tracked{Conn: c, id: id, w: w, done: make(chan struct{})}
+	t := &tracked{Conn: c, id: id, w: w, done: make(chan struct{}), came: time.Now()}
 	w.mu.Lock()
 	open := !w.closed && !w.isCut
+	var out *tracked
 	if open {
+		out = w.crowded(id)
 		w.conns[t] = struct{}{}
 	}
 	w.mu.Unlock()
+	if out != nil {
+		out.abort()
+	}
 	if !open {
 		t.abort() // without the lock, and without waiting for the peer
 		return nil, false
