@@ -75,12 +75,15 @@ var table = map[string]rule{
 	controlv1connect.ControlRetireAuthorityProcedure:   from(fleet.Admin),
 	controlv1connect.ControlRenewOperatorProcedure:     from(fleet.Viewer),
 	controlv1connect.ControlUploadArtifactProcedure:    from(fleet.Deployer),
+	controlv1connect.ControlReplicateArtifactProcedure: from(fleet.Deployer),
 	controlv1connect.ControlPublishReleaseProcedure:    from(fleet.Deployer),
 	controlv1connect.ControlProbeProcedure:             from(fleet.Operate),
 	controlv1connect.ControlGetProbeProcedure:          from(fleet.Viewer),
 	controlv1connect.ControlRequestOperationProcedure:  from(fleet.Operate),
 	controlv1connect.ControlListOperationsProcedure:    from(fleet.Viewer),
 	controlv1connect.ControlExportEvidenceProcedure:    from(fleet.Viewer),
+
+	controlv1connect.ReplicasHoldProcedure: only(Node),
 
 	// For an admin alone: who is a member decides who holds the book and its keys.
 	controlv1connect.ClusterListMembersProcedure:        from(fleet.Admin),

@@ -29,7 +29,7 @@ import (
 
 func schemas() []protoreflect.FileDescriptor {
 	return []protoreflect.FileDescriptor{boundaryv1.File_boundary_v1_boundary_proto, controlv1.File_control_v1_control_proto, controlv1.File_control_v1_cluster_proto, controlv1.File_control_v1_operators_proto, controlv1.File_control_v1_keys_proto,
-		controlv1.File_control_v1_reported_proto,
+		controlv1.File_control_v1_reported_proto, controlv1.File_control_v1_artifacts_proto,
 		localv1.File_local_v1_local_proto, managementv1.File_management_v1_management_proto}
 }
 
@@ -59,6 +59,7 @@ var allowed = map[string][]api.Caller{
 	"demarc.control.v1.OperatorService":   {api.Operator}, // likewise
 	"demarc.control.v1.KeyService":        {api.Operator}, // likewise
 	"demarc.control.v1.IssuerKeys":        {api.Operator}, // likewise
+	"demarc.control.v1.Replicas":          {api.Node},
 	"demarc.control.v1.OperatorBootstrap": {api.Stranger},
 	"demarc.local.v1.Local":               {api.Owner},
 	"demarc.management.v1.Management":     {api.Node},
@@ -69,7 +70,7 @@ var allowed = map[string][]api.Caller{
 var least = map[fleet.Rank][]string{
 	fleet.Viewer: {"Control/Status", "Control/ListAppliances", "Control/ListAuthorities", "Control/GetProbe", "Control/ListOperations", "Control/ExportEvidence",
 		"Control/RenewOperator", "OperatorService/ListOperators", "OperatorService/GetDoor", "IssuerKeys/GetExpect"},
-	fleet.Deployer: {"Control/UploadArtifact", "Control/PublishRelease"},
+	fleet.Deployer: {"Control/UploadArtifact", "Control/ReplicateArtifact", "Control/PublishRelease"},
 	fleet.Operate:  {"Control/RegisterCustomer", "Control/RegisterAppliance", "Control/BanAppliance", "Control/Probe", "Control/RequestOperation"},
 	fleet.Admin: {"Control/SetExpect", "Control/PrepareAuthority", "Control/ActivateAuthority", "Control/RetireAuthority",
 		"OperatorService/InviteOperator", "OperatorService/SetOperatorRole", "OperatorService/BanOperator", "OperatorService/RemoveOperator", "KeyService/GetKeys", "KeyService/RotateKey",
@@ -139,6 +140,9 @@ func TestEveryProcedureAsEveryCaller(t *testing.T) {
 		},
 		func() (string, http.Handler) {
 			return controlv1connect.NewIssuerKeysHandler(controlv1connect.UnimplementedIssuerKeysHandler{}, opt)
+		},
+		func() (string, http.Handler) {
+			return controlv1connect.NewReplicasHandler(controlv1connect.UnimplementedReplicasHandler{}, opt)
 		},
 		func() (string, http.Handler) {
 			return localv1connect.NewLocalHandler(localv1connect.UnimplementedLocalHandler{}, opt)

@@ -6,8 +6,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -47,6 +49,72 @@ func (a *app) upload(ctx context.Context, v *vendor, what, file string, d fleet.
 		}
 		return err
 	})
+}
+
+// place uploads an artifact to one node and has it on the disks of a majority of the voters before it returns. Where the node that
+// took the upload is gone before another one has the artifact, it is uploaded again.
+func (a *app) place(ctx context.Context, v *vendor, what, file string, d fleet.Digest) error {
+	const tries = 3
+	for try := 1; ; try++ {
+		if err := a.upload(ctx, v, what, file, d); err != nil {
+			return err
+		}
+		err := a.replicate(ctx, v, what, d)
+		if fault.Of(err) != fault.NotFound || try == tries {
+			return err
+		}
+		a.note("%s: the node that took it is gone, and no other has it: it is uploaded again", what)
+	}
+}
+
+// replicate waits until enough nodes have an artifact on disk, and tells on standard error how far they are.
+func (a *app) replicate(ctx context.Context, v *vendor, what string, d fleet.Digest) error {
+	return v.bulk(ctx, func(ctx context.Context, c controlv1connect.ControlClient, alive func()) error {
+		s, err := c.ReplicateArtifact(ctx, connect.NewRequest(&controlv1.ReplicateArtifactRequest{Digest: string(d)}))
+		if err != nil {
+			return explain(err)
+		}
+		defer s.Close()
+		var last *controlv1.ReplicateArtifactResponse
+		told := time.Now()
+		for s.Receive() {
+			alive()
+			if len(s.Msg().GetCopies()) == 0 {
+				continue
+			}
+			last = s.Msg()
+			if now := time.Now(); now.Sub(told) > time.Second {
+				told = now
+				a.note("%s: %s", what, spread(last))
+			}
+		}
+		if err := s.Err(); err != nil {
+			return explain(err)
+		}
+		a.note("%s: %s", what, spread(last))
+		return nil
+	})
+}
+
+// spread says which voters have an artifact, and how far the others are.
+func spread(m *controlv1.ReplicateArtifactResponse) string {
+	held, voters := 0, 0
+	var rest []string
+	for _, c := range m.GetCopies() {
+		if c.GetVoter() {
+			voters++
+		}
+		switch {
+		case c.GetHeld() && c.GetVoter():
+			held++
+		case c.GetHeld():
+		case c.GetTrouble() != "":
+			rest = append(rest, fmt.Sprintf("%s has %d of %d bytes: %s", c.GetNode(), c.GetArrived(), m.GetSize(), c.GetTrouble()))
+		default:
+			rest = append(rest, fmt.Sprintf("%s has %d of %d bytes", c.GetNode(), c.GetArrived(), m.GetSize()))
+		}
+	}
+	return strings.Join(append([]string{fmt.Sprintf("on the disks of %d of %d voters, %d are needed", held, voters, m.GetNeeded())}, rest...), "; ")
 }
 
 // stream streams one artifact.

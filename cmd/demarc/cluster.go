@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -43,7 +44,7 @@ func (a *app) clusterCommands() []*cobra.Command {
 
 func (a *app) members() *cobra.Command {
 	return a.online(&cobra.Command{Use: "members", Short: "List the nodes: who votes, who leads, who is behind, who is silent", Args: exactly(0, "no arguments"),
-		Long:    "members asks the leader for the configuration in its log and what it knows of each node at this moment; CLOCK is by how\nmuch a node's clock is ahead of what a majority of the voters' clocks says. A node whose role is \"-\" is expected, and is not in the cluster. Names of removed nodes are never used again.",
+		Long:    "members asks the leader for the configuration in its log and what it knows of each node at this moment; LACKS is how\nmany artifacts of releases a node does not have yet, CLOCK by how much a node's clock is ahead of what a majority of the voters' clocks says. A node whose role is \"-\" is expected, and is not in the cluster. Names of removed nodes are never used again.",
 		Example: "  demarc control-plane members\n  demarc control-plane members --output json"},
 		func(ctx context.Context, v *vendor, _ []string) error {
 			m, err := askCluster(ctx, v, controlv1connect.ClusterClient.ListMembers, &controlv1.ListMembersRequest{})
@@ -51,13 +52,13 @@ func (a *app) members() *cobra.Command {
 				return err
 			}
 			return a.emit(m, func(w io.Writer) {
-				fmt.Fprintln(w, "NODE\tROLE\tLEADS\tHEARD\tSILENT\tBEHIND\tCLOCK\tRAFT\tAPI\tBUILD")
+				fmt.Fprintln(w, "NODE\tROLE\tLEADS\tHEARD\tSILENT\tBEHIND\tLACKS\tCLOCK\tRAFT\tAPI\tBUILD")
 				for _, n := range m.GetMembers() {
 					silent := "never heard"
 					if n.GetSilentMs() >= 0 {
 						silent = (time.Duration(n.GetSilentMs()) * time.Millisecond).Round(time.Second / 10).String()
 					}
-					fmt.Fprintf(w, "%s\t%s\t%v\t%v\t%s\t%d\t%s\t%s\t%s\t%s\n", n.GetName(), orDash(n.GetRole()), n.GetLeads(), n.GetHeard(), silent, n.GetLag(), clockOf(n), n.GetRaftAddress(), n.GetApiAddress(), orDash(n.GetBuild()))
+					fmt.Fprintf(w, "%s\t%s\t%v\t%v\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", n.GetName(), orDash(n.GetRole()), n.GetLeads(), n.GetHeard(), silent, n.GetLag(), lacksOf(n), clockOf(n), n.GetRaftAddress(), n.GetApiAddress(), orDash(n.GetBuild()))
 				}
 				for _, n := range m.GetMembers() {
 					if len(n.GetLacks()) > 0 {
@@ -69,6 +70,14 @@ func (a *app) members() *cobra.Command {
 				}
 			})
 		})
+}
+
+// lacksOf spells how many artifacts of releases a node does not have.
+func lacksOf(n *controlv1.ClusterMember) string {
+	if n.ArtifactsMissing == nil {
+		return "-"
+	}
+	return strconv.FormatUint(uint64(n.GetArtifactsMissing()), 10)
 }
 
 // clockOf spells how a node's clock stands.

@@ -152,7 +152,7 @@ func (a *app) release() *cobra.Command {
 	var compose string
 	var to []string
 	c := a.online(&cobra.Command{Use: "publish", Short: "Pack, upload, sign and offer a release", Args: exactly(0, "no arguments"),
-		Long:    "publish reads a Compose file with x-demarc, packs the folders that it names, uploads what the control plane does not have, signs the release\nwith the operator's signing key and offers it. It starts nothing: each customer decides.",
+		Long:    "publish reads a Compose file with x-demarc, packs the folders that it names, uploads what the control plane does not have, signs the release\nwith the operator's signing key and offers it, once a majority of the voting nodes has its artifacts on disk. It starts nothing: each customer decides.",
 		Example: "  demarc release publish --compose app/compose.yaml --appliance eu-1"},
 		func(ctx context.Context, v *vendor, _ []string) error {
 			rel, packed, err := packRelease(compose)
@@ -168,8 +168,8 @@ func (a *app) release() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			for _, name := range slices.Sorted(maps.Keys(rel.Artifacts)) { // to one node: the others fetch what they need from it
-				if err := a.upload(ctx, v, name, packed.path(rel.Artifacts[name]), rel.Artifacts[name]); err != nil {
+			for _, name := range slices.Sorted(maps.Keys(rel.Artifacts)) { // to one node: the others fetch it from there
+				if err := a.place(ctx, v, name, packed.path(rel.Artifacts[name]), rel.Artifacts[name]); err != nil {
 					return err
 				}
 			}

@@ -3,7 +3,12 @@
 package controlplane_test
 
 import (
-	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -15,29 +20,52 @@ import (
 	"github.com/demarc-dev/demarc/daemon/controlplane"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/manifest"
+	"github.com/demarc-dev/demarc/seal"
+	"github.com/demarc-dev/demarc/workload/artifact"
 )
 
-// zeros is an artifact of so many bytes, and a store that has nothing else.
-type zeros int64
-
-func (z zeros) Open(fleet.Digest) (controlplane.Artifact, error) { return z, nil }
-func (zeros) Put(context.Context, fleet.Digest, func() ([]byte, error)) (int64, error) {
-	return 0, fault.New("test", fault.Internal, "nothing is put here")
+// huge is a store with one artifact of so many zeros, by a digest that is not theirs.
+func huge(t *testing.T, size int64) (*artifact.Store, fleet.Digest) {
+	t.Helper()
+	dir, d := t.TempDir(), fleet.DigestOf(nil)
+	s, err := artifact.Open(dir)
+	ok(t, err)
+	f, err := os.Create(filepath.Join(dir, "blobs/sha256", strings.TrimPrefix(string(d), "sha256:")))
+	ok(t, err)
+	ok(t, errors.Join(f.Truncate(size), f.Close()))
+	return s, d
 }
-func (zeros) ReadAt(p []byte, _ int64) (int, error) { clear(p); return len(p), nil }
-func (z zeros) Size() int64                         { return int64(z) }
-func (zeros) Close() error                          { return nil }
+
+// naming is a sealed release that names artifacts.
+func naming(t *testing.T, version string, of ...fleet.Digest) []byte {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	ok(t, err)
+	services, all := "", map[string]fleet.Digest{}
+	for i, d := range of {
+		name := fmt.Sprint("s", i)
+		services += "  " + name + ":\n    command: [bin/app]\n    x-demarc: {artifact: " + name + "}\n"
+		all[name] = d
+	}
+	b, err := seal.Seal(manifest.Release{App: "notes", Version: version, Compose: "x-demarc: {app: notes, version: " + version + "}\nservices:\n" + services, Artifacts: all}, key)
+	ok(t, err)
+	return b
+}
 
 // TestEnemyWasBannedWhileConnected: a ban holds on the connections for calls that are open, too. What is under way ends, and no other
 // call is answered.
 func TestEnemyWasBannedWhileConnected(t *testing.T) {
 	const size = 1 << 30
 	g := newGate(t, 0)
-	g.server.Artifacts = zeros(size)
+	store, d := huge(t, size)
+	g.server.Keep(store)
 	cert := g.enrolled(logKey(t))
+	sealed := naming(t, "1.0.0", d)
+	submitAs(g, controlplane.Publish{Digest: fleet.DigestOf(sealed), App: "notes", Version: "1.0.0", Sealed: sealed, To: []fleet.ApplianceID{"eu-1"}})
 	c := boundaryv1connect.NewBoundaryClient(g.caller(cert), "https://"+g.addr)
 	get := func() (*connect.ServerStreamForClient[boundaryv1.ArtifactChunk], error) {
-		return c.Artifact(t.Context(), connect.NewRequest(&boundaryv1.ArtifactRequest{Digest: string(fleet.DigestOf(nil))}))
+		return c.Artifact(t.Context(), connect.NewRequest(&boundaryv1.ArtifactRequest{Digest: string(d)}))
 	}
 	s, err := get()
 	ok(t, err)
@@ -66,6 +94,58 @@ func TestEnemyWasBannedWhileConnected(t *testing.T) {
 	log := g.order.book.Log()
 	if e := string(log.Entry(log.Size() - 1)); !strings.Contains(e, "refused/1") || !strings.Contains(e, "is banned") {
 		t.Errorf("the refusal is not on record: %s", e)
+	}
+}
+
+// TestAnArtifactIsForThoseItWasOfferedTo (FAULTS.md I5): an appliance gets the artifacts of releases that were offered to it, after the
+// offer was acknowledged and when the release is offered to others too, and is told the same of those of other releases as of those
+// that are nowhere.
+func TestAnArtifactIsForThoseItWasOfferedTo(t *testing.T) {
+	g := newGate(t, 0)
+	store, err := artifact.Open(t.TempDir())
+	ok(t, err)
+	g.server.Keep(store)
+	cert := g.enrolled(logKey(t))
+	put := func(text string) fleet.Digest {
+		d := fleet.DigestOf([]byte(text))
+		_, err := store.Put(t.Context(), d, strings.NewReader(text))
+		ok(t, err)
+		return d
+	}
+	mine, theirs, none, shared := put("mine"), put("theirs"), put("none"), put("shared")
+	submitAs(g, controlplane.RegisterAppliance{Name: "us-1", Customer: "globex", Expect: []byte(`{}`)})
+	publish := func(version string, to fleet.ApplianceID, of ...fleet.Digest) {
+		sealed := naming(t, version, of...)
+		submitAs(g, controlplane.Publish{Digest: fleet.DigestOf(sealed), App: "notes", Version: version, Sealed: sealed, To: []fleet.ApplianceID{to}})
+	}
+	publish("1.0.0", "us-1", theirs)
+	publish("1.0.1", "eu-1", mine)
+	publish("1.0.2", "us-1", theirs, shared)
+	publish("1.0.3", "eu-1", shared)
+	submitAs(g, controlplane.OrdersDone{Name: "eu-1", Upto: 2})
+	c := boundaryv1connect.NewBoundaryClient(g.caller(cert), "https://"+g.addr)
+	get := func(d fleet.Digest) (string, error) {
+		s, err := c.Artifact(t.Context(), connect.NewRequest(&boundaryv1.ArtifactRequest{Digest: string(d)}))
+		ok(t, err)
+		defer s.Close()
+		var b []byte
+		for s.Receive() {
+			b = append(b, s.Msg().GetData()...)
+		}
+		if s.Err() != nil {
+			return "", api.FromWire("test", s.Err())
+		}
+		return string(b), nil
+	}
+	for d, want := range map[fleet.Digest]string{mine: "mine", shared: "shared"} {
+		if got, err := get(d); err != nil || got != want {
+			t.Errorf("%q, %v, want %q", got, err, want)
+		}
+	}
+	for what, d := range map[string]fleet.Digest{"another's": theirs, "of no release": none, "nowhere": fleet.DigestOf([]byte("nowhere"))} {
+		if got, err := get(d); fault.Of(err) != fault.NotFound || !strings.Contains(fault.Text(err), "no release that was offered to appliance") {
+			t.Errorf("%s: %q, %v", what, got, err)
+		}
 	}
 }
 

@@ -266,11 +266,18 @@ func (c Publish) Apply(s *State, m ledger.Meta) (none, error) {
 			return none{}, fault.New("release.publish", fault.Conflict, "%s %s is published already with other content: a release is immutable, choose a new version", c.App, c.Version)
 		}
 	}
-	s.releases = s.releases.Set(c.Digest, Release{Digest: c.Digest, App: c.App, Version: c.Version, Sealed: c.Sealed, At: m.At, By: m.By})
+	number := uint64(s.releases.Len()) + 1
+	if old, ok := s.releases.Get(c.Digest); ok {
+		number = old.Number
+	}
+	s.releases = s.releases.Set(c.Digest, Release{Digest: c.Digest, App: c.App, Version: c.Version, Sealed: c.Sealed, At: m.At, By: m.By, Number: number})
 	for _, to := range c.To {
 		if err := s.ask(to, Order{Release: c.Sealed}); err != nil {
 			return none{}, err
 		}
+		a, _ := s.appliances.Get(to)
+		a.Offered = a.Offered.with(number)
+		s.appliances = s.appliances.Set(to, a)
 	}
 	return none{}, nil
 }

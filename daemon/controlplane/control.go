@@ -95,36 +95,8 @@ func (s *Server) BanAppliance(ctx context.Context, req *connect.Request[controlv
 	return connect.NewResponse(&controlv1.BanApplianceResponse{}), err
 }
 
-// UploadArtifact takes an artifact; nothing is kept unless its bytes have the digest that was announced.
-func (s *Server) UploadArtifact(ctx context.Context, stream *connect.ClientStream[controlv1.UploadArtifactRequest]) (*connect.Response[controlv1.UploadArtifactResponse], error) {
-	if !stream.Receive() {
-		if err := stream.Err(); err != nil {
-			return nil, err
-		}
-		return nil, fault.New("controlplane.UploadArtifact", fault.Invalid, "an upload begins with the artifact's digest")
-	}
-	d := fleet.Digest(stream.Msg().GetDigest())
-	if err := d.Check(); err != nil {
-		return nil, err
-	}
-	first := true
-	n, err := s.Artifacts.Put(ctx, d, func() ([]byte, error) {
-		if first {
-			first = false
-			return stream.Msg().GetData(), nil
-		}
-		if !stream.Receive() {
-			return nil, stream.Err()
-		}
-		return stream.Msg().GetData(), nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	return connect.NewResponse(&controlv1.UploadArtifactResponse{Size: n}), nil
-}
-
-// PublishRelease puts a signed release into the book and offers it. Who may sign releases is pinned at each appliance.
+// PublishRelease puts a signed release into the book and offers it, once a majority of the voters has its artifacts on disk. Who may
+// sign releases is pinned at each appliance.
 func (s *Server) PublishRelease(ctx context.Context, req *connect.Request[controlv1.PublishReleaseRequest]) (*connect.Response[controlv1.PublishReleaseResponse], error) {
 	const op = "controlplane.PublishRelease"
 	m := req.Msg
@@ -132,17 +104,16 @@ func (s *Server) PublishRelease(ctx context.Context, req *connect.Request[contro
 	if err != nil {
 		return nil, err
 	}
-	for service, d := range rel.Artifacts {
-		f, err := s.Artifacts.Open(d)
-		if fault.Of(err) == fault.NotFound && s.Fetch != nil {
-			if err = s.Fetch(ctx, d); err == nil {
-				f, err = s.Artifacts.Open(d)
-			}
+	if len(rel.Artifacts) > maxServices {
+		return nil, fault.New(op, fault.Invalid, "the release has %d artifacts, and %d is the most", len(rel.Artifacts), maxServices)
+	}
+	if len(rel.Artifacts) > 0 {
+		if s.depot.store == nil {
+			return nil, fault.New(op, fault.Unavailable, "this node keeps no artifacts")
 		}
-		if err != nil {
-			return nil, fault.Because(err, op, fault.NotFound, "the artifact of service %q, %s, is on no node: upload it first", service, d.Short())
+		if err := s.depot.replicateAll(ctx, rel); err != nil {
+			return nil, err
 		}
-		f.Close()
 	}
 	if err := s.Order.Read(ctx); err != nil {
 		return nil, err

@@ -11,7 +11,11 @@ import (
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/workload/artifact"
 )
+
+// Keep gives a server a store, before it is used.
+func (s *Server) Keep(store *artifact.Store) { s.depot.store = store }
 
 // RefusesNode tells whether a certificate of a node is refused, and whether open connections with it end.
 func RefusesNode(s State, name string, serial fleet.Serial, begins time.Time) (cut bool, err error) {

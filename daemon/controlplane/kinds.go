@@ -27,6 +27,20 @@ var firstKinds = []string{"genesis/1", "customer.register/1", "appliance.registe
 type about struct {
 	Build string   `json:"build"`
 	Knows []string `json:"knows"`
+	Lacks *int64   `json:"artifacts_missing,omitempty"` // artifacts that releases name and it does not have; nil where that is not known
+}
+
+// About is what the leader is told of this node.
+func (s *Server) About() []byte {
+	is := about{Build: s.Build, Knows: s.book.Kinds()}
+	if n := s.depot.missing.Load(); n >= 0 && s.depot.store != nil {
+		is.Lacks = &n
+	}
+	b, err := json.Marshal(is)
+	if err != nil { // strings and a number
+		return nil
+	}
+	return b
 }
 
 // Voting is who votes, and what each said of itself to this node while it leads.
@@ -84,7 +98,7 @@ func (g Gate) known(kind string) error {
 		}
 		p, _ := page.Peer(id)
 		if b == nil { // it is not heard from: what it said last counts
-			says = about{p.Build, p.Knows}
+			says = about{Build: p.Build, Knows: p.Knows}
 		}
 		switch {
 		case slices.Contains(says.Knows, kind):

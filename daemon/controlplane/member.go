@@ -25,7 +25,7 @@ func (n *node) raftConfig(ln net.Listener) raft.Config {
 		return nil
 	}
 	cfg := raft.Config{Dir: filepath.Join(n.cfg.Dir, "raft"), Machine: Gate{Book: n.book, Cluster: n.voting}, Join: n.cfg.Join, Begin: func() error { return n.mayBegin(time.Now()) },
-		Listener: ln, Logger: n.log, Registerer: n.reg.Registerer(), Peer: n.peer, About: func() []byte { return n.says },
+		Listener: ln, Logger: n.log, Registerer: n.reg.Registerer(), Peer: n.peer, About: n.server.About,
 		ServerTLS: identity.Server(n.files.ToPeers(), nodesOnly, true, raft.ProtoRaft, raft.ProtoForward),
 		ClientTLS: n.toPeer}
 	for _, m := range n.cfg.Cluster {

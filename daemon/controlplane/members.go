@@ -5,6 +5,7 @@ package controlplane
 import (
 	"context"
 	"encoding/json"
+	"math"
 	"net"
 	"slices"
 	"time"
@@ -120,9 +121,13 @@ func (s *Server) members(all raft.Cluster, page State) []*controlv1.ClusterMembe
 		}
 		p, known := page.Peer(m.ID)
 		w.VoterWanted, w.Build = p.Voter || m.Role == raft.Voter, p.Build
-		says := about{p.Build, p.Knows}
+		says := about{Build: p.Build, Knows: p.Knows}
 		if m.About != nil && json.Unmarshal(m.About, &says) == nil {
 			w.Build = says.Build
+			if says.Lacks != nil {
+				n := uint32(min(max(*says.Lacks, 0), math.MaxUint32))
+				w.ArtifactsMissing = &n
+			}
 		}
 		if known && says.Knows != nil {
 			for _, k := range s.book.Kinds() {

@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"log/slog"
 	"net"
 	"os"
@@ -55,7 +54,6 @@ type node struct {
 	files  *Source
 	store  *artifact.Store
 	up     atomic.Bool // raft is there
-	says   []byte      // what the leader is told of this node
 }
 
 // witnessEvery is how often appliances are asked to countersign the vendor's log, where it grew.
@@ -85,10 +83,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	if err != nil {
 		return nil, err
 	}
-	if n.says, err = json.Marshal(about{build, n.book.Kinds()}); err != nil {
-		return nil, fault.At(op, fault.Internal, err)
-	}
-	n.server, err = NewServer(Options{Login: people, Name: cfg.Name, Book: n.book, Order: n, Artifacts: blobs{n.store}, Fetch: n.fetch, KEK: keks[0].key, LeafLife: cfg.Leaf.Life,
+	n.server, err = NewServer(Options{Login: people, Name: cfg.Name, Book: n.book, Order: n, Artifacts: n.store, KEK: keks[0].key, LeafLife: cfg.Leaf.Life,
 		Backdate:  max(cfg.Leaf.Backdate, time.Nanosecond), // a certificate counts whole seconds: 0s is none
 		Platforms: platforms, Members: members, Cluster: n, Build: build, Now: n.now, Clocks: n, Snapshot: n.snapshot, Log: log, Meter: meterOf(n.reg)})
 	if err != nil {
@@ -100,6 +95,9 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	if n.files, err = loadFiles(cfg, n.server); err != nil {
 		return nil, err
 	}
+	n.server.Reach(func(node string) *tls.Config {
+		return identity.Client(n.files, identity.WantNode(cfg.TrustDomain, node), "h2")
+	})
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "dir can't be made: %v", err)
 	}
@@ -125,7 +123,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	conf := identity.Server(n.files, n.server.Admit, false, Protocols()...)
 	door := n.server.Door("door", ln, conf, log)
 	// Catch-up comes before genesis, which waits for a leader: none speaks to a node that has to catch up first.
-	parts := []daemon.Part{daemon.Func("raft", n.runRaft), door.Porch(), daemon.Func("catch-up", func(ctx context.Context, ready func()) error {
+	parts := []daemon.Part{daemon.Func("raft", n.runRaft), daemon.Func("artifacts", n.server.TendArtifacts), door.Porch(), daemon.Func("catch-up", func(ctx context.Context, ready func()) error {
 		ready()
 		return n.server.CatchUp(ctx, n.files, catchUpEvery)
 	}), daemon.Func("genesis", n.genesis), daemon.Func("introduction", n.introduce), daemon.Func("recheck", n.recheck)}
@@ -367,6 +365,7 @@ func (n *node) describe() {
 		count, _ := n.book.Remembered()
 		return float64(count)
 	})
+	r.Gauge("demarc_artifacts_missing", "Artifacts that releases name and that this node does not have; -1 before it looked.", func() float64 { return float64(n.server.depot.missing.Load()) })
 	r.Gauge("demarc_orders_waiting", "Orders that appliances have not acknowledged.", func() float64 { return float64(t.of(n.book.View()).orders) })
 	r.Check("raft", func(ctx context.Context) error { return n.raft.Read(ctx) })
 	r.Check("clock", func(context.Context) error { return n.raft.Clock() })

@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"io"
 	"net/http"
 	"os"
 	"time"
@@ -15,96 +14,12 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/demarc-dev/demarc/api"
-	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
-	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	managementv1 "github.com/demarc-dev/demarc/api/management/v1"
 	"github.com/demarc-dev/demarc/api/management/v1/managementv1connect"
 	"github.com/demarc-dev/demarc/fault"
-	"github.com/demarc-dev/demarc/fleet"
-	"github.com/demarc-dev/demarc/identity"
-	"github.com/demarc-dev/demarc/workload/artifact"
 )
 
-// blobs is the artifact store as the server wants it.
-type blobs struct{ s *artifact.Store }
-
-// Open implements [Artifacts].
-func (b blobs) Open(d fleet.Digest) (Artifact, error) {
-	f, err := b.s.Get(d)
-	if err != nil {
-		return nil, err
-	}
-	return f, nil
-}
-
-// Put implements [Artifacts].
-func (b blobs) Put(ctx context.Context, d fleet.Digest, next func() ([]byte, error)) (int64, error) {
-	return b.s.Put(ctx, d, &pulled{next: next})
-}
-
-// pulled makes a reader of messages; an empty one is the end.
-type pulled struct {
-	next func() ([]byte, error)
-	rest []byte
-}
-
-// Read implements io.Reader.
-func (p *pulled) Read(b []byte) (int, error) {
-	if len(p.rest) == 0 {
-		data, err := p.next()
-		if err != nil {
-			return 0, err
-		}
-		if len(data) == 0 {
-			return 0, io.EOF
-		}
-		p.rest = data
-	}
-	n := copy(b, p.rest)
-	p.rest = p.rest[n:]
-	return n, nil
-}
-
 func trimmed(b []byte) string { return string(bytes.TrimSpace(b)) }
-
-// fetch brings an artifact here from a node that has it: an operator uploads to one node, and appliances ask any.
-func (n *node) fetch(ctx context.Context, d fleet.Digest) error {
-	const op = "controlplane.fetch"
-	last := error(fault.New(op, fault.NotFound, "artifact %s is on no node", d.Short()))
-	for _, m := range n.server.roster() {
-		if m.Name == n.cfg.Name || m.API == "" {
-			continue
-		}
-		tr := &http.Transport{ForceAttemptHTTP2: true, TLSClientConfig: identity.Client(n.files, identity.WantNode(n.cfg.TrustDomain, m.Name), "h2")}
-		client := boundaryv1connect.NewBoundaryClient(&http.Client{Transport: tr}, "https://"+m.API, connect.WithReadMaxBytes(1<<20))
-		err := n.fetchFrom(ctx, client, d)
-		tr.CloseIdleConnections()
-		if err == nil {
-			n.log.Info("artifact fetched", "digest", d.Short(), "from", m.Name)
-			return nil
-		}
-		if fault.Of(err) != fault.NotFound {
-			last = err
-		}
-	}
-	return fault.At(op, "", last)
-}
-
-func (n *node) fetchFrom(ctx context.Context, client boundaryv1connect.BoundaryClient, d fleet.Digest) error {
-	const op = "controlplane.fetch"
-	stream, err := client.Artifact(ctx, connect.NewRequest(&boundaryv1.ArtifactRequest{Digest: string(d)}))
-	if err != nil {
-		return api.FromWire(op, err)
-	}
-	defer stream.Close()
-	_, err = n.store.Put(ctx, d, &pulled{next: func() ([]byte, error) {
-		if !stream.Receive() {
-			return nil, api.FromWire(op, stream.Err())
-		}
-		return stream.Msg().GetData(), nil
-	}})
-	return err
-}
 
 // reportWait bounds one message to the management plane.
 const reportWait = 5 * time.Second

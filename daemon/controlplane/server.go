@@ -29,6 +29,7 @@ import (
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/telemetry"
+	"github.com/demarc-dev/demarc/workload/artifact"
 )
 
 // Sequence is the order of changes: raft in a cluster, anything that puts bytes into one order in a test.
@@ -40,27 +41,13 @@ type Sequence interface {
 	Leader() string
 }
 
-// Artifacts keeps artifacts by their digest.
-type Artifacts interface {
-	Open(d fleet.Digest) (Artifact, error)
-	Put(ctx context.Context, d fleet.Digest, next func() ([]byte, error)) (int64, error)
-}
-
-// Artifact is one open artifact. Offsets and sizes are in bytes.
-type Artifact interface {
-	ReadAt(p []byte, off int64) (int, error)
-	Size() int64
-	Close() error
-}
-
 // Options is what a server is made of.
 type Options struct {
 	Name      string // of this node
 	Book      *ledger.Book[State]
 	Order     Sequence
-	Artifacts Artifacts
-	Fetch     func(ctx context.Context, d fleet.Digest) error // from the node that has it; may be nil
-	KEK       []byte                                          // 32 bytes; opens the CA keys. See [Server.TendKeys] for another one
+	Artifacts *artifact.Store // nil: this node keeps none
+	KEK       []byte          // 32 bytes; opens the CA keys. See [Server.TendKeys] for another one
 	LeafLife  time.Duration
 	Backdate  time.Duration                                                     // of leaves, from their issue; zero means [identity.DefaultBackdate]
 	Platforms *platform.Verifier                                                // asks AWS, Google and listed issuers; nil: pinned keys are all that is known
@@ -119,6 +106,7 @@ type Server struct {
 	refusals  refusals
 	guests    *guests
 	channels  channels
+	depot     *depot
 	patience  *patience
 	leaving   atomic.Bool   // the book knows that this node stops
 	turns     chan struct{} // handshakes that compute, at all doors
@@ -190,6 +178,7 @@ func NewServer(o Options) (*Server, error) {
 		refusals: newRefusals(), guests: newGuests(),
 		channels: channels{open: map[fleet.ApplianceID]*live{}, greeted: map[fleet.ApplianceID][]*tls.Conn{}}, patience: newPatience(), sessions: newSessions(),
 		turns: make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), meter: o.Meter.orNone()}
+	s.depot = newDepot(s, o.Artifacts)
 	s.ring.set(key)
 	return s, nil
 }
@@ -251,6 +240,7 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle(boundaryv1connect.NewBootstrapHandler(bootstrap{Server: s}, small...))
 	mux.Handle(boundaryv1connect.NewBoundaryHandler(s, opts...))
 	mux.Handle(controlv1connect.NewControlHandler(s, opts...))
+	mux.Handle(controlv1connect.NewReplicasHandler(replicas{Server: s}, small...))
 	mux.Handle(controlv1connect.NewClusterHandler(cluster{Server: s}, opts...))
 	mux.Handle(controlv1connect.NewOperatorServiceHandler(s, opts...))
 	mux.Handle(controlv1connect.NewKeyServiceHandler(s, opts...))

@@ -90,6 +90,8 @@ type Appliance struct {
 	OrdersDone  uint64  `json:"orders_done,omitempty"`
 	ReportsDone uint64  `json:"reports_done,omitempty"`
 
+	Offered spans `json:"offered,omitempty"` // numbers of the releases that were offered to it
+
 	Probe Probe `json:"probe,omitzero"` // the newest one
 
 	// Keys of its cluster that came after the registration; see [ReportKeys].
@@ -147,6 +149,7 @@ type Release struct {
 	Sealed  []byte          `json:"sealed"`
 	At      time.Time       `json:"at"`
 	By      fleet.Principal `json:"by"`
+	Number  uint64          `json:"number"` // 1, 2, 3, ... in the order of their publication
 }
 
 // Operation is the vendor's side of an operation: the statements that the appliance let out, and no output in clear.

@@ -5,7 +5,7 @@
 // # Promise
 //
 // What [Store.Get] and [Store.Unpack] give has the digest that was asked for: it was checked when it came in, while it was
-// streamed, and nothing is kept of what did not match. An archive can't write outside of its own folder, make a link or a
+// streamed, and nothing is kept of what did not match. What [Store.Durable] tells of outlasts a loss of power. An archive can't write outside of its own folder, make a link or a
 // device, or grow beyond its bounds.
 //
 // # On disk
@@ -29,6 +29,8 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
+	"time"
 
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -65,7 +67,18 @@ func Open(dir string) (*Store, error) {
 	if err := s.loadIndex(); err != nil {
 		return nil, fault.At(op, "", err)
 	}
+	if err := syncDir(filepath.Join(dir, "blobs/sha256")); err != nil { // a process may have died between a rename and this
+		return nil, fault.At(op, fault.Unavailable, err)
+	}
 	return s, nil
+}
+
+// full explains a write that failed because the disk has no room, and passes other errors on.
+func full(op string, err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fault.Because(err, op, fault.Unavailable, "the disk that keeps artifacts is full: nothing of this artifact was kept, make space and try again")
+	}
+	return fault.At(op, fault.Unavailable, err)
 }
 
 func (s *Store) path(part string, d fleet.Digest) (string, error) {
@@ -83,6 +96,25 @@ func (s *Store) Has(d fleet.Digest) bool {
 	}
 	_, err = os.Stat(p)
 	return err == nil
+}
+
+// Durable reports whether an artifact is there, whole, and outlasts a loss of power: nobody is still writing it.
+func (s *Store) Durable(d fleet.Digest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.busy[d] && s.Has(d)
+}
+
+// Arrived is how many bytes of an artifact are here: all of them, or so many as came until now.
+func (s *Store) Arrived(d fleet.Digest) int64 {
+	for _, part := range []string{"blobs/sha256", "partial"} {
+		if p, err := s.path(part, d); err == nil {
+			if info, err := os.Stat(p); err == nil {
+				return info.Size()
+			}
+		}
+	}
+	return 0
 }
 
 // Blob is an open artifact.
@@ -126,7 +158,7 @@ func (s *Store) Put(ctx context.Context, d fleet.Digest, r io.Reader) (int64, er
 	if p.done {
 		return p.at, s.index(d, p.at)
 	}
-	if err := p.restart(); err != nil {
+	if err := p.Restart(); err != nil {
 		return 0, err
 	}
 	buf := make([]byte, 256<<10)
@@ -170,6 +202,8 @@ func (s *Store) Begin(d fleet.Digest) (*Partial, error) {
 			return nil, err
 		}
 		defer b.Close()
+		now := time.Now()
+		_ = os.Chtimes(b.Name(), now, now) // it is wanted again: see Collect
 		return &Partial{s: s, d: d, at: b.Size(), done: true}, nil
 	}
 	if s.busy[d] {
@@ -177,7 +211,7 @@ func (s *Store) Begin(d fleet.Digest) (*Partial, error) {
 	}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fault.At(op, fault.Unavailable, err)
+		return nil, full(op, err)
 	}
 	p := &Partial{s: s, d: d, f: f, sum: sha256.New()}
 	if p.at, err = io.Copy(p.sum, f); err != nil {
@@ -194,17 +228,22 @@ func (p *Partial) Offset() int64 { return p.at }
 // Done tells that the artifact was there already.
 func (p *Partial) Done() bool { return p.done }
 
-func (p *Partial) restart() error {
+// Restart throws away what came so far.
+func (p *Partial) Restart() error {
+	const op = "artifact.Restart"
+	if p.done || p.f == nil {
+		return fault.New(op, fault.Conflict, "the artifact is whole already, or closed")
+	}
 	p.sum.Reset()
 	p.at = 0
 	if err := p.f.Truncate(0); err != nil {
-		return fault.At("artifact.restart", fault.Unavailable, err)
+		return fault.At(op, fault.Unavailable, err)
 	}
 	_, err := p.f.Seek(0, io.SeekStart)
-	return fault.At("artifact.restart", fault.Unavailable, err)
+	return fault.At(op, fault.Unavailable, err)
 }
 
-// Write appends.
+// Write appends. Where the disk is full nothing of the artifact is kept, so that others who need the disk have it.
 func (p *Partial) Write(b []byte) (int, error) {
 	const op = "artifact.Write"
 	if p.done || p.f == nil {
@@ -216,7 +255,16 @@ func (p *Partial) Write(b []byte) (int, error) {
 	n, err := p.f.Write(b)
 	p.sum.Write(b[:n])
 	p.at += int64(n)
-	return n, fault.At(op, fault.Unavailable, err)
+	return n, p.failed(op, err)
+}
+
+// failed gives up what came so far where the disk is full.
+func (p *Partial) failed(op string, err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		_ = os.Remove(p.f.Name())
+		_ = p.f.Close() // a later write fails
+	}
+	return full(op, err)
 }
 
 // Commit puts the artifact into the store if it is the one that was announced; if not, nothing of it is kept.
@@ -238,15 +286,16 @@ func (p *Partial) Commit() error {
 		return err
 	}
 	if err := p.f.Sync(); err != nil {
-		return fault.At(op, fault.Unavailable, err)
+		return p.failed(op, err)
 	}
 	if err := os.Rename(from, to); err != nil {
+		return p.failed(op, err)
+	}
+	if err := syncDir(filepath.Dir(to)); err != nil {
+		_ = os.Remove(to) // it may not outlast a loss of power
 		return fault.At(op, fault.Unavailable, err)
 	}
 	p.done = true
-	if err := syncDir(filepath.Dir(to)); err != nil {
-		return fault.At(op, fault.Unavailable, err)
-	}
 	return fault.At(op, "", p.s.index(p.d, p.at))
 }
 

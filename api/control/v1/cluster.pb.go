@@ -140,21 +140,22 @@ func (x *ListMembersResponse) GetAutopilot() *Autopilot {
 
 // ClusterMember is a node by its stable name. Times are of the leader's watch, and are of this moment.
 type ClusterMember struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Role          string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`                                  // voter, non-voter; absent: in the book, and not in the cluster
-	RaftAddress   string                 `protobuf:"bytes,3,opt,name=raft_address,json=raftAddress,proto3" json:"raft_address,omitempty"` // by the log
-	ApiAddress    string                 `protobuf:"bytes,4,opt,name=api_address,json=apiAddress,proto3" json:"api_address,omitempty"`    // by the book
-	Leads         bool                   `protobuf:"varint,5,opt,name=leads,proto3" json:"leads,omitempty"`
-	Heard         bool                   `protobuf:"varint,6,opt,name=heard,proto3" json:"heard,omitempty"`                                // the leader hears from it
-	SilentMs      int64                  `protobuf:"varint,7,opt,name=silent_ms,json=silentMs,proto3" json:"silent_ms,omitempty"`          // since the leader heard of it last; -1: never since it leads
-	Lag           uint64                 `protobuf:"varint,8,opt,name=lag,proto3" json:"lag,omitempty"`                                    // entries of the log that it does not have
-	VoterWanted   bool                   `protobuf:"varint,9,opt,name=voter_wanted,json=voterWanted,proto3" json:"voter_wanted,omitempty"` // autopilot may promote it
-	Build         string                 `protobuf:"bytes,10,opt,name=build,proto3" json:"build,omitempty"`
-	Lacks         []string               `protobuf:"bytes,11,rep,name=lacks,proto3" json:"lacks,omitempty"`                                            // kinds of changes that the leader knows and this node does not
-	ClockAheadMs  *int64                 `protobuf:"varint,12,opt,name=clock_ahead_ms,json=clockAheadMs,proto3,oneof" json:"clock_ahead_ms,omitempty"` // of what a majority of the voters' clocks says; absent: not known
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Name             string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Role             string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`                                  // voter, non-voter; absent: in the book, and not in the cluster
+	RaftAddress      string                 `protobuf:"bytes,3,opt,name=raft_address,json=raftAddress,proto3" json:"raft_address,omitempty"` // by the log
+	ApiAddress       string                 `protobuf:"bytes,4,opt,name=api_address,json=apiAddress,proto3" json:"api_address,omitempty"`    // by the book
+	Leads            bool                   `protobuf:"varint,5,opt,name=leads,proto3" json:"leads,omitempty"`
+	Heard            bool                   `protobuf:"varint,6,opt,name=heard,proto3" json:"heard,omitempty"`                                // the leader hears from it
+	SilentMs         int64                  `protobuf:"varint,7,opt,name=silent_ms,json=silentMs,proto3" json:"silent_ms,omitempty"`          // since the leader heard of it last; -1: never since it leads
+	Lag              uint64                 `protobuf:"varint,8,opt,name=lag,proto3" json:"lag,omitempty"`                                    // entries of the log that it does not have
+	VoterWanted      bool                   `protobuf:"varint,9,opt,name=voter_wanted,json=voterWanted,proto3" json:"voter_wanted,omitempty"` // autopilot may promote it
+	Build            string                 `protobuf:"bytes,10,opt,name=build,proto3" json:"build,omitempty"`
+	Lacks            []string               `protobuf:"bytes,11,rep,name=lacks,proto3" json:"lacks,omitempty"`                                                      // kinds of changes that the leader knows and this node does not
+	ClockAheadMs     *int64                 `protobuf:"varint,12,opt,name=clock_ahead_ms,json=clockAheadMs,proto3,oneof" json:"clock_ahead_ms,omitempty"`           // of what a majority of the voters' clocks says; absent: not known
+	ArtifactsMissing *uint32                `protobuf:"varint,13,opt,name=artifacts_missing,json=artifactsMissing,proto3,oneof" json:"artifacts_missing,omitempty"` // that releases name and it does not have; absent: not known
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *ClusterMember) Reset() {
@@ -267,6 +268,13 @@ func (x *ClusterMember) GetLacks() []string {
 func (x *ClusterMember) GetClockAheadMs() int64 {
 	if x != nil && x.ClockAheadMs != nil {
 		return *x.ClockAheadMs
+	}
+	return 0
+}
+
+func (x *ClusterMember) GetArtifactsMissing() uint32 {
+	if x != nil && x.ArtifactsMissing != nil {
+		return *x.ArtifactsMissing
 	}
 	return 0
 }
@@ -1282,7 +1290,7 @@ const file_control_v1_cluster_proto_rawDesc = "" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12:\n" +
 	"\amembers\x18\x03 \x03(\v2 .demarc.control.v1.ClusterMemberR\amembers\x12\x18\n" +
 	"\aremoved\x18\x04 \x03(\tR\aremoved\x12:\n" +
-	"\tautopilot\x18\x05 \x01(\v2\x1c.demarc.control.v1.AutopilotR\tautopilot\"\xe3\x02\n" +
+	"\tautopilot\x18\x05 \x01(\v2\x1c.demarc.control.v1.AutopilotR\tautopilot\"\xab\x03\n" +
 	"\rClusterMember\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12!\n" +
@@ -1297,8 +1305,10 @@ const file_control_v1_cluster_proto_rawDesc = "" +
 	"\x05build\x18\n" +
 	" \x01(\tR\x05build\x12\x14\n" +
 	"\x05lacks\x18\v \x03(\tR\x05lacks\x12)\n" +
-	"\x0eclock_ahead_ms\x18\f \x01(\x03H\x00R\fclockAheadMs\x88\x01\x01B\x11\n" +
-	"\x0f_clock_ahead_ms\"\xb8\x01\n" +
+	"\x0eclock_ahead_ms\x18\f \x01(\x03H\x00R\fclockAheadMs\x88\x01\x01\x120\n" +
+	"\x11artifacts_missing\x18\r \x01(\rH\x01R\x10artifactsMissing\x88\x01\x01B\x11\n" +
+	"\x0f_clock_ahead_msB\x14\n" +
+	"\x12_artifacts_missing\"\xb8\x01\n" +
 	"\x10AddMemberRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +

@@ -1793,6 +1793,187 @@ func (x *UploadArtifactResponse) GetSize() int64 {
 	return 0
 }
 
+type ReplicateArtifactRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicateArtifactRequest) Reset() {
+	*x = ReplicateArtifactRequest{}
+	mi := &file_control_v1_control_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicateArtifactRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicateArtifactRequest) ProtoMessage() {}
+
+func (x *ReplicateArtifactRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicateArtifactRequest.ProtoReflect.Descriptor instead.
+func (*ReplicateArtifactRequest) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ReplicateArtifactRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+// ReplicateArtifactResponse is how far the nodes are now. The stream ends without an error when enough voters have it.
+type ReplicateArtifactResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Copies        []*ArtifactCopy        `protobuf:"bytes,1,rep,name=copies,proto3" json:"copies,omitempty"`
+	Needed        uint32                 `protobuf:"varint,2,opt,name=needed,proto3" json:"needed,omitempty"` // voters that must have it
+	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`     // of the artifact, in bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicateArtifactResponse) Reset() {
+	*x = ReplicateArtifactResponse{}
+	mi := &file_control_v1_control_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicateArtifactResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicateArtifactResponse) ProtoMessage() {}
+
+func (x *ReplicateArtifactResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicateArtifactResponse.ProtoReflect.Descriptor instead.
+func (*ReplicateArtifactResponse) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ReplicateArtifactResponse) GetCopies() []*ArtifactCopy {
+	if x != nil {
+		return x.Copies
+	}
+	return nil
+}
+
+func (x *ReplicateArtifactResponse) GetNeeded() uint32 {
+	if x != nil {
+		return x.Needed
+	}
+	return 0
+}
+
+func (x *ReplicateArtifactResponse) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+type ArtifactCopy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Voter         bool                   `protobuf:"varint,2,opt,name=voter,proto3" json:"voter,omitempty"`
+	Held          bool                   `protobuf:"varint,3,opt,name=held,proto3" json:"held,omitempty"`       // whole, and on disk
+	Arrived       int64                  `protobuf:"varint,4,opt,name=arrived,proto3" json:"arrived,omitempty"` // bytes that it has
+	Trouble       string                 `protobuf:"bytes,5,opt,name=trouble,proto3" json:"trouble,omitempty"`  // why its last try failed; empty where none did
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ArtifactCopy) Reset() {
+	*x = ArtifactCopy{}
+	mi := &file_control_v1_control_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ArtifactCopy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ArtifactCopy) ProtoMessage() {}
+
+func (x *ArtifactCopy) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ArtifactCopy.ProtoReflect.Descriptor instead.
+func (*ArtifactCopy) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ArtifactCopy) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ArtifactCopy) GetVoter() bool {
+	if x != nil {
+		return x.Voter
+	}
+	return false
+}
+
+func (x *ArtifactCopy) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
+}
+
+func (x *ArtifactCopy) GetArrived() int64 {
+	if x != nil {
+		return x.Arrived
+	}
+	return 0
+}
+
+func (x *ArtifactCopy) GetTrouble() string {
+	if x != nil {
+		return x.Trouble
+	}
+	return ""
+}
+
 type PublishReleaseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -1804,7 +1985,7 @@ type PublishReleaseRequest struct {
 
 func (x *PublishReleaseRequest) Reset() {
 	*x = PublishReleaseRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[31]
+	mi := &file_control_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1816,7 +1997,7 @@ func (x *PublishReleaseRequest) String() string {
 func (*PublishReleaseRequest) ProtoMessage() {}
 
 func (x *PublishReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[31]
+	mi := &file_control_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1829,7 +2010,7 @@ func (x *PublishReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishReleaseRequest.ProtoReflect.Descriptor instead.
 func (*PublishReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PublishReleaseRequest) GetRequestId() string {
@@ -1863,7 +2044,7 @@ type PublishReleaseResponse struct {
 
 func (x *PublishReleaseResponse) Reset() {
 	*x = PublishReleaseResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[32]
+	mi := &file_control_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1875,7 +2056,7 @@ func (x *PublishReleaseResponse) String() string {
 func (*PublishReleaseResponse) ProtoMessage() {}
 
 func (x *PublishReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[32]
+	mi := &file_control_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1888,7 +2069,7 @@ func (x *PublishReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishReleaseResponse.ProtoReflect.Descriptor instead.
 func (*PublishReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PublishReleaseResponse) GetDigest() string {
@@ -1918,7 +2099,7 @@ type ProbeRequest struct {
 
 func (x *ProbeRequest) Reset() {
 	*x = ProbeRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[33]
+	mi := &file_control_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1930,7 +2111,7 @@ func (x *ProbeRequest) String() string {
 func (*ProbeRequest) ProtoMessage() {}
 
 func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[33]
+	mi := &file_control_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1943,7 +2124,7 @@ func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeRequest.ProtoReflect.Descriptor instead.
 func (*ProbeRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ProbeRequest) GetRequestId() string {
@@ -1989,7 +2170,7 @@ type ProbeResponse struct {
 
 func (x *ProbeResponse) Reset() {
 	*x = ProbeResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[34]
+	mi := &file_control_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2001,7 +2182,7 @@ func (x *ProbeResponse) String() string {
 func (*ProbeResponse) ProtoMessage() {}
 
 func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[34]
+	mi := &file_control_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2014,7 +2195,7 @@ func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResponse.ProtoReflect.Descriptor instead.
 func (*ProbeResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 type GetProbeRequest struct {
@@ -2027,7 +2208,7 @@ type GetProbeRequest struct {
 
 func (x *GetProbeRequest) Reset() {
 	*x = GetProbeRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[35]
+	mi := &file_control_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2039,7 +2220,7 @@ func (x *GetProbeRequest) String() string {
 func (*GetProbeRequest) ProtoMessage() {}
 
 func (x *GetProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[35]
+	mi := &file_control_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2052,7 +2233,7 @@ func (x *GetProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProbeRequest.ProtoReflect.Descriptor instead.
 func (*GetProbeRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetProbeRequest) GetAppliance() string {
@@ -2081,7 +2262,7 @@ type GetProbeResponse struct {
 
 func (x *GetProbeResponse) Reset() {
 	*x = GetProbeResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[36]
+	mi := &file_control_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2093,7 +2274,7 @@ func (x *GetProbeResponse) String() string {
 func (*GetProbeResponse) ProtoMessage() {}
 
 func (x *GetProbeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[36]
+	mi := &file_control_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2106,7 +2287,7 @@ func (x *GetProbeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProbeResponse.ProtoReflect.Descriptor instead.
 func (*GetProbeResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetProbeResponse) GetSent() uint64 {
@@ -2148,7 +2329,7 @@ type RequestOperationRequest struct {
 
 func (x *RequestOperationRequest) Reset() {
 	*x = RequestOperationRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[37]
+	mi := &file_control_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2160,7 +2341,7 @@ func (x *RequestOperationRequest) String() string {
 func (*RequestOperationRequest) ProtoMessage() {}
 
 func (x *RequestOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[37]
+	mi := &file_control_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2173,7 +2354,7 @@ func (x *RequestOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestOperationRequest.ProtoReflect.Descriptor instead.
 func (*RequestOperationRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RequestOperationRequest) GetRequestId() string {
@@ -2206,7 +2387,7 @@ type RequestOperationResponse struct {
 
 func (x *RequestOperationResponse) Reset() {
 	*x = RequestOperationResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[38]
+	mi := &file_control_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2218,7 +2399,7 @@ func (x *RequestOperationResponse) String() string {
 func (*RequestOperationResponse) ProtoMessage() {}
 
 func (x *RequestOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[38]
+	mi := &file_control_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2231,7 +2412,7 @@ func (x *RequestOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestOperationResponse.ProtoReflect.Descriptor instead.
 func (*RequestOperationResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RequestOperationResponse) GetId() string {
@@ -2251,7 +2432,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[39]
+	mi := &file_control_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2263,7 +2444,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[39]
+	mi := &file_control_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2276,7 +2457,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListOperationsRequest) GetAppliance() string {
@@ -2302,7 +2483,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[40]
+	mi := &file_control_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2314,7 +2495,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[40]
+	mi := &file_control_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2327,7 +2508,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -2352,7 +2533,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_control_v1_control_proto_msgTypes[41]
+	mi := &file_control_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2364,7 +2545,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[41]
+	mi := &file_control_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2377,7 +2558,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Operation) GetId() string {
@@ -2437,7 +2618,7 @@ type ExportEvidenceRequest struct {
 
 func (x *ExportEvidenceRequest) Reset() {
 	*x = ExportEvidenceRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[42]
+	mi := &file_control_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2449,7 +2630,7 @@ func (x *ExportEvidenceRequest) String() string {
 func (*ExportEvidenceRequest) ProtoMessage() {}
 
 func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[42]
+	mi := &file_control_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2462,7 +2643,7 @@ func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceRequest.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 type ExportEvidenceResponse struct {
@@ -2474,7 +2655,7 @@ type ExportEvidenceResponse struct {
 
 func (x *ExportEvidenceResponse) Reset() {
 	*x = ExportEvidenceResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[43]
+	mi := &file_control_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2486,7 +2667,7 @@ func (x *ExportEvidenceResponse) String() string {
 func (*ExportEvidenceResponse) ProtoMessage() {}
 
 func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[43]
+	mi := &file_control_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2499,7 +2680,7 @@ func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceResponse.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ExportEvidenceResponse) GetData() []byte {
@@ -2641,7 +2822,19 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\",\n" +
 	"\x16UploadArtifactResponse\x12\x12\n" +
-	"\x04size\x18\x01 \x01(\x03R\x04size\"p\n" +
+	"\x04size\x18\x01 \x01(\x03R\x04size\"2\n" +
+	"\x18ReplicateArtifactRequest\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\"\x80\x01\n" +
+	"\x19ReplicateArtifactResponse\x127\n" +
+	"\x06copies\x18\x01 \x03(\v2\x1f.demarc.control.v1.ArtifactCopyR\x06copies\x12\x16\n" +
+	"\x06needed\x18\x02 \x01(\rR\x06needed\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\"\x80\x01\n" +
+	"\fArtifactCopy\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
+	"\x05voter\x18\x02 \x01(\bR\x05voter\x12\x12\n" +
+	"\x04held\x18\x03 \x01(\bR\x04held\x12\x18\n" +
+	"\aarrived\x18\x04 \x01(\x03R\aarrived\x12\x18\n" +
+	"\atrouble\x18\x05 \x01(\tR\atrouble\"p\n" +
 	"\x15PublishReleaseRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x18\n" +
@@ -2697,7 +2890,7 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\x06output\x18\a \x01(\fR\x06output\"\x17\n" +
 	"\x15ExportEvidenceRequest\",\n" +
 	"\x16ExportEvidenceResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\x98\x0e\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\x8a\x0f\n" +
 	"\aControl\x12M\n" +
 	"\x06Status\x12 .demarc.control.v1.StatusRequest\x1a!.demarc.control.v1.StatusResponse\x12k\n" +
 	"\x10RegisterCustomer\x12*.demarc.control.v1.RegisterCustomerRequest\x1a+.demarc.control.v1.RegisterCustomerResponse\x12n\n" +
@@ -2710,7 +2903,8 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\x11ActivateAuthority\x12+.demarc.control.v1.ActivateAuthorityRequest\x1a,.demarc.control.v1.ActivateAuthorityResponse\x12h\n" +
 	"\x0fRetireAuthority\x12).demarc.control.v1.RetireAuthorityRequest\x1a*.demarc.control.v1.RetireAuthorityResponse\x12b\n" +
 	"\rRenewOperator\x12'.demarc.control.v1.RenewOperatorRequest\x1a(.demarc.control.v1.RenewOperatorResponse\x12g\n" +
-	"\x0eUploadArtifact\x12(.demarc.control.v1.UploadArtifactRequest\x1a).demarc.control.v1.UploadArtifactResponse(\x01\x12e\n" +
+	"\x0eUploadArtifact\x12(.demarc.control.v1.UploadArtifactRequest\x1a).demarc.control.v1.UploadArtifactResponse(\x01\x12p\n" +
+	"\x11ReplicateArtifact\x12+.demarc.control.v1.ReplicateArtifactRequest\x1a,.demarc.control.v1.ReplicateArtifactResponse0\x01\x12e\n" +
 	"\x0ePublishRelease\x12(.demarc.control.v1.PublishReleaseRequest\x1a).demarc.control.v1.PublishReleaseResponse\x12J\n" +
 	"\x05Probe\x12\x1f.demarc.control.v1.ProbeRequest\x1a .demarc.control.v1.ProbeResponse\x12S\n" +
 	"\bGetProbe\x12\".demarc.control.v1.GetProbeRequest\x1a#.demarc.control.v1.GetProbeResponse\x12k\n" +
@@ -2730,7 +2924,7 @@ func file_control_v1_control_proto_rawDescGZIP() []byte {
 	return file_control_v1_control_proto_rawDescData
 }
 
-var file_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_control_v1_control_proto_goTypes = []any{
 	(*StatusRequest)(nil),             // 0: demarc.control.v1.StatusRequest
 	(*StatusResponse)(nil),            // 1: demarc.control.v1.StatusResponse
@@ -2763,19 +2957,22 @@ var file_control_v1_control_proto_goTypes = []any{
 	(*RenewOperatorResponse)(nil),     // 28: demarc.control.v1.RenewOperatorResponse
 	(*UploadArtifactRequest)(nil),     // 29: demarc.control.v1.UploadArtifactRequest
 	(*UploadArtifactResponse)(nil),    // 30: demarc.control.v1.UploadArtifactResponse
-	(*PublishReleaseRequest)(nil),     // 31: demarc.control.v1.PublishReleaseRequest
-	(*PublishReleaseResponse)(nil),    // 32: demarc.control.v1.PublishReleaseResponse
-	(*ProbeRequest)(nil),              // 33: demarc.control.v1.ProbeRequest
-	(*ProbeResponse)(nil),             // 34: demarc.control.v1.ProbeResponse
-	(*GetProbeRequest)(nil),           // 35: demarc.control.v1.GetProbeRequest
-	(*GetProbeResponse)(nil),          // 36: demarc.control.v1.GetProbeResponse
-	(*RequestOperationRequest)(nil),   // 37: demarc.control.v1.RequestOperationRequest
-	(*RequestOperationResponse)(nil),  // 38: demarc.control.v1.RequestOperationResponse
-	(*ListOperationsRequest)(nil),     // 39: demarc.control.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),    // 40: demarc.control.v1.ListOperationsResponse
-	(*Operation)(nil),                 // 41: demarc.control.v1.Operation
-	(*ExportEvidenceRequest)(nil),     // 42: demarc.control.v1.ExportEvidenceRequest
-	(*ExportEvidenceResponse)(nil),    // 43: demarc.control.v1.ExportEvidenceResponse
+	(*ReplicateArtifactRequest)(nil),  // 31: demarc.control.v1.ReplicateArtifactRequest
+	(*ReplicateArtifactResponse)(nil), // 32: demarc.control.v1.ReplicateArtifactResponse
+	(*ArtifactCopy)(nil),              // 33: demarc.control.v1.ArtifactCopy
+	(*PublishReleaseRequest)(nil),     // 34: demarc.control.v1.PublishReleaseRequest
+	(*PublishReleaseResponse)(nil),    // 35: demarc.control.v1.PublishReleaseResponse
+	(*ProbeRequest)(nil),              // 36: demarc.control.v1.ProbeRequest
+	(*ProbeResponse)(nil),             // 37: demarc.control.v1.ProbeResponse
+	(*GetProbeRequest)(nil),           // 38: demarc.control.v1.GetProbeRequest
+	(*GetProbeResponse)(nil),          // 39: demarc.control.v1.GetProbeResponse
+	(*RequestOperationRequest)(nil),   // 40: demarc.control.v1.RequestOperationRequest
+	(*RequestOperationResponse)(nil),  // 41: demarc.control.v1.RequestOperationResponse
+	(*ListOperationsRequest)(nil),     // 42: demarc.control.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),    // 43: demarc.control.v1.ListOperationsResponse
+	(*Operation)(nil),                 // 44: demarc.control.v1.Operation
+	(*ExportEvidenceRequest)(nil),     // 45: demarc.control.v1.ExportEvidenceRequest
+	(*ExportEvidenceResponse)(nil),    // 46: demarc.control.v1.ExportEvidenceResponse
 }
 var file_control_v1_control_proto_depIdxs = []int32{
 	2,  // 0: demarc.control.v1.StatusResponse.members:type_name -> demarc.control.v1.Member
@@ -2785,48 +2982,51 @@ var file_control_v1_control_proto_depIdxs = []int32{
 	10, // 4: demarc.control.v1.Appliance.roads:type_name -> demarc.control.v1.RoadTrouble
 	19, // 5: demarc.control.v1.ListAuthoritiesResponse.authorities:type_name -> demarc.control.v1.Authority
 	20, // 6: demarc.control.v1.ListAuthoritiesResponse.missing:type_name -> demarc.control.v1.Missing
-	41, // 7: demarc.control.v1.ListOperationsResponse.operations:type_name -> demarc.control.v1.Operation
-	0,  // 8: demarc.control.v1.Control.Status:input_type -> demarc.control.v1.StatusRequest
-	3,  // 9: demarc.control.v1.Control.RegisterCustomer:input_type -> demarc.control.v1.RegisterCustomerRequest
-	5,  // 10: demarc.control.v1.Control.RegisterAppliance:input_type -> demarc.control.v1.RegisterApplianceRequest
-	7,  // 11: demarc.control.v1.Control.ListAppliances:input_type -> demarc.control.v1.ListAppliancesRequest
-	13, // 12: demarc.control.v1.Control.BanAppliance:input_type -> demarc.control.v1.BanApplianceRequest
-	15, // 13: demarc.control.v1.Control.SetExpect:input_type -> demarc.control.v1.SetExpectRequest
-	17, // 14: demarc.control.v1.Control.ListAuthorities:input_type -> demarc.control.v1.ListAuthoritiesRequest
-	21, // 15: demarc.control.v1.Control.PrepareAuthority:input_type -> demarc.control.v1.PrepareAuthorityRequest
-	23, // 16: demarc.control.v1.Control.ActivateAuthority:input_type -> demarc.control.v1.ActivateAuthorityRequest
-	25, // 17: demarc.control.v1.Control.RetireAuthority:input_type -> demarc.control.v1.RetireAuthorityRequest
-	27, // 18: demarc.control.v1.Control.RenewOperator:input_type -> demarc.control.v1.RenewOperatorRequest
-	29, // 19: demarc.control.v1.Control.UploadArtifact:input_type -> demarc.control.v1.UploadArtifactRequest
-	31, // 20: demarc.control.v1.Control.PublishRelease:input_type -> demarc.control.v1.PublishReleaseRequest
-	33, // 21: demarc.control.v1.Control.Probe:input_type -> demarc.control.v1.ProbeRequest
-	35, // 22: demarc.control.v1.Control.GetProbe:input_type -> demarc.control.v1.GetProbeRequest
-	37, // 23: demarc.control.v1.Control.RequestOperation:input_type -> demarc.control.v1.RequestOperationRequest
-	39, // 24: demarc.control.v1.Control.ListOperations:input_type -> demarc.control.v1.ListOperationsRequest
-	42, // 25: demarc.control.v1.Control.ExportEvidence:input_type -> demarc.control.v1.ExportEvidenceRequest
-	1,  // 26: demarc.control.v1.Control.Status:output_type -> demarc.control.v1.StatusResponse
-	4,  // 27: demarc.control.v1.Control.RegisterCustomer:output_type -> demarc.control.v1.RegisterCustomerResponse
-	6,  // 28: demarc.control.v1.Control.RegisterAppliance:output_type -> demarc.control.v1.RegisterApplianceResponse
-	8,  // 29: demarc.control.v1.Control.ListAppliances:output_type -> demarc.control.v1.ListAppliancesResponse
-	14, // 30: demarc.control.v1.Control.BanAppliance:output_type -> demarc.control.v1.BanApplianceResponse
-	16, // 31: demarc.control.v1.Control.SetExpect:output_type -> demarc.control.v1.SetExpectResponse
-	18, // 32: demarc.control.v1.Control.ListAuthorities:output_type -> demarc.control.v1.ListAuthoritiesResponse
-	22, // 33: demarc.control.v1.Control.PrepareAuthority:output_type -> demarc.control.v1.PrepareAuthorityResponse
-	24, // 34: demarc.control.v1.Control.ActivateAuthority:output_type -> demarc.control.v1.ActivateAuthorityResponse
-	26, // 35: demarc.control.v1.Control.RetireAuthority:output_type -> demarc.control.v1.RetireAuthorityResponse
-	28, // 36: demarc.control.v1.Control.RenewOperator:output_type -> demarc.control.v1.RenewOperatorResponse
-	30, // 37: demarc.control.v1.Control.UploadArtifact:output_type -> demarc.control.v1.UploadArtifactResponse
-	32, // 38: demarc.control.v1.Control.PublishRelease:output_type -> demarc.control.v1.PublishReleaseResponse
-	34, // 39: demarc.control.v1.Control.Probe:output_type -> demarc.control.v1.ProbeResponse
-	36, // 40: demarc.control.v1.Control.GetProbe:output_type -> demarc.control.v1.GetProbeResponse
-	38, // 41: demarc.control.v1.Control.RequestOperation:output_type -> demarc.control.v1.RequestOperationResponse
-	40, // 42: demarc.control.v1.Control.ListOperations:output_type -> demarc.control.v1.ListOperationsResponse
-	43, // 43: demarc.control.v1.Control.ExportEvidence:output_type -> demarc.control.v1.ExportEvidenceResponse
-	26, // [26:44] is the sub-list for method output_type
-	8,  // [8:26] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	33, // 7: demarc.control.v1.ReplicateArtifactResponse.copies:type_name -> demarc.control.v1.ArtifactCopy
+	44, // 8: demarc.control.v1.ListOperationsResponse.operations:type_name -> demarc.control.v1.Operation
+	0,  // 9: demarc.control.v1.Control.Status:input_type -> demarc.control.v1.StatusRequest
+	3,  // 10: demarc.control.v1.Control.RegisterCustomer:input_type -> demarc.control.v1.RegisterCustomerRequest
+	5,  // 11: demarc.control.v1.Control.RegisterAppliance:input_type -> demarc.control.v1.RegisterApplianceRequest
+	7,  // 12: demarc.control.v1.Control.ListAppliances:input_type -> demarc.control.v1.ListAppliancesRequest
+	13, // 13: demarc.control.v1.Control.BanAppliance:input_type -> demarc.control.v1.BanApplianceRequest
+	15, // 14: demarc.control.v1.Control.SetExpect:input_type -> demarc.control.v1.SetExpectRequest
+	17, // 15: demarc.control.v1.Control.ListAuthorities:input_type -> demarc.control.v1.ListAuthoritiesRequest
+	21, // 16: demarc.control.v1.Control.PrepareAuthority:input_type -> demarc.control.v1.PrepareAuthorityRequest
+	23, // 17: demarc.control.v1.Control.ActivateAuthority:input_type -> demarc.control.v1.ActivateAuthorityRequest
+	25, // 18: demarc.control.v1.Control.RetireAuthority:input_type -> demarc.control.v1.RetireAuthorityRequest
+	27, // 19: demarc.control.v1.Control.RenewOperator:input_type -> demarc.control.v1.RenewOperatorRequest
+	29, // 20: demarc.control.v1.Control.UploadArtifact:input_type -> demarc.control.v1.UploadArtifactRequest
+	31, // 21: demarc.control.v1.Control.ReplicateArtifact:input_type -> demarc.control.v1.ReplicateArtifactRequest
+	34, // 22: demarc.control.v1.Control.PublishRelease:input_type -> demarc.control.v1.PublishReleaseRequest
+	36, // 23: demarc.control.v1.Control.Probe:input_type -> demarc.control.v1.ProbeRequest
+	38, // 24: demarc.control.v1.Control.GetProbe:input_type -> demarc.control.v1.GetProbeRequest
+	40, // 25: demarc.control.v1.Control.RequestOperation:input_type -> demarc.control.v1.RequestOperationRequest
+	42, // 26: demarc.control.v1.Control.ListOperations:input_type -> demarc.control.v1.ListOperationsRequest
+	45, // 27: demarc.control.v1.Control.ExportEvidence:input_type -> demarc.control.v1.ExportEvidenceRequest
+	1,  // 28: demarc.control.v1.Control.Status:output_type -> demarc.control.v1.StatusResponse
+	4,  // 29: demarc.control.v1.Control.RegisterCustomer:output_type -> demarc.control.v1.RegisterCustomerResponse
+	6,  // 30: demarc.control.v1.Control.RegisterAppliance:output_type -> demarc.control.v1.RegisterApplianceResponse
+	8,  // 31: demarc.control.v1.Control.ListAppliances:output_type -> demarc.control.v1.ListAppliancesResponse
+	14, // 32: demarc.control.v1.Control.BanAppliance:output_type -> demarc.control.v1.BanApplianceResponse
+	16, // 33: demarc.control.v1.Control.SetExpect:output_type -> demarc.control.v1.SetExpectResponse
+	18, // 34: demarc.control.v1.Control.ListAuthorities:output_type -> demarc.control.v1.ListAuthoritiesResponse
+	22, // 35: demarc.control.v1.Control.PrepareAuthority:output_type -> demarc.control.v1.PrepareAuthorityResponse
+	24, // 36: demarc.control.v1.Control.ActivateAuthority:output_type -> demarc.control.v1.ActivateAuthorityResponse
+	26, // 37: demarc.control.v1.Control.RetireAuthority:output_type -> demarc.control.v1.RetireAuthorityResponse
+	28, // 38: demarc.control.v1.Control.RenewOperator:output_type -> demarc.control.v1.RenewOperatorResponse
+	30, // 39: demarc.control.v1.Control.UploadArtifact:output_type -> demarc.control.v1.UploadArtifactResponse
+	32, // 40: demarc.control.v1.Control.ReplicateArtifact:output_type -> demarc.control.v1.ReplicateArtifactResponse
+	35, // 41: demarc.control.v1.Control.PublishRelease:output_type -> demarc.control.v1.PublishReleaseResponse
+	37, // 42: demarc.control.v1.Control.Probe:output_type -> demarc.control.v1.ProbeResponse
+	39, // 43: demarc.control.v1.Control.GetProbe:output_type -> demarc.control.v1.GetProbeResponse
+	41, // 44: demarc.control.v1.Control.RequestOperation:output_type -> demarc.control.v1.RequestOperationResponse
+	43, // 45: demarc.control.v1.Control.ListOperations:output_type -> demarc.control.v1.ListOperationsResponse
+	46, // 46: demarc.control.v1.Control.ExportEvidence:output_type -> demarc.control.v1.ExportEvidenceResponse
+	28, // [28:47] is the sub-list for method output_type
+	9,  // [9:28] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_control_v1_control_proto_init() }
@@ -2840,7 +3040,7 @@ func file_control_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_v1_control_proto_rawDesc), len(file_control_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   44,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

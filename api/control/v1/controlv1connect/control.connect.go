@@ -65,6 +65,9 @@ const (
 	ControlRenewOperatorProcedure = "/demarc.control.v1.Control/RenewOperator"
 	// ControlUploadArtifactProcedure is the fully-qualified name of the Control's UploadArtifact RPC.
 	ControlUploadArtifactProcedure = "/demarc.control.v1.Control/UploadArtifact"
+	// ControlReplicateArtifactProcedure is the fully-qualified name of the Control's ReplicateArtifact
+	// RPC.
+	ControlReplicateArtifactProcedure = "/demarc.control.v1.Control/ReplicateArtifact"
 	// ControlPublishReleaseProcedure is the fully-qualified name of the Control's PublishRelease RPC.
 	ControlPublishReleaseProcedure = "/demarc.control.v1.Control/PublishRelease"
 	// ControlProbeProcedure is the fully-qualified name of the Control's Probe RPC.
@@ -94,6 +97,8 @@ type ControlClient interface {
 	RetireAuthority(context.Context, *connect.Request[v1.RetireAuthorityRequest]) (*connect.Response[v1.RetireAuthorityResponse], error)
 	RenewOperator(context.Context, *connect.Request[v1.RenewOperatorRequest]) (*connect.Response[v1.RenewOperatorResponse], error)
 	UploadArtifact(context.Context) *connect.ClientStreamForClient[v1.UploadArtifactRequest, v1.UploadArtifactResponse]
+	// ReplicateArtifact has other nodes take an artifact, and tells how far they are until a majority of the voters has it on disk.
+	ReplicateArtifact(context.Context, *connect.Request[v1.ReplicateArtifactRequest]) (*connect.ServerStreamForClient[v1.ReplicateArtifactResponse], error)
 	PublishRelease(context.Context, *connect.Request[v1.PublishReleaseRequest]) (*connect.Response[v1.PublishReleaseResponse], error)
 	Probe(context.Context, *connect.Request[v1.ProbeRequest]) (*connect.Response[v1.ProbeResponse], error)
 	GetProbe(context.Context, *connect.Request[v1.GetProbeRequest]) (*connect.Response[v1.GetProbeResponse], error)
@@ -185,6 +190,12 @@ func NewControlClient(httpClient connect.HTTPClient, baseURL string, opts ...con
 			connect.WithSchema(controlMethods.ByName("UploadArtifact")),
 			connect.WithClientOptions(opts...),
 		),
+		replicateArtifact: connect.NewClient[v1.ReplicateArtifactRequest, v1.ReplicateArtifactResponse](
+			httpClient,
+			baseURL+ControlReplicateArtifactProcedure,
+			connect.WithSchema(controlMethods.ByName("ReplicateArtifact")),
+			connect.WithClientOptions(opts...),
+		),
 		publishRelease: connect.NewClient[v1.PublishReleaseRequest, v1.PublishReleaseResponse](
 			httpClient,
 			baseURL+ControlPublishReleaseProcedure,
@@ -238,6 +249,7 @@ type controlClient struct {
 	retireAuthority   *connect.Client[v1.RetireAuthorityRequest, v1.RetireAuthorityResponse]
 	renewOperator     *connect.Client[v1.RenewOperatorRequest, v1.RenewOperatorResponse]
 	uploadArtifact    *connect.Client[v1.UploadArtifactRequest, v1.UploadArtifactResponse]
+	replicateArtifact *connect.Client[v1.ReplicateArtifactRequest, v1.ReplicateArtifactResponse]
 	publishRelease    *connect.Client[v1.PublishReleaseRequest, v1.PublishReleaseResponse]
 	probe             *connect.Client[v1.ProbeRequest, v1.ProbeResponse]
 	getProbe          *connect.Client[v1.GetProbeRequest, v1.GetProbeResponse]
@@ -306,6 +318,11 @@ func (c *controlClient) UploadArtifact(ctx context.Context) *connect.ClientStrea
 	return c.uploadArtifact.CallClientStream(ctx)
 }
 
+// ReplicateArtifact calls demarc.control.v1.Control.ReplicateArtifact.
+func (c *controlClient) ReplicateArtifact(ctx context.Context, req *connect.Request[v1.ReplicateArtifactRequest]) (*connect.ServerStreamForClient[v1.ReplicateArtifactResponse], error) {
+	return c.replicateArtifact.CallServerStream(ctx, req)
+}
+
 // PublishRelease calls demarc.control.v1.Control.PublishRelease.
 func (c *controlClient) PublishRelease(ctx context.Context, req *connect.Request[v1.PublishReleaseRequest]) (*connect.Response[v1.PublishReleaseResponse], error) {
 	return c.publishRelease.CallUnary(ctx, req)
@@ -350,6 +367,8 @@ type ControlHandler interface {
 	RetireAuthority(context.Context, *connect.Request[v1.RetireAuthorityRequest]) (*connect.Response[v1.RetireAuthorityResponse], error)
 	RenewOperator(context.Context, *connect.Request[v1.RenewOperatorRequest]) (*connect.Response[v1.RenewOperatorResponse], error)
 	UploadArtifact(context.Context, *connect.ClientStream[v1.UploadArtifactRequest]) (*connect.Response[v1.UploadArtifactResponse], error)
+	// ReplicateArtifact has other nodes take an artifact, and tells how far they are until a majority of the voters has it on disk.
+	ReplicateArtifact(context.Context, *connect.Request[v1.ReplicateArtifactRequest], *connect.ServerStream[v1.ReplicateArtifactResponse]) error
 	PublishRelease(context.Context, *connect.Request[v1.PublishReleaseRequest]) (*connect.Response[v1.PublishReleaseResponse], error)
 	Probe(context.Context, *connect.Request[v1.ProbeRequest]) (*connect.Response[v1.ProbeResponse], error)
 	GetProbe(context.Context, *connect.Request[v1.GetProbeRequest]) (*connect.Response[v1.GetProbeResponse], error)
@@ -437,6 +456,12 @@ func NewControlHandler(svc ControlHandler, opts ...connect.HandlerOption) (strin
 		connect.WithSchema(controlMethods.ByName("UploadArtifact")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlReplicateArtifactHandler := connect.NewServerStreamHandler(
+		ControlReplicateArtifactProcedure,
+		svc.ReplicateArtifact,
+		connect.WithSchema(controlMethods.ByName("ReplicateArtifact")),
+		connect.WithHandlerOptions(opts...),
+	)
 	controlPublishReleaseHandler := connect.NewUnaryHandler(
 		ControlPublishReleaseProcedure,
 		svc.PublishRelease,
@@ -499,6 +524,8 @@ func NewControlHandler(svc ControlHandler, opts ...connect.HandlerOption) (strin
 			controlRenewOperatorHandler.ServeHTTP(w, r)
 		case ControlUploadArtifactProcedure:
 			controlUploadArtifactHandler.ServeHTTP(w, r)
+		case ControlReplicateArtifactProcedure:
+			controlReplicateArtifactHandler.ServeHTTP(w, r)
 		case ControlPublishReleaseProcedure:
 			controlPublishReleaseHandler.ServeHTTP(w, r)
 		case ControlProbeProcedure:
@@ -566,6 +593,10 @@ func (UnimplementedControlHandler) RenewOperator(context.Context, *connect.Reque
 
 func (UnimplementedControlHandler) UploadArtifact(context.Context, *connect.ClientStream[v1.UploadArtifactRequest]) (*connect.Response[v1.UploadArtifactResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("demarc.control.v1.Control.UploadArtifact is not implemented"))
+}
+
+func (UnimplementedControlHandler) ReplicateArtifact(context.Context, *connect.Request[v1.ReplicateArtifactRequest], *connect.ServerStream[v1.ReplicateArtifactResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("demarc.control.v1.Control.ReplicateArtifact is not implemented"))
 }
 
 func (UnimplementedControlHandler) PublishRelease(context.Context, *connect.Request[v1.PublishReleaseRequest]) (*connect.Response[v1.PublishReleaseResponse], error) {
