@@ -44,17 +44,16 @@ func (n *node) tellManagement(ctx context.Context, ready func()) error {
 	hands := managementv1connect.NewManagementClient(&http.Client{Transport: bare, Timeout: reportWait}, link.URL, connect.WithReadMaxBytes(4<<10))
 	ready()
 	wait := time.Second
+	var tried uint64 // the newest bundle that it was told of
 	for {
-		select {
-		case <-ctx.Done():
+		if !n.awaitNews(ctx, wait, tried) {
 			return nil
-		case <-time.After(wait):
 		}
 		if n.Leader() != n.cfg.Name {
 			wait = time.Second
 			continue
 		}
-		wait = 10 * time.Second
+		wait, tried = 10*time.Second, n.book.View().Bundle()
 		res, err := client.Report(ctx, connect.NewRequest(n.report()))
 		if ctx.Err() == nil && (err != nil || res.Msg.GetBundleHeld() < n.book.View().Bundle()) {
 			if handed := n.handBundle(ctx, hands); handed != nil && ctx.Err() == nil {
@@ -71,6 +70,26 @@ func (n *node) tellManagement(ctx context.Context, ready func()) error {
 		}
 		if s := res.Msg.GetNextSeconds(); s > 0 && s < 3600 {
 			wait = time.Duration(s) * time.Second
+		}
+	}
+}
+
+// awaitNews waits for the next report: so long, or until this node leads and its book has a bundle that the management plane was not told
+// of, so that a CA which was retired counts there no longer than here. It reports whether ctx goes on.
+func (n *node) awaitNews(ctx context.Context, wait time.Duration, told uint64) bool {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for {
+		changed := n.book.Changed()
+		if told > 0 && n.book.View().Bundle() > told && n.Leader() == n.cfg.Name {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-timer.C:
+			return true
+		case <-changed:
 		}
 	}
 }

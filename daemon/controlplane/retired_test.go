@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"golang.org/x/net/http2"
 
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
@@ -52,13 +53,15 @@ func (g *gate) holds(cert *tls.Certificate, proto string) (ended chan struct{}) 
 		if down.GetWelcome() == nil {
 			g.t.Fatalf("the channel begins with %v", &down)
 		}
-	} else {
-		_, err = c.Read(make([]byte, 1)) // of the server's settings: the certificate was taken
-		ok(g.t, err)
+		ended = make(chan struct{})
+		go func() { defer close(ended); _, _ = io.Copy(io.Discard, c) }()
+		return ended
 	}
-	ended = make(chan struct{})
-	go func() { defer close(ended); _, _ = io.Copy(io.Discard, c) }()
-	return ended
+	w := &closing{Conn: c, closed: make(chan struct{})}
+	h, err := (&http2.Transport{}).NewClientConn(w) // it answers pings: the connection stays as long as the server lets it
+	ok(g.t, err)
+	ok(g.t, h.Ping(g.t.Context()))
+	return w.closed
 }
 
 // turnCA prepares another CA and has it issue.

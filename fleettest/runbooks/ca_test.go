@@ -21,6 +21,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/net/http2"
+
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
 	"github.com/demarc-dev/demarc/fleet"
@@ -281,8 +283,18 @@ type thief struct {
 }
 
 type held struct {
-	conn  *tls.Conn
+	net.Conn
+	once  sync.Once
 	ended chan struct{}
+}
+
+// Read implements [net.Conn]; its error is the end.
+func (h *held) Read(b []byte) (int, error) {
+	n, err := h.Conn.Read(b)
+	if err != nil {
+		h.once.Do(func() { close(h.ended) })
+	}
+	return n, err
 }
 
 func (w *world) steals(what string) {
@@ -329,12 +341,15 @@ func (x *thief) self() (api, peers string) {
 	return self.API, self.Raft
 }
 
-// dial shows a certificate and reports whether it was taken.
-func (x *thief) dial(cert *tls.Certificate, addr, proto string) (*tls.Conn, bool) {
+// dial shows a certificate and reports whether it was taken, if it is to look at the first byte of the answer.
+func (x *thief) dial(cert *tls.Certificate, addr, proto string, look bool) (*tls.Conn, bool) {
 	c, err := tls.Dial("tcp", addr, &tls.Config{NextProtos: []string{proto}, InsecureSkipVerify: true, // who answers is not the question here
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }})
 	if err != nil {
 		return nil, false
+	}
+	if !look {
+		return c, true
 	}
 	wait := 20 * time.Second
 	if proto == raft.ProtoRaft {
@@ -380,13 +395,23 @@ func (x *thief) enter(operator string) {
 		"a forged node's log":                  {x.node(), peers, raft.ProtoRaft},
 		"a forged node at the platform's door": {x.node(), x.w.platform, "h2"},
 	} {
-		c, taken := x.dial(way.cert, way.addr, way.proto)
+		c, taken := x.dial(way.cert, way.addr, way.proto, way.proto != "h2")
 		if !taken {
 			x.w.t.Fatalf("%s: refused, and nothing is to be shown", name)
 		}
-		h := &held{c, make(chan struct{})}
+		h := &held{Conn: c, ended: make(chan struct{})}
 		x.open[name] = h
-		go func() { defer close(h.ended); _, _ = io.Copy(io.Discard, c) }()
+		if way.proto == "h2" {
+			calls, err := (&http2.Transport{}).NewClientConn(h) // it answers pings: the connection stays as long as the server lets it
+			if err == nil {
+				err = calls.Ping(x.w.t.Context())
+			}
+			if err != nil {
+				x.w.t.Fatalf("%s: %v, and nothing is to be shown", name, err)
+			}
+			continue
+		}
+		go func() { _, _ = io.Copy(io.Discard, h) }()
 		if way.proto == raft.ProtoForward {
 			go func() {
 				for tick := time.NewTicker(time.Second); ; {
@@ -409,7 +434,7 @@ func (x *thief) enter(operator string) {
 		ca := x.ca()
 		der, err := x509.CreateCertificate(rand.Reader, like, ca.Cert, own.Public(), ca.Key)
 		x.w.ok(err)
-		if _, taken := x.dial(&tls.Certificate{Certificate: [][]byte{der}, PrivateKey: own}, api, "h2"); taken {
+		if _, taken := x.dial(&tls.Certificate{Certificate: [][]byte{der}, PrivateKey: own}, api, "h2", true); taken {
 			x.w.t.Errorf("a forged %s is taken", name)
 		}
 	}
@@ -443,18 +468,18 @@ func (x *thief) knocks() {
 	x.w.t.Helper()
 	api, peers := x.self()
 	for proto, addr := range map[string]string{"h2": api, raft.ProtoForward: peers, raft.ProtoRaft: peers} {
-		if _, taken := x.dial(x.node(), addr, proto); taken {
+		if _, taken := x.dial(x.node(), addr, proto, true); taken {
 			x.w.t.Errorf("a forged node is taken for %s", proto)
 		}
 	}
-	if _, taken := x.dial(x.node(), x.w.platform, "h2"); taken {
+	if _, taken := x.dial(x.node(), x.w.platform, "h2", true); taken {
 		x.w.t.Error("a forged node is taken at the platform's door")
 	}
 }
 
 func (x *thief) leave() {
 	for _, h := range x.open {
-		_ = h.conn.Close()
+		_ = h.Conn.Close()
 		<-h.ended
 	}
 }
