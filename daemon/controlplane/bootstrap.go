@@ -113,6 +113,9 @@ func (s *Server) Renew(ctx context.Context, req *connect.Request[boundaryv1.Rene
 	if err := a.admits(who.Serial); err != nil {
 		return nil, err
 	}
+	if err := s.renews(a.Name); err != nil {
+		return nil, err
+	}
 	cert, _, err := certify(ctx, s, req.Msg.GetCsr(), fleet.Appliance, id, s.LeafLife, func(is issued) ledger.Change[State, none] {
 		return RenewBy{Issuer: is.Issuer, Renew: Renew{Name: a.Name, Using: who.Serial, Serial: is.Serial, Till: is.Till}}
 	})

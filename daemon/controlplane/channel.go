@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
@@ -196,6 +198,9 @@ func (s *Server) came(ctx context.Context, l *live, route string) error {
 	if err == nil && a.Online && a.Node == s.name && a.Route == route && a.Current == l.serial {
 		return a.admits(l.serial)
 	}
+	if err := s.comes(ctx, l.name); err != nil {
+		return err
+	}
 	_, err = submit(ctx, s, l.by, "", Edge{Name: l.name, Serial: l.serial, Online: true, Node: s.name, Route: route})
 	return err
 }
@@ -303,6 +308,10 @@ func (s *Server) hear(ctx context.Context, l *live, up *boundaryv1.Up) error {
 	case *boundaryv1.Up_BundleHeld:
 		return s.holds(ctx, l, body.BundleHeld)
 	case *boundaryv1.Up_Report:
+		if err := s.admit(ctx, l.name, proto.Size(body.Report), body.Report.GetStatus() != nil); err != nil {
+			return err
+		}
+		l.heard.Store(int64(s.patience.now())) // it may have been made to wait
 		r, err := reportOf(l.name, body.Report)
 		if err != nil {
 			return err

@@ -328,10 +328,18 @@ func (s *Server) Artifact(ctx context.Context, req *connect.Request[boundaryv1.A
 	if err := s.keeps(d); err != nil {
 		return err
 	}
+	pace := func(int) error { return nil }
 	if who.Class == api.Appliance {
 		if err := s.offered(who, d); err != nil {
 			return err
 		}
+		_, _, id, _ := who.Principal.Split()
+		var done func()
+		var err error
+		if pace, done, err = s.stream(ctx, fleet.ApplianceID(id)); err != nil {
+			return err
+		}
+		defer done()
 		if err := s.depot.bring(ctx, d); err != nil {
 			return fault.At(op, "", err)
 		}
@@ -351,6 +359,9 @@ func (s *Server) Artifact(ctx context.Context, req *connect.Request[boundaryv1.A
 			return err
 		}
 		n := min(int64(len(buf)), total-off)
+		if err := pace(int(n)); err != nil {
+			return err
+		}
 		if _, err := f.ReadAt(buf[:n], off); err != nil && n > 0 {
 			return fault.At(op, fault.Internal, err)
 		}

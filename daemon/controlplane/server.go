@@ -107,6 +107,7 @@ type Server struct {
 	guests    *guests
 	channels  channels
 	depot     *depot
+	quotas    *quotas
 	patience  *patience
 	leaving   atomic.Bool   // the book knows that this node stops
 	turns     chan struct{} // handshakes that compute, at all doors
@@ -178,7 +179,7 @@ func NewServer(o Options) (*Server, error) {
 		refusals: newRefusals(), guests: newGuests(),
 		channels: channels{open: map[fleet.ApplianceID]*live{}, greeted: map[fleet.ApplianceID][]*tls.Conn{}}, patience: newPatience(), sessions: newSessions(),
 		turns: make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), meter: o.Meter.orNone()}
-	s.depot = newDepot(s, o.Artifacts)
+	s.depot, s.quotas = newDepot(s, o.Artifacts), newQuotas(o.LeafLife)
 	s.ring.set(key)
 	return s, nil
 }
