@@ -72,17 +72,25 @@ func (q *quotas) get(name fleet.ApplianceID) *quota {
 	return one
 }
 
+// within waits until n more are allowed; mostly they are at once.
+func within(ctx context.Context, lim *rate.Limiter, n int) error {
+	if lim.AllowN(time.Now(), n) {
+		return nil
+	}
+	return lim.WaitN(ctx, n)
+}
+
 // admit waits until an appliance may have one more report of so many bytes taken. The reader of its channel waits meanwhile, and so
 // does the appliance.
 func (s *Server) admit(ctx context.Context, name fleet.ApplianceID, size int, isStatus bool) error {
 	q := s.quotas.get(name)
 	began := time.Now()
-	err := q.reports.Wait(ctx)
+	err := within(ctx, q.reports, 1)
 	if err == nil {
-		err = q.volume.WaitN(ctx, min(size, reportVolume))
+		err = within(ctx, q.volume, min(size, reportVolume))
 	}
 	if err == nil && isStatus {
-		err = q.status.Wait(ctx)
+		err = within(ctx, q.status, 1)
 	}
 	if time.Since(began) > time.Second {
 		s.tooMuch(name, "it reports more than it may, and is slowed")
@@ -96,7 +104,7 @@ func (s *Server) admit(ctx context.Context, name fleet.ApplianceID, size int, is
 // comes waits until the book may be told once more that an appliance has come: one that comes and goes without end is slowed.
 func (s *Server) comes(ctx context.Context, name fleet.ApplianceID) error {
 	began := time.Now()
-	err := s.quotas.get(name).edges.Wait(ctx)
+	err := within(ctx, s.quotas.get(name).edges, 1)
 	if err != nil || time.Since(began) > time.Second {
 		s.tooMuch(name, "it comes and goes more often than it may, and is slowed")
 	}
@@ -137,7 +145,7 @@ func (s *Server) stream(ctx context.Context, name fleet.ApplianceID) (pace func(
 		return nil, nil, fault.New("controlplane.Artifact", fault.Busy, "appliance %q fetches %d artifacts at once already, and that is the most: try again when one is there", name, artifactStreams)
 	}
 	return func(n int) error {
-		if err := q.bytes.WaitN(ctx, min(n, artifactBytes)); err != nil {
+		if err := within(ctx, q.bytes, min(n, artifactBytes)); err != nil {
 			return fault.At("controlplane.Artifact", fault.Unavailable, err)
 		}
 		return nil
