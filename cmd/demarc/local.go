@@ -18,7 +18,6 @@ import (
 
 	localv1 "github.com/demarc-dev/demarc/api/local/v1"
 	"github.com/demarc-dev/demarc/api/local/v1/localv1connect"
-	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/daemon/appliance"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -452,50 +451,4 @@ func (a *app) transport() *cobra.Command {
 			return a.say(m, "the channel runs over %s", m.GetKind())
 		})
 	return group("transport", "How the appliance reaches the control plane", use)
-}
-
-func (a *app) log() *cobra.Command {
-	var from int64
-	c := a.own(&cobra.Command{Use: "log", Short: "Show the customer's own log: everything that the vendor asked and the appliance did", Args: exactly(0, "no arguments")},
-		func(ctx context.Context, l localv1connect.LocalClient, _ []string) error {
-			if from < 0 {
-				return usage("--from %d: the first entry has the number 0", from)
-			}
-			m, err := wire(l.ListLog(ctx, connect.NewRequest(&localv1.ListLogRequest{From: from, Limit: 1000})))
-			if err != nil {
-				return err
-			}
-			var raw []json.RawMessage
-			for _, e := range m.GetEntries() {
-				raw = append(raw, e)
-			}
-			return a.emit(raw, func(w io.Writer) {
-				for i, b := range m.GetEntries() {
-					e, err := audit.ParseEntry(b)
-					if err != nil {
-						fmt.Fprintf(w, "%d\tcan't be read: %v\n", from+int64(i), err)
-						continue
-					}
-					fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s %s\n", from+int64(i), e.At.Format(time.RFC3339), e.By, e.Kind, e.Fault, e.Detail)
-				}
-			})
-		})
-	c.Flags().Int64Var(&from, "from", 0, "number of the first entry")
-	return c
-}
-
-func (a *app) localEvidence() *cobra.Command {
-	var file string
-	c := a.own(&cobra.Command{Use: "evidence", Short: "Export the customer's log with its countersignatures", Args: exactly(0, "no arguments"), Example: "  demarc local evidence --out customer.json"},
-		func(ctx context.Context, l localv1connect.LocalClient, _ []string) error {
-			return a.save(file, func(restart func() io.Writer) error {
-				s, err := l.ExportEvidence(ctx, connect.NewRequest(&localv1.ExportEvidenceRequest{}))
-				if err != nil {
-					return explain(err)
-				}
-				return receive(s, restart(), func() {})
-			})
-		})
-	c.Flags().StringVar(&file, "out", "", "the file to write")
-	return c
 }
