@@ -47,6 +47,7 @@ import (
 const (
 	MaxChange  = 8 << 20 // bytes of a proposal
 	MaxRequest = 64      // bytes of a request id
+	maxBy      = 1 << 10 // bytes of a principal
 	Remember   = 10 * time.Minute
 )
 
@@ -59,7 +60,10 @@ type Meta struct {
 
 // Change is one kind of change of a state S with an answer R. Its fields are its body, in JSON. Apply must be pure: it
 // may use s, its own fields and the meta, and it must not keep or alter anything that s shares with an earlier page.
-// A change that also has Private() bool, and returns true, has its body kept out of the audit leaf; its digest is there.
+// A change that also has Private() bool, and returns true, has its body kept out of the audit leaf; its digest is there. One
+// that has Record() any is shown by what that returns, which must be pure: with a [Cut] in the place of what is large, or nil for
+// the body itself. A body
+// with which the leaf would be larger than [audit.MaxLeaf] is left out in any case, with its digest in its place.
 type Change[S, R any] interface {
 	Kind() string
 	Apply(s *S, m Meta) (R, error)
@@ -68,29 +72,60 @@ type Change[S, R any] interface {
 // Learned is a kind of change that a book knows. [Learn] makes it.
 type Learned[S any] struct {
 	kind  string
-	apply func(s *S, m Meta, body []byte) (result []byte, private bool, err error)
+	empty func() any
+	apply func(s *S, m Meta, body []byte) (result []byte, in leaf, err error)
+}
+
+// leaf is how a change stands in the audit log.
+type leaf struct {
+	private bool   // its digest alone
+	record  []byte // in the place of its body, nil for the body itself
 }
 
 // Learn makes a book know the change C. S and R are inferred: Learn[Enrol]().
 func Learn[C Change[S, R], S, R any]() Learned[S] {
 	var zero C
-	return Learned[S]{zero.Kind(), func(s *S, m Meta, body []byte) ([]byte, bool, error) {
+	return Learned[S]{zero.Kind(), func() any { return new(C) }, func(s *S, m Meta, body []byte) ([]byte, leaf, error) {
 		var c C
+		var in leaf
 		if err := seal.StrictJSON(body, &c); err != nil {
-			return nil, false, malformed{err}
+			return nil, in, malformed{err}
 		}
-		p, ok := any(c).(interface{ Private() bool })
-		private := ok && p.Private()
+		if p, ok := any(c).(interface{ Private() bool }); ok {
+			in.private = p.Private()
+		}
+		if p, ok := any(c).(interface{ Record() any }); ok {
+			if r := p.Record(); r != nil {
+				var err error
+				if in.record, err = seal.JSON(r); err != nil {
+					return nil, in, malformed{err}
+				}
+			}
+		}
 		r, err := c.Apply(s, m)
 		if err != nil {
-			return nil, private, err
+			return nil, in, err
 		}
 		b, err := seal.JSON(r)
 		if err != nil {
-			return nil, private, malformed{err}
+			return nil, in, malformed{err}
 		}
-		return b, private, nil
+		return b, in, nil
 	}}
+}
+
+// Cut stands in the audit log for bytes that would make a leaf too large for whoever verifies it.
+type Cut struct {
+	Digest fleet.Digest `json:"digest"`
+	Size   int          `json:"size"` // bytes
+}
+
+// CutOf names bytes by their digest; none are nil.
+func CutOf(b []byte) *Cut {
+	if len(b) == 0 {
+		return nil
+	}
+	return &Cut{fleet.DigestOf(b), len(b)}
 }
 
 // malformed marks what can't be applied at all, as against what is refused.
@@ -177,6 +212,14 @@ func (b *Book[S]) Knows(kind string) bool {
 // Kinds lists what the book has learned, sorted.
 func (b *Book[S]) Kinds() []string { return slices.Sorted(maps.Keys(b.kinds)) }
 
+// Empty returns a pointer to a new change of a kind, without anything in it, or nil if the kind is not known.
+func (b *Book[S]) Empty(kind string) any {
+	if k, ok := b.kinds[kind]; ok {
+		return k.empty()
+	}
+	return nil
+}
+
 // Changed gives a channel that is closed when the next page is published. Take it before View, so as to miss nothing.
 func (b *Book[S]) Changed() <-chan struct{} {
 	b.mu.Lock()
@@ -194,7 +237,7 @@ func (b *Book[S]) try(p *page[S], index uint64, data []byte) (next *page[S], ans
 	if err := seal.StrictJSON(data, &in); err != nil {
 		return nil, nil, fault.At(op, fault.Invalid, err)
 	}
-	if in.Meta.By == "" || in.Meta.Request == "" || len(in.Meta.Request) > MaxRequest || in.Meta.At.IsZero() {
+	if in.Meta.By == "" || len(in.Meta.By) > maxBy || in.Meta.Request == "" || len(in.Meta.Request) > MaxRequest || in.Meta.At.IsZero() {
 		return nil, nil, fault.New(op, fault.Invalid, "a change says when, by whom, and carries a request id of 1 to %d bytes", MaxRequest)
 	}
 	kind, ok := b.kinds[in.Kind]
@@ -219,15 +262,17 @@ func (b *Book[S]) try(p *page[S], index uint64, data []byte) (next *page[S], ans
 		in.Meta.At = n.at
 	}
 	n.index, n.at = index, in.Meta.At
-	out, private, err := b.run(kind, &n, in)
+	out, shown, err := b.run(kind, &n, in)
 	if err != nil {
 		return nil, nil, err
 	}
 	entry := audit.Entry{At: in.Meta.At, By: in.Meta.By, Request: in.Meta.Request, Kind: in.Kind, Fault: out.Fault, Detail: out.Detail}
-	if private {
-		entry.BodyDigest = fleet.DigestOf(in.Body)
-	} else {
-		entry.Body = in.Body
+	entry.Body = in.Body
+	if shown.record != nil {
+		entry.Body = shown.record
+	}
+	if shown.private || tooLarge(entry) {
+		entry.BodyDigest, entry.Body = fleet.DigestOf(in.Body), nil
 	}
 	n.log = n.log.Append(entry)
 	ans = encode(out)
@@ -235,23 +280,32 @@ func (b *Book[S]) try(p *page[S], index uint64, data []byte) (next *page[S], ans
 	return &n, ans, nil
 }
 
+// tooLarge reports whether nobody could verify the entry with its body.
+func tooLarge(e audit.Entry) bool {
+	const worst = 6 // bytes of a leaf for one of a body, where each is escaped
+	return len(e.Body) > audit.MaxLeaf/(2*worst) && len(e.Leaf()) > audit.MaxLeaf
+}
+
+// maxDetail bounds the sentence of a refusal, in bytes.
+const maxDetail = 4 << 10
+
 // run applies the change to the page's state, or to none of it.
-func (b *Book[S]) run(kind Learned[S], n *page[S], in proposal) (out answer, private bool, err error) {
+func (b *Book[S]) run(kind Learned[S], n *page[S], in proposal) (out answer, shown leaf, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = fault.New("ledger.run", fault.Internal, "the change %q panics: %v", in.Kind, v)
 		}
 	}()
 	state := n.state
-	result, private, refused := kind.apply(&state, in.Meta, in.Body)
+	result, shown, refused := kind.apply(&state, in.Meta, in.Body)
 	if bad, ok := refused.(malformed); ok {
-		return answer{}, false, fault.Because(bad.error, "ledger.run", fault.Invalid, "the body of the change %q: %s", in.Kind, fault.Text(bad.error))
+		return answer{}, leaf{}, fault.Because(bad.error, "ledger.run", fault.Invalid, "the body of the change %q: %s", in.Kind, fault.Text(bad.error))
 	}
 	if refused != nil {
-		return answer{Fault: fault.Of(refused), Detail: fault.Text(refused)}, private, nil
+		return answer{Fault: fault.Of(refused), Detail: fault.ClipTo(fault.Text(refused), maxDetail)}, shown, nil
 	}
 	n.state = state
-	return answer{Result: result}, private, nil
+	return answer{Result: result}, shown, nil
 }
 
 // remember keeps an answer and forgets those that are too old, by the book's own time.

@@ -4,7 +4,6 @@ package ledger
 
 import (
 	"context"
-	"encoding/json"
 
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/seal"
@@ -45,15 +44,5 @@ func Submit[S, R any](ctx context.Context, p Proposer, m Meta, c Change[S, R]) (
 	if err != nil {
 		return out, fault.At(op, "", err)
 	}
-	var a answer
-	if err := seal.StrictJSON(b, &a); err != nil {
-		return out, fault.At(op, fault.Internal, err)
-	}
-	if a.Fault != "" {
-		return out, fault.New(c.Kind(), a.Fault, "%s", a.Detail)
-	}
-	if err := json.Unmarshal(a.Result, &out); err != nil {
-		return out, fault.At(op, fault.Internal, err)
-	}
-	return out, nil
+	return decode[R](op, c.Kind(), b)
 }

@@ -72,6 +72,9 @@ func asked(ctx context.Context, l localv1connect.LocalClient, id string) (*local
 		return nil, operation.Request{}, err
 	}
 	o := m.GetOperations()[0]
+	if len(o.GetRequest()) == 0 {
+		return nil, operation.Request{}, fault.New("demarc.consent", fault.Conflict, "operation %q was refused before anybody was asked: %s", id, o.GetReason())
+	}
 	r, err := seal.Peek[operation.Request](o.GetRequest())
 	return o, r, err
 }

@@ -70,6 +70,7 @@ func (a *app) localStatus() *cobra.Command {
 				}
 				road(w, "door", m.GetDoor())
 				fmt.Fprintf(w, "clock\t%s\n", clock(m.GetClock()))
+				bookTime(w, m.GetBookTime())
 				fmt.Fprintf(w, "application\t%s %s\t%s\n", m.GetVersion(), m.GetState(), m.GetReason())
 				for _, s := range m.GetServices() {
 					fmt.Fprintf(w, "service\t%s\thealthy %v, restarts %d, pid %d\n", s.GetName(), s.GetHealthy(), s.GetRestarts(), s.GetPid())
@@ -96,6 +97,14 @@ func road(w io.Writer, what string, r *localv1.Road) {
 	}
 	fmt.Fprintf(w, "%s\t%s %s (%s)\t%s\n", what, r.GetName(), how, r.GetReason(), r.GetSaid())
 	fmt.Fprintf(w, "\twhat helps\t%s\n", r.GetDo())
+}
+
+// bookTime says that grants are judged by another time than this host's, while that is so.
+func bookTime(w io.Writer, b *localv1.BookTime) {
+	if b.GetAheadMs() > 0 {
+		fmt.Fprintf(w, "book's time\t%s, %s ahead of this host's clock: grants and approvals are judged by it; %s\n", time.Unix(b.GetAtUnix(), 0).UTC().Format(time.RFC3339),
+			(time.Duration(b.GetAheadMs()) * time.Millisecond).Round(time.Second), b.GetSaid())
+	}
 }
 
 // clock says how the host's clock compares with the vendor's, and what to do where that is too much.
@@ -365,6 +374,7 @@ func (a *app) access() *cobra.Command {
 				return err
 			}
 			return a.emit(m, func(w io.Writer) {
+				bookTime(w, m.GetBookTime())
 				fmt.Fprintln(w, "PHASE\tALLOWED\tUNTIL\tUSES\tWHY")
 				for _, x := range m.GetAccess() {
 					until, uses := "-", "-"

@@ -118,7 +118,8 @@ func (s *State) deployed(d Deploy, m ledger.Meta) error {
 	if !s.may(fleet.Observe, m.At).Allow {
 		return nil
 	}
-	return s.report(Report{At: m.At, Deploy: &d})
+	s.tellDeploy(m)
+	return nil
 }
 
 // Start asks whether an approved operation may begin now, and counts its use before the act.
@@ -177,6 +178,20 @@ type Finish struct {
 // Kind names the change in the log.
 func (Finish) Kind() string { return "operation.finish/1" }
 
+// Record is what the log shows: of the output its digest.
+func (c Finish) Record() any {
+	if len(c.Output) == 0 {
+		return nil
+	}
+	return struct {
+		ID     string      `json:"id"`
+		Result []byte      `json:"result"`
+		Output *ledger.Cut `json:"output,omitempty"`
+		Failed string      `json:"failed,omitempty"`
+		Lapsed string      `json:"lapsed,omitempty"`
+	}{c.ID, c.Result, ledger.CutOf(c.Output), c.Failed, c.Lapsed}
+}
+
 // Apply holds the output. For an operation that was cancelled while it ran, the result is kept as evidence and the output
 // is not.
 func (c Finish) Apply(s *State, m ledger.Meta) (operation.State, error) {
@@ -192,7 +207,8 @@ func (c Finish) Apply(s *State, m ledger.Meta) (operation.State, error) {
 	switch {
 	case o.State == operation.Cancelled:
 		s.operations = s.operations.Set(o.ID, o)
-		return o.State, s.report(Report{At: m.At, Operation: &OperationReport{ID: o.ID, State: string(o.State), Reason: o.Reason, Statement: c.Result}})
+		s.report(Report{At: m.At, Operation: &OperationReport{ID: o.ID, State: string(o.State), Reason: o.Reason, Statement: c.Result}})
+		return o.State, nil
 	case c.Lapsed != "":
 		return operation.Cancelled, s.move(&o, operation.Stop, c.Lapsed, m, c.Result, nil)
 	case c.Failed != "":

@@ -65,6 +65,9 @@ type Appliance struct {
 	proving proving
 	hush    hush
 	running runner
+	refused refusals
+	intake  intake
+	clock   bookTime
 	door    sync.Mutex // one change of doors at a time
 	ill     sickness
 	private *privateSide // nil: the file names no tailnet of the customer's
@@ -80,7 +83,7 @@ type Appliance struct {
 func NewBook(name fleet.ApplianceID, customer fleet.CustomerID) *ledger.Book[State] {
 	return ledger.NewBook(NewState(name, customer), ledger.Learn[SetSite](), ledger.Learn[MeetVendor](), ledger.Learn[Pin](), ledger.Learn[SetPosture](),
 		ledger.Learn[UseTransport](), ledger.Learn[ReportsDone](), ledger.Learn[Observe](), ledger.Learn[ObserveRoads](), ledger.Learn[Checkpointed](), ledger.Learn[Take](),
-		ledger.Learn[Consent](), ledger.Learn[BeginDeploy](), ledger.Learn[EndDeploy](), ledger.Learn[Start](), ledger.Learn[Finish](), ledger.Learn[Expire]())
+		ledger.Learn[Unsaid](), ledger.Learn[ledger.SetTime[State]](), ledger.Learn[Consent](), ledger.Learn[BeginDeploy](), ledger.Learn[EndDeploy](), ledger.Learn[Start](), ledger.Learn[Finish](), ledger.Learn[Expire]())
 }
 
 // Options is what a test puts in the place of the world. The zero value is the world.
@@ -138,6 +141,7 @@ func (a *Appliance) openBook(ctx context.Context) error {
 		return fault.At(op, "", err)
 	}
 	a.local = local
+	a.clock.begin(a.now().UTC(), a.book.At())
 	if rec.Cut > 0 {
 		a.log.Warn("the book ended in a write that nobody was told of: it was cut off", "bytes", rec.Cut)
 	}
@@ -248,7 +252,7 @@ func submitAs[R any](ctx context.Context, a *Appliance, id fleet.RequestID, c le
 }
 
 func (a *Appliance) meta(id fleet.RequestID) ledger.Meta {
-	return ledger.Meta{At: a.now().UTC(), By: fleet.Local, Request: id}
+	return ledger.Meta{At: a.stamp(), By: fleet.Local, Request: id}
 }
 
 func drawID() fleet.RequestID {

@@ -165,13 +165,14 @@ type ReportsDone struct {
 func (ReportsDone) Kind() string { return "reports.done/1" }
 
 // Apply refuses an acknowledgement of what was never sent; an old one changes nothing.
-func (c ReportsDone) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c ReportsDone) Apply(s *State, m ledger.Meta) (none, error) {
 	if c.Upto > s.ReportsSent() {
 		return none{}, fault.New("reports.done", fault.Conflict, "the vendor acknowledges report %d, and %d is the last that was written", c.Upto, s.ReportsSent())
 	}
 	if c.Upto > s.ReportsDone {
 		s.Reports = slices.Clone(s.Reports[c.Upto-s.ReportsDone:])
 		s.ReportsDone = c.Upto
+		s.catchUp(m)
 	}
 	return none{}, nil
 }
@@ -190,8 +191,8 @@ func (c Observe) Apply(s *State, m ledger.Meta) (none, error) {
 	if !s.may(fleet.Observe, m.At).Allow {
 		return none{}, nil
 	}
-	status := c.Status
-	return none{}, s.report(Report{At: m.At, Status: &status})
+	s.tellStatus(m)
+	return none{}, nil
 }
 
 // ObserveRoads is [Observe] where roads do not work, or did not: what came before it had no word for them.
@@ -211,12 +212,13 @@ type Checkpointed struct {
 // Kind names the change in the log.
 func (Checkpointed) Kind() string { return "checkpoint.send/1" }
 
-// Apply queues it.
+// Apply queues it, where not too many wait.
 func (c Checkpointed) Apply(s *State, m ledger.Meta) (none, error) {
-	cp := c.Checkpoint
-	if err := s.report(Report{At: m.At, Checkpoint: &cp}); err != nil {
-		return none{}, err
+	if n := s.waiting(func(r Report) bool { return r.Checkpoint != nil }); n >= MaxHeads {
+		return none{}, fault.New("checkpoint.send", fault.Conflict, "%d checkpoints wait for the vendor already", n)
 	}
+	cp := c.Checkpoint
+	s.report(Report{At: m.At, Checkpoint: &cp})
 	s.Asked = append(slices.Clip(s.Asked), cp.Note)
 	s.Asked = s.Asked[max(0, len(s.Asked)-MaxAsked):]
 	return none{}, nil
@@ -236,5 +238,6 @@ func (s *State) move(o *Operation, e operation.Event, reason string, m ledger.Me
 	}
 	o.State, o.Reason = next, reason
 	s.operations = s.operations.Set(o.ID, *o)
-	return s.report(Report{At: m.At, Operation: &OperationReport{ID: o.ID, State: string(next), Reason: reason, Statement: statement, Output: output}})
+	s.report(Report{At: m.At, Operation: &OperationReport{ID: o.ID, State: string(next), Reason: reason, Statement: statement, Output: output}})
+	return nil
 }

@@ -280,14 +280,11 @@ func (a *Appliance) hear(ctx context.Context, down *boundaryv1.Down, out *outbox
 		out.holds(a.wallet.number())
 		return nil
 	case *boundaryv1.Down_Order:
-		took, err := persist(ctx, a, a.take(body.Order)) // nothing is acknowledged before it is written
+		done, err := a.takeOrder(ctx, body.Order)
 		if err != nil {
 			return err
 		}
-		if took.Reason != "" {
-			a.log.Warn("an order came to nothing", "number", body.Order.GetNumber(), "reason", took.Reason)
-		}
-		out.ack(took.Done)
+		out.ack(done)
 		return nil
 	}
 	return fault.New("appliance.hear", fault.Invalid, "a message that this build does not know: update the appliance")
@@ -297,53 +294,18 @@ func (a *Appliance) acked(ctx context.Context, upto uint64) error {
 	if upto <= a.book.View().ReportsDone {
 		return nil
 	}
-	_, err := submit(ctx, a, ReportsDone{Upto: upto})
+	_, err := attempt(ctx, a, ReportsDone{Upto: upto})
 	if a.local.Failed() != nil {
 		return nil // the vendor says it again; a channel need not end for it
 	}
 	return err
 }
 
-// take turns an order into a change of the book. A checkpoint is looked at here, since to countersign takes a clock.
-func (a *Appliance) take(o *boundaryv1.Order) Take {
-	t := Take{Number: o.GetNumber()}
-	switch body := o.GetBody().(type) {
-	case *boundaryv1.Order_Release:
-		t.Release = body.Release
-	case *boundaryv1.Order_Operation:
-		t.Operation = body.Operation
-	case *boundaryv1.Order_Cancel:
-		t.Cancel = body.Cancel
-	case *boundaryv1.Order_Probe:
-		t.Probe = &ProbeIndex{ID: body.Probe.GetId(), Index: body.Probe.GetIndex()}
-		if len(t.Probe.ID) > 64 {
-			t.Probe, t.Refused = nil, "a probe's id has at most 64 bytes"
-		}
-	case *boundaryv1.Order_Checkpoint:
-		c, err := a.countersign(body.Checkpoint)
-		if err != nil {
-			t.Refused = "the vendor's checkpoint was not countersigned: " + fault.Text(err)
-			a.log.Error("the vendor's log does not continue what was countersigned", "err", err)
-		}
-		t.Witnessed = c
-	case *boundaryv1.Order_Cosigned:
-		page := a.book.View()
-		if err := page.countersigned(body.Cosigned); err != nil { // the log keeps why, its size and its digest; Take looks once more
-			t.Refused = fault.Text(err)
-		} else {
-			t.Cosigned = body.Cosigned
-		}
-	default:
-		t.Refused = "an order that this build does not know"
-	}
-	return t
-}
-
 // countersign checks that the vendor's checkpoint continues the last one, and adds this appliance's line.
 func (a *Appliance) countersign(c *boundaryv1.Checkpoint) ([]byte, error) {
 	page := a.book.View()
-	if len(c.GetNote()) > 4<<10 || len(c.GetProof()) > 64 {
-		return nil, fault.New("appliance.countersign", fault.Invalid, "a checkpoint has at most 4 KiB and a proof of 64 hashes")
+	if len(c.GetNote()) > channel.MaxNote || len(c.GetProof()) > channel.MaxProof {
+		return nil, fault.New("appliance.countersign", fault.Invalid, "a checkpoint has at most %d bytes and a proof of %d hashes", channel.MaxNote, channel.MaxProof)
 	}
 	k, err := seal.ParseKey(page.VendorLogKey)
 	if err != nil {

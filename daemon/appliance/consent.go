@@ -31,6 +31,17 @@ type Consented struct {
 // Kind names the change in the log.
 func (Consent) Kind() string { return "consent/1" }
 
+// Record is what the log shows: of the output its digest.
+func (c Consent) Record() any {
+	if len(c.Output) == 0 {
+		return nil
+	}
+	return struct {
+		Document []byte      `json:"document"`
+		Output   *ledger.Cut `json:"output,omitempty"`
+	}{c.Document, ledger.CutOf(c.Output)}
+}
+
 // The documents by their payload types: those of grants have one each, in-toto statements share one.
 var consents = map[string]func(Consent, *State, []seal.Key, ledger.Meta) (Consented, error){
 	grant.Grant{}.PayloadType():  give,
@@ -66,7 +77,11 @@ func (c Consent) Apply(s *State, m ledger.Meta) (Consented, error) {
 	if !ok {
 		return Consented{}, fault.New(op, fault.Invalid, "a document of type %q decides nothing here", fault.Clip(kind))
 	}
-	return do(c, s, keys, m)
+	out, err := do(c, s, keys, m)
+	if err == nil {
+		s.vouch(c.Document, m.At)
+	}
+	return out, err
 }
 
 // open opens a document and checks that it is for this appliance.

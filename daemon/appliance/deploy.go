@@ -55,6 +55,50 @@ func (a *Appliance) reconcile(ctx context.Context, ready func()) error {
 type rounds struct {
 	a       *Appliance
 	applied string // id of the approval whose plan the runtime has
+	brought fetching
+	refused struct { // when it was last seen that the deploy may not begin
+		approval string
+		index    uint64 // of the book
+		until    time.Time
+	}
+}
+
+// grantEvery is how often it is looked whether a grant begins that was given before: what changes in the book is seen at once.
+const grantEvery = 5 * time.Second
+
+// How long a download that failed is left alone: doubling, and shorter where there is a new channel.
+const (
+	fetchMin = time.Second
+	fetchMax = time.Minute
+)
+
+// fetching is the last download that failed.
+type fetching struct {
+	approval string
+	over     *link // the channel that it was tried with
+	err      error
+	wait     time.Duration
+	until    time.Time
+}
+
+// bring downloads what a release needs. After a failure it answers with that failure for a while.
+func (r *rounds) bring(ctx context.Context, approval string, rel manifest.Release) error {
+	last, l := r.brought, r.a.link.Load()
+	again := last.err != nil && last.approval == approval
+	if again && (l == nil || l == last.over && time.Now().Before(last.until)) {
+		return last.err
+	}
+	err := r.a.fetchAll(ctx, rel)
+	if err == nil || ctx.Err() != nil {
+		r.brought = fetching{}
+		return err
+	}
+	wait := fetchMin
+	if again {
+		wait = min(2*last.wait, fetchMax)
+	}
+	r.brought = fetching{approval, l, err, wait, time.Now().Add(wait)}
+	return err
 }
 
 func (r *rounds) round(ctx context.Context) error {
@@ -96,11 +140,14 @@ func (r *rounds) hold(ctx context.Context, page State) error {
 			break
 		}
 	}
-	return r.tell(ctx, page, page.Good.ID, state, reason)
+	return r.tell(ctx, page.Good.ID, state, reason)
 }
 
 // advance does the next step towards an approved plan.
 func (r *rounds) advance(ctx context.Context, page State, next Approved) error {
+	if d := r.refused; d.approval == next.ID && d.index == r.a.book.Index() && time.Now().Before(d.until) && r.a.moment().Before(next.NotAfter) {
+		return nil
+	}
 	if page.Deploy.Approval != next.ID || page.Deploy.State != fleet.StateDeploying { // what runs goes on until this one begins
 		if err := r.keepGood(ctx, page); err != nil {
 			return err
@@ -113,15 +160,15 @@ func (r *rounds) advance(ctx context.Context, page State, next Approved) error {
 	if err != nil {
 		return err
 	}
-	if err := r.a.fetchAll(ctx, rel); err != nil {
-		return r.tell(ctx, page, next.ID, fleet.StateWaiting, fault.Text(err))
+	if err := r.bring(ctx, next.ID, rel); err != nil {
+		return r.tell(ctx, next.ID, fleet.StateWaiting, fault.Text(err))
 	}
 	missing, err := r.a.run.Missing(plan)
 	if err != nil {
 		return err
 	}
 	if len(missing) > 0 {
-		return r.tell(ctx, page, next.ID, fleet.StateWaiting, r.a.missingSentence(missing))
+		return r.tell(ctx, next.ID, fleet.StateWaiting, r.a.missingSentence(missing))
 	}
 	if err := r.begin(ctx, page, next); err != nil {
 		return err
@@ -136,24 +183,30 @@ func (r *rounds) advance(ctx context.Context, page State, next Approved) error {
 	r.applied = ""
 	if err != nil {
 		r.a.log.Warn("a deploy failed", "version", rel.Version, "err", err)
-		return r.tell(ctx, r.a.book.View(), next.ID, fleet.StateFailed, fault.Text(err))
+		return r.tell(ctx, next.ID, fleet.StateFailed, fault.Text(err))
 	}
 	r.applied = next.ID
-	return r.tell(ctx, r.a.book.View(), next.ID, fleet.StateDeployed, "")
+	return r.tell(ctx, next.ID, fleet.StateDeployed, "")
 }
 
 // begin asks the book whether a deploy may begin, and tells why it may not. What a grant could still allow waits; an approval
-// that has ended, and a deploy that was interrupted and whose consent has ended since, have failed.
+// that has ended, and a deploy that was interrupted and whose consent has ended since, have failed. Why it may not is on record
+// once, as the reason for that. The refusal itself is not: it would wake this loop, which would ask again.
 func (r *rounds) begin(ctx context.Context, page State, next Approved) error {
-	_, err := submit(ctx, r.a, BeginDeploy{Approval: next.ID})
+	index := r.a.book.Index()
+	_, err := foresee(r.a, BeginDeploy{Approval: next.ID})
+	if err == nil {
+		_, err = submit(ctx, r.a, BeginDeploy{Approval: next.ID})
+	}
 	interrupted := page.Deploy.Approval == next.ID && page.Deploy.State == fleet.StateDeploying
 	switch kind := fault.Of(err); {
 	case err == nil:
 		return nil
 	case kind == fault.Expired || kind == fault.Denied && interrupted:
-		return r.tell(ctx, page, next.ID, fleet.StateFailed, fault.Text(err))
-	case kind == fault.Denied:
-		return r.tell(ctx, page, next.ID, fleet.StateWaiting, fault.Text(err))
+		return r.tell(ctx, next.ID, fleet.StateFailed, fault.Text(err))
+	case kind == fault.Denied || kind == fault.Conflict || kind == fault.NotFound:
+		r.refused.approval, r.refused.index, r.refused.until = next.ID, index, time.Now().Add(grantEvery)
+		return r.tell(ctx, next.ID, fleet.StateWaiting, fault.Text(err))
 	}
 	return err
 }
@@ -190,12 +243,12 @@ func (r *rounds) apply(ctx context.Context, plan manifest.Plan) error {
 }
 
 // tell puts an edge on record where it is one.
-func (r *rounds) tell(ctx context.Context, page State, approval string, state fleet.State, reason string) error {
-	d := page.Deploy
+func (r *rounds) tell(ctx context.Context, approval string, state fleet.State, reason string) error {
+	d := r.a.book.View().Deploy
 	if d.Approval == approval && d.State == state && d.Reason == reason {
 		return nil
 	}
-	_, err := submit(ctx, r.a, EndDeploy{Approval: approval, State: state, Reason: reason})
+	_, err := attempt(ctx, r.a, EndDeploy{Approval: approval, State: state, Reason: reason})
 	return err
 }
 
@@ -279,9 +332,9 @@ func (a *Appliance) observe(ctx context.Context) error {
 	}
 	var err error
 	if len(page.Status.Roads)+len(now.Roads) == 0 {
-		_, err = submit(ctx, a, Observe{Status: now})
+		_, err = attempt(ctx, a, Observe{Status: now})
 	} else {
-		_, err = submit(ctx, a, ObserveRoads{Status: now})
+		_, err = attempt(ctx, a, ObserveRoads{Status: now})
 	}
 	return err
 }

@@ -105,6 +105,10 @@ func (a *Appliance) settle(ctx context.Context) error {
 	if site == nil {
 		return nil
 	}
+	// A file that the book refuses is told to whoever starts this program, again and again perhaps, and is no entry.
+	if _, err := foresee(a, SetSite{Site: *site}); err != nil {
+		return err
+	}
 	if _, err := ledger.Submit(context.WithoutCancel(ctx), a.local, a.meta(drawID()), SetSite{Site: *site}); err != nil {
 		return err
 	}

@@ -104,7 +104,7 @@ func (a *Appliance) askWitness(ctx context.Context, p *patience) error {
 	if !p.asks(time.Now(), c.From) {
 		return nil
 	}
-	_, err = submit(ctx, a, Checkpointed{Checkpoint: c})
+	_, err = attempt(ctx, a, Checkpointed{Checkpoint: c})
 	return err
 }
 

@@ -14,9 +14,9 @@ import (
 // checkEvery bounds how late a step of the host's clock is noticed while an act runs.
 const checkEvery = time.Second
 
-// moment is now by the clock that the book judges by: the host's, but never before the book's last entry.
+// moment is now by the time that the book judges by: see [bookTime], but never before the book's last entry.
 func (a *Appliance) moment() time.Time {
-	now := a.now()
+	now := a.stamp()
 	if at := a.book.At(); at.After(now) {
 		return at
 	}

@@ -31,7 +31,7 @@ func key(b byte) ed25519.PrivateKey {
 	return ed25519.NewKeyFromSeed([]byte(strings.Repeat(string(rune('a'+b)), 32)))
 }
 
-// vendor signs releases, ann and ben ask for operations.
+// vendor signs vendor, ann and ben ask for operations.
 var vendor, customer, thief, ann, ben = key(0), key(1), key(2), key(3), key(4)
 
 func pem(t *testing.T, k ed25519.PrivateKey) []byte {
@@ -52,16 +52,17 @@ func sealed[T seal.Body](t *testing.T, v T, by ed25519.PrivateKey) []byte {
 	return b
 }
 
-// order puts proposals straight into a book.
+// order puts changes into a book: straight, or through what has the book, if to is set.
 type order struct {
 	book *ledger.Book[appliance.State]
 	on   ledger.Proposer // nil: only memory
 	n    uint64
 	sent uint64 // orders of the vendor
 
-	to    ledger.Proposer // nil: the book itself
-	past  time.Duration   // that a test let pass
-	still bool            // no time passes by itself
+	to    ledger.Proposer  // nil: the book itself
+	past  time.Duration    // that a test let pass
+	still bool             // no time passes by itself
+	clock func() time.Time // nil: a second for each change since start
 }
 
 func (o *order) Propose(ctx context.Context, data []byte) ([]byte, error) {
@@ -79,7 +80,12 @@ func (o *order) Propose(ctx context.Context, data []byte) ([]byte, error) {
 	return o.book.Apply(o.n, data)
 }
 
-func (o *order) now() time.Time { return o.at(o.past) }
+func (o *order) now() time.Time {
+	if o.clock != nil {
+		return o.clock().UTC()
+	}
+	return o.at(o.past)
+}
 
 // at is when it is, if so much passed that is not a second for each change.
 func (o *order) at(past time.Duration) time.Time {
@@ -122,7 +128,7 @@ func take(t *testing.T, o *order, c appliance.Take) string {
 	return must(t, o, c).Reason
 }
 
-// newBook is a book whose file trusts the vendor's key; nobody is pinned and nothing is granted.
+// newBook is a book whose file trusts the vendor's keys; nobody is pinned and nothing is granted.
 func newBook(t *testing.T) *order {
 	return newBookOn(t, func(*ledger.Book[appliance.State]) ledger.Proposer { return nil })
 }
@@ -130,8 +136,14 @@ func newBook(t *testing.T) *order {
 func newBookOn(t *testing.T, on func(*ledger.Book[appliance.State]) ledger.Proposer) *order {
 	o := &order{book: appliance.NewBook("eu-1", "globex")}
 	o.on = on(o.book)
-	must(t, o, appliance.SetSite{Site: appliance.Site{TrustDomain: "acme.example", Runtime: fleet.RuntimeProcess, ReleaseKeys: [][]byte{pem(t, vendor)}, Operators: []appliance.Operator{{Name: "ann", Keys: [][]byte{pem(t, ann)}}, {Name: "ben", Keys: [][]byte{pem(t, ben)}}}}})
+	must(t, o, appliance.SetSite{Site: fileOf(t)})
 	return o
+}
+
+// fileOf is a file that trusts the vendor's keys, each for its own purpose.
+func fileOf(t *testing.T) appliance.Site {
+	t.Helper()
+	return appliance.Site{TrustDomain: "acme.example", Runtime: fleet.RuntimeProcess, ReleaseKeys: [][]byte{pem(t, vendor)}, Operators: []appliance.Operator{{Name: "ann", Keys: [][]byte{pem(t, ann)}}, {Name: "ben", Keys: [][]byte{pem(t, ben)}}}}
 }
 
 func release(t *testing.T, version string) manifest.Release {
@@ -159,7 +171,7 @@ func (o *order) approval(t *testing.T, d fleet.Digest) operation.PlanApproval {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return operation.PlanApproval{Appliance: "eu-1", Release: offer.Digest, Plan: plan.Digest(), Phases: []fleet.Phase{fleet.Install, fleet.Deploy}, At: start, NotAfter: start.Add(time.Hour), Nonce: nonce()}
+	return operation.PlanApproval{Appliance: "eu-1", Release: offer.Digest, Plan: plan.Digest(), Phases: []fleet.Phase{fleet.Install, fleet.Deploy}, At: o.now(), NotAfter: o.now().Add(time.Hour), Nonce: nonce()}
 }
 
 func consent[T seal.Body](t *testing.T, v T, by ed25519.PrivateKey) appliance.Consent {

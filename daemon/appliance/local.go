@@ -59,6 +59,7 @@ func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) 
 	if l.private != nil {
 		out.Door = way("ingress", configs.Tailscale, l.private.standing() != nil, l.private.refused())
 	}
+	out.BookTime = l.bookTimeWire()
 	if apart := l.wallet.measured(); apart != nil {
 		out.Clock = &localv1.Clock{VendorAheadMs: apart.Milliseconds(), TrustedMs: clockTrusted.Milliseconds()}
 	}
@@ -181,7 +182,7 @@ func (l local) Access(_ context.Context, req *connect.Request[localv1.AccessRequ
 			return nil, err
 		}
 	}
-	out := &localv1.AccessResponse{}
+	out := &localv1.AccessResponse{BookTime: l.bookTimeWire()}
 	for _, d := range page.Grants.Access(page.Appliance, l.moment()) {
 		if want != "" && d.Phase != want {
 			continue

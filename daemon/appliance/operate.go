@@ -96,11 +96,11 @@ func (a *Appliance) step(ctx context.Context, o Operation) error {
 			return err
 		}
 		if !a.moment().Before(r.NotAfter) {
-			_, err = submit(ctx, a, Expire{ID: o.ID})
+			_, err = attempt(ctx, a, Expire{ID: o.ID})
 		}
 		return err
 	case operation.Approved:
-		state, err := submit(ctx, a, Start{ID: o.ID})
+		state, err := attempt(ctx, a, Start{ID: o.ID})
 		if err != nil || state != operation.Running {
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/demarc-dev/demarc/api/channel"
 	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -28,8 +29,21 @@ type Take struct {
 	Probe     *ProbeIndex `json:"probe,omitempty"`
 	Witnessed []byte      `json:"witnessed,omitempty"` // the vendor's checkpoint, found to continue the last one, countersigned here
 	Cosigned  []byte      `json:"cosigned,omitempty"`  // our checkpoint, countersigned by the vendor
-	Refused   string      `json:"refused,omitempty"`   // why it was refused before it came here, in place of what it carried
+	Refused   string      `json:"refused,omitempty"`   // why nothing comes of it, found before it was put on record
+	Left      *LeftOut    `json:"left,omitempty"`      // with Refused: its body
 }
+
+// What an order is, in [LeftOut].
+const (
+	ofRelease    = "release"
+	ofOperation  = "operation"
+	ofCancel     = "cancel"
+	ofProbe      = "probe"
+	ofCheckpoint = "checkpoint"
+	ofCosigned   = "cosigned"
+)
+
+const maxProbeID = 64 // bytes
 
 // Took says what became of an order.
 type Took struct {
@@ -59,25 +73,49 @@ func (c Take) Apply(s *State, m ledger.Meta) (Took, error) {
 	case c.Cancel != "":
 		err = s.cancel(c.Cancel, m)
 	case c.Probe != nil:
-		s.ProbesSeen++
-		probe := *c.Probe
-		err = s.report(Report{At: m.At, Probe: &probe})
+		err = s.echo(*c.Probe, m)
 	case c.Witnessed != nil:
-		if n := len(s.Witnessed); n == 0 || !bytes.Equal(s.Witnessed[n-1], c.Witnessed) { // else it is sent again: the vendor did not have it
-			s.Witnessed = keep(s.Witnessed, c.Witnessed)
-		}
-		err = s.report(Report{At: m.At, Cosigned: c.Witnessed})
+		err = s.witnessed(c.Witnessed, m)
 	case c.Cosigned != nil:
 		err = s.countersigned(c.Cosigned)
-	}
-	if fault.Of(err) == fault.Busy {
-		return Took{}, err // not taken: it comes again when there is room
+	case c.Left != nil && c.Left.What == ofOperation:
+		s.refuseOperation(*c.Left, c.Refused, m)
 	}
 	out := Took{Done: c.Number, Reason: c.Refused}
 	if err != nil {
 		out.Reason = fault.Text(err)
 	}
 	return out, nil
+}
+
+// echo answers one message of a probe.
+func (s *State) echo(p ProbeIndex, m ledger.Meta) error {
+	const op = "order.probe"
+	if len(p.ID) > maxProbeID {
+		return fault.New(op, fault.Invalid, "a probe's id has at most %d bytes", maxProbeID)
+	}
+	if n := s.waiting(func(r Report) bool { return r.Probe != nil }); n >= MaxEchoes {
+		return fault.New(op, fault.Busy, "%d echoes of probes wait for the vendor already: it is not answered", n)
+	}
+	s.ProbesSeen++
+	s.report(Report{At: m.At, Probe: &p})
+	return nil
+}
+
+// witnessed keeps a checkpoint of the vendor with this appliance's line, and sends it back.
+func (s *State) witnessed(note []byte, m ledger.Meta) error {
+	const op = "order.checkpoint"
+	if len(note) > 2*channel.MaxNote {
+		return fault.New(op, fault.Invalid, "a checkpoint has at most %d bytes", channel.MaxNote)
+	}
+	if n := s.waiting(func(r Report) bool { return r.Cosigned != nil }); n >= MaxHeads {
+		return fault.New(op, fault.Busy, "%d countersigned checkpoints wait for the vendor already: this one is not countersigned", n)
+	}
+	if n := len(s.Witnessed); n == 0 || !bytes.Equal(s.Witnessed[n-1], note) { // else it is sent again: the vendor did not have it
+		s.Witnessed = keep(s.Witnessed, note)
+	}
+	s.report(Report{At: m.At, Cosigned: note})
+	return nil
 }
 
 // countersigned keeps the vendor's countersignature of a head that it was asked about, and forgets the questions that it
@@ -166,9 +204,10 @@ func (s *State) request(sealed []byte, m ledger.Meta) error {
 	if _, known := s.operations.Get(claimed.ID); known {
 		return fault.New("order.operation", fault.Conflict, "operation %q was requested before", claimed.ID)
 	}
-	if err := s.makeRoom(); err != nil {
+	if err := s.room(); err != nil {
 		return err
 	}
+	s.evict()
 	o := Operation{ID: claimed.ID, State: operation.Requested, Request: sealed, At: m.At}
 	why := s.admit(&o, m.At)
 	if why == nil {
@@ -258,28 +297,80 @@ func effects(t operation.Template) []string {
 	return out
 }
 
-// makeRoom drops the oldest operation that is over where the list is full.
-func (s *State) makeRoom() error {
-	live, oldest, at := 0, "", time.Time{}
+// room refuses an operation while too many are open, or too many reports of them wait: how each of those ends that are open
+// can always be reported.
+func (s State) room() error {
+	const op = "order.operation"
+	active, held, bytes, edges := 0, 0, 0, 0
 	for _, o := range s.Operations() {
-		if !o.State.Final() {
-			live++
-		} else if oldest == "" || o.At.Before(at) {
-			oldest, at = o.ID, o.At
+		switch o.State {
+		case operation.Requested, operation.Approved, operation.Running:
+			active++
+		case operation.Held:
+			held++
+		}
+		bytes += len(o.Output)
+	}
+	for _, r := range s.Reports {
+		if r.Operation != nil {
+			edges++
+			bytes += len(r.Operation.Statement) + len(r.Operation.Output)
 		}
 	}
 	switch {
-	case live >= MaxHeld:
-		return fault.New("order.operation", fault.Busy, "%d operations wait for the customer or run, and that is the most", live)
-	case s.operations.Len() < MaxOperations:
-		return nil
+	case active >= MaxActive:
+		return fault.New(op, fault.Busy, "%d operations wait for the customer or run, and that is the most: ask again when some are over", active)
+	case held >= MaxHeld:
+		return fault.New(op, fault.Busy, "the outputs of %d operations wait for the customer, and that is the most: ask again when some are released or withheld", held)
+	case edges >= MaxOperationEdges || bytes >= MaxOperationsBytes:
+		return fault.New(op, fault.Busy, "%d reports of operations wait for the vendor, and %d MiB of outputs and documents are held: ask again when they are acknowledged", edges, bytes>>20)
 	}
-	s.operations = s.operations.Delete(oldest)
 	return nil
+}
+
+// evict drops operations that are over where the list is full: the oldest of those that were refused before anybody was asked,
+// which never push out others, or the oldest of the others.
+func (s *State) evict() {
+	refused, others := []Operation{}, []Operation{}
+	for _, o := range s.Operations() {
+		switch {
+		case o.Left != nil:
+			refused = append(refused, o)
+		case o.State.Final():
+			others = append(others, o)
+		}
+	}
+	drop := func(list []Operation, most int) {
+		slices.SortStableFunc(list, func(a, b Operation) int { return a.At.Compare(b.At) })
+		for i := range max(0, len(list)-most+1) {
+			s.operations = s.operations.Delete(list[i].ID)
+		}
+	}
+	drop(refused, MaxRefused)
+	drop(others, MaxOperations-MaxRefused-MaxActive-MaxHeld)
+}
+
+// refuseOperation lists a request that was refused before it was put on record, without its text, and tells the vendor.
+func (s *State) refuseOperation(l LeftOut, why string, m ledger.Meta) {
+	if fleet.CheckName("operation", l.ID) != nil {
+		return
+	}
+	if _, known := s.operations.Get(l.ID); known {
+		return
+	}
+	s.evict()
+	o := Operation{ID: l.ID, State: operation.Rejected, Reason: fault.ClipTo(why, channel.MaxSentence), Left: &l, At: m.At}
+	s.operations = s.operations.Set(o.ID, o)
+	if s.waiting(func(r Report) bool { return r.Operation != nil }) < 2*MaxOperationEdges {
+		s.report(Report{At: m.At, Operation: &OperationReport{ID: o.ID, State: string(o.State), Reason: o.Reason}})
+	}
 }
 
 // cancel calls off an operation at the vendor's wish: one that runs is killed by the runner, which watches the book.
 func (s *State) cancel(id string, m ledger.Meta) error {
+	if err := fleet.CheckName("operation", id); err != nil {
+		return err
+	}
 	o, err := s.Operation(id)
 	if err != nil {
 		return err

@@ -46,6 +46,7 @@ func (a *Appliance) parts() ([]daemon.Part, error) {
 		daemon.Func("book", a.tendBook),
 		daemon.Func("deploy", a.reconcile),
 		daemon.Func("operations", a.operate),
+		daemon.Func("clock", a.tendTime),
 		own.HTTP("socket", a.Handler(), a.log),
 	}
 	if m := a.cfg.Metrics; m != nil && m.Listen != "" {

@@ -51,7 +51,7 @@ func ReadRecord(log audit.Log) (Record, error) {
 		if err := json.Unmarshal(log.Entry(i), &e); err != nil {
 			return r, fault.Because(err, op, fault.Invalid, "entry %d is not one of a log", i)
 		}
-		if e.Fault != "" {
+		if e.Fault != "" || len(e.Body) == 0 {
 			continue
 		}
 		sealed, err := r.read(e.Kind, e.Body, &site)
@@ -96,11 +96,15 @@ func (r *Record) read(kind string, body []byte, site *Site) ([]byte, error) {
 		err := json.Unmarshal(body, &c)
 		return c.Operation, err
 	case Consent{}.Kind():
-		var c Consent
+		var c struct { // see its Record: of an output the log has the digest
+			Document []byte `json:"document"`
+		}
 		err := json.Unmarshal(body, &c)
 		return c.Document, err
 	case Finish{}.Kind():
-		var c Finish
+		var c struct {
+			Result []byte `json:"result"`
+		}
 		err := json.Unmarshal(body, &c)
 		return c.Result, err
 	}

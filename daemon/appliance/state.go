@@ -14,6 +14,7 @@ import (
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/grant"
+	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/operation"
 	"github.com/demarc-dev/demarc/seal"
 )
@@ -44,6 +45,10 @@ type State struct {
 	ReportsDone uint64
 	ProbesSeen  uint64
 
+	Vouched    time.Time // see vouch: it has been later than this
+	StatusLate bool      // the newest status is to be reported when the one that waits is acknowledged
+	DeployLate bool      // and so the newest edge of the deployment
+
 	Status    Status   // as last reported
 	Witnessed [][]byte // the vendor's checkpoints that this appliance countersigned, oldest first
 	Cosigned  [][]byte // own checkpoints that the vendor countersigned, oldest first
@@ -68,16 +73,36 @@ type Operator struct {
 // Bounds on what the vendor can make this book hold.
 const (
 	MaxOffers     = 32
-	MaxOperations = 1024
-	MaxReports    = 16384
+	MaxOperations = 1024 // in the list
+	MaxRefused    = 256  // of them: that were refused before anybody was asked
+	MaxActive     = 128  // of them: that wait for the customer, are approved, or run
+	MaxHeld       = 64   // of them: whose output waits for the customer, when another one is asked for
 	MaxWitnessed  = 256
 	MaxAsked      = 4 // own checkpoints for which the vendor's answer is still taken
 	MaxPinned     = 16
 	MaxSiteKeys   = 256
 	MaxCounted    = 256
 	MaxOutput     = 4 << 20 // bytes of one operation's output, encrypted
-	MaxHeld       = 64      // operations that run or whose output waits for the customer
 )
+
+// Bounds on the reports that wait for the vendor, by what causes them. What the vendor's orders cause has bounds of its own:
+// at the bound the order is refused, or the newest report takes the place of the others. Reports of what the customer decides
+// and of how operations end have none, since operations are bounded: no new one is taken while so many reports wait.
+const (
+	MaxEchoes          = 4096     // of probes
+	MaxHeads           = 64       // checkpoints of this log; and countersigned ones of the vendor's
+	MaxDeployEdges     = 256      // of the deployment: later ones are told as the newest
+	MaxOperationEdges  = 4096     // of operations, when another one is asked for
+	MaxOperationsBytes = 64 << 20 // of their documents and outputs, and of those that are held, when another one is asked for
+)
+
+// LeftOut stands for the body of an order that was refused.
+type LeftOut struct {
+	What   string       `json:"what"`         // release, operation, cancel, probe, checkpoint, cosigned
+	ID     string       `json:"id,omitempty"` // of the operation
+	Digest fleet.Digest `json:"digest"`
+	Size   int          `json:"size"` // bytes
+}
 
 // Pinned is a key of the customer, pinned by the customer's own act.
 type Pinned struct {
@@ -150,7 +175,8 @@ type Operation struct {
 	State    operation.State `json:"state"`
 	Reason   string          `json:"reason,omitempty"`
 	Phase    fleet.Phase     `json:"phase"`
-	Request  []byte          `json:"request"`
+	Request  []byte          `json:"request,omitempty"`
+	Left     *LeftOut        `json:"left,omitempty"` // in place of the request: it was refused before anybody was asked
 	Approval []byte          `json:"approval,omitempty"`
 	Result   []byte          `json:"result,omitempty"`
 	Release  []byte          `json:"release,omitempty"`
@@ -265,13 +291,54 @@ func (s State) Operations() []Operation {
 	return out
 }
 
-// report appends to the outbox.
-func (s *State) report(r Report) error {
-	if len(s.Reports) >= MaxReports {
-		return fault.New("appliance.report", fault.Busy, "%d reports wait for the control plane already", len(s.Reports))
+// report appends to the outbox. Who lets the vendor cause reports without end bounds them first: see [MaxEchoes].
+func (s *State) report(r Report) { s.Reports = append(slices.Clip(s.Reports), r) }
+
+// waiting counts the reports of a kind in the outbox.
+func (s State) waiting(of func(Report) bool) int {
+	n := 0
+	for _, r := range s.Reports {
+		if of(r) {
+			n++
+		}
 	}
-	s.Reports = append(slices.Clip(s.Reports), r)
-	return nil
+	return n
+}
+
+func (r Report) ofStatus() bool { return r.Status != nil }
+func (r Report) ofDeploy() bool { return r.Deploy != nil }
+
+// tellStatus reports the status. While one waits, the newest follows it when that one is acknowledged.
+func (s *State) tellStatus(m ledger.Meta) {
+	if s.StatusLate = s.waiting(Report.ofStatus) > 0; !s.StatusLate {
+		status := s.Status
+		s.report(Report{At: m.At, Status: &status})
+	}
+}
+
+// tellDeploy reports an edge of the deployment. While many wait, only the newest follows them.
+func (s *State) tellDeploy(m ledger.Meta) {
+	if s.DeployLate = s.waiting(Report.ofDeploy) >= MaxDeployEdges; !s.DeployLate {
+		d := s.Deploy
+		s.report(Report{At: m.At, Deploy: &d})
+	}
+}
+
+// catchUp reports what was held back, as far as there is room by now and the customer still lets it out.
+func (s *State) catchUp(m ledger.Meta) {
+	if !s.StatusLate && !s.DeployLate {
+		return
+	}
+	if !s.may(fleet.Observe, m.At).Allow {
+		s.StatusLate, s.DeployLate = false, false
+		return
+	}
+	if s.DeployLate {
+		s.tellDeploy(m)
+	}
+	if s.StatusLate {
+		s.tellStatus(m)
+	}
 }
 
 // ReportsSent is the number of the newest report.

@@ -79,6 +79,19 @@ type Took struct {
 // Kind names the change in the log.
 func (Report) Kind() string { return "report/1" }
 
+// Record is what the log shows: of an output its digest.
+func (c Report) Record() any {
+	if c.Operation == nil || len(c.Operation.Output) == 0 {
+		return nil
+	}
+	o, out := *c.Operation, c.Operation.Output
+	o.Output, c.Operation = nil, &o
+	return struct {
+		Report
+		Output *ledger.Cut `json:"output"`
+	}{c, ledger.CutOf(out)}
+}
+
 // Apply takes each report once and in order: one that is in the book already is answered and changes nothing, one that
 // leaves a gap is refused.
 func (c Report) Apply(s *State, _ ledger.Meta) (Took, error) {

@@ -87,6 +87,7 @@ type StatusResponse struct {
 	Door           *Road                  `protobuf:"bytes,21,opt,name=door,proto3" json:"door,omitempty"`                                              // the node on the customer's own tailnet; absent where the file names none
 	BookFailed     string                 `protobuf:"bytes,22,opt,name=book_failed,json=bookFailed,proto3" json:"book_failed,omitempty"`                // why the book takes no changes now; empty: it does
 	BookFailedUnix int64                  `protobuf:"varint,23,opt,name=book_failed_unix,json=bookFailedUnix,proto3" json:"book_failed_unix,omitempty"` // since when
+	BookTime       *BookTime              `protobuf:"bytes,24,opt,name=book_time,json=bookTime,proto3" json:"book_time,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -280,6 +281,13 @@ func (x *StatusResponse) GetBookFailedUnix() int64 {
 		return x.BookFailedUnix
 	}
 	return 0
+}
+
+func (x *StatusResponse) GetBookTime() *BookTime {
+	if x != nil {
+		return x.BookTime
+	}
+	return nil
 }
 
 // Road is one way to the vendor's control plane, as it was found when it was tried last.
@@ -964,6 +972,7 @@ func (x *AccessRequest) GetPhase() string {
 type AccessResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Access        []*Access              `protobuf:"bytes,1,rep,name=access,proto3" json:"access,omitempty"`
+	BookTime      *BookTime              `protobuf:"bytes,2,opt,name=book_time,json=bookTime,proto3" json:"book_time,omitempty"` // by which it was judged
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1005,6 +1014,75 @@ func (x *AccessResponse) GetAccess() []*Access {
 	return nil
 }
 
+func (x *AccessResponse) GetBookTime() *BookTime {
+	if x != nil {
+		return x.BookTime
+	}
+	return nil
+}
+
+// BookTime is the time by which the appliance judges grants and approvals: this host's clock, or what has passed since it was
+// read, whichever is later. After the host's clock was ahead it is later, until it is set back on record.
+type BookTime struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AtUnix        int64                  `protobuf:"varint,1,opt,name=at_unix,json=atUnix,proto3" json:"at_unix,omitempty"`
+	AheadMs       int64                  `protobuf:"varint,2,opt,name=ahead_ms,json=aheadMs,proto3" json:"ahead_ms,omitempty"` // of this host's clock; 0 where it is not off
+	Said          string                 `protobuf:"bytes,3,opt,name=said,proto3" json:"said,omitempty"`                       // what happens next, and what helps; empty where it is not off
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BookTime) Reset() {
+	*x = BookTime{}
+	mi := &file_local_v1_local_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BookTime) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BookTime) ProtoMessage() {}
+
+func (x *BookTime) ProtoReflect() protoreflect.Message {
+	mi := &file_local_v1_local_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BookTime.ProtoReflect.Descriptor instead.
+func (*BookTime) Descriptor() ([]byte, []int) {
+	return file_local_v1_local_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *BookTime) GetAtUnix() int64 {
+	if x != nil {
+		return x.AtUnix
+	}
+	return 0
+}
+
+func (x *BookTime) GetAheadMs() int64 {
+	if x != nil {
+		return x.AheadMs
+	}
+	return 0
+}
+
+func (x *BookTime) GetSaid() string {
+	if x != nil {
+		return x.Said
+	}
+	return ""
+}
+
 type Access struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Phase         string                 `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`
@@ -1020,7 +1098,7 @@ type Access struct {
 
 func (x *Access) Reset() {
 	*x = Access{}
-	mi := &file_local_v1_local_proto_msgTypes[14]
+	mi := &file_local_v1_local_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1032,7 +1110,7 @@ func (x *Access) String() string {
 func (*Access) ProtoMessage() {}
 
 func (x *Access) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[14]
+	mi := &file_local_v1_local_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1045,7 +1123,7 @@ func (x *Access) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Access.ProtoReflect.Descriptor instead.
 func (*Access) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{14}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Access) GetPhase() string {
@@ -1112,7 +1190,7 @@ type Reach struct {
 
 func (x *Reach) Reset() {
 	*x = Reach{}
-	mi := &file_local_v1_local_proto_msgTypes[15]
+	mi := &file_local_v1_local_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1124,7 +1202,7 @@ func (x *Reach) String() string {
 func (*Reach) ProtoMessage() {}
 
 func (x *Reach) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[15]
+	mi := &file_local_v1_local_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1137,7 +1215,7 @@ func (x *Reach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reach.ProtoReflect.Descriptor instead.
 func (*Reach) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{15}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Reach) GetOperations() []string {
@@ -1193,7 +1271,7 @@ type SetPostureRequest struct {
 
 func (x *SetPostureRequest) Reset() {
 	*x = SetPostureRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[16]
+	mi := &file_local_v1_local_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1205,7 +1283,7 @@ func (x *SetPostureRequest) String() string {
 func (*SetPostureRequest) ProtoMessage() {}
 
 func (x *SetPostureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[16]
+	mi := &file_local_v1_local_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1218,7 +1296,7 @@ func (x *SetPostureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPostureRequest.ProtoReflect.Descriptor instead.
 func (*SetPostureRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{16}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SetPostureRequest) GetRequestId() string {
@@ -1250,7 +1328,7 @@ type SetPostureResponse struct {
 
 func (x *SetPostureResponse) Reset() {
 	*x = SetPostureResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[17]
+	mi := &file_local_v1_local_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1262,7 +1340,7 @@ func (x *SetPostureResponse) String() string {
 func (*SetPostureResponse) ProtoMessage() {}
 
 func (x *SetPostureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[17]
+	mi := &file_local_v1_local_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1275,7 +1353,7 @@ func (x *SetPostureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPostureResponse.ProtoReflect.Descriptor instead.
 func (*SetPostureResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{17}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{18}
 }
 
 type GetPostureRequest struct {
@@ -1286,7 +1364,7 @@ type GetPostureRequest struct {
 
 func (x *GetPostureRequest) Reset() {
 	*x = GetPostureRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[18]
+	mi := &file_local_v1_local_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1376,7 @@ func (x *GetPostureRequest) String() string {
 func (*GetPostureRequest) ProtoMessage() {}
 
 func (x *GetPostureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[18]
+	mi := &file_local_v1_local_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1389,7 @@ func (x *GetPostureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPostureRequest.ProtoReflect.Descriptor instead.
 func (*GetPostureRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{18}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{19}
 }
 
 type GetPostureResponse struct {
@@ -1326,7 +1404,7 @@ type GetPostureResponse struct {
 
 func (x *GetPostureResponse) Reset() {
 	*x = GetPostureResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[19]
+	mi := &file_local_v1_local_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1338,7 +1416,7 @@ func (x *GetPostureResponse) String() string {
 func (*GetPostureResponse) ProtoMessage() {}
 
 func (x *GetPostureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[19]
+	mi := &file_local_v1_local_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1351,7 +1429,7 @@ func (x *GetPostureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPostureResponse.ProtoReflect.Descriptor instead.
 func (*GetPostureResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{19}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetPostureResponse) GetExposure() string {
@@ -1396,7 +1474,7 @@ type Door struct {
 
 func (x *Door) Reset() {
 	*x = Door{}
-	mi := &file_local_v1_local_proto_msgTypes[20]
+	mi := &file_local_v1_local_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1486,7 @@ func (x *Door) String() string {
 func (*Door) ProtoMessage() {}
 
 func (x *Door) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[20]
+	mi := &file_local_v1_local_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1499,7 @@ func (x *Door) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Door.ProtoReflect.Descriptor instead.
 func (*Door) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{20}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Door) GetName() string {
@@ -1476,7 +1554,7 @@ type Shut struct {
 
 func (x *Shut) Reset() {
 	*x = Shut{}
-	mi := &file_local_v1_local_proto_msgTypes[21]
+	mi := &file_local_v1_local_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1488,7 +1566,7 @@ func (x *Shut) String() string {
 func (*Shut) ProtoMessage() {}
 
 func (x *Shut) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[21]
+	mi := &file_local_v1_local_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1501,7 +1579,7 @@ func (x *Shut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shut.ProtoReflect.Descriptor instead.
 func (*Shut) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{21}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Shut) GetPort() string {
@@ -1528,7 +1606,7 @@ type SetTransportRequest struct {
 
 func (x *SetTransportRequest) Reset() {
 	*x = SetTransportRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[22]
+	mi := &file_local_v1_local_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1618,7 @@ func (x *SetTransportRequest) String() string {
 func (*SetTransportRequest) ProtoMessage() {}
 
 func (x *SetTransportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[22]
+	mi := &file_local_v1_local_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1631,7 @@ func (x *SetTransportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTransportRequest.ProtoReflect.Descriptor instead.
 func (*SetTransportRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{22}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SetTransportRequest) GetRequestId() string {
@@ -1579,7 +1657,7 @@ type SetTransportResponse struct {
 
 func (x *SetTransportResponse) Reset() {
 	*x = SetTransportResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[23]
+	mi := &file_local_v1_local_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1591,7 +1669,7 @@ func (x *SetTransportResponse) String() string {
 func (*SetTransportResponse) ProtoMessage() {}
 
 func (x *SetTransportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[23]
+	mi := &file_local_v1_local_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1604,7 +1682,7 @@ func (x *SetTransportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTransportResponse.ProtoReflect.Descriptor instead.
 func (*SetTransportResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{23}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SetTransportResponse) GetKind() string {
@@ -1623,7 +1701,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[24]
+	mi := &file_local_v1_local_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1635,7 +1713,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[24]
+	mi := &file_local_v1_local_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1648,7 +1726,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{24}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListOperationsRequest) GetId() string {
@@ -1671,7 +1749,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[25]
+	mi := &file_local_v1_local_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +1761,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[25]
+	mi := &file_local_v1_local_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +1774,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{25}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -1747,7 +1825,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_local_v1_local_proto_msgTypes[26]
+	mi := &file_local_v1_local_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1759,7 +1837,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[26]
+	mi := &file_local_v1_local_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1772,7 +1850,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{26}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Operation) GetId() string {
@@ -1869,7 +1947,7 @@ type ListLogRequest struct {
 
 func (x *ListLogRequest) Reset() {
 	*x = ListLogRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[27]
+	mi := &file_local_v1_local_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1881,7 +1959,7 @@ func (x *ListLogRequest) String() string {
 func (*ListLogRequest) ProtoMessage() {}
 
 func (x *ListLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[27]
+	mi := &file_local_v1_local_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1894,7 +1972,7 @@ func (x *ListLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLogRequest.ProtoReflect.Descriptor instead.
 func (*ListLogRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{27}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListLogRequest) GetFrom() int64 {
@@ -1921,7 +1999,7 @@ type ListLogResponse struct {
 
 func (x *ListLogResponse) Reset() {
 	*x = ListLogResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[28]
+	mi := &file_local_v1_local_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1933,7 +2011,7 @@ func (x *ListLogResponse) String() string {
 func (*ListLogResponse) ProtoMessage() {}
 
 func (x *ListLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[28]
+	mi := &file_local_v1_local_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1946,7 +2024,7 @@ func (x *ListLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLogResponse.ProtoReflect.Descriptor instead.
 func (*ListLogResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{28}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListLogResponse) GetEntries() [][]byte {
@@ -1971,7 +2049,7 @@ type ExportEvidenceRequest struct {
 
 func (x *ExportEvidenceRequest) Reset() {
 	*x = ExportEvidenceRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[29]
+	mi := &file_local_v1_local_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1983,7 +2061,7 @@ func (x *ExportEvidenceRequest) String() string {
 func (*ExportEvidenceRequest) ProtoMessage() {}
 
 func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[29]
+	mi := &file_local_v1_local_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1996,7 +2074,7 @@ func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceRequest.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{29}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{30}
 }
 
 type ExportEvidenceResponse struct {
@@ -2008,7 +2086,7 @@ type ExportEvidenceResponse struct {
 
 func (x *ExportEvidenceResponse) Reset() {
 	*x = ExportEvidenceResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[30]
+	mi := &file_local_v1_local_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2020,7 +2098,7 @@ func (x *ExportEvidenceResponse) String() string {
 func (*ExportEvidenceResponse) ProtoMessage() {}
 
 func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[30]
+	mi := &file_local_v1_local_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2033,7 +2111,7 @@ func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceResponse.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{30}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ExportEvidenceResponse) GetData() []byte {
@@ -2048,7 +2126,7 @@ var File_local_v1_local_proto protoreflect.FileDescriptor
 const file_local_v1_local_proto_rawDesc = "" +
 	"\n" +
 	"\x14local/v1/local.proto\x12\x0fdemarc.local.v1\"\x0f\n" +
-	"\rStatusRequest\"\x81\x06\n" +
+	"\rStatusRequest\"\xb9\x06\n" +
 	"\x0eStatusResponse\x12\x1c\n" +
 	"\tappliance\x18\x01 \x01(\tR\tappliance\x12\x1a\n" +
 	"\bcustomer\x18\x02 \x01(\tR\bcustomer\x12!\n" +
@@ -2077,7 +2155,8 @@ const file_local_v1_local_proto_rawDesc = "" +
 	"\x04door\x18\x15 \x01(\v2\x15.demarc.local.v1.RoadR\x04door\x12\x1f\n" +
 	"\vbook_failed\x18\x16 \x01(\tR\n" +
 	"bookFailed\x12(\n" +
-	"\x10book_failed_unix\x18\x17 \x01(\x03R\x0ebookFailedUnix\"\x81\x01\n" +
+	"\x10book_failed_unix\x18\x17 \x01(\x03R\x0ebookFailedUnix\x126\n" +
+	"\tbook_time\x18\x18 \x01(\v2\x19.demarc.local.v1.BookTimeR\bbookTime\"\x81\x01\n" +
 	"\x04Road\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x15\n" +
@@ -2131,9 +2210,14 @@ const file_local_v1_local_proto_rawDesc = "" +
 	"\x04diff\x18\x05 \x03(\tR\x04diff\x12\x14\n" +
 	"\x05phase\x18\x06 \x01(\tR\x05phase\"%\n" +
 	"\rAccessRequest\x12\x14\n" +
-	"\x05phase\x18\x01 \x01(\tR\x05phase\"A\n" +
+	"\x05phase\x18\x01 \x01(\tR\x05phase\"y\n" +
 	"\x0eAccessResponse\x12/\n" +
-	"\x06access\x18\x01 \x03(\v2\x17.demarc.local.v1.AccessR\x06access\"\xc4\x01\n" +
+	"\x06access\x18\x01 \x03(\v2\x17.demarc.local.v1.AccessR\x06access\x126\n" +
+	"\tbook_time\x18\x02 \x01(\v2\x19.demarc.local.v1.BookTimeR\bbookTime\"R\n" +
+	"\bBookTime\x12\x17\n" +
+	"\aat_unix\x18\x01 \x01(\x03R\x06atUnix\x12\x19\n" +
+	"\bahead_ms\x18\x02 \x01(\x03R\aaheadMs\x12\x12\n" +
+	"\x04said\x18\x03 \x01(\tR\x04said\"\xc4\x01\n" +
 	"\x06Access\x12\x14\n" +
 	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x18\n" +
 	"\aallowed\x18\x02 \x01(\bR\aallowed\x12\x10\n" +
@@ -2242,7 +2326,7 @@ func file_local_v1_local_proto_rawDescGZIP() []byte {
 	return file_local_v1_local_proto_rawDescData
 }
 
-var file_local_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_local_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_local_v1_local_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: demarc.local.v1.StatusRequest
 	(*StatusResponse)(nil),         // 1: demarc.local.v1.StatusResponse
@@ -2258,23 +2342,24 @@ var file_local_v1_local_proto_goTypes = []any{
 	(*ReviewResponse)(nil),         // 11: demarc.local.v1.ReviewResponse
 	(*AccessRequest)(nil),          // 12: demarc.local.v1.AccessRequest
 	(*AccessResponse)(nil),         // 13: demarc.local.v1.AccessResponse
-	(*Access)(nil),                 // 14: demarc.local.v1.Access
-	(*Reach)(nil),                  // 15: demarc.local.v1.Reach
-	(*SetPostureRequest)(nil),      // 16: demarc.local.v1.SetPostureRequest
-	(*SetPostureResponse)(nil),     // 17: demarc.local.v1.SetPostureResponse
-	(*GetPostureRequest)(nil),      // 18: demarc.local.v1.GetPostureRequest
-	(*GetPostureResponse)(nil),     // 19: demarc.local.v1.GetPostureResponse
-	(*Door)(nil),                   // 20: demarc.local.v1.Door
-	(*Shut)(nil),                   // 21: demarc.local.v1.Shut
-	(*SetTransportRequest)(nil),    // 22: demarc.local.v1.SetTransportRequest
-	(*SetTransportResponse)(nil),   // 23: demarc.local.v1.SetTransportResponse
-	(*ListOperationsRequest)(nil),  // 24: demarc.local.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil), // 25: demarc.local.v1.ListOperationsResponse
-	(*Operation)(nil),              // 26: demarc.local.v1.Operation
-	(*ListLogRequest)(nil),         // 27: demarc.local.v1.ListLogRequest
-	(*ListLogResponse)(nil),        // 28: demarc.local.v1.ListLogResponse
-	(*ExportEvidenceRequest)(nil),  // 29: demarc.local.v1.ExportEvidenceRequest
-	(*ExportEvidenceResponse)(nil), // 30: demarc.local.v1.ExportEvidenceResponse
+	(*BookTime)(nil),               // 14: demarc.local.v1.BookTime
+	(*Access)(nil),                 // 15: demarc.local.v1.Access
+	(*Reach)(nil),                  // 16: demarc.local.v1.Reach
+	(*SetPostureRequest)(nil),      // 17: demarc.local.v1.SetPostureRequest
+	(*SetPostureResponse)(nil),     // 18: demarc.local.v1.SetPostureResponse
+	(*GetPostureRequest)(nil),      // 19: demarc.local.v1.GetPostureRequest
+	(*GetPostureResponse)(nil),     // 20: demarc.local.v1.GetPostureResponse
+	(*Door)(nil),                   // 21: demarc.local.v1.Door
+	(*Shut)(nil),                   // 22: demarc.local.v1.Shut
+	(*SetTransportRequest)(nil),    // 23: demarc.local.v1.SetTransportRequest
+	(*SetTransportResponse)(nil),   // 24: demarc.local.v1.SetTransportResponse
+	(*ListOperationsRequest)(nil),  // 25: demarc.local.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil), // 26: demarc.local.v1.ListOperationsResponse
+	(*Operation)(nil),              // 27: demarc.local.v1.Operation
+	(*ListLogRequest)(nil),         // 28: demarc.local.v1.ListLogRequest
+	(*ListLogResponse)(nil),        // 29: demarc.local.v1.ListLogResponse
+	(*ExportEvidenceRequest)(nil),  // 30: demarc.local.v1.ExportEvidenceRequest
+	(*ExportEvidenceResponse)(nil), // 31: demarc.local.v1.ExportEvidenceResponse
 }
 var file_local_v1_local_proto_depIdxs = []int32{
 	4,  // 0: demarc.local.v1.StatusResponse.services:type_name -> demarc.local.v1.Service
@@ -2282,38 +2367,40 @@ var file_local_v1_local_proto_depIdxs = []int32{
 	3,  // 2: demarc.local.v1.StatusResponse.clock:type_name -> demarc.local.v1.Clock
 	2,  // 3: demarc.local.v1.StatusResponse.ways:type_name -> demarc.local.v1.Road
 	2,  // 4: demarc.local.v1.StatusResponse.door:type_name -> demarc.local.v1.Road
-	14, // 5: demarc.local.v1.AccessResponse.access:type_name -> demarc.local.v1.Access
-	15, // 6: demarc.local.v1.Access.reach:type_name -> demarc.local.v1.Reach
-	20, // 7: demarc.local.v1.GetPostureResponse.doors:type_name -> demarc.local.v1.Door
-	21, // 8: demarc.local.v1.GetPostureResponse.shut:type_name -> demarc.local.v1.Shut
-	26, // 9: demarc.local.v1.ListOperationsResponse.operations:type_name -> demarc.local.v1.Operation
-	0,  // 10: demarc.local.v1.Local.Status:input_type -> demarc.local.v1.StatusRequest
-	6,  // 11: demarc.local.v1.Local.Pin:input_type -> demarc.local.v1.PinRequest
-	8,  // 12: demarc.local.v1.Local.Submit:input_type -> demarc.local.v1.SubmitRequest
-	10, // 13: demarc.local.v1.Local.Review:input_type -> demarc.local.v1.ReviewRequest
-	12, // 14: demarc.local.v1.Local.Access:input_type -> demarc.local.v1.AccessRequest
-	16, // 15: demarc.local.v1.Local.SetPosture:input_type -> demarc.local.v1.SetPostureRequest
-	18, // 16: demarc.local.v1.Local.GetPosture:input_type -> demarc.local.v1.GetPostureRequest
-	22, // 17: demarc.local.v1.Local.SetTransport:input_type -> demarc.local.v1.SetTransportRequest
-	24, // 18: demarc.local.v1.Local.ListOperations:input_type -> demarc.local.v1.ListOperationsRequest
-	27, // 19: demarc.local.v1.Local.ListLog:input_type -> demarc.local.v1.ListLogRequest
-	29, // 20: demarc.local.v1.Local.ExportEvidence:input_type -> demarc.local.v1.ExportEvidenceRequest
-	1,  // 21: demarc.local.v1.Local.Status:output_type -> demarc.local.v1.StatusResponse
-	7,  // 22: demarc.local.v1.Local.Pin:output_type -> demarc.local.v1.PinResponse
-	9,  // 23: demarc.local.v1.Local.Submit:output_type -> demarc.local.v1.SubmitResponse
-	11, // 24: demarc.local.v1.Local.Review:output_type -> demarc.local.v1.ReviewResponse
-	13, // 25: demarc.local.v1.Local.Access:output_type -> demarc.local.v1.AccessResponse
-	17, // 26: demarc.local.v1.Local.SetPosture:output_type -> demarc.local.v1.SetPostureResponse
-	19, // 27: demarc.local.v1.Local.GetPosture:output_type -> demarc.local.v1.GetPostureResponse
-	23, // 28: demarc.local.v1.Local.SetTransport:output_type -> demarc.local.v1.SetTransportResponse
-	25, // 29: demarc.local.v1.Local.ListOperations:output_type -> demarc.local.v1.ListOperationsResponse
-	28, // 30: demarc.local.v1.Local.ListLog:output_type -> demarc.local.v1.ListLogResponse
-	30, // 31: demarc.local.v1.Local.ExportEvidence:output_type -> demarc.local.v1.ExportEvidenceResponse
-	21, // [21:32] is the sub-list for method output_type
-	10, // [10:21] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	14, // 5: demarc.local.v1.StatusResponse.book_time:type_name -> demarc.local.v1.BookTime
+	15, // 6: demarc.local.v1.AccessResponse.access:type_name -> demarc.local.v1.Access
+	14, // 7: demarc.local.v1.AccessResponse.book_time:type_name -> demarc.local.v1.BookTime
+	16, // 8: demarc.local.v1.Access.reach:type_name -> demarc.local.v1.Reach
+	21, // 9: demarc.local.v1.GetPostureResponse.doors:type_name -> demarc.local.v1.Door
+	22, // 10: demarc.local.v1.GetPostureResponse.shut:type_name -> demarc.local.v1.Shut
+	27, // 11: demarc.local.v1.ListOperationsResponse.operations:type_name -> demarc.local.v1.Operation
+	0,  // 12: demarc.local.v1.Local.Status:input_type -> demarc.local.v1.StatusRequest
+	6,  // 13: demarc.local.v1.Local.Pin:input_type -> demarc.local.v1.PinRequest
+	8,  // 14: demarc.local.v1.Local.Submit:input_type -> demarc.local.v1.SubmitRequest
+	10, // 15: demarc.local.v1.Local.Review:input_type -> demarc.local.v1.ReviewRequest
+	12, // 16: demarc.local.v1.Local.Access:input_type -> demarc.local.v1.AccessRequest
+	17, // 17: demarc.local.v1.Local.SetPosture:input_type -> demarc.local.v1.SetPostureRequest
+	19, // 18: demarc.local.v1.Local.GetPosture:input_type -> demarc.local.v1.GetPostureRequest
+	23, // 19: demarc.local.v1.Local.SetTransport:input_type -> demarc.local.v1.SetTransportRequest
+	25, // 20: demarc.local.v1.Local.ListOperations:input_type -> demarc.local.v1.ListOperationsRequest
+	28, // 21: demarc.local.v1.Local.ListLog:input_type -> demarc.local.v1.ListLogRequest
+	30, // 22: demarc.local.v1.Local.ExportEvidence:input_type -> demarc.local.v1.ExportEvidenceRequest
+	1,  // 23: demarc.local.v1.Local.Status:output_type -> demarc.local.v1.StatusResponse
+	7,  // 24: demarc.local.v1.Local.Pin:output_type -> demarc.local.v1.PinResponse
+	9,  // 25: demarc.local.v1.Local.Submit:output_type -> demarc.local.v1.SubmitResponse
+	11, // 26: demarc.local.v1.Local.Review:output_type -> demarc.local.v1.ReviewResponse
+	13, // 27: demarc.local.v1.Local.Access:output_type -> demarc.local.v1.AccessResponse
+	18, // 28: demarc.local.v1.Local.SetPosture:output_type -> demarc.local.v1.SetPostureResponse
+	20, // 29: demarc.local.v1.Local.GetPosture:output_type -> demarc.local.v1.GetPostureResponse
+	24, // 30: demarc.local.v1.Local.SetTransport:output_type -> demarc.local.v1.SetTransportResponse
+	26, // 31: demarc.local.v1.Local.ListOperations:output_type -> demarc.local.v1.ListOperationsResponse
+	29, // 32: demarc.local.v1.Local.ListLog:output_type -> demarc.local.v1.ListLogResponse
+	31, // 33: demarc.local.v1.Local.ExportEvidence:output_type -> demarc.local.v1.ExportEvidenceResponse
+	23, // [23:34] is the sub-list for method output_type
+	12, // [12:23] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_local_v1_local_proto_init() }
@@ -2327,7 +2414,7 @@ func file_local_v1_local_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_local_v1_local_proto_rawDesc), len(file_local_v1_local_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

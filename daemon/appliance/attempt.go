@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package appliance
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/ledger"
+)
+
+// Refusals of what this program, or the vendor, tries again and again: a kind goes on record once, other ones at this rate.
+const (
+	refusalEvery = time.Minute
+	refusalBurst = 16
+	maxRefusals  = 1024 // that are remembered
+)
+
+// refusals remembers which refusals are on record.
+type refusals struct {
+	mu     sync.Mutex
+	known  map[string]bool // by kind, id and sentence
+	pace   *rate.Limiter
+	unsaid uint64 // since the last one that went on record
+}
+
+// news reports whether a refusal is to go on record, and how many did not since the last one.
+func (r *refusals) news(key string) (bool, uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.pace == nil {
+		r.known, r.pace = map[string]bool{}, rate.NewLimiter(rate.Every(refusalEvery), refusalBurst)
+	}
+	if r.known[key] || !r.pace.Allow() {
+		r.unsaid++
+		return false, 0
+	}
+	if len(r.known) >= maxRefusals {
+		clear(r.known)
+	}
+	r.known[key] = true
+	unsaid := r.unsaid
+	r.unsaid = 0
+	return true, unsaid
+}
+
+// attempt is submit for a change that is tried until it is taken. What the book would refuse is written once, and not at each
+// try: an entry wakes whoever watches the book, and so the next try. What was left out is counted, and goes on record with the
+// next refusal of another kind.
+func attempt[R any](ctx context.Context, a *Appliance, c ledger.Change[State, R]) (R, error) {
+	out, refused := foresee(a, c)
+	if refused == nil {
+		return submit(ctx, a, c)
+	}
+	now, unsaid := a.refused.news(c.Kind() + "\n" + string(fault.Of(refused)) + "\n" + fault.Text(refused))
+	if !now {
+		return out, refused
+	}
+	if unsaid > 0 {
+		if _, err := submit(ctx, a, Unsaid{Count: unsaid}); err != nil {
+			return out, err
+		}
+	}
+	return submit(ctx, a, c)
+}
+
+// foresee returns what the book would answer to a change of the appliance itself.
+func foresee[R any](a *Appliance, c ledger.Change[State, R]) (R, error) {
+	return ledger.Foresee(a.book, a.meta(drawID()), c)
+}
+
+// Unsaid records how many refusals were not written one by one, since they were as the ones before them or too many.
+type Unsaid struct {
+	Count uint64 `json:"count"`
+}
+
+// Kind names the change in the log.
+func (Unsaid) Kind() string { return "refusals.unsaid/1" }
+
+// Apply changes nothing: the entry is what counts.
+func (c Unsaid) Apply(*State, ledger.Meta) (none, error) { return none{}, nil }

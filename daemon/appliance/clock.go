@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package appliance
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	localv1 "github.com/demarc-dev/demarc/api/local/v1"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/ledger"
+)
+
+// When the book's time is set back to the host's clock.
+const (
+	clockEvery = 5 * time.Second
+	clockLimit = time.Minute      // the book may be ahead of the host's clock by so much
+	clockShort = time.Minute      // for so long it must be ahead where a second clock agrees with the host's
+	clockLong  = 10 * time.Minute // and so long where none does
+	clockOff   = 5 * time.Minute  // where the vendor's differs by more from the host's, the host's is not held to be right
+)
+
+// bookTime is the time by which the book judges ends: the host's clock, or what the clock that only runs forward has counted
+// since the host's was read, whichever is later. So an end comes even if somebody sets the host's clock back. A host's clock that
+// was ahead once leaves both behind: tend sets them back. The vendor's time is a hint for that, and moves no end by itself.
+// Its methods may be called concurrently.
+type bookTime struct {
+	mu sync.Mutex
+
+	ref   time.Time // the latest that was
+	since time.Time // when that was, by the clock that only runs forward
+
+	start   time.Time // what the host's clock said when this program started
+	started time.Time
+	sound   bool // the book was not ahead of it then
+
+	vendor   time.Time // what the vendor's clock said last
+	vendorAt time.Time // when that was
+
+	seen   time.Time // the host's clock at the last look
+	seenAt time.Time
+	ahead  time.Time // since when the book is ahead, and the host's clock runs evenly; zero if it is not ahead
+	why    string    // why it is not set back yet
+}
+
+// now returns the time, and remembers the host's clock if it is later.
+func (b *bookTime) now(host time.Time) time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	mono := time.Now()
+	if b.since.IsZero() {
+		b.ref, b.since = host, mono
+	}
+	if t := b.ref.Add(mono.Sub(b.since)); t.After(host) {
+		return t.UTC()
+	}
+	b.ref, b.since = host, mono
+	return host.UTC()
+}
+
+// begin starts at the later one of the host's clock and the book's time.
+func (b *bookTime) begin(host, book time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	mono := time.Now()
+	b.ref, b.since, b.start, b.started, b.sound = host, mono, host, mono, book.Sub(host) <= clockLimit
+	if book.After(host) {
+		b.ref = book
+	}
+}
+
+// hint notes the vendor's time.
+func (b *bookTime) hint(vendor time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.vendor, b.vendorAt = vendor, time.Now()
+}
+
+// back forgets that it was ever later than the host's clock.
+func (b *bookTime) back(host time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ref, b.since, b.ahead, b.why = host, time.Now(), time.Time{}, ""
+}
+
+// look reports whether the book is to be set back to the host's clock now. vouched is the latest time that a document of the
+// customer's and the host's clock have both shown: it has been later than that.
+func (b *bookTime) look(host, book, vouched time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	mono := time.Now()
+	near := func(t, at time.Time, by time.Duration) bool { return t.Add(mono.Sub(at)).Sub(host).Abs() <= by }
+	if book.Sub(host) <= clockLimit && b.ref.Add(mono.Sub(b.since)).Sub(host) <= clockLimit {
+		b.ahead, b.why = time.Time{}, ""
+		b.seen, b.seenAt = host, mono
+		return false
+	}
+	if b.ahead.IsZero() || !near(b.seen, b.seenAt, clockLimit) {
+		b.ahead = mono
+	}
+	b.seen, b.seenAt = host, mono
+	wait := clockLong
+	known, counted := !b.vendorAt.IsZero(), b.sound && near(b.start, b.started, clockLimit)
+	agrees := known && near(b.vendor, b.vendorAt, clockLimit)
+	if counted || agrees && !b.sound {
+		wait = clockShort
+	}
+	switch left := wait - mono.Sub(b.ahead); {
+	case host.Before(vouched):
+		b.why = fmt.Sprintf("this host's clock is behind what the customer signed at %s: set it", vouched.UTC().Format(time.RFC3339))
+	case known && !near(b.vendor, b.vendorAt, clockOff):
+		b.why = "the vendor's clock agrees with the book's time or with neither: set this host's clock (is its NTP running?)"
+	case b.sound && !counted && !agrees:
+		b.why = "this host's clock was set back since this program started, and no clock of the vendor's agrees with it: set it right, or restart demarcd if it is right"
+	case left > 0:
+		b.why = fmt.Sprintf("it is set back within %s, if this host's clock stays as it is", wait)
+	default:
+		return true
+	}
+	return false
+}
+
+// reason is why the book's time is not set back yet, "" where it is not ahead.
+func (b *bookTime) reason() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.why
+}
+
+// stamp is the time of a change that is made now.
+func (a *Appliance) stamp() time.Time { return a.clock.now(a.now()) }
+
+// tendTime sets the book's time back, on record, once the host's clock is right again after it was ahead. What the book decided
+// meanwhile stays decided; a grant whose end has not come by the host's clock counts again.
+func (a *Appliance) tendTime(ctx context.Context, ready func()) error {
+	ready()
+	tick := time.NewTicker(clockEvery)
+	defer tick.Stop()
+	said := false
+	for {
+		host := a.now().UTC()
+		set := a.clock.look(host, a.moment(), a.book.View().Vouched)
+		if why := a.clock.reason(); why != "" && !said {
+			a.log.Warn("the book's time is ahead of this host's clock: grants and approvals are judged by the later one", "book", a.moment(), "host", host, "next", why)
+		}
+		said = a.clock.reason() != ""
+		if set {
+			from := a.moment()
+			if err := a.setBack(ctx, host); err != nil {
+				a.log.Warn("the book's time is not set back", "err", err)
+			} else {
+				a.log.Warn("the book's time is set back", "from", from, "to", host)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// setBack sets the book's time to the host's. A change that is made at the same moment may come in between: then it is tried again.
+func (a *Appliance) setBack(ctx context.Context, host time.Time) error {
+	for try := 0; ; try++ {
+		from := a.book.At()
+		if !from.After(host) {
+			break
+		}
+		c := ledger.SetTime[State]{From: from, To: host}
+		m := c.Meta(fleet.Local, drawID())
+		_, err := ledger.Foresee(a.book, m, c)
+		if err == nil {
+			_, err = ledger.Submit(context.WithoutCancel(ctx), a.local, m, c)
+		}
+		if err == nil {
+			break
+		}
+		if try == 8 {
+			return err
+		}
+	}
+	a.clock.back(host)
+	return nil
+}
+
+// bookTimeWire tells the customer the time by which the book judges.
+func (a *Appliance) bookTimeWire() *localv1.BookTime {
+	host, at := a.now(), a.moment()
+	w := &localv1.BookTime{AtUnix: at.Unix()}
+	if ahead := at.Sub(host); ahead > clockLimit {
+		w.AheadMs, w.Said = ahead.Milliseconds(), a.clock.reason()
+	}
+	return w
+}
+
+// vouch remembers the latest time that a document of the customer's and the stamp of its change have both shown. The book's time
+// is not set back before it. A grant says only from when it counts: that is when it was signed, or it says nothing here.
+func (s *State) vouch(document []byte, at time.Time) {
+	var envelope struct {
+		Payload string `json:"payload"`
+	}
+	var signed struct {
+		At        time.Time `json:"at"`
+		From      time.Time `json:"from"`
+		Predicate struct {
+			At time.Time `json:"at"`
+		} `json:"predicate"`
+	}
+	if json.Unmarshal(document, &envelope) != nil {
+		return
+	}
+	payload, err := base64.StdEncoding.DecodeString(envelope.Payload)
+	if err != nil || json.Unmarshal(payload, &signed) != nil {
+		return
+	}
+	for _, t := range []time.Time{signed.At, signed.Predicate.At} {
+		if t.After(at) {
+			t = at
+		}
+		if t.After(s.Vouched) {
+			s.Vouched = t.UTC()
+		}
+	}
+	if f := signed.From; !f.After(at) && at.Sub(f) < 24*time.Hour && f.After(s.Vouched) {
+		s.Vouched = f.UTC()
+	}
+}
