@@ -13,7 +13,6 @@ import (
 	"encoding/pem"
 	"fmt"
 	mrand "math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -25,6 +24,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/demarc-dev/demarc/api"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
@@ -44,8 +44,7 @@ type orders struct {
 	r      *mrand.Rand
 	disks  map[string]*waltest.Script
 	kek    []byte // in use
-	leaf   *tls.Certificate
-	key    *ecdsa.PrivateKey
+	ann    *operator
 	app    *Appliance
 	number int    // of the newest node
 	losses int    // of power
@@ -66,13 +65,13 @@ func newOrders(t *testing.T, seed uint64) *orders {
 	c.shape = o.shaped
 	ca, err := identity.OpenAuthority(slots[0].CertDER, slots[0].SealedKey, c.kek)
 	c.must(err)
-	o.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	o.ann, err = newOperator(t, c.bundle, c.connect)
 	c.must(err)
-	csr, err := identity.ParseCSR(o.csr(o.key))
+	csr, err := identity.ParseCSR(o.csr(o.ann.key))
 	c.must(err)
 	leaf, err := ca.Issue(csr, fleet.PrincipalOf(Domain, fleet.Operator, ordersOperator), time.Now(), LeafLife, identity.IssueOptions{Rand: rand.Reader})
 	c.must(err)
-	o.leaf = &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: o.key, Leaf: leaf}
+	o.ann.take(leaf)
 	c.startAll()
 	_, err = ledger.Submit(t.Context(), order{c.Fleet}, c.meta(), controlplane.GenesisWith{Genesis: controlplane.Genesis{TrustDomain: Domain, Slots: slots},
 		Operator: controlplane.FirstOperator{Name: ordersOperator, Serial: identity.SerialOf(leaf), Till: leaf.NotAfter, Issuer: slots[0].ID()}})
@@ -139,34 +138,14 @@ func (o *orders) csr(key *ecdsa.PrivateKey) []byte {
 	return der
 }
 
-// call has the operator call a node through its door, as demarc does, with the CAs of the newest bundle.
-func (o *orders) call(node string, do func(ctx context.Context, h *http.Client, url string) error) error {
-	var cas [][]byte
-	for _, s := range o.node(node).book.View().Slots {
-		if s.Stage != identity.Retired {
-			cas = append(cas, s.CertDER)
-		}
-	}
-	certs, err := identity.ParseDER(cas, Domain)
-	if err != nil {
-		return err
-	}
-	tr := &http.Transport{ForceAttemptHTTP2: true, DisableKeepAlives: true, TLSClientConfig: identity.Client(identity.Fixed(o.leaf, identity.Pool(certs)), identity.WantNode(Domain, node), "h2"),
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return o.connect(ctx, node+":2") }}
-	defer tr.CloseIdleConnections()
-	ctx, cancel := context.WithTimeout(o.t.Context(), 40*time.Second)
-	defer cancel()
-	return do(ctx, &http.Client{Transport: tr}, "https://"+node+":2")
-}
-
 // until has the operator call nodes in turn until one of them does it.
-func (o *orders) until(what string, do func(ctx context.Context, h *http.Client, url string) error) {
+func (o *orders) until(what string, do asked) {
 	o.t.Helper()
 	var last error
 	began := time.Now()
 	for i := 0; ; i++ {
 		all := o.running()
-		if last = o.call(all[i%len(all)], do); last == nil {
+		if last = o.ann.call(all[i%len(all)], do); last == nil {
 			return
 		}
 		if time.Since(began) > 30*time.Minute {
@@ -190,26 +169,38 @@ func (o *orders) keyStatus() *controlv1.GetKeysResponse {
 
 func (o *orders) renew() {
 	o.until("the operator renews", func(ctx context.Context, h *http.Client, url string) error {
-		res, err := controlv1connect.NewControlClient(h, url).RenewOperator(ctx, connect.NewRequest(&controlv1.RenewOperatorRequest{Csr: o.csr(o.key)}))
+		res, err := controlv1connect.NewControlClient(h, url).RenewOperator(ctx, connect.NewRequest(&controlv1.RenewOperatorRequest{Csr: o.csr(o.ann.key)}))
 		if err != nil {
 			return err
 		}
 		leaf, err := x509.ParseCertificate(res.Msg.GetCertificate())
 		if err == nil {
-			o.leaf = &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: o.key, Leaf: leaf}
+			o.ann.take(leaf)
 		}
 		return err
 	})
 }
 
-// settle waits until the CAs' change went through where it waits for others.
-func (o *orders) settle(what string, do func() error) {
+// authority has the operator change the CAs, which waits for others. As a refusal says, the operator then makes another call, which takes
+// the newest bundle. A request keeps its id until it is answered.
+func (o *orders) authority(what string, do func(ctx context.Context, c controlv1connect.ControlClient, request string) error) {
 	o.t.Helper()
+	request := rand.Text()
 	for began := time.Now(); ; time.Sleep(5 * time.Second) {
-		err := do()
-		if k := fault.Of(err); k != fault.Conflict && k != fault.Unavailable {
-			o.must(err)
+		all := o.running()
+		err := o.ann.call(all[o.r.IntN(len(all))], func(ctx context.Context, h *http.Client, url string) error {
+			return do(ctx, controlv1connect.NewControlClient(h, url), request)
+		})
+		if err == nil {
 			return
+		}
+		switch fault.Of(api.FromWire("fleettest.authority", err)) {
+		case fault.Conflict:
+			request = rand.Text()
+			o.keyStatus()
+		case fault.Unavailable, fault.Unsure, fault.NotLeader, fault.Busy:
+		default:
+			o.must(err)
 		}
 		if time.Since(began) > time.Hour {
 			o.t.Fatalf("after %s: not yet: %s: %v", strings.Join(o.steps, " "), what, err)
@@ -353,15 +344,28 @@ func (o *orders) step(word string) {
 	}
 	switch do {
 	case "prepare":
-		o.prepare(rand.Text())
+		o.authority("another CA is announced", func(ctx context.Context, c controlv1connect.ControlClient, request string) error {
+			res, err := c.PrepareAuthority(ctx, connect.NewRequest(&controlv1.PrepareAuthorityRequest{RequestId: request}))
+			if err == nil {
+				o.ann.newest = max(o.ann.newest, res.Msg.GetBundleNumber())
+			}
+			return err
+		})
 	case "activate":
 		id := o.stage(identity.Prepared)
-		o.settle("the CA is activated", func() error { return o.activate(rand.Text(), id) })
+		o.authority("the CA is activated", func(ctx context.Context, c controlv1connect.ControlClient, request string) error {
+			_, err := c.ActivateAuthority(ctx, connect.NewRequest(&controlv1.ActivateAuthorityRequest{RequestId: request, Id: id}))
+			return err
+		})
 	case "retire", "compromised":
 		o.renew()
 		o.keyStatus() // the new certificate counts once it is used
 		id := o.stage(identity.Tainted)
-		o.settle("the old CA is retired", func() error { return o.retire(rand.Text(), id, do == "compromised") })
+		o.authority("the old CA is retired", func(ctx context.Context, c controlv1connect.ControlClient, request string) error {
+			req := &controlv1.RetireAuthorityRequest{RequestId: request, Id: id, Compromised: do == "compromised"}
+			_, err := c.RetireAuthority(ctx, connect.NewRequest(req))
+			return err
+		})
 	case "snapshot":
 		for _, name := range o.running() {
 			p := o.node(name)
@@ -425,7 +429,7 @@ func (o *orders) lose() {
 func (o *orders) answers(node string, since time.Time) {
 	o.t.Helper()
 	for {
-		err := o.call(node, func(ctx context.Context, h *http.Client, url string) error {
+		err := o.ann.call(node, func(ctx context.Context, h *http.Client, url string) error {
 			_, err := controlv1connect.NewClusterClient(h, url).ListMembers(ctx, connect.NewRequest(&controlv1.ListMembersRequest{}))
 			return err
 		})
@@ -461,51 +465,4 @@ func TestNoOrderEndsTheControlPlane(t *testing.T) {
 			})
 		})
 	}
-}
-
-// interleavings lists the orders: three steps of a CA, ordinary or compromised, among a snapshot, a rotation and a change of the members.
-// In each second of them a node is down in the step that does not wait for it.
-func interleavings() [][]string {
-	var out [][]string
-	n := 0
-	for a := range 6 {
-		for b := range 6 {
-			for c := range 6 {
-				if a == b || b == c || a == c {
-					continue
-				}
-				order := make([]string, 6)
-				member := []string{"add", "remove", "replace"}[n%3]
-				order[a], order[b], order[c] = "snapshot", "rotate", member
-				ca := []string{"prepare", "activate", "retire"}
-				if n/3%2 == 0 {
-					ca[2] = "compromised"
-				}
-				for i := range order {
-					if order[i] == "" {
-						order[i], ca = ca[0], ca[1:]
-					}
-				}
-				if n%2 == 0 && member != "remove" { // two voters bear no loss
-					for i, word := range order {
-						if word == "compromised" || word == "rotate" && n%4 == 0 {
-							order[i] += "*"
-						}
-					}
-				}
-				out = append(out, order)
-				n++
-			}
-		}
-	}
-	return out
-}
-
-// sample is some of them: that of FAULTS.md I14 first.
-func sample(all [][]string) [][]string {
-	out := [][]string{{"prepare", "activate", "retire", "snapshot", "rotate"}, {"prepare", "activate", "compromised*", "snapshot", "rotate*"}}
-	for i := 0; i < len(all); i += 20 {
-		out = append(out, all[i])
-	}
-	return out
 }
