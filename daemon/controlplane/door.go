@@ -164,7 +164,7 @@ func (d *Door) endAll() {
 	defer d.close()
 	d.mu.Lock()
 	for _, c := range d.calls {
-		go c.End()
+		d.wg.Go(c.End)
 	}
 	d.mu.Unlock()
 	for _, l := range d.s.channels.all() {
