@@ -27,13 +27,16 @@ const (
 	catchUpAsk   = 5 * time.Second // of one other node
 )
 
-// CatchUp looks, while this node hears of no leader, for credentials that its peers take. The CA may have been changed and the old
+// CatchUp looks, while this node hears of no leader that it can ask, for credentials that its peers take. The CA may have been changed and the old
 // one retired while it was down. Then its own certificate is one that nobody takes, and so the book would never come here.
 //
 // It asks the others for the signed bundle, which any node hands to anybody while it serves; by that it makes its certificate of the
 // CA that issues now. Where nobody serves, because a majority needs this node, it shows its peers a certificate of each CA that it
 // trusts and has the key of, in turn: a CA issues only once each node has its key on disk, so one of them is of the CA that the
 // newest of them goes by.
+//
+// A leader that is heard and can't be asked counts as none. It may be heard by a connection that was opened with a certificate of a CA
+// that has been retired since, while no new connection is taken: a node that kept to that certificate would never be asked nor answered.
 func (s *Server) CatchUp(ctx context.Context, f *Source, every time.Duration) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -43,11 +46,13 @@ func (s *Server) CatchUp(ctx context.Context, f *Source, every time.Duration) er
 			return nil
 		case <-tick.C:
 		}
-		if s.Order.Leader() != "" {
-			s.confirm(ctx, f)
+		heard := s.Order.Leader() != ""
+		if heard && s.confirm(ctx, f) {
 			continue
 		}
-		s.current.Store(false)
+		if !heard {
+			s.current.Store(false)
+		}
 		if f.begun() == "" {
 			continue
 		}
@@ -66,20 +71,22 @@ func (s *Server) CatchUp(ctx context.Context, f *Source, every time.Duration) er
 	}
 }
 
-// confirm finds out that this node's book is the newest, which from then on goes before its credentials.
-func (s *Server) confirm(ctx context.Context, f *Source) {
+// confirm reports whether this node's book is known to be the newest, and asks the leader if that is not known yet. From then on the book
+// goes before the credentials.
+func (s *Server) confirm(ctx context.Context, f *Source) bool {
 	if s.current.Load() && !f.trying() {
-		return
+		return true
 	}
 	ctx, cancel := context.WithTimeout(ctx, catchUpAsk)
 	defer cancel()
 	if !s.upToDate(ctx) {
-		return
+		return false
 	}
 	f.next(true)
 	if err := f.Keep(); err != nil {
 		s.log.Warn("this node could not keep its credentials on its disk", "err", err)
 	}
+	return true
 }
 
 // whereabouts is the roster, and those whom the credentials know beside it: the book may be too old to know them.

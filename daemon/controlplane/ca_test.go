@@ -32,6 +32,7 @@ type tape struct {
 	order
 	log  [][]byte
 	lead string
+	mute bool // its leader is heard, and answers nothing
 }
 
 func (o *tape) Propose(ctx context.Context, data []byte) ([]byte, error) {
@@ -41,8 +42,13 @@ func (o *tape) Propose(ctx context.Context, data []byte) ([]byte, error) {
 	}
 	return ans, err
 }
-func (o *tape) Read(context.Context) error { return nil }
-func (o *tape) Leader() string             { return o.lead }
+func (o *tape) Read(context.Context) error {
+	if o.mute {
+		return fault.New("controlplane_test.Read", fault.NotLeader, "the leader does not answer")
+	}
+	return nil
+}
+func (o *tape) Leader() string { return o.lead }
 
 // play gives a node what another has on record.
 func (o *tape) play(t *testing.T, log [][]byte) {
@@ -59,9 +65,24 @@ type cnode struct {
 	*controlplane.Server
 	*tape
 	source *controlplane.Source
+	given  *tls.Certificate // of its file
 }
 
 func newNode(t *testing.T, name string, ca *identity.Authority, change func(*controlplane.Options)) cnode {
+	t.Helper()
+	return nodeOf(t, name, ca, fileOf(t, name, ca), change)
+}
+
+// fileOf is the certificate of a node's file, which stays the same when the node is started again.
+func fileOf(t *testing.T, name string, ca *identity.Authority) *tls.Certificate {
+	t.Helper()
+	leaf, err := identitytest.Leaf(ca, fleet.PrincipalOf(domain, fleet.Node, name), time.Now(), time.Hour)
+	ok(t, err)
+	return leaf
+}
+
+// nodeOf starts a node with the certificate of its file.
+func nodeOf(t *testing.T, name string, ca *identity.Authority, leaf *tls.Certificate, change func(*controlplane.Options)) cnode {
 	t.Helper()
 	o := &tape{order: order{book: controlplane.NewBook()}, lead: "cp-1"}
 	opts := controlplane.Options{Name: name, Book: o.book, Order: o, KEK: make([]byte, 32), LeafLife: 30 * 24 * time.Hour, Now: time.Now, Log: slog.New(slog.DiscardHandler)}
@@ -70,11 +91,9 @@ func newNode(t *testing.T, name string, ca *identity.Authority, change func(*con
 	}
 	s, err := controlplane.NewServer(opts)
 	ok(t, err)
-	leaf, err := identitytest.Leaf(ca, fleet.PrincipalOf(domain, fleet.Node, name), time.Now(), time.Hour)
-	ok(t, err)
 	source, err := s.NewSource(leaf, identity.Pool([]*x509.Certificate{ca.Cert}))
 	ok(t, err)
-	return cnode{s, o, source}
+	return cnode{s, o, source, leaf}
 }
 
 func firstCA(t *testing.T) (*identity.Authority, controlplane.Genesis) {

@@ -21,6 +21,7 @@ import (
 	"github.com/demarc-dev/demarc/daemon/controlplane"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/identity/identitytest"
 )
 
 // keptNode is a node whose credentials are on disk: the first CA issues, another one is prepared.
@@ -109,7 +110,7 @@ func TestANodeProvesItselfWhileItsBookIsBehind(t *testing.T) {
 		"a snapshot of the old key's": func(t *testing.T, n cnode) { ok(t, n.book.Restore(bytes.NewReader(state.Bytes()))) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			again := newNode(t, "cp-1", ca, func(o *controlplane.Options) { o.KEK = another })
+			again := nodeOf(t, "cp-1", ca, n.given, func(o *controlplane.Options) { o.KEK = another })
 			ok(t, again.ReadKeys(controlplane.KEKFiles{Current: kek}))
 			ok(t, again.source.KeepAt(file))
 			begin(t, again)
@@ -126,6 +127,14 @@ func TestANodeProvesItselfWhileItsBookIsBehind(t *testing.T) {
 			}
 		})
 	}
+	given, err := identitytest.Leaf(ca, fleet.PrincipalOf(domain, fleet.Node, "cp-1"), time.Now().Add(time.Minute), time.Hour)
+	ok(t, err)
+	again := nodeOf(t, "cp-1", ca, given, func(o *controlplane.Options) { o.KEK = another })
+	ok(t, again.ReadKeys(controlplane.KEKFiles{Current: kek}))
+	ok(t, again.source.KeepAt(file))
+	if leaf, err := again.source.Leaf(); err != nil || bytes.Equal(leaf.Certificate[0], shown.Certificate[0]) || issuedBy(t, again.source) != want {
+		t.Errorf("a node that was given a newer file shows what it kept, or no certificate of the CA that issues: %v", err)
+	}
 }
 
 // encoded is how bytes stand in the file.
@@ -135,34 +144,36 @@ func encoded(b []byte) []byte {
 }
 
 // A node that hears of no leader, and finds nobody who serves, shows its peers a certificate of each CA that it trusts, in turn; everybody
-// else sees its own. With a leader it shows its own to all.
+// else sees its own. It goes on while it hears of a leader that answers nothing. With a leader that answers it shows its own to all.
 func TestANodeTriesEachOfItsCAs(t *testing.T) {
 	n, _, _, _, next := keptNode(t)
-	old := issuedBy(t, n.source)
+	old, prepared := issuedBy(t, n.source), nameOf(t, n, next)
+	shows := func(why string, wants ...fleet.Digest) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- n.CatchUp(ctx, n.source, 5*time.Millisecond) }()
+		end := time.Now().Add(time.Minute)
+		for _, want := range wants {
+			for issuedBy(t, n.source.ToPeers()) != want {
+				if time.Now().After(end) {
+					t.Fatal(why)
+				}
+				if issuedBy(t, n.source) != old {
+					t.Fatal("others than its peers see one of a CA that does not issue")
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}
+		cancel()
+		ok(t, <-done)
+	}
 	n.lead = ""
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- n.CatchUp(ctx, n.source, 5*time.Millisecond) }()
-	for end := time.Now().Add(time.Minute); issuedBy(t, n.source.ToPeers()) != nameOf(t, n, next); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("it never shows a certificate of the prepared CA")
-		}
-		if issuedBy(t, n.source) != old {
-			t.Fatal("others than its peers see one of a CA that does not issue")
-		}
-	}
-	cancel()
-	ok(t, <-done)
-	n.lead = "cp-1"
-	ctx, cancel = context.WithCancel(t.Context())
-	go func() { done <- n.CatchUp(ctx, n.source, 5*time.Millisecond) }()
-	for end := time.Now().Add(time.Minute); issuedBy(t, n.source.ToPeers()) != old; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("it goes on showing another one, though its book is the newest")
-		}
-	}
-	cancel()
-	ok(t, <-done)
+	shows("it never shows a certificate of the prepared CA", prepared)
+	n.lead, n.mute = "cp-1", true
+	shows("it keeps to one certificate, though its leader does not answer", old, prepared, old, prepared)
+	n.mute = false
+	shows("it goes on showing another one, though its book is the newest", old)
 }
 
 // What a node kept is verified when it starts: by the vendor's log key, by the keys of the certificates, by the seal. What does not open
