@@ -16,7 +16,7 @@ type Proof struct {
 	Kind         string           `yaml:"kind" need:"yes"`
 	AWS          *AWSProof        `yaml:"aws,omitempty"`
 	Kubernetes   *KubernetesProof `yaml:"kubernetes,omitempty"`
-	TokenCommand []string         `yaml:"token_command,omitempty"` // Kubernetes: run with the audience as its last argument; prints a token
+	TokenCommand []string         `yaml:"token_command,omitempty"` // Kubernetes, and needed for dev: run with the audience as its last argument; prints a token
 }
 
 // AWSProof says which STS is meant.
@@ -34,8 +34,12 @@ type KubernetesProof struct {
 func (p Proof) problems(bad badFunc) {
 	switch p.Kind {
 	case ProofAWS, ProofGCP, ProofKubernetes, "":
+	case ProofDev:
+		if len(p.TokenCommand) == 0 {
+			bad("proof.token_command", "missing: [demarc, platform, dev, token, --dir, DIR, --name, NAME, --audience]")
+		}
 	default:
-		bad("proof.kind", "%q: use %s, %s or %s", fault.Clip(p.Kind), ProofAWS, ProofGCP, ProofKubernetes)
+		bad("proof.kind", "%q: use %s, %s, %s or %s", fault.Clip(p.Kind), ProofAWS, ProofGCP, ProofKubernetes, ProofDev)
 		return
 	}
 	if p.AWS != nil && p.Kind != ProofAWS {
@@ -44,8 +48,8 @@ func (p Proof) problems(bad badFunc) {
 	if p.Kubernetes != nil && p.Kind != ProofKubernetes {
 		bad("proof.kubernetes", "belongs to the kind %s only", ProofKubernetes)
 	}
-	if len(p.TokenCommand) > 0 && p.Kind != ProofKubernetes {
-		bad("proof.token_command", "belongs to the kind %s only", ProofKubernetes)
+	if len(p.TokenCommand) > 0 && p.Kind != ProofKubernetes && p.Kind != ProofDev {
+		bad("proof.token_command", "belongs to the kinds %s and %s only", ProofKubernetes, ProofDev)
 	}
 	if p.Kubernetes != nil && len(p.TokenCommand) > 0 {
 		bad("proof", "name one of kubernetes and token_command")

@@ -27,6 +27,7 @@ const (
 	ProofAWS        = "aws"
 	ProofGCP        = "gcp"
 	ProofKubernetes = "kubernetes"
+	ProofDev        = "dev" // demarc platform dev, for a trust domain that was made for development
 	RuntimeProcess  = "process"
 	SecretsFiles    = "files"
 )

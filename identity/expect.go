@@ -15,6 +15,7 @@ const (
 	KindKubernetes = "kubernetes" // a service-account token of a cluster
 	KindAWS        = "aws"        // a signed sts:GetCallerIdentity request
 	KindGCP        = "gcp"        // an identity token of the metadata server
+	KindDev        = "dev"        // a token of demarc platform dev, for a trust domain that was made for development
 )
 
 // Bounds of a proof.
@@ -50,6 +51,9 @@ type Expect struct {
 	UniqueID string `json:"unique_id,omitempty"` // of the service account; "": any
 	Zone     string `json:"zone,omitempty"`      // of the virtual machine; "": any
 	Instance string `json:"instance,omitempty"`  // name of the virtual machine; "": any
+
+	// Development: the name that the token is for; its key is pinned in JWKS.
+	Subject string `json:"subject,omitempty"`
 }
 
 // Proven is what a platform vouched for.
@@ -71,7 +75,7 @@ func (e Expect) Check() error {
 		set         bool
 	}{
 		{"issuer", KindKubernetes, e.Issuer != ""},
-		{"jwks", KindKubernetes, len(e.JWKS) > 0},
+		{"jwks", KindKubernetes + KindDev, len(e.JWKS) > 0},
 		{"discovery", KindKubernetes, e.Discovery},
 		{"namespace", KindKubernetes, e.Namespace != ""},
 		{"service_account", KindKubernetes + KindGCP, e.ServiceAccount != ""},
@@ -82,6 +86,7 @@ func (e Expect) Check() error {
 		{"unique_id", KindGCP, e.UniqueID != ""},
 		{"zone", KindGCP, e.Zone != ""},
 		{"instance", KindGCP, e.Instance != ""},
+		{"subject", KindDev, e.Subject != ""},
 	}
 	for _, f := range fields {
 		if f.set && !oneOf(f.kinds, e.Kind) {
@@ -89,8 +94,8 @@ func (e Expect) Check() error {
 		}
 	}
 	switch {
-	case e.Kind != KindKubernetes && e.Kind != KindAWS && e.Kind != KindGCP:
-		return fault.New(op, fault.Invalid, "proof of kind %q: use %s, %s or %s", fault.Clip(e.Kind), KindAWS, KindGCP, KindKubernetes)
+	case e.Kind != KindKubernetes && e.Kind != KindAWS && e.Kind != KindGCP && e.Kind != KindDev:
+		return fault.New(op, fault.Invalid, "proof of kind %q: use %s, %s, %s or %s", fault.Clip(e.Kind), KindAWS, KindGCP, KindKubernetes, KindDev)
 	case foreign != "":
 		return fault.New(op, fault.Invalid, "%s does not belong to a proof of kind %s: leave it out", foreign, e.Kind)
 	}
@@ -100,6 +105,8 @@ func (e Expect) Check() error {
 		return err
 	case KindGCP:
 		return e.checkGCP()
+	case KindDev:
+		return e.checkDev()
 	}
 	return e.checkKubernetes()
 }
@@ -108,6 +115,8 @@ func oneOf(kinds, kind string) bool {
 	switch kinds {
 	case KindKubernetes + KindGCP:
 		return kind == KindKubernetes || kind == KindGCP
+	case KindKubernetes + KindDev:
+		return kind == KindKubernetes || kind == KindDev
 	}
 	return kinds == kind
 }
@@ -116,6 +125,9 @@ func (e Expect) checkKubernetes() error {
 	const op = "identity.Expect"
 	if e.Issuer == "" || len(e.Issuer) > 512 {
 		return fault.New(op, fault.Invalid, "issuer: give the cluster's --service-account-issuer, in at most 512 bytes")
+	}
+	if e.Issuer == DevIssuer {
+		return fault.New(op, fault.Invalid, "issuer %q is that of development tokens: no cluster has it", DevIssuer)
 	}
 	if err := fleet.CheckName("namespace", e.Namespace); err != nil {
 		return err

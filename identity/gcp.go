@@ -58,7 +58,7 @@ type googleClaims struct {
 func (e Expect) verifyGCP(keys Keys, token, audience string, now time.Time) (Proven, error) {
 	const op = "identity.Verify"
 	var c googleClaims
-	if err := keys.open(token, &c); err != nil {
+	if err := keys.open(token, "", &c); err != nil {
 		return Proven{}, err
 	}
 	vm := c.Google.Engine

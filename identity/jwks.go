@@ -94,12 +94,19 @@ func KeyOf(token string) (string, error) {
 	return h.KeyID, err
 }
 
-// open checks the signature with the known key that the token names, and only then reads the claims into c.
-func (k Keys) open(token string, c any) error {
+// open checks the type, and the signature with the known key that the token names, and only then reads the claims into c. typ is
+// the one type that is taken; "": any but [DevTokenType].
+func (k Keys) open(token, typ string, c any) error {
 	const op = "identity.Verify"
 	t, h, err := parse(token)
 	if err != nil {
 		return err
+	}
+	switch got, _ := h.ExtraHeaders[jose.HeaderType].(string); {
+	case typ == "" && got == DevTokenType:
+		return fault.New(op, fault.Denied, "this is a development token (demarc platform dev), and the appliance is registered with a platform")
+	case typ != "" && got != typ:
+		return fault.New(op, fault.Denied, "the token is of the type %q, and %q is needed: use demarc platform dev token", fault.Clip(got), typ)
 	}
 	if !k.Has(h.KeyID) {
 		return fault.New(op, fault.Denied, "the token names key %q, which is not pinned: the cluster's keys were rotated, or it is another cluster", fault.Clip(h.KeyID))

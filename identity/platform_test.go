@@ -38,7 +38,7 @@ func TestRegistrationByPlatform(t *testing.T) {
 		change func(e *identity.Expect)
 		want   string
 	}{
-		"unknown kind":             {good, func(e *identity.Expect) { e.Kind = "azure" }, "use aws, gcp or kubernetes"},
+		"unknown kind":             {good, func(e *identity.Expect) { e.Kind = "azure" }, "use aws, gcp, kubernetes or dev"},
 		"role on kubernetes":       {good, func(e *identity.Expect) { e.RoleARN = onAWS.RoleARN }, "role_arn does not belong"},
 		"project on kubernetes":    {good, func(e *identity.Expect) { e.Project = "acme-prod" }, "project does not belong"},
 		"pinned and fetched":       {good, func(e *identity.Expect) { e.Discovery = true }, "give one of them"},

@@ -38,6 +38,8 @@ var flagOf = []struct{ begins, kind, flag string }{
 	{"zone", "", "--gcp-zone"},
 	{"instance", "", "--gcp-instance"},
 	{"issuer", "", "--kubernetes-issuer"},
+	{"development name", "", "--dev-subject"},
+	{"subject", "", "--dev-subject"},
 }
 
 // asFlags has a sentence about a registration name the flag that is wrong, in place of the field of the document.
@@ -47,6 +49,8 @@ func asFlags(sentence, kind string) string {
 		return "--aws-account and --aws-role-arn name different accounts"
 	case strings.HasPrefix(sentence, "the keys are pinned"):
 		return "--jwks pins the keys, --discovery has them fetched: give one of them"
+	case kind == identity.KindDev && (strings.HasPrefix(sentence, "JWKS") || strings.HasPrefix(sentence, "the JWKS")):
+		return "--dev-keys: " + sentence
 	case strings.HasPrefix(sentence, "JWKS"), strings.HasPrefix(sentence, "the JWKS"):
 		return "--jwks: " + sentence
 	case strings.Contains(sentence, "is no region"), strings.HasPrefix(sentence, "region"):

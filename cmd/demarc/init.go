@@ -51,6 +51,7 @@ func (a *app) controlPlane() *cobra.Command {
 	f.StringVar(&in.domain, "trust-domain", "", "the vendor's name in every certificate, a DNS name")
 	f.StringArrayVar(&in.nodes, "node", nil, "NAME=RAFT_HOST:PORT,API_HOST:PORT[,METRICS_HOST:PORT], once for each of 1, 3 or 5 nodes")
 	f.StringVar(&in.operator, "operator", "operator", "name of the first operator")
+	f.BoolVar(&in.development, "development", false, "take appliances that prove a development identity (demarc platform dev); decided here, once and for good")
 	f.StringVar(&in.managementURL, "management-url", "", "the management plane that is told counts and health")
 	f.StringVar(&in.managementCA, "management-ca", "", "file with the certificate authority of the management plane")
 	f.StringVar(&in.managementName, "management-name", "", "name of this control plane there")
@@ -65,6 +66,7 @@ type initOptions struct {
 	nodes                                       []string
 	managementURL, managementCA, managementName string
 	tailnetURL, tailnetKey                      string
+	development                                 bool
 }
 
 type nodeSpec struct{ name, raft, api, metrics string }
@@ -164,10 +166,10 @@ func (a *app) initTrustDomain(in initOptions) error {
 		return err
 	}
 	f := folder{in.dir}
-	doc := map[string]any{"trust_domain": in.domain, "dir": in.dir, "nodes": len(specs), "operator": in.operator,
+	doc := map[string]any{"trust_domain": in.domain, "dir": in.dir, "development": in.development, "nodes": len(specs), "operator": in.operator,
 		"operator_file": f.path("operator", "operator.yaml"), "bundle": f.path("bundle.pem"), "release_key": f.path("operator", "signing.pub"), "request_key": f.path("operator", "request.pub"), "log_key": f.path("log.pub")}
 	return a.emit(doc, func(w io.Writer) {
-		fmt.Fprintf(w, "trust domain %s with %d nodes is in %s\nstart each node with its own file:\n", in.domain, len(specs), in.dir)
+		fmt.Fprintf(w, "trust domain %s%s with %d nodes is in %s\nstart each node with its own file:\n", in.domain, forDevelopment(in.development), len(specs), in.dir)
 		for _, n := range specs {
 			fmt.Fprintf(w, "  demarcd run -c %s\n", f.path(n.name, "node.yaml"))
 		}
@@ -271,7 +273,7 @@ func (in *initOptions) write(f folder, specs []nodeSpec, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	genesis, err := json.Marshal(controlplane.GenesisWith{Genesis: controlplane.Genesis{TrustDomain: in.domain, Slots: slots},
+	genesis, err := json.Marshal(controlplane.GenesisWith{Genesis: controlplane.Genesis{TrustDomain: in.domain, Slots: slots, Development: in.development},
 		Operator: controlplane.FirstOperator{Name: in.operator, Serial: identity.SerialOf(cert), Till: cert.NotAfter, Issuer: slots[0].ID()}})
 	if err != nil {
 		return fault.At(op, fault.Internal, err)

@@ -22,11 +22,13 @@ const expectHelp = `Flags, or the file of --expect, say which identity of its pl
   AWS         --aws-account 123456789012 --aws-role-arn arn:aws:iam::123456789012:role/appliance [--aws-region eu-central-1]
   GCP         --gcp-project acme-prod --gcp-service-account appliance@acme-prod.iam.gserviceaccount.com
   Kubernetes  --kubernetes-issuer URL --namespace demarc --service-account appliance, and the cluster's keys: --jwks FILE
-              (kubectl get --raw /openid/v1/jwks) pins them, --discovery lets the control plane fetch them where its file lists the issuer`
+              (kubectl get --raw /openid/v1/jwks) pins them, --discovery lets the control plane fetch them where its file lists the issuer
+  A laptop    --dev-keys FILE --dev-subject NAME (demarc platform dev), in a trust domain that was made with --development`
 
 // expected is the flags that say what an appliance must prove.
 type expected struct {
 	file, jwks string
+	devKeys    string
 	e          identity.Expect
 	document   []byte // the registration, checked before anybody is called
 }
@@ -48,6 +50,8 @@ func (x *expected) flags(c *cobra.Command) {
 	f.StringVar(&x.e.ServiceAccount, "service-account", "", "of the appliance in its cluster")
 	f.StringVar(&x.jwks, "jwks", "", "file with the cluster's public keys, which are pinned")
 	f.BoolVar(&x.e.Discovery, "discovery", false, "fetch the cluster's keys from the issuer, where the control plane lists it")
+	f.StringVar(&x.devKeys, "dev-keys", "", "file with the public key that demarc platform dev init wrote")
+	f.StringVar(&x.e.Subject, "dev-subject", "", "the --name of demarc platform dev token")
 	c.PreRunE = func(*cobra.Command, []string) error {
 		if gcp != "" && x.e.ServiceAccount != "" {
 			return usage("--service-account is of Kubernetes, --gcp-service-account of GCP: give one of them")
@@ -66,7 +70,7 @@ func (x *expected) compose() ([]byte, error) {
 	e := x.e
 	if x.file != "" {
 		e.Regions = nil
-		if b, err := json.Marshal(e); err != nil || string(b) != `{"kind":""}` || len(x.e.Regions) > 0 || x.jwks != "" {
+		if b, err := json.Marshal(e); err != nil || string(b) != `{"kind":""}` || len(x.e.Regions) > 0 || x.jwks != "" || x.devKeys != "" {
 			return nil, usage("--expect says all that is registered: leave the other flags out")
 		}
 		b, err := os.ReadFile(x.file)
@@ -82,8 +86,20 @@ func (x *expected) compose() ([]byte, error) {
 		e.Kind = identity.KindGCP
 	case e.Issuer != "":
 		e.Kind = identity.KindKubernetes
+	case x.devKeys != "" || e.Subject != "":
+		e.Kind = identity.KindDev
 	default:
-		return nil, usage("say what the appliance proves: --aws-role-arn, --gcp-project, --kubernetes-issuer or --expect FILE")
+		return nil, usage("say what the appliance proves: --aws-role-arn, --gcp-project, --kubernetes-issuer, --dev-keys or --expect FILE")
+	}
+	if x.devKeys != "" && (x.jwks != "" || e.Kind != identity.KindDev) {
+		return nil, usage("--dev-keys is of a laptop: leave the flags of platforms out")
+	}
+	if x.devKeys != "" {
+		b, err := os.ReadFile(x.devKeys)
+		if err != nil {
+			return nil, usage("--dev-keys: %v", err)
+		}
+		e.JWKS = bytes.TrimSpace(b)
 	}
 	if x.jwks != "" {
 		b, err := os.ReadFile(x.jwks)
@@ -94,6 +110,9 @@ func (x *expected) compose() ([]byte, error) {
 	}
 	if e.Kind == identity.KindKubernetes && x.jwks == "" && !e.Discovery {
 		return nil, usage("say where the cluster's keys come from: --jwks FILE or --discovery")
+	}
+	if e.Kind == identity.KindDev && (x.devKeys == "" || e.Subject == "") {
+		return nil, usage("a development identity needs --dev-keys FILE and --dev-subject NAME")
 	}
 	if err := e.Check(); err != nil {
 		return nil, usage("%s", asFlags(fault.Text(err), e.Kind))

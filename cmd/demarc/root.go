@@ -106,7 +106,7 @@ func (a *app) root() *cobra.Command {
 	}{
 		{"vendor", "The vendor's operator types:", []*cobra.Command{a.controlPlane(), a.status(), a.customer(), a.appliance(), a.release(), a.operation(), a.probe(), a.ca(), a.operator(), a.mesh(), a.evidence(), a.management()}},
 		{"customer", "The customer types:", append([]*cobra.Command{a.key(), a.secret(), a.local(), a.consent()}, a.customersVerbs()...)},
-		{"anyone", "Anyone types:", []*cobra.Command{a.verify()}},
+		{"anyone", "Anyone types:", []*cobra.Command{a.verify(), a.platform()}},
 	} {
 		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
 		for _, c := range g.commands {

@@ -50,12 +50,20 @@ func (a *app) status() *cobra.Command {
 				return err
 			}
 			return a.emit(m, func(w io.Writer) {
-				fmt.Fprintf(w, "trust domain\t%s\nasked\t%s\nleader\t%s\naudit log\t%d entries, root %.16s\n", m.GetTrustDomain(), m.GetNode(), m.GetLeader(), m.GetAuditSize(), m.GetAuditRoot())
+				fmt.Fprintf(w, "trust domain\t%s%s\nasked\t%s\nleader\t%s\naudit log\t%d entries, root %.16s\n", m.GetTrustDomain(), forDevelopment(m.GetDevelopment()), m.GetNode(), m.GetLeader(), m.GetAuditSize(), m.GetAuditRoot())
 				for _, n := range m.GetMembers() {
 					fmt.Fprintf(w, "node\t%s\traft %s\tapi %s\n", n.GetName(), n.GetRaftAddress(), n.GetApiAddress())
 				}
 			})
 		})
+}
+
+// forDevelopment marks a trust domain that takes development identities.
+func forDevelopment(is bool) string {
+	if is {
+		return ", for development"
+	}
+	return ""
 }
 
 func (a *app) customer() *cobra.Command {
@@ -84,9 +92,9 @@ func (a *app) appliance() *cobra.Command {
 				return err
 			}
 			return a.emit(all, func(w io.Writer) {
-				fmt.Fprintln(w, "APPLIANCE\tCUSTOMER\tSTATUS\tONLINE\tROUTE\tVERSION\tSTATE\tPOSTURE")
+				fmt.Fprintln(w, "APPLIANCE\tCUSTOMER\tPLATFORM\tSTATUS\tONLINE\tROUTE\tVERSION\tSTATE\tPOSTURE")
 				for _, x := range all {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%v\t%s\t%s\t%s\t%s\n", x.GetName(), x.GetCustomer(), x.GetStatus(), x.GetOnline(), x.GetRoute(), x.GetVersion(), x.GetState(), x.GetPosture())
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%v\t%s\t%s\t%s\t%s\n", x.GetName(), x.GetCustomer(), x.GetPlatform(), x.GetStatus(), x.GetOnline(), x.GetRoute(), x.GetVersion(), x.GetState(), x.GetPosture())
 				}
 			})
 		})
@@ -97,7 +105,7 @@ func (a *app) appliance() *cobra.Command {
 				return err
 			}
 			return a.emit(x, func(w io.Writer) {
-				fmt.Fprintf(w, "appliance\t%s of %s, %s\n", x.GetName(), x.GetCustomer(), x.GetStatus())
+				fmt.Fprintf(w, "appliance\t%s of %s, %s\nplatform\t%s\n", x.GetName(), x.GetCustomer(), x.GetStatus(), x.GetPlatform())
 				fmt.Fprintf(w, "channel\tonline %v, at node %s by %s\n", x.GetOnline(), x.GetNode(), x.GetRoute())
 				fmt.Fprintf(w, "deployment\t%s %s\t%s\n", x.GetVersion(), x.GetState(), x.GetReason())
 				fmt.Fprintf(w, "posture\t%s\n", x.GetPosture())

@@ -21,6 +21,7 @@ type none struct{}
 type Genesis struct {
 	TrustDomain string          `json:"trust_domain"`
 	Slots       []identity.Slot `json:"slots"`
+	Development bool            `json:"development,omitempty"` // see State.Development
 }
 
 // Kind names the change in the log.
@@ -39,7 +40,7 @@ func (c Genesis) Apply(s *State, _ ledger.Meta) (none, error) {
 	case c.TrustDomain == "" || len(c.Slots) == 0:
 		return none{}, fault.New("genesis", fault.Invalid, "a trust domain and at least one certificate authority are needed")
 	}
-	s.TrustDomain, s.Slots = c.TrustDomain, c.Slots
+	s.TrustDomain, s.Slots, s.Development = c.TrustDomain, c.Slots, c.Development
 	return none{}, nil
 }
 
@@ -73,9 +74,12 @@ type RegisterAppliance struct {
 // Kind names the change in the log.
 func (RegisterAppliance) Kind() string { return "appliance.register/1" }
 
-// Apply refuses a name twice and an unknown customer.
+// Apply refuses a name twice, an unknown customer, and a development identity in a trust domain that was not made for it.
 func (c RegisterAppliance) Apply(s *State, m ledger.Meta) (none, error) {
 	if err := fleet.CheckName("appliance", string(c.Name)); err != nil {
+		return none{}, err
+	}
+	if err := s.takes(platformOf(c.Expect)); err != nil {
 		return none{}, err
 	}
 	if _, ok := s.customers.Get(c.Customer); !ok {
@@ -110,6 +114,9 @@ func (c Enrol) Apply(s *State, m ledger.Meta) (none, error) {
 	}
 	a, err := s.Appliance(c.Name)
 	if err != nil {
+		return none{}, err
+	}
+	if err := s.takes(platformOf(a.Expect)); err != nil {
 		return none{}, err
 	}
 	if a.Status == Banned {

@@ -25,7 +25,7 @@ func (s *Server) Status(ctx context.Context, _ *connect.Request[controlv1.Status
 	}
 	log := s.book.Log()
 	root := log.Root()
-	out := &controlv1.StatusResponse{Node: s.name, Leader: s.Order.Leader(), TrustDomain: s.book.View().TrustDomain,
+	out := &controlv1.StatusResponse{Node: s.name, Leader: s.Order.Leader(), TrustDomain: s.book.View().TrustDomain, Development: s.book.View().Development,
 		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:])}
 	for _, m := range s.roster() {
 		out.Members = append(out.Members, &controlv1.Member{Name: m.Name, RaftAddress: m.Raft, ApiAddress: m.API})
@@ -69,7 +69,7 @@ func (s *Server) ListAppliances(ctx context.Context, req *connect.Request[contro
 func (a Appliance) toWire(online bool) *controlv1.Appliance {
 	out := &controlv1.Appliance{Name: string(a.Name), Customer: string(a.Customer), Status: a.Status, Online: online, Node: a.Node,
 		Route: a.Route, Serial: string(a.Current), Release: string(a.Release), Version: a.Version, State: string(a.State), Reason: a.Reason,
-		Posture: string(a.Health.Posture), Orders: a.OrdersSent(), OrdersDone: a.OrdersDone, ReportsDone: a.ReportsDone, LogKey: a.LogKey}
+		Posture: string(a.Health.Posture), Orders: a.OrdersSent(), OrdersDone: a.OrdersDone, ReportsDone: a.ReportsDone, LogKey: a.LogKey, Platform: platformOf(a.Expect)}
 	if !a.CurrentTill.IsZero() {
 		out.ExpiresUnix = a.CurrentTill.Unix()
 	}

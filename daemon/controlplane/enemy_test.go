@@ -79,7 +79,10 @@ type gate struct {
 	issuer *identitytest.Issuer
 }
 
-func newGate(t *testing.T, wait time.Duration) *gate {
+func newGate(t *testing.T, wait time.Duration) *gate { return newGateFor(t, wait, false) }
+
+// newGateFor may be a gate of a trust domain that was made for development.
+func newGateFor(t *testing.T, wait time.Duration, development bool) *gate {
 	t.Helper()
 	g := &gate{t: t, order: &serialOrder{order: order{book: controlplane.NewBook()}}}
 	var err error
@@ -101,7 +104,7 @@ func newGate(t *testing.T, wait time.Duration) *gate {
 	g.server, err = controlplane.NewServer(controlplane.Options{Name: "cp-1", Book: g.order.book, Order: g.order, KEK: kek,
 		LeafLife: time.Hour, Now: time.Now, Log: log, StrangerWait: wait})
 	ok(t, err)
-	submitAs(g, controlplane.Genesis{TrustDomain: domain, Slots: []identity.Slot{{Stage: identity.Active, CertDER: g.ca.Cert.Raw, SealedKey: sealed}}})
+	submitAs(g, controlplane.Genesis{TrustDomain: domain, Development: development, Slots: []identity.Slot{{Stage: identity.Active, CertDER: g.ca.Cert.Raw, SealedKey: sealed}}})
 	submitAs(g, controlplane.RegisterCustomer{Name: "globex"})
 	submitAs(g, controlplane.RegisterAppliance{Name: "eu-1", Customer: "globex", Expect: expect})
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

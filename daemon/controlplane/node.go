@@ -254,6 +254,9 @@ func (n *node) genesis(ctx context.Context, ready func()) error {
 			if err := n.server.opens(); err != nil {
 				return fault.Because(err, op, fault.Invalid, "kek_file does not open the keys of the book: %s", fault.Text(err))
 			}
+			if n.book.View().Development {
+				n.log.Warn("this trust domain was made for development: whoever has the file of a development key may be its appliance")
+			}
 			ready()
 			<-ctx.Done()
 			return nil

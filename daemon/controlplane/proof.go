@@ -80,10 +80,13 @@ type SetExpect struct {
 // Kind names the change in the log.
 func (SetExpect) Kind() string { return "appliance.expect/1" }
 
-// Apply refuses a banned appliance: a ban is for good.
+// Apply refuses a banned appliance: a ban is for good. It refuses a development identity as [RegisterAppliance] does.
 func (c SetExpect) Apply(s *State, _ ledger.Meta) (none, error) {
 	a, err := s.Appliance(c.Name)
 	if err != nil {
+		return none{}, err
+	}
+	if err := s.takes(platformOf(c.Expect)); err != nil {
 		return none{}, err
 	}
 	if a.Status == Banned {
@@ -92,6 +95,24 @@ func (c SetExpect) Apply(s *State, _ ledger.Meta) (none, error) {
 	a.Expect, a.UID, a.Rolled, a.Reported = c.Expect, "", nil, nil
 	s.appliances = s.appliances.Set(c.Name, a)
 	return none{}, nil
+}
+
+// takes refuses a development identity where the trust domain was not made for it. Whoever has the file of such a key is the
+// appliance: it is no proof of any platform.
+func (s State) takes(kind string) error {
+	if kind != identity.KindDev || s.Development {
+		return nil
+	}
+	return fault.New("controlplane.takes", fault.Denied, "the trust domain %q was not made for development, and takes no development identity: register the appliance's platform, or make another trust domain with demarc control-plane init --development", s.TrustDomain)
+}
+
+// platformOf is the kind of a registration, "" where it has none.
+func platformOf(expect json.RawMessage) string {
+	kind, err := kindOf(expect)
+	if err != nil {
+		return "" // it can't be met: see Appliance.expected
+	}
+	return kind
 }
 
 // platformsOf makes the verifier of the operator's file.
@@ -116,12 +137,18 @@ func (s *Server) checkExpect(b []byte) error {
 	if err := seal.StrictJSON(b, &e); err != nil {
 		return err
 	}
+	if err := s.book.View().takes(e.Kind); err != nil {
+		return err
+	}
 	return s.Platforms.CheckExpect(e)
 }
 
 // prove compares the proof in a request with what is registered for the appliance.
 func (s *Server) prove(ctx context.Context, a Appliance, m *boundaryv1.EnrolRequest, audience string, now time.Time) (identity.Proven, error) {
 	e, err := a.expected()
+	if err == nil {
+		err = s.book.View().takes(e.Kind)
+	}
 	if err != nil {
 		return identity.Proven{}, err
 	}

@@ -21,6 +21,7 @@ import (
 // State is one page of the vendor's book. A copy by assignment is a copy: every map in it is persistent.
 type State struct {
 	TrustDomain string
+	Development bool            // made by its genesis to take development identities; no change sets it later
 	Slots       []identity.Slot // replaced whole, never edited in place
 	number      uint64          // of the bundle that Slots make; see Bundle
 	nodes       *immutable.SortedMap[string, uint64]
@@ -247,6 +248,7 @@ func values[K interface {
 // page is State as it stands in a snapshot.
 type page struct {
 	TrustDomain string               `json:"trust_domain"`
+	Development bool                 `json:"development,omitempty"`
 	Slots       []identity.Slot      `json:"slots"`
 	Customers   []Customer           `json:"customers"`
 	Appliances  []Appliance          `json:"appliances"`
@@ -271,7 +273,7 @@ type page struct {
 
 // MarshalJSON writes the page in a canonical order.
 func (s State) MarshalJSON() ([]byte, error) {
-	p := page{TrustDomain: s.TrustDomain, Slots: s.Slots, Customers: s.Customers(), Appliances: s.Appliances(), Releases: values(s.releases),
+	p := page{TrustDomain: s.TrustDomain, Development: s.Development, Slots: s.Slots, Customers: s.Customers(), Appliances: s.Appliances(), Releases: values(s.releases),
 		Operations: values(s.operations), Nonces: map[string]time.Time{}, Bundle: s.number, Nodes: map[string]uint64{}, Operators: s.Operators(),
 		Peers: values(s.peers), Pilot: s.pilot, KEK: s.KEK, Secrets: s.Secrets, KEKs: map[string][]string{}, Stopped: map[string]time.Time{}, Given: map[string]Given{}, Certs: map[string]NodeCerts{}}
 	for it := s.stopped.Iterator(); !it.Done(); {
@@ -308,6 +310,7 @@ func (s *State) UnmarshalJSON(b []byte) error {
 		return fault.At("controlplane.State", "", err)
 	}
 	n := NewState()
+	n.Development = p.Development
 	n.TrustDomain, n.Slots, n.number, n.pilot, n.KEK, n.Secrets = p.TrustDomain, p.Slots, p.Bundle, p.Pilot, p.KEK, p.Secrets
 	for _, x := range p.Peers {
 		n.peers = n.peers.Set(x.Name, x)

@@ -71,6 +71,7 @@ type StatusResponse struct {
 	Members       []*Member              `protobuf:"bytes,6,rep,name=members,proto3" json:"members,omitempty"`
 	AuditSize     int64                  `protobuf:"varint,7,opt,name=audit_size,json=auditSize,proto3" json:"audit_size,omitempty"`
 	AuditRoot     string                 `protobuf:"bytes,8,opt,name=audit_root,json=auditRoot,proto3" json:"audit_root,omitempty"`
+	Development   bool                   `protobuf:"varint,9,opt,name=development,proto3" json:"development,omitempty"` // the trust domain was made to take development identities
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -159,6 +160,13 @@ func (x *StatusResponse) GetAuditRoot() string {
 		return x.AuditRoot
 	}
 	return ""
+}
+
+func (x *StatusResponse) GetDevelopment() bool {
+	if x != nil {
+		return x.Development
+	}
+	return false
 }
 
 type Member struct {
@@ -523,6 +531,7 @@ type Appliance struct {
 	ReportsDone   uint64                 `protobuf:"varint,18,opt,name=reports_done,json=reportsDone,proto3" json:"reports_done,omitempty"`
 	Roads         []*RoadTrouble         `protobuf:"bytes,19,rep,name=roads,proto3" json:"roads,omitempty"`                 // roads that do not work, as the appliance reported it last
 	LogKey        []byte                 `protobuf:"bytes,20,opt,name=log_key,json=logKey,proto3" json:"log_key,omitempty"` // PEM, as it was enrolled: signs the results of operations and the checkpoints of the customer's log
+	Platform      string                 `protobuf:"bytes,21,opt,name=platform,proto3" json:"platform,omitempty"`           // what vouches for it, as registered: aws gcp kubernetes dev
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -695,6 +704,13 @@ func (x *Appliance) GetLogKey() []byte {
 		return x.LogKey
 	}
 	return nil
+}
+
+func (x *Appliance) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
 }
 
 // RoadTrouble is a road of the customer's list that does not work. Both words are of closed sets.
@@ -2695,7 +2711,7 @@ var File_control_v1_control_proto protoreflect.FileDescriptor
 const file_control_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"\x18control/v1/control.proto\x12\x11demarc.control.v1\"\x0f\n" +
-	"\rStatusRequest\"\x80\x02\n" +
+	"\rStatusRequest\"\xa2\x02\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\tR\x06leader\x12\x12\n" +
@@ -2706,7 +2722,8 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"audit_size\x18\a \x01(\x03R\tauditSize\x12\x1d\n" +
 	"\n" +
-	"audit_root\x18\b \x01(\tR\tauditRoot\"`\n" +
+	"audit_root\x18\b \x01(\tR\tauditRoot\x12 \n" +
+	"\vdevelopment\x18\t \x01(\bR\vdevelopment\"`\n" +
 	"\x06Member\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\fraft_address\x18\x02 \x01(\tR\vraftAddress\x12\x1f\n" +
@@ -2729,7 +2746,7 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\x16ListAppliancesResponse\x12<\n" +
 	"\n" +
 	"appliances\x18\x01 \x03(\v2\x1c.demarc.control.v1.ApplianceR\n" +
-	"appliances\"\xe4\x04\n" +
+	"appliances\"\x80\x05\n" +
 	"\tAppliance\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bcustomer\x18\x02 \x01(\tR\bcustomer\x12\x16\n" +
@@ -2752,7 +2769,8 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"ordersDone\x12!\n" +
 	"\freports_done\x18\x12 \x01(\x04R\vreportsDone\x124\n" +
 	"\x05roads\x18\x13 \x03(\v2\x1e.demarc.control.v1.RoadTroubleR\x05roads\x12\x17\n" +
-	"\alog_key\x18\x14 \x01(\fR\x06logKey\"9\n" +
+	"\alog_key\x18\x14 \x01(\fR\x06logKey\x12\x1a\n" +
+	"\bplatform\x18\x15 \x01(\tR\bplatform\"9\n" +
 	"\vRoadTrouble\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"S\n" +
