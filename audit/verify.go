@@ -59,6 +59,7 @@ type LogReport struct {
 	WitnessedAt time.Time     // by the witness's clock
 	First, Last time.Time     // of the entries, by the clock of the log's owner
 	Lag         time.Duration // from the first entry that no pinned witness saw to the last one; zero if all were seen
+	Restarts    []Restart     // that the log says happened, to itself or to the vendor's log
 	Worthless   []string      // cosignatures that are not over a checkpoint of this log: why. They were passed over
 }
 
@@ -85,7 +86,7 @@ func Verify(bundle []byte, pinned Pins) (Report, error) {
 		rebuilt[e.Origin] = l
 		r.Logs = append(r.Logs, lr)
 	}
-	if r.Unpaired, r.Unchecked, err = verifyWitnessed(op, b.Witnessed, rebuilt, pinned); err != nil {
+	if r.Unpaired, r.Unchecked, err = verifyWitnessed(op, b.Witnessed, rebuilt, r.Logs, pinned); err != nil {
 		return Report{}, err
 	}
 	for _, origin := range slices.Sorted(maps.Keys(pinned.Logs)) {
@@ -133,6 +134,13 @@ func verifyLog(op string, e LogEvidence, pinned Pins) (LogReport, Log, error) {
 	if len(e.Checkpoints) == 0 {
 		return none, Log{}, fault.Because(Uncovered, op, fault.Denied, "log %q: no checkpoint covers its %d entries", fault.Clip(e.Origin), len(e.Entries))
 	}
+	restarts := restartsOf(e)
+	var whole Log // of use where there are restarts only
+	if len(restarts) > 0 {
+		for _, leaf := range e.Entries {
+			whole = whole.AppendLeaf([]byte(leaf))
+		}
+	}
 	var heads []Head
 	for i, c := range e.Checkpoints {
 		h, err := openOf(op, "checkpoint", i, c, v)
@@ -141,12 +149,15 @@ func verifyLog(op string, e LogEvidence, pinned Pins) (LogReport, Log, error) {
 		}
 		heads = append(heads, h)
 	}
-	r := LogReport{Checkpoints: len(heads)}
+	r := LogReport{Checkpoints: len(heads), Restarts: restarts}
 	for i, c := range e.Cosignatures {
 		h, at, known, err := openCosigned(op, i, c, v, pinned)
 		if err != nil { // whoever sent it is no witness, and must not spoil the log of another
 			r.Worthless = append(r.Worthless, fault.Text(err))
 			continue
+		}
+		if len(restarts) > 0 && !whole.belongs(h) && excuses(restarts, h, at) {
+			continue // of what was lost
 		}
 		heads = append(heads, h)
 		if known && h.Size >= r.Witnessed {
@@ -311,7 +322,7 @@ func rootOf(hs []tlog.Hash) tlog.Hash {
 }
 
 // verifyWitnessed compares the checkpoints that one side kept of the other with each other and with the entries.
-func verifyWitnessed(op string, notes []string, logs map[string]Log, pinned Pins) (unpaired []Head, unchecked int, err error) {
+func verifyWitnessed(op string, notes []string, logs map[string]Log, reports []LogReport, pinned Pins) (unpaired []Head, unchecked int, err error) {
 	seen := map[string]map[int64]Head{}
 	for i, text := range notes {
 		if _, ok := pinned.Logs[originOf(text)]; !ok {
@@ -321,6 +332,9 @@ func verifyWitnessed(op string, notes []string, logs map[string]Log, pinned Pins
 		h, err := openWitnessed(op, i, text, pinned)
 		if err != nil {
 			return nil, 0, err
+		}
+		if restarted(h, text, logs, reports, seen[h.Origin], pinned) {
+			continue
 		}
 		if old, ok := seen[h.Origin][h.Size]; ok && old.Root != h.Root {
 			return nil, 0, fault.Because(Forked, op, fault.Conflict, "log %q is forked: witnessed checkpoint %d is a second history of %d entries", fault.Clip(h.Origin), i, h.Size)

@@ -35,6 +35,7 @@ type Appliance struct {
 	skew   time.Duration
 	stop   func()
 	onDial func()
+	app    *appliance.Appliance
 }
 
 // Proofs is how often it has proved its platform identity.
@@ -49,8 +50,7 @@ func (a *Appliance) Dials() int { return int(a.dials.Load()) }
 // AddAppliance registers an appliance and makes its directory. Start starts it.
 func (f *Fleet) AddAppliance(name string) *Appliance {
 	f.t.Helper()
-	_, err := ledger.Submit(f.t.Context(), order{f}, f.meta(), controlplane.RegisterAppliance{Name: fleet.ApplianceID(name), Customer: "globex", Expect: f.expect(name)})
-	f.must(err)
+	f.Register(name)
 	dir := f.t.TempDir()
 	file := func(name string, b []byte) string {
 		p := filepath.Join(dir, name)
@@ -68,6 +68,13 @@ func (f *Fleet) AddAppliance(name string) *Appliance {
 	return a
 }
 
+// Register has the vendor register an appliance.
+func (f *Fleet) Register(name string) {
+	f.t.Helper()
+	_, err := ledger.Submit(f.t.Context(), order{f}, f.meta(), controlplane.RegisterAppliance{Name: fleet.ApplianceID(name), Customer: "globex", Expect: f.expect(name)})
+	f.must(err)
+}
+
 // File is where a file of the appliance's own directory is.
 func (a *Appliance) File(name string) string { return filepath.Join(a.cfg.Dir, name) }
 
@@ -83,11 +90,16 @@ func (a *Appliance) Start() {
 	})
 	f.must(err)
 	var wg sync.WaitGroup
-	for _, p := range app.Link() {
+	parts := app.Link()
+	if f.Evidence {
+		parts = append(parts, app.Witness())
+	}
+	for _, p := range parts {
 		wg.Go(func() { _ = p.Run(ctx, func() {}) })
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	a.app = app
 	a.stop = func() {
 		cancel()
 		wg.Wait()

@@ -46,6 +46,9 @@ type Fleet struct {
 	// Beat is how often appliances are told to speak, from the next start of the node on; zero means as the size of the fleet says.
 	Beat time.Duration
 
+	// Evidence has both sides ask each other to countersign their logs, from the next start on.
+	Evidence bool
+
 	t        *testing.T
 	kek      []byte
 	first    map[string]*tls.Certificate // by node
@@ -294,6 +297,9 @@ func (f *Fleet) StartNode() {
 	})
 	wg.Go(func() { _ = server.Follow(ctx, func() {}) })
 	wg.Go(func() { _ = server.Tend(ctx, source) })
+	if f.Evidence {
+		wg.Go(func() { _ = server.Witness(ctx, 10*time.Second) })
+	}
 	f.mu.Lock()
 	f.server, f.door = server, d
 	f.stop = func() { cancel(); wg.Wait() }

@@ -81,9 +81,23 @@ func (a *app) localStatus() *cobra.Command {
 				for _, k := range m.GetPinned() {
 					fmt.Fprintf(w, "pinned\t%s\n", k)
 				}
+				vendorEpoch(w, m.GetVendorEpoch())
 				fmt.Fprintf(w, "audit log\t%d entries, root %.16s\n", m.GetAuditSize(), m.GetAuditRoot())
 			})
 		})
+}
+
+// vendorEpoch says that the vendor's book was set back, and what it lost.
+func vendorEpoch(w io.Writer, e *localv1.VendorEpoch) {
+	if e.GetMetUnix() > 0 {
+		fmt.Fprintf(w, "vendor's book\tepoch %d (%s)\tmet %s\n", e.GetNumber(), e.GetCause(), time.Unix(e.GetMetUnix(), 0).UTC().Format(time.RFC3339))
+	}
+	for _, l := range e.GetLost() {
+		fmt.Fprintf(w, "\tsince then\t%s\n", l)
+	}
+	if r := e.GetRefused(); r != "" {
+		fmt.Fprintf(w, "vendor's book\tan epoch was refused\t%s\n", r)
+	}
 }
 
 // road says why a road does not work or not as it should, and what helps; of one that works, or was not tried, nothing.

@@ -40,9 +40,10 @@ func (a *app) snapshot() *cobra.Command {
 	}
 	var config, dir string
 	var force bool
+	var above uint64
 	restore := &cobra.Command{Use: "restore FILE --config NODE.YAML", Short: "Begin a new cluster of one node with a snapshot, offline", Args: exactly(1, "the snapshot"),
 		Long: "restore writes a snapshot into the directory of a node that is stopped, and makes it the only member. Start it, then add others.\n" +
-			"A directory that holds a log already is refused; with --force it is set aside and kept.\nThe node needs the kek of the control plane that the snapshot is of.",
+			"A directory that holds a log already is refused; with --force it is set aside and kept. The book begins another epoch, so that\nappliances know what they have to do with it.\nThe node needs the kek of the control plane that the snapshot is of.",
 		Example: "  demarc control-plane snapshot restore acme.snap --config acme/cp-1/node.yaml"}
 	restore.RunE = func(_ *cobra.Command, args []string) error {
 		cfg, err := nodeFile(config, dir)
@@ -54,7 +55,7 @@ func (a *app) snapshot() *cobra.Command {
 			return err
 		}
 		defer f.Close()
-		inv, aside, err := controlplane.RestoreSnapshot(cfg, f, size, force)
+		inv, aside, err := controlplane.RestoreSnapshot(cfg, f, size, force, above)
 		if err != nil {
 			return err
 		}
@@ -63,16 +64,19 @@ func (a *app) snapshot() *cobra.Command {
 				fmt.Fprintf(w, "what was there is in %s\n", aside)
 			}
 			fmt.Fprintf(w, "node %s is the only member of a cluster that goes on after change %d\naudit log\t%d entries, root %s\nstart it, then add others:\n  demarcd run -c %s\n", cfg.Name, inv.Index, inv.AuditSize, inv.AuditRoot, config)
+			begun(w, inv)
 		})
 	}
 	restore.Flags().StringVar(&config, "config", "", "the node's file")
 	restore.Flags().StringVar(&dir, "dir", "", "the node's data directory, in place of that in its file")
 	restore.Flags().BoolVar(&force, "force", false, "set a log aside that is there already")
+	epochAbove(restore, &above)
 	return group("snapshot", "Copies of the book", save, inspect, restore)
 }
 
 func (a *app) recover() *cobra.Command {
 	var config, dir string
+	var above uint64
 	c := &cobra.Command{Use: "recover --config NODE.YAML", Short: "Go on with one surviving node where the majority is lost for good, offline", Args: exactly(0, "no arguments"),
 		Long: "recover makes a stopped node the only member of its cluster, with all that it holds itself. Use it where the others are lost and\n" +
 			"will never come back: what they had and this node had not is gone, and two clusters of one history can't be made one again.\nTake the node with the highest index. Start it, remove the names of the lost ones, and add new nodes.",
@@ -82,17 +86,29 @@ func (a *app) recover() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		inv, err := controlplane.Recover(cfg)
+		inv, err := controlplane.Recover(cfg, above)
 		if err != nil {
 			return err
 		}
 		return a.emit(map[string]any{"node": cfg.Name, "book": inv}, func(w io.Writer) {
 			fmt.Fprintf(w, "node %s is the only member of a cluster that goes on after change %d\naudit log\t%d entries, root %s\nstart it, then add others:\n  demarcd run -c %s\n", cfg.Name, inv.Index, inv.AuditSize, inv.AuditRoot, config)
+			begun(w, inv)
 		})
 	}
 	c.Flags().StringVar(&config, "config", "", "the node's file")
 	c.Flags().StringVar(&dir, "dir", "", "the node's data directory, in place of that in its file")
+	epochAbove(c, &above)
 	return c
+}
+
+// epochAbove is the flag for when appliances have met an epoch that the book can't know of, and that is not over by the clock.
+func epochAbove(c *cobra.Command, above *uint64) {
+	c.Flags().Uint64Var(above, "epoch-above", 0, "begin an epoch with a number above this one; needed only where an appliance's refusal says so")
+}
+
+// begun says which epoch the book is in now.
+func begun(w io.Writer, inv controlplane.Inventory) {
+	fmt.Fprintf(w, "epoch\t%s: appliances and this book meet again by it, and both put on record what was lost\n", inv.Epoch)
 }
 
 func openSized(path string) (*os.File, int64, error) {

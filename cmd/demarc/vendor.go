@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -51,6 +52,10 @@ func (a *app) status() *cobra.Command {
 			}
 			return a.emit(m, func(w io.Writer) {
 				fmt.Fprintf(w, "trust domain\t%s%s\nasked\t%s\nleader\t%s\naudit log\t%d entries, root %.16s\n", m.GetTrustDomain(), forDevelopment(m.GetDevelopment()), m.GetNode(), m.GetLeader(), m.GetAuditSize(), m.GetAuditRoot())
+				if e := m.GetEpoch(); e != nil {
+					fmt.Fprintf(w, "epoch\t%d (%s at %s)\tkept %d entries of the log\t%d appliances have not come back since\n", e.GetNumber(), e.GetCause(),
+						time.Unix(e.GetBegunUnix(), 0).UTC().Format(time.RFC3339), e.GetLogKept(), e.GetUnmet())
+				}
 				for _, n := range m.GetMembers() {
 					fmt.Fprintf(w, "node\t%s\traft %s\tapi %s\n", n.GetName(), n.GetRaftAddress(), n.GetApiAddress())
 				}

@@ -65,6 +65,18 @@ type logDoc struct {
 	LagSeconds  int64  `json:"lag_seconds"`         // of what no witness saw, from its first entry to its last
 	Worthless   int    `json:"worthless,omitempty"` // cosignatures that are none, passed over
 	Why         string `json:"why,omitempty"`       // the first of them
+
+	Restarts []restartDoc `json:"restarts,omitempty"`
+}
+
+// restartDoc says that the log of a control plane was set back.
+type restartDoc struct {
+	Of    string `json:"of"`
+	Kept  int64  `json:"kept"` // entries
+	Lost  int64  `json:"lost"` // entries after those that a witness saw, at least
+	Epoch uint64 `json:"epoch"`
+	Cause string `json:"cause"`
+	At    string `json:"at"`
 }
 
 // verifyFlags are the keys that an auditor brings along, each with whose it is.
@@ -300,6 +312,9 @@ func describe(file string, documents int, r audit.Report, chains []appliance.Ver
 		if len(l.Worthless) > 0 {
 			o.Why = l.Worthless[0]
 		}
+		for _, x := range l.Restarts {
+			o.Restarts = append(o.Restarts, restartDoc{x.Of, x.Kept, x.Lost, x.Number, x.Cause, spell(x.At)})
+		}
 		d.Logs = append(d.Logs, o)
 	}
 	for _, h := range r.Unpaired {
@@ -332,6 +347,9 @@ func writeVerified(w io.Writer, doc verifyDoc) {
 		fmt.Fprintf(w, "%s: as it was signed\n", b.File)
 		for _, l := range b.Logs {
 			fmt.Fprintf(w, "  %s\t%d entries\t%s to %s\n", l.Origin, l.Size, orDash(l.First), orDash(l.Last))
+			for _, x := range l.Restarts {
+				fmt.Fprintf(w, "  \tHISTORY RESTARTED (%s, epoch %d): %s kept %d entries, %d after them were countersigned and are lost\tat %s\n", x.Cause, x.Epoch, x.Of, x.Kept, x.Lost, orDash(x.At))
+			}
 			if l.WitnessedAt == "" {
 				fmt.Fprintf(w, "  \tno pinned witness countersigned it\t\n")
 			} else {

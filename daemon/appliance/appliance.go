@@ -64,6 +64,7 @@ type Appliance struct {
 	opts    Options
 	proving proving
 	hush    hush
+	epochs  epochRefusals
 	running runner
 	refused refusals
 	intake  intake
@@ -83,7 +84,8 @@ type Appliance struct {
 func NewBook(name fleet.ApplianceID, customer fleet.CustomerID) *ledger.Book[State] {
 	return ledger.NewBook(NewState(name, customer), ledger.Learn[SetSite](), ledger.Learn[MeetVendor](), ledger.Learn[Pin](), ledger.Learn[SetPosture](),
 		ledger.Learn[UseTransport](), ledger.Learn[ReportsDone](), ledger.Learn[Observe](), ledger.Learn[ObserveRoads](), ledger.Learn[Checkpointed](), ledger.Learn[Take](),
-		ledger.Learn[Unsaid](), ledger.Learn[ledger.SetTime[State]](), ledger.Learn[Consent](), ledger.Learn[BeginDeploy](), ledger.Learn[EndDeploy](), ledger.Learn[Start](), ledger.Learn[Finish](), ledger.Learn[Expire]())
+		ledger.Learn[Unsaid](), ledger.Learn[ledger.SetTime[State]](), ledger.Learn[Consent](), ledger.Learn[BeginDeploy](), ledger.Learn[EndDeploy](), ledger.Learn[Start](), ledger.Learn[Finish](), ledger.Learn[Expire](),
+		ledger.Learn[MeetEpoch](), ledger.Learn[RefuseEpoch]())
 }
 
 // Options is what a test puts in the place of the world. The zero value is the world.

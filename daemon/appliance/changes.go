@@ -158,20 +158,23 @@ func (c UseTransport) Apply(s *State, _ ledger.Meta) (none, error) {
 
 // ReportsDone drops what the vendor has in its book.
 type ReportsDone struct {
-	Upto uint64 `json:"upto"`
+	Upto  uint64 `json:"upto"`
+	Epoch uint64 `json:"epoch,omitempty"` // number of the epoch of the vendor's book that says so
 }
 
 // Kind names the change in the log.
 func (ReportsDone) Kind() string { return "reports.done/1" }
 
-// Apply refuses an acknowledgement of what was never sent; an old one changes nothing.
+// Apply refuses an acknowledgement of what was never sent, and that of another epoch; an old one changes nothing.
 func (c ReportsDone) Apply(s *State, m ledger.Meta) (none, error) {
+	if c.Epoch != s.Epoch.Number {
+		return none{}, fault.New("reports.done", fault.Conflict, "epoch %d of the vendor's book acknowledges, and epoch %d is the one that was met", c.Epoch, s.Epoch.Number)
+	}
 	if c.Upto > s.ReportsSent() {
 		return none{}, fault.New("reports.done", fault.Conflict, "the vendor acknowledges report %d, and %d is the last that was written", c.Upto, s.ReportsSent())
 	}
 	if c.Upto > s.ReportsDone {
-		s.Reports = slices.Clone(s.Reports[c.Upto-s.ReportsDone:])
-		s.ReportsDone = c.Upto
+		s.acknowledge(c.Upto)
 		s.catchUp(m)
 	}
 	return none{}, nil

@@ -22,6 +22,7 @@ import (
 	"github.com/demarc-dev/demarc/api/channel"
 	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/mesh"
 	"github.com/demarc-dev/demarc/seal"
@@ -57,7 +58,11 @@ func (a *Appliance) carry(ctx context.Context, route string, c net.Conn, up func
 		return err
 	}
 	a.welcomed(welcome)
-	if err := a.acked(ctx, welcome.GetReportsDone()); err != nil {
+	epoch, err := a.meet(ctx, welcome)
+	if err != nil {
+		return err
+	}
+	if err := a.acked(ctx, epoch, welcome.GetReportsDone()); err != nil {
 		return err
 	}
 	l.node, l.shown, l.classical = welcome.GetNode(), shown, t.ConnectionState().CurveID != tls.X25519MLKEM768
@@ -65,7 +70,7 @@ func (a *Appliance) carry(ctx context.Context, route string, c net.Conn, up func
 	defer a.dropLink(l)
 	up()
 	a.log.Info("channel is up", "route", route, "node", l.node)
-	err = a.converse(ctx, route, told, welcome)
+	err = a.converse(ctx, route, told, welcome, epoch)
 	var own later
 	if ctx.Err() == nil && !errors.As(err, &own) {
 		spread := min(time.Duration(welcome.GetReconnectSpreadMs())*time.Millisecond, maxSpread)
@@ -130,7 +135,9 @@ func (a *Appliance) bulk(route string, c io.Closer) (*link, *http2.Transport) {
 func (a *Appliance) greet(ctx context.Context, route string, t net.Conn, quiet time.Duration) (*boundaryv1.Welcome, error) {
 	const op = "appliance.greet"
 	_ = t.SetDeadline(time.Now().Add(welcomeWait))
-	hello := &boundaryv1.Hello{Build: a.build, OrdersDone: a.book.View().OrdersDone, BundleHeld: a.wallet.kept(), Route: kindOf(a.cfg.Transports, route), QuietMs: uint32(quiet.Milliseconds())}
+	page := a.book.View()
+	hello := &boundaryv1.Hello{Epoch: epochToWire(page.Epoch), ReportsDone: page.ReportsDone, ReportsFrom: page.oldest(), LogHeads: page.heads(), LogLeast: page.LeastKept,
+		Build: a.build, OrdersDone: page.OrdersDone, BundleHeld: a.wallet.kept(), Route: kindOf(a.cfg.Transports, route), QuietMs: uint32(quiet.Milliseconds())}
 	failed := channel.Write(t, &boundaryv1.Up{Body: &boundaryv1.Up_Hello{Hello: hello}}, channel.MaxHello)
 	var first boundaryv1.Down
 	if err := channel.Read(t, &first, channel.MaxDown); err != nil {
@@ -164,13 +171,13 @@ func closed(c *boundaryv1.Closed) error {
 }
 
 // converse reads and writes until the channel ends.
-func (a *Appliance) converse(ctx context.Context, route string, t net.Conn, welcome *boundaryv1.Welcome) error {
+func (a *Appliance) converse(ctx context.Context, route string, t net.Conn, welcome *boundaryv1.Welcome, epoch fleet.Epoch) error {
 	ctx, end := context.WithCancelCause(ctx)
 	beat := defaultBeat
 	if ms := welcome.GetBeatMs(); ms > 0 {
 		beat = min(max(time.Duration(ms)*time.Millisecond, time.Second), maxBeat)
 	}
-	out := &outbox{wake: make(chan struct{}, 1), sent: welcome.GetReportsDone()}
+	out := &outbox{wake: make(chan struct{}, 1), sent: welcome.GetReportsDone(), epoch: epoch}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer end(nil)
@@ -229,6 +236,8 @@ type outbox struct {
 	wake chan struct{}
 	sent uint64 // number of the last report on this channel; the writer's own
 
+	epoch fleet.Epoch // of the channel
+
 	watch channel.Watch // for an answer to what the writer says
 }
 
@@ -272,7 +281,7 @@ func (a *Appliance) hear(ctx context.Context, down *boundaryv1.Down, out *outbox
 	case *boundaryv1.Down_Closed:
 		return closed(body.Closed)
 	case *boundaryv1.Down_Ack:
-		return a.acked(ctx, body.Ack.GetUpto())
+		return a.acked(ctx, out.epoch, body.Ack.GetUpto())
 	case *boundaryv1.Down_Bundle:
 		if err := a.newBundle(body.Bundle); err != nil {
 			return err
@@ -280,6 +289,9 @@ func (a *Appliance) hear(ctx context.Context, down *boundaryv1.Down, out *outbox
 		out.holds(a.wallet.number())
 		return nil
 	case *boundaryv1.Down_Order:
+		if e, err := epochOf(body.Order.GetEpoch()); err != nil || e != out.epoch {
+			return fault.New("appliance.hear", fault.Conflict, "order %d is of another epoch of the vendor's book than its channel", body.Order.GetNumber())
+		}
 		done, err := a.takeOrder(ctx, body.Order)
 		if err != nil {
 			return err
@@ -290,11 +302,11 @@ func (a *Appliance) hear(ctx context.Context, down *boundaryv1.Down, out *outbox
 	return fault.New("appliance.hear", fault.Invalid, "a message that this build does not know: update the appliance")
 }
 
-func (a *Appliance) acked(ctx context.Context, upto uint64) error {
+func (a *Appliance) acked(ctx context.Context, epoch fleet.Epoch, upto uint64) error {
 	if upto <= a.book.View().ReportsDone {
 		return nil
 	}
-	_, err := attempt(ctx, a, ReportsDone{Upto: upto})
+	_, err := attempt(ctx, a, ReportsDone{Upto: upto, Epoch: epoch.Number})
 	if a.local.Failed() != nil {
 		return nil // the vendor says it again; a channel need not end for it
 	}
@@ -341,6 +353,9 @@ func (a *Appliance) speak(ctx context.Context, t net.Conn, beat time.Duration, o
 	for {
 		changed := a.book.Changed()
 		page := a.book.View()
+		if page.Epoch != out.epoch {
+			return fault.New("appliance.speak", fault.Unavailable, "another epoch of the vendor's book was met on another channel")
+		}
 		out.sent = max(out.sent, page.ReportsDone)
 		for out.sent < page.ReportsSent() {
 			m := a.sendable(page.Reports[out.sent-page.ReportsDone].toWire(out.sent + 1))

@@ -87,17 +87,20 @@ func (a *Appliance) askWitness(ctx context.Context, p *patience) error {
 		return err
 	}
 	c := Checkpoint{Note: cp}
+	if page.VendorHolds != nil {
+		if err := c.from(log, min(*page.VendorHolds, log.Size())); err != nil {
+			return err
+		}
+	}
 	for last := range page.vouched(a.signer.Public()) {
+		if page.VendorHolds != nil {
+			break
+		}
 		if !news(log, last.Size) {
 			return nil
 		}
-		c.From = last.Size
-		proof, err := log.Consistency(last.Size, log.Size())
-		if err != nil {
+		if err := c.from(log, last.Size); err != nil {
 			return err
-		}
-		for _, h := range proof {
-			c.Proof = append(c.Proof, bytes.Clone(h[:]))
 		}
 		break
 	}
@@ -106,6 +109,19 @@ func (a *Appliance) askWitness(ctx context.Context, p *patience) error {
 	}
 	_, err = attempt(ctx, a, Checkpointed{Checkpoint: c})
 	return err
+}
+
+// from proves that the log only grew since it had that size.
+func (c *Checkpoint) from(log audit.Log, size int64) error {
+	proof, err := log.Consistency(size, log.Size())
+	if err != nil {
+		return err
+	}
+	c.From = size
+	for _, h := range proof {
+		c.Proof = append(c.Proof, bytes.Clone(h[:]))
+	}
+	return nil
 }
 
 // news reports whether the log has an entry from this one on that is worth a question. What countersigning adds itself is not:
@@ -180,7 +196,7 @@ func (l local) ExportEvidence(ctx context.Context, _ *connect.Request[localv1.Ex
 		return err
 	}
 	b := audit.Bundle{Version: audit.BundleVersion, Logs: []audit.LogEvidence{e}, Witnessed: []string{}, Documents: []string{}}
-	for _, w := range page.Witnessed {
+	for _, w := range slices.Concat(page.Forgotten, page.Witnessed) {
 		b.Witnessed = append(b.Witnessed, string(w))
 	}
 	record, err := ReadRecord(log)

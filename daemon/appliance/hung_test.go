@@ -20,6 +20,7 @@ import (
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/channel"
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/mesh"
 )
@@ -90,7 +91,7 @@ func leaves(t *testing.T, beat, first, every, atMost time.Duration) (time.Durati
 	began := time.Now()
 	over := time.AfterFunc(atMost, func() { _ = here.Close() })
 	defer over.Stop()
-	err := a.converse(ctx, "https", here, &boundaryv1.Welcome{BeatMs: uint32(beat.Milliseconds())})
+	err := a.converse(ctx, "https", here, &boundaryv1.Welcome{BeatMs: uint32(beat.Milliseconds())}, fleet.Epoch{})
 	took := time.Since(began)
 	_ = here.Close()
 	return took, err
@@ -125,7 +126,7 @@ func TestAVendorThatAnswersKeepsItsChannel(t *testing.T) {
 		began := time.Now()
 		time.AfterFunc(24*time.Hour, stop)
 		defer context.AfterFunc(ctx, func() { _ = here.Close() })()
-		err := a.converse(ctx, "https", here, &boundaryv1.Welcome{BeatMs: uint32((15 * time.Minute).Milliseconds())})
+		err := a.converse(ctx, "https", here, &boundaryv1.Welcome{BeatMs: uint32((15 * time.Minute).Milliseconds())}, fleet.Epoch{})
 		if took := time.Since(began); took < 24*time.Hour {
 			t.Errorf("the channel ended after %s: %v", took, err)
 		}

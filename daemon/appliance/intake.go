@@ -73,7 +73,7 @@ func (a *Appliance) takeOrder(ctx context.Context, o *boundaryv1.Order) (uint64,
 // take turns an order into a change of the book. Each field has a bound, and what is larger is refused here. A checkpoint is
 // looked at here, since to countersign takes a clock.
 func (a *Appliance) take(o *boundaryv1.Order) Take {
-	t := Take{Number: o.GetNumber()}
+	t := Take{Number: o.GetNumber(), Epoch: o.GetEpoch().GetNumber()}
 	refuse := func(format string, args ...any) Take {
 		t.leaveOut(o, fault.Text(fault.New("appliance.take", fault.Invalid, format, args...)))
 		return t
@@ -111,6 +111,8 @@ func (a *Appliance) take(o *boundaryv1.Order) Take {
 			return refuse("%s", fault.Text(page.countersigned(body.Cosigned)))
 		}
 		t.Cosigned = body.Cosigned
+	case *boundaryv1.Order_Withdrawn:
+		t.Refused = "it was withdrawn: it spoke of an epoch of the vendor's book that is over"
 	default:
 		t.Refused = "an order that this build does not know"
 	}
@@ -122,7 +124,7 @@ func (t *Take) leaveOut(o *boundaryv1.Order, why string) {
 	if t.Left != nil {
 		return
 	}
-	*t = Take{Number: t.Number, Refused: fault.ClipTo(why, channel.MaxSentence-cut)}
+	*t = Take{Number: t.Number, Epoch: t.Epoch, Refused: fault.ClipTo(why, channel.MaxSentence-cut)}
 	left := func(what string, b []byte) {
 		t.Left = &LeftOut{What: what, Digest: fleet.DigestOf(b), Size: len(b)}
 	}

@@ -30,6 +30,9 @@ import (
 // local is what the customer says to the customer's own appliance.
 type local struct{ *Appliance }
 
+// Local is the service of the socket.
+func (a *Appliance) Local() localv1connect.LocalHandler { return local{a} }
+
 // Handler serves the owner of the Unix socket.
 func (a *Appliance) Handler() http.Handler {
 	mux := http.NewServeMux()
@@ -45,7 +48,7 @@ func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) 
 	root := log.Root()
 	out := &localv1.StatusResponse{Appliance: string(page.Appliance), Customer: string(page.Customer), TrustDomain: page.Site.TrustDomain, Route: l.sw.Current(),
 		State: string(page.Deploy.State), Reason: page.Deploy.Reason, Release: string(page.Deploy.Release), Version: page.Deploy.Version,
-		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:]), ProbesSeen: page.ProbesSeen}
+		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:]), ProbesSeen: page.ProbesSeen, VendorEpoch: page.epochStatus()}
 	if err := l.local.Failed(); err != nil {
 		out.BookFailed, out.BookFailedUnix = fault.Text(err), l.disk.failedSince().Unix()
 	}

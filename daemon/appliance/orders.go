@@ -23,6 +23,7 @@ import (
 // allows, is on record with the reason, and that is all that becomes of it.
 type Take struct {
 	Number    uint64      `json:"number"`
+	Epoch     uint64      `json:"epoch,omitempty"` // number of the epoch of the vendor's book that it came in
 	Release   []byte      `json:"release,omitempty"`
 	Operation []byte      `json:"operation,omitempty"`
 	Cancel    string      `json:"cancel,omitempty"`
@@ -57,6 +58,9 @@ func (Take) Kind() string { return "order.take/1" }
 // Apply takes each order once and in order: one that is in the book already is answered and changes nothing, one that
 // leaves a gap is refused.
 func (c Take) Apply(s *State, m ledger.Meta) (Took, error) {
+	if c.Epoch != s.Epoch.Number {
+		return Took{}, fault.New("order.take", fault.Conflict, "order %d is of epoch %d of the vendor's book, and epoch %d is the one that was met", c.Number, c.Epoch, s.Epoch.Number)
+	}
 	if c.Number <= s.OrdersDone {
 		return Took{Done: s.OrdersDone}, nil
 	}
@@ -133,7 +137,7 @@ func (s *State) countersigned(b []byte) error {
 	if err != nil {
 		return err
 	}
-	s.Cosigned, s.Asked = keep(s.Cosigned, b), slices.Clone(s.Asked[i+1:])
+	s.Cosigned, s.Asked, s.VendorHolds = keep(s.Cosigned, b), slices.Clone(s.Asked[i+1:]), nil
 	return nil
 }
 

@@ -57,13 +57,16 @@ func (a *Appliance) parts() ([]daemon.Part, error) {
 		}
 		parts = append(parts, daemon.HTTP("metrics", ln, nil, reg.Handler(), a.log))
 	}
-	return append(append(parts, a.Link()...), daemon.Func("witness", a.witness), daemon.NewNotify(reg.Health, a.log)), nil
+	return append(append(parts, a.Link()...), a.Witness(), daemon.NewNotify(reg.Health, a.log)), nil
 }
 
 // Link is the parts that keep the appliance connected, and nothing of what it runs or serves.
 func (a *Appliance) Link() []daemon.Part {
 	return []daemon.Part{daemon.Func("channel", a.channel), daemon.Func("renewal", a.renewal), daemon.Func("cluster-keys", a.clusterKeys)}
 }
+
+// Witness is the part that asks the vendor to countersign the customer's log.
+func (a *Appliance) Witness() daemon.Part { return daemon.Func("witness", a.witness) }
 
 // channel keeps the channel up over the customer's list of routes.
 func (a *Appliance) channel(ctx context.Context, ready func()) error {

@@ -49,6 +49,14 @@ type State struct {
 	StatusLate bool      // the newest status is to be reported when the one that waits is acknowledged
 	DeployLate bool      // and so the newest edge of the deployment
 
+	Epoch        fleet.Epoch // of the vendor's book, as it was met last
+	Epochs       []Met       // the last one is that one; replaced whole
+	EpochRefused string      // the newest refusal of another one, for people
+	Resend       []Report    // acknowledged, and kept to be sent again where the vendor forgets them; numbers run up to ReportsDone
+	Forgotten    [][]byte    // the vendor's heads that were countersigned here, and whose entries its book has no more; oldest first
+	LeastKept    int64       // the fewest entries that the vendor's log kept in an epoch; 0: it was never cut
+	VendorHolds  *int64      // size of the head of this log that the vendor's book has; nil: the last of Cosigned
+
 	Status    Status   // as last reported
 	Witnessed [][]byte // the vendor's checkpoints that this appliance countersigned, oldest first
 	Cosigned  [][]byte // own checkpoints that the vendor countersigned, oldest first
@@ -208,6 +216,7 @@ type Report struct {
 	Checkpoint *Checkpoint      `json:"checkpoint,omitempty"`
 	Cosigned   []byte           `json:"cosigned,omitempty"`
 	Status     *Status          `json:"status,omitempty"`
+	Withdrawn  bool             `json:"withdrawn,omitempty"` // it spoke of an epoch that is over: its number counts
 }
 
 // Checkpoint is a signed head with the proof that its log only grew since the last one that was countersigned.

@@ -31,6 +31,8 @@ func (r Report) toWire(number uint64) *boundaryv1.Report {
 		w.Body = &boundaryv1.Report_Cosigned{Cosigned: r.Cosigned}
 	case r.Status != nil:
 		w.Body = &boundaryv1.Report_Status{Status: r.Status.toWire()}
+	case r.Withdrawn:
+		w.Body = &boundaryv1.Report_Withdrawn{Withdrawn: true}
 	}
 	return w
 }

@@ -131,9 +131,9 @@ func (s *Server) catchUp(ctx context.Context, f *Source, addr string) (news bool
 		return false, err
 	}
 	page := s.book.View()
-	c := credentials{Version: credentialsVersion, TrustDomain: st.domain, KEK: page.KEK, Peers: s.whereabouts()}
+	c := credentials{Version: credentialsVersion, TrustDomain: st.domain, KEK: page.KEK, Epoch: page.Epoch().Number, Peers: s.whereabouts()}
 	if had := s.behind(page); had != nil {
-		c.KEK = had.KEK
+		c.KEK, c.Epoch = had.KEK, max(c.Epoch, had.Epoch)
 	}
 	had := st.cas
 	st.number, st.issuer, st.cas = b.Number, b.Issuer, nil

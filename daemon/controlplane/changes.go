@@ -414,6 +414,7 @@ func (c OrdersDone) Apply(s *State, _ ledger.Meta) (none, error) {
 			a.Orders = nil
 		}
 		a.OrdersDone = c.Upto
+		s.met(&a)
 		s.appliances = s.appliances.Set(c.Name, a)
 	}
 	return none{}, nil

@@ -37,24 +37,6 @@ const (
 	minSpread = 200 * time.Millisecond
 )
 
-// beatFor is how often an appliance of a fleet of n speaks, at least, whose road bears that much silence. A beat that comes
-// alone wakes an idle node, which costs more than to answer it: where the kernels of both ends watch the path, beats only find what the kernels can't, a peer whose
-// program hangs, and are rare. Where they don't, or nothing is known (quiet 0), beats find a dead path, too.
-func beatFor(n int, quiet time.Duration) time.Duration {
-	if quiet <= channel.KnownQuiet {
-		if quiet <= 0 {
-			quiet = channel.KnownQuiet
-		}
-		return max(min(time.Duration(n)*time.Second/beatsEach, quiet), minBeat)
-	}
-	return max(min(time.Duration(n)*time.Second/rareEach, quiet, channel.MaxQuiet), minBeat)
-}
-
-// spreadFor is the time over which the appliances of a fleet of n come back to a node that they lost.
-func spreadFor(n int) time.Duration {
-	return max(time.Duration(n)*time.Second/backEach, minSpread)
-}
-
 // live is one channel. A goroutine of its own reads; whoever has something to say writes, under mu. There are ten
 // thousand of these: no timer, no context and no second goroutine stands for an idle one, and what takes a deep stack runs
 // in a goroutine that ends with it. A stack that has grown stays: of the reader's, less than a quarter is hardly ever in
@@ -68,6 +50,7 @@ type live struct {
 	issuer fleet.Digest // the CA of its certificate
 	by     fleet.Principal
 	beat   time.Duration // that it was told
+	epoch  fleet.Epoch   // of the book, as it was told
 
 	heard  atomic.Int64  // when something was heard last, as patience counts time
 	asked  atomic.Int64  // when the first order was written since then; 0 for none
@@ -109,6 +92,10 @@ func (s *Server) greet(d *Door, c *tls.Conn) *live {
 	if !errors.Is(err, io.EOF) {
 		s.log.Debug("no channel", "error", err)
 		_ = c.SetDeadline(time.Now().Add(linger))
+		var old stale
+		if errors.As(err, &old) {
+			_ = channel.Write(c, &boundaryv1.Down{Body: &boundaryv1.Down_Welcome{Welcome: &boundaryv1.Welcome{Node: s.name, ServerTimeUnix: s.now().Unix(), Epoch: epochToWire(old.epoch)}}}, channel.MaxDown)
+		}
 		_ = channel.Write(c, closed(err, s.spread()), channel.MaxDown)
 		_ = c.CloseWrite()
 		_, _ = io.Copy(io.Discard, io.LimitReader(c, channel.MaxHello)) // unread bytes would turn the close into a reset
@@ -148,7 +135,8 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 	if err := s.came(ctx, l, hello.GetRoute()); err != nil {
 		return nil, err
 	}
-	if err := s.done(ctx, l.by, l.name, hello.GetOrdersDone()); err != nil {
+	restart, err := s.meet(ctx, l, hello)
+	if err != nil {
 		return nil, err
 	}
 	l.held = hello.GetBundleHeld()
@@ -169,7 +157,7 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 		s.left(l)
 		return nil, err
 	}
-	if err := l.welcome(); err != nil {
+	if err := l.welcome(restart); err != nil {
 		s.left(l)
 		return nil, err
 	}
@@ -206,7 +194,7 @@ func (s *Server) came(ctx context.Context, l *live, route string) error {
 }
 
 // welcome says the first word. Nobody else writes before it, since busy says running.
-func (l *live) welcome() error {
+func (l *live) welcome(restart *boundaryv1.Restart) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	a, err := l.s.book.View().Appliance(l.name)
@@ -215,7 +203,8 @@ func (l *live) welcome() error {
 	}
 	l.acked = a.ReportsDone
 	return l.write(&boundaryv1.Down{Body: &boundaryv1.Down_Welcome{Welcome: &boundaryv1.Welcome{Node: l.s.name, ServerTimeUnix: l.s.now().Unix(),
-		ReportsDone: a.ReportsDone, ReconnectSpreadMs: uint32(l.s.spread().Milliseconds()), BeatMs: uint32(l.beat.Milliseconds())}}})
+		ReportsDone: a.ReportsDone, ReconnectSpreadMs: uint32(l.s.spread().Milliseconds()), BeatMs: uint32(l.beat.Milliseconds()),
+		Epoch: epochToWire(l.epoch), Restart: restart}}})
 }
 
 // fleet is how many appliances may come here: any of them, where other nodes are down.
@@ -382,6 +371,9 @@ func (l *live) say() error {
 	if err != nil {
 		return err
 	}
+	if l.s.book.View().Epoch().Epoch != l.epoch {
+		return fault.New("controlplane.Channel", fault.Unavailable, "another epoch of the book has begun: come again")
+	}
 	if number := l.s.book.View().Bundle(); number > max(l.bundle, min(a.Bundle, l.held)) { // who lost what it had stored says so in hello
 		sealed, err := l.s.signedBundle()
 		if err != nil {
@@ -397,7 +389,7 @@ func (l *live) say() error {
 		l.expect()
 	}
 	for ; l.sent < a.OrdersSent(); l.sent++ {
-		if err := l.write(a.Orders[l.sent-a.OrdersDone].toWire(l.sent + 1)); err != nil {
+		if err := l.write(a.Orders[l.sent-a.OrdersDone].toWire(l.sent+1, l.epoch)); err != nil {
 			return err
 		}
 	}

@@ -26,7 +26,7 @@ func (s *Server) Status(ctx context.Context, _ *connect.Request[controlv1.Status
 	log := s.book.Log()
 	root := log.Root()
 	out := &controlv1.StatusResponse{Node: s.name, Leader: s.Order.Leader(), TrustDomain: s.book.View().TrustDomain, Development: s.book.View().Development,
-		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:])}
+		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:]), Epoch: s.book.View().epochStatus()}
 	for _, m := range s.roster() {
 		out.Members = append(out.Members, &controlv1.Member{Name: m.Name, RaftAddress: m.Raft, ApiAddress: m.API})
 	}

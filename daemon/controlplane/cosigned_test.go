@@ -183,7 +183,7 @@ func TestTheVendorsLogIsCountersignedAgain(t *testing.T) {
 		done := make(chan error, 1)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		go func() { done <- s.witness(ctx, time.Second) }()
+		go func() { done <- s.Witness(ctx, time.Second) }()
 		var last int64
 		for round := range 3 {
 			tell(t, s, RegisterCustomer{Name: fleet.CustomerID(fmt.Sprint("initech-", round))}) // news

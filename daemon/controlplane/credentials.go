@@ -40,8 +40,9 @@ const (
 type credentials struct {
 	Version     string   `json:"version"`
 	TrustDomain string   `json:"trust_domain"`
-	KEK         string   `json:"kek,omitempty"` // that seals the keys of the book; see [State]
-	Bundle      []byte   `json:"bundle"`        // the CAs: an [identity.SignedBundle]
+	KEK         string   `json:"kek,omitempty"`   // that seals the keys of the book; see [State]
+	Epoch       uint64   `json:"epoch,omitempty"` // number of the book's; a later one is drawn above it
+	Bundle      []byte   `json:"bundle"`          // the CAs: an [identity.SignedBundle]
 	Leaf        []byte   `json:"leaf,omitempty"`
 	Peers       []Member `json:"peers,omitempty"` // where the other nodes serve
 	Keys        []Secret `json:"keys"`            // privateKeys, by the name of the key-encryption key
@@ -250,16 +251,16 @@ func (f *Source) keep() error {
 	if !s.current.Load() && (had == nil || st.of != any(had)) || st.number == 0 {
 		return nil // that the book holds what counts is not known yet
 	}
-	next := credentials{Version: credentialsVersion, TrustDomain: st.domain, KEK: page.KEK}
+	next := credentials{Version: credentialsVersion, TrustDomain: st.domain, KEK: page.KEK, Epoch: page.Epoch().Number}
 	if s.current.Load() {
 		next.Peers = s.roster()
 	} else {
-		next.KEK, next.Peers = had.KEK, had.Peers
+		next.KEK, next.Epoch, next.Peers = had.KEK, had.Epoch, had.Peers
 	}
 	if f.leaf != nil {
 		next.Leaf = f.leaf.Leaf.Raw
 	}
-	if had != nil && !f.dirty && had.bundle.Number == st.number && slices.EqualFunc(had.bundle.CAs, st.cas, bytes.Equal) && had.bundle.Issuer == st.issuer && had.KEK == next.KEK &&
+	if had != nil && !f.dirty && had.bundle.Number == st.number && slices.EqualFunc(had.bundle.CAs, st.cas, bytes.Equal) && had.bundle.Issuer == st.issuer && had.KEK == next.KEK && had.Epoch == next.Epoch &&
 		bytes.Equal(had.Leaf, next.Leaf) && slices.Equal(had.Peers, next.Peers) && slices.Equal(had.sealedWith(), s.ring.ids()) {
 		return nil
 	}

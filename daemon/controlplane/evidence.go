@@ -135,8 +135,8 @@ const (
 	witnessRounds = 16
 )
 
-// witness asks appliances with a channel here, in turns, to countersign the vendor's log where it has news for them.
-func (s *Server) witness(ctx context.Context, every time.Duration) error {
+// Witness asks appliances with a channel here, in turns, to countersign the vendor's log where it has news for them, until ctx ends.
+func (s *Server) Witness(ctx context.Context, every time.Duration) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	var n news
@@ -200,7 +200,7 @@ func (n *news) read(log audit.Log) {
 		}
 		if err := json.Unmarshal(log.Entry(n.seen), &e); err == nil {
 			switch e.Kind {
-			case Countersign{}.Kind(), OrdersDone{}.Kind(), Edge{}.Kind(), HoldsBundle{}.Kind(), NodeBundle{}.Kind(), Renew{}.Kind(), RenewBy{}.Kind():
+			case Countersign{}.Kind(), OrdersDone{}.Kind(), Edge{}.Kind(), HoldsBundle{}.Kind(), NodeBundle{}.Kind(), Meet{}.Kind(), Renew{}.Kind(), RenewBy{}.Kind():
 				continue
 			case Report{}.Kind():
 				if e.Body.Checkpoint != nil || e.Body.Cosigned != nil || e.Body.Refused != nil {
@@ -230,7 +230,9 @@ func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID, upto in
 		return 0, err
 	}
 	var from int64
-	if last, ok := a.newestVouched(page.TrustDomain, v); ok {
+	if a.LogFrom != nil {
+		from = *a.LogFrom
+	} else if last, ok := a.newestVouched(page.TrustDomain, v); ok {
 		if from = last.Size; upto <= from {
 			return from, nil
 		}
@@ -239,6 +241,7 @@ func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID, upto in
 	if err != nil {
 		return 0, err
 	}
+	from = min(from, log.Size())
 	c := &Checkpoint{Note: cp, From: from}
 	proof, err := log.Consistency(from, log.Size())
 	if err != nil {

@@ -39,7 +39,8 @@ func NewBook(more ...ledger.Learned[State]) *ledger.Book[State] {
 		ledger.Learn[NodeStops](), ledger.Learn[NodeRoll](),
 		ledger.Learn[ReportKeys](), ledger.Learn[ConfirmKeys](), ledger.Learn[ForgetKeys](),
 		ledger.Learn[ledger.SetTime[State]](),
-		ledger.Learn[RecoverAdmin](), ledger.Learn[PutSecret](), ledger.Learn[ForgetSecret](), ledger.Learn[NodeLeaf](), ledger.Learn[CertifyNode](), ledger.Learn[OperatorSeen]())...)
+		ledger.Learn[RecoverAdmin](), ledger.Learn[PutSecret](), ledger.Learn[ForgetSecret](), ledger.Learn[NodeLeaf](), ledger.Learn[CertifyNode](), ledger.Learn[OperatorSeen](),
+		ledger.Learn[BeginEpoch](), ledger.Learn[Meet]())...)
 }
 
 // node is one process of the control plane.
@@ -138,7 +139,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	parts = append(parts, doors...)
 	parts = append(parts, daemon.Func("witness", func(ctx context.Context, ready func()) error {
 		ready()
-		return n.server.witness(ctx, witnessEvery)
+		return n.server.Witness(ctx, witnessEvery)
 	}))
 	parts = append(parts, daemon.Func("bundle", func(ctx context.Context, ready func()) error {
 		ready()

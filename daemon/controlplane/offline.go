@@ -13,20 +13,24 @@ import (
 
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/raft"
+	"github.com/demarc-dev/demarc/seal"
 )
 
 // Inventory says what a book holds, for people.
 type Inventory struct {
-	TrustDomain string `json:"trust_domain"`
-	Index       uint64 `json:"index"` // of the last change
-	Customers   int    `json:"customers"`
-	Appliances  int    `json:"appliances"`
-	AuditSize   int64  `json:"audit_size"`
-	AuditRoot   string `json:"audit_root"` // hex
-	KEK         string `json:"kek"`        // name of the key-encryption key that opens what is sealed in it
+	TrustDomain string      `json:"trust_domain"`
+	Index       uint64      `json:"index"` // of the last change
+	Customers   int         `json:"customers"`
+	Appliances  int         `json:"appliances"`
+	AuditSize   int64       `json:"audit_size"`
+	AuditRoot   string      `json:"audit_root"` // hex
+	Epoch       fleet.Epoch `json:"epoch"`
+	Bundle      uint64      `json:"bundle"` // number of the CAs
+	KEK         string      `json:"kek"`    // name of the key-encryption key that opens what is sealed in it
 }
 
 // Take lists what a book holds.
@@ -34,7 +38,7 @@ func Take(b *ledger.Book[State]) Inventory {
 	page, log := b.Both()
 	root := log.Root()
 	return Inventory{TrustDomain: page.TrustDomain, Index: b.Index(), Customers: page.customers.Len(), Appliances: page.appliances.Len(),
-		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:]), KEK: page.KEK}
+		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:]), Epoch: page.Epoch().Epoch, Bundle: page.Bundle(), KEK: page.KEK}
 }
 
 // InspectSnapshot verifies a snapshot file and says what it holds.
@@ -46,14 +50,16 @@ func InspectSnapshot(r io.Reader, size int64) (SnapshotHead, Inventory, error) {
 	return h, Take(book), nil
 }
 
-func offline(cfg *configs.Control, book *ledger.Book[State]) raft.Offline {
+func offline(cfg *configs.Control, book raft.Machine) raft.Offline {
 	return raft.Offline{Dir: filepath.Join(cfg.Dir, "raft"), Self: raft.Member{ID: cfg.Name, Addr: cfg.Self().Raft}, Machine: book}
 }
 
 // RestoreSnapshot makes the stopped node of a file the only member of a new cluster that begins with a snapshot. A node
 // that holds a log already is left alone unless force is set: then that log is set aside, in a folder that is named in the
 // answer, and not deleted. Before anything is changed, everything that is sealed in the snapshot is opened with the node's kek_file.
-func RestoreSnapshot(cfg *configs.Control, r io.Reader, size int64, force bool) (inv Inventory, aside string, err error) {
+//
+// The book begins another epoch: its number is above the one given, that of the snapshot, and that of the node's own disk.
+func RestoreSnapshot(cfg *configs.Control, r io.Reader, size int64, force bool, above uint64) (inv Inventory, aside string, err error) {
 	const op = "controlplane.RestoreSnapshot"
 	h, book, err := ReadSnapshot(r, size)
 	if err != nil {
@@ -63,6 +69,9 @@ func RestoreSnapshot(cfg *configs.Control, r io.Reader, size int64, force bool) 
 		return inv, "", fault.New(op, fault.Conflict, "the snapshot is of the trust domain %q, the file says %q", h.TrustDomain, cfg.TrustDomain)
 	}
 	if err := openAll(cfg, book.View()); err != nil {
+		return inv, "", err
+	}
+	if err := begin(book, cfg.Name, ByRestore, max(above, metBefore(cfg))); err != nil {
 		return inv, "", err
 	}
 	state, err := book.Snapshot()
@@ -130,18 +139,52 @@ func openAll(cfg *configs.Control, page State) error {
 	return nil
 }
 
-// Recover makes the stopped node of a file the only member of its cluster, with all that it holds itself.
-func Recover(cfg *configs.Control) (Inventory, error) {
+// metBefore is the number of the newest epoch that the disk of a node knows, beside its log; 0 where it can't be told.
+func metBefore(cfg *configs.Control) uint64 {
+	var c credentials
+	b, err := os.ReadFile(filepath.Join(cfg.Dir, CredentialsFile))
+	if err != nil || len(b) > maxCredentials || seal.StrictJSON(b, &c) != nil {
+		return 0
+	}
+	return c.Epoch
+}
+
+// survivor is the book of the one node that goes on. The new epoch is in the snapshot that makes the node the only member: there is none
+// without the other.
+type survivor struct {
+	*ledger.Book[State]
+	cfg    *configs.Control
+	above  uint64
+	failed error // of Snapshot
+}
+
+// Snapshot implements raft.Machine.
+func (s *survivor) Snapshot() (io.WriterTo, error) {
+	if td := s.View().TrustDomain; td != s.cfg.TrustDomain {
+		s.failed = fault.New("controlplane.Recover", fault.Conflict, "the book is of the trust domain %q, the file says %q", td, s.cfg.TrustDomain)
+	} else {
+		s.failed = begin(s.Book, s.cfg.Name, ByRecover, s.above)
+	}
+	if s.failed != nil {
+		return nil, s.failed
+	}
+	return s.Book.Snapshot()
+}
+
+// Recover makes the stopped node of a file the only member of its cluster, with all that it holds itself. The book begins another epoch, with a
+// number above the one given.
+func Recover(cfg *configs.Control, above uint64) (Inventory, error) {
 	const op = "controlplane.Recover"
 	if _, err := os.Stat(filepath.Join(cfg.Dir, "raft", "log")); err != nil {
 		return Inventory{}, fault.Because(err, op, fault.NotFound, "%s holds no log of a node: there is nothing to recover", cfg.Dir)
 	}
 	book := NewBook()
-	if err := offline(cfg, book).Recover(); err != nil {
+	one := &survivor{Book: book, cfg: cfg, above: max(above, metBefore(cfg))}
+	if err := offline(cfg, one).Recover(); err != nil {
+		if one.failed != nil {
+			err = one.failed
+		}
 		return Inventory{}, err
-	}
-	if td := book.View().TrustDomain; td != cfg.TrustDomain {
-		return Inventory{}, fault.New(op, fault.Conflict, "the book is of the trust domain %q, the file says %q", td, cfg.TrustDomain)
 	}
 	return Take(book), nil
 }

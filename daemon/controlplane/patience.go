@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/demarc-dev/demarc/api/channel"
 	"github.com/demarc-dev/demarc/fault"
 )
 
@@ -124,4 +125,22 @@ func (q *looks) Pop() any {
 	*q = (*q)[:last]
 	l.looked = 0
 	return l
+}
+
+// beatFor is how often an appliance of a fleet of n speaks, at least, whose road bears that much silence. A beat that comes
+// alone wakes an idle node, which costs more than to answer it: where the kernels of both ends watch the path, beats only find what the kernels can't, a peer whose
+// program hangs, and are rare. Where they don't, or nothing is known (quiet 0), beats find a dead path, too.
+func beatFor(n int, quiet time.Duration) time.Duration {
+	if quiet <= channel.KnownQuiet {
+		if quiet <= 0 {
+			quiet = channel.KnownQuiet
+		}
+		return max(min(time.Duration(n)*time.Second/beatsEach, quiet), minBeat)
+	}
+	return max(min(time.Duration(n)*time.Second/rareEach, quiet, channel.MaxQuiet), minBeat)
+}
+
+// spreadFor is the time over which the appliances of a fleet of n come back to a node that they lost.
+func spreadFor(n int) time.Duration {
+	return max(time.Duration(n)*time.Second/backEach, minSpread)
 }

@@ -16,7 +16,7 @@ import (
 )
 
 // Report is one numbered report of an appliance. Exactly one of Deploy, Operation, Probe, Status, Checkpoint,
-// Cosigned, Refused is set.
+// Cosigned, Refused, Withdrawn is set.
 type Report struct {
 	Name   fleet.ApplianceID `json:"name"`
 	Number uint64            `json:"number"`
@@ -29,6 +29,7 @@ type Report struct {
 	Cosigned   []byte           `json:"cosigned,omitempty"`
 	Refused    string           `json:"refused,omitempty"` // in place of a countersignature that is none: why, its size and its digest
 	Status     *Status          `json:"status,omitempty"`
+	Withdrawn  bool             `json:"withdrawn,omitempty"` // it spoke of a former epoch: its number counts
 }
 
 // Status is the health of a deployment as the appliance last reported a change of it.
@@ -106,14 +107,15 @@ func (c Report) Apply(s *State, _ ledger.Meta) (Took, error) {
 		return Took{}, fault.New("report", fault.Conflict, "report %d of appliance %q leaves a gap: %d is the last one in the book", c.Number, c.Name, a.ReportsDone)
 	}
 	a.ReportsDone = c.Number
+	s.met(&a)
 	reason := c.Refused
 	switch {
 	case c.Deploy != nil:
 		d := c.Deploy
 		a.Release, a.Version, a.State, a.Plan, a.Reason = d.Release, d.Version, d.State, d.Plan, d.Reason
 	case c.Operation != nil:
-		if err := s.progress(c.Name, *c.Operation); err != nil {
-			return Took{}, err
+		if !s.progress(c.Name, *c.Operation) {
+			reason = "no such operation was requested of it in what this book holds"
 		}
 	case c.Cosigned != nil:
 		if err := a.countersigned(s.TrustDomain, c.Cosigned); err != nil {
@@ -139,7 +141,7 @@ func (a *Appliance) countersigned(domain string, b []byte) error {
 	if err != nil {
 		return err
 	}
-	a.Cosigned, a.Asked = keep(a.Cosigned, b), slices.Clone(a.Asked[i+1:])
+	a.Cosigned, a.Asked, a.LogFrom = keep(a.Cosigned, b), slices.Clone(a.Asked[i+1:]), nil
 	return nil
 }
 
@@ -152,12 +154,13 @@ func (a Appliance) witness(domain string) (note.Verifier, error) {
 	return audit.CosignVerifier(audit.CustomerOrigin(domain, a.Name), k.Public)
 }
 
-// progress moves an operation on. A report of an operation that the vendor never asked for is refused.
-func (s *State) progress(name fleet.ApplianceID, r OperationReport) error {
+// progress moves an operation on, and tells whether there is one. A report of an operation that is not in the book, since its request was
+// forgotten with a former epoch or was never made, is on record and changes nothing: refused, it would come again for ever.
+func (s *State) progress(name fleet.ApplianceID, r OperationReport) bool {
 	key := string(name) + "/" + r.ID
 	o, ok := s.operations.Get(key)
 	if !ok {
-		return fault.New("report", fault.NotFound, "no operation %q was requested of appliance %q", fault.Clip(r.ID), name)
+		return false
 	}
 	o.State, o.Reason = r.State, r.Reason
 	if r.Statement != nil {
@@ -167,7 +170,7 @@ func (s *State) progress(name fleet.ApplianceID, r OperationReport) error {
 		o.Output = r.Output
 	}
 	s.operations = s.operations.Set(key, o)
-	return nil
+	return true
 }
 
 // heard counts one echo. Indexes come in order, so one at or below the last is a double.

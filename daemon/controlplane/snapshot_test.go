@@ -126,7 +126,7 @@ func TestRestoreOpensAllKeysFirst(t *testing.T) {
 	} {
 		cfg := nodeConfig(t)
 		was := snapshotFile(t, sealedBook(t, asItIs))
-		if _, _, err := controlplane.RestoreSnapshot(cfg, bytes.NewReader(was), int64(len(was)), false); err != nil {
+		if _, _, err := controlplane.RestoreSnapshot(cfg, bytes.NewReader(was), int64(len(was)), false, 0); err != nil {
 			t.Fatal(err)
 		}
 		ok(t, os.Remove(cfg.KEKFile))
@@ -135,7 +135,7 @@ func TestRestoreOpensAllKeysFirst(t *testing.T) {
 		}
 		before := tree(t, cfg.Dir)
 		file := snapshotFile(t, sealedBook(t, c.change))
-		_, aside, err := controlplane.RestoreSnapshot(cfg, bytes.NewReader(file), int64(len(file)), true)
+		_, aside, err := controlplane.RestoreSnapshot(cfg, bytes.NewReader(file), int64(len(file)), true, 0)
 		if err == nil || aside != "" || !strings.Contains(fault.Text(err), c.want) {
 			t.Errorf("%s: %q %v", name, aside, err)
 		}
@@ -164,18 +164,19 @@ func TestRestoreOverwritesNothing(t *testing.T) {
 	o := sealedBook(t, func(*controlplane.Genesis, *controlplane.KeepSecrets) {})
 	file := snapshotFile(t, o)
 	cfg := nodeConfig(t)
-	inv, aside, err := controlplane.RestoreSnapshot(cfg, bytes.NewReader(file), int64(len(file)), false)
-	if err != nil || aside != "" || inv.AuditSize != 3 {
+	inv, aside, err := controlplane.RestoreSnapshot(cfg, bytes.NewReader(file), int64(len(file)), false, 0)
+	if err != nil || aside != "" || inv.AuditSize != 4 || inv.Bundle < inv.Epoch.Number || inv.Epoch.Number == 0 { // three, and that of the new epoch
 		t.Fatalf("%+v %q %v", inv, aside, err)
 	}
-	again, err := controlplane.Recover(cfg) // reads back what was written
-	if err != nil || again != inv {
-		t.Fatalf("%+v, want %+v, %v", again, inv, err)
+	again, err := controlplane.Recover(cfg, 0) // reads back what was written, and begins another epoch
+	if err != nil || again.AuditSize != 5 || again.Bundle <= inv.Bundle || again.Epoch.Number <= inv.Epoch.Number || again.KEK != inv.KEK ||
+		again.Customers != inv.Customers || again.Appliances != inv.Appliances || again.TrustDomain != inv.TrustDomain {
+		t.Fatalf("%+v, before it %+v, %v", again, inv, err)
 	}
-	if _, _, err := controlplane.RestoreSnapshot(cfg, bytes.NewReader(file), int64(len(file)), false); !errors.Is(err, fault.Conflict) {
+	if _, _, err := controlplane.RestoreSnapshot(cfg, bytes.NewReader(file), int64(len(file)), false, 0); !errors.Is(err, fault.Conflict) {
 		t.Fatalf("over a log: %v", err)
 	}
-	if _, aside, err = controlplane.RestoreSnapshot(cfg, bytes.NewReader(file), int64(len(file)), true); err != nil || aside == "" {
+	if _, aside, err = controlplane.RestoreSnapshot(cfg, bytes.NewReader(file), int64(len(file)), true, 0); err != nil || aside == "" {
 		t.Fatalf("%q %v", aside, err)
 	}
 	if _, err := os.Stat(filepath.Join(aside, "log")); err != nil {
@@ -183,16 +184,16 @@ func TestRestoreOverwritesNothing(t *testing.T) {
 	}
 	other := nodeConfig(t)
 	other.TrustDomain = "other.example"
-	if _, _, err := controlplane.RestoreSnapshot(other, bytes.NewReader(file), int64(len(file)), false); !errors.Is(err, fault.Conflict) {
+	if _, _, err := controlplane.RestoreSnapshot(other, bytes.NewReader(file), int64(len(file)), false, 0); !errors.Is(err, fault.Conflict) {
 		t.Fatalf("of another trust domain: %v", err)
 	}
-	if _, err := controlplane.Recover(nodeConfig(t)); !errors.Is(err, fault.NotFound) {
+	if _, err := controlplane.Recover(nodeConfig(t), 0); !errors.Is(err, fault.NotFound) {
 		t.Fatalf("an empty directory: %v", err)
 	}
 	b := slices.Clone(file)
 	b[len(b)/2] ^= 1
 	left := nodeConfig(t)
-	if _, _, err := controlplane.RestoreSnapshot(left, bytes.NewReader(b), int64(len(b)), false); !errors.Is(err, fault.Invalid) {
+	if _, _, err := controlplane.RestoreSnapshot(left, bytes.NewReader(b), int64(len(b)), false, 0); !errors.Is(err, fault.Invalid) {
 		t.Fatalf("a damaged snapshot: %v", err)
 	}
 	if all, _ := os.ReadDir(left.Dir); len(all) > 0 {

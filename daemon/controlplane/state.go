@@ -34,6 +34,7 @@ type State struct {
 	releases    *immutable.SortedMap[fleet.Digest, Release]
 	operations  *immutable.SortedMap[string, Operation] // by appliance, a slash, and the operation's id
 	operators   *immutable.SortedMap[string, Operator]  // by name
+	Epochs      []Epoch                                 // that the book had since the first, the present one last; replaced whole
 	KEK         string                                  // name of the key that seals the keys of Slots and Secrets; "" in a book of an older build
 	Secrets     []Secret                                // by name; replaced whole, never edited in place
 	given       *immutable.SortedMap[string, Given]     // by name: those of Secrets that the vendor gave
@@ -93,6 +94,14 @@ type Appliance struct {
 
 	Offered spans `json:"offered,omitempty"` // numbers of the releases that were offered to it
 
+	// Met is the epoch in which it was heard last. Of Orders, the last Unmet were made since another epoch began, and no number of theirs
+	// was told to anybody.
+	Met     fleet.Epoch `json:"met,omitzero"`
+	Unmet   int         `json:"unmet,omitempty"`
+	Meeting Meeting     `json:"meeting,omitzero"`
+
+	LogFrom *int64 `json:"log_from,omitempty"` // size of the head of this log that the next proof for it begins with; nil: the last of Cosigned
+
 	Probe Probe `json:"probe,omitzero"` // the newest one
 
 	// Keys of its cluster that came after the registration; see [ReportKeys].
@@ -117,6 +126,7 @@ type Order struct {
 	Probe      *ProbeIndex `json:"probe,omitempty"`
 	Checkpoint *Checkpoint `json:"checkpoint,omitempty"`
 	Cosigned   []byte      `json:"cosigned,omitempty"`
+	Withdrawn  bool        `json:"withdrawn,omitempty"` // it spoke of a former epoch: its number counts
 }
 
 // Checkpoint is a signed head with the proof that its log only grew since the last one that was countersigned.
@@ -257,6 +267,7 @@ type page struct {
 	Nonces      map[string]time.Time `json:"nonces"`
 
 	Bundle uint64            `json:"bundle,omitempty"`
+	Epochs []Epoch           `json:"epochs,omitempty"`
 	Nodes  map[string]uint64 `json:"nodes,omitempty"`
 
 	Peers []Peer    `json:"peers,omitempty"`
@@ -274,7 +285,7 @@ type page struct {
 // MarshalJSON writes the page in a canonical order.
 func (s State) MarshalJSON() ([]byte, error) {
 	p := page{TrustDomain: s.TrustDomain, Development: s.Development, Slots: s.Slots, Customers: s.Customers(), Appliances: s.Appliances(), Releases: values(s.releases),
-		Operations: values(s.operations), Nonces: map[string]time.Time{}, Bundle: s.number, Nodes: map[string]uint64{}, Operators: s.Operators(),
+		Operations: values(s.operations), Nonces: map[string]time.Time{}, Bundle: s.number, Epochs: s.Epochs, Nodes: map[string]uint64{}, Operators: s.Operators(),
 		Peers: values(s.peers), Pilot: s.pilot, KEK: s.KEK, Secrets: s.Secrets, KEKs: map[string][]string{}, Stopped: map[string]time.Time{}, Given: map[string]Given{}, Certs: map[string]NodeCerts{}}
 	for it := s.stopped.Iterator(); !it.Done(); {
 		k, v, _ := it.Next()
@@ -311,7 +322,7 @@ func (s *State) UnmarshalJSON(b []byte) error {
 	}
 	n := NewState()
 	n.Development = p.Development
-	n.TrustDomain, n.Slots, n.number, n.pilot, n.KEK, n.Secrets = p.TrustDomain, p.Slots, p.Bundle, p.Pilot, p.KEK, p.Secrets
+	n.TrustDomain, n.Slots, n.number, n.Epochs, n.pilot, n.KEK, n.Secrets = p.TrustDomain, p.Slots, p.Bundle, p.Epochs, p.Pilot, p.KEK, p.Secrets
 	for _, x := range p.Peers {
 		n.peers = n.peers.Set(x.Name, x)
 	}
@@ -365,6 +376,9 @@ func (s *State) ask(name fleet.ApplianceID, orders ...Order) error {
 		return fault.New("controlplane.ask", fault.Busy, "%d orders wait for appliance %q already: it has not acknowledged them", len(a.Orders), name)
 	}
 	a.Orders = append(slices.Clip(a.Orders), orders...)
+	if a.Met != s.Epoch().Epoch {
+		a.Unmet += len(orders)
+	}
 	s.appliances = s.appliances.Set(name, a)
 	return nil
 }

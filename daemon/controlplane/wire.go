@@ -61,6 +61,8 @@ func reportOf(from fleet.ApplianceID, r *boundaryv1.Report) (Report, error) {
 	case *boundaryv1.Report_Cosigned:
 		b.size("cosigned", len(body.Cosigned), maxNote)
 		out.Cosigned = body.Cosigned
+	case *boundaryv1.Report_Withdrawn:
+		out.Withdrawn = body.Withdrawn
 	default:
 		return Report{}, fault.New("controlplane.report", fault.Invalid, "report %d has no body that this build knows", r.GetNumber())
 	}
@@ -99,8 +101,8 @@ func (b *bounds) size(field string, n, limit int) {
 }
 
 // toWire turns a waiting order into its message.
-func (o Order) toWire(number uint64) *boundaryv1.Down {
-	w := &boundaryv1.Order{Number: number}
+func (o Order) toWire(number uint64, in fleet.Epoch) *boundaryv1.Down {
+	w := &boundaryv1.Order{Number: number, Epoch: epochToWire(in)}
 	switch {
 	case o.Release != nil:
 		w.Body = &boundaryv1.Order_Release{Release: o.Release}
@@ -115,6 +117,8 @@ func (o Order) toWire(number uint64) *boundaryv1.Down {
 		w.Body = &boundaryv1.Order_Checkpoint{Checkpoint: &boundaryv1.Checkpoint{Note: c.Note, From: c.From, Proof: c.Proof}}
 	case o.Cosigned != nil:
 		w.Body = &boundaryv1.Order_Cosigned{Cosigned: o.Cosigned}
+	case o.Withdrawn:
+		w.Body = &boundaryv1.Order_Withdrawn{Withdrawn: true}
 	}
 	return &boundaryv1.Down{Body: &boundaryv1.Down_Order{Order: w}}
 }

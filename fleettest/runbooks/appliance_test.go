@@ -52,10 +52,17 @@ func printToken(socket, audience string) error {
 	return err
 }
 
-// platformOf serves the tokens of a customer's platform and gives its socket.
-func (w *world) platformOf(issuer *identitytest.Issuer) string {
+// tokens serves the tokens of a customer's platform, one for a world, and gives its socket.
+func (w *world) tokens() (issuer *identitytest.Issuer, socket string) {
 	w.t.Helper()
-	socket := filepath.Join(w.dir, "platform.sock")
+	socket = filepath.Join(w.dir, "platform.sock")
+	if w.issuer != nil {
+		return w.issuer, socket
+	}
+	issuer, err := identitytest.NewIssuer("https://cluster.globex.example")
+	if err != nil {
+		w.t.Fatal(err)
+	}
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		w.t.Fatal(err)
@@ -70,17 +77,14 @@ func (w *world) platformOf(issuer *identitytest.Issuer) string {
 	})}
 	go func() { _ = srv.Serve(l) }()
 	w.t.Cleanup(func() { _ = srv.Close() })
-	return socket
+	w.issuer = issuer
+	return issuer, socket
 }
 
 // appliance starts one whose only address is that of a node, and waits until it is online there and echoes what it is sent.
 func (w *world) appliance(node string) {
 	w.t.Helper()
-	issuer, err := identitytest.NewIssuer("https://cluster.globex.example")
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.startAppliance("eu-1", issuer, w.platformOf(issuer), w.api(node))
+	w.startAppliance("eu-1", w.api(node))
 	w.online("eu-1", ", at node "+strings.Replace(node, "edge", "edge-", 1))
 	w.run("demarc probe --appliance eu-1 --count 100 --rate 50 --watch --timeout 60s\n")
 }
@@ -88,13 +92,8 @@ func (w *world) appliance(node string) {
 // appliances starts some that know every node.
 func (w *world) appliances(names ...string) {
 	w.t.Helper()
-	issuer, err := identitytest.NewIssuer("https://cluster.globex.example")
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	socket := w.platformOf(issuer)
 	for _, name := range names {
-		w.startAppliance(name, issuer, socket, w.api("cp1"), w.api("cp2"), w.api("cp3"))
+		w.startAppliance(name, w.api("cp1"), w.api("cp2"), w.api("cp3"))
 	}
 	w.probes(names...)
 }
@@ -111,7 +110,7 @@ func (w *world) probes(names ...string) {
 func (w *world) online(name, where string) {
 	w.t.Helper()
 	var last string
-	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(200 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(200 * time.Millisecond) {
 		out, err := w.shell("demarc appliance show " + name + " 2>&1\n")
 		if last = out; err == nil && strings.Contains(out, "online true"+where) {
 			return
@@ -122,8 +121,9 @@ func (w *world) online(name, where string) {
 	}
 }
 
-func (w *world) startAppliance(name string, issuer *identitytest.Issuer, socket string, addresses ...string) {
+func (w *world) startAppliance(name string, addresses ...string) {
 	w.t.Helper()
+	issuer, socket := w.tokens()
 	ok := func(err error) {
 		w.t.Helper()
 		if err != nil {
@@ -133,7 +133,7 @@ func (w *world) startAppliance(name string, issuer *identitytest.Issuer, socket 
 	expect, err := json.Marshal(issuer.Expect("demarc", "appliance"))
 	ok(err)
 	ok(os.WriteFile(filepath.Join(w.dir, name+".json"), expect, 0o600))
-	w.run("demarc appliance add " + name + " --customer globex --expect " + name + ".json\n")
+	w.register(name)
 	self, err := os.Executable()
 	ok(err)
 	dir := filepath.Join(w.dir, "acme", name) // where the unit looks for its file

@@ -1010,11 +1010,16 @@ func (x *Closed) GetRetryAfterMs() uint32 {
 
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Build         string                 `protobuf:"bytes,1,opt,name=build,proto3" json:"build,omitempty"`                              // version of the appliance's program
-	OrdersDone    uint64                 `protobuf:"varint,2,opt,name=orders_done,json=ordersDone,proto3" json:"orders_done,omitempty"` // number of the last order in the customer's book
-	Route         string                 `protobuf:"bytes,3,opt,name=route,proto3" json:"route,omitempty"`                              // https, privatelink or tailscale
-	BundleHeld    uint64                 `protobuf:"varint,4,opt,name=bundle_held,json=bundleHeld,proto3" json:"bundle_held,omitempty"` // number of the newest bundle of CAs that the appliance has stored
-	QuietMs       uint32                 `protobuf:"varint,5,opt,name=quiet_ms,json=quietMs,proto3" json:"quiet_ms,omitempty"`          // how long its road bears silence, so that beats are no more often than they must be; 0: not known
+	Build         string                 `protobuf:"bytes,1,opt,name=build,proto3" json:"build,omitempty"`                                 // version of the appliance's program
+	OrdersDone    uint64                 `protobuf:"varint,2,opt,name=orders_done,json=ordersDone,proto3" json:"orders_done,omitempty"`    // number of the last order in the customer's book
+	Route         string                 `protobuf:"bytes,3,opt,name=route,proto3" json:"route,omitempty"`                                 // https, privatelink or tailscale
+	BundleHeld    uint64                 `protobuf:"varint,4,opt,name=bundle_held,json=bundleHeld,proto3" json:"bundle_held,omitempty"`    // number of the newest bundle of CAs that the appliance has stored
+	QuietMs       uint32                 `protobuf:"varint,5,opt,name=quiet_ms,json=quietMs,proto3" json:"quiet_ms,omitempty"`             // how long its road bears silence, so that beats are no more often than they must be; 0: not known
+	Epoch         *Epoch                 `protobuf:"bytes,6,opt,name=epoch,proto3" json:"epoch,omitempty"`                                 // of the vendor's book, the newest that the customer's book has met
+	ReportsDone   uint64                 `protobuf:"varint,7,opt,name=reports_done,json=reportsDone,proto3" json:"reports_done,omitempty"` // number of the last report that the vendor acknowledged
+	ReportsFrom   uint64                 `protobuf:"varint,8,opt,name=reports_from,json=reportsFrom,proto3" json:"reports_from,omitempty"` // number of the oldest report that can still be sent
+	LogHeads      []int64                `protobuf:"varint,9,rep,packed,name=log_heads,json=logHeads,proto3" json:"log_heads,omitempty"`   // sizes of the heads of the vendor's log that the appliance countersigned, oldest first, at most 256
+	LogLeast      int64                  `protobuf:"varint,10,opt,name=log_least,json=logLeast,proto3" json:"log_least,omitempty"`         // the fewest entries that the vendor's log kept in any epoch that the appliance met; 0: it met the first only
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1084,6 +1089,174 @@ func (x *Hello) GetQuietMs() uint32 {
 	return 0
 }
 
+func (x *Hello) GetEpoch() *Epoch {
+	if x != nil {
+		return x.Epoch
+	}
+	return nil
+}
+
+func (x *Hello) GetReportsDone() uint64 {
+	if x != nil {
+		return x.ReportsDone
+	}
+	return 0
+}
+
+func (x *Hello) GetReportsFrom() uint64 {
+	if x != nil {
+		return x.ReportsFrom
+	}
+	return 0
+}
+
+func (x *Hello) GetLogHeads() []int64 {
+	if x != nil {
+		return x.LogHeads
+	}
+	return nil
+}
+
+func (x *Hello) GetLogLeast() int64 {
+	if x != nil {
+		return x.LogLeast
+	}
+	return 0
+}
+
+// Epoch names one history of the vendor's book. A book begins with epoch 0. Whoever restores it from a snapshot, or goes on with one node
+// after the others are lost, forgets what came after, and so begins another epoch. A channel carries one epoch, which hello and
+// welcome name; an appliance takes a later one than the one that it has met, never an earlier one.
+type Epoch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"` // seconds from 1970 to when it began, or one more than that of the epoch before, whichever is greater; 0: the first
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`          // 32 hexadecimal digits, drawn at random; empty for the first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Epoch) Reset() {
+	*x = Epoch{}
+	mi := &file_boundary_v1_boundary_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Epoch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Epoch) ProtoMessage() {}
+
+func (x *Epoch) ProtoReflect() protoreflect.Message {
+	mi := &file_boundary_v1_boundary_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Epoch.ProtoReflect.Descriptor instead.
+func (*Epoch) Descriptor() ([]byte, []int) {
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Epoch) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Epoch) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// Restart says what the vendor's book kept when its epoch began. It is there when hello named another epoch, and tells both sides where they
+// meet again: what lies beyond it is lost, and on record at both.
+type Restart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cause         string                 `protobuf:"bytes,1,opt,name=cause,proto3" json:"cause,omitempty"`                                    // restore or recover
+	LogKept       int64                  `protobuf:"varint,2,opt,name=log_kept,json=logKept,proto3" json:"log_kept,omitempty"`                // entries of the vendor's log that both histories have
+	OrdersKnown   uint64                 `protobuf:"varint,3,opt,name=orders_known,json=ordersKnown,proto3" json:"orders_known,omitempty"`    // number of the last order of the former history that the book still has
+	ReportsKnown  uint64                 `protobuf:"varint,4,opt,name=reports_known,json=reportsKnown,proto3" json:"reports_known,omitempty"` // number of the last report that the book still has: those after it are sent again
+	Witnessed     int64                  `protobuf:"varint,5,opt,name=witnessed,proto3" json:"witnessed,omitempty"`                           // size of the newest head of the customer's log that the book still has; 0 for none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Restart) Reset() {
+	*x = Restart{}
+	mi := &file_boundary_v1_boundary_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Restart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Restart) ProtoMessage() {}
+
+func (x *Restart) ProtoReflect() protoreflect.Message {
+	mi := &file_boundary_v1_boundary_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Restart.ProtoReflect.Descriptor instead.
+func (*Restart) Descriptor() ([]byte, []int) {
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Restart) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *Restart) GetLogKept() int64 {
+	if x != nil {
+		return x.LogKept
+	}
+	return 0
+}
+
+func (x *Restart) GetOrdersKnown() uint64 {
+	if x != nil {
+		return x.OrdersKnown
+	}
+	return 0
+}
+
+func (x *Restart) GetReportsKnown() uint64 {
+	if x != nil {
+		return x.ReportsKnown
+	}
+	return 0
+}
+
+func (x *Restart) GetWitnessed() int64 {
+	if x != nil {
+		return x.Witnessed
+	}
+	return 0
+}
+
 type Welcome struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Node              string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // name of the control-plane node that answers
@@ -1091,13 +1264,15 @@ type Welcome struct {
 	ReportsDone       uint64                 `protobuf:"varint,3,opt,name=reports_done,json=reportsDone,proto3" json:"reports_done,omitempty"`                     // number of the last report in the vendor's book
 	ReconnectSpreadMs uint32                 `protobuf:"varint,4,opt,name=reconnect_spread_ms,json=reconnectSpreadMs,proto3" json:"reconnect_spread_ms,omitempty"` // spread the next reconnection over this long
 	BeatMs            uint32                 `protobuf:"varint,5,opt,name=beat_ms,json=beatMs,proto3" json:"beat_ms,omitempty"`                                    // say something at least this often; see channel.Patience for the silence that ends the channel
+	Epoch             *Epoch                 `protobuf:"bytes,6,opt,name=epoch,proto3" json:"epoch,omitempty"`                                                     // of the vendor's book
+	Restart           *Restart               `protobuf:"bytes,7,opt,name=restart,proto3" json:"restart,omitempty"`                                                 // only where hello named another epoch
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[15]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1109,7 +1284,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[15]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1122,7 +1297,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{15}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Welcome) GetNode() string {
@@ -1160,6 +1335,20 @@ func (x *Welcome) GetBeatMs() uint32 {
 	return 0
 }
 
+func (x *Welcome) GetEpoch() *Epoch {
+	if x != nil {
+		return x.Epoch
+	}
+	return nil
+}
+
+func (x *Welcome) GetRestart() *Restart {
+	if x != nil {
+		return x.Restart
+	}
+	return nil
+}
+
 type Ack struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Upto          uint64                 `protobuf:"varint,1,opt,name=upto,proto3" json:"upto,omitempty"`
@@ -1169,7 +1358,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[16]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1181,7 +1370,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[16]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1194,7 +1383,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{16}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Ack) GetUpto() uint64 {
@@ -1214,7 +1403,7 @@ type Beat struct {
 
 func (x *Beat) Reset() {
 	*x = Beat{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[17]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1226,7 +1415,7 @@ func (x *Beat) String() string {
 func (*Beat) ProtoMessage() {}
 
 func (x *Beat) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[17]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1239,7 +1428,7 @@ func (x *Beat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Beat.ProtoReflect.Descriptor instead.
 func (*Beat) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{17}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Beat) GetAtUnixMs() int64 {
@@ -1262,7 +1451,7 @@ type StatusReport struct {
 
 func (x *StatusReport) Reset() {
 	*x = StatusReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[18]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1274,7 +1463,7 @@ func (x *StatusReport) String() string {
 func (*StatusReport) ProtoMessage() {}
 
 func (x *StatusReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[18]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1287,7 +1476,7 @@ func (x *StatusReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReport.ProtoReflect.Descriptor instead.
 func (*StatusReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{18}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StatusReport) GetPosture() string {
@@ -1329,7 +1518,7 @@ type RoadTrouble struct {
 
 func (x *RoadTrouble) Reset() {
 	*x = RoadTrouble{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1530,7 @@ func (x *RoadTrouble) String() string {
 func (*RoadTrouble) ProtoMessage() {}
 
 func (x *RoadTrouble) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[19]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1543,7 @@ func (x *RoadTrouble) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoadTrouble.ProtoReflect.Descriptor instead.
 func (*RoadTrouble) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{19}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RoadTrouble) GetKind() string {
@@ -1382,7 +1571,7 @@ type ServiceHealth struct {
 
 func (x *ServiceHealth) Reset() {
 	*x = ServiceHealth{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1394,7 +1583,7 @@ func (x *ServiceHealth) String() string {
 func (*ServiceHealth) ProtoMessage() {}
 
 func (x *ServiceHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[20]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1407,7 +1596,7 @@ func (x *ServiceHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceHealth.ProtoReflect.Descriptor instead.
 func (*ServiceHealth) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{20}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ServiceHealth) GetName() string {
@@ -1442,7 +1631,7 @@ type SecretPresence struct {
 
 func (x *SecretPresence) Reset() {
 	*x = SecretPresence{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1454,7 +1643,7 @@ func (x *SecretPresence) String() string {
 func (*SecretPresence) ProtoMessage() {}
 
 func (x *SecretPresence) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[21]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1467,7 +1656,7 @@ func (x *SecretPresence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretPresence.ProtoReflect.Descriptor instead.
 func (*SecretPresence) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{21}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SecretPresence) GetName() string {
@@ -1497,6 +1686,7 @@ type Report struct {
 	//	*Report_Checkpoint
 	//	*Report_Cosigned
 	//	*Report_Status
+	//	*Report_Withdrawn
 	Body          isReport_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1504,7 +1694,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1516,7 +1706,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[22]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1529,7 +1719,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{22}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Report) GetNumber() uint64 {
@@ -1607,6 +1797,15 @@ func (x *Report) GetStatus() *StatusReport {
 	return nil
 }
 
+func (x *Report) GetWithdrawn() bool {
+	if x != nil {
+		if x, ok := x.Body.(*Report_Withdrawn); ok {
+			return x.Withdrawn
+		}
+	}
+	return false
+}
+
 type isReport_Body interface {
 	isReport_Body()
 }
@@ -1635,6 +1834,10 @@ type Report_Status struct {
 	Status *StatusReport `protobuf:"bytes,8,opt,name=status,proto3,oneof"`
 }
 
+type Report_Withdrawn struct {
+	Withdrawn bool `protobuf:"varint,9,opt,name=withdrawn,proto3,oneof"` // what had this number spoke of an epoch that is over: it counts, and says nothing
+}
+
 func (*Report_Deploy) isReport_Body() {}
 
 func (*Report_Operation) isReport_Body() {}
@@ -1646,6 +1849,8 @@ func (*Report_Checkpoint) isReport_Body() {}
 func (*Report_Cosigned) isReport_Body() {}
 
 func (*Report_Status) isReport_Body() {}
+
+func (*Report_Withdrawn) isReport_Body() {}
 
 // Checkpoint is a signed head of one side's log: a size and a hash, no entry. The proof shows that the log only grew
 // since the last head that the other side countersigned; without it the other side does not countersign.
@@ -1660,7 +1865,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1672,7 +1877,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1685,7 +1890,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{23}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Checkpoint) GetNote() []byte {
@@ -1722,7 +1927,7 @@ type DeployReport struct {
 
 func (x *DeployReport) Reset() {
 	*x = DeployReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[24]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1734,7 +1939,7 @@ func (x *DeployReport) String() string {
 func (*DeployReport) ProtoMessage() {}
 
 func (x *DeployReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[24]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1747,7 +1952,7 @@ func (x *DeployReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployReport.ProtoReflect.Descriptor instead.
 func (*DeployReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{24}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeployReport) GetRelease() string {
@@ -1798,7 +2003,7 @@ type OperationReport struct {
 
 func (x *OperationReport) Reset() {
 	*x = OperationReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[25]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1810,7 +2015,7 @@ func (x *OperationReport) String() string {
 func (*OperationReport) ProtoMessage() {}
 
 func (x *OperationReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[25]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1823,7 +2028,7 @@ func (x *OperationReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationReport.ProtoReflect.Descriptor instead.
 func (*OperationReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{25}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *OperationReport) GetId() string {
@@ -1871,7 +2076,7 @@ type ProbeReport struct {
 
 func (x *ProbeReport) Reset() {
 	*x = ProbeReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[26]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1883,7 +2088,7 @@ func (x *ProbeReport) String() string {
 func (*ProbeReport) ProtoMessage() {}
 
 func (x *ProbeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[26]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1896,7 +2101,7 @@ func (x *ProbeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeReport.ProtoReflect.Descriptor instead.
 func (*ProbeReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{26}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ProbeReport) GetId() string {
@@ -1925,14 +2130,16 @@ type Order struct {
 	//	*Order_Probe
 	//	*Order_Checkpoint
 	//	*Order_Cosigned
+	//	*Order_Withdrawn
 	Body          isOrder_Body `protobuf_oneof:"body"`
+	Epoch         *Epoch       `protobuf:"bytes,8,opt,name=epoch,proto3" json:"epoch,omitempty"` // of the book that it stands in
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[27]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1944,7 +2151,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[27]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1957,7 +2164,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{27}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Order) GetNumber() uint64 {
@@ -2028,6 +2235,22 @@ func (x *Order) GetCosigned() []byte {
 	return nil
 }
 
+func (x *Order) GetWithdrawn() bool {
+	if x != nil {
+		if x, ok := x.Body.(*Order_Withdrawn); ok {
+			return x.Withdrawn
+		}
+	}
+	return false
+}
+
+func (x *Order) GetEpoch() *Epoch {
+	if x != nil {
+		return x.Epoch
+	}
+	return nil
+}
+
 type isOrder_Body interface {
 	isOrder_Body()
 }
@@ -2056,6 +2279,10 @@ type Order_Cosigned struct {
 	Cosigned []byte `protobuf:"bytes,7,opt,name=cosigned,proto3,oneof"` // the appliance's checkpoint, countersigned by the vendor
 }
 
+type Order_Withdrawn struct {
+	Withdrawn bool `protobuf:"varint,9,opt,name=withdrawn,proto3,oneof"` // what had this number spoke of an epoch that is over: it counts, and asks for nothing
+}
+
 func (*Order_Release) isOrder_Body() {}
 
 func (*Order_Operation) isOrder_Body() {}
@@ -2068,6 +2295,8 @@ func (*Order_Checkpoint) isOrder_Body() {}
 
 func (*Order_Cosigned) isOrder_Body() {}
 
+func (*Order_Withdrawn) isOrder_Body() {}
+
 // ProbeOrder asks for nothing but its own echo: it measures the channel.
 type ProbeOrder struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2079,7 +2308,7 @@ type ProbeOrder struct {
 
 func (x *ProbeOrder) Reset() {
 	*x = ProbeOrder{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[28]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2091,7 +2320,7 @@ func (x *ProbeOrder) String() string {
 func (*ProbeOrder) ProtoMessage() {}
 
 func (x *ProbeOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[28]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2104,7 +2333,7 @@ func (x *ProbeOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeOrder.ProtoReflect.Descriptor instead.
 func (*ProbeOrder) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{28}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ProbeOrder) GetId() string {
@@ -2131,7 +2360,7 @@ type ArtifactRequest struct {
 
 func (x *ArtifactRequest) Reset() {
 	*x = ArtifactRequest{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[29]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2143,7 +2372,7 @@ func (x *ArtifactRequest) String() string {
 func (*ArtifactRequest) ProtoMessage() {}
 
 func (x *ArtifactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[29]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2156,7 +2385,7 @@ func (x *ArtifactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactRequest.ProtoReflect.Descriptor instead.
 func (*ArtifactRequest) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{29}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ArtifactRequest) GetDigest() string {
@@ -2183,7 +2412,7 @@ type ArtifactChunk struct {
 
 func (x *ArtifactChunk) Reset() {
 	*x = ArtifactChunk{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[30]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2424,7 @@ func (x *ArtifactChunk) String() string {
 func (*ArtifactChunk) ProtoMessage() {}
 
 func (x *ArtifactChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[30]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2437,7 @@ func (x *ArtifactChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactChunk.ProtoReflect.Descriptor instead.
 func (*ArtifactChunk) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{30}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ArtifactChunk) GetTotal() int64 {
@@ -2289,7 +2518,7 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"\x06Closed\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12$\n" +
-	"\x0eretry_after_ms\x18\x03 \x01(\rR\fretryAfterMs\"\x90\x01\n" +
+	"\x0eretry_after_ms\x18\x03 \x01(\rR\fretryAfterMs\"\xc1\x02\n" +
 	"\x05Hello\x12\x14\n" +
 	"\x05build\x18\x01 \x01(\tR\x05build\x12\x1f\n" +
 	"\vorders_done\x18\x02 \x01(\x04R\n" +
@@ -2297,13 +2526,30 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"\x05route\x18\x03 \x01(\tR\x05route\x12\x1f\n" +
 	"\vbundle_held\x18\x04 \x01(\x04R\n" +
 	"bundleHeld\x12\x19\n" +
-	"\bquiet_ms\x18\x05 \x01(\rR\aquietMs\"\xb3\x01\n" +
+	"\bquiet_ms\x18\x05 \x01(\rR\aquietMs\x12/\n" +
+	"\x05epoch\x18\x06 \x01(\v2\x19.demarc.boundary.v1.EpochR\x05epoch\x12!\n" +
+	"\freports_done\x18\a \x01(\x04R\vreportsDone\x12!\n" +
+	"\freports_from\x18\b \x01(\x04R\vreportsFrom\x12\x1b\n" +
+	"\tlog_heads\x18\t \x03(\x03R\blogHeads\x12\x1b\n" +
+	"\tlog_least\x18\n" +
+	" \x01(\x03R\blogLeast\"/\n" +
+	"\x05Epoch\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"\xa0\x01\n" +
+	"\aRestart\x12\x14\n" +
+	"\x05cause\x18\x01 \x01(\tR\x05cause\x12\x19\n" +
+	"\blog_kept\x18\x02 \x01(\x03R\alogKept\x12!\n" +
+	"\forders_known\x18\x03 \x01(\x04R\vordersKnown\x12#\n" +
+	"\rreports_known\x18\x04 \x01(\x04R\freportsKnown\x12\x1c\n" +
+	"\twitnessed\x18\x05 \x01(\x03R\twitnessed\"\x9b\x02\n" +
 	"\aWelcome\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12(\n" +
 	"\x10server_time_unix\x18\x02 \x01(\x03R\x0eserverTimeUnix\x12!\n" +
 	"\freports_done\x18\x03 \x01(\x04R\vreportsDone\x12.\n" +
 	"\x13reconnect_spread_ms\x18\x04 \x01(\rR\x11reconnectSpreadMs\x12\x17\n" +
-	"\abeat_ms\x18\x05 \x01(\rR\x06beatMs\"\x19\n" +
+	"\abeat_ms\x18\x05 \x01(\rR\x06beatMs\x12/\n" +
+	"\x05epoch\x18\x06 \x01(\v2\x19.demarc.boundary.v1.EpochR\x05epoch\x125\n" +
+	"\arestart\x18\a \x01(\v2\x1b.demarc.boundary.v1.RestartR\arestart\"\x19\n" +
 	"\x03Ack\x12\x12\n" +
 	"\x04upto\x18\x01 \x01(\x04R\x04upto\"$\n" +
 	"\x04Beat\x12\x1c\n" +
@@ -2323,7 +2569,7 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"\brestarts\x18\x03 \x01(\rR\brestarts\">\n" +
 	"\x0eSecretPresence\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\apresent\x18\x02 \x01(\bR\apresent\"\x9c\x03\n" +
+	"\apresent\x18\x02 \x01(\bR\apresent\"\xbc\x03\n" +
 	"\x06Report\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x1c\n" +
 	"\n" +
@@ -2335,7 +2581,8 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"checkpoint\x18\x06 \x01(\v2\x1e.demarc.boundary.v1.CheckpointH\x00R\n" +
 	"checkpoint\x12\x1c\n" +
 	"\bcosigned\x18\a \x01(\fH\x00R\bcosigned\x12:\n" +
-	"\x06status\x18\b \x01(\v2 .demarc.boundary.v1.StatusReportH\x00R\x06statusB\x06\n" +
+	"\x06status\x18\b \x01(\v2 .demarc.boundary.v1.StatusReportH\x00R\x06status\x12\x1e\n" +
+	"\twithdrawn\x18\t \x01(\bH\x00R\twithdrawnB\x06\n" +
 	"\x04body\"J\n" +
 	"\n" +
 	"Checkpoint\x12\x12\n" +
@@ -2356,7 +2603,7 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"\x06output\x18\x05 \x01(\fR\x06output\"3\n" +
 	"\vProbeReport\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\"\x95\x02\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"\xe6\x02\n" +
 	"\x05Order\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x1a\n" +
 	"\arelease\x18\x02 \x01(\fH\x00R\arelease\x12\x1e\n" +
@@ -2366,7 +2613,9 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"\n" +
 	"checkpoint\x18\x06 \x01(\v2\x1e.demarc.boundary.v1.CheckpointH\x00R\n" +
 	"checkpoint\x12\x1c\n" +
-	"\bcosigned\x18\a \x01(\fH\x00R\bcosignedB\x06\n" +
+	"\bcosigned\x18\a \x01(\fH\x00R\bcosigned\x12\x1e\n" +
+	"\twithdrawn\x18\t \x01(\bH\x00R\twithdrawn\x12/\n" +
+	"\x05epoch\x18\b \x01(\v2\x19.demarc.boundary.v1.EpochR\x05epochB\x06\n" +
 	"\x04body\"2\n" +
 	"\n" +
 	"ProbeOrder\x12\x0e\n" +
@@ -2400,7 +2649,7 @@ func file_boundary_v1_boundary_proto_rawDescGZIP() []byte {
 	return file_boundary_v1_boundary_proto_rawDescData
 }
 
-var file_boundary_v1_boundary_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_boundary_v1_boundary_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_boundary_v1_boundary_proto_goTypes = []any{
 	(*ChallengeRequest)(nil),  // 0: demarc.boundary.v1.ChallengeRequest
 	(*ChallengeResponse)(nil), // 1: demarc.boundary.v1.ChallengeResponse
@@ -2417,63 +2666,69 @@ var file_boundary_v1_boundary_proto_goTypes = []any{
 	(*Down)(nil),              // 12: demarc.boundary.v1.Down
 	(*Closed)(nil),            // 13: demarc.boundary.v1.Closed
 	(*Hello)(nil),             // 14: demarc.boundary.v1.Hello
-	(*Welcome)(nil),           // 15: demarc.boundary.v1.Welcome
-	(*Ack)(nil),               // 16: demarc.boundary.v1.Ack
-	(*Beat)(nil),              // 17: demarc.boundary.v1.Beat
-	(*StatusReport)(nil),      // 18: demarc.boundary.v1.StatusReport
-	(*RoadTrouble)(nil),       // 19: demarc.boundary.v1.RoadTrouble
-	(*ServiceHealth)(nil),     // 20: demarc.boundary.v1.ServiceHealth
-	(*SecretPresence)(nil),    // 21: demarc.boundary.v1.SecretPresence
-	(*Report)(nil),            // 22: demarc.boundary.v1.Report
-	(*Checkpoint)(nil),        // 23: demarc.boundary.v1.Checkpoint
-	(*DeployReport)(nil),      // 24: demarc.boundary.v1.DeployReport
-	(*OperationReport)(nil),   // 25: demarc.boundary.v1.OperationReport
-	(*ProbeReport)(nil),       // 26: demarc.boundary.v1.ProbeReport
-	(*Order)(nil),             // 27: demarc.boundary.v1.Order
-	(*ProbeOrder)(nil),        // 28: demarc.boundary.v1.ProbeOrder
-	(*ArtifactRequest)(nil),   // 29: demarc.boundary.v1.ArtifactRequest
-	(*ArtifactChunk)(nil),     // 30: demarc.boundary.v1.ArtifactChunk
+	(*Epoch)(nil),             // 15: demarc.boundary.v1.Epoch
+	(*Restart)(nil),           // 16: demarc.boundary.v1.Restart
+	(*Welcome)(nil),           // 17: demarc.boundary.v1.Welcome
+	(*Ack)(nil),               // 18: demarc.boundary.v1.Ack
+	(*Beat)(nil),              // 19: demarc.boundary.v1.Beat
+	(*StatusReport)(nil),      // 20: demarc.boundary.v1.StatusReport
+	(*RoadTrouble)(nil),       // 21: demarc.boundary.v1.RoadTrouble
+	(*ServiceHealth)(nil),     // 22: demarc.boundary.v1.ServiceHealth
+	(*SecretPresence)(nil),    // 23: demarc.boundary.v1.SecretPresence
+	(*Report)(nil),            // 24: demarc.boundary.v1.Report
+	(*Checkpoint)(nil),        // 25: demarc.boundary.v1.Checkpoint
+	(*DeployReport)(nil),      // 26: demarc.boundary.v1.DeployReport
+	(*OperationReport)(nil),   // 27: demarc.boundary.v1.OperationReport
+	(*ProbeReport)(nil),       // 28: demarc.boundary.v1.ProbeReport
+	(*Order)(nil),             // 29: demarc.boundary.v1.Order
+	(*ProbeOrder)(nil),        // 30: demarc.boundary.v1.ProbeOrder
+	(*ArtifactRequest)(nil),   // 31: demarc.boundary.v1.ArtifactRequest
+	(*ArtifactChunk)(nil),     // 32: demarc.boundary.v1.ArtifactChunk
 }
 var file_boundary_v1_boundary_proto_depIdxs = []int32{
 	5,  // 0: demarc.boundary.v1.EnrolRequest.aws:type_name -> demarc.boundary.v1.SignedIdentity
 	14, // 1: demarc.boundary.v1.Up.hello:type_name -> demarc.boundary.v1.Hello
-	17, // 2: demarc.boundary.v1.Up.beat:type_name -> demarc.boundary.v1.Beat
-	22, // 3: demarc.boundary.v1.Up.report:type_name -> demarc.boundary.v1.Report
-	16, // 4: demarc.boundary.v1.Up.ack:type_name -> demarc.boundary.v1.Ack
-	15, // 5: demarc.boundary.v1.Down.welcome:type_name -> demarc.boundary.v1.Welcome
-	27, // 6: demarc.boundary.v1.Down.order:type_name -> demarc.boundary.v1.Order
-	16, // 7: demarc.boundary.v1.Down.ack:type_name -> demarc.boundary.v1.Ack
-	17, // 8: demarc.boundary.v1.Down.beat:type_name -> demarc.boundary.v1.Beat
+	19, // 2: demarc.boundary.v1.Up.beat:type_name -> demarc.boundary.v1.Beat
+	24, // 3: demarc.boundary.v1.Up.report:type_name -> demarc.boundary.v1.Report
+	18, // 4: demarc.boundary.v1.Up.ack:type_name -> demarc.boundary.v1.Ack
+	17, // 5: demarc.boundary.v1.Down.welcome:type_name -> demarc.boundary.v1.Welcome
+	29, // 6: demarc.boundary.v1.Down.order:type_name -> demarc.boundary.v1.Order
+	18, // 7: demarc.boundary.v1.Down.ack:type_name -> demarc.boundary.v1.Ack
+	19, // 8: demarc.boundary.v1.Down.beat:type_name -> demarc.boundary.v1.Beat
 	13, // 9: demarc.boundary.v1.Down.closed:type_name -> demarc.boundary.v1.Closed
-	20, // 10: demarc.boundary.v1.StatusReport.services:type_name -> demarc.boundary.v1.ServiceHealth
-	21, // 11: demarc.boundary.v1.StatusReport.secrets:type_name -> demarc.boundary.v1.SecretPresence
-	19, // 12: demarc.boundary.v1.StatusReport.roads:type_name -> demarc.boundary.v1.RoadTrouble
-	24, // 13: demarc.boundary.v1.Report.deploy:type_name -> demarc.boundary.v1.DeployReport
-	25, // 14: demarc.boundary.v1.Report.operation:type_name -> demarc.boundary.v1.OperationReport
-	26, // 15: demarc.boundary.v1.Report.probe:type_name -> demarc.boundary.v1.ProbeReport
-	23, // 16: demarc.boundary.v1.Report.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
-	18, // 17: demarc.boundary.v1.Report.status:type_name -> demarc.boundary.v1.StatusReport
-	28, // 18: demarc.boundary.v1.Order.probe:type_name -> demarc.boundary.v1.ProbeOrder
-	23, // 19: demarc.boundary.v1.Order.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
-	0,  // 20: demarc.boundary.v1.Bootstrap.Challenge:input_type -> demarc.boundary.v1.ChallengeRequest
-	2,  // 21: demarc.boundary.v1.Bootstrap.Bundle:input_type -> demarc.boundary.v1.BundleRequest
-	4,  // 22: demarc.boundary.v1.Bootstrap.Enrol:input_type -> demarc.boundary.v1.EnrolRequest
-	7,  // 23: demarc.boundary.v1.Boundary.Renew:input_type -> demarc.boundary.v1.RenewRequest
-	9,  // 24: demarc.boundary.v1.Boundary.RollKeys:input_type -> demarc.boundary.v1.RollKeysRequest
-	11, // 25: demarc.boundary.v1.Boundary.Channel:input_type -> demarc.boundary.v1.Up
-	29, // 26: demarc.boundary.v1.Boundary.Artifact:input_type -> demarc.boundary.v1.ArtifactRequest
-	1,  // 27: demarc.boundary.v1.Bootstrap.Challenge:output_type -> demarc.boundary.v1.ChallengeResponse
-	3,  // 28: demarc.boundary.v1.Bootstrap.Bundle:output_type -> demarc.boundary.v1.BundleResponse
-	6,  // 29: demarc.boundary.v1.Bootstrap.Enrol:output_type -> demarc.boundary.v1.EnrolResponse
-	8,  // 30: demarc.boundary.v1.Boundary.Renew:output_type -> demarc.boundary.v1.RenewResponse
-	10, // 31: demarc.boundary.v1.Boundary.RollKeys:output_type -> demarc.boundary.v1.RollKeysResponse
-	12, // 32: demarc.boundary.v1.Boundary.Channel:output_type -> demarc.boundary.v1.Down
-	30, // 33: demarc.boundary.v1.Boundary.Artifact:output_type -> demarc.boundary.v1.ArtifactChunk
-	27, // [27:34] is the sub-list for method output_type
-	20, // [20:27] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	15, // 10: demarc.boundary.v1.Hello.epoch:type_name -> demarc.boundary.v1.Epoch
+	15, // 11: demarc.boundary.v1.Welcome.epoch:type_name -> demarc.boundary.v1.Epoch
+	16, // 12: demarc.boundary.v1.Welcome.restart:type_name -> demarc.boundary.v1.Restart
+	22, // 13: demarc.boundary.v1.StatusReport.services:type_name -> demarc.boundary.v1.ServiceHealth
+	23, // 14: demarc.boundary.v1.StatusReport.secrets:type_name -> demarc.boundary.v1.SecretPresence
+	21, // 15: demarc.boundary.v1.StatusReport.roads:type_name -> demarc.boundary.v1.RoadTrouble
+	26, // 16: demarc.boundary.v1.Report.deploy:type_name -> demarc.boundary.v1.DeployReport
+	27, // 17: demarc.boundary.v1.Report.operation:type_name -> demarc.boundary.v1.OperationReport
+	28, // 18: demarc.boundary.v1.Report.probe:type_name -> demarc.boundary.v1.ProbeReport
+	25, // 19: demarc.boundary.v1.Report.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
+	20, // 20: demarc.boundary.v1.Report.status:type_name -> demarc.boundary.v1.StatusReport
+	30, // 21: demarc.boundary.v1.Order.probe:type_name -> demarc.boundary.v1.ProbeOrder
+	25, // 22: demarc.boundary.v1.Order.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
+	15, // 23: demarc.boundary.v1.Order.epoch:type_name -> demarc.boundary.v1.Epoch
+	0,  // 24: demarc.boundary.v1.Bootstrap.Challenge:input_type -> demarc.boundary.v1.ChallengeRequest
+	2,  // 25: demarc.boundary.v1.Bootstrap.Bundle:input_type -> demarc.boundary.v1.BundleRequest
+	4,  // 26: demarc.boundary.v1.Bootstrap.Enrol:input_type -> demarc.boundary.v1.EnrolRequest
+	7,  // 27: demarc.boundary.v1.Boundary.Renew:input_type -> demarc.boundary.v1.RenewRequest
+	9,  // 28: demarc.boundary.v1.Boundary.RollKeys:input_type -> demarc.boundary.v1.RollKeysRequest
+	11, // 29: demarc.boundary.v1.Boundary.Channel:input_type -> demarc.boundary.v1.Up
+	31, // 30: demarc.boundary.v1.Boundary.Artifact:input_type -> demarc.boundary.v1.ArtifactRequest
+	1,  // 31: demarc.boundary.v1.Bootstrap.Challenge:output_type -> demarc.boundary.v1.ChallengeResponse
+	3,  // 32: demarc.boundary.v1.Bootstrap.Bundle:output_type -> demarc.boundary.v1.BundleResponse
+	6,  // 33: demarc.boundary.v1.Bootstrap.Enrol:output_type -> demarc.boundary.v1.EnrolResponse
+	8,  // 34: demarc.boundary.v1.Boundary.Renew:output_type -> demarc.boundary.v1.RenewResponse
+	10, // 35: demarc.boundary.v1.Boundary.RollKeys:output_type -> demarc.boundary.v1.RollKeysResponse
+	12, // 36: demarc.boundary.v1.Boundary.Channel:output_type -> demarc.boundary.v1.Down
+	32, // 37: demarc.boundary.v1.Boundary.Artifact:output_type -> demarc.boundary.v1.ArtifactChunk
+	31, // [31:38] is the sub-list for method output_type
+	24, // [24:31] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_boundary_v1_boundary_proto_init() }
@@ -2496,21 +2751,23 @@ func file_boundary_v1_boundary_proto_init() {
 		(*Down_Bundle)(nil),
 		(*Down_Closed)(nil),
 	}
-	file_boundary_v1_boundary_proto_msgTypes[22].OneofWrappers = []any{
+	file_boundary_v1_boundary_proto_msgTypes[24].OneofWrappers = []any{
 		(*Report_Deploy)(nil),
 		(*Report_Operation)(nil),
 		(*Report_Probe)(nil),
 		(*Report_Checkpoint)(nil),
 		(*Report_Cosigned)(nil),
 		(*Report_Status)(nil),
+		(*Report_Withdrawn)(nil),
 	}
-	file_boundary_v1_boundary_proto_msgTypes[27].OneofWrappers = []any{
+	file_boundary_v1_boundary_proto_msgTypes[29].OneofWrappers = []any{
 		(*Order_Release)(nil),
 		(*Order_Operation)(nil),
 		(*Order_Cancel)(nil),
 		(*Order_Probe)(nil),
 		(*Order_Checkpoint)(nil),
 		(*Order_Cosigned)(nil),
+		(*Order_Withdrawn)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2518,7 +2775,7 @@ func file_boundary_v1_boundary_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_boundary_v1_boundary_proto_rawDesc), len(file_boundary_v1_boundary_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

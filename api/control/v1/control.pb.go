@@ -72,6 +72,7 @@ type StatusResponse struct {
 	AuditSize     int64                  `protobuf:"varint,7,opt,name=audit_size,json=auditSize,proto3" json:"audit_size,omitempty"`
 	AuditRoot     string                 `protobuf:"bytes,8,opt,name=audit_root,json=auditRoot,proto3" json:"audit_root,omitempty"`
 	Development   bool                   `protobuf:"varint,9,opt,name=development,proto3" json:"development,omitempty"` // the trust domain was made to take development identities
+	Epoch         *Epoch                 `protobuf:"bytes,10,opt,name=epoch,proto3" json:"epoch,omitempty"`             // absent in the first history of the book
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -169,6 +170,98 @@ func (x *StatusResponse) GetDevelopment() bool {
 	return false
 }
 
+func (x *StatusResponse) GetEpoch() *Epoch {
+	if x != nil {
+		return x.Epoch
+	}
+	return nil
+}
+
+// Epoch is a history of the book that began with a snapshot or with one surviving node.
+type Epoch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Cause         string                 `protobuf:"bytes,3,opt,name=cause,proto3" json:"cause,omitempty"`                           // restore or recover
+	BegunUnix     int64                  `protobuf:"varint,4,opt,name=begun_unix,json=begunUnix,proto3" json:"begun_unix,omitempty"` // by the clock of the machine where it was begun
+	LogKept       int64                  `protobuf:"varint,5,opt,name=log_kept,json=logKept,proto3" json:"log_kept,omitempty"`       // entries of the log that it kept
+	Unmet         uint32                 `protobuf:"varint,6,opt,name=unmet,proto3" json:"unmet,omitempty"`                          // enrolled appliances that have not come back since
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Epoch) Reset() {
+	*x = Epoch{}
+	mi := &file_control_v1_control_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Epoch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Epoch) ProtoMessage() {}
+
+func (x *Epoch) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Epoch.ProtoReflect.Descriptor instead.
+func (*Epoch) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Epoch) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Epoch) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Epoch) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *Epoch) GetBegunUnix() int64 {
+	if x != nil {
+		return x.BegunUnix
+	}
+	return 0
+}
+
+func (x *Epoch) GetLogKept() int64 {
+	if x != nil {
+		return x.LogKept
+	}
+	return 0
+}
+
+func (x *Epoch) GetUnmet() uint32 {
+	if x != nil {
+		return x.Unmet
+	}
+	return 0
+}
+
 type Member struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -180,7 +273,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_control_v1_control_proto_msgTypes[2]
+	mi := &file_control_v1_control_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -192,7 +285,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[2]
+	mi := &file_control_v1_control_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -205,7 +298,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{2}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Member) GetName() string {
@@ -239,7 +332,7 @@ type RegisterCustomerRequest struct {
 
 func (x *RegisterCustomerRequest) Reset() {
 	*x = RegisterCustomerRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[3]
+	mi := &file_control_v1_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -251,7 +344,7 @@ func (x *RegisterCustomerRequest) String() string {
 func (*RegisterCustomerRequest) ProtoMessage() {}
 
 func (x *RegisterCustomerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[3]
+	mi := &file_control_v1_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -264,7 +357,7 @@ func (x *RegisterCustomerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterCustomerRequest.ProtoReflect.Descriptor instead.
 func (*RegisterCustomerRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{3}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RegisterCustomerRequest) GetRequestId() string {
@@ -289,7 +382,7 @@ type RegisterCustomerResponse struct {
 
 func (x *RegisterCustomerResponse) Reset() {
 	*x = RegisterCustomerResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[4]
+	mi := &file_control_v1_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -301,7 +394,7 @@ func (x *RegisterCustomerResponse) String() string {
 func (*RegisterCustomerResponse) ProtoMessage() {}
 
 func (x *RegisterCustomerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[4]
+	mi := &file_control_v1_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -314,7 +407,7 @@ func (x *RegisterCustomerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterCustomerResponse.ProtoReflect.Descriptor instead.
 func (*RegisterCustomerResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{4}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{5}
 }
 
 type RegisterApplianceRequest struct {
@@ -329,7 +422,7 @@ type RegisterApplianceRequest struct {
 
 func (x *RegisterApplianceRequest) Reset() {
 	*x = RegisterApplianceRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[5]
+	mi := &file_control_v1_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -341,7 +434,7 @@ func (x *RegisterApplianceRequest) String() string {
 func (*RegisterApplianceRequest) ProtoMessage() {}
 
 func (x *RegisterApplianceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[5]
+	mi := &file_control_v1_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -354,7 +447,7 @@ func (x *RegisterApplianceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterApplianceRequest.ProtoReflect.Descriptor instead.
 func (*RegisterApplianceRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{5}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RegisterApplianceRequest) GetRequestId() string {
@@ -393,7 +486,7 @@ type RegisterApplianceResponse struct {
 
 func (x *RegisterApplianceResponse) Reset() {
 	*x = RegisterApplianceResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[6]
+	mi := &file_control_v1_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -405,7 +498,7 @@ func (x *RegisterApplianceResponse) String() string {
 func (*RegisterApplianceResponse) ProtoMessage() {}
 
 func (x *RegisterApplianceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[6]
+	mi := &file_control_v1_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -418,7 +511,7 @@ func (x *RegisterApplianceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterApplianceResponse.ProtoReflect.Descriptor instead.
 func (*RegisterApplianceResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{6}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{7}
 }
 
 type ListAppliancesRequest struct {
@@ -430,7 +523,7 @@ type ListAppliancesRequest struct {
 
 func (x *ListAppliancesRequest) Reset() {
 	*x = ListAppliancesRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[7]
+	mi := &file_control_v1_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -442,7 +535,7 @@ func (x *ListAppliancesRequest) String() string {
 func (*ListAppliancesRequest) ProtoMessage() {}
 
 func (x *ListAppliancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[7]
+	mi := &file_control_v1_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -455,7 +548,7 @@ func (x *ListAppliancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAppliancesRequest.ProtoReflect.Descriptor instead.
 func (*ListAppliancesRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{7}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListAppliancesRequest) GetCustomer() string {
@@ -474,7 +567,7 @@ type ListAppliancesResponse struct {
 
 func (x *ListAppliancesResponse) Reset() {
 	*x = ListAppliancesResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[8]
+	mi := &file_control_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -486,7 +579,7 @@ func (x *ListAppliancesResponse) String() string {
 func (*ListAppliancesResponse) ProtoMessage() {}
 
 func (x *ListAppliancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[8]
+	mi := &file_control_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -499,7 +592,7 @@ func (x *ListAppliancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAppliancesResponse.ProtoReflect.Descriptor instead.
 func (*ListAppliancesResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListAppliancesResponse) GetAppliances() []*Appliance {
@@ -538,7 +631,7 @@ type Appliance struct {
 
 func (x *Appliance) Reset() {
 	*x = Appliance{}
-	mi := &file_control_v1_control_proto_msgTypes[9]
+	mi := &file_control_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -550,7 +643,7 @@ func (x *Appliance) String() string {
 func (*Appliance) ProtoMessage() {}
 
 func (x *Appliance) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[9]
+	mi := &file_control_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -563,7 +656,7 @@ func (x *Appliance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Appliance.ProtoReflect.Descriptor instead.
 func (*Appliance) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Appliance) GetName() string {
@@ -724,7 +817,7 @@ type RoadTrouble struct {
 
 func (x *RoadTrouble) Reset() {
 	*x = RoadTrouble{}
-	mi := &file_control_v1_control_proto_msgTypes[10]
+	mi := &file_control_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -736,7 +829,7 @@ func (x *RoadTrouble) String() string {
 func (*RoadTrouble) ProtoMessage() {}
 
 func (x *RoadTrouble) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[10]
+	mi := &file_control_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -749,7 +842,7 @@ func (x *RoadTrouble) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoadTrouble.ProtoReflect.Descriptor instead.
 func (*RoadTrouble) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RoadTrouble) GetKind() string {
@@ -777,7 +870,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_control_v1_control_proto_msgTypes[11]
+	mi := &file_control_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -789,7 +882,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[11]
+	mi := &file_control_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -802,7 +895,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Service) GetName() string {
@@ -836,7 +929,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_control_v1_control_proto_msgTypes[12]
+	mi := &file_control_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -848,7 +941,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[12]
+	mi := &file_control_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -861,7 +954,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Secret) GetName() string {
@@ -889,7 +982,7 @@ type BanApplianceRequest struct {
 
 func (x *BanApplianceRequest) Reset() {
 	*x = BanApplianceRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[13]
+	mi := &file_control_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -901,7 +994,7 @@ func (x *BanApplianceRequest) String() string {
 func (*BanApplianceRequest) ProtoMessage() {}
 
 func (x *BanApplianceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[13]
+	mi := &file_control_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -914,7 +1007,7 @@ func (x *BanApplianceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BanApplianceRequest.ProtoReflect.Descriptor instead.
 func (*BanApplianceRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *BanApplianceRequest) GetRequestId() string {
@@ -946,7 +1039,7 @@ type BanApplianceResponse struct {
 
 func (x *BanApplianceResponse) Reset() {
 	*x = BanApplianceResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[14]
+	mi := &file_control_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -958,7 +1051,7 @@ func (x *BanApplianceResponse) String() string {
 func (*BanApplianceResponse) ProtoMessage() {}
 
 func (x *BanApplianceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[14]
+	mi := &file_control_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -971,7 +1064,7 @@ func (x *BanApplianceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BanApplianceResponse.ProtoReflect.Descriptor instead.
 func (*BanApplianceResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 // SetExpect replaces the platform identity that an appliance must prove, for instance after its cluster's keys were
@@ -987,7 +1080,7 @@ type SetExpectRequest struct {
 
 func (x *SetExpectRequest) Reset() {
 	*x = SetExpectRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[15]
+	mi := &file_control_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1092,7 @@ func (x *SetExpectRequest) String() string {
 func (*SetExpectRequest) ProtoMessage() {}
 
 func (x *SetExpectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[15]
+	mi := &file_control_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1105,7 @@ func (x *SetExpectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetExpectRequest.ProtoReflect.Descriptor instead.
 func (*SetExpectRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SetExpectRequest) GetRequestId() string {
@@ -1044,7 +1137,7 @@ type SetExpectResponse struct {
 
 func (x *SetExpectResponse) Reset() {
 	*x = SetExpectResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[16]
+	mi := &file_control_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1056,7 +1149,7 @@ func (x *SetExpectResponse) String() string {
 func (*SetExpectResponse) ProtoMessage() {}
 
 func (x *SetExpectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[16]
+	mi := &file_control_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1069,7 +1162,7 @@ func (x *SetExpectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetExpectResponse.ProtoReflect.Descriptor instead.
 func (*SetExpectResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 type ListAuthoritiesRequest struct {
@@ -1080,7 +1173,7 @@ type ListAuthoritiesRequest struct {
 
 func (x *ListAuthoritiesRequest) Reset() {
 	*x = ListAuthoritiesRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[17]
+	mi := &file_control_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1092,7 +1185,7 @@ func (x *ListAuthoritiesRequest) String() string {
 func (*ListAuthoritiesRequest) ProtoMessage() {}
 
 func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[17]
+	mi := &file_control_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1105,7 +1198,7 @@ func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuthoritiesRequest.ProtoReflect.Descriptor instead.
 func (*ListAuthoritiesRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 type ListAuthoritiesResponse struct {
@@ -1119,7 +1212,7 @@ type ListAuthoritiesResponse struct {
 
 func (x *ListAuthoritiesResponse) Reset() {
 	*x = ListAuthoritiesResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[18]
+	mi := &file_control_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1224,7 @@ func (x *ListAuthoritiesResponse) String() string {
 func (*ListAuthoritiesResponse) ProtoMessage() {}
 
 func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[18]
+	mi := &file_control_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1237,7 @@ func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuthoritiesResponse.ProtoReflect.Descriptor instead.
 func (*ListAuthoritiesResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListAuthoritiesResponse) GetAuthorities() []*Authority {
@@ -1182,7 +1275,7 @@ type Authority struct {
 
 func (x *Authority) Reset() {
 	*x = Authority{}
-	mi := &file_control_v1_control_proto_msgTypes[19]
+	mi := &file_control_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1194,7 +1287,7 @@ func (x *Authority) String() string {
 func (*Authority) ProtoMessage() {}
 
 func (x *Authority) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[19]
+	mi := &file_control_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1207,7 +1300,7 @@ func (x *Authority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authority.ProtoReflect.Descriptor instead.
 func (*Authority) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Authority) GetId() string {
@@ -1266,7 +1359,7 @@ type Missing struct {
 
 func (x *Missing) Reset() {
 	*x = Missing{}
-	mi := &file_control_v1_control_proto_msgTypes[20]
+	mi := &file_control_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1278,7 +1371,7 @@ func (x *Missing) String() string {
 func (*Missing) ProtoMessage() {}
 
 func (x *Missing) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[20]
+	mi := &file_control_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1291,7 +1384,7 @@ func (x *Missing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Missing.ProtoReflect.Descriptor instead.
 func (*Missing) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Missing) GetName() string {
@@ -1339,7 +1432,7 @@ type PrepareAuthorityRequest struct {
 
 func (x *PrepareAuthorityRequest) Reset() {
 	*x = PrepareAuthorityRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[21]
+	mi := &file_control_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1351,7 +1444,7 @@ func (x *PrepareAuthorityRequest) String() string {
 func (*PrepareAuthorityRequest) ProtoMessage() {}
 
 func (x *PrepareAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[21]
+	mi := &file_control_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1364,7 +1457,7 @@ func (x *PrepareAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*PrepareAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PrepareAuthorityRequest) GetRequestId() string {
@@ -1391,7 +1484,7 @@ type PrepareAuthorityResponse struct {
 
 func (x *PrepareAuthorityResponse) Reset() {
 	*x = PrepareAuthorityResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[22]
+	mi := &file_control_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1403,7 +1496,7 @@ func (x *PrepareAuthorityResponse) String() string {
 func (*PrepareAuthorityResponse) ProtoMessage() {}
 
 func (x *PrepareAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[22]
+	mi := &file_control_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1416,7 +1509,7 @@ func (x *PrepareAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*PrepareAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PrepareAuthorityResponse) GetId() string {
@@ -1444,7 +1537,7 @@ type ActivateAuthorityRequest struct {
 
 func (x *ActivateAuthorityRequest) Reset() {
 	*x = ActivateAuthorityRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[23]
+	mi := &file_control_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1549,7 @@ func (x *ActivateAuthorityRequest) String() string {
 func (*ActivateAuthorityRequest) ProtoMessage() {}
 
 func (x *ActivateAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[23]
+	mi := &file_control_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1562,7 @@ func (x *ActivateAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*ActivateAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ActivateAuthorityRequest) GetRequestId() string {
@@ -1501,7 +1594,7 @@ type ActivateAuthorityResponse struct {
 
 func (x *ActivateAuthorityResponse) Reset() {
 	*x = ActivateAuthorityResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[24]
+	mi := &file_control_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1513,7 +1606,7 @@ func (x *ActivateAuthorityResponse) String() string {
 func (*ActivateAuthorityResponse) ProtoMessage() {}
 
 func (x *ActivateAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[24]
+	mi := &file_control_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1526,7 +1619,7 @@ func (x *ActivateAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*ActivateAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 type RetireAuthorityRequest struct {
@@ -1540,7 +1633,7 @@ type RetireAuthorityRequest struct {
 
 func (x *RetireAuthorityRequest) Reset() {
 	*x = RetireAuthorityRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[25]
+	mi := &file_control_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1552,7 +1645,7 @@ func (x *RetireAuthorityRequest) String() string {
 func (*RetireAuthorityRequest) ProtoMessage() {}
 
 func (x *RetireAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[25]
+	mi := &file_control_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1565,7 +1658,7 @@ func (x *RetireAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RetireAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RetireAuthorityRequest) GetRequestId() string {
@@ -1597,7 +1690,7 @@ type RetireAuthorityResponse struct {
 
 func (x *RetireAuthorityResponse) Reset() {
 	*x = RetireAuthorityResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[26]
+	mi := &file_control_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1702,7 @@ func (x *RetireAuthorityResponse) String() string {
 func (*RetireAuthorityResponse) ProtoMessage() {}
 
 func (x *RetireAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[26]
+	mi := &file_control_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1715,7 @@ func (x *RetireAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RetireAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 type RenewOperatorRequest struct {
@@ -1634,7 +1727,7 @@ type RenewOperatorRequest struct {
 
 func (x *RenewOperatorRequest) Reset() {
 	*x = RenewOperatorRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[27]
+	mi := &file_control_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1646,7 +1739,7 @@ func (x *RenewOperatorRequest) String() string {
 func (*RenewOperatorRequest) ProtoMessage() {}
 
 func (x *RenewOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[27]
+	mi := &file_control_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1659,7 +1752,7 @@ func (x *RenewOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewOperatorRequest.ProtoReflect.Descriptor instead.
 func (*RenewOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RenewOperatorRequest) GetCsr() []byte {
@@ -1678,7 +1771,7 @@ type RenewOperatorResponse struct {
 
 func (x *RenewOperatorResponse) Reset() {
 	*x = RenewOperatorResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[28]
+	mi := &file_control_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1690,7 +1783,7 @@ func (x *RenewOperatorResponse) String() string {
 func (*RenewOperatorResponse) ProtoMessage() {}
 
 func (x *RenewOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[28]
+	mi := &file_control_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1703,7 +1796,7 @@ func (x *RenewOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewOperatorResponse.ProtoReflect.Descriptor instead.
 func (*RenewOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RenewOperatorResponse) GetCertificate() []byte {
@@ -1723,7 +1816,7 @@ type UploadArtifactRequest struct {
 
 func (x *UploadArtifactRequest) Reset() {
 	*x = UploadArtifactRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[29]
+	mi := &file_control_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1735,7 +1828,7 @@ func (x *UploadArtifactRequest) String() string {
 func (*UploadArtifactRequest) ProtoMessage() {}
 
 func (x *UploadArtifactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[29]
+	mi := &file_control_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1748,7 +1841,7 @@ func (x *UploadArtifactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadArtifactRequest.ProtoReflect.Descriptor instead.
 func (*UploadArtifactRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *UploadArtifactRequest) GetDigest() string {
@@ -1774,7 +1867,7 @@ type UploadArtifactResponse struct {
 
 func (x *UploadArtifactResponse) Reset() {
 	*x = UploadArtifactResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[30]
+	mi := &file_control_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1786,7 +1879,7 @@ func (x *UploadArtifactResponse) String() string {
 func (*UploadArtifactResponse) ProtoMessage() {}
 
 func (x *UploadArtifactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[30]
+	mi := &file_control_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1799,7 +1892,7 @@ func (x *UploadArtifactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadArtifactResponse.ProtoReflect.Descriptor instead.
 func (*UploadArtifactResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *UploadArtifactResponse) GetSize() int64 {
@@ -1818,7 +1911,7 @@ type ReplicateArtifactRequest struct {
 
 func (x *ReplicateArtifactRequest) Reset() {
 	*x = ReplicateArtifactRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[31]
+	mi := &file_control_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1830,7 +1923,7 @@ func (x *ReplicateArtifactRequest) String() string {
 func (*ReplicateArtifactRequest) ProtoMessage() {}
 
 func (x *ReplicateArtifactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[31]
+	mi := &file_control_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1843,7 +1936,7 @@ func (x *ReplicateArtifactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicateArtifactRequest.ProtoReflect.Descriptor instead.
 func (*ReplicateArtifactRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ReplicateArtifactRequest) GetDigest() string {
@@ -1865,7 +1958,7 @@ type ReplicateArtifactResponse struct {
 
 func (x *ReplicateArtifactResponse) Reset() {
 	*x = ReplicateArtifactResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[32]
+	mi := &file_control_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1877,7 +1970,7 @@ func (x *ReplicateArtifactResponse) String() string {
 func (*ReplicateArtifactResponse) ProtoMessage() {}
 
 func (x *ReplicateArtifactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[32]
+	mi := &file_control_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1890,7 +1983,7 @@ func (x *ReplicateArtifactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicateArtifactResponse.ProtoReflect.Descriptor instead.
 func (*ReplicateArtifactResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ReplicateArtifactResponse) GetCopies() []*ArtifactCopy {
@@ -1927,7 +2020,7 @@ type ArtifactCopy struct {
 
 func (x *ArtifactCopy) Reset() {
 	*x = ArtifactCopy{}
-	mi := &file_control_v1_control_proto_msgTypes[33]
+	mi := &file_control_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1939,7 +2032,7 @@ func (x *ArtifactCopy) String() string {
 func (*ArtifactCopy) ProtoMessage() {}
 
 func (x *ArtifactCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[33]
+	mi := &file_control_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1952,7 +2045,7 @@ func (x *ArtifactCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactCopy.ProtoReflect.Descriptor instead.
 func (*ArtifactCopy) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ArtifactCopy) GetNode() string {
@@ -2001,7 +2094,7 @@ type PublishReleaseRequest struct {
 
 func (x *PublishReleaseRequest) Reset() {
 	*x = PublishReleaseRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[34]
+	mi := &file_control_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2013,7 +2106,7 @@ func (x *PublishReleaseRequest) String() string {
 func (*PublishReleaseRequest) ProtoMessage() {}
 
 func (x *PublishReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[34]
+	mi := &file_control_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2026,7 +2119,7 @@ func (x *PublishReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishReleaseRequest.ProtoReflect.Descriptor instead.
 func (*PublishReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PublishReleaseRequest) GetRequestId() string {
@@ -2060,7 +2153,7 @@ type PublishReleaseResponse struct {
 
 func (x *PublishReleaseResponse) Reset() {
 	*x = PublishReleaseResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[35]
+	mi := &file_control_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2072,7 +2165,7 @@ func (x *PublishReleaseResponse) String() string {
 func (*PublishReleaseResponse) ProtoMessage() {}
 
 func (x *PublishReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[35]
+	mi := &file_control_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2085,7 +2178,7 @@ func (x *PublishReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishReleaseResponse.ProtoReflect.Descriptor instead.
 func (*PublishReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PublishReleaseResponse) GetDigest() string {
@@ -2115,7 +2208,7 @@ type ProbeRequest struct {
 
 func (x *ProbeRequest) Reset() {
 	*x = ProbeRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[36]
+	mi := &file_control_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2220,7 @@ func (x *ProbeRequest) String() string {
 func (*ProbeRequest) ProtoMessage() {}
 
 func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[36]
+	mi := &file_control_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,7 +2233,7 @@ func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeRequest.ProtoReflect.Descriptor instead.
 func (*ProbeRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ProbeRequest) GetRequestId() string {
@@ -2186,7 +2279,7 @@ type ProbeResponse struct {
 
 func (x *ProbeResponse) Reset() {
 	*x = ProbeResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[37]
+	mi := &file_control_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2198,7 +2291,7 @@ func (x *ProbeResponse) String() string {
 func (*ProbeResponse) ProtoMessage() {}
 
 func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[37]
+	mi := &file_control_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2211,7 +2304,7 @@ func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResponse.ProtoReflect.Descriptor instead.
 func (*ProbeResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 type GetProbeRequest struct {
@@ -2224,7 +2317,7 @@ type GetProbeRequest struct {
 
 func (x *GetProbeRequest) Reset() {
 	*x = GetProbeRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[38]
+	mi := &file_control_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2236,7 +2329,7 @@ func (x *GetProbeRequest) String() string {
 func (*GetProbeRequest) ProtoMessage() {}
 
 func (x *GetProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[38]
+	mi := &file_control_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2249,7 +2342,7 @@ func (x *GetProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProbeRequest.ProtoReflect.Descriptor instead.
 func (*GetProbeRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetProbeRequest) GetAppliance() string {
@@ -2278,7 +2371,7 @@ type GetProbeResponse struct {
 
 func (x *GetProbeResponse) Reset() {
 	*x = GetProbeResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[39]
+	mi := &file_control_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2290,7 +2383,7 @@ func (x *GetProbeResponse) String() string {
 func (*GetProbeResponse) ProtoMessage() {}
 
 func (x *GetProbeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[39]
+	mi := &file_control_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2303,7 +2396,7 @@ func (x *GetProbeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProbeResponse.ProtoReflect.Descriptor instead.
 func (*GetProbeResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetProbeResponse) GetSent() uint64 {
@@ -2345,7 +2438,7 @@ type RequestOperationRequest struct {
 
 func (x *RequestOperationRequest) Reset() {
 	*x = RequestOperationRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[40]
+	mi := &file_control_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2357,7 +2450,7 @@ func (x *RequestOperationRequest) String() string {
 func (*RequestOperationRequest) ProtoMessage() {}
 
 func (x *RequestOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[40]
+	mi := &file_control_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2370,7 +2463,7 @@ func (x *RequestOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestOperationRequest.ProtoReflect.Descriptor instead.
 func (*RequestOperationRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RequestOperationRequest) GetRequestId() string {
@@ -2403,7 +2496,7 @@ type RequestOperationResponse struct {
 
 func (x *RequestOperationResponse) Reset() {
 	*x = RequestOperationResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[41]
+	mi := &file_control_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2415,7 +2508,7 @@ func (x *RequestOperationResponse) String() string {
 func (*RequestOperationResponse) ProtoMessage() {}
 
 func (x *RequestOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[41]
+	mi := &file_control_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2428,7 +2521,7 @@ func (x *RequestOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestOperationResponse.ProtoReflect.Descriptor instead.
 func (*RequestOperationResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RequestOperationResponse) GetId() string {
@@ -2448,7 +2541,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[42]
+	mi := &file_control_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2460,7 +2553,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[42]
+	mi := &file_control_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2473,7 +2566,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListOperationsRequest) GetAppliance() string {
@@ -2499,7 +2592,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[43]
+	mi := &file_control_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2511,7 +2604,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[43]
+	mi := &file_control_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2524,7 +2617,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -2549,7 +2642,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_control_v1_control_proto_msgTypes[44]
+	mi := &file_control_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2561,7 +2654,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[44]
+	mi := &file_control_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2574,7 +2667,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Operation) GetId() string {
@@ -2634,7 +2727,7 @@ type ExportEvidenceRequest struct {
 
 func (x *ExportEvidenceRequest) Reset() {
 	*x = ExportEvidenceRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[45]
+	mi := &file_control_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2646,7 +2739,7 @@ func (x *ExportEvidenceRequest) String() string {
 func (*ExportEvidenceRequest) ProtoMessage() {}
 
 func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[45]
+	mi := &file_control_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2659,7 +2752,7 @@ func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceRequest.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 type ExportEvidenceResponse struct {
@@ -2671,7 +2764,7 @@ type ExportEvidenceResponse struct {
 
 func (x *ExportEvidenceResponse) Reset() {
 	*x = ExportEvidenceResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[46]
+	mi := &file_control_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2683,7 +2776,7 @@ func (x *ExportEvidenceResponse) String() string {
 func (*ExportEvidenceResponse) ProtoMessage() {}
 
 func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[46]
+	mi := &file_control_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2696,7 +2789,7 @@ func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceResponse.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ExportEvidenceResponse) GetData() []byte {
@@ -2711,7 +2804,7 @@ var File_control_v1_control_proto protoreflect.FileDescriptor
 const file_control_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"\x18control/v1/control.proto\x12\x11demarc.control.v1\"\x0f\n" +
-	"\rStatusRequest\"\xa2\x02\n" +
+	"\rStatusRequest\"\xd2\x02\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\tR\x06leader\x12\x12\n" +
@@ -2723,7 +2816,17 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"audit_size\x18\a \x01(\x03R\tauditSize\x12\x1d\n" +
 	"\n" +
 	"audit_root\x18\b \x01(\tR\tauditRoot\x12 \n" +
-	"\vdevelopment\x18\t \x01(\bR\vdevelopment\"`\n" +
+	"\vdevelopment\x18\t \x01(\bR\vdevelopment\x12.\n" +
+	"\x05epoch\x18\n" +
+	" \x01(\v2\x18.demarc.control.v1.EpochR\x05epoch\"\x95\x01\n" +
+	"\x05Epoch\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
+	"\x05cause\x18\x03 \x01(\tR\x05cause\x12\x1d\n" +
+	"\n" +
+	"begun_unix\x18\x04 \x01(\x03R\tbegunUnix\x12\x19\n" +
+	"\blog_kept\x18\x05 \x01(\x03R\alogKept\x12\x14\n" +
+	"\x05unmet\x18\x06 \x01(\rR\x05unmet\"`\n" +
 	"\x06Member\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\fraft_address\x18\x02 \x01(\tR\vraftAddress\x12\x1f\n" +
@@ -2942,109 +3045,111 @@ func file_control_v1_control_proto_rawDescGZIP() []byte {
 	return file_control_v1_control_proto_rawDescData
 }
 
-var file_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_control_v1_control_proto_goTypes = []any{
 	(*StatusRequest)(nil),             // 0: demarc.control.v1.StatusRequest
 	(*StatusResponse)(nil),            // 1: demarc.control.v1.StatusResponse
-	(*Member)(nil),                    // 2: demarc.control.v1.Member
-	(*RegisterCustomerRequest)(nil),   // 3: demarc.control.v1.RegisterCustomerRequest
-	(*RegisterCustomerResponse)(nil),  // 4: demarc.control.v1.RegisterCustomerResponse
-	(*RegisterApplianceRequest)(nil),  // 5: demarc.control.v1.RegisterApplianceRequest
-	(*RegisterApplianceResponse)(nil), // 6: demarc.control.v1.RegisterApplianceResponse
-	(*ListAppliancesRequest)(nil),     // 7: demarc.control.v1.ListAppliancesRequest
-	(*ListAppliancesResponse)(nil),    // 8: demarc.control.v1.ListAppliancesResponse
-	(*Appliance)(nil),                 // 9: demarc.control.v1.Appliance
-	(*RoadTrouble)(nil),               // 10: demarc.control.v1.RoadTrouble
-	(*Service)(nil),                   // 11: demarc.control.v1.Service
-	(*Secret)(nil),                    // 12: demarc.control.v1.Secret
-	(*BanApplianceRequest)(nil),       // 13: demarc.control.v1.BanApplianceRequest
-	(*BanApplianceResponse)(nil),      // 14: demarc.control.v1.BanApplianceResponse
-	(*SetExpectRequest)(nil),          // 15: demarc.control.v1.SetExpectRequest
-	(*SetExpectResponse)(nil),         // 16: demarc.control.v1.SetExpectResponse
-	(*ListAuthoritiesRequest)(nil),    // 17: demarc.control.v1.ListAuthoritiesRequest
-	(*ListAuthoritiesResponse)(nil),   // 18: demarc.control.v1.ListAuthoritiesResponse
-	(*Authority)(nil),                 // 19: demarc.control.v1.Authority
-	(*Missing)(nil),                   // 20: demarc.control.v1.Missing
-	(*PrepareAuthorityRequest)(nil),   // 21: demarc.control.v1.PrepareAuthorityRequest
-	(*PrepareAuthorityResponse)(nil),  // 22: demarc.control.v1.PrepareAuthorityResponse
-	(*ActivateAuthorityRequest)(nil),  // 23: demarc.control.v1.ActivateAuthorityRequest
-	(*ActivateAuthorityResponse)(nil), // 24: demarc.control.v1.ActivateAuthorityResponse
-	(*RetireAuthorityRequest)(nil),    // 25: demarc.control.v1.RetireAuthorityRequest
-	(*RetireAuthorityResponse)(nil),   // 26: demarc.control.v1.RetireAuthorityResponse
-	(*RenewOperatorRequest)(nil),      // 27: demarc.control.v1.RenewOperatorRequest
-	(*RenewOperatorResponse)(nil),     // 28: demarc.control.v1.RenewOperatorResponse
-	(*UploadArtifactRequest)(nil),     // 29: demarc.control.v1.UploadArtifactRequest
-	(*UploadArtifactResponse)(nil),    // 30: demarc.control.v1.UploadArtifactResponse
-	(*ReplicateArtifactRequest)(nil),  // 31: demarc.control.v1.ReplicateArtifactRequest
-	(*ReplicateArtifactResponse)(nil), // 32: demarc.control.v1.ReplicateArtifactResponse
-	(*ArtifactCopy)(nil),              // 33: demarc.control.v1.ArtifactCopy
-	(*PublishReleaseRequest)(nil),     // 34: demarc.control.v1.PublishReleaseRequest
-	(*PublishReleaseResponse)(nil),    // 35: demarc.control.v1.PublishReleaseResponse
-	(*ProbeRequest)(nil),              // 36: demarc.control.v1.ProbeRequest
-	(*ProbeResponse)(nil),             // 37: demarc.control.v1.ProbeResponse
-	(*GetProbeRequest)(nil),           // 38: demarc.control.v1.GetProbeRequest
-	(*GetProbeResponse)(nil),          // 39: demarc.control.v1.GetProbeResponse
-	(*RequestOperationRequest)(nil),   // 40: demarc.control.v1.RequestOperationRequest
-	(*RequestOperationResponse)(nil),  // 41: demarc.control.v1.RequestOperationResponse
-	(*ListOperationsRequest)(nil),     // 42: demarc.control.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),    // 43: demarc.control.v1.ListOperationsResponse
-	(*Operation)(nil),                 // 44: demarc.control.v1.Operation
-	(*ExportEvidenceRequest)(nil),     // 45: demarc.control.v1.ExportEvidenceRequest
-	(*ExportEvidenceResponse)(nil),    // 46: demarc.control.v1.ExportEvidenceResponse
+	(*Epoch)(nil),                     // 2: demarc.control.v1.Epoch
+	(*Member)(nil),                    // 3: demarc.control.v1.Member
+	(*RegisterCustomerRequest)(nil),   // 4: demarc.control.v1.RegisterCustomerRequest
+	(*RegisterCustomerResponse)(nil),  // 5: demarc.control.v1.RegisterCustomerResponse
+	(*RegisterApplianceRequest)(nil),  // 6: demarc.control.v1.RegisterApplianceRequest
+	(*RegisterApplianceResponse)(nil), // 7: demarc.control.v1.RegisterApplianceResponse
+	(*ListAppliancesRequest)(nil),     // 8: demarc.control.v1.ListAppliancesRequest
+	(*ListAppliancesResponse)(nil),    // 9: demarc.control.v1.ListAppliancesResponse
+	(*Appliance)(nil),                 // 10: demarc.control.v1.Appliance
+	(*RoadTrouble)(nil),               // 11: demarc.control.v1.RoadTrouble
+	(*Service)(nil),                   // 12: demarc.control.v1.Service
+	(*Secret)(nil),                    // 13: demarc.control.v1.Secret
+	(*BanApplianceRequest)(nil),       // 14: demarc.control.v1.BanApplianceRequest
+	(*BanApplianceResponse)(nil),      // 15: demarc.control.v1.BanApplianceResponse
+	(*SetExpectRequest)(nil),          // 16: demarc.control.v1.SetExpectRequest
+	(*SetExpectResponse)(nil),         // 17: demarc.control.v1.SetExpectResponse
+	(*ListAuthoritiesRequest)(nil),    // 18: demarc.control.v1.ListAuthoritiesRequest
+	(*ListAuthoritiesResponse)(nil),   // 19: demarc.control.v1.ListAuthoritiesResponse
+	(*Authority)(nil),                 // 20: demarc.control.v1.Authority
+	(*Missing)(nil),                   // 21: demarc.control.v1.Missing
+	(*PrepareAuthorityRequest)(nil),   // 22: demarc.control.v1.PrepareAuthorityRequest
+	(*PrepareAuthorityResponse)(nil),  // 23: demarc.control.v1.PrepareAuthorityResponse
+	(*ActivateAuthorityRequest)(nil),  // 24: demarc.control.v1.ActivateAuthorityRequest
+	(*ActivateAuthorityResponse)(nil), // 25: demarc.control.v1.ActivateAuthorityResponse
+	(*RetireAuthorityRequest)(nil),    // 26: demarc.control.v1.RetireAuthorityRequest
+	(*RetireAuthorityResponse)(nil),   // 27: demarc.control.v1.RetireAuthorityResponse
+	(*RenewOperatorRequest)(nil),      // 28: demarc.control.v1.RenewOperatorRequest
+	(*RenewOperatorResponse)(nil),     // 29: demarc.control.v1.RenewOperatorResponse
+	(*UploadArtifactRequest)(nil),     // 30: demarc.control.v1.UploadArtifactRequest
+	(*UploadArtifactResponse)(nil),    // 31: demarc.control.v1.UploadArtifactResponse
+	(*ReplicateArtifactRequest)(nil),  // 32: demarc.control.v1.ReplicateArtifactRequest
+	(*ReplicateArtifactResponse)(nil), // 33: demarc.control.v1.ReplicateArtifactResponse
+	(*ArtifactCopy)(nil),              // 34: demarc.control.v1.ArtifactCopy
+	(*PublishReleaseRequest)(nil),     // 35: demarc.control.v1.PublishReleaseRequest
+	(*PublishReleaseResponse)(nil),    // 36: demarc.control.v1.PublishReleaseResponse
+	(*ProbeRequest)(nil),              // 37: demarc.control.v1.ProbeRequest
+	(*ProbeResponse)(nil),             // 38: demarc.control.v1.ProbeResponse
+	(*GetProbeRequest)(nil),           // 39: demarc.control.v1.GetProbeRequest
+	(*GetProbeResponse)(nil),          // 40: demarc.control.v1.GetProbeResponse
+	(*RequestOperationRequest)(nil),   // 41: demarc.control.v1.RequestOperationRequest
+	(*RequestOperationResponse)(nil),  // 42: demarc.control.v1.RequestOperationResponse
+	(*ListOperationsRequest)(nil),     // 43: demarc.control.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),    // 44: demarc.control.v1.ListOperationsResponse
+	(*Operation)(nil),                 // 45: demarc.control.v1.Operation
+	(*ExportEvidenceRequest)(nil),     // 46: demarc.control.v1.ExportEvidenceRequest
+	(*ExportEvidenceResponse)(nil),    // 47: demarc.control.v1.ExportEvidenceResponse
 }
 var file_control_v1_control_proto_depIdxs = []int32{
-	2,  // 0: demarc.control.v1.StatusResponse.members:type_name -> demarc.control.v1.Member
-	9,  // 1: demarc.control.v1.ListAppliancesResponse.appliances:type_name -> demarc.control.v1.Appliance
-	11, // 2: demarc.control.v1.Appliance.services:type_name -> demarc.control.v1.Service
-	12, // 3: demarc.control.v1.Appliance.secrets:type_name -> demarc.control.v1.Secret
-	10, // 4: demarc.control.v1.Appliance.roads:type_name -> demarc.control.v1.RoadTrouble
-	19, // 5: demarc.control.v1.ListAuthoritiesResponse.authorities:type_name -> demarc.control.v1.Authority
-	20, // 6: demarc.control.v1.ListAuthoritiesResponse.missing:type_name -> demarc.control.v1.Missing
-	33, // 7: demarc.control.v1.ReplicateArtifactResponse.copies:type_name -> demarc.control.v1.ArtifactCopy
-	44, // 8: demarc.control.v1.ListOperationsResponse.operations:type_name -> demarc.control.v1.Operation
-	0,  // 9: demarc.control.v1.Control.Status:input_type -> demarc.control.v1.StatusRequest
-	3,  // 10: demarc.control.v1.Control.RegisterCustomer:input_type -> demarc.control.v1.RegisterCustomerRequest
-	5,  // 11: demarc.control.v1.Control.RegisterAppliance:input_type -> demarc.control.v1.RegisterApplianceRequest
-	7,  // 12: demarc.control.v1.Control.ListAppliances:input_type -> demarc.control.v1.ListAppliancesRequest
-	13, // 13: demarc.control.v1.Control.BanAppliance:input_type -> demarc.control.v1.BanApplianceRequest
-	15, // 14: demarc.control.v1.Control.SetExpect:input_type -> demarc.control.v1.SetExpectRequest
-	17, // 15: demarc.control.v1.Control.ListAuthorities:input_type -> demarc.control.v1.ListAuthoritiesRequest
-	21, // 16: demarc.control.v1.Control.PrepareAuthority:input_type -> demarc.control.v1.PrepareAuthorityRequest
-	23, // 17: demarc.control.v1.Control.ActivateAuthority:input_type -> demarc.control.v1.ActivateAuthorityRequest
-	25, // 18: demarc.control.v1.Control.RetireAuthority:input_type -> demarc.control.v1.RetireAuthorityRequest
-	27, // 19: demarc.control.v1.Control.RenewOperator:input_type -> demarc.control.v1.RenewOperatorRequest
-	29, // 20: demarc.control.v1.Control.UploadArtifact:input_type -> demarc.control.v1.UploadArtifactRequest
-	31, // 21: demarc.control.v1.Control.ReplicateArtifact:input_type -> demarc.control.v1.ReplicateArtifactRequest
-	34, // 22: demarc.control.v1.Control.PublishRelease:input_type -> demarc.control.v1.PublishReleaseRequest
-	36, // 23: demarc.control.v1.Control.Probe:input_type -> demarc.control.v1.ProbeRequest
-	38, // 24: demarc.control.v1.Control.GetProbe:input_type -> demarc.control.v1.GetProbeRequest
-	40, // 25: demarc.control.v1.Control.RequestOperation:input_type -> demarc.control.v1.RequestOperationRequest
-	42, // 26: demarc.control.v1.Control.ListOperations:input_type -> demarc.control.v1.ListOperationsRequest
-	45, // 27: demarc.control.v1.Control.ExportEvidence:input_type -> demarc.control.v1.ExportEvidenceRequest
-	1,  // 28: demarc.control.v1.Control.Status:output_type -> demarc.control.v1.StatusResponse
-	4,  // 29: demarc.control.v1.Control.RegisterCustomer:output_type -> demarc.control.v1.RegisterCustomerResponse
-	6,  // 30: demarc.control.v1.Control.RegisterAppliance:output_type -> demarc.control.v1.RegisterApplianceResponse
-	8,  // 31: demarc.control.v1.Control.ListAppliances:output_type -> demarc.control.v1.ListAppliancesResponse
-	14, // 32: demarc.control.v1.Control.BanAppliance:output_type -> demarc.control.v1.BanApplianceResponse
-	16, // 33: demarc.control.v1.Control.SetExpect:output_type -> demarc.control.v1.SetExpectResponse
-	18, // 34: demarc.control.v1.Control.ListAuthorities:output_type -> demarc.control.v1.ListAuthoritiesResponse
-	22, // 35: demarc.control.v1.Control.PrepareAuthority:output_type -> demarc.control.v1.PrepareAuthorityResponse
-	24, // 36: demarc.control.v1.Control.ActivateAuthority:output_type -> demarc.control.v1.ActivateAuthorityResponse
-	26, // 37: demarc.control.v1.Control.RetireAuthority:output_type -> demarc.control.v1.RetireAuthorityResponse
-	28, // 38: demarc.control.v1.Control.RenewOperator:output_type -> demarc.control.v1.RenewOperatorResponse
-	30, // 39: demarc.control.v1.Control.UploadArtifact:output_type -> demarc.control.v1.UploadArtifactResponse
-	32, // 40: demarc.control.v1.Control.ReplicateArtifact:output_type -> demarc.control.v1.ReplicateArtifactResponse
-	35, // 41: demarc.control.v1.Control.PublishRelease:output_type -> demarc.control.v1.PublishReleaseResponse
-	37, // 42: demarc.control.v1.Control.Probe:output_type -> demarc.control.v1.ProbeResponse
-	39, // 43: demarc.control.v1.Control.GetProbe:output_type -> demarc.control.v1.GetProbeResponse
-	41, // 44: demarc.control.v1.Control.RequestOperation:output_type -> demarc.control.v1.RequestOperationResponse
-	43, // 45: demarc.control.v1.Control.ListOperations:output_type -> demarc.control.v1.ListOperationsResponse
-	46, // 46: demarc.control.v1.Control.ExportEvidence:output_type -> demarc.control.v1.ExportEvidenceResponse
-	28, // [28:47] is the sub-list for method output_type
-	9,  // [9:28] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	3,  // 0: demarc.control.v1.StatusResponse.members:type_name -> demarc.control.v1.Member
+	2,  // 1: demarc.control.v1.StatusResponse.epoch:type_name -> demarc.control.v1.Epoch
+	10, // 2: demarc.control.v1.ListAppliancesResponse.appliances:type_name -> demarc.control.v1.Appliance
+	12, // 3: demarc.control.v1.Appliance.services:type_name -> demarc.control.v1.Service
+	13, // 4: demarc.control.v1.Appliance.secrets:type_name -> demarc.control.v1.Secret
+	11, // 5: demarc.control.v1.Appliance.roads:type_name -> demarc.control.v1.RoadTrouble
+	20, // 6: demarc.control.v1.ListAuthoritiesResponse.authorities:type_name -> demarc.control.v1.Authority
+	21, // 7: demarc.control.v1.ListAuthoritiesResponse.missing:type_name -> demarc.control.v1.Missing
+	34, // 8: demarc.control.v1.ReplicateArtifactResponse.copies:type_name -> demarc.control.v1.ArtifactCopy
+	45, // 9: demarc.control.v1.ListOperationsResponse.operations:type_name -> demarc.control.v1.Operation
+	0,  // 10: demarc.control.v1.Control.Status:input_type -> demarc.control.v1.StatusRequest
+	4,  // 11: demarc.control.v1.Control.RegisterCustomer:input_type -> demarc.control.v1.RegisterCustomerRequest
+	6,  // 12: demarc.control.v1.Control.RegisterAppliance:input_type -> demarc.control.v1.RegisterApplianceRequest
+	8,  // 13: demarc.control.v1.Control.ListAppliances:input_type -> demarc.control.v1.ListAppliancesRequest
+	14, // 14: demarc.control.v1.Control.BanAppliance:input_type -> demarc.control.v1.BanApplianceRequest
+	16, // 15: demarc.control.v1.Control.SetExpect:input_type -> demarc.control.v1.SetExpectRequest
+	18, // 16: demarc.control.v1.Control.ListAuthorities:input_type -> demarc.control.v1.ListAuthoritiesRequest
+	22, // 17: demarc.control.v1.Control.PrepareAuthority:input_type -> demarc.control.v1.PrepareAuthorityRequest
+	24, // 18: demarc.control.v1.Control.ActivateAuthority:input_type -> demarc.control.v1.ActivateAuthorityRequest
+	26, // 19: demarc.control.v1.Control.RetireAuthority:input_type -> demarc.control.v1.RetireAuthorityRequest
+	28, // 20: demarc.control.v1.Control.RenewOperator:input_type -> demarc.control.v1.RenewOperatorRequest
+	30, // 21: demarc.control.v1.Control.UploadArtifact:input_type -> demarc.control.v1.UploadArtifactRequest
+	32, // 22: demarc.control.v1.Control.ReplicateArtifact:input_type -> demarc.control.v1.ReplicateArtifactRequest
+	35, // 23: demarc.control.v1.Control.PublishRelease:input_type -> demarc.control.v1.PublishReleaseRequest
+	37, // 24: demarc.control.v1.Control.Probe:input_type -> demarc.control.v1.ProbeRequest
+	39, // 25: demarc.control.v1.Control.GetProbe:input_type -> demarc.control.v1.GetProbeRequest
+	41, // 26: demarc.control.v1.Control.RequestOperation:input_type -> demarc.control.v1.RequestOperationRequest
+	43, // 27: demarc.control.v1.Control.ListOperations:input_type -> demarc.control.v1.ListOperationsRequest
+	46, // 28: demarc.control.v1.Control.ExportEvidence:input_type -> demarc.control.v1.ExportEvidenceRequest
+	1,  // 29: demarc.control.v1.Control.Status:output_type -> demarc.control.v1.StatusResponse
+	5,  // 30: demarc.control.v1.Control.RegisterCustomer:output_type -> demarc.control.v1.RegisterCustomerResponse
+	7,  // 31: demarc.control.v1.Control.RegisterAppliance:output_type -> demarc.control.v1.RegisterApplianceResponse
+	9,  // 32: demarc.control.v1.Control.ListAppliances:output_type -> demarc.control.v1.ListAppliancesResponse
+	15, // 33: demarc.control.v1.Control.BanAppliance:output_type -> demarc.control.v1.BanApplianceResponse
+	17, // 34: demarc.control.v1.Control.SetExpect:output_type -> demarc.control.v1.SetExpectResponse
+	19, // 35: demarc.control.v1.Control.ListAuthorities:output_type -> demarc.control.v1.ListAuthoritiesResponse
+	23, // 36: demarc.control.v1.Control.PrepareAuthority:output_type -> demarc.control.v1.PrepareAuthorityResponse
+	25, // 37: demarc.control.v1.Control.ActivateAuthority:output_type -> demarc.control.v1.ActivateAuthorityResponse
+	27, // 38: demarc.control.v1.Control.RetireAuthority:output_type -> demarc.control.v1.RetireAuthorityResponse
+	29, // 39: demarc.control.v1.Control.RenewOperator:output_type -> demarc.control.v1.RenewOperatorResponse
+	31, // 40: demarc.control.v1.Control.UploadArtifact:output_type -> demarc.control.v1.UploadArtifactResponse
+	33, // 41: demarc.control.v1.Control.ReplicateArtifact:output_type -> demarc.control.v1.ReplicateArtifactResponse
+	36, // 42: demarc.control.v1.Control.PublishRelease:output_type -> demarc.control.v1.PublishReleaseResponse
+	38, // 43: demarc.control.v1.Control.Probe:output_type -> demarc.control.v1.ProbeResponse
+	40, // 44: demarc.control.v1.Control.GetProbe:output_type -> demarc.control.v1.GetProbeResponse
+	42, // 45: demarc.control.v1.Control.RequestOperation:output_type -> demarc.control.v1.RequestOperationResponse
+	44, // 46: demarc.control.v1.Control.ListOperations:output_type -> demarc.control.v1.ListOperationsResponse
+	47, // 47: demarc.control.v1.Control.ExportEvidence:output_type -> demarc.control.v1.ExportEvidenceResponse
+	29, // [29:48] is the sub-list for method output_type
+	10, // [10:29] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_control_v1_control_proto_init() }
@@ -3058,7 +3163,7 @@ func file_control_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_v1_control_proto_rawDesc), len(file_control_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   47,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -88,6 +88,7 @@ type StatusResponse struct {
 	BookFailed     string                 `protobuf:"bytes,22,opt,name=book_failed,json=bookFailed,proto3" json:"book_failed,omitempty"`                // why the book takes no changes now; empty: it does
 	BookFailedUnix int64                  `protobuf:"varint,23,opt,name=book_failed_unix,json=bookFailedUnix,proto3" json:"book_failed_unix,omitempty"` // since when
 	BookTime       *BookTime              `protobuf:"bytes,24,opt,name=book_time,json=bookTime,proto3" json:"book_time,omitempty"`
+	VendorEpoch    *VendorEpoch           `protobuf:"bytes,25,opt,name=vendor_epoch,json=vendorEpoch,proto3" json:"vendor_epoch,omitempty"` // absent while the vendor's book has its first history
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -290,6 +291,99 @@ func (x *StatusResponse) GetBookTime() *BookTime {
 	return nil
 }
 
+func (x *StatusResponse) GetVendorEpoch() *VendorEpoch {
+	if x != nil {
+		return x.VendorEpoch
+	}
+	return nil
+}
+
+// VendorEpoch is the history of the vendor's book that this appliance met last. It began when the vendor restored a snapshot, or went on with
+// one surviving node.
+type VendorEpoch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Cause         string                 `protobuf:"bytes,3,opt,name=cause,proto3" json:"cause,omitempty"`                     // restore or recover
+	MetUnix       int64                  `protobuf:"varint,4,opt,name=met_unix,json=metUnix,proto3" json:"met_unix,omitempty"` // by this host's clock
+	Lost          []string               `protobuf:"bytes,5,rep,name=lost,proto3" json:"lost,omitempty"`                       // in sentences: what the former history had and this one does not
+	Refused       string                 `protobuf:"bytes,6,opt,name=refused,proto3" json:"refused,omitempty"`                 // the newest refusal of another history, and why; empty for none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VendorEpoch) Reset() {
+	*x = VendorEpoch{}
+	mi := &file_local_v1_local_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VendorEpoch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VendorEpoch) ProtoMessage() {}
+
+func (x *VendorEpoch) ProtoReflect() protoreflect.Message {
+	mi := &file_local_v1_local_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VendorEpoch.ProtoReflect.Descriptor instead.
+func (*VendorEpoch) Descriptor() ([]byte, []int) {
+	return file_local_v1_local_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *VendorEpoch) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *VendorEpoch) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *VendorEpoch) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *VendorEpoch) GetMetUnix() int64 {
+	if x != nil {
+		return x.MetUnix
+	}
+	return 0
+}
+
+func (x *VendorEpoch) GetLost() []string {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+func (x *VendorEpoch) GetRefused() string {
+	if x != nil {
+		return x.Refused
+	}
+	return ""
+}
+
 // Road is one way to the vendor's control plane, as it was found when it was tried last.
 type Road struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -305,7 +399,7 @@ type Road struct {
 
 func (x *Road) Reset() {
 	*x = Road{}
-	mi := &file_local_v1_local_proto_msgTypes[2]
+	mi := &file_local_v1_local_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -317,7 +411,7 @@ func (x *Road) String() string {
 func (*Road) ProtoMessage() {}
 
 func (x *Road) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[2]
+	mi := &file_local_v1_local_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -330,7 +424,7 @@ func (x *Road) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Road.ProtoReflect.Descriptor instead.
 func (*Road) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{2}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Road) GetName() string {
@@ -387,7 +481,7 @@ type Clock struct {
 
 func (x *Clock) Reset() {
 	*x = Clock{}
-	mi := &file_local_v1_local_proto_msgTypes[3]
+	mi := &file_local_v1_local_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -399,7 +493,7 @@ func (x *Clock) String() string {
 func (*Clock) ProtoMessage() {}
 
 func (x *Clock) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[3]
+	mi := &file_local_v1_local_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -412,7 +506,7 @@ func (x *Clock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Clock.ProtoReflect.Descriptor instead.
 func (*Clock) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{3}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Clock) GetVendorAheadMs() int64 {
@@ -441,7 +535,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_local_v1_local_proto_msgTypes[4]
+	mi := &file_local_v1_local_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -453,7 +547,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[4]
+	mi := &file_local_v1_local_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -466,7 +560,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{4}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Service) GetName() string {
@@ -508,7 +602,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_local_v1_local_proto_msgTypes[5]
+	mi := &file_local_v1_local_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -520,7 +614,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[5]
+	mi := &file_local_v1_local_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -533,7 +627,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{5}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Secret) GetName() string {
@@ -569,7 +663,7 @@ type PinRequest struct {
 
 func (x *PinRequest) Reset() {
 	*x = PinRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[6]
+	mi := &file_local_v1_local_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -581,7 +675,7 @@ func (x *PinRequest) String() string {
 func (*PinRequest) ProtoMessage() {}
 
 func (x *PinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[6]
+	mi := &file_local_v1_local_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -594,7 +688,7 @@ func (x *PinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinRequest.ProtoReflect.Descriptor instead.
 func (*PinRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{6}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PinRequest) GetRequestId() string {
@@ -634,7 +728,7 @@ type PinResponse struct {
 
 func (x *PinResponse) Reset() {
 	*x = PinResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[7]
+	mi := &file_local_v1_local_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +740,7 @@ func (x *PinResponse) String() string {
 func (*PinResponse) ProtoMessage() {}
 
 func (x *PinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[7]
+	mi := &file_local_v1_local_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +753,7 @@ func (x *PinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinResponse.ProtoReflect.Descriptor instead.
 func (*PinResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{7}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PinResponse) GetKeyId() string {
@@ -680,7 +774,7 @@ type SubmitRequest struct {
 
 func (x *SubmitRequest) Reset() {
 	*x = SubmitRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[8]
+	mi := &file_local_v1_local_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +786,7 @@ func (x *SubmitRequest) String() string {
 func (*SubmitRequest) ProtoMessage() {}
 
 func (x *SubmitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[8]
+	mi := &file_local_v1_local_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +799,7 @@ func (x *SubmitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitRequest.ProtoReflect.Descriptor instead.
 func (*SubmitRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{8}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SubmitRequest) GetRequestId() string {
@@ -741,7 +835,7 @@ type SubmitResponse struct {
 
 func (x *SubmitResponse) Reset() {
 	*x = SubmitResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[9]
+	mi := &file_local_v1_local_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -753,7 +847,7 @@ func (x *SubmitResponse) String() string {
 func (*SubmitResponse) ProtoMessage() {}
 
 func (x *SubmitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[9]
+	mi := &file_local_v1_local_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -766,7 +860,7 @@ func (x *SubmitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitResponse.ProtoReflect.Descriptor instead.
 func (*SubmitResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{9}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SubmitResponse) GetKind() string {
@@ -806,7 +900,7 @@ type ReviewRequest struct {
 
 func (x *ReviewRequest) Reset() {
 	*x = ReviewRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[10]
+	mi := &file_local_v1_local_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -818,7 +912,7 @@ func (x *ReviewRequest) String() string {
 func (*ReviewRequest) ProtoMessage() {}
 
 func (x *ReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[10]
+	mi := &file_local_v1_local_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -831,7 +925,7 @@ func (x *ReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewRequest.ProtoReflect.Descriptor instead.
 func (*ReviewRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{10}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ReviewRequest) GetRelease() string {
@@ -855,7 +949,7 @@ type ReviewResponse struct {
 
 func (x *ReviewResponse) Reset() {
 	*x = ReviewResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[11]
+	mi := &file_local_v1_local_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +961,7 @@ func (x *ReviewResponse) String() string {
 func (*ReviewResponse) ProtoMessage() {}
 
 func (x *ReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[11]
+	mi := &file_local_v1_local_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +974,7 @@ func (x *ReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewResponse.ProtoReflect.Descriptor instead.
 func (*ReviewResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{11}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ReviewResponse) GetRelease() string {
@@ -934,7 +1028,7 @@ type AccessRequest struct {
 
 func (x *AccessRequest) Reset() {
 	*x = AccessRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[12]
+	mi := &file_local_v1_local_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -946,7 +1040,7 @@ func (x *AccessRequest) String() string {
 func (*AccessRequest) ProtoMessage() {}
 
 func (x *AccessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[12]
+	mi := &file_local_v1_local_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -959,7 +1053,7 @@ func (x *AccessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessRequest.ProtoReflect.Descriptor instead.
 func (*AccessRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{12}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AccessRequest) GetPhase() string {
@@ -979,7 +1073,7 @@ type AccessResponse struct {
 
 func (x *AccessResponse) Reset() {
 	*x = AccessResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[13]
+	mi := &file_local_v1_local_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -991,7 +1085,7 @@ func (x *AccessResponse) String() string {
 func (*AccessResponse) ProtoMessage() {}
 
 func (x *AccessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[13]
+	mi := &file_local_v1_local_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1004,7 +1098,7 @@ func (x *AccessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessResponse.ProtoReflect.Descriptor instead.
 func (*AccessResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{13}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AccessResponse) GetAccess() []*Access {
@@ -1034,7 +1128,7 @@ type BookTime struct {
 
 func (x *BookTime) Reset() {
 	*x = BookTime{}
-	mi := &file_local_v1_local_proto_msgTypes[14]
+	mi := &file_local_v1_local_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1046,7 +1140,7 @@ func (x *BookTime) String() string {
 func (*BookTime) ProtoMessage() {}
 
 func (x *BookTime) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[14]
+	mi := &file_local_v1_local_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1059,7 +1153,7 @@ func (x *BookTime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BookTime.ProtoReflect.Descriptor instead.
 func (*BookTime) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{14}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *BookTime) GetAtUnix() int64 {
@@ -1098,7 +1192,7 @@ type Access struct {
 
 func (x *Access) Reset() {
 	*x = Access{}
-	mi := &file_local_v1_local_proto_msgTypes[15]
+	mi := &file_local_v1_local_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1110,7 +1204,7 @@ func (x *Access) String() string {
 func (*Access) ProtoMessage() {}
 
 func (x *Access) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[15]
+	mi := &file_local_v1_local_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1123,7 +1217,7 @@ func (x *Access) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Access.ProtoReflect.Descriptor instead.
 func (*Access) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{15}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Access) GetPhase() string {
@@ -1190,7 +1284,7 @@ type Reach struct {
 
 func (x *Reach) Reset() {
 	*x = Reach{}
-	mi := &file_local_v1_local_proto_msgTypes[16]
+	mi := &file_local_v1_local_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1202,7 +1296,7 @@ func (x *Reach) String() string {
 func (*Reach) ProtoMessage() {}
 
 func (x *Reach) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[16]
+	mi := &file_local_v1_local_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1215,7 +1309,7 @@ func (x *Reach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reach.ProtoReflect.Descriptor instead.
 func (*Reach) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{16}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Reach) GetOperations() []string {
@@ -1271,7 +1365,7 @@ type SetPostureRequest struct {
 
 func (x *SetPostureRequest) Reset() {
 	*x = SetPostureRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[17]
+	mi := &file_local_v1_local_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1283,7 +1377,7 @@ func (x *SetPostureRequest) String() string {
 func (*SetPostureRequest) ProtoMessage() {}
 
 func (x *SetPostureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[17]
+	mi := &file_local_v1_local_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1296,7 +1390,7 @@ func (x *SetPostureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPostureRequest.ProtoReflect.Descriptor instead.
 func (*SetPostureRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{17}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SetPostureRequest) GetRequestId() string {
@@ -1328,7 +1422,7 @@ type SetPostureResponse struct {
 
 func (x *SetPostureResponse) Reset() {
 	*x = SetPostureResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[18]
+	mi := &file_local_v1_local_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1340,7 +1434,7 @@ func (x *SetPostureResponse) String() string {
 func (*SetPostureResponse) ProtoMessage() {}
 
 func (x *SetPostureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[18]
+	mi := &file_local_v1_local_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1353,7 +1447,7 @@ func (x *SetPostureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPostureResponse.ProtoReflect.Descriptor instead.
 func (*SetPostureResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{18}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{19}
 }
 
 type GetPostureRequest struct {
@@ -1364,7 +1458,7 @@ type GetPostureRequest struct {
 
 func (x *GetPostureRequest) Reset() {
 	*x = GetPostureRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[19]
+	mi := &file_local_v1_local_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1376,7 +1470,7 @@ func (x *GetPostureRequest) String() string {
 func (*GetPostureRequest) ProtoMessage() {}
 
 func (x *GetPostureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[19]
+	mi := &file_local_v1_local_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1389,7 +1483,7 @@ func (x *GetPostureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPostureRequest.ProtoReflect.Descriptor instead.
 func (*GetPostureRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{19}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{20}
 }
 
 type GetPostureResponse struct {
@@ -1404,7 +1498,7 @@ type GetPostureResponse struct {
 
 func (x *GetPostureResponse) Reset() {
 	*x = GetPostureResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[20]
+	mi := &file_local_v1_local_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1416,7 +1510,7 @@ func (x *GetPostureResponse) String() string {
 func (*GetPostureResponse) ProtoMessage() {}
 
 func (x *GetPostureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[20]
+	mi := &file_local_v1_local_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1429,7 +1523,7 @@ func (x *GetPostureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPostureResponse.ProtoReflect.Descriptor instead.
 func (*GetPostureResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{20}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetPostureResponse) GetExposure() string {
@@ -1474,7 +1568,7 @@ type Door struct {
 
 func (x *Door) Reset() {
 	*x = Door{}
-	mi := &file_local_v1_local_proto_msgTypes[21]
+	mi := &file_local_v1_local_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1486,7 +1580,7 @@ func (x *Door) String() string {
 func (*Door) ProtoMessage() {}
 
 func (x *Door) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[21]
+	mi := &file_local_v1_local_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1499,7 +1593,7 @@ func (x *Door) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Door.ProtoReflect.Descriptor instead.
 func (*Door) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{21}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Door) GetName() string {
@@ -1554,7 +1648,7 @@ type Shut struct {
 
 func (x *Shut) Reset() {
 	*x = Shut{}
-	mi := &file_local_v1_local_proto_msgTypes[22]
+	mi := &file_local_v1_local_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1566,7 +1660,7 @@ func (x *Shut) String() string {
 func (*Shut) ProtoMessage() {}
 
 func (x *Shut) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[22]
+	mi := &file_local_v1_local_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1579,7 +1673,7 @@ func (x *Shut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shut.ProtoReflect.Descriptor instead.
 func (*Shut) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{22}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Shut) GetPort() string {
@@ -1606,7 +1700,7 @@ type SetTransportRequest struct {
 
 func (x *SetTransportRequest) Reset() {
 	*x = SetTransportRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[23]
+	mi := &file_local_v1_local_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1618,7 +1712,7 @@ func (x *SetTransportRequest) String() string {
 func (*SetTransportRequest) ProtoMessage() {}
 
 func (x *SetTransportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[23]
+	mi := &file_local_v1_local_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1631,7 +1725,7 @@ func (x *SetTransportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTransportRequest.ProtoReflect.Descriptor instead.
 func (*SetTransportRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{23}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SetTransportRequest) GetRequestId() string {
@@ -1657,7 +1751,7 @@ type SetTransportResponse struct {
 
 func (x *SetTransportResponse) Reset() {
 	*x = SetTransportResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[24]
+	mi := &file_local_v1_local_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1669,7 +1763,7 @@ func (x *SetTransportResponse) String() string {
 func (*SetTransportResponse) ProtoMessage() {}
 
 func (x *SetTransportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[24]
+	mi := &file_local_v1_local_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1682,7 +1776,7 @@ func (x *SetTransportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTransportResponse.ProtoReflect.Descriptor instead.
 func (*SetTransportResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{24}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SetTransportResponse) GetKind() string {
@@ -1701,7 +1795,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[25]
+	mi := &file_local_v1_local_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1713,7 +1807,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[25]
+	mi := &file_local_v1_local_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1726,7 +1820,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{25}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListOperationsRequest) GetId() string {
@@ -1749,7 +1843,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[26]
+	mi := &file_local_v1_local_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1761,7 +1855,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[26]
+	mi := &file_local_v1_local_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1774,7 +1868,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{26}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -1825,7 +1919,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_local_v1_local_proto_msgTypes[27]
+	mi := &file_local_v1_local_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +1931,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[27]
+	mi := &file_local_v1_local_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +1944,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{27}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Operation) GetId() string {
@@ -1947,7 +2041,7 @@ type ListLogRequest struct {
 
 func (x *ListLogRequest) Reset() {
 	*x = ListLogRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[28]
+	mi := &file_local_v1_local_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1959,7 +2053,7 @@ func (x *ListLogRequest) String() string {
 func (*ListLogRequest) ProtoMessage() {}
 
 func (x *ListLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[28]
+	mi := &file_local_v1_local_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1972,7 +2066,7 @@ func (x *ListLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLogRequest.ProtoReflect.Descriptor instead.
 func (*ListLogRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{28}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListLogRequest) GetFrom() int64 {
@@ -1999,7 +2093,7 @@ type ListLogResponse struct {
 
 func (x *ListLogResponse) Reset() {
 	*x = ListLogResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[29]
+	mi := &file_local_v1_local_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2011,7 +2105,7 @@ func (x *ListLogResponse) String() string {
 func (*ListLogResponse) ProtoMessage() {}
 
 func (x *ListLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[29]
+	mi := &file_local_v1_local_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2024,7 +2118,7 @@ func (x *ListLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLogResponse.ProtoReflect.Descriptor instead.
 func (*ListLogResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{29}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListLogResponse) GetEntries() [][]byte {
@@ -2049,7 +2143,7 @@ type ExportEvidenceRequest struct {
 
 func (x *ExportEvidenceRequest) Reset() {
 	*x = ExportEvidenceRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[30]
+	mi := &file_local_v1_local_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2061,7 +2155,7 @@ func (x *ExportEvidenceRequest) String() string {
 func (*ExportEvidenceRequest) ProtoMessage() {}
 
 func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[30]
+	mi := &file_local_v1_local_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2074,7 +2168,7 @@ func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceRequest.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{30}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{31}
 }
 
 type ExportEvidenceResponse struct {
@@ -2086,7 +2180,7 @@ type ExportEvidenceResponse struct {
 
 func (x *ExportEvidenceResponse) Reset() {
 	*x = ExportEvidenceResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[31]
+	mi := &file_local_v1_local_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2098,7 +2192,7 @@ func (x *ExportEvidenceResponse) String() string {
 func (*ExportEvidenceResponse) ProtoMessage() {}
 
 func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[31]
+	mi := &file_local_v1_local_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2111,7 +2205,7 @@ func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceResponse.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{31}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ExportEvidenceResponse) GetData() []byte {
@@ -2126,7 +2220,7 @@ var File_local_v1_local_proto protoreflect.FileDescriptor
 const file_local_v1_local_proto_rawDesc = "" +
 	"\n" +
 	"\x14local/v1/local.proto\x12\x0fdemarc.local.v1\"\x0f\n" +
-	"\rStatusRequest\"\xb9\x06\n" +
+	"\rStatusRequest\"\xfa\x06\n" +
 	"\x0eStatusResponse\x12\x1c\n" +
 	"\tappliance\x18\x01 \x01(\tR\tappliance\x12\x1a\n" +
 	"\bcustomer\x18\x02 \x01(\tR\bcustomer\x12!\n" +
@@ -2156,7 +2250,15 @@ const file_local_v1_local_proto_rawDesc = "" +
 	"\vbook_failed\x18\x16 \x01(\tR\n" +
 	"bookFailed\x12(\n" +
 	"\x10book_failed_unix\x18\x17 \x01(\x03R\x0ebookFailedUnix\x126\n" +
-	"\tbook_time\x18\x18 \x01(\v2\x19.demarc.local.v1.BookTimeR\bbookTime\"\x81\x01\n" +
+	"\tbook_time\x18\x18 \x01(\v2\x19.demarc.local.v1.BookTimeR\bbookTime\x12?\n" +
+	"\fvendor_epoch\x18\x19 \x01(\v2\x1c.demarc.local.v1.VendorEpochR\vvendorEpoch\"\x94\x01\n" +
+	"\vVendorEpoch\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
+	"\x05cause\x18\x03 \x01(\tR\x05cause\x12\x19\n" +
+	"\bmet_unix\x18\x04 \x01(\x03R\ametUnix\x12\x12\n" +
+	"\x04lost\x18\x05 \x03(\tR\x04lost\x12\x18\n" +
+	"\arefused\x18\x06 \x01(\tR\arefused\"\x81\x01\n" +
 	"\x04Road\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x15\n" +
@@ -2326,81 +2428,83 @@ func file_local_v1_local_proto_rawDescGZIP() []byte {
 	return file_local_v1_local_proto_rawDescData
 }
 
-var file_local_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_local_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_local_v1_local_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: demarc.local.v1.StatusRequest
 	(*StatusResponse)(nil),         // 1: demarc.local.v1.StatusResponse
-	(*Road)(nil),                   // 2: demarc.local.v1.Road
-	(*Clock)(nil),                  // 3: demarc.local.v1.Clock
-	(*Service)(nil),                // 4: demarc.local.v1.Service
-	(*Secret)(nil),                 // 5: demarc.local.v1.Secret
-	(*PinRequest)(nil),             // 6: demarc.local.v1.PinRequest
-	(*PinResponse)(nil),            // 7: demarc.local.v1.PinResponse
-	(*SubmitRequest)(nil),          // 8: demarc.local.v1.SubmitRequest
-	(*SubmitResponse)(nil),         // 9: demarc.local.v1.SubmitResponse
-	(*ReviewRequest)(nil),          // 10: demarc.local.v1.ReviewRequest
-	(*ReviewResponse)(nil),         // 11: demarc.local.v1.ReviewResponse
-	(*AccessRequest)(nil),          // 12: demarc.local.v1.AccessRequest
-	(*AccessResponse)(nil),         // 13: demarc.local.v1.AccessResponse
-	(*BookTime)(nil),               // 14: demarc.local.v1.BookTime
-	(*Access)(nil),                 // 15: demarc.local.v1.Access
-	(*Reach)(nil),                  // 16: demarc.local.v1.Reach
-	(*SetPostureRequest)(nil),      // 17: demarc.local.v1.SetPostureRequest
-	(*SetPostureResponse)(nil),     // 18: demarc.local.v1.SetPostureResponse
-	(*GetPostureRequest)(nil),      // 19: demarc.local.v1.GetPostureRequest
-	(*GetPostureResponse)(nil),     // 20: demarc.local.v1.GetPostureResponse
-	(*Door)(nil),                   // 21: demarc.local.v1.Door
-	(*Shut)(nil),                   // 22: demarc.local.v1.Shut
-	(*SetTransportRequest)(nil),    // 23: demarc.local.v1.SetTransportRequest
-	(*SetTransportResponse)(nil),   // 24: demarc.local.v1.SetTransportResponse
-	(*ListOperationsRequest)(nil),  // 25: demarc.local.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil), // 26: demarc.local.v1.ListOperationsResponse
-	(*Operation)(nil),              // 27: demarc.local.v1.Operation
-	(*ListLogRequest)(nil),         // 28: demarc.local.v1.ListLogRequest
-	(*ListLogResponse)(nil),        // 29: demarc.local.v1.ListLogResponse
-	(*ExportEvidenceRequest)(nil),  // 30: demarc.local.v1.ExportEvidenceRequest
-	(*ExportEvidenceResponse)(nil), // 31: demarc.local.v1.ExportEvidenceResponse
+	(*VendorEpoch)(nil),            // 2: demarc.local.v1.VendorEpoch
+	(*Road)(nil),                   // 3: demarc.local.v1.Road
+	(*Clock)(nil),                  // 4: demarc.local.v1.Clock
+	(*Service)(nil),                // 5: demarc.local.v1.Service
+	(*Secret)(nil),                 // 6: demarc.local.v1.Secret
+	(*PinRequest)(nil),             // 7: demarc.local.v1.PinRequest
+	(*PinResponse)(nil),            // 8: demarc.local.v1.PinResponse
+	(*SubmitRequest)(nil),          // 9: demarc.local.v1.SubmitRequest
+	(*SubmitResponse)(nil),         // 10: demarc.local.v1.SubmitResponse
+	(*ReviewRequest)(nil),          // 11: demarc.local.v1.ReviewRequest
+	(*ReviewResponse)(nil),         // 12: demarc.local.v1.ReviewResponse
+	(*AccessRequest)(nil),          // 13: demarc.local.v1.AccessRequest
+	(*AccessResponse)(nil),         // 14: demarc.local.v1.AccessResponse
+	(*BookTime)(nil),               // 15: demarc.local.v1.BookTime
+	(*Access)(nil),                 // 16: demarc.local.v1.Access
+	(*Reach)(nil),                  // 17: demarc.local.v1.Reach
+	(*SetPostureRequest)(nil),      // 18: demarc.local.v1.SetPostureRequest
+	(*SetPostureResponse)(nil),     // 19: demarc.local.v1.SetPostureResponse
+	(*GetPostureRequest)(nil),      // 20: demarc.local.v1.GetPostureRequest
+	(*GetPostureResponse)(nil),     // 21: demarc.local.v1.GetPostureResponse
+	(*Door)(nil),                   // 22: demarc.local.v1.Door
+	(*Shut)(nil),                   // 23: demarc.local.v1.Shut
+	(*SetTransportRequest)(nil),    // 24: demarc.local.v1.SetTransportRequest
+	(*SetTransportResponse)(nil),   // 25: demarc.local.v1.SetTransportResponse
+	(*ListOperationsRequest)(nil),  // 26: demarc.local.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil), // 27: demarc.local.v1.ListOperationsResponse
+	(*Operation)(nil),              // 28: demarc.local.v1.Operation
+	(*ListLogRequest)(nil),         // 29: demarc.local.v1.ListLogRequest
+	(*ListLogResponse)(nil),        // 30: demarc.local.v1.ListLogResponse
+	(*ExportEvidenceRequest)(nil),  // 31: demarc.local.v1.ExportEvidenceRequest
+	(*ExportEvidenceResponse)(nil), // 32: demarc.local.v1.ExportEvidenceResponse
 }
 var file_local_v1_local_proto_depIdxs = []int32{
-	4,  // 0: demarc.local.v1.StatusResponse.services:type_name -> demarc.local.v1.Service
-	5,  // 1: demarc.local.v1.StatusResponse.secrets:type_name -> demarc.local.v1.Secret
-	3,  // 2: demarc.local.v1.StatusResponse.clock:type_name -> demarc.local.v1.Clock
-	2,  // 3: demarc.local.v1.StatusResponse.ways:type_name -> demarc.local.v1.Road
-	2,  // 4: demarc.local.v1.StatusResponse.door:type_name -> demarc.local.v1.Road
-	14, // 5: demarc.local.v1.StatusResponse.book_time:type_name -> demarc.local.v1.BookTime
-	15, // 6: demarc.local.v1.AccessResponse.access:type_name -> demarc.local.v1.Access
-	14, // 7: demarc.local.v1.AccessResponse.book_time:type_name -> demarc.local.v1.BookTime
-	16, // 8: demarc.local.v1.Access.reach:type_name -> demarc.local.v1.Reach
-	21, // 9: demarc.local.v1.GetPostureResponse.doors:type_name -> demarc.local.v1.Door
-	22, // 10: demarc.local.v1.GetPostureResponse.shut:type_name -> demarc.local.v1.Shut
-	27, // 11: demarc.local.v1.ListOperationsResponse.operations:type_name -> demarc.local.v1.Operation
-	0,  // 12: demarc.local.v1.Local.Status:input_type -> demarc.local.v1.StatusRequest
-	6,  // 13: demarc.local.v1.Local.Pin:input_type -> demarc.local.v1.PinRequest
-	8,  // 14: demarc.local.v1.Local.Submit:input_type -> demarc.local.v1.SubmitRequest
-	10, // 15: demarc.local.v1.Local.Review:input_type -> demarc.local.v1.ReviewRequest
-	12, // 16: demarc.local.v1.Local.Access:input_type -> demarc.local.v1.AccessRequest
-	17, // 17: demarc.local.v1.Local.SetPosture:input_type -> demarc.local.v1.SetPostureRequest
-	19, // 18: demarc.local.v1.Local.GetPosture:input_type -> demarc.local.v1.GetPostureRequest
-	23, // 19: demarc.local.v1.Local.SetTransport:input_type -> demarc.local.v1.SetTransportRequest
-	25, // 20: demarc.local.v1.Local.ListOperations:input_type -> demarc.local.v1.ListOperationsRequest
-	28, // 21: demarc.local.v1.Local.ListLog:input_type -> demarc.local.v1.ListLogRequest
-	30, // 22: demarc.local.v1.Local.ExportEvidence:input_type -> demarc.local.v1.ExportEvidenceRequest
-	1,  // 23: demarc.local.v1.Local.Status:output_type -> demarc.local.v1.StatusResponse
-	7,  // 24: demarc.local.v1.Local.Pin:output_type -> demarc.local.v1.PinResponse
-	9,  // 25: demarc.local.v1.Local.Submit:output_type -> demarc.local.v1.SubmitResponse
-	11, // 26: demarc.local.v1.Local.Review:output_type -> demarc.local.v1.ReviewResponse
-	13, // 27: demarc.local.v1.Local.Access:output_type -> demarc.local.v1.AccessResponse
-	18, // 28: demarc.local.v1.Local.SetPosture:output_type -> demarc.local.v1.SetPostureResponse
-	20, // 29: demarc.local.v1.Local.GetPosture:output_type -> demarc.local.v1.GetPostureResponse
-	24, // 30: demarc.local.v1.Local.SetTransport:output_type -> demarc.local.v1.SetTransportResponse
-	26, // 31: demarc.local.v1.Local.ListOperations:output_type -> demarc.local.v1.ListOperationsResponse
-	29, // 32: demarc.local.v1.Local.ListLog:output_type -> demarc.local.v1.ListLogResponse
-	31, // 33: demarc.local.v1.Local.ExportEvidence:output_type -> demarc.local.v1.ExportEvidenceResponse
-	23, // [23:34] is the sub-list for method output_type
-	12, // [12:23] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	5,  // 0: demarc.local.v1.StatusResponse.services:type_name -> demarc.local.v1.Service
+	6,  // 1: demarc.local.v1.StatusResponse.secrets:type_name -> demarc.local.v1.Secret
+	4,  // 2: demarc.local.v1.StatusResponse.clock:type_name -> demarc.local.v1.Clock
+	3,  // 3: demarc.local.v1.StatusResponse.ways:type_name -> demarc.local.v1.Road
+	3,  // 4: demarc.local.v1.StatusResponse.door:type_name -> demarc.local.v1.Road
+	15, // 5: demarc.local.v1.StatusResponse.book_time:type_name -> demarc.local.v1.BookTime
+	2,  // 6: demarc.local.v1.StatusResponse.vendor_epoch:type_name -> demarc.local.v1.VendorEpoch
+	16, // 7: demarc.local.v1.AccessResponse.access:type_name -> demarc.local.v1.Access
+	15, // 8: demarc.local.v1.AccessResponse.book_time:type_name -> demarc.local.v1.BookTime
+	17, // 9: demarc.local.v1.Access.reach:type_name -> demarc.local.v1.Reach
+	22, // 10: demarc.local.v1.GetPostureResponse.doors:type_name -> demarc.local.v1.Door
+	23, // 11: demarc.local.v1.GetPostureResponse.shut:type_name -> demarc.local.v1.Shut
+	28, // 12: demarc.local.v1.ListOperationsResponse.operations:type_name -> demarc.local.v1.Operation
+	0,  // 13: demarc.local.v1.Local.Status:input_type -> demarc.local.v1.StatusRequest
+	7,  // 14: demarc.local.v1.Local.Pin:input_type -> demarc.local.v1.PinRequest
+	9,  // 15: demarc.local.v1.Local.Submit:input_type -> demarc.local.v1.SubmitRequest
+	11, // 16: demarc.local.v1.Local.Review:input_type -> demarc.local.v1.ReviewRequest
+	13, // 17: demarc.local.v1.Local.Access:input_type -> demarc.local.v1.AccessRequest
+	18, // 18: demarc.local.v1.Local.SetPosture:input_type -> demarc.local.v1.SetPostureRequest
+	20, // 19: demarc.local.v1.Local.GetPosture:input_type -> demarc.local.v1.GetPostureRequest
+	24, // 20: demarc.local.v1.Local.SetTransport:input_type -> demarc.local.v1.SetTransportRequest
+	26, // 21: demarc.local.v1.Local.ListOperations:input_type -> demarc.local.v1.ListOperationsRequest
+	29, // 22: demarc.local.v1.Local.ListLog:input_type -> demarc.local.v1.ListLogRequest
+	31, // 23: demarc.local.v1.Local.ExportEvidence:input_type -> demarc.local.v1.ExportEvidenceRequest
+	1,  // 24: demarc.local.v1.Local.Status:output_type -> demarc.local.v1.StatusResponse
+	8,  // 25: demarc.local.v1.Local.Pin:output_type -> demarc.local.v1.PinResponse
+	10, // 26: demarc.local.v1.Local.Submit:output_type -> demarc.local.v1.SubmitResponse
+	12, // 27: demarc.local.v1.Local.Review:output_type -> demarc.local.v1.ReviewResponse
+	14, // 28: demarc.local.v1.Local.Access:output_type -> demarc.local.v1.AccessResponse
+	19, // 29: demarc.local.v1.Local.SetPosture:output_type -> demarc.local.v1.SetPostureResponse
+	21, // 30: demarc.local.v1.Local.GetPosture:output_type -> demarc.local.v1.GetPostureResponse
+	25, // 31: demarc.local.v1.Local.SetTransport:output_type -> demarc.local.v1.SetTransportResponse
+	27, // 32: demarc.local.v1.Local.ListOperations:output_type -> demarc.local.v1.ListOperationsResponse
+	30, // 33: demarc.local.v1.Local.ListLog:output_type -> demarc.local.v1.ListLogResponse
+	32, // 34: demarc.local.v1.Local.ExportEvidence:output_type -> demarc.local.v1.ExportEvidenceResponse
+	24, // [24:35] is the sub-list for method output_type
+	13, // [13:24] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_local_v1_local_proto_init() }
@@ -2414,7 +2518,7 @@ func file_local_v1_local_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_local_v1_local_proto_rawDesc), len(file_local_v1_local_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
