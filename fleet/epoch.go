@@ -35,7 +35,7 @@ func (e Epoch) Check() error {
 	return fault.New("fleet.Epoch", fault.Invalid, "an epoch has a number and an id of 32 hexadecimal digits, or neither")
 }
 
-// CheckNext tells whether next may follow e.
+// CheckNext returns a [fault.Conflict] if next may not follow e.
 func (e Epoch) CheckNext(next Epoch) error {
 	const op = "fleet.Epoch"
 	if err := next.Check(); err != nil {
@@ -43,11 +43,11 @@ func (e Epoch) CheckNext(next Epoch) error {
 	}
 	switch {
 	case next.Number < e.Number:
-		return fault.New(op, fault.Denied, "%s is over: %s has taken its place", next, e)
+		return fault.New(op, fault.Conflict, "%s is over: %s has taken its place", next, e)
 	case next.Number == e.Number:
-		return fault.New(op, fault.Denied, "%s and %s have one number: only one of them counts, the one that was met first", next, e)
+		return fault.New(op, fault.Conflict, "%s and %s have one number: only one of them counts, the one that was met first", next, e)
 	case next.Number > EpochFree && next.Number-e.Number > EpochStep:
-		return fault.New(op, fault.Denied, "the number of %s is too far above that of %s", next, e)
+		return fault.New(op, fault.Conflict, "the number of %s is too far above that of %s", next, e)
 	}
 	return nil
 }

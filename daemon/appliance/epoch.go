@@ -259,10 +259,9 @@ func (a *Appliance) meet(ctx context.Context, w *boundaryv1.Welcome) (fleet.Epoc
 		c := MeetEpoch{Epoch: now, Cause: r.GetCause(), LogKept: r.GetLogKept(), OrdersKnown: r.GetOrdersKnown(), ReportsKnown: r.GetReportsKnown(), Witnessed: r.GetWitnessed()}
 		if err = page.mayMeet(c, a.now().UTC()); err == nil {
 			c.Lost = page.lost(c)
-			_, err = submit(ctx, a, c)
-		}
-		if fault.Of(err) == fault.Conflict && try < 8 && c.ReportsKnown <= page.ReportsSent() {
-			continue // a report was written meanwhile
+			if _, err = submit(ctx, a, c); fault.Of(err) == fault.Conflict && try < 8 {
+				continue // a report was written meanwhile
+			}
 		}
 		if err == nil {
 			a.log.Warn("the vendor's book has begun another epoch: what it forgot is on record", "epoch", now.String(), "cause", c.Cause, "lost", c.Lost.sentences())
