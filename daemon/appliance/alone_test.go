@@ -62,7 +62,9 @@ func (a *Appliance) TakeOrder(ctx context.Context, o *boundaryv1.Order) (uint64,
 }
 
 // Acked takes the vendor's acknowledgement of reports.
-func (a *Appliance) Acked(ctx context.Context, upto uint64) error { return a.acked(ctx, a.book.View().Epoch, upto) }
+func (a *Appliance) Acked(ctx context.Context, upto uint64) error {
+	return a.acked(ctx, a.book.View().Epoch, upto)
+}
 
 // Hint is the vendor's time, as a channel tells it.
 func (a *Appliance) Hint(at time.Time) { a.clock.hint(at) }
