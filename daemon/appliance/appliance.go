@@ -69,6 +69,7 @@ type Appliance struct {
 	refused refusals
 	intake  intake
 	clock   bookTime
+	plans   plans
 	door    sync.Mutex // one change of doors at a time
 	ill     sickness
 	private *privateSide // nil: the file names no tailnet of the customer's

@@ -188,6 +188,29 @@ func TestASpentGrantIsOneEntry(t *testing.T) {
 	})
 }
 
+// TestAPlanThatIsKeptIsTheReleases: a plan that is remembered is that of its release, however many were asked for.
+func TestAPlanThatIsKeptIsTheReleases(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, o := whole(t, newIdle())
+		for i := range 12 {
+			offer(t, a, o, fmt.Sprintf("1.%d.0", i+1))
+		}
+		page, seen := a.Book().View(), map[fleet.Digest]bool{}
+		for range 2 {
+			for _, x := range page.Offers {
+				got := a.PlanOf(x.Digest).Digest()
+				if want := page.PlanOf(x.Digest).Digest(); got != want {
+					t.Errorf("release %s %s: plan %s, want %s", x.App, x.Version, got.Short(), want.Short())
+				}
+				seen[got] = true
+			}
+		}
+		if len(seen) < 12 {
+			t.Errorf("%d plans of %d releases", len(seen), len(page.Offers))
+		}
+	})
+}
+
 // TestAVendorCausesNoEntriesWithoutEnd: FAULTS.md C4, the loops of the channel. What the vendor repeats without end, an
 // acknowledgement of what was never sent, an order that leaves a gap, one that was taken before, is not an entry each time.
 func TestAVendorCausesNoEntriesWithoutEnd(t *testing.T) {

@@ -118,7 +118,7 @@ func (r *rounds) hold(ctx context.Context, page State) error {
 		return nil
 	}
 	if r.applied != page.Good.ID {
-		plan, _, _, err := page.Plan(page.Good.Release)
+		plan, _, _, err := r.a.plan(page, page.Good.Release)
 		if err != nil {
 			return err
 		}
@@ -156,7 +156,7 @@ func (r *rounds) advance(ctx context.Context, page State, next Approved) error {
 	if !r.a.moment().Before(next.NotAfter) {
 		return r.begin(ctx, page, next) // refused there, on record: it waits for nothing any more
 	}
-	plan, rel, _, err := page.Plan(next.Release)
+	plan, rel, _, err := r.a.plan(page, next.Release)
 	if err != nil {
 		return err
 	}
@@ -215,7 +215,7 @@ func (r *rounds) keepGood(ctx context.Context, page State) error {
 	if page.Good.ID == "" || r.applied == page.Good.ID {
 		return nil
 	}
-	plan, _, _, err := page.Plan(page.Good.Release)
+	plan, _, _, err := r.a.plan(page, page.Good.Release)
 	if err == nil {
 		err = r.a.run.Apply(ctx, plan)
 	}
@@ -315,7 +315,7 @@ func (a *Appliance) observe(ctx context.Context) error {
 		now.Services = append(now.Services, ServiceHealth{Name: s.Name, Healthy: s.Healthy, Restarts: uint32(s.Restarts)})
 	}
 	if d := page.current(); d != "" {
-		plan, _, _, err := page.Plan(d)
+		plan, _, _, err := a.plan(page, d)
 		if err != nil {
 			return err
 		}

@@ -71,7 +71,13 @@ func (a *Appliance) SetPosture(ctx context.Context, p fleet.Posture) error {
 // Doors are those of the plan that stands.
 func (a *Appliance) Doors() []ingress.Door { return a.gate.Plan().Doors }
 
-// PlanOf compiles a release.
+// PlanOf is the plan of an offered release, as the loops have it.
+func (a *Appliance) PlanOf(d fleet.Digest) manifest.Plan {
+	p, _, _, _ := a.plan(a.book.View(), d)
+	return p
+}
+
+// PlanOf is the plan of an offered release, compiled anew.
 func (s State) PlanOf(d fleet.Digest) manifest.Plan {
 	p, _, _, _ := s.Plan(d)
 	return p

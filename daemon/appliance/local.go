@@ -76,7 +76,7 @@ func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) 
 		out.Pinned = append(out.Pinned, string(p.ID))
 	}
 	if d := page.current(); d != "" {
-		plan, _, _, err := page.Plan(d)
+		plan, _, _, err := l.plan(page, d)
 		if err != nil {
 			return nil, err
 		}
@@ -158,13 +158,13 @@ func (l local) Submit(ctx context.Context, req *connect.Request[localv1.SubmitRe
 // Review compiles what would run, and how it differs from what runs.
 func (l local) Review(_ context.Context, req *connect.Request[localv1.ReviewRequest]) (*connect.Response[localv1.ReviewResponse], error) {
 	page := l.book.View()
-	plan, _, o, err := page.Plan(fleet.Digest(req.Msg.GetRelease()))
+	plan, _, o, err := l.plan(page, fleet.Digest(req.Msg.GetRelease()))
 	if err != nil {
 		return nil, err
 	}
 	var old manifest.Plan
 	if page.Good.Release != "" {
-		if old, _, _, err = page.Plan(page.Good.Release); err != nil {
+		if old, _, _, err = l.plan(page, page.Good.Release); err != nil {
 			return nil, err
 		}
 	}

@@ -187,9 +187,12 @@ func (s State) Plan(d fleet.Digest) (manifest.Plan, manifest.Release, Offer, err
 	if err != nil {
 		return manifest.Plan{}, rel, o, err
 	}
-	p, err := manifest.Compile(rel, manifest.Choices{Runtime: s.Site.Runtime})
+	p, err := manifest.Compile(rel, s.choices())
 	return p, rel, o, err
 }
+
+// choices is what the customer chose that a plan depends on.
+func (s State) choices() manifest.Choices { return manifest.Choices{Runtime: s.Site.Runtime} }
 
 // may tells whether a phase is granted at all now.
 func (s State) may(p fleet.Phase, at time.Time) grant.Decision {
