@@ -219,14 +219,20 @@ func send[T interface {
 }
 
 func (a *app) review() *cobra.Command {
-	var release string
-	c := a.own(&cobra.Command{Use: "review", Short: "Show exactly what would run, and how it differs from what runs", Args: exactly(0, "no arguments")},
+	var release, save string
+	c := a.own(&cobra.Command{Use: "review", Short: "Show exactly what would run, and how it differs from what runs", Args: exactly(0, "no arguments"),
+		Example: "  demarc review\n  demarc review --save review.json && demarc approve --reviewed review.json"},
 		func(ctx context.Context, l localv1connect.LocalClient, _ []string) error {
 			m, err := wire(l.Review(ctx, connect.NewRequest(&localv1.ReviewRequest{Release: release})))
 			if err != nil {
 				return err
 			}
 			doc := map[string]any{"release": m.GetRelease(), "version": m.GetVersion(), "plan_digest": m.GetPlanDigest(), "plan": json.RawMessage(m.GetPlan()), "diff": m.GetDiff(), "phases": m.GetPhase()}
+			if save != "" {
+				if err := saveReview(save, doc); err != nil {
+					return err
+				}
+			}
 			return a.emit(doc, func(w io.Writer) {
 				fmt.Fprintf(w, "release %s %s\nplan %s, needs %s\n", m.GetVersion(), m.GetRelease(), m.GetPlanDigest(), m.GetPhase())
 				for _, d := range m.GetDiff() {
@@ -235,22 +241,31 @@ func (a *app) review() *cobra.Command {
 				if len(m.GetDiff()) == 0 {
 					fmt.Fprintln(w, "  nothing changes")
 				}
+				fmt.Fprintln(w, "to approve exactly this: "+approveLine(m.GetPlanDigest(), release, save))
 			})
 		})
 	c.Flags().StringVar(&release, "release", "", "digest of a release; left out, the newest on offer")
+	c.Flags().StringVar(&save, "save", "", "a new file for what is shown, as JSON: demarc approve --reviewed takes it")
 	return c
 }
 
 func (a *app) approve() *cobra.Command {
-	var release, plan string
+	var release, plan, reviewed string
 	var good *time.Duration
 	var k keyFlags
 	c := a.own(&cobra.Command{Use: "approve", Short: "Approve one plan of one release", Args: exactly(0, "no arguments"),
-		Long:    "approve signs for exactly the plan that review shows: give its digest with --plan, so that what you read is what you sign for.",
-		Example: "  demarc review\n  demarc approve --plan sha256:... --key globex.key"},
+		Long: "approve signs for exactly the plan that review shows: give its digest with --plan, or the file of\n" +
+			"demarc review --save with --reviewed, so that what you read is what you sign for.",
+		Example: "  demarc review\n  demarc approve --plan sha256:... --key globex.key\n  demarc approve --reviewed review.json --key globex.key"},
 		func(ctx context.Context, l localv1connect.LocalClient, _ []string) error {
-			if plan == "" {
-				return usage("give the digest of the plan that you reviewed: --plan sha256:...")
+			if (plan == "") == (reviewed == "") {
+				return usage("say which plan you reviewed: --plan sha256:..., as demarc review shows it, or --reviewed FILE, as demarc review --save FILE kept it")
+			}
+			if reviewed != "" {
+				var err error
+				if plan, err = readReview(reviewed, &release); err != nil {
+					return err
+				}
 			}
 			m, err := wire(l.Review(ctx, connect.NewRequest(&localv1.ReviewRequest{Release: release})))
 			if err != nil {
@@ -280,6 +295,7 @@ func (a *app) approve() *cobra.Command {
 		})
 	c.Flags().StringVar(&release, "release", "", "digest of the release; left out, the newest on offer")
 	c.Flags().StringVar(&plan, "plan", "", "digest of the plan that you reviewed")
+	c.Flags().StringVar(&reviewed, "reviewed", "", "the file of demarc review --save, in place of --plan")
 	good = consentVar(c.Flags(), "good-for", approvalLife, "within which the deploy must begin")
 	k.add(c.Flags())
 	return c

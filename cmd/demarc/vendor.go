@@ -66,7 +66,7 @@ func (a *app) status() *cobra.Command {
 // forDevelopment marks a trust domain that takes development identities.
 func forDevelopment(is bool) string {
 	if is {
-		return ", for development"
+		return " (for development)"
 	}
 	return ""
 }
