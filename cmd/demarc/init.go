@@ -168,8 +168,12 @@ func (a *app) initTrustDomain(in initOptions) error {
 	f := folder{in.dir}
 	doc := map[string]any{"trust_domain": in.domain, "dir": in.dir, "development": in.development, "nodes": len(specs), "operator": in.operator,
 		"operator_file": f.path("operator", "operator.yaml"), "bundle": f.path("bundle.pem"), "release_key": f.path("operator", "signing.pub"), "request_key": f.path("operator", "request.pub"), "log_key": f.path("log.pub")}
+	nodes := "one node"
+	if len(specs) > 1 {
+		nodes = strconv.Itoa(len(specs)) + " nodes"
+	}
 	return a.emit(doc, func(w io.Writer) {
-		fmt.Fprintf(w, "trust domain %s%s with %d nodes is in %s\nstart each node with its own file:\n", in.domain, forDevelopment(in.development), len(specs), in.dir)
+		fmt.Fprintf(w, "trust domain %s%s with %s is in %s\nstart each node with its own file:\n", in.domain, forDevelopment(in.development), nodes, in.dir)
 		for _, n := range specs {
 			fmt.Fprintf(w, "  demarcd run -c %s\n", f.path(n.name, "node.yaml"))
 		}
