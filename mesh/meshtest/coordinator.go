@@ -18,6 +18,7 @@ import (
 type coordinator struct {
 	net.Listener
 	server *http.Server
+	done   chan struct{} // closed when nobody accepts any more
 
 	mu     sync.Mutex
 	conns  map[net.Conn]bool
@@ -43,11 +44,12 @@ func (c *coordinator) Accept() (net.Conn, error) {
 func (c *coordinator) close() error {
 	err := c.server.Close()
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.closed = true
 	for conn := range c.conns {
 		_ = conn.Close()
 	}
+	c.mu.Unlock()
+	<-c.done // until then the address is not free
 	return err
 }
 
@@ -55,7 +57,11 @@ func (c *coordinator) close() error {
 func (t *Tailnet) open(l net.Listener) *coordinator {
 	c := &coordinator{Listener: l, conns: map[net.Conn]bool{},
 		server: &http.Server{Handler: t.front(t.handler), ReadHeaderTimeout: 10 * time.Second, ErrorLog: log.New(io.Discard, "", 0)}}
-	t.work.Go(func() { _ = c.server.Serve(c) }) // it ends with close
+	c.done = make(chan struct{})
+	t.work.Go(func() { // it ends with close
+		defer close(c.done)
+		_ = c.server.Serve(c)
+	})
 	return c
 }
 
