@@ -285,10 +285,11 @@ func (s *story) transports() {
 	const count = 600
 	type answer struct{ r result }
 	done := make(chan answer, 1)
+	probe := s.line("probe", "--appliance", "eu-1", "--count", fmt.Sprint(count), "--rate", "60", "--timeout", "90s")
 	go func() {
-		done <- answer{s.quiet("probe", "--appliance", "eu-1", "--count", fmt.Sprint(count), "--rate", "60", "--timeout", "90s")}
+		done <- answer{s.paste(probe)}
 	}()
-	fmt.Printf("$ demarc probe --appliance eu-1 --count %d --rate 60 &\n", count)
+	fmt.Println(probe + " &")
 	s.ok("transport", "use", "tailscale")
 	s.wait("the vendor sees the tailnet", 20*time.Second, func() bool { return s.seen("eu-1").Route == "tailscale" })
 	s.nothingListens()

@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"sort"
 	"strconv"
 	"strings"
@@ -201,16 +200,6 @@ func (s *story) outage() {
 	s.note("back after %s, with nothing lost", took.Round(time.Millisecond))
 	s.ok("appliance", "list")
 	s.ok("probe", "--appliance", "eu-1", "--count", "20", "--rate", "100", "--timeout", "60s")
-}
-
-// invite tells what to try.
-func (s *story) invite() {
-	fmt.Printf("\nEverything stays up until Ctrl-C. Try:\n\n  open http://%s/\n  export D=%s\n  export DEMARC_CONTEXT=%s DEMARC_SOCKET=%s\n  export DEMARC_KEY=$D/customer/globex.key DEMARC_PASSPHRASE_FILE=$D/customer/passphrase\n"+
-		"  %s appliance list\n  %s local status\n  %s posture set closed\n", s.webAddr, s.dir, s.operator, s.socket, filepath.Join(s.bin, "demarc"), filepath.Join(s.bin, "demarc"), filepath.Join(s.bin, "demarc"))
-	for _, role := range s.metricsOf() {
-		fmt.Printf("  curl http://%s/metrics      # %s\n", s.metrics[role], role)
-	}
-	fmt.Println("  logs are in $D/logs")
 }
 
 // sockets reads from the kernel which TCP sockets of a process listen, and which UDP sockets it has.

@@ -66,7 +66,7 @@ func tell(ctx context.Context, bin, sample string, check, keep bool) (err error)
 			err = left
 		}
 	}()
-	for _, step := range []func(){s.trustDomain, s.register, s.enrol, s.refusals, s.transports, s.publish, s.consent, s.deploy, s.ingress, s.operate, s.evidence, s.scrape, s.outage} {
+	for _, step := range []func(){s.environment, s.trustDomain, s.register, s.enrol, s.refusals, s.transports, s.publish, s.consent, s.deploy, s.ingress, s.operate, s.evidence, s.scrape, s.outage, s.again} {
 		if err := s.play(step); err != nil {
 			return err
 		}
@@ -76,7 +76,7 @@ func tell(ctx context.Context, bin, sample string, check, keep bool) (err error)
 	}
 	fmt.Printf("\nthe whole story in %s\n", time.Since(s.began).Round(100*time.Millisecond))
 	if check {
-		return nil
+		return s.play(s.invited)
 	}
 	s.invite()
 	<-ctx.Done()

@@ -45,6 +45,8 @@ type story struct {
 	endUser  *mesh.Node
 	tokens   tokenLog
 	known    map[string]bool // operations that the story knows
+	env      string          // the file with the environment of the printed commands
+	printed  []printed
 }
 
 type nodeAddr struct{ name, raft, api, metrics string }
@@ -80,23 +82,24 @@ func (s *story) path(parts ...string) string {
 	return filepath.Join(append([]string{s.dir}, parts...)...)
 }
 
+// printed is a command that the story showed, and its exit code.
+type printed struct {
+	line string
+	code int
+}
+
 // result is what a command did.
 type result struct {
 	out, errs string
 	code      int
 }
 
-// demarc types a command, prints it with its output, and gives the result.
+// demarc prints a command and runs it exactly as it is printed, prints its output below it, and gives the result.
 func (s *story) demarc(args ...string) result {
-	shown := make([]string, len(args))
-	for i, a := range args {
-		shown[i] = strings.ReplaceAll(a, s.dir, "$D")
-		if strings.ContainsAny(shown[i], " '\"") {
-			shown[i] = "'" + shown[i] + "'"
-		}
-	}
-	fmt.Printf("$ demarc %s\n", strings.Join(shown, " "))
-	r := s.quiet(args...)
+	line := s.line(args...)
+	fmt.Println(line)
+	r := s.paste(line)
+	s.printed = append(s.printed, printed{line, r.code})
 	for _, text := range []string{r.out, r.errs} {
 		for line := range strings.Lines(text) {
 			fmt.Print("  " + strings.ReplaceAll(line, s.dir, "$D"))
