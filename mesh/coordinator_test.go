@@ -4,6 +4,7 @@ package mesh_test
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -142,6 +143,53 @@ func TestACoordinatorHasNothingSent(t *testing.T) {
 		}
 		if time.Now().After(end) {
 			t.Fatal("no node sent the bare HEAD to its coordinator: the test shows nothing")
+		}
+	}
+}
+
+// TestWhatACoordinatorCanHaveSentByNoise holds what docs/tailnet.md says is left of FAULTS.md I11: asked by the protocol of the two, the library
+// sends HEAD, or POST of how a ping went, in HTTP/2 without TLS to any http:// address. If this fails since nothing arrives, the library has
+// mended it: take it out of the page.
+func TestWhatACoordinatorCanHaveSentByNoise(t *testing.T) {
+	tn, err := meshtest.Start("key-for-tests")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tn.Close() })
+	b := join(t, tn, mesh.TailnetConfig{Hostname: "b", Doors: true})
+	got := make(chan string, 64)
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			first := make([]byte, 14)
+			_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+			_, _ = io.ReadFull(c, first)
+			_ = c.Close()
+			got <- string(first)
+		}
+	}()
+	for end := time.Now().Add(30 * time.Second); ; {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		tn.PingByNoise(ctx, "http://"+l.Addr().String()+"/", "", b.Addrs()[0])
+		cancel()
+		select {
+		case first := <-got:
+			if first != "PRI * HTTP/2.0" {
+				t.Errorf("it was sent %q", first)
+			}
+			return
+		default:
+		}
+		if time.Now().After(end) {
+			t.Fatal("nothing arrives: docs/tailnet.md can promise more")
 		}
 	}
 }

@@ -249,7 +249,16 @@ func (t *Tailnet) Plan(at netip.Addr) {
 // Ping has the nodes send something to a URL, as a coordinator can, until ctx ends: HEAD, or with types POST of how the ping of ip went. It
 // counts how often it asked.
 func (t *Tailnet) Ping(ctx context.Context, url, types string, ip netip.Addr) (asked int64) {
-	q := &question{ping: tailcfg.PingRequest{URL: url, Types: types, IP: ip}}
+	return t.ping(ctx, tailcfg.PingRequest{URL: url, Types: types, IP: ip})
+}
+
+// PingByNoise is Ping, by the library's client for the protocol between a node and its coordinator.
+func (t *Tailnet) PingByNoise(ctx context.Context, url, types string, ip netip.Addr) (asked int64) {
+	return t.ping(ctx, tailcfg.PingRequest{URL: url, Types: types, IP: ip, URLIsNoise: true})
+}
+
+func (t *Tailnet) ping(ctx context.Context, r tailcfg.PingRequest) (asked int64) {
+	q := &question{ping: r}
 	t.mu.Lock()
 	t.question = q
 	t.mu.Unlock()
