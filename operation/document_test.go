@@ -288,6 +288,8 @@ func TestNoFieldIsForgotten(t *testing.T) {
 				bad = []any{fleet.ApplianceID(""), fleet.ApplianceID("EU 1")}
 			case fleet.Principal:
 				bad = []any{fleet.Principal(""), fleet.Local, fleet.PrincipalOf("acme.example", fleet.Appliance, "ann")}
+			case fleet.ReasonKind:
+				bad = []any{fleet.ReasonKind("open /etc/x"), fleet.ReasonKind("\x1b"), fleet.ReasonKind(strings.Repeat("x", 41))}
 			case operation.State:
 				bad = []any{operation.State(""), operation.Running, operation.Released}
 			case time.Time:

@@ -64,9 +64,9 @@ type Result struct {
 	State     State             `json:"state"` // held, failed or cancelled
 	Exit      int               `json:"exit"`
 	Signal    string            `json:"signal,omitempty"`
-	Stdout    fleet.Digest      `json:"stdout"` // commitment
-	Stderr    fleet.Digest      `json:"stderr"` // commitment
-	Reason    string            `json:"reason,omitempty"`
+	Stdout    fleet.Digest      `json:"stdout"`           // commitment
+	Stderr    fleet.Digest      `json:"stderr"`           // commitment
+	Reason    fleet.ReasonKind  `json:"reason,omitempty"` // why it failed or was cancelled: a word of a closed set, no text
 	Started   time.Time         `json:"started"`
 	Ended     time.Time         `json:"ended"`
 }
@@ -378,7 +378,7 @@ func (r Result) Check() error {
 	c.argv(r.Argv)
 	c.that(slices.Contains([]State{Held, Failed, Cancelled}, r.State), "state: a result is held, failed or cancelled, not %q", fault.Clip(string(r.State)))
 	c.that(len(r.Signal) <= maxSignal && legible(r.Signal), "signal: its name in at most %d bytes", maxSignal)
-	c.reason(r.Reason)
+	c.that(r.Reason.Check() == nil, "reason: a word of boundary.proto")
 	c.that(!r.Started.IsZero() && !r.Ended.Before(r.Started), "ended: must not be before started")
 	return c.err
 }

@@ -10,6 +10,7 @@ import (
 	"strconv"
 
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/manifest"
 )
 
@@ -76,5 +77,5 @@ func pick(given map[string]bool) (string, error) {
 			return addr, nil
 		}
 	}
-	return "", fault.New("workload.address", fault.Unavailable, "no loopback port between %d and %d is free", lowPort, highPort)
+	return "", fleet.Reason{Kind: fleet.NoPortFree}.With(fault.New("workload.address", fault.Unavailable, "no loopback port between %d and %d is free", lowPort, highPort))
 }

@@ -57,14 +57,17 @@ func (p *Process) Apply(ctx context.Context, plan manifest.Plan) error {
 // goBack returns to the last plan that was well.
 func (p *Process) goBack(from manifest.Plan, why error) error {
 	const op = "workload.Apply"
+	told := fleet.ReasonOf(why)
 	var good manifest.Plan
 	if raw := p.disk.get().Good; raw != nil && json.Unmarshal(raw, &good) == nil && good.Digest() != from.Digest() {
 		ctx, cancel := context.WithTimeout(p.base, 2*time.Minute)
 		defer cancel()
 		if err := p.reach(ctx, good); err == nil {
-			return fault.Because(why, op, fault.Of(why), "%s; version %s, the last that was well, runs on", fault.Text(why), good.AppVersion)
+			told.Runs = fleet.RunsPrevious
+			return told.With(fault.Because(why, op, fault.Of(why), "%s; version %s, the last that was well, runs on", fault.Text(why), good.AppVersion))
 		}
-		return fault.Because(why, op, fault.Of(why), "%s; and going back to version %s failed too", fault.Text(why), good.AppVersion)
+		told.Runs = fleet.RunsUnknown
+		return told.With(fault.Because(why, op, fault.Of(why), "%s; and going back to version %s failed too", fault.Text(why), good.AppVersion))
 	}
 	p.mu.Lock()
 	units := p.units
@@ -74,7 +77,8 @@ func (p *Process) goBack(from manifest.Plan, why error) error {
 	for i := len(units) - 1; i >= 0; i-- {
 		units[i].stop(context.Background())
 	}
-	return fault.Because(why, op, fault.Of(why), "%s; nothing runs, for there was no version before", fault.Text(why))
+	told.Runs = fleet.RunsNothing
+	return told.With(fault.Because(why, op, fault.Of(why), "%s; nothing runs, for there was no version before", fault.Text(why)))
 }
 
 // reach does the work of Apply in one direction.
@@ -86,11 +90,14 @@ func (p *Process) reach(ctx context.Context, plan manifest.Plan) error {
 	}
 	for _, s := range plan.Services {
 		if err := p.cfg.Artifacts.Unpack(s.Artifact, p.folder(s)); err != nil {
+			if k := fault.Of(err); k == fault.Invalid || k == fault.Internal {
+				return fleet.Reason{Kind: fleet.ArtifactDamaged, Service: s.Name}.With(err)
+			}
 			return err
 		}
 		for _, program := range s.Programs() { // before anything is replaced
 			if err := artifact.CheckProgram(p.folder(s), program); err != nil {
-				return fault.Because(err, "workload.Apply", fault.Invalid, "service %s: %s", s.Name, fault.Text(err))
+				return fleet.Reason{Kind: fleet.ProgramMissing, Service: s.Name}.With(fault.Because(err, "workload.Apply", fault.Invalid, "service %s: %s", s.Name, fault.Text(err)))
 			}
 		}
 	}
@@ -159,7 +166,7 @@ func (p *Process) place(ctx context.Context, plan manifest.Plan, s manifest.Serv
 		old.stop(ctx)
 	}
 	u := &unit{p: p, def: s, key: string(key), env: env, dir: p.folder(s), listen: map[int]string{}, halt: make(chan struct{}), ended: make(chan struct{}),
-		status: ServiceStatus{Name: s.Name, Since: p.cfg.Now(), Reason: "is starting"}}
+		status: ServiceStatus{Name: s.Name, Since: p.cfg.Now(), Reason: "is starting", Why: fleet.Reason{Kind: fleet.Starting, Service: s.Name}}}
 	if s.Limits != (manifest.Limits{}) {
 		u.note = "its limits are not enforced by this build"
 		p.cfg.Logger.Warn("limits are not enforced", "service", s.Name)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
 )
 
 // Limits of one Exec.
@@ -72,10 +73,11 @@ func (p *Process) Exec(ctx context.Context, service string, argv []string, l Lim
 	}
 	res.Started = p.cfg.Now()
 	if err := p.start(cmd); err != nil {
+		stays := u.because(fleet.NotStarted, 0)
 		if !l.Network && (errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOSPC)) {
-			return res, fault.Because(err, op, fault.Unavailable, "this host does not allow a program without network: declare the effect network, or allow user namespaces")
+			return res, stays.With(fault.Because(err, op, fault.Unavailable, "this host does not allow a program without network: declare the effect network, or allow user namespaces"))
 		}
-		return res, fault.Because(err, op, fault.Unavailable, "the program can't be started: %s", clip(errors.Unwrap(err)))
+		return res, stays.With(fault.Because(err, op, fault.Unavailable, "the program can't be started: %s", clip(errors.Unwrap(err))))
 	}
 	exited := make(chan struct{})
 	var wg sync.WaitGroup

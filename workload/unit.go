@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/manifest"
 )
 
@@ -48,6 +49,9 @@ const (
 	calm         = time.Minute // of running makes the next restart quick again
 )
 
+// again is before why a service ended, while it is starting anew.
+const again = "is starting again; before that, "
+
 // spawner starts processes from one thread that never ends before this process: the kernel sends the death signal when
 // the thread that forked ends.
 func (p *Process) spawner() {
@@ -70,8 +74,11 @@ func (u *unit) set(f func(*ServiceStatus)) {
 	defer u.p.mu.Unlock()
 	was := u.status
 	f(&u.status)
-	if u.status.Healthy && u.status.Reason == "" {
-		u.status.Reason = u.note
+	if u.status.Healthy {
+		u.status.Why = fleet.Reason{}
+		if u.status.Reason == "" && u.note != "" {
+			u.status.Reason, u.status.Why = u.note, u.because(fleet.LimitsIgnored, 0)
+		}
 	}
 	if was != u.status {
 		if was.Healthy != u.status.Healthy {
@@ -87,7 +94,7 @@ func (u *unit) supervise() {
 	backoff := firstBackoff
 	for {
 		began := time.Now()
-		why := u.once1()
+		why, kind := u.once1()
 		select {
 		case <-u.halt:
 			return
@@ -97,7 +104,7 @@ func (u *unit) supervise() {
 			backoff = firstBackoff
 		}
 		u.set(func(s *ServiceStatus) {
-			s.Healthy, s.PID, s.Reason = false, 0, why
+			s.Healthy, s.PID, s.Reason, s.Why = false, 0, why, kind
 			s.Restarts++
 		})
 		u.p.cfg.Logger.Warn("a service ended", "service", u.def.Name, "why", why, "again in", backoff)
@@ -110,8 +117,13 @@ func (u *unit) supervise() {
 	}
 }
 
+// because is a reason that is about this service.
+func (u *unit) because(k fleet.ReasonKind, number int) fleet.Reason {
+	return fleet.Reason{Kind: k, Service: u.def.Name, Number: int32(number)}
+}
+
 // once1 runs the service one time and says why it ended.
-func (u *unit) once1() string {
+func (u *unit) once1() (string, fleet.Reason) {
 	log := &serviceLog{path: filepath.Join(u.p.cfg.Dir, "log", u.def.Name+".log")}
 	if err := log.open(); err != nil {
 		u.p.cfg.Logger.Warn("the log of a service can't be written: it runs without", "service", u.def.Name, "err", err)
@@ -125,9 +137,16 @@ func (u *unit) once1() string {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	err := u.p.start(cmd)
 	if err != nil {
-		return "it can't be started: " + clip(errors.Unwrap(err))
+		return "it can't be started: " + clip(errors.Unwrap(err)), u.because(fleet.NotStarted, 0)
 	}
-	u.set(func(s *ServiceStatus) { s.PID, s.Reason = cmd.Process.Pid, "is starting" })
+	u.set(func(s *ServiceStatus) {
+		s.PID = cmd.Process.Pid
+		if s.Restarts == 0 {
+			s.Reason, s.Why = "is starting", u.because(fleet.Starting, 0)
+		} else { // how it ended last is what a person looks for
+			s.Reason = again + s.Reason
+		}
+	})
 	watch, stop := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	exited := make(chan struct{})
@@ -144,10 +163,14 @@ func (u *unit) once1() string {
 	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what is left of its group
 	stop()
 	wg.Wait()
-	if err == nil {
-		return "it ended by itself"
+	if st, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && st.Signaled() {
+		return "it ended: " + clip(err), u.because(fleet.Signalled, int(st.Signal()))
 	}
-	return "it ended: " + clip(err)
+	kind := u.because(fleet.Exited, cmd.ProcessState.ExitCode())
+	if err == nil {
+		return "it ended by itself", kind
+	}
+	return "it ended: " + clip(err), kind
 }
 
 func clip(err error) string {
@@ -202,7 +225,11 @@ func (u *unit) well(ctx context.Context) error {
 		case <-ctx.Done():
 			return fault.Because(ctx.Err(), op, fault.Unavailable, "the deploy was called off while service %s was starting", u.def.Name)
 		case <-t.C:
-			return fault.New(op, fault.Unavailable, "service %s was not healthy within %s: %s", u.def.Name, limit, s.Reason)
+			why := s.Why
+			if why.Kind == "" || why.Kind == fleet.Starting {
+				why = u.because(fleet.NotHealthyInTime, int(limit.Seconds()))
+			}
+			return why.With(fault.New(op, fault.Unavailable, "service %s was not healthy within %s: %s", u.def.Name, limit, s.Reason))
 		}
 	}
 }
@@ -218,7 +245,7 @@ func (u *unit) watch(ctx context.Context) {
 	defer tick.Stop()
 	for failures := 0; ; {
 		probe, cancel := context.WithTimeout(ctx, time.Duration(h.TimeoutMS)*time.Millisecond)
-		err := u.probe(probe)
+		status, err := u.probe(probe)
 		cancel()
 		if ctx.Err() != nil {
 			return
@@ -227,7 +254,9 @@ func (u *unit) watch(ctx context.Context) {
 			failures = 0
 			u.set(func(s *ServiceStatus) { s.Healthy, s.Reason = true, "" })
 		} else if failures++; failures >= h.Retries {
-			u.set(func(s *ServiceStatus) { s.Healthy, s.Reason = false, "its health check fails: "+fault.Text(err) })
+			u.set(func(s *ServiceStatus) {
+				s.Healthy, s.Reason, s.Why = false, "its health check fails: "+fault.Text(err), u.because(fleet.HealthFails, status)
+			})
 		}
 		select {
 		case <-ctx.Done():
@@ -237,8 +266,8 @@ func (u *unit) watch(ctx context.Context) {
 	}
 }
 
-// probe looks once.
-func (u *unit) probe(ctx context.Context) error {
+// probe looks once. status is that of an HTTP answer, 0 for none.
+func (u *unit) probe(ctx context.Context) (status int, err error) {
 	const op = "workload.probe"
 	h := u.def.Health
 	switch {
@@ -246,30 +275,30 @@ func (u *unit) probe(ctx context.Context) error {
 		cmd := exec.CommandContext(ctx, filepath.Join(u.dir, filepath.FromSlash(h.Exec[0])), h.Exec[1:]...)
 		cmd.Dir, cmd.Env, cmd.WaitDelay = u.dir, u.env, time.Second
 		if err := cmd.Run(); err != nil {
-			return fault.Because(err, op, fault.Unavailable, "the program says no")
+			return 0, fault.Because(err, op, fault.Unavailable, "the program says no")
 		}
-		return nil
+		return 0, nil
 	case h.HTTP != "":
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+u.listen[h.Port]+h.HTTP, nil)
 		if err != nil {
-			return fault.At(op, fault.Internal, err)
+			return 0, fault.At(op, fault.Internal, err)
 		}
 		c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 		res, err := c.Do(req)
 		if err != nil {
-			return fault.Because(err, op, fault.Unavailable, "no answer")
+			return 0, fault.Because(err, op, fault.Unavailable, "no answer")
 		}
 		res.Body.Close()
 		if res.StatusCode < 200 || res.StatusCode > 299 {
-			return fault.New(op, fault.Unavailable, "the answer is %d", res.StatusCode)
+			return res.StatusCode, fault.New(op, fault.Unavailable, "the answer is %d", res.StatusCode)
 		}
-		return nil
+		return 0, nil
 	}
 	c, err := new(net.Dialer).DialContext(ctx, "tcp", u.listen[h.Port])
 	if err != nil {
-		return fault.Because(err, op, fault.Unavailable, "the port takes no connection")
+		return 0, fault.Because(err, op, fault.Unavailable, "the port takes no connection")
 	}
-	return c.Close()
+	return 0, c.Close()
 }
 
 // maxLog is the size at which a service's log is moved aside, in bytes; one older file is kept.

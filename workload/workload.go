@@ -63,7 +63,8 @@ type ServiceStatus struct {
 	Restarts int
 	PID      int
 	Since    time.Time // of its being healthy, or not
-	Reason   string    // why it is not healthy, or what does not hold of its limits
+	Reason   string    // why it is not healthy, or what does not hold of its limits; it may name paths
+	Why      fleet.Reason
 }
 
 // Process is the process runtime. Its methods may be called concurrently.
@@ -167,6 +168,9 @@ func (p *Process) Status() Status {
 		s.Services = append(s.Services, u.status)
 		if last := &s.Services[len(s.Services)-1]; u.log.failing() {
 			last.Reason = strings.TrimPrefix(last.Reason+"; its log can't be written", "; ")
+			if last.Healthy {
+				last.Why = u.because(fleet.LogNotWritten, 0)
+			}
 		}
 	}
 	return s

@@ -50,7 +50,7 @@ func (a *app) operation() *cobra.Command {
 			return a.emit(all, func(w io.Writer) {
 				fmt.Fprintln(w, "ID\tSTATE\tREASON")
 				for _, o := range all {
-					fmt.Fprintf(w, "%s\t%s\t%s\n", o.GetId(), o.GetState(), o.GetReason())
+					fmt.Fprintf(w, "%s\t%s\t%s\n", o.GetId(), o.GetState(), became(o))
 				}
 			})
 		})
@@ -61,7 +61,7 @@ func (a *app) operation() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.emit(o, func(w io.Writer) { fmt.Fprintf(w, "%s\t%s\t%s\n", o.GetId(), o.GetState(), o.GetReason()) })
+			return a.emit(o, func(w io.Writer) { fmt.Fprintf(w, "%s\t%s\t%s\n", o.GetId(), o.GetState(), became(o)) })
 		})
 	show.Flags().StringVar(&to, "appliance", "", "of whom")
 	var out outputFlags
@@ -222,7 +222,7 @@ func (a *app) readOutput(ctx context.Context, v *vendor, f outputFlags, id strin
 		return err
 	}
 	if len(o.GetOutput()) == 0 {
-		return fault.New("demarc.output", fault.Denied, "the customer has not released the output of %s: it is %s %s", id, o.GetState(), o.GetReason())
+		return fault.New("demarc.output", fault.Denied, "the customer has not released the output of %s: it is %s %s", id, o.GetState(), became(o))
 	}
 	k, err := v.outputKeys(ctx, f)
 	if err != nil {

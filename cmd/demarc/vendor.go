@@ -97,9 +97,10 @@ func (a *app) appliance() *cobra.Command {
 				return err
 			}
 			return a.emit(all, func(w io.Writer) {
-				fmt.Fprintln(w, "APPLIANCE\tCUSTOMER\tPLATFORM\tSTATUS\tONLINE\tROUTE\tVERSION\tSTATE\tPOSTURE")
+				fmt.Fprintln(w, "APPLIANCE\tCUSTOMER\tPLATFORM\tSTATUS\tONLINE\tROUTE\tVERSION\tSTATE\tPOSTURE\tWHY")
 				for _, x := range all {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%v\t%s\t%s\t%s\t%s\n", x.GetName(), x.GetCustomer(), x.GetPlatform(), x.GetStatus(), x.GetOnline(), x.GetRoute(), x.GetVersion(), x.GetState(), x.GetPosture())
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%v\t%s\t%s\t%s\t%s\t%s\n", x.GetName(), x.GetCustomer(), x.GetPlatform(), x.GetStatus(), x.GetOnline(), x.GetRoute(),
+						x.GetVersion(), x.GetState(), x.GetPosture(), standing(x))
 				}
 			})
 		})
@@ -112,14 +113,20 @@ func (a *app) appliance() *cobra.Command {
 			return a.emit(x, func(w io.Writer) {
 				fmt.Fprintf(w, "appliance\t%s of %s, %s\nplatform\t%s\n", x.GetName(), x.GetCustomer(), x.GetStatus(), x.GetPlatform())
 				fmt.Fprintf(w, "channel\tonline %v, at node %s by %s\n", x.GetOnline(), x.GetNode(), x.GetRoute())
-				fmt.Fprintf(w, "deployment\t%s %s\t%s\n", x.GetVersion(), x.GetState(), x.GetReason())
+				fmt.Fprintf(w, "deployment\t%s %s\t%s\n", x.GetVersion(), x.GetState(), sentenceOf(x.GetWhy()))
+				if x.GetReason() != "" {
+					fmt.Fprintf(w, "banned\t%s\n", x.GetReason())
+				}
+				if o := x.GetOffer(); o != nil {
+					fmt.Fprintf(w, "waits\trelease %s: %s\n", fleet.Digest(o.GetRelease()).Short(), sentenceOf(o.GetWhy()))
+				}
 				fmt.Fprintf(w, "posture\t%s\n", x.GetPosture())
 				for _, r := range x.GetRoads() {
 					says, do := mesh.Reason(r.GetReason()).Sentence()
 					fmt.Fprintf(w, "road\t%s\tdoes not work (%s): %s; at the customer: %s\n", r.GetKind(), r.GetReason(), says, do)
 				}
 				for _, s := range x.GetServices() {
-					fmt.Fprintf(w, "service\t%s\thealthy %v, restarts %d\n", s.GetName(), s.GetHealthy(), s.GetRestarts())
+					fmt.Fprintf(w, "service\t%s\thealthy %v, restarts %d\t%s\n", s.GetName(), s.GetHealthy(), s.GetRestarts(), sentenceOf(s.GetWhy()))
 				}
 				for _, s := range x.GetSecrets() {
 					fmt.Fprintf(w, "secret\t%s\tpresent %v\n", s.GetName(), s.GetPresent())

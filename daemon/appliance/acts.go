@@ -32,12 +32,12 @@ func (c BeginDeploy) Apply(s *State, m ledger.Meta) (none, error) {
 		return none{}, fault.New(op, fault.Conflict, "another approval took the place of this one")
 	}
 	if !m.At.Before(s.Approved.NotAfter) {
-		return none{}, fault.New(op, fault.Expired, "the approval of this plan ended at %s, before the deploy began: look at it again (demarc review) and approve it anew",
-			s.Approved.NotAfter.UTC().Format(time.RFC3339))
+		return none{}, fleet.Reason{Kind: fleet.ApprovalEnded}.With(fault.New(op, fault.Expired,
+			"the approval of this plan ended at %s, before the deploy began: look at it again (demarc review) and approve it anew", s.Approved.NotAfter.UTC().Format(time.RFC3339)))
 	}
 	if s.Deploy.Approval == c.Approval && s.Deploy.State == fleet.StateDeploying {
 		if why := s.deployEnds(m.At); why != "" {
-			return none{}, fault.New(op, fault.Denied, "%s", why)
+			return none{}, consentEnded.With(fault.New(op, fault.Denied, "%s", why))
 		}
 		return none{}, nil
 	}
@@ -46,14 +46,14 @@ func (c BeginDeploy) Apply(s *State, m ledger.Meta) (none, error) {
 		return none{}, fault.At(op, "", err)
 	}
 	if plan.Digest() != s.Approved.Plan {
-		return none{}, fault.New(op, fault.Conflict, "the release compiles to another plan than the one that was approved: review again")
+		return none{}, planChanged.With(fault.New(op, fault.Conflict, "the release compiles to another plan than the one that was approved: review again"))
 	}
 	grants := s.Grants
 	var used []string
 	for _, p := range s.phases() {
 		d := grant.Decide(grant.Input{Appliance: s.Appliance, Phase: p, Now: m.At}, grants)
 		if !d.Allow {
-			return none{}, fault.New(op, fault.Denied, "%s", d.Why)
+			return none{}, notGranted.With(fault.New(op, fault.Denied, "%s", d.Why))
 		}
 		if grants, err = grants.Use(d.Grant, m.At); err != nil {
 			return none{}, fault.At(op, "", err)
@@ -63,6 +63,16 @@ func (c BeginDeploy) Apply(s *State, m ledger.Meta) (none, error) {
 	s.Grants, s.Approved.Grants = grants, used
 	return none{}, s.deployed(Deploy{Approval: c.Approval, Release: o.Digest, Version: rel.Version, Plan: s.Approved.Plan, State: fleet.StateDeploying}, m)
 }
+
+// Reasons that are met in more than one place.
+var (
+	consentEnded = fleet.Reason{Kind: fleet.ConsentEnded}
+	notGranted   = fleet.Reason{Kind: fleet.NotGranted}
+	planChanged  = fleet.Reason{Kind: fleet.PlanChanged}
+	wrongTime    = fleet.Reason{Kind: fleet.WrongTime}
+	askerUnknown = fleet.Reason{Kind: fleet.AskerUnknown}
+	tooManyOpen  = fleet.Reason{Kind: fleet.TooManyOpen}
+)
 
 // deployEnds says why the deploy that began may not go on, "" if it may: one of the grants that it was counted on was revoked or
 // has ended, or a deny forbids it.
@@ -78,9 +88,10 @@ func (s State) deployEnds(at time.Time) string {
 
 // EndDeploy records where a deployment stands.
 type EndDeploy struct {
-	Approval string      `json:"approval"`
-	State    fleet.State `json:"state"` // waiting, deployed, degraded or failed
-	Reason   string      `json:"reason,omitempty"`
+	Approval string       `json:"approval"`
+	State    fleet.State  `json:"state"`            // waiting, deployed, degraded or failed
+	Reason   string       `json:"reason,omitempty"` // see [Deploy]
+	Why      fleet.Reason `json:"why,omitzero"`
 }
 
 // Kind names the change in the log.
@@ -107,14 +118,15 @@ func (c EndDeploy) Apply(s *State, m ledger.Meta) (none, error) {
 	if c.State == fleet.StateDeployed {
 		s.Good = a
 	}
-	return none{}, s.deployed(Deploy{Approval: a.ID, Release: a.Release, Version: o.Version, Plan: a.Plan, State: c.State, Reason: c.Reason}, m)
+	return none{}, s.deployed(Deploy{Approval: a.ID, Release: a.Release, Version: o.Version, Plan: a.Plan, State: c.State, Reason: c.Reason, Why: c.Why.Clipped()}, m)
 }
 
 func (s *State) deployed(d Deploy, m ledger.Meta) error {
-	if s.Deploy == d {
+	was := s.Deploy
+	s.Deploy = d
+	if was.told() == d.told() {
 		return nil
 	}
-	s.Deploy = d
 	if !s.may(fleet.Observe, m.At).Allow {
 		return nil
 	}
@@ -147,23 +159,23 @@ func (c Start) Apply(s *State, m ledger.Meta) (operation.State, error) {
 		return "", fault.At(op, fault.Internal, err)
 	}
 	if unnamed != nil {
-		return operation.Cancelled, s.move(&o, operation.Stop, fault.Text(unnamed), m, nil, nil)
+		return operation.Cancelled, s.move(&o, operation.Stop, owing(unnamed), m, nil, nil)
 	}
 	if !m.At.Before(r.NotAfter) || !m.At.Before(a.NotAfter) {
-		err := s.move(&o, operation.Expire, "its time ran out before it began", m, nil, nil)
+		err := s.move(&o, operation.Expire, grounds{fleet.Reason{Kind: fleet.RequestEnded}, "its time ran out before it began"}, m, nil, nil)
 		return operation.Expired, err
 	}
 	t, err := s.template(r)
 	if err == nil {
 		d := s.decide(r, who, t, m.At, t.Limit())
 		if !d.Allow {
-			err = fault.New(op, fault.Denied, "%s", d.Why)
+			err = notGranted.With(fault.New(op, fault.Denied, "%s", d.Why))
 		} else if s.Grants, err = s.Grants.Use(d.Grant, m.At); err == nil {
 			o.Grant, o.Started = d.Grant, m.At
-			return operation.Running, s.move(&o, operation.Start, "", m, nil, nil)
+			return operation.Running, s.move(&o, operation.Start, grounds{}, m, nil, nil)
 		}
 	}
-	return operation.Cancelled, s.move(&o, operation.Stop, fault.Text(err), m, nil, nil)
+	return operation.Cancelled, s.move(&o, operation.Stop, owing(err), m, nil, nil)
 }
 
 // Finish records the sealed result of an operation, and its output, encrypted to the customer.
@@ -171,8 +183,10 @@ type Finish struct {
 	ID     string `json:"id"`
 	Result []byte `json:"result"`
 	Output []byte `json:"output,omitempty"`
-	Failed string `json:"failed,omitempty"` // why it did not come to its end
+	Failed string `json:"failed,omitempty"` // why it did not come to its end, for the customer
 	Lapsed string `json:"lapsed,omitempty"` // its grant ended while it ran, and it was killed: in place of Failed
+
+	Why fleet.Reason `json:"why,omitzero"` // with Failed or Lapsed: what the vendor is told of it
 }
 
 // Kind names the change in the log.
@@ -189,7 +203,9 @@ func (c Finish) Record() any {
 		Output *ledger.Cut `json:"output,omitempty"`
 		Failed string      `json:"failed,omitempty"`
 		Lapsed string      `json:"lapsed,omitempty"`
-	}{c.ID, c.Result, ledger.CutOf(c.Output), c.Failed, c.Lapsed}
+
+		Why fleet.Reason `json:"why,omitzero"`
+	}{c.ID, c.Result, ledger.CutOf(c.Output), c.Failed, c.Lapsed, c.Why}
 }
 
 // Apply holds the output. For an operation that was cancelled while it ran, the result is kept as evidence and the output
@@ -207,15 +223,15 @@ func (c Finish) Apply(s *State, m ledger.Meta) (operation.State, error) {
 	switch {
 	case o.State == operation.Cancelled:
 		s.operations = s.operations.Set(o.ID, o)
-		s.report(Report{At: m.At, Operation: &OperationReport{ID: o.ID, State: string(o.State), Reason: o.Reason, Statement: c.Result}})
+		s.report(Report{At: m.At, Operation: &OperationReport{ID: o.ID, State: string(o.State), Statement: c.Result}})
 		return o.State, nil
 	case c.Lapsed != "":
-		return operation.Cancelled, s.move(&o, operation.Stop, c.Lapsed, m, c.Result, nil)
+		return operation.Cancelled, s.move(&o, operation.Stop, grounds{c.Why, c.Lapsed}, m, c.Result, nil)
 	case c.Failed != "":
-		return operation.Failed, s.move(&o, operation.Fail, c.Failed, m, c.Result, nil)
+		return operation.Failed, s.move(&o, operation.Fail, grounds{c.Why, c.Failed}, m, c.Result, nil)
 	}
 	o.Output = c.Output
-	return operation.Held, s.move(&o, operation.Finish, "", m, c.Result, nil)
+	return operation.Held, s.move(&o, operation.Finish, grounds{}, m, c.Result, nil)
 }
 
 // Expire ends what waited too long for an answer.
@@ -239,5 +255,5 @@ func (c Expire) Apply(s *State, m ledger.Meta) (none, error) {
 	if m.At.Before(r.NotAfter) {
 		return none{}, fault.New("operation.expire", fault.Conflict, "it is good until %s", r.NotAfter.Format(time.RFC3339))
 	}
-	return none{}, s.move(&o, operation.Expire, "nobody answered in time", m, nil, nil)
+	return none{}, s.move(&o, operation.Expire, grounds{fleet.Reason{Kind: fleet.NotAnswered}, "nobody answered in time"}, m, nil, nil)
 }

@@ -271,7 +271,7 @@ func TestTheCustomersWordHasRoom(t *testing.T) {
 		}
 		if i%20 == 0 {
 			must(t, mem, appliance.Observe{Status: appliance.Status{Services: []appliance.ServiceHealth{{Name: "web", Restarts: uint32(i)}}}})
-			must(t, mem, appliance.EndDeploy{Approval: id, State: fleet.StateDegraded, Reason: fmt.Sprint(i)})
+			must(t, mem, appliance.EndDeploy{Approval: id, State: fleet.StateDegraded, Why: fleet.Reason{Kind: fleet.Exited, Number: int32(i)}})
 			take(t, mem, appliance.Take{Witnessed: []byte("note")})
 			take(t, mem, appliance.Take{Operation: []byte("nonsense")})
 		}
@@ -316,22 +316,22 @@ func TestTheNewestIsToldAtLast(t *testing.T) {
 	id := o.book.View().Good.ID
 	for i := range 2 * appliance.MaxDeployEdges {
 		must(t, o, appliance.Observe{Status: appliance.Status{Services: []appliance.ServiceHealth{{Name: "web", Restarts: uint32(i)}}}})
-		must(t, o, appliance.EndDeploy{Approval: id, State: fleet.StateDegraded, Reason: fmt.Sprint(i)})
+		must(t, o, appliance.EndDeploy{Approval: id, State: fleet.StateDegraded, Why: fleet.Reason{Kind: fleet.Exited, Number: int32(i)}})
 	}
 	before := o.book.View().ReportsSent()
 	must(t, o, appliance.ReportsDone{Upto: before})
 	var restarts uint32
-	reason := ""
+	var reason int32
 	for _, r := range o.book.View().Reports {
 		if r.Status != nil {
 			restarts = r.Status.Services[0].Restarts
 		}
 		if r.Deploy != nil {
-			reason = r.Deploy.Reason
+			reason = r.Deploy.Why.Number
 		}
 	}
-	if n := len(o.book.View().Reports); n != 2 || restarts != 2*appliance.MaxDeployEdges-1 || reason != fmt.Sprint(2*appliance.MaxDeployEdges-1) {
-		t.Errorf("%d reports, %d restarts, %q", n, restarts, reason)
+	if n := len(o.book.View().Reports); n != 2 || restarts != 2*appliance.MaxDeployEdges-1 || reason != 2*appliance.MaxDeployEdges-1 {
+		t.Errorf("%d reports, %d restarts, %d", n, restarts, reason)
 	}
 	must(t, o, appliance.ReportsDone{Upto: before + 2})
 	if n := len(o.book.View().Reports); n != 0 {

@@ -233,14 +233,23 @@ func keep(kept [][]byte, b []byte) [][]byte {
 	return kept[max(0, len(kept)-MaxWitnessed):]
 }
 
+// grounds are why an operation is as it is: what the vendor is told, and the sentence of the customer's side.
+type grounds struct {
+	why  fleet.Reason
+	said string
+}
+
+// owing is the reason that an error has.
+func owing(err error) grounds { return grounds{fleet.ReasonOf(err), fault.Text(err)} }
+
 // move makes the next state of an operation, and reports it with a statement where there is one.
-func (s *State) move(o *Operation, e operation.Event, reason string, m ledger.Meta, statement, output []byte) error {
+func (s *State) move(o *Operation, e operation.Event, b grounds, m ledger.Meta, statement, output []byte) error {
 	next, err := operation.Next(o.State, e)
 	if err != nil {
 		return err
 	}
-	o.State, o.Reason = next, reason
+	o.State, o.Reason = next, b.said
 	s.operations = s.operations.Set(o.ID, *o)
-	s.report(Report{At: m.At, Operation: &OperationReport{ID: o.ID, State: string(next), Reason: reason, Statement: statement, Output: output}})
+	s.report(Report{At: m.At, Operation: &OperationReport{ID: o.ID, State: string(next), Why: b.why.Clipped(), Statement: statement, Output: output}})
 	return nil
 }

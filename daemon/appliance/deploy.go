@@ -18,6 +18,7 @@ import (
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/manifest"
+	"github.com/demarc-dev/demarc/workload"
 )
 
 // lookEvery is how often the world is looked at that gives no word of its own: the store of secrets.
@@ -118,29 +119,36 @@ func (r *rounds) hold(ctx context.Context, page State) error {
 		return nil
 	}
 	if r.applied != page.Good.ID {
-		plan, _, _, err := r.a.plan(page, page.Good.Release)
-		if err != nil {
-			return err
-		}
-		if plan.Digest() != page.Good.Plan {
-			return fault.New("appliance.hold", fault.Internal, "this build compiles release %s to another plan than the one that was approved: approve it again", page.Good.Release.Short())
-		}
-		if err := r.a.run.Apply(ctx, plan); err != nil {
-			return err
+		if err := r.again(ctx, page); err != nil {
+			if ctx.Err() != nil || page.Deploy.Approval != page.Good.ID {
+				return err
+			}
+			return errors.Join(err, r.tell(ctx, page.Good.ID, fleet.StateDegraded, owing(err)))
 		}
 		r.applied = page.Good.ID
 	}
 	if page.Deploy.Approval != page.Good.ID {
 		return nil // a newer one failed: that is what is to be told
 	}
-	state, reason := fleet.StateDeployed, ""
 	for _, s := range r.a.run.Status().Services {
 		if !s.Healthy {
-			state, reason = fleet.StateDegraded, fmt.Sprintf("service %s is not healthy", s.Name)
-			break
+			return r.tell(ctx, page.Good.ID, fleet.StateDegraded, grounds{ill(s), fmt.Sprintf("service %s is not healthy: %s", s.Name, s.Reason)})
 		}
 	}
-	return r.tell(ctx, page.Good.ID, state, reason)
+	return r.tell(ctx, page.Good.ID, fleet.StateDeployed, grounds{})
+}
+
+// again has the last good plan run, as after a restart.
+func (r *rounds) again(ctx context.Context, page State) error {
+	plan, _, _, err := r.a.plan(page, page.Good.Release)
+	if err != nil {
+		return err
+	}
+	if plan.Digest() != page.Good.Plan {
+		return planChanged.With(fault.New("appliance.hold", fault.Internal,
+			"this build compiles release %s to another plan than the one that was approved: approve it again", page.Good.Release.Short()))
+	}
+	return r.a.run.Apply(ctx, plan)
 }
 
 // advance does the next step towards an approved plan.
@@ -158,17 +166,18 @@ func (r *rounds) advance(ctx context.Context, page State, next Approved) error {
 	}
 	plan, rel, _, err := r.a.plan(page, next.Release)
 	if err != nil {
-		return err
+		return r.tell(ctx, next.ID, fleet.StateWaiting, owing(err))
 	}
 	if err := r.bring(ctx, next.ID, rel); err != nil {
-		return r.tell(ctx, next.ID, fleet.StateWaiting, fault.Text(err))
+		return r.tell(ctx, next.ID, fleet.StateWaiting, owing(err))
 	}
 	missing, err := r.a.run.Missing(plan)
 	if err != nil {
-		return err
+		return r.tell(ctx, next.ID, fleet.StateWaiting, grounds{fleet.Reason{Kind: fleet.SecretUnknown}, fault.Text(err)})
 	}
 	if len(missing) > 0 {
-		return r.tell(ctx, next.ID, fleet.StateWaiting, r.a.missingSentence(missing))
+		why := fleet.Reason{Kind: fleet.SecretMissing, Secret: missing[0].Name, Number: int32(len(missing))}
+		return r.tell(ctx, next.ID, fleet.StateWaiting, grounds{why, r.a.missingSentence(missing)})
 	}
 	if err := r.begin(ctx, page, next); err != nil {
 		return err
@@ -183,10 +192,10 @@ func (r *rounds) advance(ctx context.Context, page State, next Approved) error {
 	r.applied = ""
 	if err != nil {
 		r.a.log.Warn("a deploy failed", "version", rel.Version, "err", err)
-		return r.tell(ctx, next.ID, fleet.StateFailed, fault.Text(err))
+		return r.tell(ctx, next.ID, fleet.StateFailed, owing(err))
 	}
 	r.applied = next.ID
-	return r.tell(ctx, next.ID, fleet.StateDeployed, "")
+	return r.tell(ctx, next.ID, fleet.StateDeployed, grounds{})
 }
 
 // begin asks the book whether a deploy may begin, and tells why it may not. What a grant could still allow waits; an approval
@@ -199,14 +208,18 @@ func (r *rounds) begin(ctx context.Context, page State, next Approved) error {
 		_, err = submit(ctx, r.a, BeginDeploy{Approval: next.ID})
 	}
 	interrupted := page.Deploy.Approval == next.ID && page.Deploy.State == fleet.StateDeploying
+	why := grounds{fleet.ReasonOf(err), fault.Text(err)}
+	if _, now := (BeginDeploy{Approval: next.ID}).Apply(&page, r.a.meta("")); now != nil { // an answer of the book has no reason
+		why.why = fleet.ReasonOf(now)
+	}
 	switch kind := fault.Of(err); {
 	case err == nil:
 		return nil
 	case kind == fault.Expired || kind == fault.Denied && interrupted:
-		return r.tell(ctx, next.ID, fleet.StateFailed, fault.Text(err))
+		return r.tell(ctx, next.ID, fleet.StateFailed, why)
 	case kind == fault.Denied || kind == fault.Conflict || kind == fault.NotFound:
 		r.refused.approval, r.refused.index, r.refused.until = next.ID, index, time.Now().Add(grantEvery)
-		return r.tell(ctx, next.ID, fleet.StateWaiting, fault.Text(err))
+		return r.tell(ctx, next.ID, fleet.StateWaiting, why)
 	}
 	return err
 }
@@ -230,7 +243,7 @@ func (r *rounds) apply(ctx context.Context, plan manifest.Plan) error {
 	page := r.a.book.View()
 	ctx, stop := r.a.while(ctx, page.Approved.Grants, func(now time.Time) error {
 		if why := r.a.book.View().deployEnds(now); why != "" {
-			return fault.New("appliance.apply", fault.Denied, "%s", why)
+			return consentEnded.With(fault.New("appliance.apply", fault.Denied, "%s", why))
 		}
 		return nil
 	})
@@ -243,13 +256,22 @@ func (r *rounds) apply(ctx context.Context, plan manifest.Plan) error {
 }
 
 // tell puts an edge on record where it is one.
-func (r *rounds) tell(ctx context.Context, approval string, state fleet.State, reason string) error {
-	d := r.a.book.View().Deploy
-	if d.Approval == approval && d.State == state && d.Reason == reason {
+func (r *rounds) tell(ctx context.Context, approval string, state fleet.State, g grounds) error {
+	page := r.a.book.View()
+	d := page.Deploy
+	if d.Approval == approval && d.State == state && d.Reason == g.said {
 		return nil
 	}
-	_, err := attempt(ctx, r.a, EndDeploy{Approval: approval, State: state, Reason: reason})
+	_, err := attempt(ctx, r.a, EndDeploy{Approval: approval, State: state, Reason: g.said, Why: r.a.names(page).reason(g.why)})
 	return err
+}
+
+// ill is the reason of a service that is not healthy.
+func ill(s workload.ServiceStatus) fleet.Reason {
+	if s.Why.Kind == "" {
+		return fleet.Reason{Kind: fleet.Unhealthy, Service: s.Name}
+	}
+	return s.Why
 }
 
 // missingSentence says which command creates what is missing.
@@ -281,9 +303,10 @@ func (a *Appliance) fetchAll(ctx context.Context, rel manifest.Release) error {
 // fetch streams one artifact, going on where an earlier try ended.
 func (a *Appliance) fetch(ctx context.Context, d fleet.Digest) error {
 	const op = "appliance.fetch"
+	absent := fleet.Reason{Kind: fleet.ArtifactMissing}
 	l := a.link.Load()
 	if l == nil {
-		return fault.New(op, fault.Unavailable, "artifact %s is not here yet, and the control plane is not reached", d.Short())
+		return absent.With(fault.New(op, fault.Unavailable, "artifact %s is not here yet, and the control plane is not reached", d.Short()))
 	}
 	p, err := a.store.Begin(d)
 	if err != nil {
@@ -293,7 +316,7 @@ func (a *Appliance) fetch(ctx context.Context, d fleet.Digest) error {
 	client := l.boundary(1 << 20)
 	stream, err := client.Artifact(ctx, connect.NewRequest(&boundaryv1.ArtifactRequest{Digest: string(d), Offset: p.Offset()}))
 	if err != nil {
-		return api.FromWire(op, err)
+		return absent.With(api.FromWire(op, err))
 	}
 	defer stream.Close()
 	for stream.Receive() {
@@ -302,17 +325,27 @@ func (a *Appliance) fetch(ctx context.Context, d fleet.Digest) error {
 		}
 	}
 	if err := stream.Err(); err != nil && !errors.Is(err, io.EOF) {
-		return api.FromWire(op, err)
+		return absent.With(api.FromWire(op, err))
 	}
-	return p.Commit()
+	if err = p.Commit(); fault.Of(err) == fault.Invalid {
+		return fleet.Reason{Kind: fleet.ArtifactDamaged}.With(err)
+	}
+	return err
 }
 
 // observe puts a change of health, presence or posture on record.
 func (a *Appliance) observe(ctx context.Context) error {
 	page := a.book.View()
 	now := Status{Posture: page.Posture.Exposure, Roads: a.ill.look(a.cfg.Transports, a.roadErr, a.now())}
+	if o, ok := page.waits(); ok {
+		now.Offer = OfferWaits{Release: o.Digest, Why: fleet.Reason{Kind: fleet.NotApproved}}
+	}
 	for _, s := range a.run.Status().Services {
-		now.Services = append(now.Services, ServiceHealth{Name: s.Name, Healthy: s.Healthy, Restarts: uint32(s.Restarts)})
+		h := ServiceHealth{Name: s.Name, Healthy: s.Healthy, Restarts: uint32(s.Restarts), Why: s.Why}
+		if !s.Healthy {
+			h.Why = ill(s)
+		}
+		now.Services = append(now.Services, h)
 	}
 	if d := page.current(); d != "" {
 		plan, _, _, err := a.plan(page, d)
@@ -322,12 +355,14 @@ func (a *Appliance) observe(ctx context.Context) error {
 		for _, s := range plan.Secrets {
 			there, err := a.secret.Present(s.Store)
 			if err != nil {
-				return err
+				continue // that it can't be told is the reason of the deployment, and on the customer's own page
 			}
 			now.Secrets = append(now.Secrets, Presence{s.Name, there})
 		}
 	}
-	if page.Status.Posture == now.Posture && slices.Equal(page.Status.Services, now.Services) && slices.Equal(page.Status.Secrets, now.Secrets) && slices.Equal(page.Status.Roads, now.Roads) {
+	now = a.names(page).told(now)
+	if page.Status.Posture == now.Posture && slices.Equal(page.Status.Services, now.Services) && slices.Equal(page.Status.Secrets, now.Secrets) && slices.Equal(page.Status.Roads, now.Roads) &&
+		page.Status.Offer == now.Offer {
 		return nil
 	}
 	var err error
@@ -337,6 +372,12 @@ func (a *Appliance) observe(ctx context.Context) error {
 		_, err = attempt(ctx, a, ObserveRoads{Status: now})
 	}
 	return err
+}
+
+// waits returns the newest offer if it waits for the customer's approval.
+func (s State) waits() (Offer, bool) {
+	o, err := s.Offer("")
+	return o, err == nil && o.Digest != s.Approved.Release && o.Digest != s.Good.Release
 }
 
 // current is the release whose secrets matter: the one that is being deployed, or the one that runs.

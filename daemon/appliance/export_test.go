@@ -6,6 +6,7 @@ import (
 	"context"
 	"time"
 
+	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/daemon"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ingress"
@@ -70,6 +71,9 @@ func (a *Appliance) SetPosture(ctx context.Context, p fleet.Posture) error {
 
 // Doors are those of the plan that stands.
 func (a *Appliance) Doors() []ingress.Door { return a.gate.Plan().Doors }
+
+// ToWire is the message of a report.
+func (r Report) ToWire(number uint64) *boundaryv1.Report { return r.toWire(number) }
 
 // PlanOf is the plan of an offered release, as the loops have it.
 func (a *Appliance) PlanOf(d fleet.Digest) manifest.Plan {

@@ -55,12 +55,12 @@ func (a *Appliance) takeOrder(ctx context.Context, o *boundaryv1.Order) (uint64,
 	t := a.take(o)
 	took, err := foresee(a, t)
 	if err != nil {
-		t.leaveOut(o, fault.Text(err))
+		t.leaveOut(o, owing(err))
 		took, err = attempt(ctx, a, t)
 		return took.Done, err
 	}
 	if took.Reason != "" {
-		t.leaveOut(o, took.Reason)
+		t.leaveOut(o, grounds{took.Why, took.Reason})
 		a.log.Warn("an order came to nothing", "number", o.GetNumber(), "reason", took.Reason)
 	}
 	if err := a.intake.wait(ctx, t.size(), t.Refused != ""); err != nil {
@@ -75,7 +75,7 @@ func (a *Appliance) takeOrder(ctx context.Context, o *boundaryv1.Order) (uint64,
 func (a *Appliance) take(o *boundaryv1.Order) Take {
 	t := Take{Number: o.GetNumber(), Epoch: o.GetEpoch().GetNumber()}
 	refuse := func(format string, args ...any) Take {
-		t.leaveOut(o, fault.Text(fault.New("appliance.take", fault.Invalid, format, args...)))
+		t.leaveOut(o, owing(fault.New("appliance.take", fault.Invalid, format, args...)))
 		return t
 	}
 	switch body := o.GetBody().(type) {
@@ -120,11 +120,11 @@ func (a *Appliance) take(o *boundaryv1.Order) Take {
 }
 
 // leaveOut makes the change one that says why nothing comes of the order, and names its body in place of holding it.
-func (t *Take) leaveOut(o *boundaryv1.Order, why string) {
+func (t *Take) leaveOut(o *boundaryv1.Order, b grounds) {
 	if t.Left != nil {
 		return
 	}
-	*t = Take{Number: t.Number, Epoch: t.Epoch, Refused: fault.ClipTo(why, channel.MaxSentence-cut)}
+	*t = Take{Number: t.Number, Epoch: t.Epoch, Refused: fault.ClipTo(b.said, channel.MaxSentence-cut), Why: b.why}
 	left := func(what string, b []byte) {
 		t.Left = &LeftOut{What: what, Digest: fleet.DigestOf(b), Size: len(b)}
 	}

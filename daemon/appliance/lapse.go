@@ -80,7 +80,7 @@ func (a *Appliance) firstEnd(grants []string) (end, until time.Time) {
 func (s State) lapsed(grant string, now time.Time) error {
 	for _, h := range s.Grants.Held {
 		if u := h.Grant.Until; h.ID == grant && !u.IsZero() && !now.Before(u) {
-			return fault.New("appliance.exec", fault.Expired, "its grant ended at %s while it ran: it was killed", u.UTC().Format(time.RFC3339))
+			return consentEnded.With(fault.New("appliance.exec", fault.Expired, "its grant ended at %s while it ran: it was killed", u.UTC().Format(time.RFC3339)))
 		}
 	}
 	return nil

@@ -276,7 +276,7 @@ func TestWhatIsCarriedOutIsWhatWasApproved(t *testing.T) {
 	if err := appliance.Bare(o.book, run, o.now).Hold(t.Context(), page); err != nil || len(run.plans()) != 1 {
 		t.Fatalf("%v, %d plans", err, len(run.plans()))
 	}
-	page.Good.Plan = fleet.DigestOf([]byte("another plan"))
+	page.Good.Plan, page.Deploy.Approval = fleet.DigestOf([]byte("another plan")), "a newer one"
 	run = newFakeRun()
 	if err := appliance.Bare(o.book, run, o.now).Hold(t.Context(), page); err == nil || len(run.plans()) != 0 {
 		t.Errorf("%v, %d plans", err, len(run.plans()))

@@ -56,7 +56,7 @@ func (a *Appliance) operate(ctx context.Context, ready func()) error {
 	for _, o := range a.book.View().Operations() {
 		if o.State == operation.Running { // of an earlier process: its own processes are gone
 			a.running.wg.Go(func() {
-				if err := a.finish(ctx, o, workload.ExecResult{}, "the appliance was started anew while it ran", ""); a.odd(ctx, err) {
+				if err := a.finish(ctx, o, workload.ExecResult{}, ending{failed: grounds{fleet.Reason{Kind: fleet.Restarted}, "the appliance was started anew while it ran"}}); a.odd(ctx, err) {
 					a.log.Error("the end of an operation is not on record", "id", o.ID, "err", err)
 				}
 			})
@@ -145,7 +145,7 @@ func (a *Appliance) exec(ctx, all context.Context, o Operation, l *act) error {
 	var res workload.ExecResult
 	// The act is registered by now: a revocation that came earlier is seen here, a later one finds it.
 	if o.State != operation.Running {
-		err = fault.New("appliance.exec", fault.Denied, "the consent was revoked before it began")
+		err = fleet.Reason{Kind: fleet.ConsentRevoked}.With(fault.New("appliance.exec", fault.Denied, "the consent was revoked before it began"))
 	}
 	ctx, stop := a.while(ctx, []string{o.Grant}, func(now time.Time) error { return a.book.View().lapsed(o.Grant, now) })
 	defer stop()
@@ -154,62 +154,70 @@ func (a *Appliance) exec(ctx, all context.Context, o Operation, l *act) error {
 			Credentials: t.Effects.Credentials, Writes: t.Effects.Writes})
 	}
 	ended()
-	failed, lapsed := "", ""
+	var end ending
 	switch cause := context.Cause(ctx); {
 	case fault.Of(cause) == fault.Expired && (err != nil || res.Killed):
-		lapsed = fault.Text(cause)
+		end.lapsed = owing(cause)
 	case err != nil:
-		failed = fault.Text(err)
+		end.failed = owing(err)
 	case res.TimedOut:
-		failed = "its time was up: it was killed"
+		end.failed = grounds{fleet.Reason{Kind: fleet.TimedOut}, "its time was up: it was killed"}
 	case res.Killed:
-		failed = "it was killed"
+		end.failed = grounds{fleet.Reason{Kind: fleet.WasKilled}, "it was killed"}
 	}
-	return a.finish(all, o, res, failed, lapsed)
+	return a.finish(all, o, res, end)
 }
+
+// ending is why an operation did not come to its own end: it failed, or its grant lapsed.
+type ending struct{ failed, lapsed grounds }
 
 // finish signs the result of an operation that came to its end, failed, or was killed because its grant lapsed, encrypts the
 // output to the customer, and puts both into the book, as soon as its disk takes them.
-func (a *Appliance) finish(ctx context.Context, o Operation, res workload.ExecResult, failed, lapsed string) error {
+func (a *Appliance) finish(ctx context.Context, o Operation, res workload.ExecResult, end ending) error {
 	began := o.Started.UTC()
 	now := a.now().UTC()
 	if now.Before(began) {
 		now = began // the clock was set back while it ran
 	}
 	state := operation.Held
-	if failed != "" {
+	why := end.failed.why
+	if end.failed.said != "" {
 		state = operation.Failed
 	}
-	if lapsed != "" {
-		state = operation.Cancelled
+	if end.lapsed.said != "" {
+		state, why = operation.Cancelled, end.lapsed.why
 	}
 	if cur, err := a.book.View().Operation(o.ID); err == nil && cur.State == operation.Cancelled {
 		state = operation.Cancelled
 	}
 	r := operation.Result{ID: o.ID, Appliance: a.book.View().Appliance, Request: fleet.DigestOf(o.Request), Approval: fleet.DigestOf(o.Approval),
-		Argv: o.Argv, State: state, Exit: res.Exit, Signal: res.Signal, Reason: clipSentence(failed + lapsed), Started: began, Ended: now}
-	sealed, hidden, failed, err := a.result(r, res)
+		Argv: o.Argv, State: state, Exit: res.Exit, Signal: res.Signal, Reason: why.Kind, Started: began, Ended: now}
+	sealed, hidden, kept, err := a.result(r, res)
 	if err != nil {
 		return err
 	}
-	_, err = persist(ctx, a, Finish{ID: o.ID, Result: sealed, Output: hidden, Failed: failed, Lapsed: lapsed})
+	if kept != nil {
+		end.failed = grounds{fleet.Reason{Kind: fleet.OutputNotKept}, fault.Text(kept)}
+		why = end.failed.why
+	}
+	_, err = persist(ctx, a, Finish{ID: o.ID, Result: sealed, Output: hidden, Failed: end.failed.said, Lapsed: end.lapsed.said, Why: a.names(a.book.View()).reason(why)})
 	return err
 }
 
 // result seals what the vendor learns of a run before the customer has looked at its output, which is nothing but commitments
-// to it, and encrypts a held output with its salts to the customer. An output that can't be encrypted makes it a failure.
-func (a *Appliance) result(r operation.Result, res workload.ExecResult) (sealed, hidden []byte, failed string, err error) {
+// to it, and encrypts a held output with its salts to the customer. An output that can't be encrypted makes it a failure: kept says why.
+func (a *Appliance) result(r operation.Result, res workload.ExecResult) (sealed, hidden []byte, kept, err error) {
 	out := operation.Output{Stdout: res.Stdout, Stderr: res.Stderr, Truncated: res.Truncated}
 	_, _ = rand.Read(out.StdoutSalt[:]) // crypto/rand.Read never fails
 	_, _ = rand.Read(out.StderrSalt[:])
 	if r.State == operation.Held {
-		if hidden, err = a.encrypt(out.Encode()); err != nil {
-			r.State, r.Reason = operation.Failed, clipSentence(fault.Text(err))
+		if hidden, kept = a.encrypt(out.Encode()); kept != nil {
+			r.State, r.Reason = operation.Failed, fleet.OutputNotKept
 		}
 	}
 	r.Stdout, r.Stderr = out.Commitments()
 	sealed, err = seal.Seal(r, a.signer)
-	return sealed, hidden, r.Reason, err
+	return sealed, hidden, kept, err
 }
 
 // encrypt hides an output from everybody but the customer.

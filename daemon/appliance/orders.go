@@ -32,6 +32,8 @@ type Take struct {
 	Cosigned  []byte      `json:"cosigned,omitempty"`  // our checkpoint, countersigned by the vendor
 	Refused   string      `json:"refused,omitempty"`   // why nothing comes of it, found before it was put on record
 	Left      *LeftOut    `json:"left,omitempty"`      // with Refused: its body
+
+	Why fleet.Reason `json:"why,omitzero"` // with Refused: what the vendor is told of an operation
 }
 
 // What an order is, in [LeftOut].
@@ -50,6 +52,8 @@ const maxProbeID = 64 // bytes
 type Took struct {
 	Done   uint64 `json:"done"`             // number of the last order in the book
 	Reason string `json:"reason,omitempty"` // why nothing came of it
+
+	Why fleet.Reason `json:"why,omitzero"` // likewise: what the vendor is told
 }
 
 // Kind names the change in the log.
@@ -83,11 +87,11 @@ func (c Take) Apply(s *State, m ledger.Meta) (Took, error) {
 	case c.Cosigned != nil:
 		err = s.countersigned(c.Cosigned)
 	case c.Left != nil && c.Left.What == ofOperation:
-		s.refuseOperation(*c.Left, c.Refused, m)
+		s.refuseOperation(*c.Left, grounds{c.Why, c.Refused}, m)
 	}
-	out := Took{Done: c.Number, Reason: c.Refused}
+	out := Took{Done: c.Number, Reason: c.Refused, Why: c.Why}
 	if err != nil {
-		out.Reason = fault.Text(err)
+		out.Reason, out.Why = fault.Text(err), fleet.ReasonOf(err)
 	}
 	return out, nil
 }
@@ -221,7 +225,7 @@ func (s *State) request(sealed []byte, m ledger.Meta) error {
 		s.operations = s.operations.Set(o.ID, o)
 		return nil
 	}
-	if err := s.move(&o, operation.Reject, fault.Text(why), m, nil, nil); err != nil {
+	if err := s.move(&o, operation.Reject, owing(why), m, nil, nil); err != nil {
 		return err
 	}
 	return why
@@ -241,10 +245,14 @@ func (s State) admit(o *Operation, at time.Time) error {
 		return fault.New(op, fault.Denied, "the request is for appliance %q", r.Appliance)
 	}
 	if err := operation.InForce("request", r.NotAfter, at); err != nil {
-		return fault.At(op, "", err)
+		why := wrongTime
+		if fault.Of(err) == fault.Expired {
+			why.Kind = fleet.RequestEnded
+		}
+		return why.With(fault.At(op, "", err))
 	}
 	if err := operation.Dated("request", r.At, at); err != nil {
-		return fault.At(op, "", err)
+		return wrongTime.With(fault.At(op, "", err))
 	}
 	t, err := s.template(r)
 	if err != nil {
@@ -255,7 +263,7 @@ func (s State) admit(o *Operation, at time.Time) error {
 	}
 	o.Phase, o.Service = t.Tier, t.Service
 	if d := s.decide(r, who, t, at, t.Limit()); !d.Allow {
-		return fault.New(op, fault.Denied, "%s", d.Why)
+		return notGranted.With(fault.New(op, fault.Denied, "%s", d.Why))
 	}
 	return nil
 }
@@ -263,8 +271,10 @@ func (s State) admit(o *Operation, at time.Time) error {
 // template finds the template that a request names in the release that runs.
 func (s State) template(r operation.Request) (operation.Template, error) {
 	const op = "order.operation"
+	unknown := fleet.Reason{Kind: fleet.TemplateUnknown}
 	if s.Good.Release == "" || s.Good.Release != r.Release {
-		return operation.Template{}, fault.New(op, fault.Conflict, "the request is for release %s, and that is not what runs here", r.Release.Short())
+		return operation.Template{}, fleet.Reason{Kind: fleet.OtherRelease}.With(fault.New(op, fault.Conflict,
+			"the request is for release %s, and that is not what runs here", r.Release.Short()))
 	}
 	rel, _, err := s.release(r.Release)
 	if err != nil {
@@ -272,14 +282,14 @@ func (s State) template(r operation.Request) (operation.Template, error) {
 	}
 	text, ok := rel.Templates[r.Template]
 	if !ok {
-		return operation.Template{}, fault.New(op, fault.NotFound, "the release has no operation %q", fault.Clip(r.Template))
+		return operation.Template{}, unknown.With(fault.New(op, fault.NotFound, "the release has no operation %q", fault.Clip(r.Template)))
 	}
 	t, err := operation.ParseTemplate([]byte(text))
 	if err != nil {
 		return t, fault.At(op, "", err)
 	}
 	if t.Digest() != r.TemplateDigest {
-		return t, fault.New(op, fault.Conflict, "the request binds another text of the template %q", fault.Clip(r.Template))
+		return t, unknown.With(fault.New(op, fault.Conflict, "the request binds another text of the template %q", fault.Clip(r.Template)))
 	}
 	return t, nil
 }
@@ -326,11 +336,12 @@ func (s State) room() error {
 	}
 	switch {
 	case active >= MaxActive:
-		return fault.New(op, fault.Busy, "%d operations wait for the customer or run, and that is the most: ask again when some are over", active)
+		return tooManyOpen.With(fault.New(op, fault.Busy, "%d operations wait for the customer or run, and that is the most: ask again when some are over", active))
 	case held >= MaxHeld:
-		return fault.New(op, fault.Busy, "the outputs of %d operations wait for the customer, and that is the most: ask again when some are released or withheld", held)
+		return tooManyOpen.With(fault.New(op, fault.Busy, "the outputs of %d operations wait for the customer, and that is the most: ask again when some are released or withheld", held))
 	case edges >= MaxOperationEdges || bytes >= MaxOperationsBytes:
-		return fault.New(op, fault.Busy, "%d reports of operations wait for the vendor, and %d MiB of outputs and documents are held: ask again when they are acknowledged", edges, bytes>>20)
+		return tooManyOpen.With(fault.New(op, fault.Busy, "%d reports of operations wait for the vendor, and %d MiB of outputs and documents are held: ask again when they are acknowledged",
+			edges, bytes>>20))
 	}
 	return nil
 }
@@ -358,7 +369,7 @@ func (s *State) evict() {
 }
 
 // refuseOperation lists a request that was refused before it was put on record, without its text, and tells the vendor.
-func (s *State) refuseOperation(l LeftOut, why string, m ledger.Meta) {
+func (s *State) refuseOperation(l LeftOut, b grounds, m ledger.Meta) {
 	if fleet.CheckName("operation", l.ID) != nil {
 		return
 	}
@@ -366,10 +377,10 @@ func (s *State) refuseOperation(l LeftOut, why string, m ledger.Meta) {
 		return
 	}
 	s.evict()
-	o := Operation{ID: l.ID, State: operation.Rejected, Reason: fault.ClipTo(why, channel.MaxSentence), Left: &l, At: m.At}
+	o := Operation{ID: l.ID, State: operation.Rejected, Reason: fault.ClipTo(b.said, channel.MaxSentence), Left: &l, At: m.At}
 	s.operations = s.operations.Set(o.ID, o)
 	if s.waiting(func(r Report) bool { return r.Operation != nil }) < 2*MaxOperationEdges {
-		s.report(Report{At: m.At, Operation: &OperationReport{ID: o.ID, State: string(o.State), Reason: o.Reason}})
+		s.report(Report{At: m.At, Operation: &OperationReport{ID: o.ID, State: string(o.State), Why: b.why.Clipped()}})
 	}
 }
 
@@ -382,5 +393,5 @@ func (s *State) cancel(id string, m ledger.Meta) error {
 	if err != nil {
 		return err
 	}
-	return s.move(&o, operation.Stop, "cancelled by the vendor", m, nil, nil)
+	return s.move(&o, operation.Stop, grounds{fleet.Reason{Kind: fleet.CancelledByVendor}, "cancelled by the vendor"}, m, nil, nil)
 }

@@ -119,11 +119,19 @@ type place struct {
 	app  *appliance.Appliance
 	skew atomic.Int64 // of its clock, from start
 	stop func()
+	real bool // its runtime is not the fake
 }
 
-func newPlace(t *testing.T) *place {
+func newPlace(t *testing.T) *place { return newPlaceIn(t, t.TempDir()) }
+
+// real has a place keep its runtime of processes.
+func real(p *place) { p.real = true }
+
+func newPlaceIn(t *testing.T, dir string, with ...func(*place)) *place {
 	t.Helper()
-	dir := t.TempDir()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	ca, err := identity.NewCA("acme.example", start, rand.Reader, 1000*24*time.Hour)
 	if err != nil {
 		t.Fatal(err)
@@ -141,6 +149,9 @@ func newPlace(t *testing.T) *place {
 			Operators: []configs.Operator{{Name: "ann", Keys: []string{file("ann.pub", pem(t, ann))}}}},
 		Transports: []configs.Transport{{Name: "https", Kind: configs.HTTPS}}, Runtime: configs.Runtime{Kind: configs.RuntimeProcess},
 		Secrets: configs.Secrets{Kind: configs.SecretsFiles, Dir: dir}, Ingress: configs.Ingress{Host: "127.0.0.1", Ports: map[string]string{"web": "127.0.0.1:0"}}}}
+	for _, w := range with {
+		w(p)
+	}
 	p.open()
 	t.Cleanup(func() { p.halt() })
 	return p
@@ -161,7 +172,9 @@ func (p *place) open() {
 		p.t.Fatal(err)
 	}
 	p.app, p.run = app, newFakeRun()
-	app.SetRuntime(p.run)
+	if !p.real {
+		app.SetRuntime(p.run)
+	}
 	var sent uint64
 	if p.o != nil {
 		sent = p.o.sent

@@ -92,7 +92,7 @@ func (s Site) Check() error {
 func (s State) asker(sealed []byte) (operation.Request, fleet.Principal, error) {
 	const op = "order.operation"
 	if len(s.Site.Operators) == 0 {
-		return operation.Request{}, "", fault.New(op, fault.Denied, "the customer's file names no operator: nobody may ask for operations")
+		return operation.Request{}, "", askerUnknown.With(fault.New(op, fault.Denied, "the customer's file names no operator: nobody may ask for operations"))
 	}
 	all, err := s.Site.owned()
 	if err != nil {
@@ -108,14 +108,15 @@ func (s State) asker(sealed []byte) (operation.Request, fleet.Principal, error) 
 	}
 	r, by, err := seal.Open[operation.Request](sealed, keys)
 	if err != nil {
-		return r, "", fault.At(op, "", err)
+		return r, "", askerUnknown.With(fault.At(op, "", err))
 	}
 	for _, k := range by {
 		if names[k.ID] == r.Operator {
 			return r, r.Operator, nil
 		}
 	}
-	return r, "", fault.New(op, fault.Denied, "the request says that %q asks, and it is signed with the key of %s: everybody asks in their own name", fault.Clip(string(r.Operator)), names[by[0].ID])
+	return r, "", askerUnknown.With(fault.New(op, fault.Denied, "the request says that %q asks, and it is signed with the key of %s: everybody asks in their own name",
+		fault.Clip(string(r.Operator)), names[by[0].ID]))
 }
 
 // Check reads what an appliance's file names, and reports the first thing that is wrong with the vendor's keys. It changes

@@ -153,7 +153,14 @@ type Deploy struct {
 	Version  string       `json:"version,omitempty"`
 	Plan     fleet.Digest `json:"plan,omitempty"`
 	State    fleet.State  `json:"state,omitempty"`
-	Reason   string       `json:"reason,omitempty"`
+	Reason   string       `json:"reason,omitempty"` // for the customer alone: it may name paths and the customer's stores
+	Why      fleet.Reason `json:"why,omitzero"`     // what the vendor is told of it
+}
+
+// told is what of it the vendor may know.
+func (d Deploy) told() Deploy {
+	d.Reason = ""
+	return d
 }
 
 // Status is the health that the vendor was told last.
@@ -162,6 +169,13 @@ type Status struct {
 	Services []ServiceHealth `json:"services,omitempty"`
 	Secrets  []Presence      `json:"secrets,omitempty"`
 	Roads    []Trouble       `json:"roads,omitempty"` // only in a change of the kind status/2
+	Offer    OfferWaits      `json:"offer,omitzero"`
+}
+
+// OfferWaits is the newest release on offer that the customer has not approved.
+type OfferWaits struct {
+	Release fleet.Digest `json:"release"`
+	Why     fleet.Reason `json:"why"`
 }
 
 // ServiceHealth is the health of one service.
@@ -169,6 +183,8 @@ type ServiceHealth struct {
 	Name     string `json:"name"`
 	Healthy  bool   `json:"healthy"`
 	Restarts uint32 `json:"restarts"`
+
+	Why fleet.Reason `json:"why,omitzero"`
 }
 
 // Presence says whether a secret exists.
@@ -181,7 +197,7 @@ type Presence struct {
 type Operation struct {
 	ID       string          `json:"id"`
 	State    operation.State `json:"state"`
-	Reason   string          `json:"reason,omitempty"`
+	Reason   string          `json:"reason,omitempty"` // for the customer: the vendor is told its kind
 	Phase    fleet.Phase     `json:"phase"`
 	Request  []byte          `json:"request,omitempty"`
 	Left     *LeftOut        `json:"left,omitempty"` // in place of the request: it was refused before anybody was asked
@@ -228,11 +244,11 @@ type Checkpoint struct {
 
 // OperationReport is an edge of an operation.
 type OperationReport struct {
-	ID        string `json:"id"`
-	State     string `json:"state"`
-	Reason    string `json:"reason,omitempty"`
-	Statement []byte `json:"statement,omitempty"`
-	Output    []byte `json:"output,omitempty"` // with state released only; encrypted to the operator who asked
+	ID        string       `json:"id"`
+	State     string       `json:"state"`
+	Why       fleet.Reason `json:"why,omitzero"`
+	Statement []byte       `json:"statement,omitempty"`
+	Output    []byte       `json:"output,omitempty"` // with state released only; encrypted to the operator who asked
 }
 
 // ProbeIndex is one message of a probe.
@@ -328,7 +344,7 @@ func (s *State) tellStatus(m ledger.Meta) {
 // tellDeploy reports an edge of the deployment. While many wait, only the newest follows them.
 func (s *State) tellDeploy(m ledger.Meta) {
 	if s.DeployLate = s.waiting(Report.ofDeploy) >= MaxDeployEdges; !s.DeployLate {
-		d := s.Deploy
+		d := s.Deploy.told()
 		s.report(Report{At: m.At, Deploy: &d})
 	}
 }

@@ -18,10 +18,10 @@ func (r Report) toWire(number uint64) *boundaryv1.Report {
 	case r.Deploy != nil:
 		d := r.Deploy
 		w.Body = &boundaryv1.Report_Deploy{Deploy: &boundaryv1.DeployReport{Release: clipName(string(d.Release)), Version: clipName(d.Version), State: clipName(string(d.State)),
-			Plan: clipName(string(d.Plan)), Reason: clipSentence(d.Reason)}}
+			Plan: clipName(string(d.Plan)), Reason: channel.ReasonToWire(d.Why)}}
 	case r.Operation != nil:
 		o := r.Operation
-		w.Body = &boundaryv1.Report_Operation{Operation: &boundaryv1.OperationReport{Id: clipName(o.ID), State: clipName(o.State), Reason: clipSentence(o.Reason), Statement: o.Statement, Output: o.Output}}
+		w.Body = &boundaryv1.Report_Operation{Operation: &boundaryv1.OperationReport{Id: clipName(o.ID), State: clipName(o.State), Reason: channel.ReasonToWire(o.Why), Statement: o.Statement, Output: o.Output}}
 	case r.Probe != nil:
 		w.Body = &boundaryv1.Report_Probe{Probe: &boundaryv1.ProbeReport{Id: clipName(r.Probe.ID), Index: r.Probe.Index}}
 	case r.Checkpoint != nil:
@@ -40,13 +40,16 @@ func (r Report) toWire(number uint64) *boundaryv1.Report {
 func (s Status) toWire() *boundaryv1.StatusReport {
 	w := &boundaryv1.StatusReport{Posture: clipName(string(s.Posture))}
 	for _, h := range s.Services[:min(len(s.Services), channel.MaxServices)] {
-		w.Services = append(w.Services, &boundaryv1.ServiceHealth{Name: clipName(h.Name), Healthy: h.Healthy, Restarts: h.Restarts})
+		w.Services = append(w.Services, &boundaryv1.ServiceHealth{Name: clipName(h.Name), Healthy: h.Healthy, Restarts: h.Restarts, Reason: channel.ReasonToWire(h.Why)})
 	}
 	for _, p := range s.Secrets[:min(len(s.Secrets), channel.MaxSecrets)] {
 		w.Secrets = append(w.Secrets, &boundaryv1.SecretPresence{Name: clipName(p.Name), Present: p.Present})
 	}
 	for _, t := range s.Roads[:min(len(s.Roads), channel.MaxTroubles)] {
 		w.Roads = append(w.Roads, &boundaryv1.RoadTrouble{Kind: clipName(t.Kind), Reason: clipName(string(t.Reason))})
+	}
+	if s.Offer.Release != "" {
+		w.Offer = &boundaryv1.OfferWaits{Release: clipName(string(s.Offer.Release)), Reason: channel.ReasonToWire(s.Offer.Why)}
 	}
 	return w
 }

@@ -8,12 +8,12 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/channel"
+	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/mesh"
 )
 
@@ -32,15 +32,15 @@ func texts() []string {
 // ended at it.
 func TestEachReportCanBeEncoded(t *testing.T) {
 	for _, s := range texts() {
-		status := &Status{}
+		status, why := &Status{}, fleet.Reason{Kind: fleet.ReasonKind(s), Service: s, Secret: s, Runs: fleet.Runs(s)}
 		for range 1000 {
-			status.Services = append(status.Services, ServiceHealth{Name: s})
+			status.Services = append(status.Services, ServiceHealth{Name: s, Why: why})
 			status.Secrets = append(status.Secrets, Presence{Name: s})
 			status.Roads = append(status.Roads, Trouble{s, mesh.Reason(s)})
 		}
 		for what, r := range map[string]Report{
-			"deploy":    {Deploy: &Deploy{Release: "sha256:x", Version: s, State: "failed", Reason: s}},
-			"operation": {Operation: &OperationReport{ID: s, State: s, Reason: s}},
+			"deploy":    {Deploy: &Deploy{Release: "sha256:x", Version: s, State: "failed", Reason: s, Why: why}},
+			"operation": {Operation: &OperationReport{ID: s, State: s, Why: why}},
 			"probe":     {Probe: &ProbeIndex{ID: s}},
 			"status":    {Status: status},
 		} {
@@ -53,9 +53,9 @@ func TestEachReportCanBeEncoded(t *testing.T) {
 			if err := proto.Unmarshal(b, &got); err != nil || got.GetNumber() != 7 {
 				t.Fatalf("%s: %v", what, err)
 			}
-			for _, x := range []string{got.GetDeploy().GetReason(), got.GetOperation().GetReason()} {
-				if len(x) > channel.MaxSentence || !utf8.ValidString(x) {
-					t.Errorf("%s: a reason of %d bytes", what, len(x))
+			for _, x := range []*boundaryv1.Reason{got.GetDeploy().GetReason(), got.GetOperation().GetReason()} {
+				if len(x.GetService()) > 63 || len(x.GetSecret()) > 63 {
+					t.Errorf("%s: the names %q and %q", what, x.GetService(), x.GetSecret())
 				}
 			}
 			for _, x := range []string{got.GetDeploy().GetVersion(), got.GetOperation().GetId(), got.GetProbe().GetId()} {
@@ -74,7 +74,7 @@ func TestEachReportCanBeEncoded(t *testing.T) {
 func TestAReportThatCantBeSentBlocksNobody(t *testing.T) {
 	a := &Appliance{log: slog.New(slog.DiscardHandler)}
 	for what, r := range map[string]*boundaryv1.Report{
-		"no UTF-8": {Number: 3, Body: &boundaryv1.Report_Deploy{Deploy: &boundaryv1.DeployReport{Reason: "\xff"}}},
+		"no UTF-8": {Number: 3, Body: &boundaryv1.Report_Deploy{Deploy: &boundaryv1.DeployReport{Version: "\xff"}}},
 		"too long": {Number: 3, Body: &boundaryv1.Report_Cosigned{Cosigned: make([]byte, channel.MaxUp)}},
 	} {
 		var wire bytes.Buffer

@@ -68,13 +68,13 @@ func (s *Server) ListAppliances(ctx context.Context, req *connect.Request[contro
 
 func (a Appliance) toWire(online bool) *controlv1.Appliance {
 	out := &controlv1.Appliance{Name: string(a.Name), Customer: string(a.Customer), Status: a.Status, Online: online, Node: a.Node,
-		Route: a.Route, Serial: string(a.Current), Release: string(a.Release), Version: a.Version, State: string(a.State), Reason: a.Reason,
+		Route: a.Route, Serial: string(a.Current), Release: string(a.Release), Version: a.Version, State: string(a.State), Reason: a.Reason, Why: whyToWire(a.Why),
 		Posture: string(a.Health.Posture), Orders: a.OrdersSent(), OrdersDone: a.OrdersDone, ReportsDone: a.ReportsDone, LogKey: a.LogKey, Platform: platformOf(a.Expect)}
 	if !a.CurrentTill.IsZero() {
 		out.ExpiresUnix = a.CurrentTill.Unix()
 	}
 	for _, h := range a.Health.Services {
-		out.Services = append(out.Services, &controlv1.Service{Name: h.Name, Healthy: h.Healthy, Restarts: h.Restarts})
+		out.Services = append(out.Services, &controlv1.Service{Name: h.Name, Healthy: h.Healthy, Restarts: h.Restarts, Why: whyToWire(h.Why)})
 	}
 	for _, t := range a.Roads {
 		out.Roads = append(out.Roads, &controlv1.RoadTrouble{Kind: t.Kind, Reason: string(t.Reason)})
@@ -82,7 +82,17 @@ func (a Appliance) toWire(online bool) *controlv1.Appliance {
 	for _, p := range a.Health.Secrets {
 		out.Secrets = append(out.Secrets, &controlv1.Secret{Name: p.Name, Present: p.Present})
 	}
+	if o := a.Health.Offer; o.Release != "" {
+		out.Offer = &controlv1.OfferWaits{Release: string(o.Release), Why: whyToWire(o.Why)}
+	}
 	return out
+}
+
+func whyToWire(r fleet.Reason) *controlv1.Reason {
+	if r.Kind == "" {
+		return nil
+	}
+	return &controlv1.Reason{Kind: string(r.Kind), Service: r.Service, Secret: r.Secret, Number: r.Number, Runs: string(r.Runs)}
 }
 
 // BanAppliance makes every certificate of an appliance worthless and closes its channel.
@@ -187,7 +197,7 @@ func (s *Server) ListOperations(ctx context.Context, req *connect.Request[contro
 	out := &controlv1.ListOperationsResponse{}
 	for _, o := range page.Operations(fleet.ApplianceID(req.Msg.GetAppliance())) {
 		if id := req.Msg.GetId(); id == "" || id == o.ID {
-			out.Operations = append(out.Operations, &controlv1.Operation{Id: o.ID, Appliance: string(o.Appliance), State: o.State, Reason: o.Reason,
+			out.Operations = append(out.Operations, &controlv1.Operation{Id: o.ID, Appliance: string(o.Appliance), State: o.State, Why: whyToWire(o.Why),
 				Request: o.Request, Statements: o.Statements, Output: o.Output})
 		}
 	}

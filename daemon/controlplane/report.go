@@ -37,6 +37,13 @@ type Status struct {
 	Posture  fleet.Exposure  `json:"posture"`
 	Services []ServiceHealth `json:"services,omitempty"`
 	Secrets  []Presence      `json:"secrets,omitempty"`
+	Offer    OfferWaits      `json:"offer,omitzero"`
+}
+
+// OfferWaits is the newest release on offer that the customer has not approved.
+type OfferWaits struct {
+	Release fleet.Digest `json:"release"`
+	Why     fleet.Reason `json:"why"`
 }
 
 // ServiceHealth is the health of one service.
@@ -44,6 +51,8 @@ type ServiceHealth struct {
 	Name     string `json:"name"`
 	Healthy  bool   `json:"healthy"`
 	Restarts uint32 `json:"restarts"`
+
+	Why fleet.Reason `json:"why,omitzero"`
 }
 
 // Presence says whether a secret exists; there is no field for its value.
@@ -58,16 +67,16 @@ type DeployReport struct {
 	Version string       `json:"version"`
 	State   fleet.State  `json:"state"`
 	Plan    fleet.Digest `json:"plan"`
-	Reason  string       `json:"reason"`
+	Why     fleet.Reason `json:"why,omitzero"`
 }
 
 // OperationReport is an edge of an operation.
 type OperationReport struct {
-	ID        string `json:"id"`
-	State     string `json:"state"`
-	Reason    string `json:"reason"`
-	Statement []byte `json:"statement,omitempty"`
-	Output    []byte `json:"output,omitempty"`
+	ID        string       `json:"id"`
+	State     string       `json:"state"`
+	Why       fleet.Reason `json:"why,omitzero"`
+	Statement []byte       `json:"statement,omitempty"`
+	Output    []byte       `json:"output,omitempty"`
 }
 
 // Took says what became of a report.
@@ -112,7 +121,7 @@ func (c Report) Apply(s *State, _ ledger.Meta) (Took, error) {
 	switch {
 	case c.Deploy != nil:
 		d := c.Deploy
-		a.Release, a.Version, a.State, a.Plan, a.Reason = d.Release, d.Version, d.State, d.Plan, d.Reason
+		a.Release, a.Version, a.State, a.Plan, a.Why = d.Release, d.Version, d.State, d.Plan, d.Why
 	case c.Operation != nil:
 		if !s.progress(c.Name, *c.Operation) {
 			reason = "no such operation was requested of it in what this book holds"
@@ -162,7 +171,7 @@ func (s *State) progress(name fleet.ApplianceID, r OperationReport) bool {
 	if !ok {
 		return false
 	}
-	o.State, o.Reason = r.State, r.Reason
+	o.State, o.Why = r.State, r.Why
 	if r.Statement != nil {
 		o.Statements = append(slices.Clip(o.Statements), r.Statement)
 	}

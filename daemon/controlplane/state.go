@@ -82,7 +82,8 @@ type Appliance struct {
 	Release fleet.Digest `json:"release,omitempty"`
 	Version string       `json:"version,omitempty"`
 	State   fleet.State  `json:"state,omitempty"`
-	Reason  string       `json:"reason,omitempty"`
+	Why     fleet.Reason `json:"why,omitzero"`     // of State
+	Reason  string       `json:"reason,omitempty"` // of a ban: what the vendor's operator typed
 	Plan    fleet.Digest `json:"plan,omitempty"`
 	Health  Status       `json:"health,omitzero"`
 	Roads   []Trouble    `json:"roads,omitempty"` // that do not work; replaced whole
@@ -168,7 +169,7 @@ type Operation struct {
 	ID         string            `json:"id"`
 	Appliance  fleet.ApplianceID `json:"appliance"`
 	State      string            `json:"state"`
-	Reason     string            `json:"reason,omitempty"`
+	Why        fleet.Reason      `json:"why,omitzero"`
 	Request    []byte            `json:"request"`
 	Statements [][]byte          `json:"statements,omitempty"` // replaced whole
 	Output     []byte            `json:"output,omitempty"`     // encrypted to the operator who asked

@@ -35,16 +35,14 @@ func reportOf(from fleet.ApplianceID, r *boundaryv1.Report) (Report, error) {
 		b.text("deploy.version", d.GetVersion(), maxName)
 		b.text("deploy.state", d.GetState(), maxName)
 		b.text("deploy.plan", d.GetPlan(), maxName)
-		b.text("deploy.reason", d.GetReason(), maxSentence)
-		out.Deploy = &DeployReport{fleet.Digest(d.GetRelease()), d.GetVersion(), fleet.State(d.GetState()), fleet.Digest(d.GetPlan()), d.GetReason()}
+		out.Deploy = &DeployReport{fleet.Digest(d.GetRelease()), d.GetVersion(), fleet.State(d.GetState()), fleet.Digest(d.GetPlan()), channel.ReasonFromWire(d.GetReason())}
 	case *boundaryv1.Report_Operation:
 		o := body.Operation
 		b.text("operation.id", o.GetId(), maxName)
 		b.text("operation.state", o.GetState(), maxName)
-		b.text("operation.reason", o.GetReason(), maxSentence)
 		b.size("operation.statement", len(o.GetStatement()), maxStatement)
 		b.size("operation.output", len(o.GetOutput()), maxOutput)
-		out.Operation = &OperationReport{o.GetId(), o.GetState(), o.GetReason(), o.GetStatement(), o.GetOutput()}
+		out.Operation = &OperationReport{o.GetId(), o.GetState(), channel.ReasonFromWire(o.GetReason()), o.GetStatement(), o.GetOutput()}
 	case *boundaryv1.Report_Probe:
 		b.text("probe.id", body.Probe.GetId(), maxName)
 		out.Probe = &ProbeIndex{body.Probe.GetId(), body.Probe.GetIndex()}
@@ -80,11 +78,15 @@ func statusOf(s *boundaryv1.StatusReport, b *bounds) *Status {
 	out := &Status{Posture: fleet.Exposure(s.GetPosture())}
 	for _, h := range s.GetServices() {
 		b.text("status.services.name", h.GetName(), maxName)
-		out.Services = append(out.Services, ServiceHealth{h.GetName(), h.GetHealthy(), h.GetRestarts()})
+		out.Services = append(out.Services, ServiceHealth{h.GetName(), h.GetHealthy(), h.GetRestarts(), channel.ReasonFromWire(h.GetReason())})
 	}
 	for _, p := range s.GetSecrets() {
 		b.text("status.secrets.name", p.GetName(), maxName)
 		out.Secrets = append(out.Secrets, Presence{p.GetName(), p.GetPresent()})
+	}
+	if o := s.GetOffer(); o != nil {
+		b.text("status.offer.release", o.GetRelease(), maxName)
+		out.Offer = OfferWaits{fleet.Digest(o.GetRelease()), channel.ReasonFromWire(o.GetReason())}
 	}
 	return out
 }

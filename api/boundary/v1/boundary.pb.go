@@ -38,6 +38,250 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Runs is what runs after a deploy failed.
+type Runs int32
+
+const (
+	Runs_RUNS_UNSPECIFIED Runs = 0
+	Runs_RUNS_PREVIOUS    Runs = 1 // the last release that was healthy
+	Runs_RUNS_NOTHING     Runs = 2 // there was none before
+	Runs_RUNS_UNKNOWN     Runs = 3 // going back failed too
+)
+
+// Enum value maps for Runs.
+var (
+	Runs_name = map[int32]string{
+		0: "RUNS_UNSPECIFIED",
+		1: "RUNS_PREVIOUS",
+		2: "RUNS_NOTHING",
+		3: "RUNS_UNKNOWN",
+	}
+	Runs_value = map[string]int32{
+		"RUNS_UNSPECIFIED": 0,
+		"RUNS_PREVIOUS":    1,
+		"RUNS_NOTHING":     2,
+		"RUNS_UNKNOWN":     3,
+	}
+)
+
+func (x Runs) Enum() *Runs {
+	p := new(Runs)
+	*p = x
+	return p
+}
+
+func (x Runs) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Runs) Descriptor() protoreflect.EnumDescriptor {
+	return file_boundary_v1_boundary_proto_enumTypes[0].Descriptor()
+}
+
+func (Runs) Type() protoreflect.EnumType {
+	return &file_boundary_v1_boundary_proto_enumTypes[0]
+}
+
+func (x Runs) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Runs.Descriptor instead.
+func (Runs) EnumDescriptor() ([]byte, []int) {
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{0}
+}
+
+// ReasonKind is the closed set of reasons.
+type ReasonKind int32
+
+const (
+	ReasonKind_REASON_KIND_UNSPECIFIED ReasonKind = 0 // no reason
+	// Of a release, and of its services.
+	ReasonKind_REASON_KIND_SECRET_MISSING      ReasonKind = 1 // secret names the first, number is how many
+	ReasonKind_REASON_KIND_SECRET_UNKNOWN      ReasonKind = 2 // the store does not say whether it exists
+	ReasonKind_REASON_KIND_ARTIFACT_MISSING    ReasonKind = 3 // it is not here yet
+	ReasonKind_REASON_KIND_ARTIFACT_DAMAGED    ReasonKind = 4 // it has another digest, or can't be unpacked
+	ReasonKind_REASON_KIND_PROGRAM_MISSING     ReasonKind = 5 // the artifact has no such program, or it may not be executed
+	ReasonKind_REASON_KIND_NOT_STARTED         ReasonKind = 6 // the host refuses to execute its program
+	ReasonKind_REASON_KIND_STARTING            ReasonKind = 7
+	ReasonKind_REASON_KIND_EXITED              ReasonKind = 8  // number is its exit status
+	ReasonKind_REASON_KIND_SIGNALLED           ReasonKind = 9  // it was ended by a signal: number
+	ReasonKind_REASON_KIND_HEALTH_FAILS        ReasonKind = 10 // number is the status code of an HTTP check, 0 where there was no answer
+	ReasonKind_REASON_KIND_NOT_HEALTHY_IN_TIME ReasonKind = 11 // number is the seconds that it had
+	ReasonKind_REASON_KIND_UNHEALTHY           ReasonKind = 12
+	ReasonKind_REASON_KIND_NO_PORT_FREE        ReasonKind = 13 // on loopback
+	ReasonKind_REASON_KIND_LOG_NOT_WRITTEN     ReasonKind = 14 // it runs
+	ReasonKind_REASON_KIND_LIMITS_IGNORED      ReasonKind = 15 // it runs, and its limits are not enforced
+	ReasonKind_REASON_KIND_NOT_APPROVED        ReasonKind = 16 // the customer has not approved the release
+	ReasonKind_REASON_KIND_NOT_GRANTED         ReasonKind = 17 // no grant allows it now
+	ReasonKind_REASON_KIND_APPROVAL_ENDED      ReasonKind = 18 // before it began
+	ReasonKind_REASON_KIND_CONSENT_ENDED       ReasonKind = 19 // while it was under way
+	ReasonKind_REASON_KIND_PLAN_CHANGED        ReasonKind = 20 // the release compiles to another plan than the one that was approved
+	// Of an operation.
+	ReasonKind_REASON_KIND_ASKER_UNKNOWN         ReasonKind = 21 // the request is not signed by an operator whom the customer names
+	ReasonKind_REASON_KIND_REQUEST_ENDED         ReasonKind = 22 // its time ran out
+	ReasonKind_REASON_KIND_WRONG_TIME            ReasonKind = 23 // a document is dated ahead of the clock, or ends too far ahead
+	ReasonKind_REASON_KIND_OTHER_RELEASE         ReasonKind = 24 // the release that it is for does not run
+	ReasonKind_REASON_KIND_TEMPLATE_UNKNOWN      ReasonKind = 25 // the release has no such template, or another text of it
+	ReasonKind_REASON_KIND_TOO_MANY_OPEN         ReasonKind = 26 // operations wait, or outputs, or reports
+	ReasonKind_REASON_KIND_NOT_ANSWERED          ReasonKind = 27 // the customer did not answer in time
+	ReasonKind_REASON_KIND_REJECTED              ReasonKind = 28 // by the customer; what they typed is in the approval
+	ReasonKind_REASON_KIND_WITHHELD              ReasonKind = 29 // by the customer; what they typed is in the release
+	ReasonKind_REASON_KIND_CANCELLED_BY_CUSTOMER ReasonKind = 30
+	ReasonKind_REASON_KIND_CANCELLED_BY_VENDOR   ReasonKind = 31
+	ReasonKind_REASON_KIND_CONSENT_REVOKED       ReasonKind = 32
+	ReasonKind_REASON_KIND_TIMED_OUT             ReasonKind = 33 // it was killed
+	ReasonKind_REASON_KIND_KILLED                ReasonKind = 34
+	ReasonKind_REASON_KIND_RESTARTED             ReasonKind = 35 // the appliance was started anew while it ran
+	ReasonKind_REASON_KIND_OUTPUT_NOT_KEPT       ReasonKind = 36 // it could not be encrypted to the customer
+	// Of anything.
+	ReasonKind_REASON_KIND_DISK_FULL   ReasonKind = 37 // at the customer's
+	ReasonKind_REASON_KIND_DISK_FAILS  ReasonKind = 38 // at the customer's
+	ReasonKind_REASON_KIND_INVALID     ReasonKind = 39 // not as it must be
+	ReasonKind_REASON_KIND_DENIED      ReasonKind = 40 // refused at the customer's
+	ReasonKind_REASON_KIND_NOT_FOUND   ReasonKind = 41 // something that it needs is not there
+	ReasonKind_REASON_KIND_CONFLICT    ReasonKind = 42 // it does not fit what the appliance has
+	ReasonKind_REASON_KIND_EXPIRED     ReasonKind = 43 // its time is over
+	ReasonKind_REASON_KIND_BUSY        ReasonKind = 44 // too much at once
+	ReasonKind_REASON_KIND_UNSURE      ReasonKind = 45 // it may have happened
+	ReasonKind_REASON_KIND_UNAVAILABLE ReasonKind = 46 // something that it needs does not answer
+	ReasonKind_REASON_KIND_INTERNAL    ReasonKind = 47 // a defect of the appliance
+	ReasonKind_REASON_KIND_OTHER       ReasonKind = 48 // one that this build does not know
+)
+
+// Enum value maps for ReasonKind.
+var (
+	ReasonKind_name = map[int32]string{
+		0:  "REASON_KIND_UNSPECIFIED",
+		1:  "REASON_KIND_SECRET_MISSING",
+		2:  "REASON_KIND_SECRET_UNKNOWN",
+		3:  "REASON_KIND_ARTIFACT_MISSING",
+		4:  "REASON_KIND_ARTIFACT_DAMAGED",
+		5:  "REASON_KIND_PROGRAM_MISSING",
+		6:  "REASON_KIND_NOT_STARTED",
+		7:  "REASON_KIND_STARTING",
+		8:  "REASON_KIND_EXITED",
+		9:  "REASON_KIND_SIGNALLED",
+		10: "REASON_KIND_HEALTH_FAILS",
+		11: "REASON_KIND_NOT_HEALTHY_IN_TIME",
+		12: "REASON_KIND_UNHEALTHY",
+		13: "REASON_KIND_NO_PORT_FREE",
+		14: "REASON_KIND_LOG_NOT_WRITTEN",
+		15: "REASON_KIND_LIMITS_IGNORED",
+		16: "REASON_KIND_NOT_APPROVED",
+		17: "REASON_KIND_NOT_GRANTED",
+		18: "REASON_KIND_APPROVAL_ENDED",
+		19: "REASON_KIND_CONSENT_ENDED",
+		20: "REASON_KIND_PLAN_CHANGED",
+		21: "REASON_KIND_ASKER_UNKNOWN",
+		22: "REASON_KIND_REQUEST_ENDED",
+		23: "REASON_KIND_WRONG_TIME",
+		24: "REASON_KIND_OTHER_RELEASE",
+		25: "REASON_KIND_TEMPLATE_UNKNOWN",
+		26: "REASON_KIND_TOO_MANY_OPEN",
+		27: "REASON_KIND_NOT_ANSWERED",
+		28: "REASON_KIND_REJECTED",
+		29: "REASON_KIND_WITHHELD",
+		30: "REASON_KIND_CANCELLED_BY_CUSTOMER",
+		31: "REASON_KIND_CANCELLED_BY_VENDOR",
+		32: "REASON_KIND_CONSENT_REVOKED",
+		33: "REASON_KIND_TIMED_OUT",
+		34: "REASON_KIND_KILLED",
+		35: "REASON_KIND_RESTARTED",
+		36: "REASON_KIND_OUTPUT_NOT_KEPT",
+		37: "REASON_KIND_DISK_FULL",
+		38: "REASON_KIND_DISK_FAILS",
+		39: "REASON_KIND_INVALID",
+		40: "REASON_KIND_DENIED",
+		41: "REASON_KIND_NOT_FOUND",
+		42: "REASON_KIND_CONFLICT",
+		43: "REASON_KIND_EXPIRED",
+		44: "REASON_KIND_BUSY",
+		45: "REASON_KIND_UNSURE",
+		46: "REASON_KIND_UNAVAILABLE",
+		47: "REASON_KIND_INTERNAL",
+		48: "REASON_KIND_OTHER",
+	}
+	ReasonKind_value = map[string]int32{
+		"REASON_KIND_UNSPECIFIED":           0,
+		"REASON_KIND_SECRET_MISSING":        1,
+		"REASON_KIND_SECRET_UNKNOWN":        2,
+		"REASON_KIND_ARTIFACT_MISSING":      3,
+		"REASON_KIND_ARTIFACT_DAMAGED":      4,
+		"REASON_KIND_PROGRAM_MISSING":       5,
+		"REASON_KIND_NOT_STARTED":           6,
+		"REASON_KIND_STARTING":              7,
+		"REASON_KIND_EXITED":                8,
+		"REASON_KIND_SIGNALLED":             9,
+		"REASON_KIND_HEALTH_FAILS":          10,
+		"REASON_KIND_NOT_HEALTHY_IN_TIME":   11,
+		"REASON_KIND_UNHEALTHY":             12,
+		"REASON_KIND_NO_PORT_FREE":          13,
+		"REASON_KIND_LOG_NOT_WRITTEN":       14,
+		"REASON_KIND_LIMITS_IGNORED":        15,
+		"REASON_KIND_NOT_APPROVED":          16,
+		"REASON_KIND_NOT_GRANTED":           17,
+		"REASON_KIND_APPROVAL_ENDED":        18,
+		"REASON_KIND_CONSENT_ENDED":         19,
+		"REASON_KIND_PLAN_CHANGED":          20,
+		"REASON_KIND_ASKER_UNKNOWN":         21,
+		"REASON_KIND_REQUEST_ENDED":         22,
+		"REASON_KIND_WRONG_TIME":            23,
+		"REASON_KIND_OTHER_RELEASE":         24,
+		"REASON_KIND_TEMPLATE_UNKNOWN":      25,
+		"REASON_KIND_TOO_MANY_OPEN":         26,
+		"REASON_KIND_NOT_ANSWERED":          27,
+		"REASON_KIND_REJECTED":              28,
+		"REASON_KIND_WITHHELD":              29,
+		"REASON_KIND_CANCELLED_BY_CUSTOMER": 30,
+		"REASON_KIND_CANCELLED_BY_VENDOR":   31,
+		"REASON_KIND_CONSENT_REVOKED":       32,
+		"REASON_KIND_TIMED_OUT":             33,
+		"REASON_KIND_KILLED":                34,
+		"REASON_KIND_RESTARTED":             35,
+		"REASON_KIND_OUTPUT_NOT_KEPT":       36,
+		"REASON_KIND_DISK_FULL":             37,
+		"REASON_KIND_DISK_FAILS":            38,
+		"REASON_KIND_INVALID":               39,
+		"REASON_KIND_DENIED":                40,
+		"REASON_KIND_NOT_FOUND":             41,
+		"REASON_KIND_CONFLICT":              42,
+		"REASON_KIND_EXPIRED":               43,
+		"REASON_KIND_BUSY":                  44,
+		"REASON_KIND_UNSURE":                45,
+		"REASON_KIND_UNAVAILABLE":           46,
+		"REASON_KIND_INTERNAL":              47,
+		"REASON_KIND_OTHER":                 48,
+	}
+)
+
+func (x ReasonKind) Enum() *ReasonKind {
+	p := new(ReasonKind)
+	*p = x
+	return p
+}
+
+func (x ReasonKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ReasonKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_boundary_v1_boundary_proto_enumTypes[1].Descriptor()
+}
+
+func (ReasonKind) Type() protoreflect.EnumType {
+	return &file_boundary_v1_boundary_proto_enumTypes[1]
+}
+
+func (x ReasonKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ReasonKind.Descriptor instead.
+func (ReasonKind) EnumDescriptor() ([]byte, []int) {
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{1}
+}
+
 type ChallengeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1445,6 +1689,7 @@ type StatusReport struct {
 	Services      []*ServiceHealth       `protobuf:"bytes,2,rep,name=services,proto3" json:"services,omitempty"`
 	Secrets       []*SecretPresence      `protobuf:"bytes,3,rep,name=secrets,proto3" json:"secrets,omitempty"`
 	Roads         []*RoadTrouble         `protobuf:"bytes,4,rep,name=roads,proto3" json:"roads,omitempty"` // of the customer's list, those that were tried and do not work; at most 32
+	Offer         *OfferWaits            `protobuf:"bytes,5,opt,name=offer,proto3" json:"offer,omitempty"` // absent: none waits
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1507,6 +1752,13 @@ func (x *StatusReport) GetRoads() []*RoadTrouble {
 	return nil
 }
 
+func (x *StatusReport) GetOffer() *OfferWaits {
+	if x != nil {
+		return x.Offer
+	}
+	return nil
+}
+
 // RoadTrouble says that a road does not work, and why, in words of two closed sets. There is no field for a name, an address or a text.
 type RoadTrouble struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1565,6 +1817,7 @@ type ServiceHealth struct {
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // as the vendor's manifest names it
 	Healthy       bool                   `protobuf:"varint,2,opt,name=healthy,proto3" json:"healthy,omitempty"`
 	Restarts      uint32                 `protobuf:"varint,3,opt,name=restarts,proto3" json:"restarts,omitempty"`
+	Reason        *Reason                `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"` // why it is not healthy, or how it ended last
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1620,6 +1873,145 @@ func (x *ServiceHealth) GetRestarts() uint32 {
 	return 0
 }
 
+func (x *ServiceHealth) GetReason() *Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return nil
+}
+
+// OfferWaits is the newest release on offer that the customer has not approved.
+type OfferWaits struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Release       string                 `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"` // digest
+	Reason        *Reason                `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OfferWaits) Reset() {
+	*x = OfferWaits{}
+	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OfferWaits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OfferWaits) ProtoMessage() {}
+
+func (x *OfferWaits) ProtoReflect() protoreflect.Message {
+	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OfferWaits.ProtoReflect.Descriptor instead.
+func (*OfferWaits) Descriptor() ([]byte, []int) {
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *OfferWaits) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *OfferWaits) GetReason() *Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return nil
+}
+
+// Reason says why something is as it is: a kind of a closed set, names that the vendor's own manifest has, and a number. There is no
+// field for a text, a path, a host's name or the name that a secret has in the customer's store: the sentence is made at each side.
+// A receiver takes a kind that it does not know for OTHER, and leaves out what can't be a name of a manifest.
+type Reason struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          ReasonKind             `protobuf:"varint,1,opt,name=kind,proto3,enum=demarc.boundary.v1.ReasonKind" json:"kind,omitempty"`
+	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`                         // as the manifest names it: 1 to 63 lower-case letters, digits and inner hyphens
+	Secret        string                 `protobuf:"bytes,3,opt,name=secret,proto3" json:"secret,omitempty"`                           // likewise: the first of those that it is about
+	Number        int32                  `protobuf:"varint,4,opt,name=number,proto3" json:"number,omitempty"`                          // what it is, the kind says
+	Runs          Runs                   `protobuf:"varint,5,opt,name=runs,proto3,enum=demarc.boundary.v1.Runs" json:"runs,omitempty"` // of a deploy that failed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reason) Reset() {
+	*x = Reason{}
+	mi := &file_boundary_v1_boundary_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reason) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reason) ProtoMessage() {}
+
+func (x *Reason) ProtoReflect() protoreflect.Message {
+	mi := &file_boundary_v1_boundary_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reason.ProtoReflect.Descriptor instead.
+func (*Reason) Descriptor() ([]byte, []int) {
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Reason) GetKind() ReasonKind {
+	if x != nil {
+		return x.Kind
+	}
+	return ReasonKind_REASON_KIND_UNSPECIFIED
+}
+
+func (x *Reason) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *Reason) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+func (x *Reason) GetNumber() int32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Reason) GetRuns() Runs {
+	if x != nil {
+		return x.Runs
+	}
+	return Runs_RUNS_UNSPECIFIED
+}
+
 // SecretPresence says whether a secret that the manifest names exists. There is no field for its value.
 type SecretPresence struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1631,7 +2023,7 @@ type SecretPresence struct {
 
 func (x *SecretPresence) Reset() {
 	*x = SecretPresence{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +2035,7 @@ func (x *SecretPresence) String() string {
 func (*SecretPresence) ProtoMessage() {}
 
 func (x *SecretPresence) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[23]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +2048,7 @@ func (x *SecretPresence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretPresence.ProtoReflect.Descriptor instead.
 func (*SecretPresence) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{23}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SecretPresence) GetName() string {
@@ -1694,7 +2086,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[24]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1706,7 +2098,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[24]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1719,7 +2111,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{24}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Report) GetNumber() uint64 {
@@ -1865,7 +2257,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[25]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1877,7 +2269,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[25]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1890,7 +2282,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{25}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Checkpoint) GetNote() []byte {
@@ -1919,15 +2311,15 @@ type DeployReport struct {
 	Release       string                 `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"` // digest
 	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
 	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
-	Plan          string                 `protobuf:"bytes,4,opt,name=plan,proto3" json:"plan,omitempty"`     // digest of the compiled plan, not the plan
-	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"` // one sentence, written by demarc, never output of the application
+	Plan          string                 `protobuf:"bytes,4,opt,name=plan,proto3" json:"plan,omitempty"` // digest of the compiled plan, not the plan
+	Reason        *Reason                `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeployReport) Reset() {
 	*x = DeployReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[26]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1939,7 +2331,7 @@ func (x *DeployReport) String() string {
 func (*DeployReport) ProtoMessage() {}
 
 func (x *DeployReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[26]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1952,7 +2344,7 @@ func (x *DeployReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployReport.ProtoReflect.Descriptor instead.
 func (*DeployReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{26}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DeployReport) GetRelease() string {
@@ -1983,27 +2375,28 @@ func (x *DeployReport) GetPlan() string {
 	return ""
 }
 
-func (x *DeployReport) GetReason() string {
+func (x *DeployReport) GetReason() *Reason {
 	if x != nil {
 		return x.Reason
 	}
-	return ""
+	return nil
 }
 
 type OperationReport struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`         // approved rejected expired running held released withheld failed
-	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`       // one sentence, written by demarc or typed by the customer for the vendor
-	Statement     []byte                 `protobuf:"bytes,4,opt,name=statement,proto3" json:"statement,omitempty"` // sealed approval, result or release (exit status and commitments to the output, see docs/evidence.md; no output)
-	Output        []byte                 `protobuf:"bytes,5,opt,name=output,proto3" json:"output,omitempty"`       // only with state released: encrypted to the key of the operator who asked
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Id        string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	State     string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // approved rejected expired running held released withheld failed
+	Reason    *Reason                `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	Statement []byte                 `protobuf:"bytes,4,opt,name=statement,proto3" json:"statement,omitempty"` // sealed approval, result or release (exit status and commitments to the output, and what the customer typed for the vendor;
+	// see docs/evidence.md; no output)
+	Output        []byte `protobuf:"bytes,5,opt,name=output,proto3" json:"output,omitempty"` // only with state released: encrypted to the key of the operator who asked
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OperationReport) Reset() {
 	*x = OperationReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[27]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2015,7 +2408,7 @@ func (x *OperationReport) String() string {
 func (*OperationReport) ProtoMessage() {}
 
 func (x *OperationReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[27]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2028,7 +2421,7 @@ func (x *OperationReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationReport.ProtoReflect.Descriptor instead.
 func (*OperationReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{27}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *OperationReport) GetId() string {
@@ -2045,11 +2438,11 @@ func (x *OperationReport) GetState() string {
 	return ""
 }
 
-func (x *OperationReport) GetReason() string {
+func (x *OperationReport) GetReason() *Reason {
 	if x != nil {
 		return x.Reason
 	}
-	return ""
+	return nil
 }
 
 func (x *OperationReport) GetStatement() []byte {
@@ -2076,7 +2469,7 @@ type ProbeReport struct {
 
 func (x *ProbeReport) Reset() {
 	*x = ProbeReport{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[28]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2088,7 +2481,7 @@ func (x *ProbeReport) String() string {
 func (*ProbeReport) ProtoMessage() {}
 
 func (x *ProbeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[28]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2101,7 +2494,7 @@ func (x *ProbeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeReport.ProtoReflect.Descriptor instead.
 func (*ProbeReport) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{28}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ProbeReport) GetId() string {
@@ -2139,7 +2532,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[29]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2151,7 +2544,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[29]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2164,7 +2557,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{29}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Order) GetNumber() uint64 {
@@ -2308,7 +2701,7 @@ type ProbeOrder struct {
 
 func (x *ProbeOrder) Reset() {
 	*x = ProbeOrder{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[30]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2320,7 +2713,7 @@ func (x *ProbeOrder) String() string {
 func (*ProbeOrder) ProtoMessage() {}
 
 func (x *ProbeOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[30]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2333,7 +2726,7 @@ func (x *ProbeOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeOrder.ProtoReflect.Descriptor instead.
 func (*ProbeOrder) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{30}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ProbeOrder) GetId() string {
@@ -2360,7 +2753,7 @@ type ArtifactRequest struct {
 
 func (x *ArtifactRequest) Reset() {
 	*x = ArtifactRequest{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[31]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2372,7 +2765,7 @@ func (x *ArtifactRequest) String() string {
 func (*ArtifactRequest) ProtoMessage() {}
 
 func (x *ArtifactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[31]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2385,7 +2778,7 @@ func (x *ArtifactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactRequest.ProtoReflect.Descriptor instead.
 func (*ArtifactRequest) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{31}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ArtifactRequest) GetDigest() string {
@@ -2412,7 +2805,7 @@ type ArtifactChunk struct {
 
 func (x *ArtifactChunk) Reset() {
 	*x = ArtifactChunk{}
-	mi := &file_boundary_v1_boundary_proto_msgTypes[32]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2424,7 +2817,7 @@ func (x *ArtifactChunk) String() string {
 func (*ArtifactChunk) ProtoMessage() {}
 
 func (x *ArtifactChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_boundary_v1_boundary_proto_msgTypes[32]
+	mi := &file_boundary_v1_boundary_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2437,7 +2830,7 @@ func (x *ArtifactChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactChunk.ProtoReflect.Descriptor instead.
 func (*ArtifactChunk) Descriptor() ([]byte, []int) {
-	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{32}
+	return file_boundary_v1_boundary_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ArtifactChunk) GetTotal() int64 {
@@ -2554,19 +2947,31 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"\x04upto\x18\x01 \x01(\x04R\x04upto\"$\n" +
 	"\x04Beat\x12\x1c\n" +
 	"\n" +
-	"at_unix_ms\x18\x01 \x01(\x03R\batUnixMs\"\xdc\x01\n" +
+	"at_unix_ms\x18\x01 \x01(\x03R\batUnixMs\"\x92\x02\n" +
 	"\fStatusReport\x12\x18\n" +
 	"\aposture\x18\x01 \x01(\tR\aposture\x12=\n" +
 	"\bservices\x18\x02 \x03(\v2!.demarc.boundary.v1.ServiceHealthR\bservices\x12<\n" +
 	"\asecrets\x18\x03 \x03(\v2\".demarc.boundary.v1.SecretPresenceR\asecrets\x125\n" +
-	"\x05roads\x18\x04 \x03(\v2\x1f.demarc.boundary.v1.RoadTroubleR\x05roads\"9\n" +
+	"\x05roads\x18\x04 \x03(\v2\x1f.demarc.boundary.v1.RoadTroubleR\x05roads\x124\n" +
+	"\x05offer\x18\x05 \x01(\v2\x1e.demarc.boundary.v1.OfferWaitsR\x05offer\"9\n" +
 	"\vRoadTrouble\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"Y\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x8d\x01\n" +
 	"\rServiceHealth\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\ahealthy\x18\x02 \x01(\bR\ahealthy\x12\x1a\n" +
-	"\brestarts\x18\x03 \x01(\rR\brestarts\">\n" +
+	"\brestarts\x18\x03 \x01(\rR\brestarts\x122\n" +
+	"\x06reason\x18\x04 \x01(\v2\x1a.demarc.boundary.v1.ReasonR\x06reason\"Z\n" +
+	"\n" +
+	"OfferWaits\x12\x18\n" +
+	"\arelease\x18\x01 \x01(\tR\arelease\x122\n" +
+	"\x06reason\x18\x02 \x01(\v2\x1a.demarc.boundary.v1.ReasonR\x06reason\"\xb4\x01\n" +
+	"\x06Reason\x122\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1e.demarc.boundary.v1.ReasonKindR\x04kind\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\x12\x16\n" +
+	"\x06secret\x18\x03 \x01(\tR\x06secret\x12\x16\n" +
+	"\x06number\x18\x04 \x01(\x05R\x06number\x12,\n" +
+	"\x04runs\x18\x05 \x01(\x0e2\x18.demarc.boundary.v1.RunsR\x04runs\">\n" +
 	"\x0eSecretPresence\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\apresent\x18\x02 \x01(\bR\apresent\"\xbc\x03\n" +
@@ -2588,17 +2993,17 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"Checkpoint\x12\x12\n" +
 	"\x04note\x18\x01 \x01(\fR\x04note\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\x03R\x04from\x12\x14\n" +
-	"\x05proof\x18\x03 \x03(\fR\x05proof\"\x84\x01\n" +
+	"\x05proof\x18\x03 \x03(\fR\x05proof\"\xa0\x01\n" +
 	"\fDeployReport\x12\x18\n" +
 	"\arelease\x18\x01 \x01(\tR\arelease\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12\x12\n" +
-	"\x04plan\x18\x04 \x01(\tR\x04plan\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x85\x01\n" +
+	"\x04plan\x18\x04 \x01(\tR\x04plan\x122\n" +
+	"\x06reason\x18\x06 \x01(\v2\x1a.demarc.boundary.v1.ReasonR\x06reason\"\xa1\x01\n" +
 	"\x0fOperationReport\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
-	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1c\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x122\n" +
+	"\x06reason\x18\x06 \x01(\v2\x1a.demarc.boundary.v1.ReasonR\x06reason\x12\x1c\n" +
 	"\tstatement\x18\x04 \x01(\fR\tstatement\x12\x16\n" +
 	"\x06output\x18\x05 \x01(\fR\x06output\"3\n" +
 	"\vProbeReport\x12\x0e\n" +
@@ -2626,7 +3031,64 @@ const file_boundary_v1_boundary_proto_rawDesc = "" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\"9\n" +
 	"\rArtifactChunk\x12\x14\n" +
 	"\x05total\x18\x01 \x01(\x03R\x05total\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data2\x84\x02\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data*S\n" +
+	"\x04Runs\x12\x14\n" +
+	"\x10RUNS_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rRUNS_PREVIOUS\x10\x01\x12\x10\n" +
+	"\fRUNS_NOTHING\x10\x02\x12\x10\n" +
+	"\fRUNS_UNKNOWN\x10\x03*\xa7\v\n" +
+	"\n" +
+	"ReasonKind\x12\x1b\n" +
+	"\x17REASON_KIND_UNSPECIFIED\x10\x00\x12\x1e\n" +
+	"\x1aREASON_KIND_SECRET_MISSING\x10\x01\x12\x1e\n" +
+	"\x1aREASON_KIND_SECRET_UNKNOWN\x10\x02\x12 \n" +
+	"\x1cREASON_KIND_ARTIFACT_MISSING\x10\x03\x12 \n" +
+	"\x1cREASON_KIND_ARTIFACT_DAMAGED\x10\x04\x12\x1f\n" +
+	"\x1bREASON_KIND_PROGRAM_MISSING\x10\x05\x12\x1b\n" +
+	"\x17REASON_KIND_NOT_STARTED\x10\x06\x12\x18\n" +
+	"\x14REASON_KIND_STARTING\x10\a\x12\x16\n" +
+	"\x12REASON_KIND_EXITED\x10\b\x12\x19\n" +
+	"\x15REASON_KIND_SIGNALLED\x10\t\x12\x1c\n" +
+	"\x18REASON_KIND_HEALTH_FAILS\x10\n" +
+	"\x12#\n" +
+	"\x1fREASON_KIND_NOT_HEALTHY_IN_TIME\x10\v\x12\x19\n" +
+	"\x15REASON_KIND_UNHEALTHY\x10\f\x12\x1c\n" +
+	"\x18REASON_KIND_NO_PORT_FREE\x10\r\x12\x1f\n" +
+	"\x1bREASON_KIND_LOG_NOT_WRITTEN\x10\x0e\x12\x1e\n" +
+	"\x1aREASON_KIND_LIMITS_IGNORED\x10\x0f\x12\x1c\n" +
+	"\x18REASON_KIND_NOT_APPROVED\x10\x10\x12\x1b\n" +
+	"\x17REASON_KIND_NOT_GRANTED\x10\x11\x12\x1e\n" +
+	"\x1aREASON_KIND_APPROVAL_ENDED\x10\x12\x12\x1d\n" +
+	"\x19REASON_KIND_CONSENT_ENDED\x10\x13\x12\x1c\n" +
+	"\x18REASON_KIND_PLAN_CHANGED\x10\x14\x12\x1d\n" +
+	"\x19REASON_KIND_ASKER_UNKNOWN\x10\x15\x12\x1d\n" +
+	"\x19REASON_KIND_REQUEST_ENDED\x10\x16\x12\x1a\n" +
+	"\x16REASON_KIND_WRONG_TIME\x10\x17\x12\x1d\n" +
+	"\x19REASON_KIND_OTHER_RELEASE\x10\x18\x12 \n" +
+	"\x1cREASON_KIND_TEMPLATE_UNKNOWN\x10\x19\x12\x1d\n" +
+	"\x19REASON_KIND_TOO_MANY_OPEN\x10\x1a\x12\x1c\n" +
+	"\x18REASON_KIND_NOT_ANSWERED\x10\x1b\x12\x18\n" +
+	"\x14REASON_KIND_REJECTED\x10\x1c\x12\x18\n" +
+	"\x14REASON_KIND_WITHHELD\x10\x1d\x12%\n" +
+	"!REASON_KIND_CANCELLED_BY_CUSTOMER\x10\x1e\x12#\n" +
+	"\x1fREASON_KIND_CANCELLED_BY_VENDOR\x10\x1f\x12\x1f\n" +
+	"\x1bREASON_KIND_CONSENT_REVOKED\x10 \x12\x19\n" +
+	"\x15REASON_KIND_TIMED_OUT\x10!\x12\x16\n" +
+	"\x12REASON_KIND_KILLED\x10\"\x12\x19\n" +
+	"\x15REASON_KIND_RESTARTED\x10#\x12\x1f\n" +
+	"\x1bREASON_KIND_OUTPUT_NOT_KEPT\x10$\x12\x19\n" +
+	"\x15REASON_KIND_DISK_FULL\x10%\x12\x1a\n" +
+	"\x16REASON_KIND_DISK_FAILS\x10&\x12\x17\n" +
+	"\x13REASON_KIND_INVALID\x10'\x12\x16\n" +
+	"\x12REASON_KIND_DENIED\x10(\x12\x19\n" +
+	"\x15REASON_KIND_NOT_FOUND\x10)\x12\x18\n" +
+	"\x14REASON_KIND_CONFLICT\x10*\x12\x17\n" +
+	"\x13REASON_KIND_EXPIRED\x10+\x12\x14\n" +
+	"\x10REASON_KIND_BUSY\x10,\x12\x16\n" +
+	"\x12REASON_KIND_UNSURE\x10-\x12\x1b\n" +
+	"\x17REASON_KIND_UNAVAILABLE\x10.\x12\x18\n" +
+	"\x14REASON_KIND_INTERNAL\x10/\x12\x15\n" +
+	"\x11REASON_KIND_OTHER\x1002\x84\x02\n" +
 	"\tBootstrap\x12X\n" +
 	"\tChallenge\x12$.demarc.boundary.v1.ChallengeRequest\x1a%.demarc.boundary.v1.ChallengeResponse\x12O\n" +
 	"\x06Bundle\x12!.demarc.boundary.v1.BundleRequest\x1a\".demarc.boundary.v1.BundleResponse\x12L\n" +
@@ -2649,86 +3111,98 @@ func file_boundary_v1_boundary_proto_rawDescGZIP() []byte {
 	return file_boundary_v1_boundary_proto_rawDescData
 }
 
-var file_boundary_v1_boundary_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_boundary_v1_boundary_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_boundary_v1_boundary_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_boundary_v1_boundary_proto_goTypes = []any{
-	(*ChallengeRequest)(nil),  // 0: demarc.boundary.v1.ChallengeRequest
-	(*ChallengeResponse)(nil), // 1: demarc.boundary.v1.ChallengeResponse
-	(*BundleRequest)(nil),     // 2: demarc.boundary.v1.BundleRequest
-	(*BundleResponse)(nil),    // 3: demarc.boundary.v1.BundleResponse
-	(*EnrolRequest)(nil),      // 4: demarc.boundary.v1.EnrolRequest
-	(*SignedIdentity)(nil),    // 5: demarc.boundary.v1.SignedIdentity
-	(*EnrolResponse)(nil),     // 6: demarc.boundary.v1.EnrolResponse
-	(*RenewRequest)(nil),      // 7: demarc.boundary.v1.RenewRequest
-	(*RenewResponse)(nil),     // 8: demarc.boundary.v1.RenewResponse
-	(*RollKeysRequest)(nil),   // 9: demarc.boundary.v1.RollKeysRequest
-	(*RollKeysResponse)(nil),  // 10: demarc.boundary.v1.RollKeysResponse
-	(*Up)(nil),                // 11: demarc.boundary.v1.Up
-	(*Down)(nil),              // 12: demarc.boundary.v1.Down
-	(*Closed)(nil),            // 13: demarc.boundary.v1.Closed
-	(*Hello)(nil),             // 14: demarc.boundary.v1.Hello
-	(*Epoch)(nil),             // 15: demarc.boundary.v1.Epoch
-	(*Restart)(nil),           // 16: demarc.boundary.v1.Restart
-	(*Welcome)(nil),           // 17: demarc.boundary.v1.Welcome
-	(*Ack)(nil),               // 18: demarc.boundary.v1.Ack
-	(*Beat)(nil),              // 19: demarc.boundary.v1.Beat
-	(*StatusReport)(nil),      // 20: demarc.boundary.v1.StatusReport
-	(*RoadTrouble)(nil),       // 21: demarc.boundary.v1.RoadTrouble
-	(*ServiceHealth)(nil),     // 22: demarc.boundary.v1.ServiceHealth
-	(*SecretPresence)(nil),    // 23: demarc.boundary.v1.SecretPresence
-	(*Report)(nil),            // 24: demarc.boundary.v1.Report
-	(*Checkpoint)(nil),        // 25: demarc.boundary.v1.Checkpoint
-	(*DeployReport)(nil),      // 26: demarc.boundary.v1.DeployReport
-	(*OperationReport)(nil),   // 27: demarc.boundary.v1.OperationReport
-	(*ProbeReport)(nil),       // 28: demarc.boundary.v1.ProbeReport
-	(*Order)(nil),             // 29: demarc.boundary.v1.Order
-	(*ProbeOrder)(nil),        // 30: demarc.boundary.v1.ProbeOrder
-	(*ArtifactRequest)(nil),   // 31: demarc.boundary.v1.ArtifactRequest
-	(*ArtifactChunk)(nil),     // 32: demarc.boundary.v1.ArtifactChunk
+	(Runs)(0),                 // 0: demarc.boundary.v1.Runs
+	(ReasonKind)(0),           // 1: demarc.boundary.v1.ReasonKind
+	(*ChallengeRequest)(nil),  // 2: demarc.boundary.v1.ChallengeRequest
+	(*ChallengeResponse)(nil), // 3: demarc.boundary.v1.ChallengeResponse
+	(*BundleRequest)(nil),     // 4: demarc.boundary.v1.BundleRequest
+	(*BundleResponse)(nil),    // 5: demarc.boundary.v1.BundleResponse
+	(*EnrolRequest)(nil),      // 6: demarc.boundary.v1.EnrolRequest
+	(*SignedIdentity)(nil),    // 7: demarc.boundary.v1.SignedIdentity
+	(*EnrolResponse)(nil),     // 8: demarc.boundary.v1.EnrolResponse
+	(*RenewRequest)(nil),      // 9: demarc.boundary.v1.RenewRequest
+	(*RenewResponse)(nil),     // 10: demarc.boundary.v1.RenewResponse
+	(*RollKeysRequest)(nil),   // 11: demarc.boundary.v1.RollKeysRequest
+	(*RollKeysResponse)(nil),  // 12: demarc.boundary.v1.RollKeysResponse
+	(*Up)(nil),                // 13: demarc.boundary.v1.Up
+	(*Down)(nil),              // 14: demarc.boundary.v1.Down
+	(*Closed)(nil),            // 15: demarc.boundary.v1.Closed
+	(*Hello)(nil),             // 16: demarc.boundary.v1.Hello
+	(*Epoch)(nil),             // 17: demarc.boundary.v1.Epoch
+	(*Restart)(nil),           // 18: demarc.boundary.v1.Restart
+	(*Welcome)(nil),           // 19: demarc.boundary.v1.Welcome
+	(*Ack)(nil),               // 20: demarc.boundary.v1.Ack
+	(*Beat)(nil),              // 21: demarc.boundary.v1.Beat
+	(*StatusReport)(nil),      // 22: demarc.boundary.v1.StatusReport
+	(*RoadTrouble)(nil),       // 23: demarc.boundary.v1.RoadTrouble
+	(*ServiceHealth)(nil),     // 24: demarc.boundary.v1.ServiceHealth
+	(*OfferWaits)(nil),        // 25: demarc.boundary.v1.OfferWaits
+	(*Reason)(nil),            // 26: demarc.boundary.v1.Reason
+	(*SecretPresence)(nil),    // 27: demarc.boundary.v1.SecretPresence
+	(*Report)(nil),            // 28: demarc.boundary.v1.Report
+	(*Checkpoint)(nil),        // 29: demarc.boundary.v1.Checkpoint
+	(*DeployReport)(nil),      // 30: demarc.boundary.v1.DeployReport
+	(*OperationReport)(nil),   // 31: demarc.boundary.v1.OperationReport
+	(*ProbeReport)(nil),       // 32: demarc.boundary.v1.ProbeReport
+	(*Order)(nil),             // 33: demarc.boundary.v1.Order
+	(*ProbeOrder)(nil),        // 34: demarc.boundary.v1.ProbeOrder
+	(*ArtifactRequest)(nil),   // 35: demarc.boundary.v1.ArtifactRequest
+	(*ArtifactChunk)(nil),     // 36: demarc.boundary.v1.ArtifactChunk
 }
 var file_boundary_v1_boundary_proto_depIdxs = []int32{
-	5,  // 0: demarc.boundary.v1.EnrolRequest.aws:type_name -> demarc.boundary.v1.SignedIdentity
-	14, // 1: demarc.boundary.v1.Up.hello:type_name -> demarc.boundary.v1.Hello
-	19, // 2: demarc.boundary.v1.Up.beat:type_name -> demarc.boundary.v1.Beat
-	24, // 3: demarc.boundary.v1.Up.report:type_name -> demarc.boundary.v1.Report
-	18, // 4: demarc.boundary.v1.Up.ack:type_name -> demarc.boundary.v1.Ack
-	17, // 5: demarc.boundary.v1.Down.welcome:type_name -> demarc.boundary.v1.Welcome
-	29, // 6: demarc.boundary.v1.Down.order:type_name -> demarc.boundary.v1.Order
-	18, // 7: demarc.boundary.v1.Down.ack:type_name -> demarc.boundary.v1.Ack
-	19, // 8: demarc.boundary.v1.Down.beat:type_name -> demarc.boundary.v1.Beat
-	13, // 9: demarc.boundary.v1.Down.closed:type_name -> demarc.boundary.v1.Closed
-	15, // 10: demarc.boundary.v1.Hello.epoch:type_name -> demarc.boundary.v1.Epoch
-	15, // 11: demarc.boundary.v1.Welcome.epoch:type_name -> demarc.boundary.v1.Epoch
-	16, // 12: demarc.boundary.v1.Welcome.restart:type_name -> demarc.boundary.v1.Restart
-	22, // 13: demarc.boundary.v1.StatusReport.services:type_name -> demarc.boundary.v1.ServiceHealth
-	23, // 14: demarc.boundary.v1.StatusReport.secrets:type_name -> demarc.boundary.v1.SecretPresence
-	21, // 15: demarc.boundary.v1.StatusReport.roads:type_name -> demarc.boundary.v1.RoadTrouble
-	26, // 16: demarc.boundary.v1.Report.deploy:type_name -> demarc.boundary.v1.DeployReport
-	27, // 17: demarc.boundary.v1.Report.operation:type_name -> demarc.boundary.v1.OperationReport
-	28, // 18: demarc.boundary.v1.Report.probe:type_name -> demarc.boundary.v1.ProbeReport
-	25, // 19: demarc.boundary.v1.Report.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
-	20, // 20: demarc.boundary.v1.Report.status:type_name -> demarc.boundary.v1.StatusReport
-	30, // 21: demarc.boundary.v1.Order.probe:type_name -> demarc.boundary.v1.ProbeOrder
-	25, // 22: demarc.boundary.v1.Order.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
-	15, // 23: demarc.boundary.v1.Order.epoch:type_name -> demarc.boundary.v1.Epoch
-	0,  // 24: demarc.boundary.v1.Bootstrap.Challenge:input_type -> demarc.boundary.v1.ChallengeRequest
-	2,  // 25: demarc.boundary.v1.Bootstrap.Bundle:input_type -> demarc.boundary.v1.BundleRequest
-	4,  // 26: demarc.boundary.v1.Bootstrap.Enrol:input_type -> demarc.boundary.v1.EnrolRequest
-	7,  // 27: demarc.boundary.v1.Boundary.Renew:input_type -> demarc.boundary.v1.RenewRequest
-	9,  // 28: demarc.boundary.v1.Boundary.RollKeys:input_type -> demarc.boundary.v1.RollKeysRequest
-	11, // 29: demarc.boundary.v1.Boundary.Channel:input_type -> demarc.boundary.v1.Up
-	31, // 30: demarc.boundary.v1.Boundary.Artifact:input_type -> demarc.boundary.v1.ArtifactRequest
-	1,  // 31: demarc.boundary.v1.Bootstrap.Challenge:output_type -> demarc.boundary.v1.ChallengeResponse
-	3,  // 32: demarc.boundary.v1.Bootstrap.Bundle:output_type -> demarc.boundary.v1.BundleResponse
-	6,  // 33: demarc.boundary.v1.Bootstrap.Enrol:output_type -> demarc.boundary.v1.EnrolResponse
-	8,  // 34: demarc.boundary.v1.Boundary.Renew:output_type -> demarc.boundary.v1.RenewResponse
-	10, // 35: demarc.boundary.v1.Boundary.RollKeys:output_type -> demarc.boundary.v1.RollKeysResponse
-	12, // 36: demarc.boundary.v1.Boundary.Channel:output_type -> demarc.boundary.v1.Down
-	32, // 37: demarc.boundary.v1.Boundary.Artifact:output_type -> demarc.boundary.v1.ArtifactChunk
-	31, // [31:38] is the sub-list for method output_type
-	24, // [24:31] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	7,  // 0: demarc.boundary.v1.EnrolRequest.aws:type_name -> demarc.boundary.v1.SignedIdentity
+	16, // 1: demarc.boundary.v1.Up.hello:type_name -> demarc.boundary.v1.Hello
+	21, // 2: demarc.boundary.v1.Up.beat:type_name -> demarc.boundary.v1.Beat
+	28, // 3: demarc.boundary.v1.Up.report:type_name -> demarc.boundary.v1.Report
+	20, // 4: demarc.boundary.v1.Up.ack:type_name -> demarc.boundary.v1.Ack
+	19, // 5: demarc.boundary.v1.Down.welcome:type_name -> demarc.boundary.v1.Welcome
+	33, // 6: demarc.boundary.v1.Down.order:type_name -> demarc.boundary.v1.Order
+	20, // 7: demarc.boundary.v1.Down.ack:type_name -> demarc.boundary.v1.Ack
+	21, // 8: demarc.boundary.v1.Down.beat:type_name -> demarc.boundary.v1.Beat
+	15, // 9: demarc.boundary.v1.Down.closed:type_name -> demarc.boundary.v1.Closed
+	17, // 10: demarc.boundary.v1.Hello.epoch:type_name -> demarc.boundary.v1.Epoch
+	17, // 11: demarc.boundary.v1.Welcome.epoch:type_name -> demarc.boundary.v1.Epoch
+	18, // 12: demarc.boundary.v1.Welcome.restart:type_name -> demarc.boundary.v1.Restart
+	24, // 13: demarc.boundary.v1.StatusReport.services:type_name -> demarc.boundary.v1.ServiceHealth
+	27, // 14: demarc.boundary.v1.StatusReport.secrets:type_name -> demarc.boundary.v1.SecretPresence
+	23, // 15: demarc.boundary.v1.StatusReport.roads:type_name -> demarc.boundary.v1.RoadTrouble
+	25, // 16: demarc.boundary.v1.StatusReport.offer:type_name -> demarc.boundary.v1.OfferWaits
+	26, // 17: demarc.boundary.v1.ServiceHealth.reason:type_name -> demarc.boundary.v1.Reason
+	26, // 18: demarc.boundary.v1.OfferWaits.reason:type_name -> demarc.boundary.v1.Reason
+	1,  // 19: demarc.boundary.v1.Reason.kind:type_name -> demarc.boundary.v1.ReasonKind
+	0,  // 20: demarc.boundary.v1.Reason.runs:type_name -> demarc.boundary.v1.Runs
+	30, // 21: demarc.boundary.v1.Report.deploy:type_name -> demarc.boundary.v1.DeployReport
+	31, // 22: demarc.boundary.v1.Report.operation:type_name -> demarc.boundary.v1.OperationReport
+	32, // 23: demarc.boundary.v1.Report.probe:type_name -> demarc.boundary.v1.ProbeReport
+	29, // 24: demarc.boundary.v1.Report.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
+	22, // 25: demarc.boundary.v1.Report.status:type_name -> demarc.boundary.v1.StatusReport
+	26, // 26: demarc.boundary.v1.DeployReport.reason:type_name -> demarc.boundary.v1.Reason
+	26, // 27: demarc.boundary.v1.OperationReport.reason:type_name -> demarc.boundary.v1.Reason
+	34, // 28: demarc.boundary.v1.Order.probe:type_name -> demarc.boundary.v1.ProbeOrder
+	29, // 29: demarc.boundary.v1.Order.checkpoint:type_name -> demarc.boundary.v1.Checkpoint
+	17, // 30: demarc.boundary.v1.Order.epoch:type_name -> demarc.boundary.v1.Epoch
+	2,  // 31: demarc.boundary.v1.Bootstrap.Challenge:input_type -> demarc.boundary.v1.ChallengeRequest
+	4,  // 32: demarc.boundary.v1.Bootstrap.Bundle:input_type -> demarc.boundary.v1.BundleRequest
+	6,  // 33: demarc.boundary.v1.Bootstrap.Enrol:input_type -> demarc.boundary.v1.EnrolRequest
+	9,  // 34: demarc.boundary.v1.Boundary.Renew:input_type -> demarc.boundary.v1.RenewRequest
+	11, // 35: demarc.boundary.v1.Boundary.RollKeys:input_type -> demarc.boundary.v1.RollKeysRequest
+	13, // 36: demarc.boundary.v1.Boundary.Channel:input_type -> demarc.boundary.v1.Up
+	35, // 37: demarc.boundary.v1.Boundary.Artifact:input_type -> demarc.boundary.v1.ArtifactRequest
+	3,  // 38: demarc.boundary.v1.Bootstrap.Challenge:output_type -> demarc.boundary.v1.ChallengeResponse
+	5,  // 39: demarc.boundary.v1.Bootstrap.Bundle:output_type -> demarc.boundary.v1.BundleResponse
+	8,  // 40: demarc.boundary.v1.Bootstrap.Enrol:output_type -> demarc.boundary.v1.EnrolResponse
+	10, // 41: demarc.boundary.v1.Boundary.Renew:output_type -> demarc.boundary.v1.RenewResponse
+	12, // 42: demarc.boundary.v1.Boundary.RollKeys:output_type -> demarc.boundary.v1.RollKeysResponse
+	14, // 43: demarc.boundary.v1.Boundary.Channel:output_type -> demarc.boundary.v1.Down
+	36, // 44: demarc.boundary.v1.Boundary.Artifact:output_type -> demarc.boundary.v1.ArtifactChunk
+	38, // [38:45] is the sub-list for method output_type
+	31, // [31:38] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_boundary_v1_boundary_proto_init() }
@@ -2751,7 +3225,7 @@ func file_boundary_v1_boundary_proto_init() {
 		(*Down_Bundle)(nil),
 		(*Down_Closed)(nil),
 	}
-	file_boundary_v1_boundary_proto_msgTypes[24].OneofWrappers = []any{
+	file_boundary_v1_boundary_proto_msgTypes[26].OneofWrappers = []any{
 		(*Report_Deploy)(nil),
 		(*Report_Operation)(nil),
 		(*Report_Probe)(nil),
@@ -2760,7 +3234,7 @@ func file_boundary_v1_boundary_proto_init() {
 		(*Report_Status)(nil),
 		(*Report_Withdrawn)(nil),
 	}
-	file_boundary_v1_boundary_proto_msgTypes[29].OneofWrappers = []any{
+	file_boundary_v1_boundary_proto_msgTypes[31].OneofWrappers = []any{
 		(*Order_Release)(nil),
 		(*Order_Operation)(nil),
 		(*Order_Cancel)(nil),
@@ -2774,13 +3248,14 @@ func file_boundary_v1_boundary_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_boundary_v1_boundary_proto_rawDesc), len(file_boundary_v1_boundary_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   33,
+			NumEnums:      2,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
 		GoTypes:           file_boundary_v1_boundary_proto_goTypes,
 		DependencyIndexes: file_boundary_v1_boundary_proto_depIdxs,
+		EnumInfos:         file_boundary_v1_boundary_proto_enumTypes,
 		MessageInfos:      file_boundary_v1_boundary_proto_msgTypes,
 	}.Build()
 	File_boundary_v1_boundary_proto = out.File

@@ -615,7 +615,7 @@ type Appliance struct {
 	Release       string                 `protobuf:"bytes,9,opt,name=release,proto3" json:"release,omitempty"`
 	Version       string                 `protobuf:"bytes,10,opt,name=version,proto3" json:"version,omitempty"`
 	State         string                 `protobuf:"bytes,11,opt,name=state,proto3" json:"state,omitempty"`
-	Reason        string                 `protobuf:"bytes,12,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason        string                 `protobuf:"bytes,12,opt,name=reason,proto3" json:"reason,omitempty"` // of a ban: what the vendor's operator typed
 	Posture       string                 `protobuf:"bytes,13,opt,name=posture,proto3" json:"posture,omitempty"`
 	Services      []*Service             `protobuf:"bytes,14,rep,name=services,proto3" json:"services,omitempty"`
 	Secrets       []*Secret              `protobuf:"bytes,15,rep,name=secrets,proto3" json:"secrets,omitempty"`
@@ -623,6 +623,8 @@ type Appliance struct {
 	OrdersDone    uint64                 `protobuf:"varint,17,opt,name=orders_done,json=ordersDone,proto3" json:"orders_done,omitempty"`
 	ReportsDone   uint64                 `protobuf:"varint,18,opt,name=reports_done,json=reportsDone,proto3" json:"reports_done,omitempty"`
 	Roads         []*RoadTrouble         `protobuf:"bytes,19,rep,name=roads,proto3" json:"roads,omitempty"`                 // roads that do not work, as the appliance reported it last
+	Why           *Reason                `protobuf:"bytes,30,opt,name=why,proto3" json:"why,omitempty"`                     // of state
+	Offer         *OfferWaits            `protobuf:"bytes,31,opt,name=offer,proto3" json:"offer,omitempty"`                 // absent: none waits, or the appliance does not say
 	LogKey        []byte                 `protobuf:"bytes,20,opt,name=log_key,json=logKey,proto3" json:"log_key,omitempty"` // PEM, as it was enrolled: signs the results of operations and the checkpoints of the customer's log
 	Platform      string                 `protobuf:"bytes,21,opt,name=platform,proto3" json:"platform,omitempty"`           // what vouches for it, as registered: aws gcp kubernetes dev
 	unknownFields protoimpl.UnknownFields
@@ -792,6 +794,20 @@ func (x *Appliance) GetRoads() []*RoadTrouble {
 	return nil
 }
 
+func (x *Appliance) GetWhy() *Reason {
+	if x != nil {
+		return x.Why
+	}
+	return nil
+}
+
+func (x *Appliance) GetOffer() *OfferWaits {
+	if x != nil {
+		return x.Offer
+	}
+	return nil
+}
+
 func (x *Appliance) GetLogKey() []byte {
 	if x != nil {
 		return x.LogKey
@@ -859,18 +875,150 @@ func (x *RoadTrouble) GetReason() string {
 	return ""
 }
 
+// Reason is why something at a customer's is as it is, as the appliance reported it: words of the closed sets of boundary.proto, names of
+// the vendor's own manifest, and a number. The command makes the sentence.
+type Reason struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // as ReasonKind in boundary.proto, in lower case
+	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
+	Secret        string                 `protobuf:"bytes,3,opt,name=secret,proto3" json:"secret,omitempty"`
+	Number        int32                  `protobuf:"varint,4,opt,name=number,proto3" json:"number,omitempty"`
+	Runs          string                 `protobuf:"bytes,5,opt,name=runs,proto3" json:"runs,omitempty"` // previous nothing unknown; empty where no deploy failed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reason) Reset() {
+	*x = Reason{}
+	mi := &file_control_v1_control_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reason) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reason) ProtoMessage() {}
+
+func (x *Reason) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reason.ProtoReflect.Descriptor instead.
+func (*Reason) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Reason) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Reason) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *Reason) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+func (x *Reason) GetNumber() int32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Reason) GetRuns() string {
+	if x != nil {
+		return x.Runs
+	}
+	return ""
+}
+
+// OfferWaits is the newest release on offer that the customer has not approved.
+type OfferWaits struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Release       string                 `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"` // digest
+	Why           *Reason                `protobuf:"bytes,2,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OfferWaits) Reset() {
+	*x = OfferWaits{}
+	mi := &file_control_v1_control_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OfferWaits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OfferWaits) ProtoMessage() {}
+
+func (x *OfferWaits) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OfferWaits.ProtoReflect.Descriptor instead.
+func (*OfferWaits) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *OfferWaits) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *OfferWaits) GetWhy() *Reason {
+	if x != nil {
+		return x.Why
+	}
+	return nil
+}
+
 type Service struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Healthy       bool                   `protobuf:"varint,2,opt,name=healthy,proto3" json:"healthy,omitempty"`
 	Restarts      uint32                 `protobuf:"varint,3,opt,name=restarts,proto3" json:"restarts,omitempty"`
+	Why           *Reason                `protobuf:"bytes,4,opt,name=why,proto3" json:"why,omitempty"` // why it is not healthy, or how it ended last
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_control_v1_control_proto_msgTypes[12]
+	mi := &file_control_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -882,7 +1030,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[12]
+	mi := &file_control_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -895,7 +1043,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Service) GetName() string {
@@ -919,6 +1067,13 @@ func (x *Service) GetRestarts() uint32 {
 	return 0
 }
 
+func (x *Service) GetWhy() *Reason {
+	if x != nil {
+		return x.Why
+	}
+	return nil
+}
+
 type Secret struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -929,7 +1084,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_control_v1_control_proto_msgTypes[13]
+	mi := &file_control_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -941,7 +1096,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[13]
+	mi := &file_control_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -954,7 +1109,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Secret) GetName() string {
@@ -982,7 +1137,7 @@ type BanApplianceRequest struct {
 
 func (x *BanApplianceRequest) Reset() {
 	*x = BanApplianceRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[14]
+	mi := &file_control_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -994,7 +1149,7 @@ func (x *BanApplianceRequest) String() string {
 func (*BanApplianceRequest) ProtoMessage() {}
 
 func (x *BanApplianceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[14]
+	mi := &file_control_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1007,7 +1162,7 @@ func (x *BanApplianceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BanApplianceRequest.ProtoReflect.Descriptor instead.
 func (*BanApplianceRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *BanApplianceRequest) GetRequestId() string {
@@ -1039,7 +1194,7 @@ type BanApplianceResponse struct {
 
 func (x *BanApplianceResponse) Reset() {
 	*x = BanApplianceResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[15]
+	mi := &file_control_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1051,7 +1206,7 @@ func (x *BanApplianceResponse) String() string {
 func (*BanApplianceResponse) ProtoMessage() {}
 
 func (x *BanApplianceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[15]
+	mi := &file_control_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1064,7 +1219,7 @@ func (x *BanApplianceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BanApplianceResponse.ProtoReflect.Descriptor instead.
 func (*BanApplianceResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 // SetExpect replaces the platform identity that an appliance must prove, for instance after its cluster's keys were
@@ -1080,7 +1235,7 @@ type SetExpectRequest struct {
 
 func (x *SetExpectRequest) Reset() {
 	*x = SetExpectRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[16]
+	mi := &file_control_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1092,7 +1247,7 @@ func (x *SetExpectRequest) String() string {
 func (*SetExpectRequest) ProtoMessage() {}
 
 func (x *SetExpectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[16]
+	mi := &file_control_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1105,7 +1260,7 @@ func (x *SetExpectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetExpectRequest.ProtoReflect.Descriptor instead.
 func (*SetExpectRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SetExpectRequest) GetRequestId() string {
@@ -1137,7 +1292,7 @@ type SetExpectResponse struct {
 
 func (x *SetExpectResponse) Reset() {
 	*x = SetExpectResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[17]
+	mi := &file_control_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1149,7 +1304,7 @@ func (x *SetExpectResponse) String() string {
 func (*SetExpectResponse) ProtoMessage() {}
 
 func (x *SetExpectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[17]
+	mi := &file_control_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1162,7 +1317,7 @@ func (x *SetExpectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetExpectResponse.ProtoReflect.Descriptor instead.
 func (*SetExpectResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 type ListAuthoritiesRequest struct {
@@ -1173,7 +1328,7 @@ type ListAuthoritiesRequest struct {
 
 func (x *ListAuthoritiesRequest) Reset() {
 	*x = ListAuthoritiesRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[18]
+	mi := &file_control_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1340,7 @@ func (x *ListAuthoritiesRequest) String() string {
 func (*ListAuthoritiesRequest) ProtoMessage() {}
 
 func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[18]
+	mi := &file_control_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1353,7 @@ func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuthoritiesRequest.ProtoReflect.Descriptor instead.
 func (*ListAuthoritiesRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 type ListAuthoritiesResponse struct {
@@ -1212,7 +1367,7 @@ type ListAuthoritiesResponse struct {
 
 func (x *ListAuthoritiesResponse) Reset() {
 	*x = ListAuthoritiesResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[19]
+	mi := &file_control_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1224,7 +1379,7 @@ func (x *ListAuthoritiesResponse) String() string {
 func (*ListAuthoritiesResponse) ProtoMessage() {}
 
 func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[19]
+	mi := &file_control_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1237,7 +1392,7 @@ func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuthoritiesResponse.ProtoReflect.Descriptor instead.
 func (*ListAuthoritiesResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListAuthoritiesResponse) GetAuthorities() []*Authority {
@@ -1275,7 +1430,7 @@ type Authority struct {
 
 func (x *Authority) Reset() {
 	*x = Authority{}
-	mi := &file_control_v1_control_proto_msgTypes[20]
+	mi := &file_control_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1442,7 @@ func (x *Authority) String() string {
 func (*Authority) ProtoMessage() {}
 
 func (x *Authority) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[20]
+	mi := &file_control_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +1455,7 @@ func (x *Authority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authority.ProtoReflect.Descriptor instead.
 func (*Authority) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Authority) GetId() string {
@@ -1359,7 +1514,7 @@ type Missing struct {
 
 func (x *Missing) Reset() {
 	*x = Missing{}
-	mi := &file_control_v1_control_proto_msgTypes[21]
+	mi := &file_control_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1371,7 +1526,7 @@ func (x *Missing) String() string {
 func (*Missing) ProtoMessage() {}
 
 func (x *Missing) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[21]
+	mi := &file_control_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1384,7 +1539,7 @@ func (x *Missing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Missing.ProtoReflect.Descriptor instead.
 func (*Missing) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Missing) GetName() string {
@@ -1432,7 +1587,7 @@ type PrepareAuthorityRequest struct {
 
 func (x *PrepareAuthorityRequest) Reset() {
 	*x = PrepareAuthorityRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[22]
+	mi := &file_control_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1444,7 +1599,7 @@ func (x *PrepareAuthorityRequest) String() string {
 func (*PrepareAuthorityRequest) ProtoMessage() {}
 
 func (x *PrepareAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[22]
+	mi := &file_control_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1457,7 +1612,7 @@ func (x *PrepareAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*PrepareAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PrepareAuthorityRequest) GetRequestId() string {
@@ -1484,7 +1639,7 @@ type PrepareAuthorityResponse struct {
 
 func (x *PrepareAuthorityResponse) Reset() {
 	*x = PrepareAuthorityResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[23]
+	mi := &file_control_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1496,7 +1651,7 @@ func (x *PrepareAuthorityResponse) String() string {
 func (*PrepareAuthorityResponse) ProtoMessage() {}
 
 func (x *PrepareAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[23]
+	mi := &file_control_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1509,7 +1664,7 @@ func (x *PrepareAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*PrepareAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PrepareAuthorityResponse) GetId() string {
@@ -1537,7 +1692,7 @@ type ActivateAuthorityRequest struct {
 
 func (x *ActivateAuthorityRequest) Reset() {
 	*x = ActivateAuthorityRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[24]
+	mi := &file_control_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1549,7 +1704,7 @@ func (x *ActivateAuthorityRequest) String() string {
 func (*ActivateAuthorityRequest) ProtoMessage() {}
 
 func (x *ActivateAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[24]
+	mi := &file_control_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1562,7 +1717,7 @@ func (x *ActivateAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*ActivateAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ActivateAuthorityRequest) GetRequestId() string {
@@ -1594,7 +1749,7 @@ type ActivateAuthorityResponse struct {
 
 func (x *ActivateAuthorityResponse) Reset() {
 	*x = ActivateAuthorityResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[25]
+	mi := &file_control_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1606,7 +1761,7 @@ func (x *ActivateAuthorityResponse) String() string {
 func (*ActivateAuthorityResponse) ProtoMessage() {}
 
 func (x *ActivateAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[25]
+	mi := &file_control_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1619,7 +1774,7 @@ func (x *ActivateAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*ActivateAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 type RetireAuthorityRequest struct {
@@ -1633,7 +1788,7 @@ type RetireAuthorityRequest struct {
 
 func (x *RetireAuthorityRequest) Reset() {
 	*x = RetireAuthorityRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[26]
+	mi := &file_control_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1645,7 +1800,7 @@ func (x *RetireAuthorityRequest) String() string {
 func (*RetireAuthorityRequest) ProtoMessage() {}
 
 func (x *RetireAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[26]
+	mi := &file_control_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1658,7 +1813,7 @@ func (x *RetireAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RetireAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RetireAuthorityRequest) GetRequestId() string {
@@ -1690,7 +1845,7 @@ type RetireAuthorityResponse struct {
 
 func (x *RetireAuthorityResponse) Reset() {
 	*x = RetireAuthorityResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[27]
+	mi := &file_control_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1702,7 +1857,7 @@ func (x *RetireAuthorityResponse) String() string {
 func (*RetireAuthorityResponse) ProtoMessage() {}
 
 func (x *RetireAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[27]
+	mi := &file_control_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1715,7 +1870,7 @@ func (x *RetireAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RetireAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 type RenewOperatorRequest struct {
@@ -1727,7 +1882,7 @@ type RenewOperatorRequest struct {
 
 func (x *RenewOperatorRequest) Reset() {
 	*x = RenewOperatorRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[28]
+	mi := &file_control_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1739,7 +1894,7 @@ func (x *RenewOperatorRequest) String() string {
 func (*RenewOperatorRequest) ProtoMessage() {}
 
 func (x *RenewOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[28]
+	mi := &file_control_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1752,7 +1907,7 @@ func (x *RenewOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewOperatorRequest.ProtoReflect.Descriptor instead.
 func (*RenewOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RenewOperatorRequest) GetCsr() []byte {
@@ -1771,7 +1926,7 @@ type RenewOperatorResponse struct {
 
 func (x *RenewOperatorResponse) Reset() {
 	*x = RenewOperatorResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[29]
+	mi := &file_control_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1783,7 +1938,7 @@ func (x *RenewOperatorResponse) String() string {
 func (*RenewOperatorResponse) ProtoMessage() {}
 
 func (x *RenewOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[29]
+	mi := &file_control_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1796,7 +1951,7 @@ func (x *RenewOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewOperatorResponse.ProtoReflect.Descriptor instead.
 func (*RenewOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RenewOperatorResponse) GetCertificate() []byte {
@@ -1816,7 +1971,7 @@ type UploadArtifactRequest struct {
 
 func (x *UploadArtifactRequest) Reset() {
 	*x = UploadArtifactRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[30]
+	mi := &file_control_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1828,7 +1983,7 @@ func (x *UploadArtifactRequest) String() string {
 func (*UploadArtifactRequest) ProtoMessage() {}
 
 func (x *UploadArtifactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[30]
+	mi := &file_control_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1841,7 +1996,7 @@ func (x *UploadArtifactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadArtifactRequest.ProtoReflect.Descriptor instead.
 func (*UploadArtifactRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *UploadArtifactRequest) GetDigest() string {
@@ -1867,7 +2022,7 @@ type UploadArtifactResponse struct {
 
 func (x *UploadArtifactResponse) Reset() {
 	*x = UploadArtifactResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[31]
+	mi := &file_control_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +2034,7 @@ func (x *UploadArtifactResponse) String() string {
 func (*UploadArtifactResponse) ProtoMessage() {}
 
 func (x *UploadArtifactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[31]
+	mi := &file_control_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +2047,7 @@ func (x *UploadArtifactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadArtifactResponse.ProtoReflect.Descriptor instead.
 func (*UploadArtifactResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *UploadArtifactResponse) GetSize() int64 {
@@ -1911,7 +2066,7 @@ type ReplicateArtifactRequest struct {
 
 func (x *ReplicateArtifactRequest) Reset() {
 	*x = ReplicateArtifactRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[32]
+	mi := &file_control_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1923,7 +2078,7 @@ func (x *ReplicateArtifactRequest) String() string {
 func (*ReplicateArtifactRequest) ProtoMessage() {}
 
 func (x *ReplicateArtifactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[32]
+	mi := &file_control_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1936,7 +2091,7 @@ func (x *ReplicateArtifactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicateArtifactRequest.ProtoReflect.Descriptor instead.
 func (*ReplicateArtifactRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReplicateArtifactRequest) GetDigest() string {
@@ -1958,7 +2113,7 @@ type ReplicateArtifactResponse struct {
 
 func (x *ReplicateArtifactResponse) Reset() {
 	*x = ReplicateArtifactResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[33]
+	mi := &file_control_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1970,7 +2125,7 @@ func (x *ReplicateArtifactResponse) String() string {
 func (*ReplicateArtifactResponse) ProtoMessage() {}
 
 func (x *ReplicateArtifactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[33]
+	mi := &file_control_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1983,7 +2138,7 @@ func (x *ReplicateArtifactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicateArtifactResponse.ProtoReflect.Descriptor instead.
 func (*ReplicateArtifactResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReplicateArtifactResponse) GetCopies() []*ArtifactCopy {
@@ -2020,7 +2175,7 @@ type ArtifactCopy struct {
 
 func (x *ArtifactCopy) Reset() {
 	*x = ArtifactCopy{}
-	mi := &file_control_v1_control_proto_msgTypes[34]
+	mi := &file_control_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2032,7 +2187,7 @@ func (x *ArtifactCopy) String() string {
 func (*ArtifactCopy) ProtoMessage() {}
 
 func (x *ArtifactCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[34]
+	mi := &file_control_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2045,7 +2200,7 @@ func (x *ArtifactCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactCopy.ProtoReflect.Descriptor instead.
 func (*ArtifactCopy) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ArtifactCopy) GetNode() string {
@@ -2094,7 +2249,7 @@ type PublishReleaseRequest struct {
 
 func (x *PublishReleaseRequest) Reset() {
 	*x = PublishReleaseRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[35]
+	mi := &file_control_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2106,7 +2261,7 @@ func (x *PublishReleaseRequest) String() string {
 func (*PublishReleaseRequest) ProtoMessage() {}
 
 func (x *PublishReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[35]
+	mi := &file_control_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2119,7 +2274,7 @@ func (x *PublishReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishReleaseRequest.ProtoReflect.Descriptor instead.
 func (*PublishReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PublishReleaseRequest) GetRequestId() string {
@@ -2153,7 +2308,7 @@ type PublishReleaseResponse struct {
 
 func (x *PublishReleaseResponse) Reset() {
 	*x = PublishReleaseResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[36]
+	mi := &file_control_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2165,7 +2320,7 @@ func (x *PublishReleaseResponse) String() string {
 func (*PublishReleaseResponse) ProtoMessage() {}
 
 func (x *PublishReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[36]
+	mi := &file_control_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2178,7 +2333,7 @@ func (x *PublishReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishReleaseResponse.ProtoReflect.Descriptor instead.
 func (*PublishReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PublishReleaseResponse) GetDigest() string {
@@ -2208,7 +2363,7 @@ type ProbeRequest struct {
 
 func (x *ProbeRequest) Reset() {
 	*x = ProbeRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[37]
+	mi := &file_control_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2220,7 +2375,7 @@ func (x *ProbeRequest) String() string {
 func (*ProbeRequest) ProtoMessage() {}
 
 func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[37]
+	mi := &file_control_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2233,7 +2388,7 @@ func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeRequest.ProtoReflect.Descriptor instead.
 func (*ProbeRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ProbeRequest) GetRequestId() string {
@@ -2279,7 +2434,7 @@ type ProbeResponse struct {
 
 func (x *ProbeResponse) Reset() {
 	*x = ProbeResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[38]
+	mi := &file_control_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2291,7 +2446,7 @@ func (x *ProbeResponse) String() string {
 func (*ProbeResponse) ProtoMessage() {}
 
 func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[38]
+	mi := &file_control_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2304,7 +2459,7 @@ func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResponse.ProtoReflect.Descriptor instead.
 func (*ProbeResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 type GetProbeRequest struct {
@@ -2317,7 +2472,7 @@ type GetProbeRequest struct {
 
 func (x *GetProbeRequest) Reset() {
 	*x = GetProbeRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[39]
+	mi := &file_control_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2329,7 +2484,7 @@ func (x *GetProbeRequest) String() string {
 func (*GetProbeRequest) ProtoMessage() {}
 
 func (x *GetProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[39]
+	mi := &file_control_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2342,7 +2497,7 @@ func (x *GetProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProbeRequest.ProtoReflect.Descriptor instead.
 func (*GetProbeRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetProbeRequest) GetAppliance() string {
@@ -2371,7 +2526,7 @@ type GetProbeResponse struct {
 
 func (x *GetProbeResponse) Reset() {
 	*x = GetProbeResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[40]
+	mi := &file_control_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2383,7 +2538,7 @@ func (x *GetProbeResponse) String() string {
 func (*GetProbeResponse) ProtoMessage() {}
 
 func (x *GetProbeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[40]
+	mi := &file_control_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2396,7 +2551,7 @@ func (x *GetProbeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProbeResponse.ProtoReflect.Descriptor instead.
 func (*GetProbeResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetProbeResponse) GetSent() uint64 {
@@ -2438,7 +2593,7 @@ type RequestOperationRequest struct {
 
 func (x *RequestOperationRequest) Reset() {
 	*x = RequestOperationRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[41]
+	mi := &file_control_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2450,7 +2605,7 @@ func (x *RequestOperationRequest) String() string {
 func (*RequestOperationRequest) ProtoMessage() {}
 
 func (x *RequestOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[41]
+	mi := &file_control_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2463,7 +2618,7 @@ func (x *RequestOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestOperationRequest.ProtoReflect.Descriptor instead.
 func (*RequestOperationRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RequestOperationRequest) GetRequestId() string {
@@ -2496,7 +2651,7 @@ type RequestOperationResponse struct {
 
 func (x *RequestOperationResponse) Reset() {
 	*x = RequestOperationResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[42]
+	mi := &file_control_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2508,7 +2663,7 @@ func (x *RequestOperationResponse) String() string {
 func (*RequestOperationResponse) ProtoMessage() {}
 
 func (x *RequestOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[42]
+	mi := &file_control_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2521,7 +2676,7 @@ func (x *RequestOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestOperationResponse.ProtoReflect.Descriptor instead.
 func (*RequestOperationResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RequestOperationResponse) GetId() string {
@@ -2541,7 +2696,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[43]
+	mi := &file_control_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2553,7 +2708,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[43]
+	mi := &file_control_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2566,7 +2721,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListOperationsRequest) GetAppliance() string {
@@ -2592,7 +2747,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[44]
+	mi := &file_control_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2604,7 +2759,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[44]
+	mi := &file_control_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2617,7 +2772,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -2632,7 +2787,7 @@ type Operation struct {
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Appliance     string                 `protobuf:"bytes,2,opt,name=appliance,proto3" json:"appliance,omitempty"`
 	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
-	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Why           *Reason                `protobuf:"bytes,8,opt,name=why,proto3" json:"why,omitempty"` // what the customer typed is in the statements
 	Request       []byte                 `protobuf:"bytes,5,opt,name=request,proto3" json:"request,omitempty"`
 	Statements    [][]byte               `protobuf:"bytes,6,rep,name=statements,proto3" json:"statements,omitempty"`
 	Output        []byte                 `protobuf:"bytes,7,opt,name=output,proto3" json:"output,omitempty"` // released only; encrypted to the operator who asked
@@ -2642,7 +2797,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_control_v1_control_proto_msgTypes[45]
+	mi := &file_control_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2654,7 +2809,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[45]
+	mi := &file_control_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2667,7 +2822,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Operation) GetId() string {
@@ -2691,11 +2846,11 @@ func (x *Operation) GetState() string {
 	return ""
 }
 
-func (x *Operation) GetReason() string {
+func (x *Operation) GetWhy() *Reason {
 	if x != nil {
-		return x.Reason
+		return x.Why
 	}
-	return ""
+	return nil
 }
 
 func (x *Operation) GetRequest() []byte {
@@ -2727,7 +2882,7 @@ type ExportEvidenceRequest struct {
 
 func (x *ExportEvidenceRequest) Reset() {
 	*x = ExportEvidenceRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[46]
+	mi := &file_control_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2739,7 +2894,7 @@ func (x *ExportEvidenceRequest) String() string {
 func (*ExportEvidenceRequest) ProtoMessage() {}
 
 func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[46]
+	mi := &file_control_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2752,7 +2907,7 @@ func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceRequest.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 type ExportEvidenceResponse struct {
@@ -2764,7 +2919,7 @@ type ExportEvidenceResponse struct {
 
 func (x *ExportEvidenceResponse) Reset() {
 	*x = ExportEvidenceResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[47]
+	mi := &file_control_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2776,7 +2931,7 @@ func (x *ExportEvidenceResponse) String() string {
 func (*ExportEvidenceResponse) ProtoMessage() {}
 
 func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[47]
+	mi := &file_control_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2789,7 +2944,7 @@ func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceResponse.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ExportEvidenceResponse) GetData() []byte {
@@ -2849,7 +3004,7 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\x16ListAppliancesResponse\x12<\n" +
 	"\n" +
 	"appliances\x18\x01 \x03(\v2\x1c.demarc.control.v1.ApplianceR\n" +
-	"appliances\"\x80\x05\n" +
+	"appliances\"\xe2\x05\n" +
 	"\tAppliance\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bcustomer\x18\x02 \x01(\tR\bcustomer\x12\x16\n" +
@@ -2871,16 +3026,29 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\vorders_done\x18\x11 \x01(\x04R\n" +
 	"ordersDone\x12!\n" +
 	"\freports_done\x18\x12 \x01(\x04R\vreportsDone\x124\n" +
-	"\x05roads\x18\x13 \x03(\v2\x1e.demarc.control.v1.RoadTroubleR\x05roads\x12\x17\n" +
+	"\x05roads\x18\x13 \x03(\v2\x1e.demarc.control.v1.RoadTroubleR\x05roads\x12+\n" +
+	"\x03why\x18\x1e \x01(\v2\x19.demarc.control.v1.ReasonR\x03why\x123\n" +
+	"\x05offer\x18\x1f \x01(\v2\x1d.demarc.control.v1.OfferWaitsR\x05offer\x12\x17\n" +
 	"\alog_key\x18\x14 \x01(\fR\x06logKey\x12\x1a\n" +
 	"\bplatform\x18\x15 \x01(\tR\bplatform\"9\n" +
 	"\vRoadTrouble\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"S\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"z\n" +
+	"\x06Reason\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\x12\x16\n" +
+	"\x06secret\x18\x03 \x01(\tR\x06secret\x12\x16\n" +
+	"\x06number\x18\x04 \x01(\x05R\x06number\x12\x12\n" +
+	"\x04runs\x18\x05 \x01(\tR\x04runs\"S\n" +
+	"\n" +
+	"OfferWaits\x12\x18\n" +
+	"\arelease\x18\x01 \x01(\tR\arelease\x12+\n" +
+	"\x03why\x18\x02 \x01(\v2\x19.demarc.control.v1.ReasonR\x03why\"\x80\x01\n" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\ahealthy\x18\x02 \x01(\bR\ahealthy\x12\x1a\n" +
-	"\brestarts\x18\x03 \x01(\rR\brestarts\"6\n" +
+	"\brestarts\x18\x03 \x01(\rR\brestarts\x12+\n" +
+	"\x03why\x18\x04 \x01(\v2\x19.demarc.control.v1.ReasonR\x03why\"6\n" +
 	"\x06Secret\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\apresent\x18\x02 \x01(\bR\apresent\"`\n" +
@@ -2998,12 +3166,12 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\x16ListOperationsResponse\x12<\n" +
 	"\n" +
 	"operations\x18\x01 \x03(\v2\x1c.demarc.control.v1.OperationR\n" +
-	"operations\"\xb9\x01\n" +
+	"operations\"\xce\x01\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
 	"\tappliance\x18\x02 \x01(\tR\tappliance\x12\x14\n" +
-	"\x05state\x18\x03 \x01(\tR\x05state\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x18\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12+\n" +
+	"\x03why\x18\b \x01(\v2\x19.demarc.control.v1.ReasonR\x03why\x12\x18\n" +
 	"\arequest\x18\x05 \x01(\fR\arequest\x12\x1e\n" +
 	"\n" +
 	"statements\x18\x06 \x03(\fR\n" +
@@ -3045,7 +3213,7 @@ func file_control_v1_control_proto_rawDescGZIP() []byte {
 	return file_control_v1_control_proto_rawDescData
 }
 
-var file_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_control_v1_control_proto_goTypes = []any{
 	(*StatusRequest)(nil),             // 0: demarc.control.v1.StatusRequest
 	(*StatusResponse)(nil),            // 1: demarc.control.v1.StatusResponse
@@ -3059,97 +3227,104 @@ var file_control_v1_control_proto_goTypes = []any{
 	(*ListAppliancesResponse)(nil),    // 9: demarc.control.v1.ListAppliancesResponse
 	(*Appliance)(nil),                 // 10: demarc.control.v1.Appliance
 	(*RoadTrouble)(nil),               // 11: demarc.control.v1.RoadTrouble
-	(*Service)(nil),                   // 12: demarc.control.v1.Service
-	(*Secret)(nil),                    // 13: demarc.control.v1.Secret
-	(*BanApplianceRequest)(nil),       // 14: demarc.control.v1.BanApplianceRequest
-	(*BanApplianceResponse)(nil),      // 15: demarc.control.v1.BanApplianceResponse
-	(*SetExpectRequest)(nil),          // 16: demarc.control.v1.SetExpectRequest
-	(*SetExpectResponse)(nil),         // 17: demarc.control.v1.SetExpectResponse
-	(*ListAuthoritiesRequest)(nil),    // 18: demarc.control.v1.ListAuthoritiesRequest
-	(*ListAuthoritiesResponse)(nil),   // 19: demarc.control.v1.ListAuthoritiesResponse
-	(*Authority)(nil),                 // 20: demarc.control.v1.Authority
-	(*Missing)(nil),                   // 21: demarc.control.v1.Missing
-	(*PrepareAuthorityRequest)(nil),   // 22: demarc.control.v1.PrepareAuthorityRequest
-	(*PrepareAuthorityResponse)(nil),  // 23: demarc.control.v1.PrepareAuthorityResponse
-	(*ActivateAuthorityRequest)(nil),  // 24: demarc.control.v1.ActivateAuthorityRequest
-	(*ActivateAuthorityResponse)(nil), // 25: demarc.control.v1.ActivateAuthorityResponse
-	(*RetireAuthorityRequest)(nil),    // 26: demarc.control.v1.RetireAuthorityRequest
-	(*RetireAuthorityResponse)(nil),   // 27: demarc.control.v1.RetireAuthorityResponse
-	(*RenewOperatorRequest)(nil),      // 28: demarc.control.v1.RenewOperatorRequest
-	(*RenewOperatorResponse)(nil),     // 29: demarc.control.v1.RenewOperatorResponse
-	(*UploadArtifactRequest)(nil),     // 30: demarc.control.v1.UploadArtifactRequest
-	(*UploadArtifactResponse)(nil),    // 31: demarc.control.v1.UploadArtifactResponse
-	(*ReplicateArtifactRequest)(nil),  // 32: demarc.control.v1.ReplicateArtifactRequest
-	(*ReplicateArtifactResponse)(nil), // 33: demarc.control.v1.ReplicateArtifactResponse
-	(*ArtifactCopy)(nil),              // 34: demarc.control.v1.ArtifactCopy
-	(*PublishReleaseRequest)(nil),     // 35: demarc.control.v1.PublishReleaseRequest
-	(*PublishReleaseResponse)(nil),    // 36: demarc.control.v1.PublishReleaseResponse
-	(*ProbeRequest)(nil),              // 37: demarc.control.v1.ProbeRequest
-	(*ProbeResponse)(nil),             // 38: demarc.control.v1.ProbeResponse
-	(*GetProbeRequest)(nil),           // 39: demarc.control.v1.GetProbeRequest
-	(*GetProbeResponse)(nil),          // 40: demarc.control.v1.GetProbeResponse
-	(*RequestOperationRequest)(nil),   // 41: demarc.control.v1.RequestOperationRequest
-	(*RequestOperationResponse)(nil),  // 42: demarc.control.v1.RequestOperationResponse
-	(*ListOperationsRequest)(nil),     // 43: demarc.control.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),    // 44: demarc.control.v1.ListOperationsResponse
-	(*Operation)(nil),                 // 45: demarc.control.v1.Operation
-	(*ExportEvidenceRequest)(nil),     // 46: demarc.control.v1.ExportEvidenceRequest
-	(*ExportEvidenceResponse)(nil),    // 47: demarc.control.v1.ExportEvidenceResponse
+	(*Reason)(nil),                    // 12: demarc.control.v1.Reason
+	(*OfferWaits)(nil),                // 13: demarc.control.v1.OfferWaits
+	(*Service)(nil),                   // 14: demarc.control.v1.Service
+	(*Secret)(nil),                    // 15: demarc.control.v1.Secret
+	(*BanApplianceRequest)(nil),       // 16: demarc.control.v1.BanApplianceRequest
+	(*BanApplianceResponse)(nil),      // 17: demarc.control.v1.BanApplianceResponse
+	(*SetExpectRequest)(nil),          // 18: demarc.control.v1.SetExpectRequest
+	(*SetExpectResponse)(nil),         // 19: demarc.control.v1.SetExpectResponse
+	(*ListAuthoritiesRequest)(nil),    // 20: demarc.control.v1.ListAuthoritiesRequest
+	(*ListAuthoritiesResponse)(nil),   // 21: demarc.control.v1.ListAuthoritiesResponse
+	(*Authority)(nil),                 // 22: demarc.control.v1.Authority
+	(*Missing)(nil),                   // 23: demarc.control.v1.Missing
+	(*PrepareAuthorityRequest)(nil),   // 24: demarc.control.v1.PrepareAuthorityRequest
+	(*PrepareAuthorityResponse)(nil),  // 25: demarc.control.v1.PrepareAuthorityResponse
+	(*ActivateAuthorityRequest)(nil),  // 26: demarc.control.v1.ActivateAuthorityRequest
+	(*ActivateAuthorityResponse)(nil), // 27: demarc.control.v1.ActivateAuthorityResponse
+	(*RetireAuthorityRequest)(nil),    // 28: demarc.control.v1.RetireAuthorityRequest
+	(*RetireAuthorityResponse)(nil),   // 29: demarc.control.v1.RetireAuthorityResponse
+	(*RenewOperatorRequest)(nil),      // 30: demarc.control.v1.RenewOperatorRequest
+	(*RenewOperatorResponse)(nil),     // 31: demarc.control.v1.RenewOperatorResponse
+	(*UploadArtifactRequest)(nil),     // 32: demarc.control.v1.UploadArtifactRequest
+	(*UploadArtifactResponse)(nil),    // 33: demarc.control.v1.UploadArtifactResponse
+	(*ReplicateArtifactRequest)(nil),  // 34: demarc.control.v1.ReplicateArtifactRequest
+	(*ReplicateArtifactResponse)(nil), // 35: demarc.control.v1.ReplicateArtifactResponse
+	(*ArtifactCopy)(nil),              // 36: demarc.control.v1.ArtifactCopy
+	(*PublishReleaseRequest)(nil),     // 37: demarc.control.v1.PublishReleaseRequest
+	(*PublishReleaseResponse)(nil),    // 38: demarc.control.v1.PublishReleaseResponse
+	(*ProbeRequest)(nil),              // 39: demarc.control.v1.ProbeRequest
+	(*ProbeResponse)(nil),             // 40: demarc.control.v1.ProbeResponse
+	(*GetProbeRequest)(nil),           // 41: demarc.control.v1.GetProbeRequest
+	(*GetProbeResponse)(nil),          // 42: demarc.control.v1.GetProbeResponse
+	(*RequestOperationRequest)(nil),   // 43: demarc.control.v1.RequestOperationRequest
+	(*RequestOperationResponse)(nil),  // 44: demarc.control.v1.RequestOperationResponse
+	(*ListOperationsRequest)(nil),     // 45: demarc.control.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),    // 46: demarc.control.v1.ListOperationsResponse
+	(*Operation)(nil),                 // 47: demarc.control.v1.Operation
+	(*ExportEvidenceRequest)(nil),     // 48: demarc.control.v1.ExportEvidenceRequest
+	(*ExportEvidenceResponse)(nil),    // 49: demarc.control.v1.ExportEvidenceResponse
 }
 var file_control_v1_control_proto_depIdxs = []int32{
 	3,  // 0: demarc.control.v1.StatusResponse.members:type_name -> demarc.control.v1.Member
 	2,  // 1: demarc.control.v1.StatusResponse.epoch:type_name -> demarc.control.v1.Epoch
 	10, // 2: demarc.control.v1.ListAppliancesResponse.appliances:type_name -> demarc.control.v1.Appliance
-	12, // 3: demarc.control.v1.Appliance.services:type_name -> demarc.control.v1.Service
-	13, // 4: demarc.control.v1.Appliance.secrets:type_name -> demarc.control.v1.Secret
+	14, // 3: demarc.control.v1.Appliance.services:type_name -> demarc.control.v1.Service
+	15, // 4: demarc.control.v1.Appliance.secrets:type_name -> demarc.control.v1.Secret
 	11, // 5: demarc.control.v1.Appliance.roads:type_name -> demarc.control.v1.RoadTrouble
-	20, // 6: demarc.control.v1.ListAuthoritiesResponse.authorities:type_name -> demarc.control.v1.Authority
-	21, // 7: demarc.control.v1.ListAuthoritiesResponse.missing:type_name -> demarc.control.v1.Missing
-	34, // 8: demarc.control.v1.ReplicateArtifactResponse.copies:type_name -> demarc.control.v1.ArtifactCopy
-	45, // 9: demarc.control.v1.ListOperationsResponse.operations:type_name -> demarc.control.v1.Operation
-	0,  // 10: demarc.control.v1.Control.Status:input_type -> demarc.control.v1.StatusRequest
-	4,  // 11: demarc.control.v1.Control.RegisterCustomer:input_type -> demarc.control.v1.RegisterCustomerRequest
-	6,  // 12: demarc.control.v1.Control.RegisterAppliance:input_type -> demarc.control.v1.RegisterApplianceRequest
-	8,  // 13: demarc.control.v1.Control.ListAppliances:input_type -> demarc.control.v1.ListAppliancesRequest
-	14, // 14: demarc.control.v1.Control.BanAppliance:input_type -> demarc.control.v1.BanApplianceRequest
-	16, // 15: demarc.control.v1.Control.SetExpect:input_type -> demarc.control.v1.SetExpectRequest
-	18, // 16: demarc.control.v1.Control.ListAuthorities:input_type -> demarc.control.v1.ListAuthoritiesRequest
-	22, // 17: demarc.control.v1.Control.PrepareAuthority:input_type -> demarc.control.v1.PrepareAuthorityRequest
-	24, // 18: demarc.control.v1.Control.ActivateAuthority:input_type -> demarc.control.v1.ActivateAuthorityRequest
-	26, // 19: demarc.control.v1.Control.RetireAuthority:input_type -> demarc.control.v1.RetireAuthorityRequest
-	28, // 20: demarc.control.v1.Control.RenewOperator:input_type -> demarc.control.v1.RenewOperatorRequest
-	30, // 21: demarc.control.v1.Control.UploadArtifact:input_type -> demarc.control.v1.UploadArtifactRequest
-	32, // 22: demarc.control.v1.Control.ReplicateArtifact:input_type -> demarc.control.v1.ReplicateArtifactRequest
-	35, // 23: demarc.control.v1.Control.PublishRelease:input_type -> demarc.control.v1.PublishReleaseRequest
-	37, // 24: demarc.control.v1.Control.Probe:input_type -> demarc.control.v1.ProbeRequest
-	39, // 25: demarc.control.v1.Control.GetProbe:input_type -> demarc.control.v1.GetProbeRequest
-	41, // 26: demarc.control.v1.Control.RequestOperation:input_type -> demarc.control.v1.RequestOperationRequest
-	43, // 27: demarc.control.v1.Control.ListOperations:input_type -> demarc.control.v1.ListOperationsRequest
-	46, // 28: demarc.control.v1.Control.ExportEvidence:input_type -> demarc.control.v1.ExportEvidenceRequest
-	1,  // 29: demarc.control.v1.Control.Status:output_type -> demarc.control.v1.StatusResponse
-	5,  // 30: demarc.control.v1.Control.RegisterCustomer:output_type -> demarc.control.v1.RegisterCustomerResponse
-	7,  // 31: demarc.control.v1.Control.RegisterAppliance:output_type -> demarc.control.v1.RegisterApplianceResponse
-	9,  // 32: demarc.control.v1.Control.ListAppliances:output_type -> demarc.control.v1.ListAppliancesResponse
-	15, // 33: demarc.control.v1.Control.BanAppliance:output_type -> demarc.control.v1.BanApplianceResponse
-	17, // 34: demarc.control.v1.Control.SetExpect:output_type -> demarc.control.v1.SetExpectResponse
-	19, // 35: demarc.control.v1.Control.ListAuthorities:output_type -> demarc.control.v1.ListAuthoritiesResponse
-	23, // 36: demarc.control.v1.Control.PrepareAuthority:output_type -> demarc.control.v1.PrepareAuthorityResponse
-	25, // 37: demarc.control.v1.Control.ActivateAuthority:output_type -> demarc.control.v1.ActivateAuthorityResponse
-	27, // 38: demarc.control.v1.Control.RetireAuthority:output_type -> demarc.control.v1.RetireAuthorityResponse
-	29, // 39: demarc.control.v1.Control.RenewOperator:output_type -> demarc.control.v1.RenewOperatorResponse
-	31, // 40: demarc.control.v1.Control.UploadArtifact:output_type -> demarc.control.v1.UploadArtifactResponse
-	33, // 41: demarc.control.v1.Control.ReplicateArtifact:output_type -> demarc.control.v1.ReplicateArtifactResponse
-	36, // 42: demarc.control.v1.Control.PublishRelease:output_type -> demarc.control.v1.PublishReleaseResponse
-	38, // 43: demarc.control.v1.Control.Probe:output_type -> demarc.control.v1.ProbeResponse
-	40, // 44: demarc.control.v1.Control.GetProbe:output_type -> demarc.control.v1.GetProbeResponse
-	42, // 45: demarc.control.v1.Control.RequestOperation:output_type -> demarc.control.v1.RequestOperationResponse
-	44, // 46: demarc.control.v1.Control.ListOperations:output_type -> demarc.control.v1.ListOperationsResponse
-	47, // 47: demarc.control.v1.Control.ExportEvidence:output_type -> demarc.control.v1.ExportEvidenceResponse
-	29, // [29:48] is the sub-list for method output_type
-	10, // [10:29] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	12, // 6: demarc.control.v1.Appliance.why:type_name -> demarc.control.v1.Reason
+	13, // 7: demarc.control.v1.Appliance.offer:type_name -> demarc.control.v1.OfferWaits
+	12, // 8: demarc.control.v1.OfferWaits.why:type_name -> demarc.control.v1.Reason
+	12, // 9: demarc.control.v1.Service.why:type_name -> demarc.control.v1.Reason
+	22, // 10: demarc.control.v1.ListAuthoritiesResponse.authorities:type_name -> demarc.control.v1.Authority
+	23, // 11: demarc.control.v1.ListAuthoritiesResponse.missing:type_name -> demarc.control.v1.Missing
+	36, // 12: demarc.control.v1.ReplicateArtifactResponse.copies:type_name -> demarc.control.v1.ArtifactCopy
+	47, // 13: demarc.control.v1.ListOperationsResponse.operations:type_name -> demarc.control.v1.Operation
+	12, // 14: demarc.control.v1.Operation.why:type_name -> demarc.control.v1.Reason
+	0,  // 15: demarc.control.v1.Control.Status:input_type -> demarc.control.v1.StatusRequest
+	4,  // 16: demarc.control.v1.Control.RegisterCustomer:input_type -> demarc.control.v1.RegisterCustomerRequest
+	6,  // 17: demarc.control.v1.Control.RegisterAppliance:input_type -> demarc.control.v1.RegisterApplianceRequest
+	8,  // 18: demarc.control.v1.Control.ListAppliances:input_type -> demarc.control.v1.ListAppliancesRequest
+	16, // 19: demarc.control.v1.Control.BanAppliance:input_type -> demarc.control.v1.BanApplianceRequest
+	18, // 20: demarc.control.v1.Control.SetExpect:input_type -> demarc.control.v1.SetExpectRequest
+	20, // 21: demarc.control.v1.Control.ListAuthorities:input_type -> demarc.control.v1.ListAuthoritiesRequest
+	24, // 22: demarc.control.v1.Control.PrepareAuthority:input_type -> demarc.control.v1.PrepareAuthorityRequest
+	26, // 23: demarc.control.v1.Control.ActivateAuthority:input_type -> demarc.control.v1.ActivateAuthorityRequest
+	28, // 24: demarc.control.v1.Control.RetireAuthority:input_type -> demarc.control.v1.RetireAuthorityRequest
+	30, // 25: demarc.control.v1.Control.RenewOperator:input_type -> demarc.control.v1.RenewOperatorRequest
+	32, // 26: demarc.control.v1.Control.UploadArtifact:input_type -> demarc.control.v1.UploadArtifactRequest
+	34, // 27: demarc.control.v1.Control.ReplicateArtifact:input_type -> demarc.control.v1.ReplicateArtifactRequest
+	37, // 28: demarc.control.v1.Control.PublishRelease:input_type -> demarc.control.v1.PublishReleaseRequest
+	39, // 29: demarc.control.v1.Control.Probe:input_type -> demarc.control.v1.ProbeRequest
+	41, // 30: demarc.control.v1.Control.GetProbe:input_type -> demarc.control.v1.GetProbeRequest
+	43, // 31: demarc.control.v1.Control.RequestOperation:input_type -> demarc.control.v1.RequestOperationRequest
+	45, // 32: demarc.control.v1.Control.ListOperations:input_type -> demarc.control.v1.ListOperationsRequest
+	48, // 33: demarc.control.v1.Control.ExportEvidence:input_type -> demarc.control.v1.ExportEvidenceRequest
+	1,  // 34: demarc.control.v1.Control.Status:output_type -> demarc.control.v1.StatusResponse
+	5,  // 35: demarc.control.v1.Control.RegisterCustomer:output_type -> demarc.control.v1.RegisterCustomerResponse
+	7,  // 36: demarc.control.v1.Control.RegisterAppliance:output_type -> demarc.control.v1.RegisterApplianceResponse
+	9,  // 37: demarc.control.v1.Control.ListAppliances:output_type -> demarc.control.v1.ListAppliancesResponse
+	17, // 38: demarc.control.v1.Control.BanAppliance:output_type -> demarc.control.v1.BanApplianceResponse
+	19, // 39: demarc.control.v1.Control.SetExpect:output_type -> demarc.control.v1.SetExpectResponse
+	21, // 40: demarc.control.v1.Control.ListAuthorities:output_type -> demarc.control.v1.ListAuthoritiesResponse
+	25, // 41: demarc.control.v1.Control.PrepareAuthority:output_type -> demarc.control.v1.PrepareAuthorityResponse
+	27, // 42: demarc.control.v1.Control.ActivateAuthority:output_type -> demarc.control.v1.ActivateAuthorityResponse
+	29, // 43: demarc.control.v1.Control.RetireAuthority:output_type -> demarc.control.v1.RetireAuthorityResponse
+	31, // 44: demarc.control.v1.Control.RenewOperator:output_type -> demarc.control.v1.RenewOperatorResponse
+	33, // 45: demarc.control.v1.Control.UploadArtifact:output_type -> demarc.control.v1.UploadArtifactResponse
+	35, // 46: demarc.control.v1.Control.ReplicateArtifact:output_type -> demarc.control.v1.ReplicateArtifactResponse
+	38, // 47: demarc.control.v1.Control.PublishRelease:output_type -> demarc.control.v1.PublishReleaseResponse
+	40, // 48: demarc.control.v1.Control.Probe:output_type -> demarc.control.v1.ProbeResponse
+	42, // 49: demarc.control.v1.Control.GetProbe:output_type -> demarc.control.v1.GetProbeResponse
+	44, // 50: demarc.control.v1.Control.RequestOperation:output_type -> demarc.control.v1.RequestOperationResponse
+	46, // 51: demarc.control.v1.Control.ListOperations:output_type -> demarc.control.v1.ListOperationsResponse
+	49, // 52: demarc.control.v1.Control.ExportEvidence:output_type -> demarc.control.v1.ExportEvidenceResponse
+	34, // [34:53] is the sub-list for method output_type
+	15, // [15:34] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_control_v1_control_proto_init() }
@@ -3163,7 +3338,7 @@ func file_control_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_v1_control_proto_rawDesc), len(file_control_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   48,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
