@@ -12,6 +12,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/demarc-dev/demarc/fleet"
 )
 
 var cited = regexp.MustCompile("`([a-z][a-z0-9/]*)\\.((?:Test|Fuzz|Benchmark)[A-Za-z0-9_]*)`")
@@ -183,5 +185,18 @@ func TestAttacksHaveGuards(t *testing.T) {
 	}
 	if rows < 60 {
 		t.Errorf("found %d rows: the test no longer reads them", rows)
+	}
+}
+
+// TestEachReasonIsWrittenDown (FAULTS.md I7): what can cross as a reason is a list that a customer can read.
+func TestEachReasonIsWrittenDown(t *testing.T) {
+	b, err := os.ReadFile("status.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range fleet.ReasonKinds() {
+		if !strings.Contains(string(b), "\n| `"+string(k)+"` | ") {
+			t.Errorf("status.md has no line for %s", k)
+		}
 	}
 }

@@ -178,7 +178,7 @@ func (s *State) acknowledge(upto uint64) {
 func (r Report) bytes() int {
 	n := 64 + len(r.Cosigned)
 	if r.Operation != nil {
-		n += len(r.Operation.Reason) + len(r.Operation.Statement) + len(r.Operation.Output)
+		n += len(r.Operation.Statement) + len(r.Operation.Output)
 	}
 	if r.Checkpoint != nil {
 		n += len(r.Checkpoint.Note) + 32*len(r.Checkpoint.Proof)

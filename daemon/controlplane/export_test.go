@@ -74,3 +74,6 @@ func OpenCredentials(b []byte, trustDomain string, key []byte) error {
 	_, err = openCredentials(b, trustDomain, []kek{k})
 	return err
 }
+
+// ReportOf reads a report from the wire.
+var ReportOf = reportOf
