@@ -193,9 +193,13 @@ type seenAppliance struct {
 	Route    string `json:"route"`
 	Version  string `json:"version"`
 	State    string `json:"state"`
-	Reason   string `json:"reason"`
 	Posture  string `json:"posture"`
 	Release  string `json:"release"`
+	Why      struct {
+		Kind    string `json:"kind"`
+		Service string `json:"service"`
+		Secret  string `json:"secret"`
+	} `json:"why"`
 	Services []struct {
 		Name    string `json:"name"`
 		Healthy bool   `json:"healthy"`

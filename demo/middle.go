@@ -73,7 +73,17 @@ func (s *story) planDigest() string {
 func (s *story) deploy() {
 	s.title(5, "A required secret is missing: the deploy waits and says which command creates it; then it goes on by itself")
 	want := "demarc secret create store-token"
-	s.wait("the deploy names the missing secret", 30*time.Second, func() bool { return strings.Contains(s.seen("eu-1").Reason, want) })
+	s.wait("the customer is told the command", 30*time.Second, func() bool {
+		var l struct {
+			Reason string `json:"reason"`
+		}
+		return s.ask(&l, "local", "status") && strings.Contains(l.Reason, want)
+	})
+	s.wait("the vendor is told the secret's own name, and no more", 30*time.Second, func() bool {
+		a := s.seen("eu-1")
+		return a.Why.Kind == "secret_missing" && a.Why.Secret == "store-token"
+	})
+	s.ok("local", "status")
 	s.ok("appliance", "show", "eu-1")
 	file := s.write(canary+"\n", "token.txt")
 	s.ok("secret", "create", "store-token", "--dir", s.path("customer", "secrets"), "--from-file", file)
@@ -82,7 +92,7 @@ func (s *story) deploy() {
 		s.alive("appliance")
 		a := s.seen("eu-1")
 		if a.State == "failed" {
-			s.fail("the deploy failed: %s", a.Reason)
+			s.fail("the deploy failed: %+v", a.Why)
 		}
 		well := 0
 		for _, sv := range a.Services {
