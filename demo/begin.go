@@ -187,15 +187,15 @@ func (s *story) enrol() {
 
 // seenAppliance is what the vendor sees of an appliance.
 type seenAppliance struct {
-	Name     string `json:"name"`
-	Status   string `json:"status"`
-	Online   bool   `json:"online"`
-	Route    string `json:"route"`
-	Version  string `json:"version"`
-	State    string `json:"state"`
-	Posture  string `json:"posture"`
-	Release  string `json:"release"`
-	Why      struct {
+	Name    string `json:"name"`
+	Status  string `json:"status"`
+	Online  bool   `json:"online"`
+	Route   string `json:"route"`
+	Version string `json:"version"`
+	State   string `json:"state"`
+	Posture string `json:"posture"`
+	Release string `json:"release"`
+	Why     struct {
 		Kind    string `json:"kind"`
 		Service string `json:"service"`
 		Secret  string `json:"secret"`
