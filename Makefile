@@ -7,7 +7,7 @@ export GOFLAGS := $(GOFLAGS) -tags=ts_omit_peerapiserver,ts_omit_c2n
 
 TOOLS   := $(CURDIR)/bin/tools
 
-.PHONY: all bin demo demo-check bench-channels bench-raft bench-book build fuzz test test-disk test-kubernetes test-roads test-runbooks test-upgrade record-release robustness robustness-short race check vet lint vuln gen gen-check clean
+.PHONY: all bin install demo demo-check bench-channels bench-raft bench-book build fuzz test test-disk test-kubernetes test-roads test-runbooks test-upgrade record-release robustness robustness-short race check vet lint vuln gen gen-check clean
 all: build
 
 build: ## build everything
@@ -16,6 +16,11 @@ build: ## build everything
 bin: ## demarc, demarcd, the demo and its sample application, in bin
 	$(GO) build -trimpath -o $(BIN)/ ./cmd/demarc ./cmd/demarcd ./demo
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/sample/ ./demo/sample/web ./demo/sample/store
+
+PREFIX ?= /usr/local
+install: bin ## demarc and demarcd into PREFIX/bin (PREFIX=/usr/local, below DESTDIR if it is set); the unit is in deploy/systemd
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 0755 $(BIN)/demarc $(BIN)/demarcd $(DESTDIR)$(PREFIX)/bin
 
 demo: bin ## the whole story on loopback; stays up until Ctrl-C
 	$(BIN)/demo -bin $(BIN)

@@ -165,6 +165,16 @@ func TestQuickstartWordForWord(t *testing.T) {
 			}
 		}
 	}
+	install := exec.Command("make", "install", "PREFIX="+filepath.Join(home, "local"))
+	install.Dir, install.Env = sh.Dir, sh.Env
+	if out, err := install.CombinedOutput(); err != nil {
+		t.Errorf("make install: %v\n%s", err, out)
+	}
+	for _, program := range []string{"demarc", "demarcd"} {
+		if out, err := exec.Command(filepath.Join(home, "local", "bin", program), "--version").CombinedOutput(); err != nil {
+			t.Errorf("what make install put there: %v\n%s", err, out)
+		}
+	}
 	left, err := filepath.Glob("/proc/[0-9]*/exe")
 	if err != nil || len(left) == 0 {
 		t.Fatal("no process can be seen here: ", err)
