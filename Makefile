@@ -53,7 +53,7 @@ test-roads: ## real processes in network namespaces, a fault at a time (needs ro
 	DEMARC_NETNS=1 $(GO) test -count=1 -timeout 10m -v ./fleettest/roads
 
 test-runbooks: ## the runbooks of docs, word for word, against real processes on loopback
-	DEMARC_RUNBOOKS=1 $(GO) test -count=1 -timeout 25m -v ./fleettest/runbooks
+	DEMARC_RUNBOOKS=1 $(GO) test -count=1 -timeout 30m -v ./fleettest/runbooks
 
 test-upgrade: ## nodes and appliances of the previous build beside those of this one, rolled while clients make changes
 	DEMARC_UPGRADE=1 $(GO) test -count=1 -timeout 20m -v ./fleettest/upgrade
