@@ -24,7 +24,8 @@ func (s *story) environment() {
 		`export DEMARC_KEY="$D/customer/globex.key"                  # the customer's key`,
 		`export DEMARC_PASSPHRASE_FILE="$D/customer/passphrase"      # of that key`, "",
 	}, "\n"), "env")
-	fmt.Printf("Every command below that begins with demarc can be pasted into another terminal, while this runs, after\n\n  . %s\n\n", s.env)
+	fmt.Printf("Every command below that begins with demarc can be pasted into another terminal, while this runs, after\n\n"+
+		"  . %s\n\n", s.env)
 }
 
 // plainWord needs no quotes.
@@ -79,14 +80,16 @@ func (s *story) paste(line string) result {
 }
 
 // repeatable is what only reads: it can be pasted again, with the exit code that it had when it was printed last.
-var repeatable = []string{"status", "appliance list", "appliance show", "access", "review", "posture show", "local status", "operation show", "operation output",
+var repeatable = []string{"status", "appliance list", "appliance show", "access", "review", "posture show", "local status",
+	"operation show", "operation output",
 	"consent show", "verify", "management list"}
 
 // again pastes each command that was printed and only reads, a second time.
 func (s *story) again() {
 	var done []string
 	for _, p := range slices.Backward(s.printed) {
-		if slices.Contains(done, p.line) || !slices.ContainsFunc(repeatable, func(begins string) bool { return strings.HasPrefix(p.line+" ", "demarc "+begins+" ") }) {
+		reads := func(begins string) bool { return strings.HasPrefix(p.line+" ", "demarc "+begins+" ") }
+		if slices.Contains(done, p.line) || !slices.ContainsFunc(repeatable, reads) {
 			continue
 		}
 		done = append(done, p.line)
@@ -97,12 +100,14 @@ func (s *story) again() {
 	if len(done) < len(repeatable) {
 		s.fail("only %d commands that were printed can be repeated: %q", len(done), done)
 	}
-	s.note("each of the %d commands above that only read was pasted again into a shell that knew nothing but the file named at the top", len(done))
+	s.note("each of the %d commands above that only read was pasted again into a shell that knew nothing but the file named at the top",
+		len(done))
 }
 
 // tries is what the end of the demo invites to.
 func (s *story) tries() []string {
-	out := []string{"demarc appliance list", "demarc local status", "demarc local log", "demarc access", "demarc posture set closed", "demarc posture set public"}
+	out := []string{"demarc appliance list", "demarc local status", "demarc local log", "demarc access", "demarc posture set closed",
+		"demarc posture set public"}
 	for _, role := range s.metricsOf() {
 		out = append(out, "curl -fsS http://"+s.metrics[role]+"/metrics      # "+role)
 	}

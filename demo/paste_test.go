@@ -13,8 +13,10 @@ import (
 // FAULTS.md G1: what the demo prints, a shell reads as it was meant.
 func TestAPrintedWordIsThatWord(t *testing.T) {
 	for _, dir := range []string{"/tmp/demarc-demo-1", "/tmp/it's a folder"} {
-		for _, a := range []string{"", " ", "list", "a b", "it's", `"`, "$D", "$(true)", "`true`", "a;b", "a&b", "*", "~", "!x", `\`, "a\nb", "#", "<", "|", "(", "{a,b}", "spiffe://acme.example/operator/ann",
-			dir, dir + "/a", dir + "/it's a file", "acme/eu-1=" + dir + "/log.pub", "--x=" + dir, dir + ":" + dir, "'" + dir, dir + "'", dir + "/$D", "'$D", "'" + dir + "'$D"} {
+		for _, a := range []string{"", " ", "list", "a b", "it's", `"`, "$D", "$(true)", "`true`", "a;b", "a&b", "*", "~", "!x", `\`,
+			"a\nb", "#", "<", "|", "(", "{a,b}", "spiffe://acme.example/operator/ann",
+			dir, dir + "/a", dir + "/it's a file", "acme/eu-1=" + dir + "/log.pub", "--x=" + dir, dir + ":" + dir, "'" + dir, dir + "'",
+			dir + "/$D", "'$D", "'" + dir + "'$D"} {
 			w := word(a, dir)
 			out, err := exec.Command("sh", "-c", "D="+word(dir, "")+"\nprintf %s. "+w).CombinedOutput()
 			if err != nil || string(out) != a+"." {
@@ -43,7 +45,8 @@ func TestTheEnvironmentOfTheDemo(t *testing.T) {
 	t.Setenv("DEMARC_TIMEOUT", "elsewhere")
 	s.environment()
 	r := s.paste(s.line("verify", dir+"/a b.json", "--reason", "ticket 4711"))
-	want := "DEMARC_CONTEXT=" + dir + "/acme/operator/operator.yaml\nDEMARC_KEY=" + dir + "/customer/globex.key\nDEMARC_PASSPHRASE_FILE=" + dir + "/customer/passphrase\nDEMARC_SOCKET=" + dir +
+	want := "DEMARC_CONTEXT=" + dir + "/acme/operator/operator.yaml\nDEMARC_KEY=" + dir +
+		"/customer/globex.key\nDEMARC_PASSPHRASE_FILE=" + dir + "/customer/passphrase\nDEMARC_SOCKET=" + dir +
 		"/customer/appliance.sock\n<verify>\n<" + dir + "/a b.json>\n<--reason>\n<ticket 4711>\n"
 	if r.out != want || r.errs != "" || r.code != 3 {
 		t.Errorf("got %d\n%s%swant\n%s", r.code, r.out, r.errs, want)

@@ -83,7 +83,8 @@ func (k DevKey) PEM() ([]byte, error) {
 
 // JWKS is the public key, as it is registered.
 func (k DevKey) JWKS() ([]byte, error) {
-	b, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: &k.key.PublicKey, KeyID: k.kid, Algorithm: string(jose.ES256), Use: "sig"}}})
+	b, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: &k.key.PublicKey, KeyID: k.kid,
+		Algorithm: string(jose.ES256), Use: "sig"}}})
 	return b, fault.At("identity.DevKey", fault.Internal, err)
 }
 
@@ -96,7 +97,8 @@ func (k DevKey) Token(name, audience string, now time.Time) (string, error) {
 	if audience == "" || len(audience) > 1<<10 {
 		return "", fault.New(op, fault.Invalid, "the audience has %d bytes: 1 to %d are taken", len(audience), 1<<10)
 	}
-	s, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: k.key, KeyID: k.kid}}, (&jose.SignerOptions{}).WithType(DevTokenType))
+	s, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: k.key, KeyID: k.kid}},
+		(&jose.SignerOptions{}).WithType(DevTokenType))
 	if err != nil {
 		return "", fault.At(op, fault.Internal, err)
 	}
@@ -122,7 +124,8 @@ func (e Expect) verifyDev(keys Keys, token, audience string, now time.Time) (Pro
 	}
 	switch {
 	case c.Issuer != DevIssuer:
-		return Proven{}, fault.New(op, fault.Denied, "the token was issued by %q, and only demarc platform dev issues those of development", fault.Clip(c.Issuer))
+		return Proven{}, fault.New(op, fault.Denied,
+			"the token was issued by %q, and only demarc platform dev issues those of development", fault.Clip(c.Issuer))
 	case len(c.Audience) != 1 || c.Audience[0] != audience:
 		return Proven{}, wrongAudience()
 	case c.Subject != e.Subject:

@@ -68,7 +68,8 @@ func devIssuer(t *testing.T) (k identity.DevKey, e identity.Expect, mint func(ty
 }
 
 func devClaims(aud string) map[string]any {
-	return map[string]any{"iss": identity.DevIssuer, "sub": "laptop", "aud": []string{aud}, "iat": now.Unix(), "nbf": now.Unix(), "exp": now.Add(5 * time.Minute).Unix()}
+	return map[string]any{"iss": identity.DevIssuer, "sub": "laptop", "aud": []string{aud}, "iat": now.Unix(), "nbf": now.Unix(),
+		"exp": now.Add(5 * time.Minute).Unix()}
 }
 
 // FAULTS.md G2: the identity of a laptop, verified as strictly as that of a cluster.
@@ -81,7 +82,8 @@ func TestDevProof(t *testing.T) {
 		t.Fatal(err)
 	}
 	p, err := e.Verify(token, aud, now)
-	if err != nil || p != (identity.Proven{Kind: "dev", Issuer: identity.DevIssuer, Subject: "laptop", Expires: now.Add(5 * time.Minute)}) {
+	if err != nil || p != (identity.Proven{Kind: "dev", Issuer: identity.DevIssuer, Subject: "laptop",
+		Expires: now.Add(5 * time.Minute)}) {
 		t.Fatalf("%+v, %v", p, err)
 	}
 	private, err := k.PEM()
@@ -99,7 +101,8 @@ func TestDevProof(t *testing.T) {
 		t.Errorf("the key that was read again: %v", err)
 	}
 	_, foreign, _ := devIssuer(t)
-	if _, err := foreign.Verify(token, aud, now); fault.Of(err) != fault.Denied || !strings.Contains(fault.Text(err), "which is not pinned") {
+	if _, err := foreign.Verify(token, aud, now); fault.Of(err) != fault.Denied || !strings.Contains(fault.Text(err),
+		"which is not pinned") {
 		t.Errorf("another issuer's key is registered: %v", err)
 	}
 	if _, err := e.Verify(token, "", now); fault.Of(err) != fault.Internal {
@@ -110,18 +113,21 @@ func TestDevProof(t *testing.T) {
 		kind   fault.Kind
 		want   string
 	}{
-		"another issuer":       {map[string]any{"iss": "https://kubernetes.default.svc"}, fault.Denied, "was issued by"},
-		"no issuer":            {map[string]any{"iss": nil}, fault.Denied, "was issued by"},
-		"no audience":          {map[string]any{"aud": nil}, fault.Denied, "its audience must be"},
-		"two audiences":        {map[string]any{"aud": []string{aud, "x"}}, fault.Denied, "its audience must be"},
-		"another key":          {map[string]any{"aud": []string{audience(t, td, "n1.x", newCSR(t))}}, fault.Denied, "its audience must be"},
-		"another nonce":        {map[string]any{"aud": []string{audience(t, td, "n1.y", csr)}}, fault.Denied, "its audience must be"},
-		"another vendor":       {map[string]any{"aud": []string{audience(t, "evil.example", "n1.x", csr)}}, fault.Denied, "its audience must be"},
-		"another name":         {map[string]any{"sub": "desktop"}, fault.Denied, "is registered"},
-		"upper case":           {map[string]any{"sub": "Laptop"}, fault.Denied, "is registered"},
-		"no name":              {map[string]any{"sub": nil}, fault.Denied, "is registered"},
-		"no expiry":            {map[string]any{"exp": nil}, fault.Denied, "never expires"},
-		"expired":              {map[string]any{"iat": now.Add(-7 * time.Minute).Unix(), "exp": now.Add(-2 * time.Minute).Unix()}, fault.Expired, "ran out"},
+		"another issuer": {map[string]any{"iss": "https://kubernetes.default.svc"}, fault.Denied, "was issued by"},
+		"no issuer":      {map[string]any{"iss": nil}, fault.Denied, "was issued by"},
+		"no audience":    {map[string]any{"aud": nil}, fault.Denied, "its audience must be"},
+		"two audiences":  {map[string]any{"aud": []string{aud, "x"}}, fault.Denied, "its audience must be"},
+		"another key": {map[string]any{"aud": []string{audience(t, td, "n1.x", newCSR(t))}}, fault.Denied,
+			"its audience must be"},
+		"another nonce": {map[string]any{"aud": []string{audience(t, td, "n1.y", csr)}}, fault.Denied, "its audience must be"},
+		"another vendor": {map[string]any{"aud": []string{audience(t, "evil.example", "n1.x", csr)}}, fault.Denied,
+			"its audience must be"},
+		"another name": {map[string]any{"sub": "desktop"}, fault.Denied, "is registered"},
+		"upper case":   {map[string]any{"sub": "Laptop"}, fault.Denied, "is registered"},
+		"no name":      {map[string]any{"sub": nil}, fault.Denied, "is registered"},
+		"no expiry":    {map[string]any{"exp": nil}, fault.Denied, "never expires"},
+		"expired": {map[string]any{"iat": now.Add(-7 * time.Minute).Unix(), "exp": now.Add(-2 * time.Minute).Unix()},
+			fault.Expired, "ran out"},
 		"not yet valid":        {map[string]any{"nbf": now.Add(3 * time.Minute).Unix()}, fault.Expired, "not valid yet"},
 		"issued in the future": {map[string]any{"iat": now.Add(3 * time.Minute).Unix()}, fault.Expired, "not valid yet"},
 		"of no time":           {map[string]any{"iat": nil}, fault.Denied, "lives for more than"},
@@ -145,7 +151,8 @@ func TestDevProof(t *testing.T) {
 		}
 	}
 	for _, typ := range []string{"", "JWT", "Demarc-dev+jwt", "application/demarc-dev+jwt"} {
-		if _, err := e.Verify(mint(typ, devClaims(aud)), aud, now); fault.Of(err) != fault.Denied || !strings.Contains(fault.Text(err), "is of the type") {
+		if _, err := e.Verify(mint(typ, devClaims(aud)), aud, now); fault.Of(err) != fault.Denied || !strings.Contains(fault.Text(err),
+			"is of the type") {
 			t.Errorf("type %q: %v", typ, err)
 		}
 	}
@@ -160,7 +167,8 @@ func TestDevIsNoKubernetes(t *testing.T) {
 	asCluster := cluster.Expect("demarc", "appliance")
 	asCluster.JWKS = dev.JWKS // a vendor's slip
 	claims := cluster.Claims("demarc", "appliance", aud, now)
-	if _, err := asCluster.Verify(mint(identity.DevTokenType, claims), aud, now); fault.Of(err) != fault.Denied || !strings.Contains(fault.Text(err), "development token") {
+	if _, err := asCluster.Verify(mint(identity.DevTokenType, claims), aud, now); fault.Of(err) != fault.Denied ||
+		!strings.Contains(fault.Text(err), "development token") {
 		t.Errorf("a development token with a cluster's claims: %v", err)
 	}
 	if _, err := asCluster.Verify(mint("", claims), aud, now); err != nil {
@@ -173,13 +181,15 @@ func TestDevIsNoKubernetes(t *testing.T) {
 
 	asDev := dev
 	asDev.JWKS = cluster.JWKS()
-	for name, claims := range map[string]map[string]any{"its own claims": cluster.Claims("demarc", "appliance", aud, now), "those of development": devClaims(aud)} {
+	for name, claims := range map[string]map[string]any{"its own claims": cluster.Claims("demarc", "appliance", aud, now),
+		"those of development": devClaims(aud)} {
 		for _, key := range []string{identitytest.RSA, identitytest.EC} {
 			token, err := cluster.Mint(key, claims)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := asDev.Verify(token, aud, now); fault.Of(err) != fault.Denied || !strings.Contains(fault.Text(err), "is of the type") {
+			if _, err := asDev.Verify(token, aud, now); fault.Of(err) != fault.Denied || !strings.Contains(fault.Text(err),
+				"is of the type") {
 				t.Errorf("a cluster's token with %s: %v", name, err)
 			}
 		}
@@ -220,7 +230,8 @@ func TestDevRegistrationIsChecked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, b := range map[string][]byte{"nothing": nil, "two": append(private, private...), "a key of another kind": bytes.ReplaceAll(private, []byte("DEMARC DEVELOPMENT "), nil)} {
+	for name, b := range map[string][]byte{"nothing": nil, "two": append(private, private...),
+		"a key of another kind": bytes.ReplaceAll(private, []byte("DEMARC DEVELOPMENT "), nil)} {
 		if _, err := identity.ParseDevKey(b); fault.Of(err) != fault.Invalid {
 			t.Errorf("%s: %v, want invalid", name, err)
 		}

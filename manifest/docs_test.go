@@ -89,7 +89,8 @@ func TestThePageHasEveryKey(t *testing.T) {
 	for what, row := range map[string]struct {
 		v    any
 		keys []string
-	}{"x-demarc": {xTop{}, topXKeys}, "a port": {xPort{}, portKeys}, "a secret": {xSecret{}, secretKeys}, "x-demarc of a service": {xService{}, serviceXKeys}, "health": {xHealth{}, healthKeys}} {
+	}{"x-demarc": {xTop{}, topXKeys}, "a port": {xPort{}, portKeys}, "a secret": {xSecret{}, secretKeys},
+		"x-demarc of a service": {xService{}, serviceXKeys}, "health": {xHealth{}, healthKeys}} {
 		if got, want := tags(row.v, "yaml"), slices.Sorted(slices.Values(row.keys)); !slices.Equal(got, want) {
 			t.Errorf("%s: the keys %q are read, and %q are let in", what, got, want)
 		}
@@ -105,10 +106,11 @@ func TestThePageIsTrue(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for heading, used := range map[string]string{"Keys of `x-demarc`": "", "Keys of a port": "", "Keys of a secret in `x-demarc`": "", "Keys of `x-demarc` of a service": "", "Keys of `health`": ""} {
+	for _, heading := range []string{"Keys of `x-demarc`", "Keys of a port", "Keys of a secret in `x-demarc`",
+		"Keys of `x-demarc` of a service", "Keys of `health`"} {
 		for _, key := range rows(section(t, text, heading)) {
 			if !regexp.MustCompile(`[\s{]` + key + `:`).MatchString(example) {
-				t.Errorf("the example shows no %s of %s%s", key, heading, used)
+				t.Errorf("the example shows no %s of %s", key, heading)
 			}
 		}
 	}
@@ -117,7 +119,8 @@ func TestThePageIsTrue(t *testing.T) {
 		t.Errorf("the example says something else than it shows: %+v", s.plan)
 	}
 	h := s.plan[0].Health // it leaves out what has a default
-	for key, want := range map[string]string{"timeout": fmt.Sprintf("default `%ds`", h.TimeoutMS/1000), "start": fmt.Sprintf("default `%ds`", h.StartMS/1000), "retries": fmt.Sprintf("default %d", h.Retries)} {
+	for key, want := range map[string]string{"timeout": fmt.Sprintf("default `%ds`", h.TimeoutMS/1000),
+		"start": fmt.Sprintf("default `%ds`", h.StartMS/1000), "retries": fmt.Sprintf("default %d", h.Retries)} {
 		if !regexp.MustCompile("(?m)^\\| `" + key + "` .*" + want + " \\|$").MatchString(text) {
 			t.Errorf("%s: the page does not say %s", key, want)
 		}
@@ -125,7 +128,8 @@ func TestThePageIsTrue(t *testing.T) {
 	limits := section(t, text, "Limits of a release")
 	for _, want := range []string{
 		fmt.Sprintf("| the Compose file | %d KiB |", MaxCompose>>10), fmt.Sprintf("| services | %d |", maxServices),
-		fmt.Sprintf("| ports; secrets; arguments of a command | %d each |", maxNames), fmt.Sprintf("| an argument, or the value of a variable | %d KiB |", maxText>>10),
+		fmt.Sprintf("| ports; secrets; arguments of a command | %d each |", maxNames),
+		fmt.Sprintf("| an argument, or the value of a variable | %d KiB |", maxText>>10),
 		fmt.Sprintf("| operation templates | %d, of %d KiB each |", maxTemplates, maxTemplate>>10),
 	} {
 		if !strings.Contains(limits, want) {

@@ -13,7 +13,8 @@ import (
 	"github.com/demarc-dev/demarc/operation"
 )
 
-// FAULTS.md G2: docs/templates.md has every key of a template, in its place, and none that there is not; its example is one, and shows each.
+// FAULTS.md G2: docs/templates.md has every key of a template, in its place, and none that there is not; its example is one, and
+// shows each.
 func TestThePageHasEveryKey(t *testing.T) {
 	b, err := os.ReadFile("../docs/templates.md")
 	if err != nil {
@@ -31,7 +32,8 @@ func TestThePageHasEveryKey(t *testing.T) {
 	_, example, _ := strings.Cut(text, "```yaml\n")
 	example, _, _ = strings.Cut(example, "```\n")
 	row := regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|")
-	for heading, v := range map[string]any{"Keys of a template": operation.Template{}, "Keys of a variable": operation.Var{}, "Keys of `effects`": operation.Effects{}} {
+	for heading, v := range map[string]any{"Keys of a template": operation.Template{}, "Keys of a variable": operation.Var{},
+		"Keys of `effects`": operation.Effects{}} {
 		var want, got []string
 		for f := range reflect.TypeOf(v).Fields() {
 			key, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")

@@ -259,7 +259,7 @@ func (a *app) approve() *cobra.Command {
 		Example: "  demarc review\n  demarc approve --plan sha256:... --key globex.key\n  demarc approve --reviewed review.json --key globex.key"},
 		func(ctx context.Context, l localv1connect.LocalClient, _ []string) error {
 			if (plan == "") == (reviewed == "") {
-				return usage("say which plan you reviewed: --plan sha256:..., as demarc review shows it, or --reviewed FILE, as demarc review --save FILE kept it")
+				return usage("say which plan you reviewed: --plan sha256:... (demarc review shows it), or --reviewed FILE (demarc review --save FILE)")
 			}
 			if reviewed != "" {
 				var err error

@@ -22,18 +22,21 @@ const (
 )
 
 func (a *app) platform() *cobra.Command {
-	return group("platform", "What stands in for a platform on a laptop", group("dev", "A small issuer of identity tokens, for development alone", a.devInit(), a.devToken()))
+	return group("platform", "What stands in for a platform on a laptop", group("dev",
+		"A small issuer of identity tokens, for development alone", a.devInit(), a.devToken()))
 }
 
-const devHelp = `A laptop has no platform that could vouch for an appliance. These commands stand in for one, for development alone: whoever can read ` + devKeyFile + `
-is any appliance that is registered with its public half. Only a trust domain that was made with demarc control-plane init --development
-takes such an appliance; every other one refuses its registration and its enrolment.`
+const devHelp = `A laptop has no platform that could vouch for an appliance. These commands stand in for one, for development alone:
+whoever can read ` + devKeyFile + ` is any appliance that is registered with its public half. Only a trust domain that was made with
+demarc control-plane init --development takes such an appliance; every other one refuses its registration and its enrolment.`
 
 func (a *app) devInit() *cobra.Command {
 	var dir string
 	c := &cobra.Command{Use: "init", Short: "Draw the key of a development issuer", Args: exactly(0, "no arguments"),
-		Long:    devHelp + "\n\ninit writes " + devKeyFile + ", which stays with the appliance, and " + devKeysFile + ", which the vendor registers.",
-		Example: "  demarc platform dev init --dir laptop\n  demarc appliance register laptop --customer globex --dev-keys laptop/" + devKeysFile + " --dev-subject laptop"}
+		Long: devHelp + "\n\ninit writes " + devKeyFile + ", which stays with the appliance, and " + devKeysFile +
+			", which the vendor registers.",
+		Example: "  demarc platform dev init --dir laptop\n" +
+			"  demarc appliance register laptop --customer globex --dev-keys laptop/" + devKeysFile + " --dev-subject laptop"}
 	c.Flags().StringVar(&dir, "dir", "", "the folder of its files; it is made where it is not there")
 	c.RunE = func(*cobra.Command, []string) error {
 		if dir == "" {
@@ -60,7 +63,8 @@ func (a *app) devInit() *cobra.Command {
 		}
 		doc := map[string]string{"key": f.path(devKeyFile), "keys": f.path(devKeysFile)}
 		return a.emit(doc, func(w io.Writer) {
-			fmt.Fprintf(w, "a development issuer is in %s\n  %s stays with the appliance: who reads it is the appliance\n  %s is public: the vendor registers it with --dev-keys\n", dir, doc["key"], doc["keys"])
+			fmt.Fprintf(w, "a development issuer is in %s\n  %s stays with the appliance: who reads it is the appliance\n"+
+				"  %s is public: the vendor registers it with --dev-keys\n", dir, doc["key"], doc["keys"])
 		})
 	}
 	return c
@@ -68,7 +72,8 @@ func (a *app) devInit() *cobra.Command {
 
 func (a *app) devToken() *cobra.Command {
 	var dir, name, audience string
-	c := &cobra.Command{Use: "token", Short: "Print a development token for one audience", Args: exactly(0, "no arguments; the audience is that of --audience"),
+	c := &cobra.Command{Use: "token", Short: "Print a development token for one audience", Args: exactly(0,
+		"no arguments; the audience is that of --audience"),
 		Long:    devHelp + "\n\ntoken is the appliance's token_command, which puts the audience at the end.",
 		Example: "  proof: {kind: dev, token_command: [demarc, platform, dev, token, --dir, /home/me/laptop, --name, laptop, --audience]}"}
 	f := c.Flags()

@@ -31,7 +31,8 @@ type offer struct {
 
 func (o *offer) Review(_ context.Context, r *connect.Request[localv1.ReviewRequest]) (*connect.Response[localv1.ReviewResponse], error) {
 	o.asked = r.Msg.GetRelease()
-	return connect.NewResponse(&localv1.ReviewResponse{Release: o.release, Version: "1.0.0", PlanDigest: o.plan, Plan: []byte("{}"), Diff: []string{"+ version: 1.0.0"}, Phase: "install,deploy"}), nil
+	return connect.NewResponse(&localv1.ReviewResponse{Release: o.release, Version: "1.0.0", PlanDigest: o.plan, Plan: []byte("{}"),
+		Diff: []string{"+ version: 1.0.0"}, Phase: "install,deploy"}), nil
 }
 
 func (o *offer) Status(context.Context, *connect.Request[localv1.StatusRequest]) (*connect.Response[localv1.StatusResponse], error) {
@@ -43,7 +44,8 @@ func (o *offer) Submit(_ context.Context, r *connect.Request[localv1.SubmitReque
 	return connect.NewResponse(&localv1.SubmitResponse{}), nil
 }
 
-// FAULTS.md G1, G2: a plan is approved by what was reviewed, and nobody copies a digest by hand; it is still what was read that is signed for.
+// FAULTS.md G1, G2: a plan is approved by what was reviewed, and nobody copies a digest by hand; it is still what was read that is
+// signed for.
 func TestApproveWhatWasReviewed(t *testing.T) {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -90,7 +92,8 @@ func TestApproveWhatWasReviewed(t *testing.T) {
 	if out := do(0, "review"); !strings.Contains(out, "demarc approve --plan "+o.plan+"\n") {
 		t.Errorf("review does not say how its plan is approved: %s", out)
 	}
-	if out := do(0, "review", "--release", o.release); !strings.Contains(out, "demarc approve --release "+o.release+" --plan "+o.plan+"\n") {
+	if out := do(0, "review", "--release", o.release); !strings.Contains(out,
+		"demarc approve --release "+o.release+" --plan "+o.plan+"\n") {
 		t.Errorf("review of a release does not say how its plan is approved: %s", out)
 	}
 	if out := do(0, "review", "--save", at("review.json")); !strings.Contains(out, "demarc approve --reviewed "+at("review.json")+"\n") {

@@ -53,7 +53,8 @@ func (g *gate) devRequest(k identity.DevKey, change func(name, audience *string,
 
 func (g *gate) register(name string, expect []byte) error {
 	ann := api.With(g.t.Context(), api.Who{Class: api.Operator, Principal: fleet.PrincipalOf(domain, fleet.Operator, "ann")})
-	_, err := g.server.RegisterAppliance(ann, connect.NewRequest(&controlv1.RegisterApplianceRequest{RequestId: rand.Text(), Name: name, Customer: "globex", Expect: expect}))
+	_, err := g.server.RegisterAppliance(ann, connect.NewRequest(&controlv1.RegisterApplianceRequest{RequestId: rand.Text(), Name: name,
+		Customer: "globex", Expect: expect}))
 	return err
 }
 
@@ -74,11 +75,14 @@ func TestADevelopmentIdentityEnrols(t *testing.T) {
 		kind    fault.Kind
 		want    string
 	}{
-		"another key":      {g.devRequest(other, nil), fault.Denied, "which is not pinned"},
-		"another audience": {g.devRequest(k, func(_, audience *string, _ *time.Time) { *audience += "x" }), fault.Denied, "its audience must be"},
-		"another name":     {g.devRequest(k, func(name, _ *string, _ *time.Time) { *name = "desktop" }), fault.Denied, "is registered"},
-		"expired":          {g.devRequest(k, func(_, _ *string, at *time.Time) { *at = at.Add(-8 * time.Minute) }), fault.Expired, "ran out"},
-		"of the future":    {g.devRequest(k, func(_, _ *string, at *time.Time) { *at = at.Add(5 * time.Minute) }), fault.Expired, "not valid yet"},
+		"another key": {g.devRequest(other, nil), fault.Denied, "which is not pinned"},
+		"another audience": {g.devRequest(k, func(_, audience *string, _ *time.Time) { *audience += "x" }), fault.Denied,
+			"its audience must be"},
+		"another name": {g.devRequest(k, func(name, _ *string, _ *time.Time) { *name = "desktop" }), fault.Denied, "is registered"},
+		"expired": {g.devRequest(k, func(_, _ *string, at *time.Time) { *at = at.Add(-8 * time.Minute) }), fault.Expired,
+			"ran out"},
+		"of the future": {g.devRequest(k, func(_, _ *string, at *time.Time) { *at = at.Add(5 * time.Minute) }), fault.Expired,
+			"not valid yet"},
 		"a cluster's": {func() *boundaryv1.EnrolRequest {
 			m, _ := g.request(logKey(t))
 			return m
@@ -147,7 +151,8 @@ func TestADevelopmentIdentityIsRefusedElsewhere(t *testing.T) {
 	_, err = made.enrol(made.devRequest(k, nil))
 	want("enrolment", err)
 	state = made.order.book.View()
-	_, err = controlplane.Enrol{Name: "eu-1", Nonce: "n", NonceTill: start.Add(time.Hour), Serial: "s", Till: start.Add(time.Hour), LogKey: []byte("k")}.Apply(&state, meta("3"))
+	_, err = controlplane.Enrol{Name: "eu-1", Nonce: "n", NonceTill: start.Add(time.Hour), Serial: "s", Till: start.Add(time.Hour),
+		LogKey: []byte("k")}.Apply(&state, meta("3"))
 	want("enrolment, in the book", err)
 }
 

@@ -103,7 +103,8 @@ func (s State) takes(kind string) error {
 	if kind != identity.KindDev || s.Development {
 		return nil
 	}
-	return fault.New("controlplane.takes", fault.Denied, "the trust domain %q was not made for development, and takes no development identity: register the appliance's platform, or make another trust domain with demarc control-plane init --development", s.TrustDomain)
+	return fault.New("controlplane.takes", fault.Denied, "the trust domain %q was not made for development, and takes no development identity: "+
+		"register the appliance's platform, or make another trust domain with demarc control-plane init --development", s.TrustDomain)
 }
 
 // platformOf is the kind of a registration, "" where it has none.
