@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -234,9 +235,9 @@ func TestAnActIsEndedInTime(t *testing.T) {
 			o.still = true
 			must(t, o, appliance.Pin{Public: pem(t, customer)})
 			id := must(t, o, consent(t, grant.Grant{Appliance: "eu-1", Phase: fleet.OperateRead, From: start.Add(-time.Minute), Until: start.Add(time.Hour), Nonce: nonce()}, customer)).ID
-			var step time.Duration
+			var step atomic.Int64 // nanoseconds
 			began := time.Now()
-			a := appliance.Bare(o.book, nil, func() time.Time { return start.Add(time.Since(began) + step) })
+			a := appliance.Bare(o.book, nil, func() time.Time { return start.Add(time.Since(began) + time.Duration(step.Load())) })
 			ctx, stop := a.While(t.Context(), []string{id}, func(now time.Time) error {
 				for _, h := range o.book.View().Grants.Held {
 					if !now.Before(h.Grant.Until) {
@@ -247,7 +248,7 @@ func TestAnActIsEndedInTime(t *testing.T) {
 			})
 			defer stop()
 			time.Sleep(10*time.Minute - time.Millisecond)
-			step = c.step
+			step.Store(int64(c.step))
 			<-ctx.Done()
 			if took := time.Since(began); took > c.want || took < c.want-time.Second || fault.Of(context.Cause(ctx)) != fault.Expired {
 				t.Errorf("%s: after %s, want %s: %v", name, took, c.want, context.Cause(ctx))
