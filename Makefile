@@ -76,7 +76,7 @@ test-disk: ## a full disk on real, small file systems (needs root)
 	DEMARC_DISK=1 unshare -m $(GO) test -count=1 -v -run 'Full' ./raft ./daemon/appliance ./cmd/demarc ./workload/artifact
 
 race: ## all tests with the race detector, in random order (needs a C compiler)
-	CGO_ENABLED=1 $(GO) test -race -shuffle=on ./...
+	CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout 20m ./...
 
 test-kubernetes: ## proofs of a real kube-apiserver; the first time it is built, which takes minutes
 	dir=$$(fleettest/kubernetes/build.sh) && DEMARC_KUBE_APISERVER=$$dir/kube-apiserver $(GO) test -count=1 -run RealCluster ./daemon/controlplane
