@@ -5,12 +5,18 @@ package fleettest
 import (
 	"context"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"connectrpc.com/connect"
+
+	localv1 "github.com/demarc-dev/demarc/api/local/v1"
+	"github.com/demarc-dev/demarc/api/local/v1/localv1connect"
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon/appliance"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
@@ -176,6 +182,28 @@ func (a *Appliance) OnDial(hook func()) {
 	a.f.mu.Lock()
 	defer a.f.mu.Unlock()
 	a.onDial = hook
+}
+
+// Road is what the customer's own page says of the appliance's only transport.
+func (a *Appliance) Road() *localv1.Road {
+	a.f.t.Helper()
+	a.f.mu.Lock()
+	app := a.app
+	a.f.mu.Unlock()
+	l := localv1connect.NewLocalClient(&http.Client{Transport: inProcess{app.Handler()}}, "http://appliance")
+	m, err := l.Status(a.f.t.Context(), connect.NewRequest(&localv1.StatusRequest{}))
+	a.f.must(err)
+	return m.Msg.GetWays()[0]
+}
+
+// inProcess answers requests by a handler of this process.
+type inProcess struct{ http.Handler }
+
+// RoundTrip implements [http.RoundTripper].
+func (h inProcess) RoundTrip(r *http.Request) (*http.Response, error) {
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w.Result(), nil
 }
 
 // Up tells whether the vendor's book has the appliance online with a certificate that holds.

@@ -12,6 +12,7 @@ import (
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/fleettest"
+	"github.com/demarc-dev/demarc/mesh"
 )
 
 const day = 24 * time.Hour
@@ -273,4 +274,47 @@ func TestRefusedOnceAndNoProof(t *testing.T) {
 			t.Error("it has another certificate, and nobody could vouch for it")
 		}
 	})
+}
+
+// TestTheCustomerIsToldTheTrueCause (FAULTS.md F2): a ban, a platform that gives no proof and a node that is away are told apart on the
+// customer's own page, for as long as they last.
+func TestTheCustomerIsToldTheTrueCause(t *testing.T) {
+	says := func(t *testing.T, a *fleettest.Appliance, why mesh.Reason, said string) {
+		t.Helper()
+		for range 20 { // between tries, too
+			time.Sleep(7 * time.Minute)
+			if r := a.Road(); r.GetReason() != string(why) || !strings.Contains(r.GetSaid(), said) || r.GetDo() == "" {
+				t.Fatalf("%v, want %s, %q", r, why, said)
+			}
+		}
+	}
+	for name, play := range map[string]func(t *testing.T, f *fleettest.Fleet, a *fleettest.Appliance){
+		"banned": func(t *testing.T, f *fleettest.Fleet, a *fleettest.Appliance) {
+			a.Start()
+			a.WaitUp(time.Minute)
+			f.Ban("eu-1")
+			says(t, a, mesh.VendorRefuses, `appliance "eu-1" is banned`)
+		},
+		"no proof": func(t *testing.T, f *fleettest.Fleet, a *fleettest.Appliance) {
+			a.Mute(true)
+			a.Start()
+			says(t, a, mesh.NoProof, "the platform does not answer")
+			a.Mute(false)
+			a.WaitUp(time.Hour)
+			time.Sleep(time.Minute)
+			if r := a.Road(); r.GetReason() != "" || !r.GetInUse() {
+				t.Errorf("%v", r)
+			}
+		},
+		"the network is away": func(t *testing.T, f *fleettest.Fleet, a *fleettest.Appliance) {
+			a.Start()
+			a.WaitUp(time.Minute)
+			a.Cut()
+			says(t, a, mesh.Unreached, "")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, f *fleettest.Fleet) { play(t, f, f.AddAppliance("eu-1")) })
+		})
+	}
 }

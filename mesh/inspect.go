@@ -23,7 +23,7 @@ func Explain(err error) error {
 	}
 	var expired x509.CertificateInvalidError
 	if errors.As(err, &expired) && expired.Reason == x509.Expired {
-		return fault.Because(err, op, fault.Expired, "the other side's certificate is not valid at this machine's time: check the clock first")
+		return For(ClockOff, fault.Because(err, op, fault.Expired, "the other side's certificate is not valid at this machine's time: check the clock first"))
 	}
 	if cert, ok := stranger(err); ok {
 		return For(TLSOpened, fault.Because(err, op, fault.Denied, "the certificate was issued by %s, which is not your vendor: a proxy on the path opens TLS; "+

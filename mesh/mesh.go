@@ -16,6 +16,8 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/demarc-dev/demarc/fault"
@@ -183,5 +185,41 @@ func dialList(ctx context.Context, name, addr string, listed []string, wait time
 			return nil, fault.Because(For(ReasonOf(e), err), op, k, "route %s: %s", name, fault.Text(e))
 		}
 	}
-	return nil, fault.Because(err, op, fault.Unavailable, "route %s: none of its %d addresses answers", name, len(listed))
+	why, met := reasonsOf(errs), make([]string, len(errs))
+	for i, e := range errs {
+		met[i] = listed[i] + ": " + words(e, wait)
+	}
+	return nil, fault.Because(For(why, err), op, fault.Unavailable, "route %s: none of its %d addresses answers: %s", name, len(listed), strings.Join(met, "; "))
+}
+
+// reasonsOf is the reason that all errors have, [Unreached] where they differ.
+func reasonsOf(errs []error) Reason {
+	why := Unreached
+	for i, e := range errs {
+		r := ReasonOf(e)
+		if r == Other || i > 0 && r != why {
+			return Unreached
+		}
+		why = r
+	}
+	return why
+}
+
+// words says in a few words what was met at an address within wait.
+func words(err error, wait time.Duration) string {
+	var told *fault.Error
+	var name *net.DNSError
+	var slow net.Error
+	var no syscall.Errno
+	switch {
+	case errors.As(err, &told) && told.Text != "":
+		return fault.ClipTo(told.Text, 200)
+	case errors.As(err, &name):
+		return "the name does not resolve (" + fault.ClipTo(name.Err, 100) + ")"
+	case errors.As(err, &no):
+		return no.Error()
+	case errors.As(err, &slow) && slow.Timeout(), errors.Is(err, context.DeadlineExceeded):
+		return "no answer within " + wait.String()
+	}
+	return fault.ClipTo(err.Error(), 200)
 }

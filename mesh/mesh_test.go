@@ -239,7 +239,7 @@ func TestProxyOfAPrivateCA(t *testing.T) {
 		"another CA":   {behind(other, "127.0.0.1", time.Hour), ours.Pool(), fault.Denied, mesh.Settings, `was issued by "Corp Other CA", which this machine does not trust`},
 		"the system's": {behind(ours, "127.0.0.1", time.Hour), nil, fault.Denied, mesh.Settings, "put its CA in ca_file of this transport"},
 		"another host": {behind(ours, "proxy.example", time.Hour), ours.Pool(), fault.Denied, mesh.Settings, "not for the host of proxy.url"},
-		"expired":      {behind(ours, "127.0.0.1", -time.Minute), ours.Pool(), fault.Expired, mesh.Other, "check the clock first"},
+		"expired":      {behind(ours, "127.0.0.1", -time.Minute), ours.Pool(), fault.Expired, mesh.ClockOff, "check the clock first"},
 		"without TLS":  {"https://" + listen(t, func(c net.Conn) { _, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n"); _ = c.Close() }), ours.Pool(), fault.Denied, mesh.Settings, "does not speak TLS"},
 		"hangs up":     {"https://" + listen(t, func(c net.Conn) { _ = c.Close() }), ours.Pool(), fault.Unavailable, mesh.Unreached, "none of its"},
 	} {
@@ -365,5 +365,48 @@ func TestInspectionIsNamed(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestWhyNobodyAnswers (FAULTS.md F2): a port where nothing listens, a name that does not resolve, a proxy that is away and a silence are
+// told apart, and each address is told with what was met there.
+func TestWhyNobodyAnswers(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shut := l.Addr().String()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		addresses []string
+		proxy     *mesh.Proxy
+		wait      time.Duration
+		want      mesh.Reason
+		texts     []string
+	}{
+		"nothing listens":   {[]string{shut}, nil, 0, mesh.ConnRefused, []string{shut + ": connection refused"}},
+		"nor at the second": {[]string{shut, shut}, nil, 0, mesh.ConnRefused, []string{"none of its 2 addresses"}},
+		"the name is none":  {[]string{"a.invalid:443"}, nil, 5 * time.Second, mesh.NameUnknown, []string{"a.invalid:443: the name does not resolve"}},
+		"one of each":       {[]string{shut, "a.invalid:443"}, nil, 5 * time.Second, mesh.Unreached, []string{"connection refused", "does not resolve"}},
+		"no answer":         {[]string{shut}, nil, time.Nanosecond, mesh.Unreached, []string{"no answer within 1ns"}},
+		"the proxy is away": {[]string{"node:443"}, &mesh.Proxy{URL: "http://" + shut}, 0, mesh.ProxyUnreached, []string{"the proxy does not answer: connection refused"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, err := mesh.NewHTTPS(mesh.HTTPS{Addresses: tc.addresses, Proxy: tc.proxy, Wait: tc.wait})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = r.Dial(t.Context(), "")
+			if got := mesh.ReasonOf(err); got != tc.want || fault.Of(err) != fault.Unavailable {
+				t.Errorf("%v: %q, want %q", err, got, tc.want)
+			}
+			for _, text := range tc.texts {
+				if !strings.Contains(fault.Text(err), text) {
+					t.Errorf("%q does not say %q", fault.Text(err), text)
+				}
+			}
+		})
 	}
 }

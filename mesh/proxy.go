@@ -63,7 +63,7 @@ func (p *Proxy) dial(ctx context.Context, d *net.Dialer, h *Hello, addr string) 
 	open := func(ctx context.Context) (net.Conn, error) {
 		c, err := d.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
 		if err != nil {
-			return nil, fault.Because(err, op, fault.Unavailable, "the proxy does not answer")
+			return nil, For(ProxyUnreached, fault.Because(err, op, fault.Unavailable, "the proxy does not answer: %s", words(err, 0)))
 		}
 		return c, nil
 	}
@@ -104,7 +104,7 @@ func proxyFault(err error) error {
 	}
 	var expired x509.CertificateInvalidError
 	if errors.As(err, &expired) && expired.Reason == x509.Expired {
-		return fault.Because(err, op, fault.Expired, "the proxy's own certificate is not valid at this machine's time: check the clock first")
+		return For(ClockOff, fault.Because(err, op, fault.Expired, "the proxy's own certificate is not valid at this machine's time: check the clock first"))
 	}
 	var record tls.RecordHeaderError
 	if errors.As(err, &record) {

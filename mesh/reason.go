@@ -4,8 +4,10 @@ package mesh
 
 import (
 	"errors"
+	"net"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/demarc-dev/demarc/fault"
 )
@@ -17,6 +19,14 @@ type Reason string
 // The reasons.
 const (
 	Unreached        Reason = "unreached"         // nobody answers at its addresses, or the line broke
+	ConnRefused      Reason = "conn_refused"      // the host at its address answers, and nothing listens there
+	NameUnknown      Reason = "name_unknown"      // the name of its address does not resolve
+	ProxyUnreached   Reason = "proxy_unreached"   // the proxy itself does not answer
+	VendorRefuses    Reason = "vendor_refuses"    // a node of the vendor's, which was proven, refuses this appliance: it is banned, not registered, or not who it must be
+	VendorUnready    Reason = "vendor_unready"    // a node of the vendor's, which was proven, does not take the channel now
+	NoProof          Reason = "no_proof"          // the platform gives no proof of this appliance's identity
+	ClockOff         Reason = "clock_off"         // a certificate is not valid at this host's time
+	OwnDisk          Reason = "own_disk"          // the appliance's own book takes nothing
 	Settings         Reason = "settings"          // the file, or a file that it names, can't be used
 	ProxyRefuses     Reason = "proxy_refuses"     // the proxy wants a user and password, refuses them, or forbids the address
 	TLSOpened        Reason = "tls_opened"        // somebody on the path opens TLS, or answers in the vendor's place
@@ -38,6 +48,14 @@ type meaning struct {
 
 var reasons = []meaning{
 	{Unreached, "nobody answers at its addresses", "a firewall may drop, or the addresses may be wrong; it is tried again by itself", false},
+	{ConnRefused, "its address refuses the connection: the host answers, and nothing listens there", "ask the vendor whether the control plane runs, and compare the port; it is tried again by itself", false},
+	{NameUnknown, "the name of its address does not resolve", "see that this host's resolver answers, and that the name is right; it is tried again by itself", false},
+	{ProxyUnreached, "the proxy does not answer", "compare proxy.url with what the proxy's administrator says; it is tried again by itself", false},
+	{VendorRefuses, "the vendor's control plane refuses this appliance", "the vendor's operators see why and can change it: demarc appliance list, and their log, at the vendor", true},
+	{VendorUnready, "the vendor's control plane answers, and does not take the channel now", "it is tried again by itself; if it lasts, the vendor's operators see why in demarc control-plane members", false},
+	{NoProof, "the platform gives no proof of this appliance's identity", "correct the proof section of the file, or what it names (docs/identity.md); it is tried again by itself", true},
+	{ClockOff, "a certificate is not valid at this host's time", "compare this host's clock with the true time: is its NTP running?", true},
+	{OwnDisk, "the appliance's own disk takes nothing", "make space, or have the disk repaired (docs/disk.md); it goes on by itself", true},
 	{Settings, "the appliance's file, or a file that it names, can't be used", "correct the file; where it names the file of a credential, that is read again at the next try, anything else after a restart", true},
 	{ProxyRefuses, "the proxy does not let it through", "correct proxy.auth_file and restart the appliance, or have the proxy's administrator allow CONNECT to the vendor's address", true},
 	{TLSOpened, "somebody on the path opens TLS, or answers in the vendor's place", "have the address let through unopened, or list another road (docs/roads.md, TLS inspection)", true},
@@ -105,7 +123,17 @@ func ReasonOf(err error) Reason {
 	case errors.As(err, &m):
 		return m.reason
 	}
-	switch fault.Of(err) {
+	kind := fault.Of(err)
+	if kind == fault.Unavailable || kind == fault.Busy || kind == fault.Internal { // a bare error of the network has no kind
+		var name *net.DNSError
+		switch {
+		case errors.As(err, &name):
+			return NameUnknown
+		case errors.Is(err, syscall.ECONNREFUSED):
+			return ConnRefused
+		}
+	}
+	switch kind {
 	case fault.Unavailable, fault.Busy:
 		return Unreached
 	case fault.Invalid:

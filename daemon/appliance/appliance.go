@@ -233,7 +233,7 @@ func (a *Appliance) Close(ctx context.Context) {
 func submit[R any](ctx context.Context, a *Appliance, c ledger.Change[State, R]) (R, error) {
 	if err := a.local.Failed(); err != nil {
 		var none R
-		return none, err
+		return none, mesh.For(mesh.OwnDisk, err)
 	}
 	return submitAs(ctx, a, drawID(), c)
 }
@@ -250,6 +250,7 @@ func submitAs[R any](ctx context.Context, a *Appliance, id fleet.RequestID, c le
 	}
 	if err != nil && a.local.Failed() != nil {
 		a.disk.failed(a.now())
+		err = mesh.For(mesh.OwnDisk, err)
 	}
 	return r, err
 }

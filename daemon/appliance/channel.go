@@ -162,7 +162,7 @@ func closed(c *boundaryv1.Closed) error {
 	if !kind.Known() {
 		kind = fault.Internal
 	}
-	err := fault.New("appliance.channel", kind, "%s", clipSentence(c.GetReason()))
+	err := answered(fault.New("appliance.channel", kind, "%s", clipSentence(c.GetReason())))
 	if ms := c.GetRetryAfterMs(); ms > 0 {
 		wish := min(time.Duration(ms)*time.Millisecond, maxSpread)
 		return later{err, time.Duration(mrand.Float64() * float64(wish))}

@@ -83,7 +83,8 @@ func (a *Appliance) askAnyone(ctx context.Context, route string, c net.Conn, non
 func (a *Appliance) proof(ctx context.Context, audience string, at time.Time) (platform.Proof, error) {
 	if a.opts.Proof != nil {
 		token, err := a.opts.Proof(ctx, audience)
-		return platform.Proof{Token: token}, err
+		return platform.Proof{Token: token}, mesh.For(mesh.NoProof, err)
 	}
-	return platform.Prove(ctx, a.cfg.Proof, audience, at)
+	p, err := platform.Prove(ctx, a.cfg.Proof, audience, at)
+	return p, mesh.For(mesh.NoProof, err)
 }

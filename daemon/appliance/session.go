@@ -132,8 +132,9 @@ func refusal(err error) bool {
 // proving spaces out the proofs of the platform identity: an appliance that is banned must not run hot.
 type proving struct {
 	mu     sync.Mutex
-	wanted bool // the certificate was refused
-	tries  int  // since the last channel that stood
+	wanted bool  // the certificate was refused
+	why    error // the certificate was refused, or the last proof failed; nil: neither
+	tries  int   // since the last channel that stood
 	next   time.Time
 }
 
@@ -142,6 +143,33 @@ const (
 	proveBase = 2 * time.Second // doubles
 	proveCap  = 10 * time.Minute
 )
+
+// again says why the identity is not proven yet, and when it is tried again; p.mu is held.
+func (p *proving) again(wait time.Duration) error {
+	const op = "appliance.prove"
+	if p.why == nil {
+		return fault.New(op, fault.Busy, "the platform identity is proven again in %s", wait.Round(time.Second))
+	}
+	return mesh.For(mesh.ReasonOf(p.why), fault.Because(p.why, op, fault.Busy, "%s; it is tried again in %s", fault.Text(p.why), wait.Round(time.Second)))
+}
+
+// answered gives a reason to what a node of the vendor's said, which was proven.
+func answered(err error) error {
+	switch fault.Of(err) {
+	case fault.Denied, fault.NotFound, fault.Invalid, fault.Expired:
+		return mesh.For(mesh.VendorRefuses, err)
+	}
+	return mesh.For(mesh.VendorUnready, err)
+}
+
+// refusedBy is the error of a call to a proven node: what the node said has a reason of its own, a call that broke has that of the road.
+func refusedBy(op string, err error) error {
+	out := api.FromWire(op, err)
+	if connect.IsWireError(err) {
+		return answered(out)
+	}
+	return out
+}
 
 // session is the work over one connection: it proves the platform identity where there is no good certificate, then
 // carries the channel. Where the node that answers can't be recognised, it asks for the signed bundle.
@@ -165,7 +193,7 @@ func (a *Appliance) session(ctx context.Context, route string, c net.Conn, up fu
 	}
 	err := a.carry(ctx, route, c, func() {
 		a.proving.mu.Lock()
-		a.proving.tries, a.proving.wanted, a.proving.next = 0, false, time.Time{}
+		a.proving.tries, a.proving.wanted, a.proving.why, a.proving.next = 0, false, nil, time.Time{}
 		a.proving.mu.Unlock()
 		up()
 	})
@@ -184,8 +212,9 @@ func (a *Appliance) prove(ctx context.Context, route string, c net.Conn) error {
 	p.mu.Lock()
 	now := a.now()
 	if wait := p.next.Sub(now); wait > 0 {
+		waits := p.again(wait)
 		p.mu.Unlock()
-		return later{fault.New("appliance.prove", fault.Busy, "the platform identity is proven again in %s", wait.Round(time.Second)), wait}
+		return later{waits, wait}
 	}
 	p.mu.Unlock()
 
@@ -206,6 +235,9 @@ func (a *Appliance) prove(ctx context.Context, route string, c net.Conn) error {
 			p.wanted = false
 			p.mu.Unlock()
 		}
+		p.mu.Lock()
+		p.why = err
+		p.mu.Unlock()
 		a.log.Warn("not enrolled", "route", route, "err", err)
 		return later{err, wait}
 	}
@@ -228,8 +260,12 @@ func (a *Appliance) lost(ctx context.Context, route string, s *seen, err error) 
 	}
 	if s.proven.Load() {
 		if s.refused.Load() || fault.Of(err) == fault.Denied {
+			if s.refused.Load() {
+				err = mesh.For(mesh.VendorRefuses, fault.Because(err, "appliance.session", fault.Of(err),
+					"a node of the vendor's refuses this appliance's certificate: the platform identity is proven again"))
+			}
 			a.proving.mu.Lock()
-			a.proving.wanted = true
+			a.proving.wanted, a.proving.why = true, err
 			a.proving.mu.Unlock()
 			a.log.Warn("the certificate was refused: the platform identity is proven again, the certificate is kept until then", "route", route, "err", err)
 		}

@@ -3,12 +3,19 @@
 package appliance
 
 import (
+	"context"
+	"crypto/x509"
 	"errors"
 	"io"
+	"net"
+	"os"
 	"slices"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/mesh"
@@ -72,5 +79,55 @@ func TestARoadWithoutMLKEMIsTold(t *testing.T) {
 	got := s.look([]configs.Transport{{Name: "a", Kind: configs.HTTPS}}, func(string) error { return small }, time.Now())
 	if want := []Trouble{{configs.HTTPS, "hello_too_large"}}; !slices.Equal(got, want) {
 		t.Errorf("the vendor is told %v, want %v", got, want)
+	}
+}
+
+// TestATokenCommandIsTold (FAULTS.md F2): how it failed is on the customer's page, and its reason is that there is no proof.
+func TestATokenCommandIsTold(t *testing.T) {
+	slow, end := context.WithCancel(t.Context())
+	end()
+	for name, x := range map[string]struct {
+		ctx  context.Context
+		argv []string
+		said string
+	}{
+		"it is not there":   {t.Context(), []string{"/nowhere/token"}, "it can't be started (fork/exec /nowhere/token: no such file or directory)"},
+		"not in the path":   {t.Context(), []string{"demarc-no-such-program"}, "executable file not found"},
+		"it fails":          {t.Context(), []string{"/bin/sh", "-c", "echo s3cret; exit 7"}, "it ended with exit status 7"},
+		"it is interrupted": {slow, []string{"/bin/sh", "-c", "exit 0"}, "it did not end in time"},
+	} {
+		a := &Appliance{cfg: &configs.Appliance{Proof: configs.Proof{Kind: configs.ProofKubernetes, TokenCommand: x.argv}}}
+		_, err := a.proof(x.ctx, "audience", time.Now())
+		w := way("https", configs.HTTPS, false, later{err, time.Second})
+		if w.GetReason() != "no_proof" || !strings.Contains(w.GetSaid(), x.said) || !strings.HasPrefix(w.GetSaid(), "proof.token_command gave no token") || strings.Contains(w.GetSaid(), "s3cret") {
+			t.Errorf("%s: %v", name, w)
+		}
+		again := (&proving{why: err}).again(4 * time.Second)
+		if w := way("https", configs.HTTPS, false, again); w.GetReason() != "no_proof" || !strings.Contains(w.GetSaid(), x.said) || !strings.Contains(w.GetSaid(), "again in 4s") {
+			t.Errorf("%s, while it waits: %v", name, w)
+		}
+	}
+}
+
+// TestEachCauseIsToldApart (FAULTS.md F2): what the vendor's node says, a disk that is full and a clock that is off are no firewall.
+func TestEachCauseIsToldApart(t *testing.T) {
+	for _, x := range []struct {
+		err  error
+		want string
+		said string
+	}{
+		{closed(&boundaryv1.Closed{Kind: "denied", Reason: `appliance "eu-1" is banned`}), "vendor_refuses", "is banned"},
+		{closed(&boundaryv1.Closed{Kind: "busy", Reason: "too many", RetryAfterMs: 5}), "vendor_unready", "too many"},
+		{closed(&boundaryv1.Closed{Kind: "unavailable", Reason: "this node stops"}), "vendor_unready", "stops"},
+		{mesh.Explain(x509.CertificateInvalidError{Reason: x509.Expired}), "clock_off", "check the clock"},
+		{mesh.For(mesh.OwnDisk, fault.New("x", fault.Unavailable, "the disk is full")), "own_disk", "the disk is full"},
+		{refusedBy("x", fault.New("x", fault.Unavailable, "the line broke")), "unreached", "the line broke"},
+		{&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}, "conn_refused", ""},
+		{&net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", Name: "node"}}, "name_unknown", ""},
+	} {
+		w := way("a", configs.HTTPS, false, x.err)
+		if w.GetReason() != x.want || !strings.Contains(w.GetSaid(), x.said) || w.GetDo() == "" {
+			t.Errorf("%v: %v, want %s", x.err, w, x.want)
+		}
 	}
 }

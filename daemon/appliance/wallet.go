@@ -22,7 +22,6 @@ import (
 
 	"connectrpc.com/connect"
 
-	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -298,7 +297,7 @@ func (a *Appliance) enrol(ctx context.Context, c *link) ([]byte, error) {
 	client := c.bootstrap(256 << 10)
 	ch, err := client.Challenge(ctx, connect.NewRequest(&boundaryv1.ChallengeRequest{}))
 	if err != nil {
-		return nil, api.FromWire(op, err)
+		return nil, refusedBy(op, err)
 	}
 	if td := ch.Msg.GetTrustDomain(); td != a.cfg.TrustDomain {
 		return nil, fault.New(op, fault.Denied, "the control plane is of the trust domain %.64q, the customer's file says %q", td, a.cfg.TrustDomain)
@@ -321,7 +320,7 @@ func (a *Appliance) enrol(ctx context.Context, c *link) ([]byte, error) {
 	}
 	res, err := client.Enrol(ctx, connect.NewRequest(&boundaryv1.EnrolRequest{Appliance: a.cfg.Name, Nonce: ch.Msg.GetNonce(), Csr: request, Token: proof.Token, Aws: awsToWire(proof.AWS), LogKey: own.PEM()}))
 	if err != nil {
-		return nil, api.FromWire(op, err)
+		return nil, refusedBy(op, err)
 	}
 	cas, number := res.Msg.GetBundle(), res.Msg.GetBundleNumber()
 	if pinned := a.book.View().VendorLogKey; pinned != nil {

@@ -1761,9 +1761,11 @@ func (x *StatusReport) GetOffer() *OfferWaits {
 
 // RoadTrouble says that a road does not work, and why, in words of two closed sets. There is no field for a name, an address or a text.
 type RoadTrouble struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`     // https privatelink tailscale
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // unreached settings proxy_refuses tls_opened hello_too_large tailnet_unreached tailnet_key tailnet_approval tailnet_expired tailnet_logs other
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // https privatelink tailscale
+	// unreached conn_refused name_unknown proxy_unreached vendor_refuses vendor_unready no_proof clock_off own_disk settings proxy_refuses
+	// tls_opened hello_too_large tailnet_unreached tailnet_key tailnet_approval tailnet_expired tailnet_logs other
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

@@ -16,6 +16,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -89,9 +90,23 @@ func command(ctx context.Context, argv []string, audience string) ([]byte, error
 	out := &bounded{left: identity.MaxToken + 1}
 	cmd.Stdout = out
 	if err := cmd.Run(); err != nil {
-		return nil, fault.Because(err, "platform.command", fault.Unavailable, "proof.token_command gave no token")
+		return nil, fault.Because(err, "platform.command", fault.Unavailable, "proof.token_command gave no token: %s", ended(ctx, cmd, err))
 	}
 	return out.Bytes(), nil
+}
+
+// ended says how a command failed. Nothing that it wrote is told: it may be a token.
+func ended(ctx context.Context, cmd *exec.Cmd, err error) string {
+	var exit *exec.ExitError
+	switch {
+	case ctx.Err() != nil:
+		return "it did not end in time"
+	case errors.As(err, &exit):
+		return "it ended with " + exit.Error()
+	case cmd.Process == nil:
+		return "it can't be started (" + fault.ClipTo(err.Error(), 300) + ")"
+	}
+	return fault.ClipTo(err.Error(), 300)
 }
 
 // bounded keeps the first bytes and takes the rest for nothing.
