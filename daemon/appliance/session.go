@@ -153,6 +153,16 @@ func (p *proving) again(wait time.Duration) error {
 	return mesh.For(mesh.ReasonOf(p.why), fault.Because(p.why, op, fault.Busy, "%s; it is tried again in %s", fault.Text(p.why), wait.Round(time.Second)))
 }
 
+// refusal is the refusal of a certificate, which comes without a sentence: what the vendor said to the last proof stands, if it was a
+// refusal; p.mu is held.
+func (p *proving) refusal(err error) error {
+	text := "a node of the vendor's refuses this appliance's certificate: the platform identity is proven again"
+	if mesh.ReasonOf(p.why) == mesh.VendorRefuses {
+		text = fault.Text(p.why)
+	}
+	return mesh.For(mesh.VendorRefuses, fault.Because(err, "appliance.session", fault.Of(err), "%s", text))
+}
+
 // answered gives a reason to what a node of the vendor's said, which was proven.
 func answered(err error) error {
 	switch fault.Of(err) {
@@ -260,11 +270,10 @@ func (a *Appliance) lost(ctx context.Context, route string, s *seen, err error) 
 	}
 	if s.proven.Load() {
 		if s.refused.Load() || fault.Of(err) == fault.Denied {
-			if s.refused.Load() {
-				err = mesh.For(mesh.VendorRefuses, fault.Because(err, "appliance.session", fault.Of(err),
-					"a node of the vendor's refuses this appliance's certificate: the platform identity is proven again"))
-			}
 			a.proving.mu.Lock()
+			if s.refused.Load() {
+				err = a.proving.refusal(err)
+			}
 			a.proving.wanted, a.proving.why = true, err
 			a.proving.mu.Unlock()
 			a.log.Warn("the certificate was refused: the platform identity is proven again, the certificate is kept until then", "route", route, "err", err)

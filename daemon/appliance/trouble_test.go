@@ -109,6 +109,28 @@ func TestATokenCommandIsTold(t *testing.T) {
 	}
 }
 
+// TestARefusedCertificateKeepsTheSentence (FAULTS.md F2): the certificate of a banned appliance is refused by an alert of TLS, without a
+// word; what the vendor said to its proof stays.
+func TestARefusedCertificateKeepsTheSentence(t *testing.T) {
+	alert := errors.New("remote error: tls: bad certificate")
+	said := func(p *proving) string {
+		w := way("a", configs.HTTPS, false, p.refusal(alert))
+		if w.GetReason() != "vendor_refuses" {
+			t.Errorf("%v", w)
+		}
+		return w.GetSaid()
+	}
+	if got := said(&proving{}); !strings.Contains(got, "refuses this appliance's certificate") {
+		t.Errorf("%q", got)
+	}
+	if got := said(&proving{why: answered(fault.New("x", fault.Denied, "it is banned"))}); got != "it is banned" {
+		t.Errorf("%q", got)
+	}
+	if got := said(&proving{why: mesh.For(mesh.NoProof, fault.New("x", fault.Unavailable, "no token"))}); !strings.Contains(got, "refuses this") {
+		t.Errorf("%q", got)
+	}
+}
+
 // TestEachCauseIsToldApart (FAULTS.md F2): what the vendor's node says, a disk that is full and a clock that is off are no firewall.
 func TestEachCauseIsToldApart(t *testing.T) {
 	for _, x := range []struct {
