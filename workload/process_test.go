@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -64,6 +65,21 @@ func child(what string, args []string) int {
 		fmt.Print(err)
 	case "env":
 		fmt.Print(strings.Join(os.Environ(), "\n"))
+	case "args":
+		fmt.Printf("%q", args)
+		return 0
+	case "answer": // the same answer to all but one path, which is well
+		code, _ := strconv.Atoi(args[0])
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/well" {
+				return
+			}
+			w.Header().Set("Location", "/well")
+			w.WriteHeader(code)
+		})
+		fmt.Fprintln(os.Stderr, http.ListenAndServe(os.Getenv("LISTEN"), h))
+	case "host":
+		return host(args[0], args[1], fleet.Digest(args[2]), args[3])
 	}
 	return 1
 }
@@ -283,6 +299,10 @@ func TestExec(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	// MUTANTS.md: exec.go:61: each argument arrives as it was approved.
+	if res, err = w.p.Exec(t.Context(), "back", []string{"app", "child", "args", "a b", "", "$(c)", " d\t\n", "*"}, limits); err != nil || string(res.Stdout) != `["a b" "" "$(c)" " d\t\n" "*"]` {
+		t.Errorf("the program is given %s, %v", res.Stdout, err)
+	}
 	if _, err := w.p.Exec(t.Context(), "nobody", []string{"app"}, limits); !errors.Is(err, fault.NotFound) {
 		t.Error(err)
 	}
@@ -369,6 +389,19 @@ func TestSecretsAreLookedAtFromOutside(t *testing.T) {
 	}
 	if there, err := f.Present("token"); !there || err != nil {
 		t.Fatal(there, err)
+	}
+	// MUTANTS.md: secret.go:49: what is there and is no secret.
+	for name, make := range map[string]func(path string) error{
+		"empty":  func(path string) error { return os.WriteFile(path, nil, 0o600) },
+		"folder": func(path string) error { return os.Mkdir(path, 0o700) },
+		"link":   func(path string) error { return os.Symlink(f.Path("token"), path) },
+	} {
+		if err := make(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+		if there, err := f.Present(name); there || err != nil {
+			t.Errorf("%s: present %v, %v", name, there, err)
+		}
 	}
 	if info, err := os.Stat(f.Path("token")); err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatal(info.Mode(), err)

@@ -341,7 +341,21 @@ func TestObservingCanBeSwitchedOff(t *testing.T) {
 	before := o.book.View().ReportsSent()
 	must(t, o, appliance.Observe{Status: appliance.Status{Posture: fleet.Public}})
 	must(t, o, appliance.ObserveRoads{Status: appliance.Status{Roads: []appliance.Trouble{{Kind: "tailscale", Reason: mesh.TailnetKey}}}})
+	// Edges of the deployment are on record all the same (MUTANTS.md: acts.go:96).
+	must(t, o, appliance.EndDeploy{Approval: o.book.View().Good.ID, State: fleet.StateDegraded, Reason: "service web is not healthy"})
+	take(t, o, appliance.Take{Release: sealed(t, release(t, "1.1.0"), vendor)})
+	id := must(t, o, consent(t, o.approval(t, ""), customer)).ID
+	must(t, o, appliance.BeginDeploy{Approval: id})
+	must(t, o, appliance.EndDeploy{Approval: id, State: fleet.StateDeployed})
+	if d := o.book.View().Deploy; d.Version != "1.1.0" || d.State != fleet.StateDeployed {
+		t.Errorf("on record: %+v", d)
+	}
 	if after := o.book.View().ReportsSent(); after != before {
 		t.Fatal("the vendor was told")
+	}
+	must(t, o, consent(t, granted(fleet.Observe, 0), customer))
+	must(t, o, appliance.EndDeploy{Approval: id, State: fleet.StateDegraded})
+	if after := o.book.View().ReportsSent(); after != before+1 {
+		t.Fatalf("%d reports after observing is granted again, want 1", after-before)
 	}
 }

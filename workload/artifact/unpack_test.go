@@ -167,6 +167,49 @@ func FuzzUnpack(f *testing.F) {
 	})
 }
 
+// TestWhatIsUnpackedIsBounded (MUTANTS.md: unpack.go:174): over all files together, by what their headers say and by what is written.
+func TestWhatIsUnpackedIsBounded(t *testing.T) {
+	for name, row := range map[string]struct {
+		sizes []int64
+		want  bool
+	}{
+		"as much as there may be": {[]int64{6, 0, 4}, true},
+		"one byte more":           {[]int64{6, 5}, false},
+		"one file alone":          {[]int64{11}, false},
+		"many small ones":         {[]int64{1, 2, 3, 4, 1}, false},
+		"a header of a tebibyte":   {[]int64{1 << 40}, false},
+	} {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		for i, n := range row.sizes {
+			if err := w.WriteHeader(&tar.Header{Name: fmt.Sprint(i), Typeflag: tar.TypeReg, Mode: 0o644, Size: n}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.Write(make([]byte, min(n, 64))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if row.sizes[0] < 1<<40 { // else the archive ends early, and is refused before that is met
+			if err := w.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s := newShelf()
+		u := &unpacker{into: s, tar: tar.NewReader(&b), left: 10, made: map[string]bool{".": true}}
+		err := u.run()
+		if (err == nil) != row.want || err != nil && (!errors.Is(err, fault.Invalid) || !strings.Contains(fault.Text(err), "unpacks to more than")) {
+			t.Errorf("%s: %v", name, err)
+		}
+		held := 0
+		for _, p := range s.files {
+			held += p.Len()
+		}
+		if held > 10 {
+			t.Errorf("%s: %d bytes were written", name, held)
+		}
+	}
+}
+
 // mended writes the right checksums into the headers of an archive, as far as their sizes lead.
 func mended(b []byte) []byte {
 	const block, at, end, size = 512, 148, 156, 124

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package appliance_test
+
+import (
+	"crypto/ed25519"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"connectrpc.com/connect"
+
+	localv1 "github.com/demarc-dev/demarc/api/local/v1"
+	"github.com/demarc-dev/demarc/api/local/v1/localv1connect"
+	"github.com/demarc-dev/demarc/daemon/appliance"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/grant"
+	"github.com/demarc-dev/demarc/operation"
+	"github.com/demarc-dev/demarc/seal"
+)
+
+// TestAnEndorsementLetsOneKeyInAtOneAppliance (MUTANTS.md: changes.go:114): of another key, for another appliance, or by a key that is
+// not pinned, it lets nobody in.
+func TestAnEndorsementLetsOneKeyInAtOneAppliance(t *testing.T) {
+	second := key(5)
+	o := newBook(t)
+	must(t, o, appliance.Pin{Public: pem(t, customer)})
+	of := func(at fleet.ApplianceID, k ed25519.PrivateKey) appliance.Endorse {
+		return appliance.Endorse{Appliance: at, Key: keyOf(t, k)[0].ID}
+	}
+	for name, c := range map[string]struct {
+		e  appliance.Endorse
+		by ed25519.PrivateKey
+	}{
+		"of another key":        {of("eu-1", thief), customer},
+		"of the key that signs": {of("eu-1", customer), customer},
+		"of no key":             {appliance.Endorse{Appliance: "eu-1"}, customer},
+		"for another appliance": {of("us-1", second), customer},
+		"for no appliance":      {of("", second), customer},
+		"by itself":             {of("eu-1", second), second},
+		"by the vendor":         {of("eu-1", second), vendor},
+	} {
+		if _, err := put(t, o, appliance.Pin{Public: pem(t, second), Endorsement: sealed(t, c.e, c.by)}); fault.Of(err) != fault.Denied || len(o.book.View().Pinned) != 1 {
+			t.Errorf("an endorsement %s: %v, %d keys are pinned", name, err, len(o.book.View().Pinned))
+		}
+	}
+	must(t, o, appliance.Pin{Public: pem(t, second), Endorsement: sealed(t, of("eu-1", second), customer)})
+	must(t, o, consent(t, granted(fleet.Deploy, 1), second))
+}
+
+// TestTheVendorsLogHasOneKey (MUTANTS.md: changes.go:55): it is that of the first meeting.
+func TestTheVendorsLogHasOneKey(t *testing.T) {
+	o := newBook(t)
+	refused(t, o, fault.Invalid, appliance.MeetVendor{LogKey: []byte("no key")})
+	must(t, o, appliance.MeetVendor{LogKey: pem(t, key(6))})
+	must(t, o, appliance.MeetVendor{LogKey: pem(t, key(6))})
+	for _, other := range [][]byte{pem(t, key(7)), []byte("no key"), nil} {
+		refused(t, o, fault.Denied, appliance.MeetVendor{LogKey: other})
+	}
+}
+
+// TestARequestBindsTheTextOfItsTemplate (MUTANTS.md: orders.go:216): one for another text under the same name is not admitted.
+func TestARequestBindsTheTextOfItsTemplate(t *testing.T) {
+	o := deployed(t)
+	must(t, o, consent(t, granted(fleet.OperateRead, 0), customer))
+	other, err := operation.ParseTemplate([]byte(strings.Replace(o.template(t), "timeout: 10s", "timeout: 11s", 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, d := range map[string]fleet.Digest{"another-text": other.Digest(), "no-text": ""} {
+		r, err := seal.Peek[operation.Request](o.request(t, id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d == r.TemplateDigest {
+			t.Fatal("the text is not another one")
+		}
+		r.TemplateDigest = d
+		if why := take(t, o, appliance.Take{Operation: sealed(t, r, ann)}); why == "" || o.state(t, id) != operation.Rejected {
+			t.Errorf("%s: %q, %s", id, why, o.state(t, id))
+		} else if d != "" && !strings.Contains(why, "binds another text") {
+			t.Errorf("%s: %q", id, why)
+		}
+	}
+	if why := take(t, o, appliance.Take{Operation: o.request(t, "its-text")}); why != "" {
+		t.Error(why)
+	}
+}
+
+// TestADenySpeaksOfEffects (MUTANTS.md: orders.go:228): a deny meets the operations whose template declares the effect, when they
+// are asked for and when they would begin.
+func TestADenySpeaksOfEffects(t *testing.T) {
+	deny := func(effect string) appliance.Consent {
+		return consent(t, grant.Deny{Appliance: "eu-1", Name: "no-" + effect, Cedar: `forbid (principal, action, resource) when { context.effects.contains("` + effect + `") };`, At: start, Nonce: nonce()}, customer)
+	}
+	for effect, declared := range map[string]bool{"credentials": true, "network": true, "writes": false} { // by the sample's template
+		o := deployed(t)
+		must(t, o, consent(t, granted(fleet.OperateRead, 0), customer))
+		take(t, o, appliance.Take{Operation: o.request(t, "op-1")})
+		must(t, o, deny(effect))
+		want := operation.Requested
+		if declared {
+			want = operation.Rejected
+		}
+		why := take(t, o, appliance.Take{Operation: o.request(t, "op-2")})
+		if strings.Contains(why, "forbidden by no-"+effect) != declared || o.state(t, "op-1") != want || o.state(t, "op-2") != want {
+			t.Errorf("%s is denied: %q; the one from before is %s, the one from after %s, want %s", effect, why, o.state(t, "op-1"), o.state(t, "op-2"), want)
+		}
+	}
+}
+
+// TestPresenceOfASecretIsTold (MUTANTS.md: deploy.go:271): on record as it is, and to the customer, as it comes and goes.
+func TestPresenceOfASecretIsTold(t *testing.T) {
+	p := newPlace(t)
+	p.deployed()
+	srv := httptest.NewServer(p.app.Handler())
+	defer srv.Close()
+	client := localv1connect.NewLocalClient(http.DefaultClient, srv.URL)
+	told := func(there bool) {
+		t.Helper()
+		p.until("the presence of the secret is on record", func() bool {
+			return slices.Equal(p.o.book.View().Status.Secrets, []appliance.Presence{{Name: "store-token", Present: there}})
+		})
+		m, err := client.Status(t.Context(), connect.NewRequest(&localv1.StatusRequest{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := m.Msg.GetSecrets(); len(s) != 1 || s[0].GetName() != "store-token" || s[0].GetPresent() != there {
+			t.Errorf("the customer is told %v, want %v", s, there)
+		}
+	}
+	told(false)
+	file := filepath.Join(p.cfg.Secrets.Dir, "store-token")
+	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	told(true)
+	if err := os.Truncate(file, 0); err != nil {
+		t.Fatal(err)
+	}
+	told(false)
+}
