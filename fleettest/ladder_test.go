@@ -108,6 +108,15 @@ func (r rung) play(t *testing.T) {
 	if r.rolled && string(after.CurrentIssuer) != f.IssuerCA() {
 		t.Error("its certificate is not of the CA that issues now")
 	}
+	// And it goes on: when its next renewal is due, it renews by itself, without a proof of the platform (MUTANTS.md).
+	proofs = a.Proofs()
+	a.Stop()
+	time.Sleep(time.Until(after.CurrentTill.Add(-fleettest.LeafLife / 4)))
+	a.Start()
+	f.Wait("it renewed by itself what it came back with", time.Hour, func() bool { return f.Of("eu-1").Current != after.Current && a.Up() })
+	if got := a.Proofs() - proofs; got != 0 {
+		t.Errorf("%d proofs of the platform identity for a certificate that had a quarter of its life left", got)
+	}
 }
 
 // roll prepares and activates another CA and retires the old one; in between it waits until that one may be retired.

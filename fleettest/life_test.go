@@ -82,7 +82,11 @@ func TestLostAnswers(t *testing.T) {
 					}
 				})
 				a.Start()
-				<-done
+				select {
+				case <-done:
+				case <-time.After(day):
+					t.Fatal("a day after half of its certificate's life the appliance has not asked for the next one, or what was to happen then has not")
+				}
 				renewed(f, a, first, 2*time.Hour)
 				if a.Proofs() != 1 {
 					t.Errorf("%d proofs, want the one of the first enrolment", a.Proofs())

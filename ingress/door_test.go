@@ -434,7 +434,7 @@ func TestAllowlistBeforeTheFirstByte(t *testing.T) {
 		silent := dialFrom(t, "127.0.0.3", g.Doors()[0].Addr)
 		_ = silent.SetDeadline(time.Now().Add(time.Minute))
 		if _, err := silent.Read(make([]byte, 1)); err == nil || isTimeout(err) {
-			t.Errorf("%s: a silent stranger's connection: %v, want closed", port.Name, err)
+			t.Fatalf("%s: a silent stranger's connection: %v, want closed", port.Name, err)
 		}
 		<-w.ended
 		loud := dialFrom(t, "127.0.0.3", g.Doors()[0].Addr)

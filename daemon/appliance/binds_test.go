@@ -45,7 +45,8 @@ func TestAnEndorsementLetsOneKeyInAtOneAppliance(t *testing.T) {
 		"by itself":             {of("eu-1", second), second},
 		"by the vendor":         {of("eu-1", second), vendor},
 	} {
-		if _, err := put(t, o, appliance.Pin{Public: pem(t, second), Endorsement: sealed(t, c.e, c.by)}); fault.Of(err) != fault.Denied || len(o.book.View().Pinned) != 1 {
+		_, err := put(t, o, appliance.Pin{Public: pem(t, second), Endorsement: sealed(t, c.e, c.by)})
+		if fault.Of(err) != fault.Denied || len(o.book.View().Pinned) != 1 {
 			t.Errorf("an endorsement %s: %v, %d keys are pinned", name, err, len(o.book.View().Pinned))
 		}
 	}
@@ -96,7 +97,8 @@ func TestARequestBindsTheTextOfItsTemplate(t *testing.T) {
 // are asked for and when they would begin.
 func TestADenySpeaksOfEffects(t *testing.T) {
 	deny := func(effect string) appliance.Consent {
-		return consent(t, grant.Deny{Appliance: "eu-1", Name: "no-" + effect, Cedar: `forbid (principal, action, resource) when { context.effects.contains("` + effect + `") };`, At: start, Nonce: nonce()}, customer)
+		policy := `forbid (principal, action, resource) when { context.effects.contains("` + effect + `") };`
+		return consent(t, grant.Deny{Appliance: "eu-1", Name: "no-" + effect, Cedar: policy, At: start, Nonce: nonce()}, customer)
 	}
 	for effect, declared := range map[string]bool{"credentials": true, "network": true, "writes": false} { // by the sample's template
 		o := deployed(t)
@@ -108,8 +110,9 @@ func TestADenySpeaksOfEffects(t *testing.T) {
 			want = operation.Rejected
 		}
 		why := take(t, o, appliance.Take{Operation: o.request(t, "op-2")})
-		if strings.Contains(why, "forbidden by no-"+effect) != declared || o.state(t, "op-1") != want || o.state(t, "op-2") != want {
-			t.Errorf("%s is denied: %q; the one from before is %s, the one from after %s, want %s", effect, why, o.state(t, "op-1"), o.state(t, "op-2"), want)
+		before, after := o.state(t, "op-1"), o.state(t, "op-2")
+		if strings.Contains(why, "forbidden by no-"+effect) != declared || before != want || after != want {
+			t.Errorf("%s is denied: %q; the one from before is %s, the one from after %s, want %s", effect, why, before, after, want)
 		}
 	}
 }

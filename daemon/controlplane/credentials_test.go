@@ -125,16 +125,77 @@ func TestANodeProvesItselfWhileItsBookIsBehind(t *testing.T) {
 			if !again.source.Roots().Equal(n.source.Roots()) {
 				t.Error("it trusts other CAs than before")
 			}
+			// Given a newer file, it has the CA that issues sign another certificate: with the key that it kept, for that of a book
+			// with the same bundle does not open any more (MUTANTS.md: behind).
+			given, err := identitytest.Leaf(ca, fleet.PrincipalOf(domain, fleet.Node, "cp-1"), time.Now().Add(time.Minute), time.Hour)
+			ok(t, err)
+			newer := nodeOf(t, "cp-1", ca, given, func(o *controlplane.Options) { o.KEK = another })
+			ok(t, newer.ReadKeys(controlplane.KEKFiles{Current: kek}))
+			ok(t, newer.source.KeepAt(copied(t, file)))
+			begin(t, newer)
+			leaf, err = newer.source.Leaf()
+			if err != nil || bytes.Equal(leaf.Certificate[0], shown.Certificate[0]) || issuedBy(t, newer.source) != want {
+				t.Errorf("a node that was given a newer file shows what it kept, or no certificate of the CA that issues: %v", err)
+			}
 		})
 	}
-	given, err := identitytest.Leaf(ca, fleet.PrincipalOf(domain, fleet.Node, "cp-1"), time.Now().Add(time.Minute), time.Hour)
-	ok(t, err)
-	again := nodeOf(t, "cp-1", ca, given, func(o *controlplane.Options) { o.KEK = another })
-	ok(t, again.ReadKeys(controlplane.KEKFiles{Current: kek}))
-	ok(t, again.source.KeepAt(file))
-	if leaf, err := again.source.Leaf(); err != nil || bytes.Equal(leaf.Certificate[0], shown.Certificate[0]) || issuedBy(t, again.source) != want {
-		t.Errorf("a node that was given a newer file shows what it kept, or no certificate of the CA that issues: %v", err)
+}
+
+// A node goes by what it kept while that is ahead of its book, or as far. A book that is newer counts at once, and one that has been found
+// to be the newest counts in any case: it may have been set back, from a snapshot (MUTANTS.md: behind).
+func TestANodeGoesByWhicheverIsNewer(t *testing.T) {
+	n, ca, _, file, next := keptNode(t)
+	page := func() []byte {
+		snapshot, err := n.book.Snapshot()
+		ok(t, err)
+		var b bytes.Buffer
+		_, err = snapshot.WriteTo(&b)
+		ok(t, err)
+		return b.Bytes()
 	}
+	older, first, before := page(), issuedBy(t, n.source), copied(t, file)
+	must(t, &n.order, controlplane.NodeBundle{Name: "cp-1", Number: 2})
+	_, err := n.ActivateAuthority(asOperator(t), connect.NewRequest(&controlv1.ActivateAuthorityRequest{Id: next}))
+	ok(t, err)
+	second := nameOf(t, n, next)
+	tends(t, n, func() bool {
+		b, _ := os.ReadFile(file)
+		shown, err := n.source.Leaf()
+		return err == nil && issuedBy(t, n.source) == second && bytes.Contains(b, encoded(shown.Certificate[0]))
+	})
+	newer, after := page(), copied(t, file)
+	for _, row := range []struct {
+		name  string
+		kept  string
+		book  []byte
+		found bool // to be the newest
+		want  fleet.Digest
+	}{
+		{"what it kept is newer", after, older, false, second},
+		{"the book is newer", before, newer, false, second},
+		{"the book was set back, and is the newest that there is", after, older, true, first},
+		{"the book is newer, and known to be", before, newer, true, second},
+	} {
+		again := nodeOf(t, "cp-1", ca, n.given, nil)
+		ok(t, again.source.KeepAt(copied(t, row.kept)))
+		ok(t, again.book.Restore(bytes.NewReader(row.book)))
+		if row.found {
+			tends(t, again, func() bool { return issuedBy(t, again.source) == row.want })
+		}
+		if got := issuedBy(t, again.source); got != row.want {
+			t.Errorf("%s: it shows a certificate of CA %s, want %s", row.name, got.Short(), row.want.Short())
+		}
+	}
+}
+
+// copied is a copy of a file, for a node that writes to it.
+func copied(t *testing.T, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	ok(t, err)
+	path := filepath.Join(t.TempDir(), filepath.Base(file))
+	ok(t, os.WriteFile(path, b, 0o600))
+	return path
 }
 
 // encoded is how bytes stand in the file.
