@@ -72,11 +72,12 @@ func (a *app) localStatus() *cobra.Command {
 				fmt.Fprintf(w, "clock\t%s\n", clock(m.GetClock()))
 				bookTime(w, m.GetBookTime())
 				fmt.Fprintf(w, "application\t%s %s\t%s\n", m.GetVersion(), m.GetState(), m.GetReason())
+				waiting(w, m)
 				for _, s := range m.GetServices() {
-					fmt.Fprintf(w, "service\t%s\thealthy %v, restarts %d, pid %d\n", s.GetName(), s.GetHealthy(), s.GetRestarts(), s.GetPid())
+					fmt.Fprintf(w, "service\t%s\thealthy %v, restarts %d, pid %d\t%s\n", s.GetName(), s.GetHealthy(), s.GetRestarts(), s.GetPid(), s.GetReason())
 				}
 				for _, s := range m.GetSecrets() {
-					fmt.Fprintf(w, "secret\t%s\tpresent %v\n", s.GetName(), s.GetPresent())
+					fmt.Fprintf(w, "secret\t%s\tpresent %v\t%s\n", s.GetName(), s.GetPresent(), s.GetProblem())
 				}
 				for _, k := range m.GetPinned() {
 					fmt.Fprintf(w, "pinned\t%s\n", k)
@@ -97,6 +98,16 @@ func vendorEpoch(w io.Writer, e *localv1.VendorEpoch) {
 	}
 	if r := e.GetRefused(); r != "" {
 		fmt.Fprintf(w, "vendor's book\tan epoch was refused\t%s\n", r)
+	}
+}
+
+// waiting says what waits for the customer, and which consent ends soon.
+func waiting(w io.Writer, m *localv1.StatusResponse) {
+	if x := m.GetWaits(); x != nil {
+		fmt.Fprintf(w, "WAITS\trelease %s, since %s: %s\n\twhat helps\t%s\n", x.GetVersion(), time.Unix(x.GetSinceUnix(), 0).UTC().Format(time.RFC3339), x.GetWhy(), x.GetDo())
+	}
+	for _, e := range m.GetEndings() {
+		fmt.Fprintf(w, "ends soon\t%s\tat %s; again with: %s\n", e.GetWhat(), time.Unix(e.GetAtUnix(), 0).UTC().Format(time.RFC3339), e.GetDo())
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/demarc-dev/demarc/ingress"
 	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/manifest"
+	"github.com/demarc-dev/demarc/workload"
 )
 
 // Bare is an appliance of nothing but a book, a runtime and a clock.
@@ -24,6 +25,9 @@ func (a *Appliance) SetRuntime(r Runtime) {
 	_ = a.run.Close(context.Background())
 	a.run = r
 }
+
+// SetSecrets puts a store of a test in the place of the real one.
+func (a *Appliance) SetSecrets(s workload.Secrets) { a.secret = s }
 
 // Book is the appliance's own.
 func (a *Appliance) Book() *ledger.Book[State] { return a.book }

@@ -70,8 +70,10 @@ func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) 
 		out.ExpiresUnix = leaf.Leaf.NotAfter.Unix()
 	}
 	for _, s := range l.run.Status().Services {
-		out.Services = append(out.Services, &localv1.Service{Name: s.Name, Healthy: s.Healthy, Restarts: uint32(s.Restarts), Pid: int32(s.PID)})
+		out.Services = append(out.Services, &localv1.Service{Name: s.Name, Healthy: s.Healthy, Restarts: uint32(s.Restarts), Pid: int32(s.PID),
+			Reason: s.Reason, Kind: string(s.Why.Kind), Number: s.Why.Number, SinceUnix: unix(s.Since)})
 	}
+	out.Waits, out.Endings = page.waitsFor(l.moment()), page.endings(l.moment())
 	for _, p := range page.Pinned {
 		out.Pinned = append(out.Pinned, string(p.ID))
 	}
@@ -81,11 +83,11 @@ func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) 
 			return nil, err
 		}
 		for _, s := range plan.Secrets {
-			there, err := l.secret.Present(s.Store)
-			if err != nil {
-				return nil, err
+			x := &localv1.Secret{Name: s.Name, CreateWith: l.createWith(s)}
+			if x.Present, err = l.secret.Present(s.Store); err != nil { // all else is told
+				x.Problem = fault.Text(err)
 			}
-			out.Secrets = append(out.Secrets, &localv1.Secret{Name: s.Name, Present: there, CreateWith: l.createWith(s)})
+			out.Secrets = append(out.Secrets, x)
 		}
 	}
 	return connect.NewResponse(out), nil

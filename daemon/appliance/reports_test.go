@@ -15,10 +15,13 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"connectrpc.com/connect"
 	"filippo.io/age"
 	"google.golang.org/protobuf/proto"
 
+	localv1 "github.com/demarc-dev/demarc/api/local/v1"
 	"github.com/demarc-dev/demarc/daemon/appliance"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -325,11 +328,86 @@ func TestAReleaseThatWaitsIsTold(t *testing.T) {
 	must(t, p.o, consent(t, granted(fleet.Deploy, 0), customer))
 	must(t, p.o, consent(t, p.o.approval(t, ""), customer))
 	p.until("and that it waits no more", hears(appliance.OfferWaits{}))
-	p.offer("1.2.0", func(*manifest.Release) {})
 	must(t, p.o, consent(t, grant.Revoke{Appliance: "eu-1", Phase: fleet.Observe, At: start, Nonce: nonce()}, customer))
+	p.offer("1.2.0", func(*manifest.Release) {})
 	waits.Release = p.o.book.View().Offers[2].Digest
 	p.until("the customer's page has it", func() bool { return p.o.book.View().Status.Offer == waits })
 	if hears(waits)() {
 		t.Error("the vendor hears of it, though observing is off")
 	}
 }
+
+// status is the customer's own page.
+func (p *place) status() *localv1.StatusResponse {
+	p.t.Helper()
+	m, err := p.app.Customer().Status(p.t.Context(), connect.NewRequest(&localv1.StatusRequest{}))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return m.Msg
+}
+
+// TestTheCustomersPageSaysWhatWaits (FAULTS.md G3): a release that is not approved, one that is not granted, and consent that ends
+// within three days, each with the command that helps; and nothing of it when it is over.
+func TestTheCustomersPageSaysWhatWaits(t *testing.T) {
+	p := newPlace(t)
+	p.deployed()
+	if m := p.status(); m.GetWaits() != nil || len(m.GetEndings()) != 0 {
+		t.Errorf("at rest: %v, %v", m.GetWaits(), m.GetEndings())
+	}
+	p.offer("1.1.0", func(*manifest.Release) {})
+	d := p.o.book.View().Offers[1].Digest
+	if w := p.status().GetWaits(); w.GetVersion() != "1.1.0" || w.GetRelease() != string(d) || w.GetDo() != "demarc review --release "+string(d) || w.GetSinceUnix() == 0 {
+		t.Errorf("not approved: %v", w)
+	}
+	must(t, p.o, consent(t, p.o.approval(t, ""), customer))
+	p.until("it waits for a grant", func() bool { return p.deployState() == fleet.StateWaiting })
+	m := p.status()
+	if w := m.GetWaits(); !strings.Contains(w.GetWhy(), "not granted") || w.GetDo() != "demarc grant deploy" {
+		t.Errorf("not granted: %v", w)
+	}
+	if e := m.GetEndings(); len(e) != 1 || !strings.HasPrefix(e[0].GetWhat(), "approval of plan") || e[0].GetAtUnix() != p.o.book.View().Approved.NotAfter.Unix() {
+		t.Errorf("its approval is good for an hour: %v", e)
+	}
+	short := granted(fleet.Deploy, 0)
+	short.Until = p.o.now().Add(2 * time.Hour)
+	must(t, p.o, consent(t, short, customer))
+	p.until("it runs", func() bool { return p.deployState() == fleet.StateDeployed })
+	m = p.status()
+	if e := m.GetEndings(); m.GetWaits() != nil || len(e) != 1 || e[0].GetWhat() != "grant of deploy" || e[0].GetDo() != "demarc grant deploy" || e[0].GetAtUnix() != short.Until.Unix() {
+		t.Errorf("its grant ends in two hours: %v, %v", m.GetWaits(), e)
+	}
+	p.pass(3 * time.Hour)
+	if e := p.status().GetEndings(); len(e) != 0 {
+		t.Errorf("what has ended is about to end: %v", e)
+	}
+}
+
+// TestTheCustomersPageSaysWhyAServiceDoesNotStart (FAULTS.md G3): with its path and its words, in a state in which the store of secrets
+// does not answer, too.
+func TestTheCustomersPageSaysWhyAServiceDoesNotStart(t *testing.T) {
+	p := newPlace(t)
+	run := &ailing{fakeRun: p.run, status: []workload.ServiceStatus{{Name: "web", Restarts: 4, Since: start, Reason: "it ended: exit status 3 (/srv/" + canary + ")",
+		Why: fleet.Reason{Kind: fleet.Exited, Service: "web", Number: 3}}}}
+	p.app.SetRuntime(run)
+	p.approved(true, func(*manifest.Release) {})
+	p.begin()
+	p.until("it is told", func() bool { return p.deployState() == fleet.StateDegraded })
+	p.app.SetSecrets(silent{})
+	m := p.status()
+	if s := m.GetServices(); len(s) != 1 || s[0].GetKind() != "exited" || s[0].GetNumber() != 3 || s[0].GetRestarts() != 4 || s[0].GetSinceUnix() != start.Unix() ||
+		!strings.Contains(s[0].GetReason(), "/srv/"+canary) {
+		t.Errorf("%v", s)
+	}
+	if s := m.GetSecrets(); len(s) != 1 || s[0].GetPresent() || !strings.Contains(s[0].GetProblem(), "rights on the folder") {
+		t.Errorf("%v", s)
+	}
+}
+
+// silent is a store of secrets that does not answer.
+type silent struct{}
+
+func (silent) Present(string) (bool, error) {
+	return false, fault.New("x", fault.Unavailable, "look at the rights on the folder")
+}
+func (silent) Path(string) string { return "" }

@@ -89,6 +89,8 @@ type StatusResponse struct {
 	BookFailedUnix int64                  `protobuf:"varint,23,opt,name=book_failed_unix,json=bookFailedUnix,proto3" json:"book_failed_unix,omitempty"` // since when
 	BookTime       *BookTime              `protobuf:"bytes,24,opt,name=book_time,json=bookTime,proto3" json:"book_time,omitempty"`
 	VendorEpoch    *VendorEpoch           `protobuf:"bytes,25,opt,name=vendor_epoch,json=vendorEpoch,proto3" json:"vendor_epoch,omitempty"` // absent while the vendor's book has its first history
+	Waits          *Waiting               `protobuf:"bytes,30,opt,name=waits,proto3" json:"waits,omitempty"`                                // absent: no release waits for the customer
+	Endings        []*Ending              `protobuf:"bytes,31,rep,name=endings,proto3" json:"endings,omitempty"`                            // soonest first
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -294,6 +296,20 @@ func (x *StatusResponse) GetBookTime() *BookTime {
 func (x *StatusResponse) GetVendorEpoch() *VendorEpoch {
 	if x != nil {
 		return x.VendorEpoch
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetWaits() *Waiting {
+	if x != nil {
+		return x.Waits
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetEndings() []*Ending {
+	if x != nil {
+		return x.Endings
 	}
 	return nil
 }
@@ -529,6 +545,10 @@ type Service struct {
 	Healthy       bool                   `protobuf:"varint,2,opt,name=healthy,proto3" json:"healthy,omitempty"`
 	Restarts      uint32                 `protobuf:"varint,3,opt,name=restarts,proto3" json:"restarts,omitempty"`
 	Pid           int32                  `protobuf:"varint,4,opt,name=pid,proto3" json:"pid,omitempty"`
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`                         // why it is not healthy, how it ended last, or what does not hold of its limits; empty: nothing is to be said
+	Kind          string                 `protobuf:"bytes,6,opt,name=kind,proto3" json:"kind,omitempty"`                             // of the reason, as ReasonKind in boundary.proto, in lower case: what the vendor is told
+	Number        int32                  `protobuf:"varint,7,opt,name=number,proto3" json:"number,omitempty"`                        // of the reason: exit status, signal, status code of HTTP, seconds
+	SinceUnix     int64                  `protobuf:"varint,8,opt,name=since_unix,json=sinceUnix,proto3" json:"since_unix,omitempty"` // of its being healthy, or not
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -591,18 +611,193 @@ func (x *Service) GetPid() int32 {
 	return 0
 }
 
+func (x *Service) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Service) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Service) GetNumber() int32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Service) GetSinceUnix() int64 {
+	if x != nil {
+		return x.SinceUnix
+	}
+	return 0
+}
+
+// Waiting is a release that waits for the customer.
+type Waiting struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Release       string                 `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"` // digest
+	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	SinceUnix     int64                  `protobuf:"varint,3,opt,name=since_unix,json=sinceUnix,proto3" json:"since_unix,omitempty"` // when it was offered
+	Why           string                 `protobuf:"bytes,4,opt,name=why,proto3" json:"why,omitempty"`
+	Do            string                 `protobuf:"bytes,5,opt,name=do,proto3" json:"do,omitempty"` // the command that helps
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Waiting) Reset() {
+	*x = Waiting{}
+	mi := &file_local_v1_local_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Waiting) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Waiting) ProtoMessage() {}
+
+func (x *Waiting) ProtoReflect() protoreflect.Message {
+	mi := &file_local_v1_local_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Waiting.ProtoReflect.Descriptor instead.
+func (*Waiting) Descriptor() ([]byte, []int) {
+	return file_local_v1_local_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Waiting) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *Waiting) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Waiting) GetSinceUnix() int64 {
+	if x != nil {
+		return x.SinceUnix
+	}
+	return 0
+}
+
+func (x *Waiting) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Waiting) GetDo() string {
+	if x != nil {
+		return x.Do
+	}
+	return ""
+}
+
+// Ending is consent that ends soon.
+type Ending struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"` // grant of a phase, or approval of a plan
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	AtUnix        int64                  `protobuf:"varint,3,opt,name=at_unix,json=atUnix,proto3" json:"at_unix,omitempty"`
+	Do            string                 `protobuf:"bytes,4,opt,name=do,proto3" json:"do,omitempty"` // the command that makes another one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ending) Reset() {
+	*x = Ending{}
+	mi := &file_local_v1_local_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ending) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ending) ProtoMessage() {}
+
+func (x *Ending) ProtoReflect() protoreflect.Message {
+	mi := &file_local_v1_local_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ending.ProtoReflect.Descriptor instead.
+func (*Ending) Descriptor() ([]byte, []int) {
+	return file_local_v1_local_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Ending) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Ending) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Ending) GetAtUnix() int64 {
+	if x != nil {
+		return x.AtUnix
+	}
+	return 0
+}
+
+func (x *Ending) GetDo() string {
+	if x != nil {
+		return x.Do
+	}
+	return ""
+}
+
 type Secret struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Present       bool                   `protobuf:"varint,2,opt,name=present,proto3" json:"present,omitempty"`
 	CreateWith    string                 `protobuf:"bytes,3,opt,name=create_with,json=createWith,proto3" json:"create_with,omitempty"` // the command that creates it
+	Problem       string                 `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`                         // why it can't be told whether it is present; empty: it can
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_local_v1_local_proto_msgTypes[6]
+	mi := &file_local_v1_local_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -614,7 +809,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[6]
+	mi := &file_local_v1_local_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -627,7 +822,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{6}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Secret) GetName() string {
@@ -651,6 +846,13 @@ func (x *Secret) GetCreateWith() string {
 	return ""
 }
 
+func (x *Secret) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
 type PinRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -663,7 +865,7 @@ type PinRequest struct {
 
 func (x *PinRequest) Reset() {
 	*x = PinRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[7]
+	mi := &file_local_v1_local_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -675,7 +877,7 @@ func (x *PinRequest) String() string {
 func (*PinRequest) ProtoMessage() {}
 
 func (x *PinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[7]
+	mi := &file_local_v1_local_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -688,7 +890,7 @@ func (x *PinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinRequest.ProtoReflect.Descriptor instead.
 func (*PinRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{7}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PinRequest) GetRequestId() string {
@@ -728,7 +930,7 @@ type PinResponse struct {
 
 func (x *PinResponse) Reset() {
 	*x = PinResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[8]
+	mi := &file_local_v1_local_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -740,7 +942,7 @@ func (x *PinResponse) String() string {
 func (*PinResponse) ProtoMessage() {}
 
 func (x *PinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[8]
+	mi := &file_local_v1_local_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -753,7 +955,7 @@ func (x *PinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinResponse.ProtoReflect.Descriptor instead.
 func (*PinResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{8}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PinResponse) GetKeyId() string {
@@ -774,7 +976,7 @@ type SubmitRequest struct {
 
 func (x *SubmitRequest) Reset() {
 	*x = SubmitRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[9]
+	mi := &file_local_v1_local_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -786,7 +988,7 @@ func (x *SubmitRequest) String() string {
 func (*SubmitRequest) ProtoMessage() {}
 
 func (x *SubmitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[9]
+	mi := &file_local_v1_local_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -799,7 +1001,7 @@ func (x *SubmitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitRequest.ProtoReflect.Descriptor instead.
 func (*SubmitRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{9}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SubmitRequest) GetRequestId() string {
@@ -835,7 +1037,7 @@ type SubmitResponse struct {
 
 func (x *SubmitResponse) Reset() {
 	*x = SubmitResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[10]
+	mi := &file_local_v1_local_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -847,7 +1049,7 @@ func (x *SubmitResponse) String() string {
 func (*SubmitResponse) ProtoMessage() {}
 
 func (x *SubmitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[10]
+	mi := &file_local_v1_local_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -860,7 +1062,7 @@ func (x *SubmitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitResponse.ProtoReflect.Descriptor instead.
 func (*SubmitResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{10}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SubmitResponse) GetKind() string {
@@ -900,7 +1102,7 @@ type ReviewRequest struct {
 
 func (x *ReviewRequest) Reset() {
 	*x = ReviewRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[11]
+	mi := &file_local_v1_local_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -912,7 +1114,7 @@ func (x *ReviewRequest) String() string {
 func (*ReviewRequest) ProtoMessage() {}
 
 func (x *ReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[11]
+	mi := &file_local_v1_local_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -925,7 +1127,7 @@ func (x *ReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewRequest.ProtoReflect.Descriptor instead.
 func (*ReviewRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{11}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ReviewRequest) GetRelease() string {
@@ -949,7 +1151,7 @@ type ReviewResponse struct {
 
 func (x *ReviewResponse) Reset() {
 	*x = ReviewResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[12]
+	mi := &file_local_v1_local_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -961,7 +1163,7 @@ func (x *ReviewResponse) String() string {
 func (*ReviewResponse) ProtoMessage() {}
 
 func (x *ReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[12]
+	mi := &file_local_v1_local_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -974,7 +1176,7 @@ func (x *ReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewResponse.ProtoReflect.Descriptor instead.
 func (*ReviewResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{12}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ReviewResponse) GetRelease() string {
@@ -1028,7 +1230,7 @@ type AccessRequest struct {
 
 func (x *AccessRequest) Reset() {
 	*x = AccessRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[13]
+	mi := &file_local_v1_local_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1242,7 @@ func (x *AccessRequest) String() string {
 func (*AccessRequest) ProtoMessage() {}
 
 func (x *AccessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[13]
+	mi := &file_local_v1_local_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1255,7 @@ func (x *AccessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessRequest.ProtoReflect.Descriptor instead.
 func (*AccessRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{13}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AccessRequest) GetPhase() string {
@@ -1073,7 +1275,7 @@ type AccessResponse struct {
 
 func (x *AccessResponse) Reset() {
 	*x = AccessResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[14]
+	mi := &file_local_v1_local_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1085,7 +1287,7 @@ func (x *AccessResponse) String() string {
 func (*AccessResponse) ProtoMessage() {}
 
 func (x *AccessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[14]
+	mi := &file_local_v1_local_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1098,7 +1300,7 @@ func (x *AccessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessResponse.ProtoReflect.Descriptor instead.
 func (*AccessResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{14}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *AccessResponse) GetAccess() []*Access {
@@ -1128,7 +1330,7 @@ type BookTime struct {
 
 func (x *BookTime) Reset() {
 	*x = BookTime{}
-	mi := &file_local_v1_local_proto_msgTypes[15]
+	mi := &file_local_v1_local_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1140,7 +1342,7 @@ func (x *BookTime) String() string {
 func (*BookTime) ProtoMessage() {}
 
 func (x *BookTime) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[15]
+	mi := &file_local_v1_local_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1153,7 +1355,7 @@ func (x *BookTime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BookTime.ProtoReflect.Descriptor instead.
 func (*BookTime) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{15}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *BookTime) GetAtUnix() int64 {
@@ -1192,7 +1394,7 @@ type Access struct {
 
 func (x *Access) Reset() {
 	*x = Access{}
-	mi := &file_local_v1_local_proto_msgTypes[16]
+	mi := &file_local_v1_local_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1406,7 @@ func (x *Access) String() string {
 func (*Access) ProtoMessage() {}
 
 func (x *Access) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[16]
+	mi := &file_local_v1_local_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1419,7 @@ func (x *Access) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Access.ProtoReflect.Descriptor instead.
 func (*Access) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{16}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Access) GetPhase() string {
@@ -1284,7 +1486,7 @@ type Reach struct {
 
 func (x *Reach) Reset() {
 	*x = Reach{}
-	mi := &file_local_v1_local_proto_msgTypes[17]
+	mi := &file_local_v1_local_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1296,7 +1498,7 @@ func (x *Reach) String() string {
 func (*Reach) ProtoMessage() {}
 
 func (x *Reach) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[17]
+	mi := &file_local_v1_local_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1309,7 +1511,7 @@ func (x *Reach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reach.ProtoReflect.Descriptor instead.
 func (*Reach) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{17}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Reach) GetOperations() []string {
@@ -1365,7 +1567,7 @@ type SetPostureRequest struct {
 
 func (x *SetPostureRequest) Reset() {
 	*x = SetPostureRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[18]
+	mi := &file_local_v1_local_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1377,7 +1579,7 @@ func (x *SetPostureRequest) String() string {
 func (*SetPostureRequest) ProtoMessage() {}
 
 func (x *SetPostureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[18]
+	mi := &file_local_v1_local_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1390,7 +1592,7 @@ func (x *SetPostureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPostureRequest.ProtoReflect.Descriptor instead.
 func (*SetPostureRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{18}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SetPostureRequest) GetRequestId() string {
@@ -1422,7 +1624,7 @@ type SetPostureResponse struct {
 
 func (x *SetPostureResponse) Reset() {
 	*x = SetPostureResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[19]
+	mi := &file_local_v1_local_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1434,7 +1636,7 @@ func (x *SetPostureResponse) String() string {
 func (*SetPostureResponse) ProtoMessage() {}
 
 func (x *SetPostureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[19]
+	mi := &file_local_v1_local_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1447,7 +1649,7 @@ func (x *SetPostureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPostureResponse.ProtoReflect.Descriptor instead.
 func (*SetPostureResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{19}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{21}
 }
 
 type GetPostureRequest struct {
@@ -1458,7 +1660,7 @@ type GetPostureRequest struct {
 
 func (x *GetPostureRequest) Reset() {
 	*x = GetPostureRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[20]
+	mi := &file_local_v1_local_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1470,7 +1672,7 @@ func (x *GetPostureRequest) String() string {
 func (*GetPostureRequest) ProtoMessage() {}
 
 func (x *GetPostureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[20]
+	mi := &file_local_v1_local_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1483,7 +1685,7 @@ func (x *GetPostureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPostureRequest.ProtoReflect.Descriptor instead.
 func (*GetPostureRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{20}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{22}
 }
 
 type GetPostureResponse struct {
@@ -1498,7 +1700,7 @@ type GetPostureResponse struct {
 
 func (x *GetPostureResponse) Reset() {
 	*x = GetPostureResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[21]
+	mi := &file_local_v1_local_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1510,7 +1712,7 @@ func (x *GetPostureResponse) String() string {
 func (*GetPostureResponse) ProtoMessage() {}
 
 func (x *GetPostureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[21]
+	mi := &file_local_v1_local_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1523,7 +1725,7 @@ func (x *GetPostureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPostureResponse.ProtoReflect.Descriptor instead.
 func (*GetPostureResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{21}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetPostureResponse) GetExposure() string {
@@ -1568,7 +1770,7 @@ type Door struct {
 
 func (x *Door) Reset() {
 	*x = Door{}
-	mi := &file_local_v1_local_proto_msgTypes[22]
+	mi := &file_local_v1_local_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +1782,7 @@ func (x *Door) String() string {
 func (*Door) ProtoMessage() {}
 
 func (x *Door) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[22]
+	mi := &file_local_v1_local_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1795,7 @@ func (x *Door) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Door.ProtoReflect.Descriptor instead.
 func (*Door) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{22}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Door) GetName() string {
@@ -1648,7 +1850,7 @@ type Shut struct {
 
 func (x *Shut) Reset() {
 	*x = Shut{}
-	mi := &file_local_v1_local_proto_msgTypes[23]
+	mi := &file_local_v1_local_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +1862,7 @@ func (x *Shut) String() string {
 func (*Shut) ProtoMessage() {}
 
 func (x *Shut) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[23]
+	mi := &file_local_v1_local_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +1875,7 @@ func (x *Shut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shut.ProtoReflect.Descriptor instead.
 func (*Shut) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{23}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Shut) GetPort() string {
@@ -1700,7 +1902,7 @@ type SetTransportRequest struct {
 
 func (x *SetTransportRequest) Reset() {
 	*x = SetTransportRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[24]
+	mi := &file_local_v1_local_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1712,7 +1914,7 @@ func (x *SetTransportRequest) String() string {
 func (*SetTransportRequest) ProtoMessage() {}
 
 func (x *SetTransportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[24]
+	mi := &file_local_v1_local_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1725,7 +1927,7 @@ func (x *SetTransportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTransportRequest.ProtoReflect.Descriptor instead.
 func (*SetTransportRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{24}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SetTransportRequest) GetRequestId() string {
@@ -1751,7 +1953,7 @@ type SetTransportResponse struct {
 
 func (x *SetTransportResponse) Reset() {
 	*x = SetTransportResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[25]
+	mi := &file_local_v1_local_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1763,7 +1965,7 @@ func (x *SetTransportResponse) String() string {
 func (*SetTransportResponse) ProtoMessage() {}
 
 func (x *SetTransportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[25]
+	mi := &file_local_v1_local_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1776,7 +1978,7 @@ func (x *SetTransportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTransportResponse.ProtoReflect.Descriptor instead.
 func (*SetTransportResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{25}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SetTransportResponse) GetKind() string {
@@ -1795,7 +1997,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[26]
+	mi := &file_local_v1_local_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1807,7 +2009,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[26]
+	mi := &file_local_v1_local_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1820,7 +2022,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{26}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListOperationsRequest) GetId() string {
@@ -1843,7 +2045,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[27]
+	mi := &file_local_v1_local_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1855,7 +2057,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[27]
+	mi := &file_local_v1_local_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1868,7 +2070,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{27}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -1919,7 +2121,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_local_v1_local_proto_msgTypes[28]
+	mi := &file_local_v1_local_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1931,7 +2133,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[28]
+	mi := &file_local_v1_local_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1944,7 +2146,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{28}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Operation) GetId() string {
@@ -2041,7 +2243,7 @@ type ListLogRequest struct {
 
 func (x *ListLogRequest) Reset() {
 	*x = ListLogRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[29]
+	mi := &file_local_v1_local_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2053,7 +2255,7 @@ func (x *ListLogRequest) String() string {
 func (*ListLogRequest) ProtoMessage() {}
 
 func (x *ListLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[29]
+	mi := &file_local_v1_local_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2066,7 +2268,7 @@ func (x *ListLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLogRequest.ProtoReflect.Descriptor instead.
 func (*ListLogRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{29}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListLogRequest) GetFrom() int64 {
@@ -2093,7 +2295,7 @@ type ListLogResponse struct {
 
 func (x *ListLogResponse) Reset() {
 	*x = ListLogResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[30]
+	mi := &file_local_v1_local_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2105,7 +2307,7 @@ func (x *ListLogResponse) String() string {
 func (*ListLogResponse) ProtoMessage() {}
 
 func (x *ListLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[30]
+	mi := &file_local_v1_local_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2118,7 +2320,7 @@ func (x *ListLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLogResponse.ProtoReflect.Descriptor instead.
 func (*ListLogResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{30}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListLogResponse) GetEntries() [][]byte {
@@ -2143,7 +2345,7 @@ type ExportEvidenceRequest struct {
 
 func (x *ExportEvidenceRequest) Reset() {
 	*x = ExportEvidenceRequest{}
-	mi := &file_local_v1_local_proto_msgTypes[31]
+	mi := &file_local_v1_local_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2155,7 +2357,7 @@ func (x *ExportEvidenceRequest) String() string {
 func (*ExportEvidenceRequest) ProtoMessage() {}
 
 func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[31]
+	mi := &file_local_v1_local_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2168,7 +2370,7 @@ func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceRequest.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{31}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{33}
 }
 
 type ExportEvidenceResponse struct {
@@ -2180,7 +2382,7 @@ type ExportEvidenceResponse struct {
 
 func (x *ExportEvidenceResponse) Reset() {
 	*x = ExportEvidenceResponse{}
-	mi := &file_local_v1_local_proto_msgTypes[32]
+	mi := &file_local_v1_local_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +2394,7 @@ func (x *ExportEvidenceResponse) String() string {
 func (*ExportEvidenceResponse) ProtoMessage() {}
 
 func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_local_v1_local_proto_msgTypes[32]
+	mi := &file_local_v1_local_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +2407,7 @@ func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceResponse.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceResponse) Descriptor() ([]byte, []int) {
-	return file_local_v1_local_proto_rawDescGZIP(), []int{32}
+	return file_local_v1_local_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ExportEvidenceResponse) GetData() []byte {
@@ -2220,7 +2422,7 @@ var File_local_v1_local_proto protoreflect.FileDescriptor
 const file_local_v1_local_proto_rawDesc = "" +
 	"\n" +
 	"\x14local/v1/local.proto\x12\x0fdemarc.local.v1\"\x0f\n" +
-	"\rStatusRequest\"\xfa\x06\n" +
+	"\rStatusRequest\"\xdd\a\n" +
 	"\x0eStatusResponse\x12\x1c\n" +
 	"\tappliance\x18\x01 \x01(\tR\tappliance\x12\x1a\n" +
 	"\bcustomer\x18\x02 \x01(\tR\bcustomer\x12!\n" +
@@ -2251,7 +2453,9 @@ const file_local_v1_local_proto_rawDesc = "" +
 	"bookFailed\x12(\n" +
 	"\x10book_failed_unix\x18\x17 \x01(\x03R\x0ebookFailedUnix\x126\n" +
 	"\tbook_time\x18\x18 \x01(\v2\x19.demarc.local.v1.BookTimeR\bbookTime\x12?\n" +
-	"\fvendor_epoch\x18\x19 \x01(\v2\x1c.demarc.local.v1.VendorEpochR\vvendorEpoch\"\x94\x01\n" +
+	"\fvendor_epoch\x18\x19 \x01(\v2\x1c.demarc.local.v1.VendorEpochR\vvendorEpoch\x12.\n" +
+	"\x05waits\x18\x1e \x01(\v2\x18.demarc.local.v1.WaitingR\x05waits\x121\n" +
+	"\aendings\x18\x1f \x03(\v2\x17.demarc.local.v1.EndingR\aendings\"\x94\x01\n" +
 	"\vVendorEpoch\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
@@ -2269,17 +2473,35 @@ const file_local_v1_local_proto_rawDesc = "" +
 	"\x05Clock\x12&\n" +
 	"\x0fvendor_ahead_ms\x18\x01 \x01(\x03R\rvendorAheadMs\x12\x1d\n" +
 	"\n" +
-	"trusted_ms\x18\x02 \x01(\x03R\ttrustedMs\"e\n" +
+	"trusted_ms\x18\x02 \x01(\x03R\ttrustedMs\"\xc8\x01\n" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\ahealthy\x18\x02 \x01(\bR\ahealthy\x12\x1a\n" +
 	"\brestarts\x18\x03 \x01(\rR\brestarts\x12\x10\n" +
-	"\x03pid\x18\x04 \x01(\x05R\x03pid\"W\n" +
+	"\x03pid\x18\x04 \x01(\x05R\x03pid\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x12\n" +
+	"\x04kind\x18\x06 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06number\x18\a \x01(\x05R\x06number\x12\x1d\n" +
+	"\n" +
+	"since_unix\x18\b \x01(\x03R\tsinceUnix\"~\n" +
+	"\aWaiting\x12\x18\n" +
+	"\arelease\x18\x01 \x01(\tR\arelease\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1d\n" +
+	"\n" +
+	"since_unix\x18\x03 \x01(\x03R\tsinceUnix\x12\x10\n" +
+	"\x03why\x18\x04 \x01(\tR\x03why\x12\x0e\n" +
+	"\x02do\x18\x05 \x01(\tR\x02do\"U\n" +
+	"\x06Ending\x12\x12\n" +
+	"\x04what\x18\x01 \x01(\tR\x04what\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x17\n" +
+	"\aat_unix\x18\x03 \x01(\x03R\x06atUnix\x12\x0e\n" +
+	"\x02do\x18\x04 \x01(\tR\x02do\"q\n" +
 	"\x06Secret\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\apresent\x18\x02 \x01(\bR\apresent\x12\x1f\n" +
 	"\vcreate_with\x18\x03 \x01(\tR\n" +
-	"createWith\"\x8a\x01\n" +
+	"createWith\x12\x18\n" +
+	"\aproblem\x18\x04 \x01(\tR\aproblem\"\x8a\x01\n" +
 	"\n" +
 	"PinRequest\x12\x1d\n" +
 	"\n" +
@@ -2428,7 +2650,7 @@ func file_local_v1_local_proto_rawDescGZIP() []byte {
 	return file_local_v1_local_proto_rawDescData
 }
 
-var file_local_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_local_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_local_v1_local_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: demarc.local.v1.StatusRequest
 	(*StatusResponse)(nil),         // 1: demarc.local.v1.StatusResponse
@@ -2436,75 +2658,79 @@ var file_local_v1_local_proto_goTypes = []any{
 	(*Road)(nil),                   // 3: demarc.local.v1.Road
 	(*Clock)(nil),                  // 4: demarc.local.v1.Clock
 	(*Service)(nil),                // 5: demarc.local.v1.Service
-	(*Secret)(nil),                 // 6: demarc.local.v1.Secret
-	(*PinRequest)(nil),             // 7: demarc.local.v1.PinRequest
-	(*PinResponse)(nil),            // 8: demarc.local.v1.PinResponse
-	(*SubmitRequest)(nil),          // 9: demarc.local.v1.SubmitRequest
-	(*SubmitResponse)(nil),         // 10: demarc.local.v1.SubmitResponse
-	(*ReviewRequest)(nil),          // 11: demarc.local.v1.ReviewRequest
-	(*ReviewResponse)(nil),         // 12: demarc.local.v1.ReviewResponse
-	(*AccessRequest)(nil),          // 13: demarc.local.v1.AccessRequest
-	(*AccessResponse)(nil),         // 14: demarc.local.v1.AccessResponse
-	(*BookTime)(nil),               // 15: demarc.local.v1.BookTime
-	(*Access)(nil),                 // 16: demarc.local.v1.Access
-	(*Reach)(nil),                  // 17: demarc.local.v1.Reach
-	(*SetPostureRequest)(nil),      // 18: demarc.local.v1.SetPostureRequest
-	(*SetPostureResponse)(nil),     // 19: demarc.local.v1.SetPostureResponse
-	(*GetPostureRequest)(nil),      // 20: demarc.local.v1.GetPostureRequest
-	(*GetPostureResponse)(nil),     // 21: demarc.local.v1.GetPostureResponse
-	(*Door)(nil),                   // 22: demarc.local.v1.Door
-	(*Shut)(nil),                   // 23: demarc.local.v1.Shut
-	(*SetTransportRequest)(nil),    // 24: demarc.local.v1.SetTransportRequest
-	(*SetTransportResponse)(nil),   // 25: demarc.local.v1.SetTransportResponse
-	(*ListOperationsRequest)(nil),  // 26: demarc.local.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil), // 27: demarc.local.v1.ListOperationsResponse
-	(*Operation)(nil),              // 28: demarc.local.v1.Operation
-	(*ListLogRequest)(nil),         // 29: demarc.local.v1.ListLogRequest
-	(*ListLogResponse)(nil),        // 30: demarc.local.v1.ListLogResponse
-	(*ExportEvidenceRequest)(nil),  // 31: demarc.local.v1.ExportEvidenceRequest
-	(*ExportEvidenceResponse)(nil), // 32: demarc.local.v1.ExportEvidenceResponse
+	(*Waiting)(nil),                // 6: demarc.local.v1.Waiting
+	(*Ending)(nil),                 // 7: demarc.local.v1.Ending
+	(*Secret)(nil),                 // 8: demarc.local.v1.Secret
+	(*PinRequest)(nil),             // 9: demarc.local.v1.PinRequest
+	(*PinResponse)(nil),            // 10: demarc.local.v1.PinResponse
+	(*SubmitRequest)(nil),          // 11: demarc.local.v1.SubmitRequest
+	(*SubmitResponse)(nil),         // 12: demarc.local.v1.SubmitResponse
+	(*ReviewRequest)(nil),          // 13: demarc.local.v1.ReviewRequest
+	(*ReviewResponse)(nil),         // 14: demarc.local.v1.ReviewResponse
+	(*AccessRequest)(nil),          // 15: demarc.local.v1.AccessRequest
+	(*AccessResponse)(nil),         // 16: demarc.local.v1.AccessResponse
+	(*BookTime)(nil),               // 17: demarc.local.v1.BookTime
+	(*Access)(nil),                 // 18: demarc.local.v1.Access
+	(*Reach)(nil),                  // 19: demarc.local.v1.Reach
+	(*SetPostureRequest)(nil),      // 20: demarc.local.v1.SetPostureRequest
+	(*SetPostureResponse)(nil),     // 21: demarc.local.v1.SetPostureResponse
+	(*GetPostureRequest)(nil),      // 22: demarc.local.v1.GetPostureRequest
+	(*GetPostureResponse)(nil),     // 23: demarc.local.v1.GetPostureResponse
+	(*Door)(nil),                   // 24: demarc.local.v1.Door
+	(*Shut)(nil),                   // 25: demarc.local.v1.Shut
+	(*SetTransportRequest)(nil),    // 26: demarc.local.v1.SetTransportRequest
+	(*SetTransportResponse)(nil),   // 27: demarc.local.v1.SetTransportResponse
+	(*ListOperationsRequest)(nil),  // 28: demarc.local.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil), // 29: demarc.local.v1.ListOperationsResponse
+	(*Operation)(nil),              // 30: demarc.local.v1.Operation
+	(*ListLogRequest)(nil),         // 31: demarc.local.v1.ListLogRequest
+	(*ListLogResponse)(nil),        // 32: demarc.local.v1.ListLogResponse
+	(*ExportEvidenceRequest)(nil),  // 33: demarc.local.v1.ExportEvidenceRequest
+	(*ExportEvidenceResponse)(nil), // 34: demarc.local.v1.ExportEvidenceResponse
 }
 var file_local_v1_local_proto_depIdxs = []int32{
 	5,  // 0: demarc.local.v1.StatusResponse.services:type_name -> demarc.local.v1.Service
-	6,  // 1: demarc.local.v1.StatusResponse.secrets:type_name -> demarc.local.v1.Secret
+	8,  // 1: demarc.local.v1.StatusResponse.secrets:type_name -> demarc.local.v1.Secret
 	4,  // 2: demarc.local.v1.StatusResponse.clock:type_name -> demarc.local.v1.Clock
 	3,  // 3: demarc.local.v1.StatusResponse.ways:type_name -> demarc.local.v1.Road
 	3,  // 4: demarc.local.v1.StatusResponse.door:type_name -> demarc.local.v1.Road
-	15, // 5: demarc.local.v1.StatusResponse.book_time:type_name -> demarc.local.v1.BookTime
+	17, // 5: demarc.local.v1.StatusResponse.book_time:type_name -> demarc.local.v1.BookTime
 	2,  // 6: demarc.local.v1.StatusResponse.vendor_epoch:type_name -> demarc.local.v1.VendorEpoch
-	16, // 7: demarc.local.v1.AccessResponse.access:type_name -> demarc.local.v1.Access
-	15, // 8: demarc.local.v1.AccessResponse.book_time:type_name -> demarc.local.v1.BookTime
-	17, // 9: demarc.local.v1.Access.reach:type_name -> demarc.local.v1.Reach
-	22, // 10: demarc.local.v1.GetPostureResponse.doors:type_name -> demarc.local.v1.Door
-	23, // 11: demarc.local.v1.GetPostureResponse.shut:type_name -> demarc.local.v1.Shut
-	28, // 12: demarc.local.v1.ListOperationsResponse.operations:type_name -> demarc.local.v1.Operation
-	0,  // 13: demarc.local.v1.Local.Status:input_type -> demarc.local.v1.StatusRequest
-	7,  // 14: demarc.local.v1.Local.Pin:input_type -> demarc.local.v1.PinRequest
-	9,  // 15: demarc.local.v1.Local.Submit:input_type -> demarc.local.v1.SubmitRequest
-	11, // 16: demarc.local.v1.Local.Review:input_type -> demarc.local.v1.ReviewRequest
-	13, // 17: demarc.local.v1.Local.Access:input_type -> demarc.local.v1.AccessRequest
-	18, // 18: demarc.local.v1.Local.SetPosture:input_type -> demarc.local.v1.SetPostureRequest
-	20, // 19: demarc.local.v1.Local.GetPosture:input_type -> demarc.local.v1.GetPostureRequest
-	24, // 20: demarc.local.v1.Local.SetTransport:input_type -> demarc.local.v1.SetTransportRequest
-	26, // 21: demarc.local.v1.Local.ListOperations:input_type -> demarc.local.v1.ListOperationsRequest
-	29, // 22: demarc.local.v1.Local.ListLog:input_type -> demarc.local.v1.ListLogRequest
-	31, // 23: demarc.local.v1.Local.ExportEvidence:input_type -> demarc.local.v1.ExportEvidenceRequest
-	1,  // 24: demarc.local.v1.Local.Status:output_type -> demarc.local.v1.StatusResponse
-	8,  // 25: demarc.local.v1.Local.Pin:output_type -> demarc.local.v1.PinResponse
-	10, // 26: demarc.local.v1.Local.Submit:output_type -> demarc.local.v1.SubmitResponse
-	12, // 27: demarc.local.v1.Local.Review:output_type -> demarc.local.v1.ReviewResponse
-	14, // 28: demarc.local.v1.Local.Access:output_type -> demarc.local.v1.AccessResponse
-	19, // 29: demarc.local.v1.Local.SetPosture:output_type -> demarc.local.v1.SetPostureResponse
-	21, // 30: demarc.local.v1.Local.GetPosture:output_type -> demarc.local.v1.GetPostureResponse
-	25, // 31: demarc.local.v1.Local.SetTransport:output_type -> demarc.local.v1.SetTransportResponse
-	27, // 32: demarc.local.v1.Local.ListOperations:output_type -> demarc.local.v1.ListOperationsResponse
-	30, // 33: demarc.local.v1.Local.ListLog:output_type -> demarc.local.v1.ListLogResponse
-	32, // 34: demarc.local.v1.Local.ExportEvidence:output_type -> demarc.local.v1.ExportEvidenceResponse
-	24, // [24:35] is the sub-list for method output_type
-	13, // [13:24] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	6,  // 7: demarc.local.v1.StatusResponse.waits:type_name -> demarc.local.v1.Waiting
+	7,  // 8: demarc.local.v1.StatusResponse.endings:type_name -> demarc.local.v1.Ending
+	18, // 9: demarc.local.v1.AccessResponse.access:type_name -> demarc.local.v1.Access
+	17, // 10: demarc.local.v1.AccessResponse.book_time:type_name -> demarc.local.v1.BookTime
+	19, // 11: demarc.local.v1.Access.reach:type_name -> demarc.local.v1.Reach
+	24, // 12: demarc.local.v1.GetPostureResponse.doors:type_name -> demarc.local.v1.Door
+	25, // 13: demarc.local.v1.GetPostureResponse.shut:type_name -> demarc.local.v1.Shut
+	30, // 14: demarc.local.v1.ListOperationsResponse.operations:type_name -> demarc.local.v1.Operation
+	0,  // 15: demarc.local.v1.Local.Status:input_type -> demarc.local.v1.StatusRequest
+	9,  // 16: demarc.local.v1.Local.Pin:input_type -> demarc.local.v1.PinRequest
+	11, // 17: demarc.local.v1.Local.Submit:input_type -> demarc.local.v1.SubmitRequest
+	13, // 18: demarc.local.v1.Local.Review:input_type -> demarc.local.v1.ReviewRequest
+	15, // 19: demarc.local.v1.Local.Access:input_type -> demarc.local.v1.AccessRequest
+	20, // 20: demarc.local.v1.Local.SetPosture:input_type -> demarc.local.v1.SetPostureRequest
+	22, // 21: demarc.local.v1.Local.GetPosture:input_type -> demarc.local.v1.GetPostureRequest
+	26, // 22: demarc.local.v1.Local.SetTransport:input_type -> demarc.local.v1.SetTransportRequest
+	28, // 23: demarc.local.v1.Local.ListOperations:input_type -> demarc.local.v1.ListOperationsRequest
+	31, // 24: demarc.local.v1.Local.ListLog:input_type -> demarc.local.v1.ListLogRequest
+	33, // 25: demarc.local.v1.Local.ExportEvidence:input_type -> demarc.local.v1.ExportEvidenceRequest
+	1,  // 26: demarc.local.v1.Local.Status:output_type -> demarc.local.v1.StatusResponse
+	10, // 27: demarc.local.v1.Local.Pin:output_type -> demarc.local.v1.PinResponse
+	12, // 28: demarc.local.v1.Local.Submit:output_type -> demarc.local.v1.SubmitResponse
+	14, // 29: demarc.local.v1.Local.Review:output_type -> demarc.local.v1.ReviewResponse
+	16, // 30: demarc.local.v1.Local.Access:output_type -> demarc.local.v1.AccessResponse
+	21, // 31: demarc.local.v1.Local.SetPosture:output_type -> demarc.local.v1.SetPostureResponse
+	23, // 32: demarc.local.v1.Local.GetPosture:output_type -> demarc.local.v1.GetPostureResponse
+	27, // 33: demarc.local.v1.Local.SetTransport:output_type -> demarc.local.v1.SetTransportResponse
+	29, // 34: demarc.local.v1.Local.ListOperations:output_type -> demarc.local.v1.ListOperationsResponse
+	32, // 35: demarc.local.v1.Local.ListLog:output_type -> demarc.local.v1.ListLogResponse
+	34, // 36: demarc.local.v1.Local.ExportEvidence:output_type -> demarc.local.v1.ExportEvidenceResponse
+	26, // [26:37] is the sub-list for method output_type
+	15, // [15:26] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_local_v1_local_proto_init() }
@@ -2518,7 +2744,7 @@ func file_local_v1_local_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_local_v1_local_proto_rawDesc), len(file_local_v1_local_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package appliance
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	localv1 "github.com/demarc-dev/demarc/api/local/v1"
+	"github.com/demarc-dev/demarc/fleet"
+)
+
+// endingSoon is how long before its end a consent is told to end.
+const endingSoon = 72 * time.Hour
+
+// waitsFor says which release waits for the customer, and for what: an approval, or a grant. It returns nil if none does.
+func (s State) waitsFor(now time.Time) *localv1.Waiting {
+	if o, ok := s.waits(); ok {
+		return &localv1.Waiting{Release: string(o.Digest), Version: o.Version, SinceUnix: unix(o.At), Why: "it is offered, and not approved",
+			Do: "demarc review --release " + string(o.Digest)}
+	}
+	if s.Deploy.State != fleet.StateWaiting || s.Deploy.Why.Kind != fleet.NotGranted {
+		return nil
+	}
+	o, err := s.Offer(s.Deploy.Release)
+	if err != nil {
+		return nil
+	}
+	return &localv1.Waiting{Release: string(o.Digest), Version: o.Version, SinceUnix: unix(o.At), Why: "it is approved, and not granted: " + s.Deploy.Reason, Do: "demarc grant " + string(s.lacking(now))}
+}
+
+// lacking is the first phase that the deploy needs and that is not granted.
+func (s State) lacking(now time.Time) fleet.Phase {
+	phases := s.phases()
+	for _, p := range phases {
+		if !s.may(p, now).Allow {
+			return p
+		}
+	}
+	return phases[len(phases)-1]
+}
+
+// endings lists what of the customer's consent ends soon: grants in force, and the approval of a plan whose deploy has not begun.
+func (s State) endings(now time.Time) []*localv1.Ending {
+	soon := func(at time.Time) bool { return !at.IsZero() && now.Before(at) && at.Sub(now) <= endingSoon }
+	var out []*localv1.Ending
+	for _, h := range s.Grants.Held {
+		if g := h.Grant; soon(g.Until) && !now.Before(g.From) && (g.Uses == 0 || int(g.Uses) > h.Used) {
+			out = append(out, &localv1.Ending{What: fmt.Sprintf("grant of %s", g.Phase), Id: h.ID, AtUnix: g.Until.Unix(), Do: "demarc grant " + string(g.Phase)})
+		}
+	}
+	begun := s.Deploy.Approval == s.Approved.ID && s.Deploy.State != fleet.StateWaiting
+	if a := s.Approved; a.ID != "" && a.ID != s.Good.ID && !begun && soon(a.NotAfter) {
+		out = append(out, &localv1.Ending{What: "approval of plan " + a.Plan.Short(), Id: a.ID, AtUnix: a.NotAfter.Unix(), Do: "demarc review --release " + string(a.Release)})
+	}
+	slices.SortStableFunc(out, func(a, b *localv1.Ending) int { return cmp.Compare(a.AtUnix, b.AtUnix) })
+	return out
+}
