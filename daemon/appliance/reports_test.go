@@ -347,8 +347,8 @@ func (p *place) status() *localv1.StatusResponse {
 	return m.Msg
 }
 
-// TestTheCustomersPageSaysWhatWaits (FAULTS.md G3): a release that is not approved, one that is not granted, and consent that ends
-// within three days, each with the command that helps; and nothing of it when it is over.
+// TestTheCustomersPageSaysWhatWaits (FAULTS.md G3): a release that is not approved, one that is not granted, and consent in
+// the last quarter of its life, each with the command that helps; and nothing of it when it is over.
 func TestTheCustomersPageSaysWhatWaits(t *testing.T) {
 	p := newPlace(t)
 	p.deployed()
@@ -362,6 +362,10 @@ func TestTheCustomersPageSaysWhatWaits(t *testing.T) {
 	}
 	must(t, p.o, consent(t, p.o.approval(t, ""), customer))
 	p.until("it waits for a grant", func() bool { return p.deployState() == fleet.StateWaiting })
+	if e := p.status().GetEndings(); len(e) != 0 {
+		t.Errorf("nothing ends in the first three quarters of its life: %v", e)
+	}
+	p.pass(50 * time.Minute)
 	m := p.status()
 	if w := m.GetWaits(); !strings.Contains(w.GetWhy(), "not granted") || w.GetDo() != "demarc grant deploy" {
 		t.Errorf("not granted: %v", w)
@@ -373,6 +377,7 @@ func TestTheCustomersPageSaysWhatWaits(t *testing.T) {
 	short.Until = p.o.now().Add(2 * time.Hour)
 	must(t, p.o, consent(t, short, customer))
 	p.until("it runs", func() bool { return p.deployState() == fleet.StateDeployed })
+	p.pass(90 * time.Minute)
 	m = p.status()
 	if e := m.GetEndings(); m.GetWaits() != nil || len(e) != 1 || e[0].GetWhat() != "grant of deploy" || e[0].GetDo() != "demarc grant deploy" || e[0].GetAtUnix() != short.Until.Unix() {
 		t.Errorf("its grant ends in two hours: %v, %v", m.GetWaits(), e)

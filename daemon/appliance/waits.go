@@ -12,7 +12,7 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 )
 
-// endingSoon is how long before its end a consent is told to end.
+// endingSoon is how long before its end a consent is told to end, at most; and never before the last quarter of its life.
 const endingSoon = 72 * time.Hour
 
 // waitsFor says which release waits for the customer, and for what: an approval, or a grant. It returns nil if none does.
@@ -44,15 +44,17 @@ func (s State) lacking(now time.Time) fleet.Phase {
 
 // endings lists what of the customer's consent ends soon: grants in force, and the approval of a plan whose deploy has not begun.
 func (s State) endings(now time.Time) []*localv1.Ending {
-	soon := func(at time.Time) bool { return !at.IsZero() && now.Before(at) && at.Sub(now) <= endingSoon }
+	soon := func(from, at time.Time) bool {
+		return !at.IsZero() && now.Before(at) && at.Sub(now) <= min(endingSoon, at.Sub(from)/4)
+	}
 	var out []*localv1.Ending
 	for _, h := range s.Grants.Held {
-		if g := h.Grant; soon(g.Until) && !now.Before(g.From) && (g.Uses == 0 || int(g.Uses) > h.Used) {
+		if g := h.Grant; soon(g.From, g.Until) && !now.Before(g.From) && (g.Uses == 0 || int(g.Uses) > h.Used) {
 			out = append(out, &localv1.Ending{What: fmt.Sprintf("grant of %s", g.Phase), Id: h.ID, AtUnix: g.Until.Unix(), Do: "demarc grant " + string(g.Phase)})
 		}
 	}
 	begun := s.Deploy.Approval == s.Approved.ID && s.Deploy.State != fleet.StateWaiting
-	if a := s.Approved; a.ID != "" && a.ID != s.Good.ID && !begun && soon(a.NotAfter) {
+	if a := s.Approved; a.ID != "" && a.ID != s.Good.ID && !begun && soon(a.At, a.NotAfter) {
 		out = append(out, &localv1.Ending{What: "approval of plan " + a.Plan.Short(), Id: a.ID, AtUnix: a.NotAfter.Unix(), Do: "demarc review --release " + string(a.Release)})
 	}
 	slices.SortStableFunc(out, func(a, b *localv1.Ending) int { return cmp.Compare(a.AtUnix, b.AtUnix) })
