@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
+	"math"
 	"net"
 	"strings"
 	"sync"
@@ -105,13 +106,17 @@ func (w *network) greet(c net.Conn) (*tls.Conn, string, error) {
 		return t, "", nil
 	}
 	id, err := w.n.cfg.Peer(t.ConnectionState())
+	index := w.n.members.index()
+	if errors.Is(err, ErrGone) { // whoever keeps the names says so, and takes none back: no configuration that the caller knows is newer
+		index = math.MaxUint64
+	}
 	if err == nil && w.n.members.isGone(id) {
 		err = fault.Because(ErrGone, op, fault.Denied, "node %q was removed from the cluster", fault.Clip(id))
 	}
 	if err != nil {
 		if errors.Is(err, ErrGone) && t.ConnectionState().NegotiatedProtocol == ProtoForward {
 			_ = t.SetWriteDeadline(time.Now().Add(pulseWait))
-			_ = writeFrame(t, frame{0, askGone, binary.BigEndian.AppendUint64(nil, w.n.members.index())})
+			_ = writeFrame(t, frame{0, askGone, binary.BigEndian.AppendUint64(nil, index)})
 		}
 		return t, "", fault.At(op, fault.Denied, err)
 	}

@@ -63,7 +63,7 @@ func (a *app) snapshot() *cobra.Command {
 			if aside != "" {
 				fmt.Fprintf(w, "what was there is in %s\n", aside)
 			}
-			fmt.Fprintf(w, "node %s is the only member of a cluster that goes on after change %d\naudit log\t%d entries, root %s\nstart it, then add others:\n  demarcd run -c %s\n", cfg.Name, inv.Index, inv.AuditSize, inv.AuditRoot, config)
+			fmt.Fprintf(w, "node %s is the only member of a cluster that goes on after change %d\naudit log\t%d entries, root %s\nthe names of all other nodes are removed for good\nstart it, then add others under new names:\n  demarcd run -c %s\n", cfg.Name, inv.Index, inv.AuditSize, inv.AuditRoot, config)
 			begun(w, inv)
 		})
 	}
@@ -79,7 +79,7 @@ func (a *app) recover() *cobra.Command {
 	var above uint64
 	c := &cobra.Command{Use: "recover --config NODE.YAML", Short: "Go on with one surviving node where the majority is lost for good, offline", Args: exactly(0, "no arguments"),
 		Long: "recover makes a stopped node the only member of its cluster, with all that it holds itself. Use it where the others are lost and\n" +
-			"will never come back: what they had and this node had not is gone, and two clusters of one history can't be made one again.\nTake the node with the highest index. Start it, remove the names of the lost ones, and add new nodes.",
+			"will never come back: what they had and this node had not is gone, and two clusters of one history can't be made one again.\nTake the node with the highest index. The names of the others are removed for good: one that comes back is refused, is told so and ends.\nStart the node, and add new ones under other names.",
 		Example: "  demarc control-plane recover --config acme/cp-2/node.yaml"}
 	c.RunE = func(*cobra.Command, []string) error {
 		cfg, err := nodeFile(config, dir)
@@ -91,7 +91,7 @@ func (a *app) recover() *cobra.Command {
 			return err
 		}
 		return a.emit(map[string]any{"node": cfg.Name, "book": inv}, func(w io.Writer) {
-			fmt.Fprintf(w, "node %s is the only member of a cluster that goes on after change %d\naudit log\t%d entries, root %s\nstart it, then add others:\n  demarcd run -c %s\n", cfg.Name, inv.Index, inv.AuditSize, inv.AuditRoot, config)
+			fmt.Fprintf(w, "node %s is the only member of a cluster that goes on after change %d\naudit log\t%d entries, root %s\nthe names of all other nodes are removed for good\nstart it, then add others under new names:\n  demarcd run -c %s\n", cfg.Name, inv.Index, inv.AuditSize, inv.AuditRoot, config)
 			begun(w, inv)
 		})
 	}

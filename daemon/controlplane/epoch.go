@@ -66,15 +66,17 @@ func (s State) keptSince(e fleet.Epoch) (size int64, known bool) {
 // BeginEpoch is the first change of a book after a snapshot was restored, or after one node went on without the others. Number, id and time
 // are drawn where that is done.
 type BeginEpoch struct {
-	Epoch Epoch `json:"epoch"`
+	Epoch Epoch  `json:"epoch"`
+	Alone string `json:"alone,omitempty"` // name of the node that goes on; every other one is removed for good
 }
 
 // Kind names the change in the log. The audit room knows it: an honest restart of a log is told from a fork by it.
 func (BeginEpoch) Kind() string { return audit.RestartKind }
 
 // Apply begins the epoch. The number of the bundle goes on above those that the forgotten history may have reached, which can't have been
-// one a second since then. Nobody is online in the new epoch until it comes.
-func (c BeginEpoch) Apply(s *State, _ ledger.Meta) (none, error) {
+// one a second since then. Nobody is online in the new epoch until it comes. The nodes that do not go on may have the forgotten history on their
+// disks, and a majority of the votes in it: were they heard, they would write it over this one.
+func (c BeginEpoch) Apply(s *State, m ledger.Meta) (none, error) {
 	e := c.Epoch
 	if err := s.Epoch().CheckNext(e.Epoch); err != nil {
 		return none{}, err
@@ -93,6 +95,11 @@ func (c BeginEpoch) Apply(s *State, _ ledger.Meta) (none, error) {
 			s.appliances = s.appliances.Set(a.Name, a)
 		}
 	}
+	for _, p := range s.Peers() {
+		if c.Alone != "" && p.Name != c.Alone && !p.Removed {
+			s.bury(p.Name, "it was lost when "+e.String()+" began", m.At)
+		}
+	}
 	return none{}, nil
 }
 
@@ -103,7 +110,7 @@ func DrawEpoch(book *ledger.Book[State], cause string, now time.Time, above uint
 	_, _ = rand.Read(id) // crypto/rand.Read never fails
 	last := page.Epoch().Epoch
 	e := Epoch{Epoch: fleet.Epoch{Number: max(last.Number+1, above+1, uint64(max(now.Unix(), 0))), ID: hex.EncodeToString(id)}, Cause: cause, Begun: now.UTC().Truncate(time.Second), Size: log.Size()}
-	return BeginEpoch{e}, last.CheckNext(e.Epoch)
+	return BeginEpoch{Epoch: e}, last.CheckNext(e.Epoch)
 }
 
 // begin puts a new epoch into a book that is not in use. The entry has the book's own time: this machine's clock is not judged by anybody.
@@ -113,6 +120,7 @@ func begin(book *ledger.Book[State], node, cause string, above uint64) error {
 	if err != nil {
 		return err
 	}
+	c.Alone = node
 	meta := ledger.Meta{At: time.Unix(1, 0).UTC(), By: fleet.PrincipalOf(book.View().TrustDomain, fleet.Node, node), Request: fleet.RequestID("epoch-" + c.Epoch.ID)}
 	data, err := ledger.Encode(meta, c)
 	if err != nil {

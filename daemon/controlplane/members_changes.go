@@ -168,14 +168,20 @@ func (c RemoveNode) apply(s *State, m ledger.Meta, room func(op string) error) (
 	if was.Removed {
 		return none{}, nil
 	}
-	if !is {
-		was.Since = m.At
-	}
-	was.Name, was.Removed, was.Reason, was.Knows = c.Name, true, c.Reason, nil
-	s.peers = s.peers.Set(c.Name, was)
-	s.nodes, s.keks, s.certs = s.nodes.Delete(c.Name), s.keks.Delete(c.Name), s.certs.Delete(c.Name)
-	s.stopped = s.stopped.Set(c.Name, m.At) // the channels that it held ended with it
+	s.bury(c.Name, c.Reason, m.At)
 	return none{}, nil
+}
+
+// bury makes the name one of a removed node.
+func (s *State) bury(name, reason string, at time.Time) {
+	was, is := s.peers.Get(name)
+	if !is {
+		was.Since = at
+	}
+	was.Name, was.Removed, was.Reason, was.Knows = name, true, reason, nil
+	s.peers = s.peers.Set(name, was)
+	s.nodes, s.keks, s.certs = s.nodes.Delete(name), s.keks.Delete(name), s.certs.Delete(name)
+	s.stopped = s.stopped.Set(name, at) // the channels that it held ended with it
 }
 
 // AddAnother is [AddNode] in a book that knows 64 other nodes: what counts is how many there are, and not how many there were.

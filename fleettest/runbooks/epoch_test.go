@@ -89,3 +89,20 @@ func (w *world) redo(name string) {
 	w.echoes("eu-2 10")
 	w.echoes(name + " 10")
 }
+
+// wake starts nodes that have the forgotten history, and a majority in it. They end by themselves, as removed ones, and what was done since is
+// still there. FAULTS.md I3.
+func (w *world) wake(nodes ...string) {
+	w.t.Helper()
+	name := "after-" + nodes[0]
+	w.run("demarc customer add " + name + "\n")
+	for _, n := range nodes {
+		w.run("systemctl start demarcd@" + n + "\n")
+	}
+	for _, n := range nodes {
+		w.gone(n)
+	}
+	if out, err := w.shell("demarc customer add " + name + "\n"); err == nil || !strings.Contains(out, "registered already") {
+		w.t.Fatalf("customer %s: %v %s", name, err, out)
+	}
+}

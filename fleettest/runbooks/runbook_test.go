@@ -477,6 +477,8 @@ func TestRunbooksWordForWord(t *testing.T) {
 					w.redo(rest)
 				case "thief":
 					w.steals(rest)
+				case "wake":
+					w.wake(strings.Fields(rest)...)
 				case "as": // the operator that asks from here on
 					w.env = append(w.env, "DEMARC_CONTEXT="+rest)
 				case "customers": // what was in the book is there: it can't be registered a second time
