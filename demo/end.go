@@ -101,8 +101,7 @@ func (s *story) tamper(what, breach, file string, pins []string, change func(*au
 	s.must(err, "bundle")
 	name := s.write(string(out), strings.ReplaceAll(what, " ", "-")+".json")
 	s.note("%s:", what)
-	s.refused(3, "", append([]string{"verify", name}, pins...)...)
-	_ = breach
+	s.refused(3, "REFUSED ("+breach+")", append([]string{"verify", name}, pins...)...)
 }
 
 // fork lets the owner of the log sign another history of the same size: only a witness finds that.

@@ -135,7 +135,7 @@ func (s *story) ok(args ...string) string {
 // refused is demarc that must fail with this code and sentence.
 func (s *story) refused(code int, sentence string, args ...string) {
 	r := s.demarc(args...)
-	if r.code != code || !strings.Contains(r.errs, sentence) {
+	if r.code != code || !strings.Contains(r.errs+r.out, sentence) {
 		s.fail("demarc %s: exit code %d, want %d and a sentence with %q", strings.Join(args, " "), r.code, code, sentence)
 	}
 }
