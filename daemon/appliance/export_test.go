@@ -26,8 +26,10 @@ func (a *Appliance) SetRuntime(r Runtime) {
 	a.run = r
 }
 
-// SetSecrets puts a store of a test in the place of the real one.
-func (a *Appliance) SetSecrets(s workload.Secrets) { a.secret = s }
+// SetSecrets puts a store of a test around the real one, before the loops begin.
+func (a *Appliance) SetSecrets(around func(workload.Secrets) workload.Secrets) {
+	a.secret = around(a.secret)
+}
 
 // Book is the appliance's own.
 func (a *Appliance) Book() *ledger.Book[State] { return a.book }

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -395,10 +396,12 @@ func TestTheCustomersPageSaysWhyAServiceDoesNotStart(t *testing.T) {
 	run := &ailing{fakeRun: p.run, status: []workload.ServiceStatus{{Name: "web", Restarts: 4, Since: start, Reason: "it ended: exit status 3 (/srv/" + canary + ")",
 		Why: fleet.Reason{Kind: fleet.Exited, Service: "web", Number: 3}}}}
 	p.app.SetRuntime(run)
+	store := &silent{}
+	p.app.SetSecrets(func(s workload.Secrets) workload.Secrets { store.Secrets = s; return store })
 	p.approved(true, func(*manifest.Release) {})
 	p.begin()
 	p.until("it is told", func() bool { return p.deployState() == fleet.StateDegraded })
-	p.app.SetSecrets(silent{})
+	store.is.Store(true)
 	m := p.status()
 	if s := m.GetServices(); len(s) != 1 || s[0].GetKind() != "exited" || s[0].GetNumber() != 3 || s[0].GetRestarts() != 4 || s[0].GetSinceUnix() != start.Unix() ||
 		!strings.Contains(s[0].GetReason(), "/srv/"+canary) {
@@ -409,10 +412,15 @@ func TestTheCustomersPageSaysWhyAServiceDoesNotStart(t *testing.T) {
 	}
 }
 
-// silent is a store of secrets that does not answer.
-type silent struct{}
-
-func (silent) Present(string) (bool, error) {
-	return false, fault.New("x", fault.Unavailable, "look at the rights on the folder")
+// silent is a store of secrets that does not answer from some time on.
+type silent struct {
+	workload.Secrets
+	is atomic.Bool
 }
-func (silent) Path(string) string { return "" }
+
+func (s *silent) Present(name string) (bool, error) {
+	if s.is.Load() {
+		return false, fault.New("x", fault.Unavailable, "look at the rights on the folder")
+	}
+	return s.Secrets.Present(name)
+}
