@@ -195,6 +195,7 @@ func (c Observe) Apply(s *State, m ledger.Meta) (none, error) {
 		return none{}, nil
 	}
 	s.tellStatus(m)
+	s.tellAgain(m) // a grant may have begun, or a deny ended, by its own time
 	return none{}, nil
 }
 

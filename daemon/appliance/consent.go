@@ -80,6 +80,7 @@ func (c Consent) Apply(s *State, m ledger.Meta) (Consented, error) {
 	out, err := do(c, s, keys, m)
 	if err == nil {
 		s.vouch(c.Document, m.At)
+		s.tellAgain(m) // the document may have let observing begin again
 	}
 	return out, err
 }

@@ -362,7 +362,7 @@ func (a *Appliance) observe(ctx context.Context) error {
 	}
 	now = a.names(page).told(now)
 	if page.Status.Posture == now.Posture && slices.Equal(page.Status.Services, now.Services) && slices.Equal(page.Status.Secrets, now.Secrets) && slices.Equal(page.Status.Roads, now.Roads) &&
-		page.Status.Offer == now.Offer {
+		page.Status.Offer == now.Offer && !page.unsaid(a.now()) {
 		return nil
 	}
 	var err error

@@ -48,6 +48,7 @@ type State struct {
 	Vouched    time.Time // see vouch: it has been later than this
 	StatusLate bool      // the newest status is to be reported when the one that waits is acknowledged
 	DeployLate bool      // and so the newest edge of the deployment
+	DeployTold Deploy    // the newest edge of the deployment that was reported
 
 	Epoch        fleet.Epoch // of the vendor's book, as it was met last
 	Epochs       []Met       // the last one is that one; replaced whole
@@ -346,6 +347,19 @@ func (s *State) tellDeploy(m ledger.Meta) {
 	if s.DeployLate = s.waiting(Report.ofDeploy) >= MaxDeployEdges; !s.DeployLate {
 		d := s.Deploy.told()
 		s.report(Report{At: m.At, Deploy: &d})
+		s.DeployTold = d
+	}
+}
+
+// unsaid reports whether the vendor may know where the deployment stands, and was not told: observing was off meanwhile.
+func (s State) unsaid(at time.Time) bool {
+	return !s.DeployLate && s.DeployTold != s.Deploy.told() && s.may(fleet.Observe, at).Allow
+}
+
+// tellAgain reports where the deployment stands if that is unsaid: once, and nothing of what came before it.
+func (s *State) tellAgain(m ledger.Meta) {
+	if s.unsaid(m.At) {
+		s.tellDeploy(m)
 	}
 }
 
