@@ -128,6 +128,7 @@ func TestRefused(t *testing.T) {
 		"short variable":     {"LOG: plain", "LOG: $HOME", "a variable"},
 		"inherited variable": {"{LOG: plain, PRICE: \"5$$\"}", "[LOG]", "has no value"},
 		"preload":            {"LOG: plain", "LD_PRELOAD: x.so", "LD_*"},
+		"the mark of a run":  {"LOG: plain", "DEMARC_RUN: x", "DEMARC_*"}, // FAULTS.md B7: what is left over is found by it
 		"path":               {"LOG: plain", "PATH: /x", "PATH"},
 		"double variable":    {"LOG: plain", "STORE_LISTEN: x", "each once"},
 		"anchor":             {"{LOG: plain", "&a {LOG: plain", "anchors"},

@@ -134,9 +134,9 @@ var (
 	wireForm = regexp.MustCompile(`^([a-z0-9-]{1,63}):([0-9]{1,5})$`)
 )
 
-// reserved variables change what a program loads before its first line: a plan can't set them.
+// reserved variables change what a program loads before its first line, or are those that demarcd sets itself: a plan can't set them.
 func reserved(env string) bool {
-	return strings.HasPrefix(env, "LD_") || env == "PATH" || env == "HOME"
+	return strings.HasPrefix(env, "LD_") || strings.HasPrefix(env, "DEMARC_") || env == "PATH" || env == "HOME"
 }
 
 // Check tells the first thing that is wrong with the plan by itself.
@@ -232,7 +232,7 @@ func (s Service) check(secrets, ports, started map[string]bool) error {
 	envs := map[string]bool{}
 	claim := func(at, name string) error {
 		if !envName.MatchString(name) || reserved(name) || envs[name] {
-			return bad(at+" "+name, "variable %.64q: use A-Z, 0-9 and _, none of PATH, HOME and LD_*, and each once", name)
+			return bad(at+" "+name, "variable %.64q: use A-Z, 0-9 and _, none of PATH, HOME, LD_* and DEMARC_*, and each once", name)
 		}
 		envs[name] = true
 		return nil

@@ -198,6 +198,12 @@ func TestStrictJSON(t *testing.T) {
 		`{"in":[],"in":[]}`:              "given twice",
 		`{"in":[[]],"m":{}, "m":{}}`:     "given twice",
 		`{"a":"x","in":null,"m":null}`:   "",
+		`{"A":"x"}`:                      "upper and lower case", // FAULTS.md C7: doubled keys in any case
+		`{"a":"x","A":"y"}`:              "upper and lower case",
+		`{"A":"x","a":"y"}`:              "upper and lower case",
+		`{"in":[{"n":1,"N":2}]}`:         "upper and lower case",
+		`{"m":{"p":{"n":1},"P":{}}}`:     "", // keys of a map are the writer's own
+		`{"m":{"p":{"N":1}}}`:            "upper and lower case",
 		`{"a":"x","in":[],"m":{}, "z":0`: "line 1",
 	} {
 		var d doc

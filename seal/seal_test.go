@@ -196,7 +196,7 @@ func TestRefused(t *testing.T) {
 		"white space":          {bytes.Replace(good, []byte(`","payload"`), []byte(`", "payload"`), 1), fault.Invalid, "canonical"},
 		"unknown field":        {bytes.Replace(good, []byte(`{"payloadType"`), []byte(`{"x":1,"payloadType"`), 1), fault.Invalid, "unknown field"},
 		"two payloads":         {bytes.Replace(good, []byte(`"payload":`), []byte(`"payload":"e30=","payload":`), 1), fault.Invalid, "twice"},
-		"case":                 {bytes.Replace(good, []byte(`"payload":`), []byte(`"Payload":`), 1), fault.Invalid, "canonical"},
+		"case":                 {bytes.Replace(good, []byte(`"payload":`), []byte(`"Payload":`), 1), fault.Invalid, "upper and lower case"},
 		"no signature":         {edit(t, good, func(e *dsse.Envelope) { e.Signatures = nil }), fault.Invalid, "0 signatures"},
 		"many signatures":      {edit(t, good, func(e *dsse.Envelope) { e.Signatures = make([]dsse.Signature, 33) }), fault.Invalid, "33 signatures"},
 		"other type":           {edit(t, good, func(e *dsse.Envelope) { e.PayloadType = "text/plain" }), fault.Invalid, "expected"},
@@ -210,7 +210,7 @@ func TestRefused(t *testing.T) {
 		"signed, unknown":      {resign(`{"say":"x","more":1}`), fault.Invalid, "unknown field"},
 		"signed, twice":        {resign(`{"say":"y","say":"x"}`), fault.Invalid, "twice"},
 		"signed, two spaces":   {resign(`{"say": "x"}`), fault.Invalid, "canonical"},
-		"signed, other case":   {resign(`{"Say":"x"}`), fault.Invalid, "canonical"},
+		"signed, other case":   {resign(`{"Say":"x"}`), fault.Invalid, "upper and lower case"},
 		"signed, not utf-8":    {resign("{\"say\":\"\xff\"}"), fault.Invalid, "UTF-8"},
 		"signed, deep":         {resign(strings.Repeat("[", 100)), fault.Invalid, "deeper"},
 	} {

@@ -21,7 +21,7 @@ import (
 
 const maxDepth = 64 // nesting of a JSON document
 
-// StrictJSON reads exactly one JSON value into v. Unknown fields, a key that is given twice in one object, trailing
+// StrictJSON reads exactly one JSON value into v. Unknown fields, fields in another letter case, a key that is given twice in one object, trailing
 // data, text that is not UTF-8 and nesting beyond 64 are refused, with line and column. The caller bounds the size.
 //
 // What is right is read once; what is not is read again, by slower code that decides alone and knows the place.
@@ -37,7 +37,7 @@ func JSON(v any) ([]byte, error) { return jsonv2.Marshal(v, jsonv1.DefaultOption
 
 // onePass has the second version of encoding/json read as the first does, and refuse what [StrictJSON] refuses.
 var onePass = jsonv2.JoinOptions(jsonv1.DefaultOptionsV1(), jsonv2.RejectUnknownMembers(true),
-	jsontext.AllowDuplicateNames(false), jsontext.AllowInvalidUTF8(false))
+	jsonv2.MatchCaseInsensitiveNames(false), jsontext.AllowDuplicateNames(false), jsontext.AllowInvalidUTF8(false))
 
 // plain reads a document that is not deep, and leaves v as it was where it can't.
 func plain(b []byte, v any) bool {
@@ -76,7 +76,19 @@ func placed(b []byte, v any) error {
 		}
 		return fault.Because(err, op, fault.Invalid, "%s: %s", place(b, at), fault.ClipTo(strings.TrimPrefix(err.Error(), "json: "), 160))
 	}
-	return nil
+	return sameCase(op, b, v)
+}
+
+// sameCase refuses what only a reader that folds letters takes: others would read another document.
+func sameCase(op string, b []byte, v any) error {
+	err := jsonv2.Unmarshal(b, reflect.New(reflect.TypeOf(v).Elem()).Interface(), onePass)
+	if err == nil {
+		return nil
+	}
+	if text, ok := written(err); ok {
+		return fault.Because(err, op, fault.Invalid, "%s", text)
+	}
+	return fault.Because(err, op, fault.Invalid, "%s: upper and lower case count in names", fault.ClipTo(strings.TrimPrefix(err.Error(), "json: "), 160))
 }
 
 // written finds the sentence of a fault that a type's own UnmarshalJSON gave.

@@ -204,7 +204,7 @@ func (p *Process) environment(plan manifest.Plan, s manifest.Service, addrs map[
 	if err := os.MkdirAll(home, 0o700); err != nil {
 		return nil, fault.At(op, fault.Unavailable, err)
 	}
-	env := []string{"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=" + home, "DEMARC_RUN=" + p.disk.get().Mark}
+	env := []string{}
 	stores := map[string]string{}
 	for _, x := range plan.Secrets {
 		stores[x.Name] = x.Store
@@ -231,5 +231,6 @@ func (p *Process) environment(plan manifest.Plan, s manifest.Service, addrs map[
 	for _, l := range s.Listen {
 		env = append(env, fmt.Sprintf("%s=%s", l.Env, addrs[listener(s.Name, l.Port)]))
 	}
-	return env, nil
+	// Last, since the last one of a name counts: the mark is that by which what is left over is found.
+	return append(env, "PATH=/usr/local/bin:/usr/bin:/bin", "HOME="+home, "DEMARC_RUN="+p.disk.get().Mark), nil
 }

@@ -103,7 +103,10 @@ printed. "demarc verify keys BUNDLE" prints which keys a file claims, to compare
 		Example: `  demarc verify customer.json --pin acme.example/appliance/eu-1=customer-log.pem \
     --witness acme.example/control-plane=vendor-log.pem --witness-lag 1m \
     --operator-key ann.pub --customer-key acme.example/appliance/eu-1=globex.key.pub`,
-		RunE: func(_ *cobra.Command, files []string) error {
+		RunE: func(c *cobra.Command, files []string) error {
+			if c.Flags().Changed("witness-lag") && v.lag <= 0 {
+				return usage("--witness-lag %s: give a time above zero, for instance 1m", v.lag)
+			}
 			if len(files) == 0 || len(v.pins) == 0 {
 				return usage("name the file of a bundle, and the keys that you trust with --pin ORIGIN=FILE (see demarc verify --help)")
 			}
@@ -135,9 +138,6 @@ type trusted struct {
 func (v verifyFlags) parse() (trusted, error) {
 	p := trusted{Pins: audit.Pins{Logs: map[string]crypto.PublicKey{}, Witnesses: map[string]crypto.PublicKey{}, NeedWitness: v.need, WitnessLag: v.lag},
 		customers: map[string][]seal.Key{}}
-	if v.lag < 0 {
-		return p, usage("--witness-lag %s: give a time above zero, for instance 1m", v.lag)
-	}
 	for _, flag := range []struct {
 		name string
 		list []string
