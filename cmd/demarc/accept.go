@@ -243,6 +243,7 @@ func asStranger[Res any](ctx context.Context, trustDomain string, nodes []string
 	}
 	began := time.Now()
 	var last error
+	sure := false // last is the answer of a node that was reached
 	for round := 1; ; round++ {
 		hope := false
 		for _, node := range nodes {
@@ -251,10 +252,13 @@ func asStranger[Res any](ctx context.Context, trustDomain string, nodes []string
 			if err == nil || !passing(err) && !errors.As(err, &one) {
 				return res, err
 			}
-			last = fault.Because(err, "demarc.ask", fault.Of(err), "node %s: %s", node, fault.Text(err))
+			if last == nil || !passing(err) || !sure {
+				sure = !passing(err)
+				last = fault.Because(err, "demarc.ask", fault.Of(err), "node %s: %s", node, fault.Text(err))
+			}
 			hope = hope || passing(err)
 		}
-		if !hope || !pause(ctx, round) {
+		if !hope || sure && round >= sureRounds || !pause(ctx, round) {
 			return none, giveUp(last, time.Since(began))
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -197,6 +198,32 @@ func (v *vendor) renew(ctx context.Context) (time.Time, error) {
 		v.Key:         pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}),
 		v.Certificate: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf.Raw}),
 	})
+}
+
+// loadPair reads a certificate and its key. If they do not match, a renewal was killed while [replace] put them in their places: what lies
+// beside them completes the pair, and is put there now.
+func loadPair(cert, key string) (tls.Certificate, error) {
+	cert, key = filepath.Clean(cert), filepath.Clean(key)
+	leaf, err := tls.LoadX509KeyPair(cert, key)
+	if err == nil {
+		return leaf, nil
+	}
+	for _, p := range [][2]string{{cert + ".new", key}, {cert, key + ".new"}, {cert + ".new", key + ".new"}} {
+		leaf, none := tls.LoadX509KeyPair(p[0], p[1])
+		if none != nil {
+			continue
+		}
+		for i, to := range []string{cert, key} {
+			if p[i] == to {
+				continue
+			}
+			if err := os.Rename(p[i], to); err != nil {
+				return leaf, fault.Because(err, "demarc.loadPair", fault.Unavailable, "a renewal was cut short, and %s can't be put in the place of %s", p[i], to)
+			}
+		}
+		return leaf, nil
+	}
+	return leaf, err
 }
 
 // replace writes files beside the old ones, readable by their owner only, and puts them in their place when all are there.

@@ -124,7 +124,7 @@ func (a *app) vendor() (*vendor, error) {
 	if err != nil {
 		return nil, err
 	}
-	leaf, err := tls.LoadX509KeyPair(o.Certificate, o.Key)
+	leaf, err := loadPair(o.Certificate, o.Key)
 	if err != nil {
 		return nil, fault.Because(err, op, fault.Invalid, "the operator's certificate and key can't be read: see certificate and key in %s", a.context)
 	}
@@ -204,12 +204,16 @@ func (v *vendor) bulk(ctx context.Context, do func(ctx context.Context, c contro
 	})
 }
 
+// sureRounds is in how many rounds one node refuses while the others can't be reached, before its refusal is the answer.
+const sureRounds = 3
+
 // each tries the nodes in turn, the one that answered last first, in so many rounds that come further and further
 // apart; until the context ends where rounds is 0.
 func (v *vendor) each(ctx context.Context, rounds int, do func(c node) error) error {
 	const op = "demarc.ask"
 	began := time.Now()
 	var last error
+	sure := false // last is the answer of a node that was reached
 	for round := 1; ; round++ {
 		hope := false
 		for range v.clients {
@@ -229,14 +233,16 @@ func (v *vendor) each(ctx context.Context, rounds int, do func(c node) error) er
 			if !retry && !errors.As(err, &one) {
 				return err
 			}
-			// That an answer may have been lost is told rather than that nobody could be reached after.
-			if last == nil || ctx.Err() == nil && !errors.Is(last, fault.Unsure) {
+			// That an answer may have been lost is told rather than that nobody could be reached after, and what a node answered rather than
+			// that another one is dead.
+			if last == nil || ctx.Err() == nil && !errors.Is(last, fault.Unsure) && (!retry || !sure) {
+				sure = !retry
 				last = fault.Because(err, op, fault.Of(err), "node %s: %s", v.Nodes[v.at], fault.Text(err))
 			}
 			v.at = (v.at + 1) % len(v.clients)
 			hope = hope || retry
 		}
-		if !hope {
+		if !hope || sure && round >= sureRounds {
 			return last
 		}
 		if round == rounds || !pause(ctx, round) {

@@ -227,6 +227,24 @@ func TestAskTellsThatTheCertificateIsRefused(t *testing.T) {
 	}
 }
 
+// A refusal by the only node that lives is told, and not that the others are dead; and long before the time is over.
+func TestADeadNodeHidesNoRefusal(t *testing.T) {
+	v, other := newHouse(t, trustDomain), newHouse(t, trustDomain)
+	addr := v.serve(&fake{}, v.source(trustDomain, fleet.Node, "cp-1", time.Hour))
+	stranger, err := other.source(trustDomain, fleet.Operator, "ann", time.Hour).Leaf()
+	if err != nil {
+		t.Fatal(err)
+	}
+	src := identity.Fixed(stranger, identity.Pool([]*x509.Certificate{v.ca.Cert}))
+	for _, nodes := range [][]string{{addr, nobody(t)}, {nobody(t), addr, nobody(t)}} {
+		began := time.Now()
+		err := register(v.client(10*time.Minute, src, nodes...), "r")
+		if !errors.Is(err, fault.Denied) || !strings.Contains(fault.Text(err), "certificate") || time.Since(began) > 5*time.Minute {
+			t.Errorf("after %s: %v, want denied with a word about the certificate", time.Since(began), err)
+		}
+	}
+}
+
 func TestAskGivesUp(t *testing.T) {
 	v := newHouse(t, trustDomain)
 	operator := v.source(trustDomain, fleet.Operator, "ann", time.Hour)

@@ -157,6 +157,23 @@ func create(path string, b []byte, mode fs.FileMode) error {
 	return nil
 }
 
+// creatable returns the error that [create] would return now, and leaves nothing behind.
+func creatable(path string) error {
+	const op = "demarc.create"
+	if _, err := os.Lstat(path); err == nil {
+		return fault.New(op, fault.Conflict, "%s is there already: nothing is overwritten", path)
+	}
+	w, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return fault.Because(err, op, fault.Unavailable, "can't write %s: %s", path, fault.Disk(err))
+	}
+	_, err = w.Write(make([]byte, 4<<10)) // as much as an invitation, for a disk that is full
+	if err = errors.Join(err, w.Sync(), w.Close(), os.Remove(w.Name())); err != nil {
+		return fault.Because(err, op, fault.Unavailable, "can't write %s: %s", path, fault.Disk(err))
+	}
+	return nil
+}
+
 func (a *app) initTrustDomain(in initOptions) error {
 	specs, err := in.check()
 	if err != nil {

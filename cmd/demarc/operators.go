@@ -94,6 +94,11 @@ func (a *app) inviteOperator() *cobra.Command {
 			if err := fleet.CheckName("operator", args[0]); err != nil {
 				return usage("%s", fault.Text(err))
 			}
+			if out != "" { // before the invitation that stands is replaced
+				if err := creatable(out); err != nil {
+					return err
+				}
+			}
 			line, i, err := v.invite(ctx, args[0], fleet.Rank(role), *valid)
 			if err != nil {
 				return err

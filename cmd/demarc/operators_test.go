@@ -140,7 +140,10 @@ func TestOperatorsByCommand(t *testing.T) {
 	has(e.as(ann, 2, "operator", "invite", "ben", "--role", "root"), "is no role")
 	has(e.as(ann, 2, "operator", "invite", "ben", "--role", "viewer", "--valid", "1000h"), "--valid")
 	has(e.as(ann, 0, "operator", "invite", "ben", "--role", "viewer", "--valid", "24h", "--out", invitation), "demarc operator accept")
-	has(e.as(ann, 1, "operator", "invite", "ben", "--role", "viewer", "--out", invitation), "nothing is overwritten") // and that made the first worthless
+	has(e.as(ann, 1, "operator", "invite", "ben", "--role", "viewer", "--out", invitation), "nothing is overwritten") // and the one that is handed out stays good
+	if got, err := os.ReadFile(invitation); err != nil || !strings.Contains(e.as(ann, 0, "operator", "show", "ben"), "invited") || len(got) == 0 {
+		t.Fatalf("the invitation: %v", err)
+	}
 	again := e.as(ann, 0, "operator", "invite", "ben", "--role", "viewer")
 	has(e.types("", 3, "operator", "accept", invitation, "--out", ben), "no such invitation")
 	if left, _ := filepath.Glob(filepath.Join(e.dir, "ben.*")); !slices.Equal(left, []string{invitation}) {
