@@ -116,48 +116,61 @@ func TestDigestBindsWhatRuns(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	for name, c := range map[string]struct{ old, new, want string }{
-		"privileged":         {"    command: [\"bin/web\", \"--verbose\"]", "    privileged: true", "line 11"},
-		"build":              {"    command: [\"bin/web\", \"--verbose\"]", "    build: .", "artifacts by digest"},
-		"volumes":            {"    command: [\"bin/web\", \"--verbose\"]", "    volumes: ['/:/host']", "mounts nothing"},
-		"ports":              {"    command: [\"bin/web\", \"--verbose\"]", "    ports: ['80:80']", "x-demarc"},
-		"host network":       {"    command: [\"bin/web\", \"--verbose\"]", "    network_mode: host", "wired"},
-		"env_file":           {"    command: [\"bin/web\", \"--verbose\"]", "    env_file: /etc/shadow", "no say"},
-		"extends":            {"    command: [\"bin/web\", \"--verbose\"]", "    extends: {file: /etc/passwd, service: x}", "whole"},
-		"include":            {"services:", "include: [/etc/passwd]\nservices:", "whole"},
-		"variable":           {"LOG: plain", "LOG: \"${HOME}\"", "line 21: a variable"},
-		"short variable":     {"LOG: plain", "LOG: $HOME", "a variable"},
-		"inherited variable": {"{LOG: plain, PRICE: \"5$$\"}", "[LOG]", "has no value"},
-		"preload":            {"LOG: plain", "LD_PRELOAD: x.so", "LD_*"},
-		"the mark of a run":  {"LOG: plain", "DEMARC_RUN: x", "DEMARC_*"}, // FAULTS.md B7: what is left over is found by it
-		"path":               {"LOG: plain", "PATH: /x", "PATH"},
-		"double variable":    {"LOG: plain", "STORE_LISTEN: x", "each once"},
-		"anchor":             {"{LOG: plain", "&a {LOG: plain", "anchors"},
-		"double key":         {"  store:\n", "  web:\n", "twice"},
-		"unknown extension":  {"artifact: store", "artefact: store", "artefact"},
-		"unknown in port":    {"widest: public", "wide: public", "wide"},
-		"unknown widest":     {"widest: public", "widest: open", "open"},
-		"artifact outside":   {"artifact: store", "artifact: ../store", "beside the file"},
-		"artifact absolute":  {"artifact: store", "artifact: /store", "beside the file"},
-		"program outside":    {"bin/store --name", "../../bin/sh --name", "inside the artifact"},
-		"absolute program":   {"bin/store --name", "/bin/sh --name", "inside the artifact"},
-		"wrong wire":         {"store:9000", "store:9001", "does not have"},
-		"wire to nobody":     {"\"store:9000\"", "\"169.254.169.254:80\"", "service:port"},
-		"cycle":              {"    mem_limit: 64m", "    depends_on: [web]", "store, web wait"},
-		"missing dependency": {"depends_on: [store]", "depends_on: [gone]", "wait for each other"},
-		"once finished":      {"depends_on: [store]", "depends_on: {store: {condition: service_completed_successfully}}", "condition"},
-		"secret from file":   {"{external: true}", "{file: /etc/shadow}", "external"},
-		"secret unlisted":    {"  store-token: {external: true}", "  store-token: {external: true}\n  other: {external: true}", "not in x-demarc"},
-		"secret as path":     {"target: STORE_TOKEN_FILE", "target: /run/secrets/x", "TOKEN_FILE"},
-		"health elsewhere":   {"port: 8080}\n  store", "port: 22}\n  store", "does not listen"},
-		"health path":        {"http: /healthz, port: 8080", "http: 'http://evil/', port: 8080", "begins with /"},
-		"health too often":   {"interval: 500ms", "interval: 1ms", "100ms"},
-		"no extension":       {"x-demarc:\n  app: notes", "x-other:\n  app: notes", "x-other"},
-		"app":                {"app: notes", "app: Notes!", "Notes!"},
-		"version":            {"version: 1.0.0", "version: 1 0", "1 0"},
-		"template outside":   {"operations/state.yaml", "../state.yaml", "operations"},
-		"second document":    {"secrets:\n  store-token: {ext", "---\nsecrets:\n  store-token: {ext", "second document"},
-		"negative limit":     {"pids_limit: 50", "pids_limit: -5", "negative"},
-		"command missing":    {"    command: [\"bin/web\", \"--verbose\"]\n", "", "command"},
+		"privileged":                            {"    command: [\"bin/web\", \"--verbose\"]", "    privileged: true", "line 11"},
+		"build":                                 {"    command: [\"bin/web\", \"--verbose\"]", "    build: .", "artifacts by digest"},
+		"volumes":                               {"    command: [\"bin/web\", \"--verbose\"]", "    volumes: ['/:/host']", "mounts nothing"},
+		"ports":                                 {"    command: [\"bin/web\", \"--verbose\"]", "    ports: ['80:80']", "x-demarc"},
+		"host network":                          {"    command: [\"bin/web\", \"--verbose\"]", "    network_mode: host", "wired"},
+		"env_file":                              {"    command: [\"bin/web\", \"--verbose\"]", "    env_file: /etc/shadow", "no say"},
+		"extends":                               {"    command: [\"bin/web\", \"--verbose\"]", "    extends: {file: /etc/passwd, service: x}", "whole"},
+		"include":                               {"services:", "include: [/etc/passwd]\nservices:", "whole"},
+		"variable":                              {"LOG: plain", "LOG: \"${HOME}\"", "line 21: a variable"},
+		"short variable":                        {"LOG: plain", "LOG: $HOME", "a variable"},
+		"inherited variable":                    {"{LOG: plain, PRICE: \"5$$\"}", "[LOG]", "has no value"},
+		"preload":                               {"LOG: plain", "LD_PRELOAD: x.so", "LD_*"},
+		"the mark of a run":                     {"LOG: plain", "DEMARC_RUN: x", "DEMARC_*"}, // FAULTS.md B7: what is left over is found by it
+		"path":                                  {"LOG: plain", "PATH: /x", "PATH"},
+		"double variable":                       {"LOG: plain", "STORE_LISTEN: x", "each once"},
+		"anchor":                                {"{LOG: plain", "&a {LOG: plain", "anchors"},
+		"double key":                            {"  store:\n", "  web:\n", "twice"},
+		"unknown extension":                     {"artifact: store", "artefact: store", "artefact"},
+		"unknown in port":                       {"widest: public", "wide: public", "wide"},
+		"unknown widest":                        {"widest: public", "widest: open", "open"},
+		"artifact outside":                      {"artifact: store", "artifact: ../store", "beside the file"},
+		"artifact absolute":                     {"artifact: store", "artifact: /store", "beside the file"},
+		"program outside":                       {"bin/store --name", "../../bin/sh --name", "inside the artifact"},
+		"absolute program":                      {"bin/store --name", "/bin/sh --name", "inside the artifact"},
+		"wrong wire":                            {"store:9000", "store:9001", "does not have"},
+		"wire to nobody":                        {"\"store:9000\"", "\"169.254.169.254:80\"", "service:port"},
+		"cycle":                                 {"    mem_limit: 64m", "    depends_on: [web]", "store, web wait"},
+		"missing dependency":                    {"depends_on: [store]", "depends_on: [gone]", "wait for each other"},
+		"once finished":                         {"depends_on: [store]", "depends_on: {store: {condition: service_completed_successfully}}", "condition"},
+		"secret from file":                      {"{external: true}", "{file: /etc/shadow}", "external"},
+		"secret unlisted":                       {"  store-token: {external: true}", "  store-token: {external: true}\n  other: {external: true}", "not in x-demarc"},
+		"secret as path":                        {"target: STORE_TOKEN_FILE", "target: /run/secrets/x", "TOKEN_FILE"},
+		"health elsewhere":                      {"port: 8080}\n  store", "port: 22}\n  store", "does not listen"},
+		"health path":                           {"http: /healthz, port: 8080", "http: 'http://evil/', port: 8080", "begins with /"},
+		"health too often":                      {"interval: 500ms", "interval: 1ms", "100ms"},
+		"no extension":                          {"x-demarc:\n  app: notes", "x-other:\n  app: notes", "x-other"},
+		"app":                                   {"app: notes", "app: Notes!", "Notes!"},
+		"version":                               {"version: 1.0.0", "version: 1 0", "1 0"},
+		"template outside":                      {"operations/state.yaml", "../state.yaml", "operations"},
+		"second document":                       {"secrets:\n  store-token: {ext", "---\nsecrets:\n  store-token: {ext", "second document"},
+		"negative limit":                        {"pids_limit: 50", "pids_limit: -5", "negative"},
+		"limit pids_limit 1.5":                  {"pids_limit: 50", "pids_limit: 1.5", "pids_limit"},                // FAULTS.md D2, D3
+		"limit pids_limit 0":                    {"pids_limit: 50", "pids_limit: 0", "pids_limit"},                  // FAULTS.md D2, D3
+		"limit pids_limit 99999999999999999999": {"pids_limit: 50", "pids_limit: 99999999999999999999", "4194304"},  // FAULTS.md D2, D3
+		"limit mem_limit 0":                     {"mem_limit: 64m", "mem_limit: 0", "mem_limit"},                    // FAULTS.md D2, D3
+		"limit mem_limit 0.4":                   {"mem_limit: 64m", "mem_limit: 0.4", "mem_limit"},                  // FAULTS.md D2, D3
+		"limit mem_limit 18446744073709551617":  {"mem_limit: 64m", "mem_limit: 18446744073709551617", "mem_limit"}, // FAULTS.md D2, D3
+		"limit mem_limit 99999999999g":          {"mem_limit: 64m", "mem_limit: 99999999999g", "1 PiB"},             // FAULTS.md D2, D3
+		"limit mem_limit 1.5g":                  {"mem_limit: 64m", "mem_limit: 1.5g", "whole number"},              // FAULTS.md D2, D3
+		"limit cpus nan":                        {"pids_limit: 50", "cpus: nan", "cpus"},                            // FAULTS.md D2, D3
+		"limit cpus 0.0000000001":               {"pids_limit: 50", "cpus: 0.0000000001", "three digits"},           // FAULTS.md D2, D3
+		"limit cpus 0":                          {"pids_limit: 50", "cpus: 0", "cpus"},                              // FAULTS.md D2, D3
+		"limit cpus 1e3":                        {"pids_limit: 50", "cpus: 1e3", "decimal"},                         // FAULTS.md D2, D3
+		"limit cpus 5000":                       {"pids_limit: 50", "cpus: 5000", "1024"},                           // FAULTS.md D2, D3
+		"command missing":                       {"    command: [\"bin/web\", \"--verbose\"]\n", "", "command"},
 	} {
 		text := strings.Replace(notes(t), c.old, c.new, 1)
 		if text == notes(t) {

@@ -32,6 +32,9 @@ func shapes(root *yaml.Node, app string) (map[string]types.MappingWithEquals, er
 			err = wholeCommand(child(n, "command"))
 		}
 		if err == nil {
+			err = limits(n)
+		}
+		if err == nil {
 			envs[name], err = environment(child(n, "environment"))
 		}
 		return below(err, "services", name)
