@@ -2,7 +2,7 @@
 
 //go:build !race
 
-package controlplane_test
+package ledgertest
 
 // each is of how many fields the test of leaves takes one.
 const each = 1
