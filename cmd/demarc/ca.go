@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -205,6 +206,10 @@ func (v *vendor) renew(ctx context.Context) (time.Time, error) {
 func loadPair(cert, key string) (tls.Certificate, error) {
 	cert, key = filepath.Clean(cert), filepath.Clean(key)
 	leaf, err := tls.LoadX509KeyPair(cert, key)
+	for try := 0; err != nil && try < 10; try++ { // a renewal beside this process is between two renames for less than that
+		time.Sleep(20 * time.Millisecond)
+		leaf, err = tls.LoadX509KeyPair(cert, key)
+	}
 	if err == nil {
 		return leaf, nil
 	}
@@ -217,7 +222,7 @@ func loadPair(cert, key string) (tls.Certificate, error) {
 			if p[i] == to {
 				continue
 			}
-			if err := os.Rename(p[i], to); err != nil {
+			if err := os.Rename(p[i], to); err != nil && !errors.Is(err, fs.ErrNotExist) { // not there: the renewal goes on beside this process, and did it
 				return leaf, fault.Because(err, "demarc.loadPair", fault.Unavailable, "a renewal was cut short, and %s can't be put in the place of %s", p[i], to)
 			}
 		}
@@ -241,7 +246,7 @@ func replace(files map[string][]byte) error {
 		}
 	}
 	for path := range files {
-		if err := os.Rename(filepath.Clean(path)+".new", filepath.Clean(path)); err != nil {
+		if err := os.Rename(filepath.Clean(path)+".new", filepath.Clean(path)); err != nil && !errors.Is(err, fs.ErrNotExist) { // not there: see loadPair
 			return fault.Because(err, op, fault.Unavailable, "%s can't be replaced", path)
 		}
 	}

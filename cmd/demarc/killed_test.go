@@ -16,27 +16,30 @@ import (
 	"time"
 )
 
+// drawPair draws a key and a certificate of its own with this serial number, both PEM.
+func drawPair(t *testing.T, serial int64) (cert, key []byte) {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{SerialNumber: big.NewInt(serial), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, k.Public(), k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p8, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: p8})
+}
+
 // TestARenewalThatIsKilled: whenever a renewal is killed while it puts the certificate and its key in their places, the operator goes on with
 // one of the two pairs (FAULTS.md I1, G5).
 func TestARenewalThatIsKilled(t *testing.T) {
-	pair := func(serial int64) (cert, key []byte) {
-		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c := &x509.Certificate{SerialNumber: big.NewInt(serial), NotAfter: time.Now().Add(time.Hour)}
-		der, err := x509.CreateCertificate(rand.Reader, c, c, k.Public(), k)
-		if err != nil {
-			t.Fatal(err)
-		}
-		p8, err := x509.MarshalPKCS8PrivateKey(k)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: p8})
-	}
-	oldCert, oldKey := pair(1)
-	newCert, newKey := pair(2)
+	oldCert, oldKey := drawPair(t, 1)
+	newCert, newKey := drawPair(t, 2)
 	for name, c := range map[string]struct {
 		files map[string][]byte
 		want  int64
@@ -71,6 +74,46 @@ func TestARenewalThatIsKilled(t *testing.T) {
 		}
 		if again, err := tls.LoadX509KeyPair(cert, key); err != nil || again.Leaf.SerialNumber.Int64() != c.want {
 			t.Errorf("%s: afterwards: %v", name, err)
+		}
+	}
+}
+
+// TestARenewalBesideACommand: a command that reads the pair while a renewal replaces it gets one of the two, and the renewal comes to its end.
+func TestARenewalBesideACommand(t *testing.T) {
+	dir := t.TempDir()
+	cert, key := filepath.Join(dir, "c"), filepath.Join(dir, "k")
+	var files []map[string][]byte
+	for i := range int64(2) {
+		c, k := drawPair(t, i+1)
+		files = append(files, map[string][]byte{cert: c, key: k})
+	}
+	if err := replace(files[0]); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		for i := range 200 {
+			if err := replace(files[i%2]); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	for {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("the renewal: %v", err)
+			}
+			if _, err := tls.LoadX509KeyPair(cert, key); err != nil {
+				t.Errorf("afterwards: %v", err)
+			}
+			return
+		default:
+			if _, err := loadPair(cert, key); err != nil {
+				t.Fatalf("the command: %v", err)
+			}
 		}
 	}
 }
