@@ -11,72 +11,8 @@ import (
 	"strings"
 	"testing"
 
-	"go.etcd.io/bbolt"
-
 	"github.com/demarc-dev/demarc/raft"
 )
-
-// The log of a build before this one moves over at the first start, and that build can't begin an empty one there.
-func TestAnOlderLogMovesOver(t *testing.T) {
-	c := start(t, 3, nil)
-	lead := c.leader()
-	var want []string
-	for i := range 40 {
-		line := fmt.Sprint("line", i)
-		c.propose(lead, line)
-		want = append(want, line)
-	}
-	if err := c.nodes[lead].TakeSnapshot(); err != nil { // its log begins later now
-		t.Fatal(err)
-	}
-	terms := make([]uint64, 3)
-	for i := range 3 {
-		c.stop(i)
-	}
-	for i := range 3 {
-		if err := raft.ToBolt(c.dirs[i]); err != nil {
-			t.Fatal(err)
-		}
-		c.open(i)
-		terms[i] = c.nodes[i].State().Term
-	}
-	if slices.Contains(terms, 0) {
-		t.Fatalf("terms %v: a member forgot its own", terms)
-	}
-	c.leader()
-	c.same(want)
-	c.propose(c.leader(), "more")
-	for i := range 3 {
-		c.stop(i)
-		db, err := bbolt.Open(filepath.Join(c.dirs[i], "log", "log.db"), 0o600, nil)
-		if err == nil {
-			_ = db.Close()
-			t.Fatal("an older build would begin an empty log and vote again")
-		}
-		c.open(i)
-	}
-	c.leader()
-	c.same(append(want, "more"))
-}
-
-// An older log that is damaged is not moved, and says where.
-func TestADamagedOlderLogStays(t *testing.T) {
-	c := start(t, 1, nil)
-	c.leader()
-	for i := range 5 {
-		c.propose(0, fmt.Sprint("line", i))
-	}
-	c.stop(0)
-	if err := raft.ToBolt(c.dirs[0]); err != nil {
-		t.Fatal(err)
-	}
-	if err := raft.FlipBolt(c.dirs[0], 4); err != nil {
-		t.Fatal(err)
-	}
-	for range 2 { // not only the first time
-		c.refused(0, "log.db", "entry 4")
-	}
-}
 
 // refused opens a node and wants these words, and nothing applied.
 func (c *cluster) refused(i int, words ...string) {

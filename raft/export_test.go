@@ -4,15 +4,12 @@ package raft
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"net"
-	"os"
 	"path/filepath"
 	"time"
 
 	hraft "github.com/hashicorp/raft"
-	"go.etcd.io/bbolt"
 
 	"github.com/demarc-dev/demarc/raft/wal"
 )
@@ -81,51 +78,6 @@ func Fast() Timing {
 // SmallLog makes the files of the log this large.
 func SmallLog(cfg *Config, bytes int64) { cfg.Log = wal.Options{SegmentBytes: bytes} }
 
-// ToBolt turns the log of a member that is closed into one of the older format, as a build before 2026-11-25 left it.
-func ToBolt(dir string) error {
-	logs := filepath.Join(dir, "log")
-	l, err := wal.Open(wal.Dir(filepath.Join(logs, walName)), wal.Options{})
-	if err != nil {
-		return err
-	}
-	if err := os.Remove(filepath.Join(logs, boltName)); err != nil {
-		return err
-	}
-	db, err := bbolt.Open(filepath.Join(logs, boltName), 0o600, nil)
-	if err != nil {
-		return err
-	}
-	err = db.Update(func(tx *bbolt.Tx) error {
-		entries, err := tx.CreateBucket([]byte("entries/1"))
-		if err != nil {
-			return err
-		}
-		for i := l.First(); i > 0 && i <= l.Last(); i++ {
-			e, err := l.Get(i)
-			if err != nil {
-				return err
-			}
-			b := append([]byte{boltVersion, e.Type}, binary.BigEndian.AppendUint64(nil, e.Term)...)
-			b = binary.BigEndian.AppendUint64(b, uint64(e.At))
-			b = binary.BigEndian.AppendUint32(b, uint32(len(e.Ext)))
-			if err := entries.Put(binary.BigEndian.AppendUint64(nil, i), append(append(b, e.Ext...), e.Data...)); err != nil {
-				return err
-			}
-		}
-		stable, err := tx.CreateBucket([]byte("stable/1"))
-		if err != nil {
-			return err
-		}
-		for _, k := range []string{"CurrentTerm", "LastVoteTerm", "LastVoteCand", "demarc-self"} {
-			if err := stable.Put([]byte(k), l.Value(k)); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	return errors.Join(err, db.Close(), l.Close(), os.RemoveAll(filepath.Join(logs, walName)))
-}
-
 // Lose takes the entries from an index on from the log of a member that is closed, as a crash does that were not synced.
 func Lose(dir string, from uint64) error {
 	l, err := wal.Open(wal.Dir(filepath.Join(dir, "log", walName)), wal.Options{})
@@ -133,17 +85,6 @@ func Lose(dir string, from uint64) error {
 		return err
 	}
 	return errors.Join(l.Cut(from), l.Close())
-}
-
-// FlipBolt alters what the older log says of an entry.
-func FlipBolt(dir string, index uint64) error {
-	db, err := bbolt.Open(filepath.Join(dir, "log", boltName), 0o600, nil)
-	if err != nil {
-		return err
-	}
-	return errors.Join(db.Update(func(tx *bbolt.Tx) error {
-		return tx.Bucket([]byte("entries/1")).Put(binary.BigEndian.AppendUint64(nil, index), []byte{boltVersion, 0})
-	}), db.Close())
 }
 
 // ClockAt is what is known of a clock: it is between Lo and Hi.

@@ -14,6 +14,8 @@ import (
 	"github.com/demarc-dev/demarc/raft/wal"
 )
 
+const walName = "wal"
+
 // disk is what a member keeps.
 type disk struct {
 	lock  *os.File
@@ -35,8 +37,11 @@ func openDiskWith(dir, self string, o wal.Options, files wal.Files, log hclog.Lo
 		}
 	}()
 	logs := filepath.Join(dir, "log")
-	if err := os.MkdirAll(logs, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(logs, walName), 0o700); err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "can't make the directory of the log")
+	}
+	if err := wal.Dir(logs).SyncDir(); err != nil {
+		return nil, fault.Because(err, op, fault.Unavailable, "the directory of the log can't be synced")
 	}
 	if d.lock, err = os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "can't make the lock of the directory")
@@ -47,7 +52,7 @@ func openDiskWith(dir, self string, o wal.Options, files wal.Files, log hclog.Lo
 	if files != nil {
 		d.wal.Log, err = wal.Open(files, o)
 	} else {
-		d.wal, err = openStore(logs, o)
+		d.wal.Log, err = wal.Open(wal.Dir(filepath.Join(logs, walName)), o)
 	}
 	if err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "the log can't be opened: %s", fault.Text(err))

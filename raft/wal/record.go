@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	recordVersion = 0x02 // 0x01 is the entry of the older log in bbolt, which has no checksum
+	recordVersion = 0x02
 	recordHead    = 52
 	align         = 8
 	padding       = 0xE5 // closes a record; see torn
