@@ -87,47 +87,11 @@ func Lose(dir string, from uint64) error {
 	return errors.Join(l.Cut(from), l.Close())
 }
 
-// ClockAt is what is known of a clock: it is between Lo and Hi.
-type ClockAt struct {
-	ID           string
-	Lo, Hi       time.Duration
-	Silent, Mute bool
-}
-
-func readings(all []ClockAt) (out []reading) {
-	for _, c := range all {
-		out = append(out, reading{c.ID, int64(c.Lo), int64(c.Hi), !c.Silent, c.Mute})
-	}
-	return out
-}
-
-// AgreedAt is what clocks say together, and whose do.
-func AgreedAt(all ...ClockAt) (told bool, by time.Duration, with []string) {
-	a := agree(readings(all))
-	return a.told, time.Duration(a.by.mid()), a.with
-}
-
-// JudgeAt judges a stamp.
-func JudgeAt(stamp time.Duration, all ...ClockAt) error {
-	return agree(readings(all)).judge(reading{lo: int64(stamp), hi: int64(stamp), known: true})
-}
-
 // Told gives a node the word of a peer that it was removed by the configuration of an index.
 func (n *Node) Told(by string, index uint64) { n.told(by, index) }
 
 // ConfigurationIndex is that of the newest configuration that the node knows the index of.
 func (n *Node) ConfigurationIndex() uint64 { return n.members.index() }
-
-// Read gives what is known of a clock that said a time in answer to a question of asked, so long ago: by how much it is
-// ahead of this one, at the least and at the most.
-func Read(said time.Time, took time.Duration) (least, most time.Duration) {
-	c := newClocks(nil)
-	asked := c.moment()
-	time.Sleep(took) // in a bubble
-	c.heard("n", said.UnixNano(), asked)
-	r, own := c.of("n"), c.own("")
-	return time.Duration(r.lo - own.lo), time.Duration(r.hi - own.lo)
-}
 
 // AskOver proposes to a leader over a connection.
 func AskOver(ctx context.Context, c net.Conn, proposal []byte) ([]byte, error) {

@@ -93,11 +93,11 @@ func (w *watched) StoreLogs(logs []*hraft.Log) error {
 		return w.diskLog.StoreLogs(logs)
 	})
 	if late && err == nil {
-		poke(w.late)
+		wake(w.late)
 	} else {
 		w.announce()
 	}
-	poke(w.grew)
+	wake(w.grew)
 	return err
 }
 
@@ -174,7 +174,7 @@ func (w *watched) wait(index uint64, end <-chan struct{}) bool {
 	return true
 }
 
-func poke(c chan struct{}) {
+func wake(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:

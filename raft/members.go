@@ -32,8 +32,9 @@ type MemberState struct {
 	Lag     uint64 `json:"lag"`     // entries of the leader's log that it does not have
 	Silent  int64  `json:"silent"`  // ms since the leader heard of it; -1: never since it leads
 	Stable  int64  `json:"stable"`  // ms for which the leader has heard of it without a gap
-	Ahead   *int64 `json:"ahead"`   // ms by which its clock is ahead of what the majority's say; nil where that is not known
-	About   []byte `json:"about"`   // what [Config.About] of that member gives; nil where it is not known
+	// ClockOffset is the ms by which its clock is ahead of what the majority's say; nil if that is not known.
+	ClockOffset *int64 `json:"clock_offset"`
+	About       []byte `json:"about"` // what [Config.About] of that member gives; nil where it is not known
 }
 
 // Heard tells whether the leader hears from the member.

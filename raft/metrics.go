@@ -42,7 +42,7 @@ func newMeters(n *Node) *meters {
 	gauge("demarc_raft_last_index", "Index of the last entry in the log.", func() float64 { return float64(n.raft.LastIndex()) })
 	gauge("demarc_raft_reachable_members", "Members that the leader hears from, itself included; 0 on a follower.", func() float64 { return float64(n.State().Reachable) })
 	gauge("demarc_raft_clock_ahead_seconds", "By how much this node's clock is ahead of what a majority of the voters' clocks says; NaN where that is not known.", func() float64 {
-		if d, known := n.ahead(n.agreed(), n.cfg.Self.ID); known {
+		if d, known := n.agreed().Offset(n.clockOf(n.cfg.Self.ID)); known {
 			return d.Seconds()
 		}
 		return math.NaN()

@@ -90,6 +90,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/raft/clock"
 	"github.com/demarc-dev/demarc/raft/wal"
 )
 
@@ -149,27 +150,28 @@ type Config struct {
 
 // Node is one member of a cluster. Its methods may be called concurrently.
 type Node struct {
-	cfg     Config
-	log     *slog.Logger
-	raft    *hraft.Raft
-	fsm     *machine
-	net     *network
-	logs    hraft.LogStore // store, behind a cache
-	store   *watched
-	disk    *disk
-	queue   *queue
-	order   sync.Mutex // of packs, from their rehearsal until the library has them
-	rounds  *rounds
-	forward *forwarder
-	members *members
-	watch   *watch
-	clocks  *clocks
-	peek    chan struct{} // holds a token while the members are to be asked at once
-	silent  silent
-	meters  *meters
-	trans   *hraft.NetworkTransport
-	hung    atomic.Bool // the node is cut off while its disk hangs
-	full    atomic.Bool // the node takes no proposals while its disk is full
+	cfg      Config
+	log      *slog.Logger
+	raft     *hraft.Raft
+	fsm      *machine
+	net      *network
+	logs     hraft.LogStore // store, behind a cache
+	store    *watched
+	disk     *disk
+	queue    *queue
+	order    sync.Mutex // of packs, from their rehearsal until the library has them
+	rounds   *rounds
+	forward  *forwarder
+	members  *members
+	watch    *watch
+	clocks   *clock.Clocks
+	probe    chan struct{} // holds a token while the members are to be asked at once
+	clockOff int           // rounds, without a break, in which this leader's own clock was off; of watchMembers alone
+	silent   silent
+	meters   *meters
+	trans    *hraft.NetworkTransport
+	hung     atomic.Bool // the node is cut off while its disk hangs
+	full     atomic.Bool // the node takes no proposals while its disk is full
 
 	ctx      context.Context // ends when all that was given to the library has been answered
 	stop     context.CancelFunc
@@ -233,7 +235,7 @@ func Open(cfg Config) (*Node, error) {
 	n.fsm = newMachine(cfg.Machine)
 	n.net = newNetwork(n)
 	n.fsm.at = func(index uint64) { n.members.passed(index) }
-	n.clocks, n.peek = newClocks(cfg.Now), make(chan struct{}, 1)
+	n.clocks, n.probe = clock.New(cfg.Now), make(chan struct{}, 1)
 	n.members, n.watch, n.silent.failed = newMembers(cfg.First), newWatch(), map[hraft.ServerID]bool{}
 	n.forward = newForwarder(n)
 	n.meters = newMeters(n)

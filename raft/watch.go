@@ -21,7 +21,7 @@ type weather struct {
 	Last    uint64 `json:"last"`
 	Applied uint64 `json:"applied"`
 	About   []byte `json:"about,omitempty"`
-	Clock   int64  `json:"clock,omitempty"` // ns since 1970, in an answer; 0 of a build that does not tell
+	Clock   int64  `json:"clock,omitempty"` // ns since 1970, in an answer
 }
 
 const (
@@ -137,9 +137,9 @@ func (w *watch) cluster(n *Node) Cluster {
 				m.Stable = max(1, s.heard.Sub(s.stable).Milliseconds())
 			}
 		}
-		if d, known := n.ahead(clocks, m.ID); known {
+		if d, known := clocks.Offset(n.clockOf(m.ID)); known {
 			ms := d.Milliseconds()
-			m.Ahead = &ms
+			m.ClockOffset = &ms
 		}
 		if last > m.Last {
 			m.Lag = last - m.Last
@@ -168,7 +168,7 @@ func roleOfServer(s hraft.Server) Role {
 }
 
 func (n *Node) weather() weather {
-	w := weather{Addr: n.cfg.Self.Addr, Last: n.raft.LastIndex(), Applied: n.fsm.index.Load(), Clock: n.clocks.now().UnixNano()}
+	w := weather{Addr: n.cfg.Self.Addr, Last: n.raft.LastIndex(), Applied: n.fsm.index.Load(), Clock: n.clocks.Now().UnixNano()}
 	if n.cfg.About != nil {
 		if w.About = n.cfg.About(); len(w.About) > maxAbout {
 			w.About = nil
@@ -188,7 +188,7 @@ func (n *Node) watchMembers() {
 		case <-n.ctx.Done():
 			return
 		case <-tick.C:
-		case <-n.peek:
+		case <-n.probe:
 			n.watch.began(n.raft.CurrentTerm())
 			n.look()
 			continue
@@ -203,16 +203,16 @@ func (n *Node) watchMembers() {
 			alone = 0
 			n.watch.began(n.raft.CurrentTerm())
 			n.look()
-			n.steer()
+			n.yieldLeadership()
 			looked = time.Now()
 		case known && id != n.cfg.Self.ID:
 			alone = 0
-			if !n.agreed().told || time.Since(looked) >= clockEvery {
+			if !n.agreed().Quorum || time.Since(looked) >= clockEvery {
 				n.hello()
 				looked = time.Now()
 			}
 		default:
-			if alone++; alone%helloEvery == 0 || alone == 1 && !n.agreed().told {
+			if alone++; alone%helloEvery == 0 || alone == 1 && !n.agreed().Quorum {
 				n.hello()
 			}
 		}
@@ -289,7 +289,7 @@ func (f *forwarder) weather(ctx context.Context, id string) (weather, error) {
 	if err != nil {
 		return out, fault.At(op, fault.Internal, err)
 	}
-	asked := f.n.clocks.moment()
+	asked := f.n.clocks.Moment()
 	b, err := f.ask(ctx, id, askWeather, own)
 	if err != nil {
 		return out, err
@@ -297,7 +297,7 @@ func (f *forwarder) weather(ctx context.Context, id string) (weather, error) {
 	if err := json.Unmarshal(b, &out); err != nil {
 		return out, fault.At(op, fault.Internal, err)
 	}
-	f.n.clocks.heard(id, out.Clock, asked)
+	f.n.clocks.Record(id, out.Clock, asked)
 	return out, nil
 }
 

@@ -115,7 +115,7 @@ func (s *Server) members(all raft.Cluster, page State) []*controlv1.ClusterMembe
 	where := s.roster()
 	for _, m := range all.Members {
 		w := &controlv1.ClusterMember{Name: m.ID, Role: string(m.Role), RaftAddress: m.Addr, Leads: m.ID == all.Leader,
-			Heard: m.ID == all.Leader || m.Heard(), SilentMs: m.Silent, Lag: m.Lag, ClockAheadMs: m.Ahead}
+			Heard: m.ID == all.Leader || m.Heard(), SilentMs: m.Silent, Lag: m.Lag, ClockAheadMs: m.ClockOffset}
 		if i := slices.IndexFunc(where, func(x Member) bool { return x.Name == m.ID }); i >= 0 {
 			w.ApiAddress = where[i].API
 		}

@@ -16,98 +16,6 @@ import (
 	"github.com/demarc-dev/demarc/raft"
 )
 
-func clock(id string, at time.Duration) raft.ClockAt { return raft.ClockAt{ID: id, Lo: at, Hi: at} }
-
-func silent(id string) raft.ClockAt { return raft.ClockAt{ID: id, Silent: true} }
-
-func older(id string) raft.ClockAt { return raft.ClockAt{ID: id, Mute: true} }
-
-// The law of clocks: what a majority of those that tell says is the time.
-func TestWhatClocksSayTogether(t *testing.T) {
-	const s, m, h = time.Second, time.Minute, time.Hour
-	for _, tc := range []struct {
-		name   string
-		clocks []raft.ClockAt
-		told   bool
-		with   string // "" : no majority is of one mind
-		by     time.Duration
-	}{
-		{"one voter", []raft.ClockAt{clock("a", h)}, true, "a", h},
-		{"three alike", []raft.ClockAt{clock("a", 0), clock("b", s), clock("c", -s)}, true, "a b c", 0},
-		{"one ahead", []raft.ClockAt{clock("a", h), clock("b", 0), clock("c", s)}, true, "b c", 0},
-		{"one behind", []raft.ClockAt{clock("a", 0), clock("b", -10*h), clock("c", s)}, true, "a c", 0},
-		{"the asker itself", []raft.ClockAt{clock("a", 10*h), clock("b", 0), clock("c", 0)}, true, "b c", 0},
-		{"all three apart", []raft.ClockAt{clock("a", 0), clock("b", m), clock("c", 2*m)}, true, "", 0},
-		{"two that differ", []raft.ClockAt{clock("a", 0), clock("b", m)}, true, "", 0},
-		{"two alike", []raft.ClockAt{clock("a", 0), clock("b", 20*s)}, true, "a b", 0},
-		{"two of three, one silent", []raft.ClockAt{clock("a", 0), clock("b", s), silent("c")}, true, "a b", 0},
-		{"two of three that differ", []raft.ClockAt{clock("a", 0), clock("b", h), silent("c")}, true, "", 0},
-		{"one of three", []raft.ClockAt{clock("a", 0), silent("b"), silent("c")}, false, "", 0},
-		{"two pairs", []raft.ClockAt{clock("a", 0), clock("b", 0), clock("c", h), clock("d", h)}, true, "", 0},
-		{"three of five", []raft.ClockAt{clock("a", 0), clock("b", h), clock("c", s), clock("d", 2*s), clock("e", -h)}, true, "a c d", s},
-		{"two of five", []raft.ClockAt{clock("a", 0), clock("b", h), clock("c", s), clock("d", 2*h), clock("e", -h)}, true, "", 0},
-		{"a bridge between two ends", []raft.ClockAt{clock("a", 0), clock("b", 25*s), clock("c", 50*s)}, true, "a b c", 25 * s},
-		{"the closer of two pairs of three", []raft.ClockAt{clock("a", 0), clock("b", 29*s), clock("c", 60*s)}, true, "a b", 0},
-		{"older builds do not tell", []raft.ClockAt{clock("a", h), older("b"), older("c")}, true, "a", h},
-		{"one older build", []raft.ClockAt{clock("a", 0), clock("b", h), older("c")}, true, "", 0},
-		{"a slow way hides a difference", []raft.ClockAt{clock("a", 0), {ID: "b", Lo: 29 * s, Hi: 31 * s}}, true, "a b", 0},
-		{"a slow way does not hide an hour", []raft.ClockAt{clock("a", 0), {ID: "b", Lo: h - s, Hi: h + s}}, true, "", 0},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			for range len(tc.clocks) { // in whatever order
-				tc.clocks = append(tc.clocks[1:], tc.clocks[0])
-				told, by, with := raft.AgreedAt(tc.clocks...)
-				if told != tc.told || strings.Join(with, " ") != tc.with || with != nil && by != tc.by {
-					t.Fatalf("told %v, by %s, with %q; want %v, %s, %q", told, by, with, tc.told, tc.by, tc.with)
-				}
-			}
-		})
-	}
-}
-
-func TestStampsAreJudged(t *testing.T) {
-	const s, h = time.Second, time.Hour
-	three := []raft.ClockAt{clock("a", 0), clock("b", 0), clock("c", 0)}
-	off := []raft.ClockAt{clock("a", 0), clock("b", h), clock("c", 0)}
-	for _, tc := range []struct {
-		name   string
-		stamp  time.Duration
-		clocks []raft.ClockAt
-		kind   fault.Kind
-		says   string
-	}{
-		{"now", 0, three, "", ""},
-		{"a minute ahead", 60 * s, three, "", ""},
-		{"a minute behind", -60 * s, three, "", ""},
-		{"more ahead", 61 * s, three, fault.Unavailable, "1m1s ahead of the clocks of a, b, c"},
-		{"more behind", -61 * s, three, fault.Unavailable, "1m1s behind the clocks of a, b, c"},
-		{"by a clock that is off", h, off, fault.Unavailable, `the clock of node "b", by which this was stamped, is 1h0m0s ahead of those of a, c`},
-		{"by the others", 0, off, "", ""},
-		{"two that differ", 0, off[:2], fault.Unavailable, `no majority of the voters' clocks agrees, so that nothing can be changed: that of node "b" is 1h0m0s ahead of that of "a"`},
-		{"not heard yet", 0, []raft.ClockAt{clock("a", 0), silent("b"), silent("c")}, fault.NotLeader, "has not heard"},
-		{"a single node has nobody to ask", 10 * h, []raft.ClockAt{clock("a", 10*h)}, "", ""},
-		{"a majority that is wrong alike", h, []raft.ClockAt{clock("a", h), clock("b", h), clock("c", 0)}, "", ""},
-		{"what the way took", 62 * s, []raft.ClockAt{clock("a", 0), {ID: "b", Lo: -s, Hi: 3 * s}, {ID: "c", Lo: 2 * s, Hi: 4 * s}}, "", ""},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			err := raft.JudgeAt(tc.stamp, tc.clocks...)
-			if fault.Of(err) != tc.kind || !strings.Contains(fault.Text(err), tc.says) {
-				t.Fatalf("%v, want %q %q", err, tc.kind, tc.says)
-			}
-		})
-	}
-}
-
-// What the way took is uncertain: the clock may have been read at its beginning or at its end.
-func TestTheWayIsConsidered(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		least, most := raft.Read(time.Now().Add(time.Hour), 4*time.Second)
-		if least != time.Hour-4*time.Second || most != time.Hour {
-			t.Fatalf("ahead by %s to %s", least, most)
-		}
-	})
-}
-
 // skewed is a cluster in a bubble in which each node has a clock of its own, and whose machines judge stamps as the
 // control plane's do: a proposal is the time that it was stamped with.
 type skewed struct {
@@ -263,8 +171,8 @@ func TestAClockThatJumps(t *testing.T) {
 						if i == bad {
 							want = by
 						}
-						if m.Ahead == nil || (time.Duration(*m.Ahead)*time.Millisecond-want).Abs() > time.Second {
-							t.Errorf("the members say that the clock of %s is %v ahead, want %s", m.ID, m.Ahead, want)
+						if m.ClockOffset == nil || (time.Duration(*m.ClockOffset)*time.Millisecond-want).Abs() > time.Second {
+							t.Errorf("the members say that the clock of %s is %v ahead, want %s", m.ID, m.ClockOffset, want)
 						}
 					}
 					if d := c.book().Sub(time.Now()); d > time.Second {
