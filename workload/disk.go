@@ -14,6 +14,7 @@ import (
 
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/seal"
+	"github.com/demarc-dev/demarc/smallfile"
 )
 
 const (
@@ -93,7 +94,7 @@ func (d *disk) change(f func(*record)) error {
 	f(&next)
 	b, err := json.Marshal(next)
 	if err == nil {
-		err = Replace(filepath.Join(d.dir, "state.json"), b)
+		err = smallfile.Replace(filepath.Join(d.dir, "state.json"), b)
 	}
 	if err != nil {
 		return fault.Because(err, "workload.record", fault.Unavailable, "the state of the runtime can't be written: %s", fault.Disk(err))

@@ -10,6 +10,7 @@ import (
 
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/smallfile"
 )
 
 // Secrets is where the customer keeps secrets. It tells that one is there, and where a program finds it; it never reads one.
@@ -72,7 +73,7 @@ func CreateFile(dir, name string, value []byte) error {
 	if st, err := os.Stat(dir); err != nil || st.Mode().Perm()&0o022 != 0 {
 		return fault.Because(err, op, fault.Denied, "others may write to the folder of secrets: chmod 700 it")
 	}
-	if err := Replace(filepath.Join(dir, name), value); err != nil {
+	if err := smallfile.Replace(filepath.Join(dir, name), value); err != nil {
 		return fault.Because(err, op, fault.Unavailable, "secret %q can't be written", name)
 	}
 	return nil

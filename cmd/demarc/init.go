@@ -34,6 +34,7 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/seal"
+	"github.com/demarc-dev/demarc/smallfile"
 )
 
 // firstLife is the life of the first certificates. A node makes its next one itself; an operator runs demarc operator renew.
@@ -130,48 +131,24 @@ func (f folder) write(b []byte, mode fs.FileMode, parts ...string) error {
 	return create(p, b, mode)
 }
 
-// create writes a file that must not exist yet. It is there as a whole or not at all: what a full disk cuts short is no key
-// that stands in the way of the next try.
+// create is [smallfile.Create], with a sentence about what is wrong.
 func create(path string, b []byte, mode fs.FileMode) error {
-	const op = "demarc.create"
-	if _, err := os.Lstat(path); err == nil {
-		return fault.New(op, fault.Conflict, "%s is there already: nothing is overwritten", path)
-	}
-	w, err := os.CreateTemp(filepath.Dir(path), ".new-*") // mode 0600
-	if err != nil {
-		return fault.Because(err, op, fault.Unavailable, "can't write %s: %s", path, fault.Disk(err))
-	}
-	defer os.Remove(w.Name())
-	_, err = w.Write(b)
-	if err = errors.Join(err, w.Chmod(mode), w.Sync(), w.Close()); err == nil {
-		if err = os.Link(w.Name(), path); errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrPermission) {
-			err = os.Rename(w.Name(), path) // a file system without links; elsewhere a link replaces nothing that came meanwhile
-		}
-	}
-	if errors.Is(err, fs.ErrExist) {
-		return fault.New(op, fault.Conflict, "%s is there already: nothing is overwritten", path)
-	}
-	if err != nil {
-		return fault.Because(err, op, fault.Unavailable, "can't write %s: %s", path, fault.Disk(err))
-	}
-	return nil
+	return writing(path, smallfile.Create(path, b, mode))
 }
 
 // creatable returns the error that [create] would return now, and leaves nothing behind.
-func creatable(path string) error {
+func creatable(path string) error { return writing(path, smallfile.CanCreate(path)) }
+
+// writing says why a new file could not be written.
+func writing(path string, err error) error {
 	const op = "demarc.create"
-	if _, err := os.Lstat(path); err == nil {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, fs.ErrExist):
 		return fault.New(op, fault.Conflict, "%s is there already: nothing is overwritten", path)
 	}
-	w, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return fault.Because(err, op, fault.Unavailable, "can't write %s: %s", path, fault.Disk(err))
-	}
-	_, err = w.Write(make([]byte, 4<<10)) // as much as an invitation, for a disk that is full
-	if err = errors.Join(err, w.Sync(), w.Close(), os.Remove(w.Name())); err != nil {
-		return fault.Because(err, op, fault.Unavailable, "can't write %s: %s", path, fault.Disk(err))
-	}
-	return nil
+	return fault.Because(err, op, fault.Unavailable, "can't write %s: %s", path, fault.Disk(err))
 }
 
 func (a *app) initTrustDomain(in initOptions) error {

@@ -20,6 +20,7 @@ import (
 
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/seal"
+	"github.com/demarc-dev/demarc/smallfile"
 	"github.com/demarc-dev/demarc/workload"
 )
 
@@ -220,22 +221,16 @@ func (a *app) secretValue(from string) ([]byte, error) {
 // readBounded reads a file of at most so many bytes.
 func readBounded(file string, limit int64) ([]byte, error) {
 	const op = "demarc.read"
-	f, err := os.Open(file)
-	if errors.Is(err, fs.ErrNotExist) {
+	b, err := smallfile.Read(file, limit)
+	switch {
+	case err == nil:
+		return b, nil
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, fault.New(op, fault.NotFound, "there is no file %s", file)
-	}
-	if err != nil {
-		return nil, fault.Because(err, op, fault.Unavailable, "can't read %s", file)
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, fault.Because(err, op, fault.Unavailable, "can't read %s", file)
-	}
-	if int64(len(b)) > limit {
+	case errors.Is(err, smallfile.ErrTooLarge):
 		return nil, fault.New(op, fault.Invalid, "%s has more than %d bytes", file, limit)
 	}
-	return b, nil
+	return nil, fault.Because(err, op, fault.Unavailable, "can't read %s", file)
 }
 
 func publicKey(file string) (seal.Key, error) {

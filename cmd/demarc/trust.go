@@ -27,7 +27,7 @@ import (
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/seal"
-	"github.com/demarc-dev/demarc/workload"
+	"github.com/demarc-dev/demarc/smallfile"
 )
 
 // trust is an operator's certificate and the CAs by which the operator's command recognises the vendor's nodes: those of the bundle file.
@@ -112,7 +112,7 @@ func storeBundle(path string, sealed []byte, cas [][]byte) error {
 	for _, ca := range cas {
 		file.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca}))
 	}
-	if err := errors.Join(workload.Replace(signedFile(path), sealed), workload.Replace(path, file.Bytes())); err != nil {
+	if err := errors.Join(smallfile.Replace(signedFile(path), sealed), smallfile.Replace(path, file.Bytes())); err != nil {
 		return fault.Because(err, "demarc.bundle", fault.Unavailable, "the vendor's newest CAs can't be written to %s", path)
 	}
 	return fault.At("demarc.bundle", fault.Unavailable, os.Chmod(path, 0o644)) // no secret, and others are told to copy it

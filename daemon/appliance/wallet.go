@@ -27,7 +27,7 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/seal"
-	"github.com/demarc-dev/demarc/workload"
+	"github.com/demarc-dev/demarc/smallfile"
 )
 
 // wallet is the appliance's own certificate and the vendor's CAs. It is an [identity.Source].
@@ -379,5 +379,5 @@ func openSigner(path string) (ed25519.PrivateKey, error) {
 
 // writeFile replaces a file at once, readable by its owner only; once it returns, a crash does not bring the old one back.
 func writeFile(path string, b []byte) error {
-	return fault.At("appliance.writeFile", fault.Unavailable, workload.Replace(path, b))
+	return fault.At("appliance.writeFile", fault.Unavailable, smallfile.Replace(path, b))
 }

@@ -19,7 +19,7 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/seal"
-	"github.com/demarc-dev/demarc/workload"
+	"github.com/demarc-dev/demarc/smallfile"
 )
 
 // CredentialsFile is the name of the file, in a node's directory, that holds what the node proves itself with.
@@ -321,7 +321,7 @@ func (f *Source) write(c credentials, st standing, signed []byte) error {
 	if f.path == "" {
 		return nil
 	}
-	err = workload.Replace(f.path, b)
+	err = smallfile.Replace(f.path, b)
 	f.dirty = err != nil
 	return fault.At(op, fault.Unavailable, err)
 }

@@ -21,7 +21,7 @@ import (
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
-	"github.com/demarc-dev/demarc/workload"
+	"github.com/demarc-dev/demarc/smallfile"
 )
 
 // Strangers may hand over bundles this often, all of them together: to verify one costs a signature.
@@ -116,7 +116,7 @@ func (s *Server) take(p Peer, b bundle, sealed []byte) (uint64, error) {
 	case b.number == held.number:
 		return held.number, nil
 	}
-	if err := workload.Replace(s.file(p), sealed); err != nil {
+	if err := smallfile.Replace(s.file(p), sealed); err != nil {
 		return 0, fault.Because(err, op, fault.Unavailable, "the bundle can't be kept on disk")
 	}
 	s.held[p.Name] = b

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package workload
+package smallfile
 
 import (
 	"errors"
@@ -14,7 +14,7 @@ import (
 // answer; and what fails in between leaves the old file and nothing else.
 func TestReplaceIsOnDiskWhenItSaysSo(t *testing.T) {
 	dir := t.TempDir()
-	path := filepath.Join(dir, "wallet.json")
+	path := filepath.Join(dir, "state.json")
 	if err := Replace(path, []byte("old")); err != nil {
 		t.Fatal(err)
 	}
