@@ -6,45 +6,45 @@ import (
 	"context"
 	"errors"
 	"net"
-	"path/filepath"
 	"time"
 
 	hraft "github.com/hashicorp/raft"
 
+	"github.com/demarc-dev/demarc/raft/store"
 	"github.com/demarc-dev/demarc/raft/wal"
 )
 
 // SlowDisk makes each write and sync of the node wait for gate.
 func SlowDisk(cfg *Config, gate func()) {
-	cfg.wrap = func(s diskLog) diskLog { return slow{s, gate, gate} }
+	cfg.wrap = func(s store.BufferedLog) store.BufferedLog { return slow{s, gate, gate} }
 }
 
-// LateDisk makes only the late syncs of a leader wait for gate.
-func LateDisk(cfg *Config, gate func()) {
-	cfg.wrap = func(s diskLog) diskLog { return slow{s, func() {}, gate} }
+// AsyncDisk makes only the background syncs of a leader wait for gate.
+func AsyncDisk(cfg *Config, gate func()) {
+	cfg.wrap = func(s store.BufferedLog) store.BufferedLog { return slow{s, func() {}, gate} }
 }
 
 // DiskOf puts the log and the votes of the node on another file system.
 func DiskOf(cfg *Config, fs wal.Files) { cfg.Files = fs }
 
 type slow struct {
-	diskLog
-	store, sync func()
+	store.BufferedLog
+	write, sync func()
 }
 
 func (s slow) StoreLogs(l []*hraft.Log) error {
-	s.store()
-	return s.diskLog.StoreLogs(l)
+	s.write()
+	return s.BufferedLog.StoreLogs(l)
 }
 
 func (s slow) WriteLogs(l []*hraft.Log) error {
-	s.store()
-	return s.diskLog.WriteLogs(l)
+	s.write()
+	return s.BufferedLog.WriteLogs(l)
 }
 
 func (s slow) Sync() error {
 	s.sync()
-	return s.diskLog.Sync()
+	return s.BufferedLog.Sync()
 }
 
 // EncodePack and the others are the formats, for fuzzing.
@@ -64,7 +64,7 @@ func (n *Node) StepDown() error { return n.raft.LeadershipTransfer().Error() }
 func (n *Node) Cut(on bool) { n.net.cut(on) }
 
 // Writing tells whether the node is writing to its disk.
-func (n *Node) Writing() bool { return !n.store.since().IsZero() }
+func (n *Node) Writing() bool { return !n.store.BusySince().IsZero() }
 
 // Synced is the index up to which the node's log is on disk.
 func (n *Node) Synced() uint64 { return n.store.Synced() }
@@ -80,7 +80,7 @@ func SmallLog(cfg *Config, bytes int64) { cfg.Log = wal.Options{SegmentBytes: by
 
 // Lose takes the entries from an index on from the log of a member that is closed, as a crash does that were not synced.
 func Lose(dir string, from uint64) error {
-	l, err := wal.Open(wal.Dir(filepath.Join(dir, "log", walName)), wal.Options{})
+	l, err := wal.Open(wal.Dir(store.WALDir(dir)), wal.Options{})
 	if err != nil {
 		return err
 	}

@@ -8,13 +8,13 @@ import (
 	hraft "github.com/hashicorp/raft"
 
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/raft/store"
 	"github.com/demarc-dev/demarc/raft/wal"
 )
 
 // What a full disk leaves of the log's room: reserve is kept for the entries of elections, headroom for the packs that are
 // on their way while the next one is being asked about. Votes have their place already.
 const (
-	reserve  = 256 << 10
 	headroom = packers * packBytes
 
 	fullRetry = time.Second      // how often it is looked whether there is space again
@@ -31,11 +31,11 @@ func isFull(err error) bool {
 // room makes sure that an entry of size bytes can be written and leaves enough; otherwise it is refused before the library
 // has it, which would step down.
 func (n *Node) room(size int) error {
-	need := wal.SizeOf(wal.Entry{}) + int64(size) + reserve + headroom
-	if n.disk.wal.Room() >= need {
+	need := wal.SizeOf(wal.Entry{}) + int64(size) + store.Reserve + headroom
+	if n.disk.Log.Room() >= need {
 		return nil
 	}
-	err := n.disk.wal.Grow(need)
+	err := n.disk.Log.Grow(need)
 	switch {
 	case err == nil:
 		return nil
@@ -65,15 +65,15 @@ func (n *Node) tendLog() {
 		select {
 		case <-n.ctx.Done():
 			return
-		case <-n.store.grew:
+		case <-n.store.Grew():
 			if n.full.Load() {
 				continue // not at each entry of an election
 			}
 		case <-tick.C:
 		}
-		err := n.disk.wal.Prepare()
+		err := n.disk.Log.Prepare()
 		if err == nil && n.full.Load() {
-			err = n.disk.wal.Grow(reserve + headroom + packBytes) // more than what was refused for
+			err = n.disk.Log.Grow(store.Reserve + headroom + packBytes) // more than what was refused for
 		}
 		if err == nil {
 			n.setFull(false, nil)

@@ -54,7 +54,7 @@ func lateCluster(t *testing.T, do func(c *fakeCluster, disks []*held, lead int))
 		disks := []*held{{}, {}, {}}
 		c := newFakeCluster(t, ca, dirs, func(i int, cfg *raft.Config) {
 			cfg.Timing.DiskHang = 24 * time.Hour // not what this is about
-			raft.LateDisk(cfg, disks[i].gate)
+			raft.AsyncDisk(cfg, disks[i].gate)
 		})
 		c.t = t
 		defer c.end(disks)
@@ -252,7 +252,7 @@ func TestALateSyncThatHangsIsNoticed(t *testing.T) {
 	dirs := []string{t.TempDir(), t.TempDir(), t.TempDir()}
 	synctest.Test(t, func(t *testing.T) {
 		disks := []*held{{}, {}, {}}
-		c := newFakeCluster(t, ca, dirs, func(i int, cfg *raft.Config) { raft.LateDisk(cfg, disks[i].gate) })
+		c := newFakeCluster(t, ca, dirs, func(i int, cfg *raft.Config) { raft.AsyncDisk(cfg, disks[i].gate) })
 		c.t = t
 		defer c.end(disks)
 		lead := c.lead()

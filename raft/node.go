@@ -110,6 +110,26 @@ func (n *Node) voting() (all, reachable int) {
 	return all, reachable
 }
 
+// SnapshotAt returns once a snapshot that has all entries up to index is on disk, and takes one if there is none yet. The node
+// must have applied them. It is [fault.Unavailable] if none can be taken now.
+func (n *Node) SnapshotAt(index uint64) error {
+	const op = "raft.SnapshotAt"
+	for tried := false; ; tried = true {
+		list, err := n.disk.Snapshots.List()
+		switch {
+		case err != nil:
+			return fault.Because(err, op, fault.Unavailable, "the snapshots can't be listed")
+		case len(list) > 0 && list[0].Index >= index:
+			return nil
+		case tried:
+			return fault.New(op, fault.Unavailable, "this node has not applied entry %d yet", index)
+		}
+		if err := n.raft.Snapshot().Error(); err != nil && !errors.Is(err, hraft.ErrNothingNewToSnapshot) {
+			return fault.Because(err, op, fault.Unavailable, "a snapshot can't be taken")
+		}
+	}
+}
+
 // Fatal is closed when the machine could not apply an entry, or this node was removed: it has stopped, and [Node.Failure] says why.
 func (n *Node) Fatal() <-chan struct{} { return n.fsm.dead }
 
@@ -140,9 +160,9 @@ func (n *Node) end() {
 	err := errors.Join(down.Error(), n.trans.Close())
 	n.wg.Wait()
 	n.net.wg.Wait()
-	n.store.close()
+	n.store.Close()
 	n.meters.unregister(n.cfg.Registerer)
-	if err = errors.Join(err, n.disk.close()); err != nil {
+	if err = errors.Join(err, n.disk.Close()); err != nil {
 		n.closed = fault.At("raft.Close", fault.Internal, err)
 	}
 	close(n.gone)
@@ -216,7 +236,7 @@ func (n *Node) watchDisk() {
 			return
 		case <-tick.C:
 		}
-		since := n.store.since()
+		since := n.store.BusySince()
 		hangs := !since.IsZero() && time.Since(since) > n.cfg.Timing.DiskHang
 		if hangs == n.hung.Load() {
 			continue

@@ -5,14 +5,12 @@ package raft
 import (
 	"errors"
 	"io"
-	"io/fs"
 	"log/slog"
-	"os"
-	"path/filepath"
 
 	hraft "github.com/hashicorp/raft"
 
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/raft/store"
 )
 
 // Offline is the directory of a node that is stopped.
@@ -23,7 +21,7 @@ type Offline struct {
 	Logger  *slog.Logger // nil: none
 }
 
-func (o Offline) open() (*disk, error) {
+func (o Offline) open() (*store.Disk, error) {
 	const op = "raft.Offline"
 	if o.Dir == "" || o.Self.ID == "" || o.Self.Addr == "" || o.Machine == nil {
 		return nil, fault.New(op, fault.Invalid, "a node has a directory, a name, an address and a machine")
@@ -31,7 +29,7 @@ func (o Offline) open() (*disk, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return openDisk(o.Dir, o.Self.ID, hclogger(o.Logger))
+	return store.Open(store.Options{Dir: o.Dir, Self: o.Self.ID}, hclogger(o.Logger))
 }
 
 func (o Offline) alone() hraft.Configuration {
@@ -47,22 +45,22 @@ func (o Offline) Recover() error {
 	if err != nil {
 		return err
 	}
-	had, err := hraft.HasExistingState(d.wal, d.wal, d.snaps)
+	had, err := d.HasState()
 	if err != nil || !had {
-		_ = d.close()
+		_ = d.Close()
 		return fault.Because(err, op, fault.NotFound, "the directory holds no log of a cluster: there is nothing to recover")
 	}
 	_, trans := hraft.NewInmemTransport(hraft.ServerAddress(o.Self.Addr))
 	cfg := Config{Self: o.Self, Logger: slog.New(slog.DiscardHandler)}
 	cfg.Timing.fill()
 	fsm := newMachine(o.Machine)
-	err = hraft.RecoverCluster(cfg.library(), fsm, d.wal, d.wal, d.snaps, trans, o.alone())
+	err = hraft.RecoverCluster(cfg.library(), fsm, d.Log, d.Log, d.Snapshots, trans, o.alone())
 	if failed := fsm.failure(); failed != nil {
 		err = failed
 	} else if err != nil {
 		err = fault.Because(err, op, fault.Internal, "the log of this directory can't be recovered")
 	}
-	return errors.Join(err, d.close())
+	return errors.Join(err, d.Close())
 }
 
 // Install makes the node of an empty directory the only member of a new cluster that begins with a state. Index and term
@@ -72,12 +70,12 @@ func (o Offline) Install(index, term uint64, state io.WriterTo) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(o.install(d, index, term, state), d.close())
+	return errors.Join(o.install(d, index, term, state), d.Close())
 }
 
-func (o Offline) install(d *disk, index, term uint64, state io.WriterTo) error {
+func (o Offline) install(d *store.Disk, index, term uint64, state io.WriterTo) error {
 	const op = "raft.Install"
-	had, err := hraft.HasExistingState(d.wal, d.wal, d.snaps)
+	had, err := d.HasState()
 	switch {
 	case err != nil:
 		return fault.Because(err, op, fault.Unavailable, "the directory can't be read")
@@ -86,29 +84,16 @@ func (o Offline) install(d *disk, index, term uint64, state io.WriterTo) error {
 	case index == 0 || term == 0:
 		return fault.New(op, fault.Invalid, "a state of the index %d and the term %d", index, term)
 	}
-	if err := d.wal.SetUint64([]byte("CurrentTerm"), term); err != nil {
+	if err := d.Log.SetUint64([]byte("CurrentTerm"), term); err != nil {
 		return fault.Because(err, op, fault.Unavailable, "the term can't be written")
 	}
 	_, trans := hraft.NewInmemTransport(hraft.ServerAddress(o.Self.Addr))
-	sink, err := d.snaps.Create(hraft.SnapshotVersionMax, index, term, o.alone(), 1, trans)
+	sink, err := d.Snapshots.Create(hraft.SnapshotVersionMax, index, term, o.alone(), 1, trans)
 	if err != nil {
 		return fault.Because(err, op, fault.Unavailable, "the state can't be written")
 	}
 	return (&snapshot{state, index}).Persist(sink)
 }
 
-// Unused tells an error where another process has a node's directory open.
-func Unused(dir string) error {
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR, 0o600)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fault.Because(err, "raft.Unused", fault.Unavailable, "the lock of the directory can't be read")
-	}
-	defer f.Close()
-	if err := lockFile(f); err != nil {
-		return fault.Because(err, "raft.Unused", fault.Conflict, "the directory is in use by another process: stop it first")
-	}
-	return nil
-}
+// CheckUnused is [fault.Conflict] if another process has a node's directory open.
+func CheckUnused(dir string) error { return store.CheckUnused(dir) }

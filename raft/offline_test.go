@@ -55,11 +55,11 @@ func TestRecoveryRefuses(t *testing.T) {
 	if err := o.Recover(); !errors.Is(err, fault.Conflict) {
 		t.Fatalf("while the node runs: %v", err)
 	}
-	if err := raft.Unused(c.dirs[0]); !errors.Is(err, fault.Conflict) {
+	if err := raft.CheckUnused(c.dirs[0]); !errors.Is(err, fault.Conflict) {
 		t.Fatalf("while the node runs: %v", err)
 	}
 	c.stop(0)
-	if err := raft.Unused(c.dirs[0]); err != nil {
+	if err := raft.CheckUnused(c.dirs[0]); err != nil {
 		t.Fatal(err)
 	}
 	other := o

@@ -67,7 +67,7 @@ func newPowered(t *testing.T, ca *identity.Authority, dirs []string, seed uint64
 		if p.wide > 0 {
 			cfg.Timing.SnapshotThreshold, cfg.Timing.SnapshotEvery, cfg.Timing.Trailing = 20, time.Second, 5
 		}
-		raft.LateDisk(cfg, func() {
+		raft.AsyncDisk(cfg, func() {
 			p.mu.Lock()
 			wait := time.Duration(slow.IntN(80)) * time.Millisecond
 			p.mu.Unlock()

@@ -31,7 +31,7 @@
 // aside in "damaged", and the older one and the log take its place where they reach. Where the log can no longer be read
 // while the node runs, or a vote not be stored, the library panics: the process ends, which is stopping too.
 //
-// A leader syncs proposals while its followers do; see late.go.
+// A leader syncs proposals while its followers do; see package store.
 //
 // # Reading
 //
@@ -91,6 +91,7 @@ import (
 
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/raft/clock"
+	"github.com/demarc-dev/demarc/raft/store"
 	"github.com/demarc-dev/demarc/raft/wal"
 )
 
@@ -145,7 +146,7 @@ type Config struct {
 	Files wal.Files   // the log and the votes, where they are not in Dir: a disk that loses power, in tests; nil: in Dir
 	Log   wal.Options // of the files of the log
 
-	wrap func(diskLog) diskLog // tests: a disk that misbehaves
+	wrap func(store.BufferedLog) store.BufferedLog // tests: a disk that misbehaves
 }
 
 // Node is one member of a cluster. Its methods may be called concurrently.
@@ -156,8 +157,8 @@ type Node struct {
 	fsm      *machine
 	net      *network
 	logs     hraft.LogStore // store, behind a cache
-	store    *watched
-	disk     *disk
+	store    *store.Async
+	disk     *store.Disk
 	queue    *queue
 	order    sync.Mutex // of packs, from their rehearsal until the library has them
 	rounds   *rounds
@@ -249,8 +250,8 @@ func Open(cfg Config) (*Node, error) {
 		if n.trans != nil {
 			_ = n.trans.Close()
 		}
-		n.store.close()
-		if also := n.disk.close(); also != nil {
+		n.store.Close()
+		if also := n.disk.Close(); also != nil {
 			err = errors.Join(err, also) // alone it says better what it is
 		}
 		return nil, fault.At(op, "", err)
@@ -312,17 +313,17 @@ func (cfg *Config) library() *hraft.Config {
 func (n *Node) open() error {
 	const op = "raft.open"
 	var err error
-	if n.disk, err = openDiskWith(n.cfg.Dir, n.cfg.Self.ID, n.cfg.Log, n.cfg.Files, hclogger(n.log)); err != nil {
+	if n.disk, err = store.Open(store.Options{Dir: n.cfg.Dir, Self: n.cfg.Self.ID, Log: n.cfg.Log, Files: n.cfg.Files}, hclogger(n.log)); err != nil {
 		return err
 	}
-	var logs diskLog = n.disk.wal
+	var logs store.BufferedLog = n.disk.Log
 	if n.cfg.wrap != nil {
 		logs = n.cfg.wrap(logs)
 	}
-	n.store = newWatched(logs, n.meters.wrote, func(err error) {
+	n.store = store.NewAsync(logs, store.AsyncConfig{Wrote: n.meters.wrote, Fail: func(err error) {
 		n.fsm.fail(fault.Because(err, op, fault.Internal, "the log can't be written: %s", fault.Text(err)))
-	})
-	n.fsm.onDisk = func(index uint64) bool { return n.store.wait(index, n.fsm.dead) }
+	}})
+	n.fsm.onDisk = func(index uint64) bool { return n.store.WaitSynced(index, n.fsm.dead) }
 	if n.logs, err = hraft.NewLogCache(cachedEntries, n.store); err != nil {
 		return fault.At(op, fault.Internal, err)
 	}
@@ -331,15 +332,15 @@ func (n *Node) open() error {
 	if err := n.bootstrap(); err != nil {
 		return err
 	}
-	n.raft, err = hraft.NewRaft(n.cfg.library(), n.fsm, n.logs, n.disk.wal, n.disk.snaps, telling{n.trans, n.store.Synced})
-	n.store.lib.Store(n.raft)
+	n.raft, err = hraft.NewRaft(n.cfg.library(), n.fsm, n.logs, n.disk.Log, n.disk.Snapshots, store.ClampCommits(n.trans, n.store.Synced))
+	n.store.Lead(n.raft)
 	switch {
 	case n.fsm.failure() != nil:
 		return n.fsm.failure() // says it better
 	case err != nil:
 		return fault.Because(err, op, fault.Internal, "the node can't start from what is in its directory")
 	}
-	at, err := n.configurationIndex()
+	at, err := n.disk.ConfigurationIndex()
 	if err != nil {
 		return fault.Because(err, op, fault.Unavailable, "the members can't be read from the log")
 	}
@@ -352,7 +353,7 @@ func (n *Node) open() error {
 
 // bootstrap begins a cluster where there is nothing, this node is not one that joins, and its caller lets it.
 func (n *Node) bootstrap() error {
-	had, err := hraft.HasExistingState(n.logs, n.disk.wal, n.disk.snaps)
+	had, err := hraft.HasExistingState(n.logs, n.disk.Log, n.disk.Snapshots)
 	if err == nil && !had && !n.cfg.Join && n.cfg.Begin != nil {
 		if err := n.cfg.Begin(); err != nil {
 			return err
@@ -378,15 +379,15 @@ func (n *Node) first(had bool) error {
 		return nil
 	}
 	if !had {
-		return hraft.BootstrapCluster(n.cfg.library(), n.logs, n.disk.wal, n.disk.snaps, n.trans, first)
+		return hraft.BootstrapCluster(n.cfg.library(), n.logs, n.disk.Log, n.disk.Snapshots, n.trans, first)
 	}
 	if last, err := n.logs.LastIndex(); err != nil || last > 0 {
 		return err
 	}
-	if snaps, err := n.disk.snaps.List(); err != nil || len(snaps) > 0 {
+	if snaps, err := n.disk.Snapshots.List(); err != nil || len(snaps) > 0 {
 		return err
 	}
-	if term, err := n.disk.wal.GetUint64([]byte("CurrentTerm")); err != nil || term != 1 || n.cfg.Join {
+	if term, err := n.disk.Log.GetUint64([]byte("CurrentTerm")); err != nil || term != 1 || n.cfg.Join {
 		return err
 	}
 	return n.logs.StoreLog(&hraft.Log{Index: 1, Term: 1, Type: hraft.LogConfiguration, Data: hraft.EncodeConfiguration(first)})

@@ -103,3 +103,11 @@ func (n *Node) yieldLeadership() {
 		return
 	}
 }
+
+// wake puts a token into a channel that has room for one.
+func wake(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

@@ -376,7 +376,7 @@ func (n *Node) refresh() {
 		return
 	}
 	if n.members.index() == 0 { // they came with a snapshot
-		at, err := n.snapshotConfiguration()
+		at, err := n.disk.Snapshots.ConfigurationIndex()
 		if err != nil {
 			n.log.Warn("the members of the snapshot can't be read", "err", err)
 		}
@@ -466,34 +466,4 @@ func (n *Node) told(by string, index uint64) {
 		return
 	}
 	n.fsm.fail(fault.Because(ErrGone, "raft.removed", fault.Denied, "node %q says that this node, %q, was removed from the cluster: it stops for good. Disable its unit (systemctl disable) and wipe its directory; the machine can be added again only under another name", by, n.cfg.Self.ID))
-}
-
-// configurationIndex finds the newest configuration that is on disk.
-func (n *Node) configurationIndex() (uint64, error) {
-	first, err := n.logs.FirstIndex()
-	if err != nil {
-		return 0, err
-	}
-	last, err := n.logs.LastIndex()
-	if err != nil {
-		return 0, err
-	}
-	for i := last; i >= first && i > 0; i-- {
-		var l hraft.Log
-		if err := n.logs.GetLog(i, &l); err != nil {
-			return 0, err
-		}
-		if l.Type == hraft.LogConfiguration {
-			return i, nil
-		}
-	}
-	return n.snapshotConfiguration()
-}
-
-func (n *Node) snapshotConfiguration() (uint64, error) {
-	snaps, err := n.disk.snaps.List()
-	if err != nil || len(snaps) == 0 {
-		return 0, err
-	}
-	return snaps[0].ConfigurationIndex, nil
 }

@@ -85,7 +85,7 @@ func RestoreSnapshot(cfg *configs.Control, r io.Reader, size int64, force bool, 
 	case len(left) > 0 && !force:
 		return inv, "", fault.New(op, fault.Conflict, "%s is not empty: with --force it is set aside first", dir)
 	case len(left) > 0:
-		if err := raft.Unused(dir); err != nil {
+		if err := raft.CheckUnused(dir); err != nil {
 			return inv, "", err
 		}
 		aside = dir + ".before-" + time.Now().UTC().Format("20060102T150405Z")

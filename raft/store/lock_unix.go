@@ -2,7 +2,7 @@
 
 //go:build unix
 
-package raft
+package store
 
 import (
 	"os"
