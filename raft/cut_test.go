@@ -6,15 +6,12 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/raft"
@@ -24,68 +21,6 @@ import (
 func wireFrame(id uint64, kind byte, payload []byte) []byte {
 	b := binary.BigEndian.AppendUint32(nil, uint32(9+len(payload)))
 	return append(append(binary.BigEndian.AppendUint64(b, id), kind), payload...)
-}
-
-// What is known of a proposal whose line breaks depends on how much of it was sent, and on what the leader said last. The leader
-// is a listener that reads so many bytes, answers with so many, and hangs up.
-func TestALineThatBreaks(t *testing.T) {
-	const small, large = 100, 12 << 20 // of which no socket takes all unless it is read
-	whole := func(n int) int { return 4 + 9 + 4 + n }
-	answer := wireFrame(1, 'a', []byte("done"))
-	for _, tc := range []struct {
-		name  string
-		size  int
-		reads int
-		says  []byte
-		want  fault.Kind // "" : answered
-	}{
-		{"answered", small, whole(small), answer, ""},
-		{"nothing of a large one is read", large, 0, nil, fault.Unavailable},
-		{"a part of a large one is read", large, 1 << 20, nil, fault.Unavailable},
-		{"all of a large one is read", large, whole(large), nil, fault.Unsure},
-		{"all of it is read", small, whole(small), nil, fault.Unsure},
-		{"it was sent, whatever was read", small, 20, nil, fault.Unsure},
-		{"half of an answer", small, whole(small), answer[:len(answer)-2], fault.Unsure},
-		{"an answer to another question", small, whole(small), wireFrame(7, 'a', []byte("done")), fault.Unsure},
-		{"the leader ends and did not take it", small, whole(small), wireFrame(0, 'e', nil), fault.Unavailable},
-		{"the leader ends and has answered", small, whole(small), append(append([]byte{}, answer...), wireFrame(0, 'e', nil)...), ""},
-		{"half of the word of an end", small, whole(small), wireFrame(0, 'e', nil)[:8], fault.Unsure},
-		{"refused", small, whole(small), wireFrame(1, 'f', []byte("busy\nlater")), fault.Busy},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			ln, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer ln.Close()
-			served := make(chan error, 1)
-			go func() {
-				c, err := ln.Accept()
-				if err == nil {
-					_, err = io.CopyN(io.Discard, c, int64(tc.reads))
-				}
-				if err == nil {
-					_, err = c.Write(tc.says)
-				}
-				if err == nil && len(tc.says) > 0 { // so that what was said is not thrown away
-					err = c.(*net.TCPConn).CloseWrite()
-					_, _ = io.Copy(io.Discard, c)
-				}
-				served <- errors.Join(err, c.Close())
-			}()
-			c, err := net.Dial("tcp", ln.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			ans, err := raft.AskOver(within(t), c, make([]byte, tc.size))
-			if fault.Of(err) != tc.want || tc.want == "" && string(ans) != "done" {
-				t.Errorf("%q, %v, want %q", ans, err, tc.want)
-			}
-			if err := <-served; err != nil {
-				t.Error(err)
-			}
-		})
-	}
 }
 
 // A node that ends answers what it has read, says then that it took nothing else, and waits for the peer to hang up.

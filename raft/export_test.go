@@ -3,9 +3,7 @@
 package raft
 
 import (
-	"context"
 	"errors"
-	"net"
 	"time"
 
 	hraft "github.com/hashicorp/raft"
@@ -51,7 +49,6 @@ func (s slow) Sync() error {
 var (
 	EncodePack = encodePack
 	DecodePack = decodePack
-	ReadFrame  = readFrame
 )
 
 // TakeSnapshot makes the node take one now.
@@ -92,18 +89,6 @@ func (n *Node) Told(by string, index uint64) { n.told(by, index) }
 
 // ConfigurationIndex is that of the newest configuration that the node knows the index of.
 func (n *Node) ConfigurationIndex() uint64 { return n.members.index() }
-
-// AskOver proposes to a leader over a connection.
-func AskOver(ctx context.Context, c net.Conn, proposal []byte) ([]byte, error) {
-	n := &Node{members: newMembers([]Member{{"leader", "there"}}), ctx: context.Background()}
-	n.net, n.forward = newNetwork(n), newForwarder(n)
-	l := &line{c: &tracked{Conn: c, id: "leader", w: n.net, done: make(chan struct{})}, waiting: map[uint64]chan frame{}}
-	n.forward.peer("leader").line = l
-	ended := make(chan struct{})
-	go func() { l.read(); close(ended) }()
-	defer func() { l.c.abort(); <-ended }()
-	return n.forward.ask(ctx, "leader", askPropose, proposal)
-}
 
 // Ends tells whether the node takes no more questions of its peers.
 func (n *Node) Ends() bool { return n.ctx.Err() != nil }

@@ -8,6 +8,7 @@ import (
 	hraft "github.com/hashicorp/raft"
 
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/raft/forward"
 	"github.com/demarc-dev/demarc/raft/store"
 	"github.com/demarc-dev/demarc/raft/wal"
 )
@@ -21,12 +22,9 @@ const (
 	fullYield = 30 * time.Second // how often a leader whose disk is full tries to make another one lead
 )
 
-var errFull = fault.New("raft.Propose", fault.Unavailable, "the disk of the leader is full, so it takes no changes: make space, it goes on by itself; reads are answered")
-
-// isFull knows it from its sentence too, for it comes from another node as one.
-func isFull(err error) bool {
-	return fault.Of(err) == fault.Unavailable && fault.Text(err) == errFull.(*fault.Error).Text
-}
+// errFull is not retried: to ask again at once does not help.
+var errFull = forward.Permanent(fault.New("raft.Propose", fault.Unavailable,
+	"the disk of the leader is full, so it takes no changes: make space, it continues by itself; reads are answered"))
 
 // room makes sure that an entry of size bytes can be written and leaves enough; otherwise it is refused before the library
 // has it, which would step down.

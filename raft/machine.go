@@ -15,6 +15,7 @@ import (
 	hraft "github.com/hashicorp/raft"
 
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/raft/forward"
 )
 
 // Bounds of a pack. One proposal may be larger than packBytes, and then is alone.
@@ -23,7 +24,7 @@ const (
 	packCount   = 256
 	packBytes   = 512 << 10
 	// MaxProposal bounds one proposal in bytes.
-	MaxProposal = 16 << 20
+	MaxProposal = forward.MaxPayload
 )
 
 // encodePack spells proposals as one entry.

@@ -12,6 +12,7 @@ import (
 	hraft "github.com/hashicorp/raft"
 
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/raft/forward"
 )
 
 // Role is what a member does: a voter elects and commits; a non-voter has the same log, forwards proposals and reads.
@@ -116,7 +117,7 @@ func (n *Node) Members(ctx context.Context) (Cluster, error) {
 			out, err = n.cluster()
 			return err
 		}
-		b, err := n.forward.ask(ctx, id, askMembers, nil)
+		b, err := n.calls.Call(ctx, id, kindMembers, nil)
 		if fault.Of(err) == fault.Unsure {
 			return fault.At(op, fault.Unavailable, err) // to ask again is safe
 		}
@@ -147,7 +148,7 @@ func (n *Node) Change(ctx context.Context, c Change) error {
 	}
 	err = n.retry(ctx, func() error {
 		if id, ok := n.Leader(); ok && id != n.cfg.Self.ID {
-			_, err := n.forward.ask(ctx, id, askChange, ask)
+			_, err := n.calls.Call(ctx, id, kindChange, ask)
 			return err
 		}
 		return n.change(ctx, c)
@@ -325,7 +326,7 @@ func (n *Node) caughtUp(ctx context.Context, id string) error {
 		select {
 		case <-moved:
 		case <-ctx.Done():
-			return &final{fault.Because(ctx.Err(), "raft.change", fault.Unavailable, "node %q is %d entries behind: promote it when it has caught up (is it running, and reached at its address?)", id, target-last)}
+			return forward.Permanent(fault.Because(ctx.Err(), "raft.change", fault.Unavailable, "node %q is %d entries behind: promote it when it has caught up (is it running, and reached at its address?)", id, target-last))
 		case <-n.ctx.Done():
 			return errClosing
 		}
@@ -402,20 +403,14 @@ func (n *Node) transfer(ctx context.Context, id string) error {
 			return nil
 		}
 	}
-	return &final{fault.Because(err, op, fault.Unavailable, "leadership was not handed over: %v", err)}
+	return forward.Permanent(fault.Because(err, op, fault.Unavailable, "leadership was not handed over: %v", err))
 }
-
-// final is a failure that is not tried again, though nothing was done.
-type final struct{ error }
-
-// Unwrap gives the cause.
-func (f *final) Unwrap() error { return f.error }
 
 // refusal is what a proposer is told that the machine kept out.
 func refusal(err error) error {
 	switch fault.Of(err) {
 	case fault.Unavailable: // not yet, and not soon
-		return &final{err}
+		return forward.Permanent(err)
 	case fault.Busy, fault.NotLeader:
 		return err
 	}

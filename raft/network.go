@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/binary"
 	"errors"
 	"log/slog"
 	"math"
@@ -19,6 +18,7 @@ import (
 	hraft "github.com/hashicorp/raft"
 
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/raft/forward"
 )
 
 // The protocols of the listener: the server's TLS must offer both.
@@ -115,8 +115,7 @@ func (w *network) greet(c net.Conn) (*tls.Conn, string, error) {
 	}
 	if err != nil {
 		if errors.Is(err, ErrGone) && t.ConnectionState().NegotiatedProtocol == ProtoForward {
-			_ = t.SetWriteDeadline(time.Now().Add(pulseWait))
-			_ = writeFrame(t, frame{0, askGone, binary.BigEndian.AppendUint64(nil, index)})
+			_ = forward.NotifyRemoved(t, index)
 		}
 		return t, "", fault.At(op, fault.Denied, err)
 	}
@@ -131,7 +130,7 @@ func (w *network) welcome(t *tls.Conn, id string) {
 	}
 	if w.n.cfg.Peer != nil { // what made the peer's certificate worthless since greet asked did not find this connection
 		if _, err := w.n.cfg.Peer(t.ConnectionState()); err != nil {
-			tracked.abort()
+			tracked.Abort()
 			return
 		}
 	}
@@ -151,7 +150,7 @@ func (w *network) welcome(t *tls.Conn, id string) {
 		}
 		w.mu.Unlock()
 		if serve {
-			w.n.serveForward(tracked)
+			w.n.server.Serve(w.n.ctx, tracked)
 			w.serving.Done()
 		}
 	}
@@ -199,10 +198,10 @@ func (w *network) track(c net.Conn, id string) (*tracked, bool) {
 	}
 	w.mu.Unlock()
 	if out != nil {
-		out.abort()
+		out.Abort()
 	}
 	if !open {
-		t.abort() // without the lock, and without waiting for the peer
+		t.Abort() // without the lock, and without waiting for the peer
 		return nil, false
 	}
 	return t, true
@@ -233,7 +232,7 @@ func (w *network) cut(on bool) {
 	}
 	w.mu.Unlock()
 	for _, c := range open {
-		c.abort()
+		c.Abort()
 	}
 }
 
@@ -248,7 +247,7 @@ func (w *network) kick(id string) {
 	}
 	w.mu.Unlock()
 	for _, c := range open {
-		c.abort()
+		c.Abort()
 	}
 }
 
@@ -268,12 +267,18 @@ func (n *Node) Recheck(passes func(id string, leaf *x509.Certificate) error) {
 	}
 	n.net.mu.Unlock()
 	for _, c := range open {
-		c.abort()
+		c.Abort()
 	}
 }
 
-// abort closes the connection without a goodbye, which would wait for a peer that does not read.
-func (t *tracked) abort() {
+// Peer implements [forward.Conn].
+func (t *tracked) Peer() string { return t.id }
+
+// Done implements [forward.Conn].
+func (t *tracked) Done() <-chan struct{} { return t.done }
+
+// Abort implements [forward.Conn]: it closes the connection without a goodbye, which would wait for a peer that does not read.
+func (t *tracked) Abort() {
 	if c, ok := t.Conn.(*tls.Conn); ok {
 		_ = c.NetConn().Close()
 	}
@@ -340,7 +345,7 @@ func (w *network) dial(ctx context.Context, id, addr, proto string) (*tracked, e
 	}
 	if conf.VerifyConnection != nil { // as in welcome
 		if err := conf.VerifyConnection(t.ConnectionState()); err != nil {
-			out.abort()
+			out.Abort()
 			return nil, fault.Because(err, "raft.dial", fault.Unavailable, "node %s is not proven", id)
 		}
 	}
@@ -377,7 +382,7 @@ func (w *network) reach(ctx context.Context, id, proto string) (*tracked, error)
 			won = r.c
 			cancel()
 		case r.err == nil:
-			r.c.abort()
+			r.c.Abort()
 		default:
 			failed = r.err
 		}

@@ -160,6 +160,7 @@ func (n *Node) end() {
 	err := errors.Join(down.Error(), n.trans.Close())
 	n.wg.Wait()
 	n.net.wg.Wait()
+	n.calls.Close()
 	n.store.Close()
 	n.meters.unregister(n.cfg.Registerer)
 	if err = errors.Join(err, n.disk.Close()); err != nil {

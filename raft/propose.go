@@ -13,6 +13,7 @@ import (
 	hraft "github.com/hashicorp/raft"
 
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/raft/forward"
 )
 
 // waiting is a proposal on its way into the log.
@@ -248,7 +249,7 @@ func (n *Node) Propose(ctx context.Context, data []byte) ([]byte, error) {
 	var ans []byte
 	err := n.retry(ctx, func() (err error) {
 		if id, ok := n.Leader(); ok && id != n.cfg.Self.ID {
-			ans, err = n.forward.ask(ctx, id, askPropose, data)
+			ans, err = n.calls.Call(ctx, id, kindPropose, data)
 			return err
 		}
 		ans, err = n.propose(ctx, data)
@@ -263,10 +264,8 @@ func (n *Node) retry(ctx context.Context, f func() error) error {
 	wait := 10 * time.Millisecond
 	for {
 		err := f()
-		if no := (*final)(nil); errors.As(err, &no) {
-			return err
-		}
-		if k := fault.Of(err); err == nil || (k != fault.NotLeader && k != fault.Unavailable) || errors.Is(err, errClosing) || isFull(err) {
+		k := fault.Of(err)
+		if k != fault.NotLeader && k != fault.Unavailable || forward.IsPermanent(err) || errors.Is(err, errClosing) || errors.Is(err, forward.ErrClosed) {
 			return err
 		}
 		t := time.NewTimer(wait/2 + rand.N(wait))

@@ -91,6 +91,7 @@ import (
 
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/raft/clock"
+	"github.com/demarc-dev/demarc/raft/forward"
 	"github.com/demarc-dev/demarc/raft/store"
 	"github.com/demarc-dev/demarc/raft/wal"
 )
@@ -162,7 +163,8 @@ type Node struct {
 	queue    *queue
 	order    sync.Mutex // of packs, from their rehearsal until the library has them
 	rounds   *rounds
-	forward  *forwarder
+	calls    *forward.Client
+	server   forward.Server
 	members  *members
 	watch    *watch
 	clocks   *clock.Clocks
@@ -238,7 +240,9 @@ func Open(cfg Config) (*Node, error) {
 	n.fsm.at = func(index uint64) { n.members.passed(index) }
 	n.clocks, n.probe = clock.New(cfg.Now), make(chan struct{}, 1)
 	n.members, n.watch, n.silent.failed = newMembers(cfg.First), newWatch(), map[hraft.ServerID]bool{}
-	n.forward = newForwarder(n)
+	n.calls = forward.NewClient(n.ctx, forward.ClientConfig{DialTimeout: min(rpcWait, max(time.Second, 2*cfg.Timing.Election)),
+		Dial: n.dialForward, Known: func(id string) bool { return len(n.where(id)) > 0 }, Removed: n.told})
+	n.server = forward.Server{Term: func() uint64 { return n.raft.CurrentTerm() }, Handle: n.serve}
 	n.meters = newMeters(n)
 	if err := n.open(); err != nil {
 		n.stop()
@@ -247,6 +251,7 @@ func Open(cfg Config) (*Node, error) {
 			_ = n.raft.Shutdown().Error()
 		}
 		n.net.close(false)
+		n.calls.Close()
 		if n.trans != nil {
 			_ = n.trans.Close()
 		}

@@ -4,7 +4,6 @@ package raft
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"slices"
 	"sync"
@@ -13,6 +12,7 @@ import (
 	hraft "github.com/hashicorp/raft"
 
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/raft/forward"
 )
 
 // Read returns once the machine of this node has everything that was answered, by any node, before the call. It writes
@@ -23,7 +23,7 @@ func (n *Node) Read(ctx context.Context) error {
 	err := n.retry(ctx, func() error {
 		var err error
 		if id, ok := n.Leader(); ok && id != n.cfg.Self.ID {
-			index, err = n.forward.readIndex(ctx, id)
+			index, err = n.calls.Number(ctx, id, kindReadIndex)
 			return err
 		}
 		index, err = n.readIndex(ctx)
@@ -154,7 +154,7 @@ func (n *Node) stillTerm(term uint64) error {
 		}
 		asked++
 		n.work.Go(func() {
-			t, err := n.forward.number(ctx, id, askTerm)
+			t, err := n.calls.Number(ctx, id, forward.Term)
 			if err != nil {
 				t = 0
 			}
@@ -195,23 +195,4 @@ func (n *Node) lastProposals(commit uint64) (uint64, error) {
 			return i, nil
 		}
 	}
-}
-
-// number asks a member for 8 bytes. To ask again is always safe.
-func (f *forwarder) number(ctx context.Context, id string, kind byte) (uint64, error) {
-	const op = "raft.forward"
-	b, err := f.ask(ctx, id, kind, nil)
-	switch {
-	case fault.Of(err) == fault.Unsure:
-		return 0, fault.At(op, fault.Unavailable, err)
-	case err != nil:
-		return 0, err
-	case len(b) != 8:
-		return 0, fault.New(op, fault.Internal, "a member gave a number of %d bytes", len(b))
-	}
-	return binary.BigEndian.Uint64(b), nil
-}
-
-func (f *forwarder) readIndex(ctx context.Context, leader string) (uint64, error) {
-	return f.number(ctx, leader, askRead)
 }

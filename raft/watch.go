@@ -13,6 +13,7 @@ import (
 	hraft "github.com/hashicorp/raft"
 
 	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/raft/forward"
 )
 
 // weather is what a member says of itself when it is asked, and what who asks says of itself.
@@ -233,7 +234,7 @@ func (n *Node) look() {
 			continue
 		}
 		n.work.Go(func() {
-			said, err := n.forward.weather(n.ctx, id)
+			said, err := n.weatherOf(n.ctx, id)
 			n.watch.end(id, said, err, n.gap())
 			if err == nil && said.Addr != "" && said.Addr != string(s.Address) && n.leads() {
 				n.moves(id, said.Addr)
@@ -254,7 +255,7 @@ func (n *Node) hello() {
 	for _, id := range n.others() {
 		if n.watch.begin(id) {
 			n.work.Go(func() {
-				said, err := n.forward.weather(n.ctx, id)
+				said, err := n.weatherOf(n.ctx, id)
 				n.watch.end(id, said, err, n.gap())
 			})
 		}
@@ -280,24 +281,24 @@ func (n *Node) others() []string {
 }
 
 // weather asks a member how it is.
-func (f *forwarder) weather(ctx context.Context, id string) (weather, error) {
+func (n *Node) weatherOf(ctx context.Context, id string) (weather, error) {
 	const op = "raft.weather"
-	ctx, cancel := context.WithTimeout(ctx, max(time.Second, 2*f.n.cfg.Timing.Heartbeat))
+	ctx, cancel := context.WithTimeout(ctx, max(time.Second, 2*n.cfg.Timing.Heartbeat))
 	defer cancel()
 	var out weather
-	own, err := json.Marshal(weather{Addr: f.n.cfg.Self.Addr})
+	own, err := json.Marshal(weather{Addr: n.cfg.Self.Addr})
 	if err != nil {
 		return out, fault.At(op, fault.Internal, err)
 	}
-	asked := f.n.clocks.Moment()
-	b, err := f.ask(ctx, id, askWeather, own)
+	asked := n.clocks.Moment()
+	b, err := n.calls.Call(ctx, id, kindStatus, own)
 	if err != nil {
 		return out, err
 	}
 	if err := json.Unmarshal(b, &out); err != nil {
 		return out, fault.At(op, fault.Internal, err)
 	}
-	f.n.clocks.Record(id, out.Clock, asked)
+	n.clocks.Record(id, out.Clock, asked)
 	return out, nil
 }
 
@@ -386,7 +387,7 @@ func (n *Node) refresh() {
 		if id != n.cfg.Self.ID {
 			n.log.Warn("a node is no member any more: its connections end", "node", id)
 			n.net.kick(id)
-			n.forward.forget(id)
+			n.calls.Forget(id)
 		}
 	}
 }
@@ -415,21 +416,16 @@ func (n *Node) tellGone(id, addr string, index uint64) {
 		n.log.Info("a removed node was not told: it is not reached", "node", id, "err", err)
 		return
 	}
-	defer c.abort()
-	_ = c.SetDeadline(time.Now().Add(pulseWait))
-	patience := binary.BigEndian.AppendUint32(nil, uint32(time.Second.Milliseconds()))
-	err = writeFrame(c, frame{1, askGone, binary.BigEndian.AppendUint64(patience, index)})
-	if err == nil {
-		_, err = readFrame(c)
-	}
+	defer c.Abort()
+	err = forward.CallRemoved(c, index)
 	n.log.Info("a removed node was told", "node", id, "err", err)
 }
 
 // serveMembers answers the questions about members.
-func (n *Node) serveMembers(ctx context.Context, by string, kind byte, payload []byte) ([]byte, error) {
+func (n *Node) serveMembers(ctx context.Context, by string, kind forward.Kind, payload []byte) ([]byte, error) {
 	const op = "raft.serve"
 	switch kind {
-	case askWeather:
+	case kindStatus:
 		var said weather
 		if err := json.Unmarshal(payload, &said); err != nil || len(said.Addr) > maxAddr {
 			return nil, fault.New(op, fault.Invalid, "a member that says where it is in no way that this build understands")
@@ -438,13 +434,13 @@ func (n *Node) serveMembers(ctx context.Context, by string, kind byte, payload [
 			n.members.hint(by, said.Addr)
 		}
 		return json.Marshal(n.weather())
-	case askMembers:
+	case kindMembers:
 		c, err := n.cluster()
 		if err != nil {
 			return nil, err
 		}
 		return json.Marshal(c)
-	case askChange:
+	case kindChange:
 		var c Change
 		if err := json.Unmarshal(payload, &c); err != nil || len(c.Addr) > maxAddr {
 			return nil, fault.New(op, fault.Invalid, "a change of the members that this build does not understand")
