@@ -84,8 +84,14 @@ test-kubernetes: ## proofs of a real kube-apiserver; the first time it is built,
 vet:
 	$(GO) vet ./...
 
-lint: vet ## gofmt and vet; prints the files that differ
+lint: vet $(TOOLS)/lint ## gofmt, vet, staticcheck, errorlint, sloglint, forbidigo and misspell, less the exceptions in tools/lint/allowed.txt
 	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "gofmt:"; echo "$$out"; exit 1; fi
+	$(GO) vet -C tools ./... && $(GO) test -C tools ./...
+	$(TOOLS)/lint tools/lint/allowed.txt
+
+# The module in tools pins them, so that the product's own go.mod does not grow by what linters need.
+$(TOOLS)/lint: tools/go.mod tools/go.sum $(wildcard tools/lint/*.go)
+	$(GO) build -C tools -o $(TOOLS)/ tool ./lint
 
 $(TOOLS)/buf:
 	GOBIN=$(TOOLS) $(GO) install github.com/bufbuild/buf/cmd/buf@v1.75.0

@@ -28,6 +28,7 @@ var floors = map[string]int{
 	"daemon": 5,
 	"cmd":    6,
 	"bench":  beside, "demo": beside, "fleettest": beside, "docs": beside, "deploy": beside,
+	"tools": beside, // a module of its own
 }
 
 const beside = 9

@@ -118,7 +118,7 @@ type reply struct {
 // Read implements io.Reader.
 func (r reply) Read(p []byte) (int, error) {
 	n, err := r.ReadCloser.Read(p)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = doubt(r.ctx, err)
 	}
 	return n, err

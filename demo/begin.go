@@ -249,9 +249,9 @@ func (s *story) refusals() {
 		s.must(err, "token")
 		return t
 	}
-	n, csr, aud := challenge()
+	n, csr, _ := challenge()
 	try("another audience", "audience", n, csr, mint("appliance", "https://somewhere.else", 0))
-	n, csr, aud = challenge()
+	n, csr, aud := challenge()
 	try("another subject", "is registered", n, csr, mint("default", aud, 0))
 	n, csr, aud = challenge()
 	try("an expired token", "ran out", n, csr, mint("appliance", aud, -3*time.Hour))

@@ -203,7 +203,7 @@ func TestThreeNodesClockJump(t *testing.T) {
 					c.must(c.customer(bad, "", "jumped-"+string(rune('a'+i%26))+string(rune('a'+i/26))))
 					time.Sleep(time.Second)
 				}
-				if d := c.node(other).book.At().Sub(time.Now()).Abs(); d > time.Minute {
+				if d := time.Until(c.node(other).book.At()).Abs(); d > time.Minute {
 					t.Errorf("the book's time is %s off", d)
 				}
 				size := c.node(other).book.Log().Size()
@@ -233,7 +233,7 @@ func TestThreeNodesLiftedBook(t *testing.T) {
 		c.must(c.customer("cp-1", "lift", "lifted"))
 		c.world.set("cp-1", 0)
 		c.world.old(false, all...)
-		ahead := func() time.Duration { return c.node(c.leads()).book.At().Sub(time.Now()) }
+		ahead := func() time.Duration { return time.Until(c.node(c.leads()).book.At()) }
 		if d := ahead(); d < 9*time.Hour {
 			t.Fatalf("the book is %s ahead: nothing is tested", d)
 		}

@@ -59,8 +59,6 @@ func newOperator(t *testing.T, bundle []byte, dial func(ctx context.Context, add
 	return &operator{t: t, dial: dial, key: key, pool: identity.Pool(cas)}, nil
 }
 
-func (p *operator) csr() ([]byte, error) { return identity.NewCSR(p.key, rand.Reader) }
-
 // take goes on with another certificate.
 func (p *operator) take(leaf *x509.Certificate) {
 	p.leaf = &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: p.key, Leaf: leaf}

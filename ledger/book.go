@@ -28,6 +28,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -298,7 +299,7 @@ func (b *Book[S]) run(kind Learned[S], n *page[S], in proposal) (out answer, sho
 	}()
 	state := n.state
 	result, shown, refused := kind.apply(&state, in.Meta, in.Body)
-	if bad, ok := refused.(malformed); ok {
+	if bad := (malformed{}); errors.As(refused, &bad) {
 		return answer{}, leaf{}, fault.Because(bad.error, "ledger.run", fault.Invalid, "the body of the change %q: %s", in.Kind, fault.Text(bad.error))
 	}
 	if refused != nil {

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -201,7 +202,7 @@ func (l *lines) next(limit int) ([]byte, error) {
 		if len(out) > limit {
 			return nil, fault.New("ledger.line", fault.Invalid, "line %d is longer than %d bytes", l.n, limit)
 		}
-		if err == bufio.ErrBufferFull {
+		if errors.Is(err, bufio.ErrBufferFull) {
 			continue
 		}
 		if err != nil {

@@ -3,6 +3,7 @@
 package mesh_test
 
 import (
+	"errors"
 	"io"
 	"net"
 	"strings"
@@ -80,7 +81,7 @@ func ended(t *testing.T, conns []net.Conn) {
 	for _, c := range conns {
 		_ = c.SetReadDeadline(until)
 		_, err := c.Read(make([]byte, 1))
-		if nerr, ok := err.(net.Error); err == nil || ok && nerr.Timeout() {
+		if nerr := net.Error(nil); err == nil || errors.As(err, &nerr) && nerr.Timeout() {
 			open++
 		}
 	}

@@ -157,7 +157,7 @@ func (h *Hello) shake(ctx context.Context, c net.Conn, cfg *tls.Config, wait tim
 	if err := t.HandshakeContext(own); err != nil {
 		_ = c.Close()
 		hungUp := ctx.Err() == nil && !e.heard.Load() && time.Since(began) >= wait/2
-		if context.Cause(own) == errUnanswered || hungUp {
+		if errors.Is(context.Cause(own), errUnanswered) || hungUp {
 			err = errUnanswered
 		}
 		return nil, e, Explain(err)

@@ -144,8 +144,10 @@ func TestInnerRefused(t *testing.T) {
 		kind  fault.Kind
 		text  string
 	}{
-		"not found":          {http.NotFound, "", fault.Unavailable, "none of its"},
-		"redirect":           {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://portal.example", 302) }, "", fault.Unavailable, "none of its"},
+		"not found": {http.NotFound, "", fault.Unavailable, "none of its"},
+		"redirect": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "https://portal.example", http.StatusFound)
+		}, "", fault.Unavailable, "none of its"},
 		"100 MiB of headers": {raw("HTTP/1.1 101 Switching Protocols\r\n", true), "", fault.Unavailable, "none of its"},
 		"not HTTP":           {raw("SSH-2.0\r\n", false), "", fault.Unavailable, "none of its"},
 		"another accept":     {raw("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n", false), "", fault.Unavailable, "none of its"},

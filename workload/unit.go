@@ -107,7 +107,7 @@ func (u *unit) supervise() {
 			s.Healthy, s.PID, s.Reason, s.Why = false, 0, why, kind
 			s.Restarts++
 		})
-		u.p.cfg.Logger.Warn("a service ended", "service", u.def.Name, "why", why, "again in", backoff)
+		u.p.cfg.Logger.Warn("a service ended", "service", u.def.Name, "why", why, "again_in", backoff)
 		select {
 		case <-u.halt:
 			return

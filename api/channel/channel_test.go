@@ -37,7 +37,7 @@ func TestFramesComeBackAsTheyWereSent(t *testing.T) {
 			t.Fatalf("%d bytes: %v", len(want.GetHello().GetBuild()), err)
 		}
 	}
-	if err := channel.Read(&wire, &boundaryv1.Up{}, channel.MaxUp); err != io.EOF {
+	if err := channel.Read(&wire, &boundaryv1.Up{}, channel.MaxUp); !errors.Is(err, io.EOF) {
 		t.Fatalf("after the last frame: %v, want io.EOF", err)
 	}
 }

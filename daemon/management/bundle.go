@@ -56,7 +56,7 @@ func (s *Server) load() error {
 		}
 		b, err := open(p, sealed)
 		if err != nil {
-			s.Log.Warn("the CAs that were kept are not used: the control plane is asked for them again", "control plane", p.Name, "err", fault.Text(err))
+			s.Log.Warn("the CAs that were kept are not used: the control plane is asked for them again", "control_plane", p.Name, "err", fault.Text(err))
 			continue
 		}
 		s.held[p.Name] = b
@@ -121,7 +121,7 @@ func (s *Server) take(p Peer, b bundle, sealed []byte) (uint64, error) {
 	}
 	s.held[p.Name] = b
 	s.repool()
-	s.Log.Info("a control plane has other CAs", "control plane", p.Name, "bundle", b.number, "certificates", len(b.cas))
+	s.Log.Info("a control plane has other CAs", "control_plane", p.Name, "bundle", b.number, "certificates", len(b.cas))
 	for c := range s.conns {
 		if who := c.who.Load(); who != nil && s.trustsLocked(who.principal, who.issuer) != nil {
 			go func() { _ = c.Close() }() // it takes mu

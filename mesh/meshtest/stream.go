@@ -142,10 +142,8 @@ func (t *Tailnet) stream(ctx context.Context, w testcontrol.MapStreamWriter, req
 		return
 	}
 	t.renew(req.NodeKey)
-	if !req.ReadOnly {
-		t.learn(req)
-		t.notify()
-	}
+	t.learn(req)
+	t.notify()
 	if req.Stream {
 		t.streams.Add(1)
 	}
