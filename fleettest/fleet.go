@@ -67,7 +67,7 @@ type Fleet struct {
 	server *controlplane.Server
 	door   *door
 	conns  map[*end]*Appliance
-	seq    controlplane.Sequence // of a cluster; nil: the record is the order
+	seq    controlplane.Consensus // of a cluster; nil: the record is the order
 	shut   bool                  // whoever shows a certificate is refused
 	pick   func() *door          // of a cluster: the door that the next connection of an appliance comes to; nil: door
 	stop   func()
@@ -221,7 +221,7 @@ func (f *Fleet) Admit(name string, serial fleet.Serial) error {
 // order is the order of changes of one node, on record before it is applied.
 type order struct{ f *Fleet }
 
-// Propose implements [controlplane.Sequence].
+// Propose implements [controlplane.Consensus].
 func (o order) Propose(ctx context.Context, data []byte) ([]byte, error) {
 	f := o.f
 	f.mu.Lock()
@@ -265,10 +265,10 @@ func (f *Fleet) told(data []byte) (lost bool) {
 	return lost
 }
 
-// Read implements [controlplane.Sequence].
+// Read implements [controlplane.Consensus].
 func (order) Read(context.Context) error { return nil }
 
-// Leader implements [controlplane.Sequence].
+// Leader implements [controlplane.Consensus].
 func (order) Leader() string { return nodeName }
 
 // After has f called after each change that is on record, before its answer goes anywhere: a place to crash at.
@@ -291,7 +291,7 @@ func (f *Fleet) StartNode() {
 	}
 	f.book = book
 	f.mu.Unlock()
-	server, err := controlplane.NewServer(controlplane.Options{Name: nodeName, Book: book, Order: order{f}, KEK: f.kek, LeafLife: LeafLife, Beat: f.Beat,
+	server, err := controlplane.NewServer(controlplane.Options{Name: nodeName, Book: book, Consensus: order{f}, KEK: f.kek, LeafLife: LeafLife, Beat: f.Beat,
 		Members: []controlplane.Member{{Name: nodeName}}, Now: time.Now, Log: f.log})
 	f.must(err)
 	roots, err := identity.ParseBundle(f.bundle, Domain)

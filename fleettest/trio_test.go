@@ -112,7 +112,7 @@ func (s sequence) Read(ctx context.Context) error {
 func (s sequence) Leader() string { id, _ := s.n.Leader(); return id }
 
 // late is a sequence that is known only once the server is made.
-type late struct{ controlplane.Sequence }
+type late struct{ controlplane.Consensus }
 
 func (c *trio) listen(addr string) *door {
 	d := newDoor()
@@ -152,7 +152,7 @@ func (c *trio) startNode(name string) {
 		members = own
 	}
 	var err error
-	opts := controlplane.Options{Name: name, Book: p.book, Order: seq, KEK: f.kek, LeafLife: LeafLife, Beat: f.Beat, Members: members, Now: clock.Now, Clocks: clock, Log: f.log.With("node", name),
+	opts := controlplane.Options{Name: name, Book: p.book, Consensus: seq, KEK: f.kek, LeafLife: LeafLife, Beat: f.Beat, Members: members, Now: clock.Now, Clocks: clock, Log: f.log.With("node", name),
 		Dial:     func(ctx context.Context, _, addr string) (net.Conn, error) { return c.connect(ctx, addr) },
 		Snapshot: func(_ context.Context, index uint64) error { return p.raft.SnapshotAt(index) }}
 	conf := raft.Config{}
@@ -194,7 +194,7 @@ func (c *trio) startNode(name string) {
 	}
 	p.raft, err = raft.Open(conf)
 	f.must(err)
-	seq.Sequence = sequence{p.raft, f}
+	seq.Consensus = sequence{p.raft, f}
 	clock.up(p.raft)
 	p.live.Store(p.raft)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -46,7 +46,7 @@ func (s *Server) CatchUp(ctx context.Context, f *Source, every time.Duration) er
 			return nil
 		case <-tick.C:
 		}
-		heard := s.Order.Leader() != ""
+		heard := s.replica.Leader() != ""
 		if heard && s.confirm(ctx, f) {
 			continue
 		}
@@ -58,7 +58,7 @@ func (s *Server) CatchUp(ctx context.Context, f *Source, every time.Duration) er
 		}
 		learned := false
 		for _, m := range s.whereabouts() {
-			if m.Name == s.name || m.API == "" {
+			if m.Name == s.replica.Node || m.API == "" {
 				continue
 			}
 			news, err := s.catchUp(ctx, f, m.API)
@@ -130,7 +130,7 @@ func (s *Server) catchUp(ctx context.Context, f *Source, addr string) (news bool
 	if err != nil || b.Number <= st.number {
 		return false, err
 	}
-	page := s.book.View()
+	page := s.replica.View()
 	c := credentials{Version: credentialsVersion, TrustDomain: st.domain, KEK: page.KEK, Epoch: page.Epoch().Number, Peers: s.whereabouts()}
 	if had := s.behind(page); had != nil {
 		c.KEK, c.Epoch = had.KEK, max(c.Epoch, had.Epoch)

@@ -48,7 +48,7 @@ func TestAReleaseIsOnAMajority(t *testing.T) {
 					if !strings.Contains(fault.Text(err), "1 of 3 voters") || !strings.Contains(fault.Text(err), "cp-3: connection refused") {
 						t.Errorf("%v does not say who lacks it, and why", err)
 					}
-					if n := w.order.book.View().releases.Len(); n != 0 {
+					if n := w.order.book.View().ReleaseCount(); n != 0 {
 						t.Errorf("%d releases are published", n)
 					}
 					return
@@ -59,7 +59,7 @@ func TestAReleaseIsOnAMajority(t *testing.T) {
 				w.set(func() { w.down = map[string]bool{"cp-1": true} })
 				for i := 1; i < 3; i++ {
 					if err := w.nodes[i].depot.bring(context.Background(), d); err != nil {
-						t.Errorf("the upload's node is dead, and an appliance at %s gets: %v", w.nodes[i].name, err)
+						t.Errorf("the upload's node is dead, and an appliance at %s gets: %v", w.nodes[i].replica.Node, err)
 					}
 				}
 			})
@@ -222,7 +222,7 @@ func TestOrdersOfFaults(t *testing.T) {
 				hurt := 0 // one node at a time may be
 				for k := range 30 {
 					i := r.IntN(3)
-					name := w.nodes[hurt].name
+					name := w.nodes[hurt].replica.Node
 					switch r.IntN(5) {
 					case 0:
 						w.set(func() { w.down, w.hangs = map[string]bool{}, map[string]bool{} })
@@ -242,7 +242,7 @@ func TestOrdersOfFaults(t *testing.T) {
 					case 3:
 						w.lose(hurt)
 					}
-					if w.nodes[i].name == name && (w.down[name] || w.hangs[name]) {
+					if w.nodes[i].replica.Node == name && (w.down[name] || w.hangs[name]) {
 						continue // nobody reaches it to publish there
 					}
 					d := w.put(i, some(4000, byte(k)))

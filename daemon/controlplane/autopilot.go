@@ -19,7 +19,7 @@ type Next struct{ Do, ID, Why string }
 // Decide says what the policy asks for, given what the leader sees. It removes a dead voter only where a majority of all
 // voters is heard from, at least the floor's number of voters stays, and a stable non-voter stands ready to take the place,
 // unless the operator does without. One step at a time: a stable non-voter that is wanted as a voter is promoted first.
-func (p Autopilot) Decide(all raft.Cluster, wanted func(id string) bool) Next {
+func Decide(p Autopilot, all raft.Cluster, wanted func(id string) bool) Next {
 	var voters, heard int
 	var dead []raft.MemberState
 	var ready []raft.MemberState
@@ -30,7 +30,7 @@ func (p Autopilot) Decide(all raft.Cluster, wanted func(id string) bool) Next {
 			voters++
 			if alive {
 				heard++
-			} else if p.silent(m, all) {
+			} else if silentTooLong(p, m, all) {
 				dead = append(dead, m)
 			}
 		case alive && wanted(m.ID) && m.Lag <= maxLag && time.Duration(m.Stable)*time.Millisecond >= p.Stabilization:
@@ -57,8 +57,8 @@ func (p Autopilot) Decide(all raft.Cluster, wanted func(id string) bool) Next {
 // maxLag is how many entries a member may be behind that counts as caught up.
 const maxLag = 256
 
-// silent tells whether a member has been silent for too long. One that was never heard counts from the beginning of the lead.
-func (p Autopilot) silent(m raft.MemberState, all raft.Cluster) bool {
+// silentTooLong reports whether a member has been silent for too long. One that was never heard counts from the beginning of the lead.
+func silentTooLong(p Autopilot, m raft.MemberState, all raft.Cluster) bool {
 	silent := m.Silent
 	if silent < 0 {
 		silent = all.Leads
@@ -80,7 +80,7 @@ func (s *Server) Pilot(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		if policy := s.book.View().Pilot(); s.Order.Leader() == s.name && (policy.RemoveDead || policy.PromoteStable) {
+		if policy := s.replica.View().Pilot(); s.replica.Leader() == s.replica.Node && (policy.RemoveDead || policy.PromoteStable) {
 			if err := s.steer(ctx, m, policy); err != nil && ctx.Err() == nil {
 				s.log.Warn("autopilot could not do what it is told to", "err", fault.Text(err))
 			}
@@ -95,12 +95,12 @@ func (s *Server) steer(ctx context.Context, m Membership, policy Autopilot) erro
 	if err != nil {
 		return err
 	}
-	page := s.book.View()
-	next := policy.Decide(all, func(id string) bool {
+	page := s.replica.View()
+	next := Decide(policy, all, func(id string) bool {
 		p, ok := page.Peer(id)
 		return ok && p.Voter && !p.Removed && page.ready(id) == nil
 	})
-	if next.Do == "" || all.Leader != s.name {
+	if next.Do == "" || all.Leader != s.replica.Node {
 		return nil
 	}
 	s.log.Warn("autopilot changes the members", "do", next.Do, "node", next.ID, "why", next.Why)
@@ -108,9 +108,9 @@ func (s *Server) steer(ctx context.Context, m Membership, policy Autopilot) erro
 		return err
 	}
 	if next.Do == raft.Remove {
-		_, err = submit(ctx, s, s.self(), "", s.book.View().removeNode(RemoveNode{Name: next.ID, Reason: "autopilot: " + next.Why}))
+		_, err = submit(ctx, s.replica, s.replica.Self(), "", s.replica.View().removeNode(RemoveNode{Name: next.ID, Reason: "autopilot: " + next.Why}))
 		return err
 	}
-	_, err = submit(ctx, s, s.self(), "", NodeChanged{Do: "autopilot " + next.Do, Name: next.ID})
+	_, err = submit(ctx, s.replica, s.replica.Self(), "", NodeChanged{Do: "autopilot " + next.Do, Name: next.ID})
 	return err
 }

@@ -81,7 +81,7 @@ func TestAutopilotKeepsItsFloor(t *testing.T) {
 		if p.Stabilization == 0 {
 			p.Stabilization = 10 * time.Second
 		}
-		got := p.Decide(seen(c.seen), func(id string) bool { return id != "edge" })
+		got := controlplane.Decide(p, seen(c.seen), func(id string) bool { return id != "edge" })
 		if g := strings.TrimSpace(got.Do + " " + got.ID); g != c.want {
 			t.Errorf("%s: %s: %q, want %q", c.name, c.seen, g, c.want)
 		}
@@ -89,11 +89,11 @@ func TestAutopilotKeepsItsFloor(t *testing.T) {
 	// One that this leader never heard counts from the beginning of the lead.
 	young := seen("a! b c d e-")
 	young.Leads, young.Members[4].Silent = time.Minute.Milliseconds(), -1
-	if got := (controlplane.Autopilot{RemoveDead: true, DeadAfter: time.Hour, Floor: 3}).Decide(young, nil); got.Do != "" {
+	if got := controlplane.Decide(controlplane.Autopilot{RemoveDead: true, DeadAfter: time.Hour, Floor: 3}, young, nil); got.Do != "" {
 		t.Errorf("a new leader removes at once: %+v", got)
 	}
 	young.Leads = (2 * time.Hour).Milliseconds()
-	if got := (controlplane.Autopilot{RemoveDead: true, DeadAfter: time.Hour, Floor: 3}).Decide(young, nil); got.Do != raft.Remove || got.ID != "e" {
+	if got := controlplane.Decide(controlplane.Autopilot{RemoveDead: true, DeadAfter: time.Hour, Floor: 3}, young, nil); got.Do != raft.Remove || got.ID != "e" {
 		t.Errorf("%+v", got)
 	}
 }

@@ -30,7 +30,7 @@ func (b bootstrap) Challenge(_ context.Context, req *connect.Request[boundaryv1.
 	if !b.heard(req.Peer().Addr) {
 		return nil, tooMany()
 	}
-	now := b.now()
+	now := b.replica.Now()
 	_, key, err := b.secrets()
 	if err != nil {
 		return nil, err
@@ -39,7 +39,7 @@ func (b bootstrap) Challenge(_ context.Context, req *connect.Request[boundaryv1.
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&boundaryv1.ChallengeResponse{Nonce: nonce, TrustDomain: b.book.View().TrustDomain, ServerTimeUnix: now.Unix()}), nil
+	return connect.NewResponse(&boundaryv1.ChallengeResponse{Nonce: nonce, TrustDomain: b.replica.View().TrustDomain, ServerTimeUnix: now.Unix()}), nil
 }
 
 func tooMany() error {
@@ -56,7 +56,7 @@ func (b bootstrap) Enrol(ctx context.Context, req *connect.Request[boundaryv1.En
 
 func (b bootstrap) enrol(ctx context.Context, m *boundaryv1.EnrolRequest) (*boundaryv1.EnrolResponse, error) {
 	const op = "controlplane.Enrol"
-	now := b.now()
+	now := b.replica.Now()
 	_, key, err := b.secrets()
 	if err != nil {
 		return nil, err
@@ -65,10 +65,10 @@ func (b bootstrap) enrol(ctx context.Context, m *boundaryv1.EnrolRequest) (*boun
 	if err != nil {
 		return nil, err
 	}
-	if err := b.Order.Read(ctx); err != nil {
+	if err := b.replica.Read(ctx); err != nil {
 		return nil, fault.At(op, "", err)
 	}
-	page := b.book.View()
+	page := b.replica.View()
 	a, err := page.Appliance(fleet.ApplianceID(m.GetAppliance()))
 	if err != nil {
 		return nil, err
@@ -106,7 +106,7 @@ func (b bootstrap) enrol(ctx context.Context, m *boundaryv1.EnrolRequest) (*boun
 func (s *Server) Renew(ctx context.Context, req *connect.Request[boundaryv1.RenewRequest]) (*connect.Response[boundaryv1.RenewResponse], error) {
 	who := api.From(ctx)
 	_, _, id, _ := who.Principal.Split()
-	a, err := s.book.View().Appliance(fleet.ApplianceID(id))
+	a, err := s.replica.View().Appliance(fleet.ApplianceID(id))
 	if err != nil {
 		return nil, err
 	}

@@ -24,24 +24,13 @@ import (
 // maxCALife bounds the life of a CA that an operator asks for.
 const maxCALife = 20 * 365 * 24 * time.Hour
 
-// bundle is the certificates of every authority that is trusted now, DER, and their number.
-func (s *Server) bundle() ([][]byte, uint64) {
-	page := s.book.View()
-	var out [][]byte
-	for _, slot := range page.Slots {
-		if slot.Stage == identity.Prepared || slot.Stage == identity.Active || slot.Stage == identity.Tainted {
-			out = append(out, slot.CertDER)
-		}
-	}
-	return out, page.Bundle()
-}
-
-// newest is bundle after a read of the leader: a node that is behind hands out no older one than was announced before the call.
+// newest returns the trusted CAs after a read of the leader: a node that is behind hands out no older bundle than was announced before
+// the call.
 func (s *Server) newest(ctx context.Context) ([][]byte, uint64, error) {
-	if err := s.Order.Read(ctx); err != nil {
+	if err := s.replica.Read(ctx); err != nil {
 		return nil, 0, fault.Because(err, "controlplane.bundle", fault.Of(err), "it is not known which CAs are the newest: no leader could be asked, try again in a few seconds")
 	}
-	cas, number := s.bundle()
+	cas, number := s.replica.View().ActiveCAs()
 	return cas, number, nil
 }
 
@@ -54,7 +43,7 @@ type told struct {
 
 // signedBundle is the newest bundle for those who did not ask.
 func (s *Server) signedBundle() ([]byte, error) {
-	page := s.book.View()
+	page := s.replica.View()
 	s.told.mu.Lock()
 	defer s.told.mu.Unlock()
 	if s.told.number != page.Bundle() {
@@ -62,7 +51,7 @@ func (s *Server) signedBundle() ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		sealed, err := identity.SealBundle(page.TrustDomain, page.Bundle(), page.Slots, s.now(), nil, key)
+		sealed, err := identity.SealBundle(page.TrustDomain, page.Bundle(), page.Slots, s.replica.Now(), nil, key)
 		if err != nil {
 			return nil, err
 		}
@@ -86,15 +75,15 @@ func (b bootstrap) Bundle(ctx context.Context, req *connect.Request[boundaryv1.B
 	}
 	asked, cancel := context.WithTimeout(ctx, admitWait)
 	defer cancel()
-	if err := b.Order.Read(asked); err != nil {
+	if err := b.replica.Read(asked); err != nil {
 		b.log.Debug("the newest bundle of this node is handed out, and no leader was asked", "err", fault.Text(err))
 	}
-	page := b.book.View()
+	page := b.replica.View()
 	key, err := b.logSigner()
 	if err != nil {
 		return nil, err
 	}
-	sealed, err := identity.SealBundle(page.TrustDomain, page.Bundle(), page.Slots, b.now(), req.Msg.GetNonce(), key)
+	sealed, err := identity.SealBundle(page.TrustDomain, page.Bundle(), page.Slots, b.replica.Now(), req.Msg.GetNonce(), key)
 	if err != nil {
 		return nil, err
 	}
@@ -103,20 +92,20 @@ func (b bootstrap) Bundle(ctx context.Context, req *connect.Request[boundaryv1.B
 
 // holds records that an appliance stored a bundle, where that says something new.
 func (s *Server) holds(ctx context.Context, l *live, number uint64) error {
-	if number > s.book.View().Bundle() {
+	if number > s.replica.View().Bundle() {
 		// This node is behind, or the appliance says more than it knows: neither is worth its channel. Once the book has
 		// that bundle, owed takes the word again.
 		l.owes.Store(number)
-		if number > s.book.View().Bundle() {
+		if number > s.replica.View().Bundle() {
 			return nil
 		}
 		l.owes.Store(0) // the book went on in between
 	}
-	a, err := s.book.View().Appliance(l.name)
+	a, err := s.replica.View().Appliance(l.name)
 	if err != nil || number <= a.Bundle {
 		return err
 	}
-	_, err = submit(ctx, s, l.by, "", HoldsBundle{Name: l.name, Number: number})
+	_, err = submit(ctx, s.replica, l.by, "", HoldsBundle{Name: l.name, Number: number})
 	return err
 }
 
@@ -147,10 +136,10 @@ func (s *Server) nodes() []string {
 
 // ListAuthorities tells the stage of each CA, who still uses it, and who does not hold the newest bundle.
 func (s *Server) ListAuthorities(ctx context.Context, _ *connect.Request[controlv1.ListAuthoritiesRequest]) (*connect.Response[controlv1.ListAuthoritiesResponse], error) {
-	if err := s.Order.Read(ctx); err != nil {
+	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
-	page := s.book.View()
+	page := s.replica.View()
 	out := &controlv1.ListAuthoritiesResponse{BundleNumber: page.Bundle()}
 	users, operators := map[fleet.Digest]uint32{}, map[fleet.Digest]uint32{}
 	for _, o := range page.Operators() {
@@ -177,7 +166,7 @@ func (s *Server) ListAuthorities(ctx context.Context, _ *connect.Request[control
 		out.Authorities = append(out.Authorities, &controlv1.Authority{Id: string(slot.ID()), Stage: string(slot.Stage), Name: cert.Subject.CommonName,
 			NotAfterUnix: cert.NotAfter.Unix(), Appliances: users[slot.ID()], Operators: operators[slot.ID()]})
 	}
-	for _, h := range page.Missing(s.nodes(), page.Bundle(), s.now()) {
+	for _, h := range page.Missing(s.nodes(), page.Bundle(), s.replica.Now()) {
 		out.Missing = append(out.Missing, &controlv1.Missing{Name: h.Name, Kind: h.Kind, Online: h.Online, Holds: h.Holds, SeenUnix: unix(h.Seen)})
 	}
 	return connect.NewResponse(out), nil
@@ -195,14 +184,14 @@ func (s *Server) PrepareAuthority(ctx context.Context, req *connect.Request[cont
 		life = time.Duration(seconds) * time.Second
 	}
 	by, id := api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId())
-	if err := s.Order.Read(ctx); err != nil {
+	if err := s.replica.Read(ctx); err != nil {
 		return nil, fault.At(op, "", err)
 	}
 	if done, err := s.preparedBy(by, id, life); done != nil || err != nil {
 		return done, err
 	}
-	page := s.book.View()
-	ca, err := identity.NewCA(page.TrustDomain, s.now(), rand.Reader, life)
+	page := s.replica.View()
+	ca, err := identity.NewCA(page.TrustDomain, s.replica.Now(), rand.Reader, life)
 	if err != nil {
 		return nil, err
 	}
@@ -214,9 +203,9 @@ func (s *Server) PrepareAuthority(ctx context.Context, req *connect.Request[cont
 	if err != nil {
 		return nil, err
 	}
-	took, err := submit(ctx, s, by, id, PrepareCAWith{KEK: page.KEK, PrepareCA: PrepareCA{Cert: ca.Cert.Raw, SealedKey: key}})
+	took, err := submit(ctx, s.replica, by, id, PrepareCAWith{KEK: page.KEK, PrepareCA: PrepareCA{Cert: ca.Cert.Raw, SealedKey: key}})
 	if fault.Of(err) == fault.Conflict { // the CA is drawn anew in each try: the same request may have come in at another node meanwhile
-		if s.Order.Read(ctx) == nil {
+		if s.replica.Read(ctx) == nil {
 			if done, again := s.preparedBy(by, id, life); done != nil && again == nil {
 				return done, nil
 			}
@@ -228,7 +217,7 @@ func (s *Server) PrepareAuthority(ctx context.Context, req *connect.Request[cont
 // preparedBy is the answer that a request was given before; nil where it is new.
 func (s *Server) preparedBy(by fleet.Principal, id fleet.RequestID, life time.Duration) (*connect.Response[controlv1.PrepareAuthorityResponse], error) {
 	const op = "controlplane.PrepareAuthority"
-	for _, slot := range s.book.View().Slots {
+	for _, slot := range s.replica.View().Slots {
 		if id == "" || slot.Request != id || slot.By != by {
 			continue
 		}
@@ -251,26 +240,26 @@ func (s *Server) saw(ctx context.Context, w api.Who, says string) {
 	held, _ := strconv.ParseUint(says, 10, 64) // an older command line says nothing: 0
 	ctx, cancel := context.WithTimeout(ctx, admitWait)
 	defer cancel()
-	if held > s.book.View().Bundle() && s.Order.Read(ctx) != nil { // this node may be behind
+	if held > s.replica.View().Bundle() && s.replica.Read(ctx) != nil { // this node may be behind
 		return
 	}
-	page := s.book.View()
-	o, ok := page.operators.Get(name)
-	if !ok || held > page.Bundle() || held <= o.Bundle && s.now().Sub(o.Seen) < seenEvery {
+	page := s.replica.View()
+	o, ok := page.FindOperator(name)
+	if !ok || held > page.Bundle() || held <= o.Bundle && s.replica.Now().Sub(o.Seen) < seenEvery {
 		return
 	}
 	if _, busy := s.seeing.LoadOrStore(name, true); busy { // of the same operator, at this node
 		return
 	}
 	defer s.seeing.Delete(name)
-	if _, err := submit(ctx, s, w.Principal, "", OperatorSeen{Name: name, Serial: w.Serial, Bundle: held}); err != nil {
+	if _, err := submit(ctx, s.replica, w.Principal, "", OperatorSeen{Name: name, Serial: w.Serial, Bundle: held}); err != nil {
 		s.log.Info("that an operator called, and which bundle it holds, is not on record yet", "operator", name, "err", fault.Text(err))
 	}
 }
 
 // ActivateAuthority makes a prepared CA the one that issues.
 func (s *Server) ActivateAuthority(ctx context.Context, req *connect.Request[controlv1.ActivateAuthorityRequest]) (*connect.Response[controlv1.ActivateAuthorityResponse], error) {
-	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), ActivateCA{ID: fleet.Digest(req.Msg.GetId()), Nodes: s.nodes(), Without: req.Msg.GetWithout()})
+	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), ActivateCA{ID: fleet.Digest(req.Msg.GetId()), Nodes: s.nodes(), Without: req.Msg.GetWithout()})
 	return connect.NewResponse(&controlv1.ActivateAuthorityResponse{}), err
 }
 
@@ -283,9 +272,9 @@ func (s *Server) RetireAuthority(ctx context.Context, req *connect.Request[contr
 	if own := api.From(ctx).Issuer; own != "" && own == id {
 		return nil, fault.New(op, fault.Conflict, "your own certificate is of CA %s, and you would be cut off with it: run demarc operator renew first", own.Short())
 	}
-	if err := s.Order.Read(ctx); err != nil {
+	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
-	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), RetireCA{ID: id, Nodes: s.nodes(), Compromised: m.GetCompromised()})
+	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), RetireCA{ID: id, Nodes: s.nodes(), Compromised: m.GetCompromised()})
 	return connect.NewResponse(&controlv1.RetireAuthorityResponse{}), err
 }

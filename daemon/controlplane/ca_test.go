@@ -85,7 +85,7 @@ func fileOf(t *testing.T, name string, ca *identity.Authority) *tls.Certificate 
 func nodeOf(t *testing.T, name string, ca *identity.Authority, leaf *tls.Certificate, change func(*controlplane.Options)) cnode {
 	t.Helper()
 	o := &tape{order: order{book: controlplane.NewBook()}, lead: "cp-1"}
-	opts := controlplane.Options{Name: name, Book: o.book, Order: o, KEK: make([]byte, 32), LeafLife: 30 * 24 * time.Hour, Now: time.Now, Log: slog.New(slog.DiscardHandler)}
+	opts := controlplane.Options{Name: name, Book: o.book, Consensus: o, KEK: make([]byte, 32), LeafLife: 30 * 24 * time.Hour, Now: time.Now, Log: slog.New(slog.DiscardHandler)}
 	if change != nil {
 		change(&opts)
 	}
@@ -195,7 +195,7 @@ func TestTheSameRequestGetsTheSameAnswer(t *testing.T) {
 	})
 	two := newNode(t, "cp-2", ca, func(o *controlplane.Options) {
 		o.Members = []controlplane.Member{{Name: "cp-2"}, {Name: "cp-1"}}
-		o.Book, o.Order = one.book, one.tape
+		o.Book, o.Consensus = one.book, one.tape
 	})
 	must(t, &one.order, genesis)
 	prepare := func(n cnode, id string, life int64) (*controlv1.PrepareAuthorityResponse, error) {

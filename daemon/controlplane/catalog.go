@@ -6,8 +6,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/benbjohnson/immutable"
-
 	"github.com/demarc-dev/demarc/api"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -49,7 +47,7 @@ func (s spans) has(n uint64) bool {
 // catalog is which artifacts the releases of a book name. It reads each release once.
 type catalog struct {
 	mu   sync.Mutex
-	at   *immutable.SortedMap[fleet.Digest, Release]
+	at   Version
 	read map[fleet.Digest]uint64 // number of each release
 	by   map[fleet.Digest][]uint64
 }
@@ -58,13 +56,13 @@ type catalog struct {
 func (c *catalog) of(page State) map[fleet.Digest][]uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.at == page.releases {
+	if c.at == page.ReleasesVersion() {
 		return c.by
 	}
-	fresh := c.at == nil || page.releases.Len() < len(c.read) // a book that was restored begins anew
+	fresh := c.at == (Version{}) || page.ReleaseCount() < len(c.read) // a book that was restored begins anew
 	if !fresh {
 		for known, number := range c.read {
-			if r, ok := page.releases.Get(known); !ok || r.Number != number {
+			if r, ok := page.Release(known); !ok || r.Number != number {
 				fresh = true
 				break
 			}
@@ -77,8 +75,7 @@ func (c *catalog) of(page State) map[fleet.Digest][]uint64 {
 	for d, n := range c.by {
 		by[d] = n
 	}
-	for it := page.releases.Iterator(); !it.Done(); {
-		d, r, _ := it.Next()
+	for d, r := range page.Releases() {
 		if _, done := c.read[d]; done {
 			continue
 		}
@@ -87,7 +84,7 @@ func (c *catalog) of(page State) map[fleet.Digest][]uint64 {
 			by[x] = append(slices.Clip(by[x]), r.Number)
 		}
 	}
-	c.at, c.by = page.releases, by
+	c.at, c.by = page.ReleasesVersion(), by
 	return by
 }
 
@@ -115,7 +112,7 @@ func (d *depot) offers(page State, name fleet.ApplianceID, x fleet.Digest) bool 
 // there is such an artifact or not.
 func (s *Server) offered(who api.Who, x fleet.Digest) error {
 	_, _, id, _ := who.Principal.Split()
-	if s.depot.offers(s.book.View(), fleet.ApplianceID(id), x) {
+	if s.depot.offers(s.replica.View(), fleet.ApplianceID(id), x) {
 		return nil
 	}
 	return fault.New("controlplane.Artifact", fault.NotFound, "no release that was offered to appliance %q names the artifact %s", fault.Clip(id), x.Short())

@@ -211,7 +211,7 @@ func (c cluster) CertifyMember(ctx context.Context, req *connect.Request[control
 		return nil, err
 	}
 	// The certificate is drawn anew in each try, and the last one that was answered counts: no request id makes two of them one.
-	_, err = submit(ctx, c.Server, api.From(ctx).Principal, "", CertifyNode{Name: name, Serial: is.Serial, From: is.From, Till: is.Till, Issuer: is.Issuer, Reason: req.Msg.GetReason()})
+	_, err = submit(ctx, c.Server.replica, api.From(ctx).Principal, "", CertifyNode{Name: name, Serial: is.Serial, From: is.From, Till: is.Till, Issuer: is.Issuer, Reason: req.Msg.GetReason()})
 	if err != nil {
 		return nil, err
 	}
@@ -219,18 +219,18 @@ func (c cluster) CertifyMember(ctx context.Context, req *connect.Request[control
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&controlv1.CertifyMemberResponse{Certificate: is.leaf.Raw, Bundle: cas, Members: c.members(all, c.book.View())}), nil
+	return connect.NewResponse(&controlv1.CertifyMemberResponse{Certificate: is.leaf.Raw, Bundle: cas, Members: c.members(all, c.replica.View())}), nil
 }
 
 // recheck ends open connections of nodes whose certificates were made worthless, or whose CA was retired, as soon as this node's book
 // says so.
 func (n *node) recheck(ctx context.Context, ready func()) error {
 	ready()
-	var seen proofs
+	var seen Version
 	for {
 		changed := n.book.Changed()
 		page := n.book.View()
-		if now := page.proofs(); now != seen {
+		if now := page.PassesVersion(); now != seen {
 			n.raft.Recheck(func(id string, leaf *x509.Certificate) error {
 				if cut, err := page.refusesNode("controlplane.raft", id, identity.SerialOf(leaf), leaf.NotBefore); cut {
 					return err

@@ -94,7 +94,7 @@ func (s *Server) greet(d *Door, c *tls.Conn) *live {
 		_ = c.SetDeadline(time.Now().Add(linger))
 		var old stale
 		if errors.As(err, &old) {
-			_ = channel.Write(c, &boundaryv1.Down{Body: &boundaryv1.Down_Welcome{Welcome: &boundaryv1.Welcome{Node: s.name, ServerTimeUnix: s.now().Unix(), Epoch: epochToWire(old.epoch)}}}, channel.MaxDown)
+			_ = channel.Write(c, &boundaryv1.Down{Body: &boundaryv1.Down_Welcome{Welcome: &boundaryv1.Welcome{Node: s.replica.Node, ServerTimeUnix: s.replica.Now().Unix(), Epoch: epochToWire(old.epoch)}}}, channel.MaxDown)
 		}
 		_ = channel.Write(c, closed(err, s.spread()), channel.MaxDown)
 		_ = c.CloseWrite()
@@ -148,9 +148,9 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 	if old := s.channels.take(l); old != nil {
 		go old.end(errReplaced)
 	}
-	s.owed(s.book.View(), l)            // the book may have caught up before the hub saw the channel
-	a, err := l.admitted(s.book.View()) // what was changed since the handshake the hub did not tell this channel
-	if err == nil && !a.Online {        // the older one's edge came between, and the hub saw no channel
+	s.owed(s.replica.View(), l)            // the book may have caught up before the hub saw the channel
+	a, err := l.admitted(s.replica.View()) // what was changed since the handshake the hub did not tell this channel
+	if err == nil && !a.Online {           // the older one's edge came between, and the hub saw no channel
 		go s.assert(l, hello.GetRoute())
 	}
 	if err != nil {
@@ -182,14 +182,14 @@ func (s *Server) came(ctx context.Context, l *live, route string) error {
 	if route != "https" && route != "privatelink" && route != "tailscale" {
 		route = "unknown"
 	}
-	a, err := s.book.View().Appliance(l.name)
-	if err == nil && a.Online && a.Node == s.name && a.Route == route && a.Current == l.serial {
+	a, err := s.replica.View().Appliance(l.name)
+	if err == nil && a.Online && a.Node == s.replica.Node && a.Route == route && a.Current == l.serial {
 		return a.admits(l.serial)
 	}
 	if err := s.comes(ctx, l.name); err != nil {
 		return err
 	}
-	_, err = submit(ctx, s, l.by, "", Edge{Name: l.name, Serial: l.serial, Online: true, Node: s.name, Route: route})
+	_, err = submit(ctx, s.replica, l.by, "", Edge{Name: l.name, Serial: l.serial, Online: true, Node: s.replica.Node, Route: route})
 	return err
 }
 
@@ -197,18 +197,18 @@ func (s *Server) came(ctx context.Context, l *live, route string) error {
 func (l *live) welcome(restart *boundaryv1.Restart) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	a, err := l.s.book.View().Appliance(l.name)
+	a, err := l.s.replica.View().Appliance(l.name)
 	if err != nil {
 		return err
 	}
 	l.acked = a.ReportsDone
-	return l.write(&boundaryv1.Down{Body: &boundaryv1.Down_Welcome{Welcome: &boundaryv1.Welcome{Node: l.s.name, ServerTimeUnix: l.s.now().Unix(),
+	return l.write(&boundaryv1.Down{Body: &boundaryv1.Down_Welcome{Welcome: &boundaryv1.Welcome{Node: l.s.replica.Node, ServerTimeUnix: l.s.replica.Now().Unix(),
 		ReportsDone: a.ReportsDone, ReconnectSpreadMs: uint32(l.s.spread().Milliseconds()), BeatMs: uint32(l.beat.Milliseconds()),
 		Epoch: epochToWire(l.epoch), Restart: restart}}})
 }
 
 // fleet is how many appliances may come here: any of them, where other nodes are down.
-func (s *Server) fleet() int { return s.book.View().appliances.Len() }
+func (s *Server) fleet() int { return s.replica.View().ApplianceCount() }
 
 func (s *Server) beat(quiet time.Duration) time.Duration {
 	if s.Beat > 0 {
@@ -259,7 +259,7 @@ func (l *live) hear() error {
 	if _, ok := up.GetBody().(*boundaryv1.Up_Beat); ok {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		return l.write(&boundaryv1.Down{Body: &boundaryv1.Down_Beat{Beat: &boundaryv1.Beat{AtUnixMs: l.s.now().UnixMilli()}}})
+		return l.write(&boundaryv1.Down{Body: &boundaryv1.Down_Beat{Beat: &boundaryv1.Beat{AtUnixMs: l.s.replica.Now().UnixMilli()}}})
 	}
 	return l.aside(&up)
 }
@@ -310,7 +310,7 @@ func (s *Server) hear(ctx context.Context, l *live, up *boundaryv1.Up) error {
 				return err
 			}
 		}
-		took, err := submit(ctx, s, l.by, "", s.withoutRubbish(r))
+		took, err := submit(ctx, s.replica, l.by, "", s.withoutRubbish(r))
 		if err != nil {
 			return err
 		}
@@ -329,11 +329,11 @@ func (s *Server) hear(ctx context.Context, l *live, up *boundaryv1.Up) error {
 
 // done records an acknowledgement where it says something new.
 func (s *Server) done(ctx context.Context, by fleet.Principal, name fleet.ApplianceID, upto uint64) error {
-	a, err := s.book.View().Appliance(name)
+	a, err := s.replica.View().Appliance(name)
 	if err != nil || upto <= a.OrdersDone {
 		return err
 	}
-	_, err = submit(ctx, s, by, "", OrdersDone{Name: name, Upto: upto})
+	_, err = submit(ctx, s.replica, by, "", OrdersDone{Name: name, Upto: upto})
 	return err
 }
 
@@ -367,14 +367,14 @@ func (l *live) finish() {
 func (l *live) say() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	a, err := l.admitted(l.s.book.View())
+	a, err := l.admitted(l.s.replica.View())
 	if err != nil {
 		return err
 	}
-	if l.s.book.View().Epoch().Epoch != l.epoch {
+	if l.s.replica.View().Epoch().Epoch != l.epoch {
 		return fault.New("controlplane.Channel", fault.Unavailable, "another epoch of the book has begun: come again")
 	}
-	if number := l.s.book.View().Bundle(); number > max(l.bundle, min(a.Bundle, l.held)) { // who lost what it had stored says so in hello
+	if number := l.s.replica.View().Bundle(); number > max(l.bundle, min(a.Bundle, l.held)) { // who lost what it had stored says so in hello
 		sealed, err := l.s.signedBundle()
 		if err != nil {
 			return err
@@ -389,7 +389,7 @@ func (l *live) say() error {
 		l.expect()
 	}
 	for ; l.sent < a.OrdersSent(); l.sent++ {
-		if err := l.write(a.Orders[l.sent-a.OrdersDone].toWire(l.sent+1, l.epoch)); err != nil {
+		if err := l.write(orderToWire(a.Orders[l.sent-a.OrdersDone], l.sent+1, l.epoch)); err != nil {
 			return err
 		}
 	}
@@ -476,7 +476,7 @@ func (s *Server) gone(ctx context.Context, name fleet.ApplianceID) {
 	life := ctx
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if _, err := submit(ctx, s, s.self(), "", Edge{Name: name, Online: false, Node: s.name}); err != nil && life.Err() == nil {
+	if _, err := submit(ctx, s.replica, s.replica.Self(), "", Edge{Name: name, Online: false, Node: s.replica.Node}); err != nil && life.Err() == nil {
 		s.log.Warn("could not record that an appliance left", "appliance", name, "error", err)
 	}
 }

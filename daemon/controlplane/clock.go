@@ -79,12 +79,12 @@ func (s *Server) TendTime(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		if s.Clocks == nil || s.Order.Leader() != s.name {
+		if s.Clocks == nil || s.replica.Leader() != s.replica.Node {
 			since = time.Time{}
 			continue
 		}
 		now, agree := s.Clocks.Agreed()
-		at := s.book.At()
+		at := s.replica.Book.At()
 		switch {
 		case agree < 2 || at.Sub(now) <= raft.MaxStamp:
 			since = time.Time{}
@@ -109,7 +109,7 @@ func (s *Server) setTime(ctx context.Context, from, to time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, timeEvery)
 	defer cancel()
 	c := ledger.SetTime[State]{From: from, To: to.UTC()}
-	_, err := ledger.Submit(ctx, s.Order, c.Meta(s.self(), drawID()), c)
+	_, err := ledger.Submit(ctx, s.replica.Consensus, c.Meta(s.replica.Self(), drawID()), c)
 	return err
 }
 

@@ -20,13 +20,13 @@ import (
 
 // Status tells what this node knows of the cluster and of the audit log.
 func (s *Server) Status(ctx context.Context, _ *connect.Request[controlv1.StatusRequest]) (*connect.Response[controlv1.StatusResponse], error) {
-	if err := s.Order.Read(ctx); err != nil {
+	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
-	log := s.book.Log()
+	log := s.replica.Log()
 	root := log.Root()
-	out := &controlv1.StatusResponse{Node: s.name, Leader: s.Order.Leader(), TrustDomain: s.book.View().TrustDomain, Development: s.book.View().Development,
-		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:]), Epoch: s.book.View().epochStatus()}
+	out := &controlv1.StatusResponse{Node: s.replica.Node, Leader: s.replica.Leader(), TrustDomain: s.replica.View().TrustDomain, Development: s.replica.View().Development,
+		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:]), Epoch: epochStatus(s.replica.View())}
 	for _, m := range s.roster() {
 		out.Members = append(out.Members, &controlv1.Member{Name: m.Name, RaftAddress: m.Raft, ApiAddress: m.API})
 	}
@@ -36,7 +36,7 @@ func (s *Server) Status(ctx context.Context, _ *connect.Request[controlv1.Status
 // RegisterCustomer adds a customer.
 func (s *Server) RegisterCustomer(ctx context.Context, req *connect.Request[controlv1.RegisterCustomerRequest]) (*connect.Response[controlv1.RegisterCustomerResponse], error) {
 	m := req.Msg
-	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), RegisterCustomer{Name: fleet.CustomerID(m.GetName())})
+	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), RegisterCustomer{Name: fleet.CustomerID(m.GetName())})
 	return connect.NewResponse(&controlv1.RegisterCustomerResponse{}), err
 }
 
@@ -46,27 +46,27 @@ func (s *Server) RegisterAppliance(ctx context.Context, req *connect.Request[con
 	if err := s.checkExpect(m.GetExpect()); err != nil {
 		return nil, err
 	}
-	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
+	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
 		RegisterAppliance{Name: fleet.ApplianceID(m.GetName()), Customer: fleet.CustomerID(m.GetCustomer()), Expect: m.GetExpect()})
 	return connect.NewResponse(&controlv1.RegisterApplianceResponse{}), err
 }
 
 // ListAppliances tells what the vendor may know of each appliance.
 func (s *Server) ListAppliances(ctx context.Context, req *connect.Request[controlv1.ListAppliancesRequest]) (*connect.Response[controlv1.ListAppliancesResponse], error) {
-	if err := s.Order.Read(ctx); err != nil {
+	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
 	out := &controlv1.ListAppliancesResponse{}
-	page := s.book.View()
+	page := s.replica.View()
 	for _, a := range page.Appliances() {
 		if c := req.Msg.GetCustomer(); c == "" || c == string(a.Customer) {
-			out.Appliances = append(out.Appliances, a.toWire(s.here(page, a)))
+			out.Appliances = append(out.Appliances, applianceToWire(a, s.here(page, a)))
 		}
 	}
 	return connect.NewResponse(out), nil
 }
 
-func (a Appliance) toWire(online bool) *controlv1.Appliance {
+func applianceToWire(a Appliance, online bool) *controlv1.Appliance {
 	out := &controlv1.Appliance{Name: string(a.Name), Customer: string(a.Customer), Status: a.Status, Online: online, Node: a.Node,
 		Route: a.Route, Serial: string(a.Current), Release: string(a.Release), Version: a.Version, State: string(a.State), Reason: a.Reason, Why: whyToWire(a.Why),
 		Posture: string(a.Health.Posture), Orders: a.OrdersSent(), OrdersDone: a.OrdersDone, ReportsDone: a.ReportsDone, LogKey: a.LogKey, Platform: platformOf(a.Expect)}
@@ -101,7 +101,7 @@ func (s *Server) BanAppliance(ctx context.Context, req *connect.Request[controlv
 	if len(m.GetReason()) > maxSentence {
 		return nil, fault.New("controlplane.Ban", fault.Invalid, "the reason has more than %d bytes", maxSentence)
 	}
-	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), Ban{Name: fleet.ApplianceID(m.GetName()), Reason: m.GetReason()})
+	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), Ban{Name: fleet.ApplianceID(m.GetName()), Reason: m.GetReason()})
 	return connect.NewResponse(&controlv1.BanApplianceResponse{}), err
 }
 
@@ -125,12 +125,12 @@ func (s *Server) PublishRelease(ctx context.Context, req *connect.Request[contro
 			return nil, err
 		}
 	}
-	if err := s.Order.Read(ctx); err != nil {
+	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
 	c := Publish{Digest: fleet.DigestOf(m.GetRelease()), App: rel.App, Version: rel.Version, Sealed: m.GetRelease()}
 	out := &controlv1.PublishReleaseResponse{Digest: string(c.Digest)}
-	for _, a := range s.book.View().Appliances() {
+	for _, a := range s.replica.View().Appliances() {
 		if named := slices.Contains(m.GetAppliances(), string(a.Name)); named || (len(m.GetAppliances()) == 0 && a.Status != Banned) {
 			c.To = append(c.To, a.Name)
 			out.Appliances = append(out.Appliances, string(a.Name))
@@ -139,24 +139,24 @@ func (s *Server) PublishRelease(ctx context.Context, req *connect.Request[contro
 	if want := len(m.GetAppliances()); want > 0 && len(c.To) != want {
 		return nil, fault.New(op, fault.NotFound, "of the %d appliances named, %d are registered", want, len(c.To))
 	}
-	_, err = submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), c)
+	_, err = submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), c)
 	return connect.NewResponse(out), err
 }
 
 // Probe sends numbered messages to an appliance, which echoes each.
 func (s *Server) Probe(ctx context.Context, req *connect.Request[controlv1.ProbeRequest]) (*connect.Response[controlv1.ProbeResponse], error) {
 	m := req.Msg
-	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
+	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
 		Ask{To: fleet.ApplianceID(m.GetAppliance()), ID: m.GetId(), First: m.GetFirst(), Count: m.GetCount()})
 	return connect.NewResponse(&controlv1.ProbeResponse{}), err
 }
 
 // GetProbe counts the echoes.
 func (s *Server) GetProbe(ctx context.Context, req *connect.Request[controlv1.GetProbeRequest]) (*connect.Response[controlv1.GetProbeResponse], error) {
-	if err := s.Order.Read(ctx); err != nil {
+	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
-	a, err := s.book.View().Appliance(fleet.ApplianceID(req.Msg.GetAppliance()))
+	a, err := s.replica.View().Appliance(fleet.ApplianceID(req.Msg.GetAppliance()))
 	if err != nil {
 		return nil, err
 	}
@@ -180,17 +180,17 @@ func (s *Server) RequestOperation(ctx context.Context, req *connect.Request[cont
 	if who := api.From(ctx).Principal; r.Operator != who {
 		return nil, fault.New(op, fault.Denied, "the request names %q, and you are %q: everybody asks in their own name", fault.Clip(string(r.Operator)), who)
 	}
-	_, err = submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
+	_, err = submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
 		RequestOperation{ID: r.ID, To: fleet.ApplianceID(m.GetAppliance()), Sealed: m.GetRequest()})
 	return connect.NewResponse(&controlv1.RequestOperationResponse{Id: r.ID}), err
 }
 
 // ListOperations tells what became of operations; output only where the customer released it, and encrypted.
 func (s *Server) ListOperations(ctx context.Context, req *connect.Request[controlv1.ListOperationsRequest]) (*connect.Response[controlv1.ListOperationsResponse], error) {
-	if err := s.Order.Read(ctx); err != nil {
+	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
-	page := s.book.View()
+	page := s.replica.View()
 	if _, err := page.Appliance(fleet.ApplianceID(req.Msg.GetAppliance())); err != nil {
 		return nil, err
 	}
@@ -202,4 +202,15 @@ func (s *Server) ListOperations(ctx context.Context, req *connect.Request[contro
 		}
 	}
 	return connect.NewResponse(out), nil
+}
+
+// epochStatus is what an operator is told of the present epoch; nil in the first epoch.
+func epochStatus(s State) *controlv1.Epoch {
+	e := s.Epoch()
+	if e.Epoch == (fleet.Epoch{}) {
+		return nil
+	}
+	out := &controlv1.Epoch{Number: e.Number, Id: e.ID, Cause: e.Cause, BegunUnix: e.Begun.Unix(), LogKept: e.Size}
+	out.Unmet = s.Unmet()
+	return out
 }

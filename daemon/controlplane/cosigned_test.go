@@ -52,7 +52,7 @@ func watched(t *testing.T) (s *Server, bad, good *customer) {
 
 func (c *customer) of() Appliance {
 	c.t.Helper()
-	a, err := c.s.book.View().Appliance(c.name)
+	a, err := c.s.replica.View().Appliance(c.name)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func (c *customer) answers(b []byte) {
 // asked is the head that waits for this appliance's line, asked for now; the order is acknowledged.
 func (c *customer) asked() []byte {
 	c.t.Helper()
-	if _, err := c.s.askWitness(c.t.Context(), c.name, c.s.book.Log().Size()); err != nil {
+	if _, err := c.s.askWitness(c.t.Context(), c.name, c.s.replica.Log().Size()); err != nil {
 		c.t.Fatal(err)
 	}
 	a := c.of()
@@ -114,7 +114,7 @@ func TestOneCustomersRubbishIsNobodysEvidence(t *testing.T) {
 		"another customer's line": good.cosigns(question), "two lines": good.cosigns(bad.cosigns(question)),
 	} {
 		bad.answers(b)
-		leaf := string(s.book.Log().Entry(s.book.Log().Size() - 1))
+		leaf := string(s.replica.Log().Entry(s.replica.Log().Size() - 1))
 		if !strings.Contains(leaf, fmt.Sprintf("%d bytes with the digest %s", len(b), fleet.DigestOf(b))) || len(leaf) > 1024 {
 			t.Errorf("%s, on record: %s", name, leaf)
 		}
@@ -165,11 +165,11 @@ func TestOneCustomersRubbishIsNobodysEvidence(t *testing.T) {
 func TestRubbishIsNoNews(t *testing.T) {
 	s, bad, _ := watched(t)
 	var n news
-	n.read(s.book.Log())
+	n.read(s.replica.Log())
 	upto := n.upto
 	bad.asked()
 	bad.answers([]byte("rubbish"))
-	if n.read(s.book.Log()); n.upto != upto {
+	if n.read(s.replica.Log()); n.upto != upto {
 		t.Errorf("news up to %d, before the rubbish %d", n.upto, upto)
 	}
 }
@@ -260,8 +260,8 @@ func TestAForkOfACustomersLogIsNotCountersigned(t *testing.T) {
 	}
 	forks := 0
 	onRecord := func() (n int) {
-		for i := range s.book.Log().Size() {
-			if strings.Contains(string(s.book.Log().Entry(i)), `"what":"checkpoint"`) {
+		for i := range s.replica.Log().Size() {
+			if strings.Contains(string(s.replica.Log().Entry(i)), `"what":"checkpoint"`) {
 				n++
 			}
 		}

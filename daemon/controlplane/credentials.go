@@ -246,7 +246,7 @@ func (f *Source) KeepAt(path string) error {
 // keep puts the credentials on disk where what they should hold is news. The caller holds mu.
 func (f *Source) keep() error {
 	s := f.server
-	page, had := s.book.View(), s.kept.Load()
+	page, had := s.replica.View(), s.kept.Load()
 	st := f.known()
 	if !s.current.Load() && (had == nil || st.of != any(had)) || st.number == 0 {
 		return nil // that the book holds what counts is not known yet
@@ -292,7 +292,7 @@ func (f *Source) write(c credentials, st standing, signed []byte) error {
 		}
 	}
 	if c.Bundle = signed; signed == nil {
-		if c.Bundle, err = identity.SealCAs(st.domain, st.number, st.cas, st.issuer, s.now(), nil, log); err != nil {
+		if c.Bundle, err = identity.SealCAs(st.domain, st.number, st.cas, st.issuer, s.replica.Now(), nil, log); err != nil {
 			return err
 		}
 	}

@@ -35,9 +35,9 @@ const (
 	collectAge   = 7 * 24 * time.Hour // for which what no release names is kept: an upload precedes its release
 )
 
-// Replica is another node, as one that keeps artifacts. Its methods may be called concurrently. Errors are faults:
+// Remote is another node, as one that keeps artifacts. Its methods may be called concurrently. Errors are faults:
 // [fault.NotFound] means that it does not have the artifact.
-type Replica interface {
+type Remote interface {
 	// Fetch streams an artifact from an offset in bytes: how many it has in all, and the next piece of it. An error of give ends it.
 	Fetch(ctx context.Context, d fleet.Digest, offset int64, give func(total int64, piece []byte) error) error
 	// Hold has the node take the artifact from one of those that are named, and tells how many bytes have arrived. It returns nil
@@ -50,7 +50,7 @@ type Replica interface {
 type depot struct {
 	s     *Server
 	store *artifact.Store
-	reach func(Member) Replica // nil: there are no other nodes
+	reach func(Member) Remote // nil: there are no other nodes
 
 	life    context.Context // of fetches: they go on when who asked for them gives up
 	end     context.CancelFunc
@@ -243,7 +243,7 @@ func (d *depot) order(from []string) []Member {
 	if d.reach == nil {
 		return nil
 	}
-	all := slices.DeleteFunc(slices.Clone(d.s.roster()), func(m Member) bool { return m.Name == d.s.name || m.API == "" })
+	all := slices.DeleteFunc(slices.Clone(d.s.roster()), func(m Member) bool { return m.Name == d.s.replica.Node || m.API == "" })
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	rank := func(m Member) int {
@@ -313,11 +313,11 @@ func (d *depot) run(ctx context.Context, ready func()) error {
 	collect := time.NewTicker(collectEvery)
 	defer collect.Stop()
 	for ctx.Err() == nil {
-		page := d.s.book.View()
+		page := d.s.replica.View()
 		retry := time.NewTimer(d.repair(ctx, page))
 		for same := true; same && ctx.Err() == nil; {
-			changed := d.s.book.Changed()
-			if d.s.book.View().releases != page.releases {
+			changed := d.s.replica.Changed()
+			if d.s.replica.View().ReleasesVersion() != page.ReleasesVersion() {
 				break
 			}
 			select {
@@ -376,7 +376,7 @@ var ofMissing = allowance{rate: 1. / 60, burst: 1}
 
 // collect removes what no release names and nobody has wanted for long.
 func (d *depot) collect() {
-	named := d.named.of(d.s.book.View())
+	named := d.named.of(d.s.replica.View())
 	n, err := d.store.Collect(func(x fleet.Digest) bool { return len(named[x]) > 0 }, time.Now().Add(-collectAge))
 	if err != nil {
 		d.s.log.Warn("artifacts that no release names were not removed", "err", err)

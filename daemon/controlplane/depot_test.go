@@ -44,11 +44,11 @@ func newDepots(t *testing.T) *depots {
 		members = append(members, Member{Name: fmt.Sprint("cp-", i+1), API: fmt.Sprint("cp-", i+1)})
 	}
 	for _, m := range members {
-		s, err := NewServer(Options{Name: m.Name, Book: w.order.book, Order: w.order, Artifacts: w.disk(), Members: members, KEK: make([]byte, 32), Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+		s, err := NewServer(Options{Name: m.Name, Book: w.order.book, Consensus: w.order, Artifacts: w.disk(), Members: members, KEK: make([]byte, 32), Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.depot.reach = func(to Member) Replica { return wireTo{w, to.Name} }
+		s.depot.reach = func(to Member) Remote { return wireTo{w, to.Name} }
 		w.nodes = append(w.nodes, s)
 	}
 	tell(t, w.nodes[0], Genesis{TrustDomain: innerDomain, Slots: []identity.Slot{{Stage: identity.Active, CertDER: []byte("c"), SealedKey: []byte("k")}}})
@@ -145,7 +145,7 @@ func (w *depots) holding(d fleet.Digest) (n int) {
 		_, err = b.ReadAt(all, 0)
 		b.Close()
 		if err != nil || fleet.DigestOf(all) != d {
-			w.t.Fatalf("%s holds other bytes under %s: %v", s.name, d.Short(), err)
+			w.t.Fatalf("%s holds other bytes under %s: %v", s.replica.Node, d.Short(), err)
 		}
 		n++
 	}
@@ -171,7 +171,7 @@ func (c wireTo) node(ctx context.Context) (*depot, error) {
 	c.w.mu.Lock()
 	defer c.w.mu.Unlock()
 	for _, s := range c.w.nodes {
-		if s.name == c.to {
+		if s.replica.Node == c.to {
 			return s.depot, nil
 		}
 	}

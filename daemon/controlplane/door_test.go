@@ -81,7 +81,7 @@ func (h *house) start() {
 	t := h.t
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	o := controlplane.Options{Name: "cp-1", Book: h.line.book, Order: h.line, KEK: make([]byte, 32), LeafLife: time.Hour, Now: time.Now, Log: log}
+	o := controlplane.Options{Name: "cp-1", Book: h.line.book, Consensus: h.line, KEK: make([]byte, 32), LeafLife: time.Hour, Now: time.Now, Log: log}
 	h.set(&o)
 	s, err := controlplane.NewServer(o)
 	if err != nil {

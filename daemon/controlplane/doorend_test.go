@@ -46,7 +46,7 @@ func TestADoorWaitsForAllThatItBegan(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s, o := begun(t)
 				held := &stuck{alone: o}
-				s.Order = held
+				s.replica.Consensus = held
 				door, in, conf := atDoor(t, s)
 				held.on.Store(true)
 				stopped(t, door, func() {
@@ -62,7 +62,7 @@ func TestADoorWaitsForAllThatItBegan(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s, o := begun(t)
 			held := &stuck{alone: o}
-			s.Order = held
+			s.replica.Consensus = held
 			door, in, conf := atDoor(t, s)
 			stopped(t, door, func() {
 				mine, theirs := net.Pipe()

@@ -101,7 +101,7 @@ func newGateFor(t *testing.T, wait time.Duration, development bool) *gate {
 	expect, err := json.Marshal(g.issuer.Expect("demarc", "appliance"))
 	ok(t, err)
 	log := slog.New(slog.DiscardHandler)
-	g.server, err = controlplane.NewServer(controlplane.Options{Name: "cp-1", Book: g.order.book, Order: g.order, KEK: kek,
+	g.server, err = controlplane.NewServer(controlplane.Options{Name: "cp-1", Book: g.order.book, Consensus: g.order, KEK: kek,
 		LeafLife: time.Hour, Now: time.Now, Log: log, StrangerWait: wait})
 	ok(t, err)
 	submitAs(g, controlplane.Genesis{TrustDomain: domain, Development: development, Slots: []identity.Slot{{Stage: identity.Active, CertDER: g.ca.Cert.Raw, SealedKey: sealed}}})

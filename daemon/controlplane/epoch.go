@@ -11,7 +11,6 @@ import (
 	"time"
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
-	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -243,7 +242,7 @@ func (s *Server) meet(ctx context.Context, l *live, hello *boundaryv1.Hello) (*b
 	if err != nil {
 		return nil, err
 	}
-	page := s.book.View()
+	page := s.replica.View()
 	now := page.Epoch()
 	l.epoch = now.Epoch
 	if held == now.Epoch {
@@ -283,7 +282,7 @@ func (s *Server) meet(ctx context.Context, l *live, hello *boundaryv1.Hello) (*b
 	if err := s.comes(ctx, l.name); err != nil { // the entry is bounded as comings are
 		return nil, err
 	}
-	_, err = submit(ctx, s, l.by, "", c)
+	_, err = submit(ctx, s.replica, l.by, "", c)
 	return out, err
 }
 
@@ -317,17 +316,13 @@ func (s *Server) witnessed(page State, a Appliance) int64 {
 	return 0
 }
 
-// epochStatus is what an operator is told of the present epoch; nil in the first.
-func (s State) epochStatus() *controlv1.Epoch {
-	e := s.Epoch()
-	if e.Epoch == (fleet.Epoch{}) {
-		return nil
-	}
-	out := &controlv1.Epoch{Number: e.Number, Id: e.ID, Cause: e.Cause, BegunUnix: e.Begun.Unix(), LogKept: e.Size}
+// Unmet is the number of enrolled appliances that have not been heard in the present epoch.
+func (s State) Unmet() (n uint32) {
+	e := s.Epoch().Epoch
 	for a := range s.appliances.all() {
-		if a.Status == Enrolled && a.Met != e.Epoch && a.Meeting.Epoch != e.Epoch {
-			out.Unmet++
+		if a.Status == Enrolled && a.Met != e && a.Meeting.Epoch != e {
+			n++
 		}
 	}
-	return out
+	return n
 }

@@ -39,8 +39,8 @@ func (s *Server) logPublic() []byte {
 
 // head signs the present head of the vendor's log.
 func (s *Server) head() (audit.Log, []byte, error) {
-	log := s.book.Log()
-	origin := audit.VendorOrigin(s.book.View().TrustDomain)
+	log := s.replica.Log()
+	origin := audit.VendorOrigin(s.replica.View().TrustDomain)
 	key, err := s.logSigner()
 	if err != nil {
 		return log, nil, err
@@ -56,7 +56,7 @@ func (s *Server) head() (audit.Log, []byte, error) {
 // countersign checks that a customer's checkpoint continues the last one that was countersigned, and sends it back
 // with this control plane's line. What does not continue it is a fork: it is refused and on record.
 func (s *Server) countersign(ctx context.Context, name fleet.ApplianceID, c Checkpoint) error {
-	page := s.book.View()
+	page := s.replica.View()
 	a, err := page.Appliance(name)
 	if err != nil {
 		return err
@@ -77,7 +77,7 @@ func (s *Server) countersign(ctx context.Context, name fleet.ApplianceID, c Chec
 	if _, err := audit.Continues(c.Note, c.Proof, v, last); err != nil {
 		if now, left := s.unlessTooMany(ofFork(name)); now {
 			s.log.Error("a customer's log does not continue what was countersigned", "appliance", name, "error", err)
-			s.putOnRecord(ctx, s.self(), Refuse{What: "checkpoint", Name: string(name), Fault: fault.Of(err), Reason: fault.Text(err)}, left)
+			s.putOnRecord(ctx, s.replica.Self(), Refuse{What: "checkpoint", Name: string(name), Fault: fault.Of(err), Reason: fault.Text(err)}, left)
 		}
 		return nil // the channel stays: the fork is evidence, not a reason to stop listening
 	}
@@ -85,11 +85,11 @@ func (s *Server) countersign(ctx context.Context, name fleet.ApplianceID, c Chec
 	if err != nil {
 		return err
 	}
-	cosigned, err := audit.Cosign(c.Note, audit.VendorOrigin(page.TrustDomain), key, s.now())
+	cosigned, err := audit.Cosign(c.Note, audit.VendorOrigin(page.TrustDomain), key, s.replica.Now())
 	if err != nil {
 		return err
 	}
-	_, err = submit(ctx, s, s.self(), "", Countersign{To: name, Cosigned: cosigned})
+	_, err = submit(ctx, s.replica, s.replica.Self(), "", Countersign{To: name, Cosigned: cosigned})
 	return err
 }
 
@@ -99,7 +99,7 @@ func (s *Server) sendAgain(ctx context.Context, a Appliance, last []byte) error 
 	if slices.ContainsFunc(a.Orders, func(o Order) bool { return o.Cosigned != nil }) {
 		return nil
 	}
-	_, err := submit(ctx, s, s.self(), "", Countersign{To: a.Name, Cosigned: last})
+	_, err := submit(ctx, s.replica, s.replica.Self(), "", Countersign{To: a.Name, Cosigned: last})
 	return err
 }
 
@@ -109,7 +109,7 @@ func (s *Server) withoutRubbish(r Report) Report {
 	if r.Cosigned == nil {
 		return r
 	}
-	page := s.book.View()
+	page := s.replica.View()
 	a, err := page.Appliance(r.Name)
 	if err == nil {
 		err = a.countersigned(page.TrustDomain, r.Cosigned)
@@ -148,7 +148,7 @@ func (s *Server) Witness(ctx context.Context, every time.Duration) error {
 			return nil
 		case <-tick.C:
 		}
-		n.read(s.book.Log())
+		n.read(s.replica.Log())
 		names := s.channels.names()
 		from, _ := slices.BinarySearch(names, turn)
 		var ask []fleet.ApplianceID
@@ -215,7 +215,7 @@ func (n *news) read(log audit.Log) {
 // askWitness asks one appliance, where the log has news since the last head that it countersigned. It gives the size of the
 // head that the appliance has, or was sent.
 func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID, upto int64) (int64, error) {
-	page := s.book.View()
+	page := s.replica.View()
 	a, err := page.Appliance(name)
 	if err != nil {
 		return 0, err
@@ -250,7 +250,7 @@ func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID, upto in
 	for _, h := range proof {
 		c.Proof = append(c.Proof, bytes.Clone(h[:]))
 	}
-	if _, err = submit(ctx, s, s.self(), "", Countersign{To: name, Checkpoint: c}); err != nil {
+	if _, err = submit(ctx, s.replica, s.replica.Self(), "", Countersign{To: name, Checkpoint: c}); err != nil {
 		return 0, err
 	}
 	return log.Size(), nil
@@ -284,7 +284,7 @@ func (a Appliance) newestVouched(domain string, own note.Verifier) (audit.Head, 
 
 // ExportEvidence streams the vendor's log with its countersignatures, and the customers' heads that it witnessed.
 func (s *Server) ExportEvidence(ctx context.Context, _ *connect.Request[controlv1.ExportEvidenceRequest], stream *connect.ServerStream[controlv1.ExportEvidenceResponse]) error {
-	if err := s.Order.Read(ctx); err != nil {
+	if err := s.replica.Read(ctx); err != nil {
 		return err
 	}
 	b, err := s.evidence()
@@ -307,7 +307,7 @@ func (s *Server) ExportEvidence(ctx context.Context, _ *connect.Request[controlv
 
 // evidence gathers what the book holds now.
 func (s *Server) evidence() (audit.Bundle, error) {
-	page := s.book.View()
+	page := s.replica.View()
 	log, cp, err := s.head()
 	if err != nil {
 		return audit.Bundle{}, err

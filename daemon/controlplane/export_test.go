@@ -44,9 +44,6 @@ const (
 // TroublesOf reads a status report's roads.
 var TroublesOf = troublesOf
 
-// AllKnow tells whether each node of the book knows a kind of change.
-func (s State) AllKnow(kind string) bool { return s.allKnow(kind) }
-
 // RetiredLeaf tells whether a certificate of a node is of a CA that was retired.
 func RetiredLeaf(s State, leaf *x509.Certificate) error { return s.retiredLeaf("test", leaf) }
 

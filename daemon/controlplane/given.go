@@ -109,10 +109,10 @@ func (s *Server) PutSecret(ctx context.Context, req *connect.Request[controlv1.P
 	if err := ownSecret(op, m.GetName()); err != nil { // before anything is sealed
 		return nil, err
 	}
-	if err := s.Order.Read(ctx); err != nil {
+	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
-	k, err := s.ring.get(s.book.View().KEK)
+	k, err := s.ring.get(s.replica.View().KEK)
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +125,7 @@ func (s *Server) PutSecret(ctx context.Context, req *connect.Request[controlv1.P
 	if err != nil {
 		return nil, err
 	}
-	if _, err := submit(ctx, s, by, fleet.RequestID(id), PutSecret{KEK: k.id, Name: m.GetName(), Sealed: sealed}); err != nil {
+	if _, err := submit(ctx, s.replica, by, fleet.RequestID(id), PutSecret{KEK: k.id, Name: m.GetName(), Sealed: sealed}); err != nil {
 		return nil, err
 	}
 	s.log.Info("a secret was put into the book", "secret", m.GetName(), "by", by)
@@ -158,12 +158,11 @@ func (o *onceReader) Read(p []byte) (int, error) {
 
 // ListSecrets tells which secrets were given, when, and by whom.
 func (s *Server) ListSecrets(ctx context.Context, _ *connect.Request[controlv1.ListSecretsRequest]) (*connect.Response[controlv1.ListSecretsResponse], error) {
-	if err := s.Order.Read(ctx); err != nil {
+	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
 	out := &controlv1.ListSecretsResponse{}
-	for it := s.book.View().given.Iterator(); !it.Done(); {
-		name, g, _ := it.Next()
+	for name, g := range s.replica.View().VendorSecrets() {
 		out.Secrets = append(out.Secrets, &controlv1.SecretRecord{Name: name, SinceUnix: g.At.Unix(), By: string(g.By)})
 	}
 	return connect.NewResponse(out), nil
@@ -171,15 +170,15 @@ func (s *Server) ListSecrets(ctx context.Context, _ *connect.Request[controlv1.L
 
 // ForgetSecret takes one out of the book.
 func (s *Server) ForgetSecret(ctx context.Context, req *connect.Request[controlv1.ForgetSecretRequest]) (*connect.Response[controlv1.ForgetSecretResponse], error) {
-	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), ForgetSecret{Name: req.Msg.GetName()})
+	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), ForgetSecret{Name: req.Msg.GetName()})
 	return connect.NewResponse(&controlv1.ForgetSecretResponse{}), err
 }
 
 // Secret opens one that the vendor gave. It is for this process only.
 func (s *Server) Secret(name string) ([]byte, error) {
 	const op = "controlplane.Secret"
-	page := s.book.View()
-	if _, ok := page.given.Get(name); !ok {
+	page := s.replica.View()
+	if _, ok := page.Given(name); !ok {
 		return nil, noSecret(op, name)
 	}
 	k, err := s.ring.get(page.KEK)

@@ -7,27 +7,22 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/fleet"
-	"github.com/demarc-dev/demarc/identity"
 )
 
 // Follow wakes the channels of those appliances that the book changed, and closes the connections whose peer's certificate passes no
 // more, or is of a CA that was retired, until ctx ends. One goroutine follows the book
 // for all channels of the node: a change of one appliance costs nothing to the others.
 func (s *Server) Follow(ctx context.Context, ready func()) error {
-	var at *touch
-	var slots *identity.Slot
-	var seen proofs
+	var at ApplianceVersion
+	var cas, passes Version
 	ready()
 	for {
-		changed := s.book.Changed()
-		page := s.book.View()
-		names, ok := page.appliances.since(at)
-		at = page.appliances.last
-		var now *identity.Slot // the slots are replaced whole, so another first one is another list
-		if len(page.Slots) > 0 {
-			now = &page.Slots[0]
-		}
-		if !ok || now != slots {
+		changed := s.replica.Changed()
+		page := s.replica.View()
+		names, ok := page.ChangedSince(at)
+		at = page.ApplianceVersion()
+		now := page.CAVersion()
+		if !ok || now != cas {
 			for _, l := range s.channels.all() {
 				s.look(page, l)
 			}
@@ -38,10 +33,10 @@ func (s *Server) Follow(ctx context.Context, ready func()) error {
 				}
 			}
 		}
-		slots = now
-		if now := page.proofs(); now != seen {
+		cas = now
+		if now := page.PassesVersion(); now != passes {
 			s.sessions.end(page.stays)
-			seen = now
+			passes = now
 		}
 		select {
 		case <-ctx.Done():
@@ -105,7 +100,7 @@ func (s *Server) RollCall(ctx context.Context, after time.Duration) {
 	}
 	for stopped || len(missing) > 0 {
 		n := min(len(missing), maxRoll)
-		if ctx.Err() != nil || !s.roll(ctx, NodeRoll{Name: s.name, Missing: missing[:n], More: n < len(missing)}) {
+		if ctx.Err() != nil || !s.roll(ctx, NodeRoll{Name: s.replica.Node, Missing: missing[:n], More: n < len(missing)}) {
 			return
 		}
 		missing = missing[n:]
@@ -116,13 +111,13 @@ func (s *Server) RollCall(ctx context.Context, after time.Duration) {
 // missing lists the appliances that the book shows here and that have no channel, and tells whether the book says that this
 // node stopped.
 func (s *Server) missing() (out []fleet.ApplianceID, stopped bool) {
-	page := s.book.View()
+	page := s.replica.View()
 	for _, a := range page.Appliances() {
-		if a.Online && a.Node == s.name && s.channels.get(a.Name) == nil {
+		if a.Online && a.Node == s.replica.Node && s.channels.get(a.Name) == nil {
 			out = append(out, a.Name)
 		}
 	}
-	_, stopped = page.stopped.Get(s.name)
+	stopped = page.Stopped(s.replica.Node)
 	return out, stopped
 }
 
@@ -130,7 +125,7 @@ func (s *Server) missing() (out []fleet.ApplianceID, stopped bool) {
 func (s *Server) roll(ctx context.Context, c NodeRoll) bool {
 	id := drawID()
 	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
-		_, err := submit(ctx, s, s.self(), id, c)
+		_, err := submit(ctx, s.replica, s.replica.Self(), id, c)
 		if err == nil {
 			return true
 		}
@@ -148,7 +143,7 @@ func (s *Server) roll(ctx context.Context, c NodeRoll) bool {
 // Leave puts on record that this node stops. It is called before the doors end, so that the end of each channel needs no
 // entry of its own; where it can't be recorded, each gets one.
 func (s *Server) Leave(ctx context.Context) {
-	if _, err := submit(ctx, s, s.self(), "", NodeStops{Name: s.name}); err != nil {
+	if _, err := submit(ctx, s.replica, s.replica.Self(), "", NodeStops{Name: s.replica.Node}); err != nil {
 		s.log.Warn("could not record that this node stops", "error", err)
 		return
 	}
@@ -157,7 +152,7 @@ func (s *Server) Leave(ctx context.Context) {
 
 // here tells whether an appliance has a channel. A node knows its own better than the book while it calls the roll.
 func (s *Server) here(page State, a Appliance) bool {
-	if a.Node == s.name && !s.leaving.Load() {
+	if a.Node == s.replica.Node && !s.leaving.Load() {
 		return a.Online && s.channels.get(a.Name) != nil
 	}
 	return page.Here(a)

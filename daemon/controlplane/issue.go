@@ -31,7 +31,7 @@ func (s *Server) issue(csrDER []byte, role fleet.Role, name string, life time.Du
 	if err != nil {
 		return issued{}, err
 	}
-	page := s.book.View()
+	page := s.replica.View()
 	slot, err := identity.Issuer(page.Slots)
 	if err != nil {
 		return issued{}, err
@@ -44,7 +44,7 @@ func (s *Server) issue(csrDER []byte, role fleet.Role, name string, life time.Du
 	if err != nil {
 		return issued{}, err
 	}
-	leaf, err := ca.Issue(csr, fleet.PrincipalOf(page.TrustDomain, role, name), s.now(), life, identity.IssueOptions{Rand: rand.Reader, Backdate: s.Backdate})
+	leaf, err := ca.Issue(csr, fleet.PrincipalOf(page.TrustDomain, role, name), s.replica.Now(), life, identity.IssueOptions{Rand: rand.Reader, Backdate: s.Backdate})
 	if err != nil {
 		return issued{}, err
 	}
@@ -59,7 +59,7 @@ func certify[R any](ctx context.Context, s *Server, csr []byte, role fleet.Role,
 	if err != nil {
 		return nil, none, err
 	}
-	r, err := submit(ctx, s, fleet.PrincipalOf(s.book.View().TrustDomain, role, name), "", change(is))
+	r, err := submit(ctx, s.replica, fleet.PrincipalOf(s.replica.View().TrustDomain, role, name), "", change(is))
 	if err != nil {
 		return nil, none, err
 	}

@@ -32,7 +32,7 @@ type about struct {
 
 // About is what the leader is told of this node.
 func (s *Server) About() []byte {
-	is := about{Build: s.Build, Knows: s.book.Kinds()}
+	is := about{Build: s.Build, Knows: s.replica.Book.Kinds()}
 	if n := s.depot.missing.Load(); n >= 0 && s.depot.store != nil {
 		is.Lacks = &n
 	}

@@ -16,7 +16,7 @@ import (
 // record once its own book has that bundle. The appliance does not say it twice on one channel.
 func TestAWordAboutABundleIsTakenLater(t *testing.T) {
 	o := &alone{book: NewBook()}
-	s, err := NewServer(Options{Name: "cp-1", Book: o.book, Order: o, KEK: make([]byte, 32), Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+	s, err := NewServer(Options{Name: "cp-1", Book: o.book, Consensus: o, KEK: make([]byte, 32), Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +39,7 @@ func TestAWordAboutABundleIsTakenLater(t *testing.T) {
 	if err := s.holds(t.Context(), l, 2); err != nil {
 		t.Fatal(err)
 	}
-	held := func() uint64 { a, _ := s.book.View().Appliance("eu-1"); return a.Bundle }
+	held := func() uint64 { a, _ := s.replica.View().Appliance("eu-1"); return a.Bundle }
 	if held() != 0 {
 		t.Fatal("a bundle that the book does not know is on record")
 	}
@@ -47,7 +47,7 @@ func TestAWordAboutABundleIsTakenLater(t *testing.T) {
 	go func() { defer close(done); _ = s.Follow(t.Context(), func() {}) }()
 	tell(t, s, PrepareCA{Cert: ca().Cert.Raw, SealedKey: []byte("k")})
 	for end := time.Now().Add(30 * time.Second); held() != 2; {
-		changed := s.book.Changed()
+		changed := s.replica.Changed()
 		if held() == 2 {
 			break
 		}
@@ -62,24 +62,24 @@ func TestAWordAboutABundleIsTakenLater(t *testing.T) {
 // TestRenewalsAreNoNews: certificates that are renewed leave a log at rest, else a large fleet would never be quiet.
 func TestRenewalsAreNoNews(t *testing.T) {
 	s, _ := begun(t)
-	slot := s.book.View().Slots[0].ID()
+	slot := s.replica.View().Slots[0].ID()
 	var n news
-	n.read(s.book.Log())
+	n.read(s.replica.Log())
 	upto := n.upto
 	tell(t, s, Renew{Name: "eu-1", Using: "s1", Serial: "s2", Till: time.Now().Add(time.Hour)})
 	tell(t, s, RenewBy{Renew: Renew{Name: "eu-1", Using: "s1", Serial: "s3", Till: time.Now().Add(time.Hour)}, Issuer: slot})
 	tell(t, s, NodeBundle{Name: "cp-1", Number: 1})
-	if n.read(s.book.Log()); n.upto != upto || n.seen != s.book.Log().Size() {
+	if n.read(s.replica.Log()); n.upto != upto || n.seen != s.replica.Log().Size() {
 		t.Errorf("news up to %d, want %d, of %d", n.upto, upto, n.seen)
 	}
 	tell(t, s, Ban{Name: "eu-1", Reason: "lost"})
-	if n.read(s.book.Log()); n.upto != s.book.Log().Size() {
+	if n.read(s.replica.Log()); n.upto != s.replica.Log().Size() {
 		t.Error("a ban is no news")
 	}
 	var e struct {
 		Kind string `json:"kind"`
 	}
-	if err := json.Unmarshal(s.book.Log().Entry(n.upto-1), &e); err != nil || e.Kind != (Ban{}).Kind() {
+	if err := json.Unmarshal(s.replica.Log().Entry(n.upto-1), &e); err != nil || e.Kind != (Ban{}).Kind() {
 		t.Errorf("%v, %q", err, e.Kind)
 	}
 }

@@ -190,10 +190,10 @@ func (b operatorBootstrap) login(ctx context.Context, m *controlv1.LoginRequest)
 	if err != nil {
 		return nil, "", err
 	}
-	if err := b.Order.Read(ctx); err != nil {
+	if err := b.replica.Read(ctx); err != nil {
 		return nil, p.Name, fault.At(op, "", err)
 	}
-	name, banned := b.book.View().nameOf(p.Subject, p.Name)
+	name, banned := b.replica.View().nameOf(p.Subject, p.Name)
 	if banned { // nothing is signed for one who is refused
 		return nil, name, fault.New(op, fault.Denied, "operator %q is banned", name)
 	}

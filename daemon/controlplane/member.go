@@ -127,7 +127,7 @@ func (n *node) introduce(ctx context.Context, ready func()) error {
 			<-ctx.Done()
 			return nil
 		}
-		if _, err := submit(ctx, n.server, n.server.self(), "", is); err != nil {
+		if _, err := submit(ctx, n.server.replica, n.server.replica.Self(), "", is); err != nil {
 			if ctx.Err() == nil {
 				n.log.Info("where this node serves is not on record yet", "err", fault.Text(err))
 			}

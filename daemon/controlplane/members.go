@@ -51,7 +51,7 @@ func (s *Server) roster() []Member {
 	if len(ids) == 0 {
 		return s.Members
 	}
-	page := s.book.View()
+	page := s.replica.View()
 	out := make([]Member, 0, len(ids))
 	for _, id := range ids {
 		m := Member{Name: id}
@@ -69,7 +69,7 @@ func (s *Server) roster() []Member {
 // admitNode refuses the certificate of a node that is no member any more, and one that was replaced.
 func (s *Server) admitNode(id string, serial fleet.Serial) error {
 	const op = "controlplane.Admit"
-	if _, err := s.book.View().refusesNode(op, id, serial, time.Time{}); err != nil {
+	if _, err := s.replica.View().refusesNode(op, id, serial, time.Time{}); err != nil {
 		return err
 	}
 	if s.Cluster == nil {
@@ -83,7 +83,7 @@ func (s *Server) admitNode(id string, serial fleet.Serial) error {
 
 // seen is who is a member, once the book of this node has all that was answered before the call.
 func (c cluster) seen(ctx context.Context, m Membership) (raft.Cluster, error) {
-	if err := c.Order.Read(ctx); err != nil {
+	if err := c.replica.Read(ctx); err != nil {
 		return raft.Cluster{}, err
 	}
 	return m.Members(ctx)
@@ -99,8 +99,8 @@ func (c cluster) ListMembers(ctx context.Context, _ *connect.Request[controlv1.L
 	if err != nil {
 		return nil, err
 	}
-	page := c.book.View()
-	out := &controlv1.ListMembersResponse{Leader: all.Leader, Term: all.Term, Autopilot: page.Pilot().toWire()}
+	page := c.replica.View()
+	out := &controlv1.ListMembersResponse{Leader: all.Leader, Term: all.Term, Autopilot: autopilotToWire(page.Pilot())}
 	out.Members = c.members(all, page)
 	for _, p := range page.Peers() {
 		if p.Removed {
@@ -130,7 +130,7 @@ func (s *Server) members(all raft.Cluster, page State) []*controlv1.ClusterMembe
 			}
 		}
 		if known && says.Knows != nil {
-			for _, k := range s.book.Kinds() {
+			for _, k := range s.replica.Book.Kinds() {
 				if !slices.Contains(says.Knows, k) && !slices.Contains(firstKinds, k) {
 					w.Lacks = append(w.Lacks, k)
 				}
@@ -181,7 +181,7 @@ func (c cluster) AddMember(ctx context.Context, req *connect.Request[controlv1.A
 		return nil, err
 	}
 	by, id := api.From(ctx).Principal, fleet.RequestID(r.GetRequestId())
-	if _, err := submit(ctx, c.Server, by, id, c.book.View().addNode(AddNode{Name: r.GetName(), Raft: r.GetRaftAddress(), API: r.GetApiAddress(), Voter: !r.GetNonVoter()})); err != nil {
+	if _, err := submit(ctx, c.Server.replica, by, id, c.replica.View().addNode(AddNode{Name: r.GetName(), Raft: r.GetRaftAddress(), API: r.GetApiAddress(), Voter: !r.GetNonVoter()})); err != nil {
 		return nil, err
 	}
 	if err := m.Change(ctx, raft.Change{Do: raft.Add, ID: r.GetName(), Addr: r.GetRaftAddress()}); err != nil {
@@ -191,7 +191,7 @@ func (c cluster) AddMember(ctx context.Context, req *connect.Request[controlv1.A
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&controlv1.AddMemberResponse{Certificate: is.leaf.Raw, Bundle: cas, Members: c.members(all, c.book.View())}), nil
+	return connect.NewResponse(&controlv1.AddMemberResponse{Certificate: is.leaf.Raw, Bundle: cas, Members: c.members(all, c.replica.View())}), nil
 }
 
 // change makes one change and puts on record who asked for it.
@@ -203,7 +203,7 @@ func (c cluster) change(ctx context.Context, do, name string) error {
 	if err := m.Change(ctx, raft.Change{Do: do, ID: name}); err != nil {
 		return err
 	}
-	_, err = submit(ctx, c.Server, api.From(ctx).Principal, "", NodeChanged{Do: do, Name: name})
+	_, err = submit(ctx, c.Server.replica, api.From(ctx).Principal, "", NodeChanged{Do: do, Name: name})
 	return err
 }
 
@@ -218,10 +218,10 @@ func (c cluster) PromoteMember(ctx context.Context, req *connect.Request[control
 // wanted refuses to make a voter of a node whose file says that it never is one, and waits until it can prove itself without its book:
 // a majority that has lost power may need it.
 func (c cluster) wanted(ctx context.Context, name string) error {
-	if err := c.Order.Read(ctx); err != nil {
+	if err := c.replica.Read(ctx); err != nil {
 		return err
 	}
-	if p, ok := c.book.View().Peer(name); ok && !p.Removed && !p.Voter {
+	if p, ok := c.replica.View().Peer(name); ok && !p.Removed && !p.Voter {
 		return fault.New("controlplane.Promote", fault.Conflict, "node %q never votes: its file says voter: false, change that and restart it first", name)
 	}
 	if !slices.Contains(c.nodes(), name) {
@@ -230,8 +230,8 @@ func (c cluster) wanted(ctx context.Context, name string) error {
 	limit := time.NewTimer(readyWait)
 	defer limit.Stop()
 	for {
-		changed := c.book.Changed()
-		err := c.book.View().ready(name)
+		changed := c.replica.Changed()
+		err := c.replica.View().ready(name)
 		if err == nil {
 			return nil
 		}
@@ -271,12 +271,12 @@ func (c cluster) RemoveMember(ctx context.Context, req *connect.Request[controlv
 	if err != nil {
 		return nil, err
 	}
-	if err := c.Order.Read(ctx); err != nil {
+	if err := c.replica.Read(ctx); err != nil {
 		return nil, err
 	}
 	err = m.Change(ctx, raft.Change{Do: raft.Remove, ID: req.Msg.GetName()})
 	if fault.Of(err) == fault.NotFound {
-		_, known := c.book.View().Peer(req.Msg.GetName())
+		_, known := c.replica.View().Peer(req.Msg.GetName())
 		if known || slices.ContainsFunc(c.Server.Members, func(m Member) bool { return m.Name == req.Msg.GetName() }) {
 			err = nil // it is gone from the cluster; that it is gone for good may not be on record yet
 		}
@@ -291,7 +291,7 @@ func (c cluster) bury(ctx context.Context, id fleet.RequestID, name, reason stri
 	if len(reason) > maxSentence {
 		return fault.New("controlplane.Remove", fault.Invalid, "the reason has more than %d bytes", maxSentence)
 	}
-	_, err := submit(ctx, c.Server, api.From(ctx).Principal, id, c.book.View().removeNode(RemoveNode{Name: name, Reason: reason}))
+	_, err := submit(ctx, c.Server.replica, api.From(ctx).Principal, id, c.replica.View().removeNode(RemoveNode{Name: name, Reason: reason}))
 	return err
 }
 
@@ -306,7 +306,7 @@ func (c cluster) ReplaceMember(ctx context.Context, req *connect.Request[control
 		return nil, err
 	}
 	err = m.Replace(ctx, r.GetOld(), r.GetBy())
-	if p, known := c.book.View().Peer(r.GetOld()); fault.Of(err) == fault.NotFound && known && !slices.Contains(m.IDs(), p.Name) && slices.Contains(m.IDs(), r.GetBy()) {
+	if p, known := c.replica.View().Peer(r.GetOld()); fault.Of(err) == fault.NotFound && known && !slices.Contains(m.IDs(), p.Name) && slices.Contains(m.IDs(), r.GetBy()) {
 		err = nil // a try before this one came as far as that
 	}
 	if err != nil {
@@ -328,7 +328,7 @@ func (c cluster) TransferLeadership(ctx context.Context, req *connect.Request[co
 	return connect.NewResponse(&controlv1.TransferLeadershipResponse{Leader: all.Leader}), err
 }
 
-func (p Autopilot) toWire() *controlv1.Autopilot {
+func autopilotToWire(p Autopilot) *controlv1.Autopilot {
 	return &controlv1.Autopilot{RemoveDead: p.RemoveDead, DeadAfter: int64(p.DeadAfter / time.Second), Floor: uint32(p.Floor), PromoteStable: p.PromoteStable,
 		Stabilization: int64(p.Stabilization / time.Second), WithoutReplacement: p.WithoutReplacement}
 }
@@ -343,6 +343,6 @@ func (c cluster) SetAutopilot(ctx context.Context, req *connect.Request[controlv
 	}
 	p := Autopilot{RemoveDead: w.GetRemoveDead(), DeadAfter: time.Duration(w.GetDeadAfter()) * time.Second, Floor: int(w.GetFloor()), PromoteStable: w.GetPromoteStable(),
 		Stabilization: time.Duration(w.GetStabilization()) * time.Second, WithoutReplacement: w.GetWithoutReplacement()}
-	_, err := submit(ctx, c.Server, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), SetAutopilot{p})
+	_, err := submit(ctx, c.Server.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), SetAutopilot{p})
 	return connect.NewResponse(&controlv1.SetAutopilotResponse{}), err
 }

@@ -84,7 +84,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	if err != nil {
 		return nil, err
 	}
-	n.server, err = NewServer(Options{Login: people, Name: cfg.Name, Book: n.book, Order: n, Artifacts: n.store, KEK: keks[0].key, LeafLife: cfg.Leaf.Life,
+	n.server, err = NewServer(Options{Login: people, Name: cfg.Name, Book: n.book, Consensus: n, Artifacts: n.store, KEK: keks[0].key, LeafLife: cfg.Leaf.Life,
 		Backdate:  max(cfg.Leaf.Backdate, time.Nanosecond), // a certificate counts whole seconds: 0s is none
 		Platforms: platforms, Members: members, Cluster: n, Build: build, Now: n.now, Clocks: n, Snapshot: n.snapshot, Log: log, Meter: meterOf(n.reg)})
 	if err != nil {
@@ -217,7 +217,7 @@ func (n *node) runRaft(ctx context.Context, ready func()) error {
 	return err
 }
 
-// Propose implements [Sequence].
+// Propose implements [Consensus].
 func (n *node) Propose(ctx context.Context, data []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
@@ -229,14 +229,14 @@ func (n *node) Propose(ctx context.Context, data []byte) ([]byte, error) {
 	return n.raft.Propose(ctx, data)
 }
 
-// Read implements [Sequence].
+// Read implements [Consensus].
 func (n *node) Read(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	return n.raft.Read(ctx)
 }
 
-// Leader implements [Sequence].
+// Leader implements [Consensus].
 func (n *node) Leader() string {
 	id, _ := n.raft.Leader()
 	return id

@@ -37,7 +37,7 @@ type Inventory struct {
 func Take(b *ledger.Book[State]) Inventory {
 	page, log := b.Both()
 	root := log.Root()
-	return Inventory{TrustDomain: page.TrustDomain, Index: b.Index(), Customers: page.customers.Len(), Appliances: page.appliances.Len(),
+	return Inventory{TrustDomain: page.TrustDomain, Index: b.Index(), Customers: page.CustomerCount(), Appliances: page.ApplianceCount(),
 		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:]), Epoch: page.Epoch().Epoch, Bundle: page.Bundle(), KEK: page.KEK}
 }
 

@@ -116,7 +116,7 @@ func TestOldApplianceRenews(t *testing.T) {
 	base := base64.StdEncoding
 	l := &line{order: *replay(t, base.EncodeToString([]byte("certificate of the CA")), base.EncodeToString(ca.Cert.Raw), base.EncodeToString([]byte("sealed key of the CA")), base.EncodeToString(sealed))}
 	o := &l.order
-	s, err := controlplane.NewServer(controlplane.Options{Name: "cp-1", Book: o.book, Order: l, KEK: kek, LeafLife: time.Hour, Now: func() time.Time { return start.Add(time.Hour) },
+	s, err := controlplane.NewServer(controlplane.Options{Name: "cp-1", Book: o.book, Consensus: l, KEK: kek, LeafLife: time.Hour, Now: func() time.Time { return start.Add(time.Hour) },
 		Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)

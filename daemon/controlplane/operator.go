@@ -28,22 +28,22 @@ func (s *Server) InviteOperator(ctx context.Context, req *connect.Request[contro
 	if valid <= 0 || valid > int64(identity.MaxInviteLife/time.Second) {
 		return nil, fault.New(op, fault.Invalid, "an invitation that is good for %d seconds: use more than none and at most %s", valid, identity.MaxInviteLife)
 	}
-	till := s.now().UTC().Truncate(time.Second).Add(time.Duration(valid) * time.Second)
-	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
+	till := s.replica.Now().UTC().Truncate(time.Second).Add(time.Duration(valid) * time.Second)
+	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
 		InviteOperator{Name: m.GetName(), Role: fleet.Rank(m.GetRole()), Verifier: fleet.DigestOf(m.GetVerifier()), Till: till})
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&controlv1.InviteOperatorResponse{TrustDomain: s.book.View().TrustDomain, LogKey: s.logPublic(), ExpiresUnix: till.Unix()}), nil
+	return connect.NewResponse(&controlv1.InviteOperatorResponse{TrustDomain: s.replica.View().TrustDomain, LogKey: s.logPublic(), ExpiresUnix: till.Unix()}), nil
 }
 
 // ListOperators tells who may call, what they may, and since when.
 func (s *Server) ListOperators(ctx context.Context, _ *connect.Request[controlv1.ListOperatorsRequest]) (*connect.Response[controlv1.ListOperatorsResponse], error) {
-	if err := s.Order.Read(ctx); err != nil {
+	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
 	out := &controlv1.ListOperatorsResponse{}
-	for _, o := range s.book.View().Operators() {
+	for _, o := range s.replica.View().Operators() {
 		r := &controlv1.OperatorRecord{Name: o.Name, Role: string(o.Role), Status: o.Status, Via: o.Via, SinceUnix: o.Since.Unix(), By: string(o.By),
 			Serial: string(o.Current), ExpiresUnix: unix(o.CurrentTill), NextSerial: string(o.Next), Reason: o.Reason}
 		if o.Invitation != nil && o.Status == Invited {
@@ -63,13 +63,13 @@ func unix(t time.Time) int64 {
 
 // GetDoor tells what one needs to recognize this control plane.
 func (s *Server) GetDoor(context.Context, *connect.Request[controlv1.GetDoorRequest]) (*connect.Response[controlv1.GetDoorResponse], error) {
-	return connect.NewResponse(&controlv1.GetDoorResponse{TrustDomain: s.book.View().TrustDomain, LogKey: s.logPublic()}), nil
+	return connect.NewResponse(&controlv1.GetDoorResponse{TrustDomain: s.replica.View().TrustDomain, LogKey: s.logPublic()}), nil
 }
 
 // SetOperatorRole changes what an operator may do, from its next call on.
 func (s *Server) SetOperatorRole(ctx context.Context, req *connect.Request[controlv1.SetOperatorRoleRequest]) (*connect.Response[controlv1.SetOperatorRoleResponse], error) {
 	m := req.Msg
-	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), SetOperatorRole{Name: m.GetName(), Role: fleet.Rank(m.GetRole())})
+	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), SetOperatorRole{Name: m.GetName(), Role: fleet.Rank(m.GetRole())})
 	return connect.NewResponse(&controlv1.SetOperatorRoleResponse{}), err
 }
 
@@ -79,14 +79,14 @@ func (s *Server) BanOperator(ctx context.Context, req *connect.Request[controlv1
 	if len(m.GetReason()) > maxSentence {
 		return nil, fault.New("controlplane.BanOperator", fault.Invalid, "the reason has more than %d bytes", maxSentence)
 	}
-	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), BanOperator{Name: m.GetName(), Reason: m.GetReason()})
+	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), BanOperator{Name: m.GetName(), Reason: m.GetReason()})
 	return connect.NewResponse(&controlv1.BanOperatorResponse{}), err
 }
 
 // RemoveOperator forgets an operator and withdraws its invitation.
 func (s *Server) RemoveOperator(ctx context.Context, req *connect.Request[controlv1.RemoveOperatorRequest]) (*connect.Response[controlv1.RemoveOperatorResponse], error) {
 	m := req.Msg
-	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), RemoveOperator{Name: m.GetName()})
+	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), RemoveOperator{Name: m.GetName()})
 	return connect.NewResponse(&controlv1.RemoveOperatorResponse{}), err
 }
 
@@ -125,10 +125,10 @@ func (b operatorBootstrap) AcceptInvitation(ctx context.Context, req *connect.Re
 
 func (b operatorBootstrap) accept(ctx context.Context, m *controlv1.AcceptInvitationRequest) (*controlv1.AcceptInvitationResponse, error) {
 	const op = "controlplane.AcceptInvitation"
-	if err := b.Order.Read(ctx); err != nil {
+	if err := b.replica.Read(ctx); err != nil {
 		return nil, fault.At(op, "", err)
 	}
-	page := b.book.View()
+	page := b.replica.View()
 	if err := identity.CheckInvite(m.GetVerifier(), page.TrustDomain, m.GetName(), m.GetCsr(), m.GetProof()); err != nil {
 		return nil, err
 	}
@@ -137,8 +137,8 @@ func (b operatorBootstrap) accept(ctx context.Context, m *controlv1.AcceptInvita
 		return nil, err
 	}
 	verifier := fleet.DigestOf(m.GetVerifier())
-	o, _ := page.operators.Get(m.GetName())
-	if err := o.takes(verifier, key, b.now()); err != nil { // nothing is signed for one who holds no invitation
+	o, _ := page.FindOperator(m.GetName())
+	if err := o.takes(verifier, key, b.replica.Now()); err != nil { // nothing is signed for one who holds no invitation
 		return nil, err
 	}
 	cert, rank, err := certify(ctx, b.Server, m.GetCsr(), fleet.Operator, o.Name, b.LeafLife, func(is issued) ledger.Change[State, fleet.Rank] {

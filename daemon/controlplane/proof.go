@@ -138,7 +138,7 @@ func (s *Server) checkExpect(b []byte) error {
 	if err := seal.StrictJSON(b, &e); err != nil {
 		return err
 	}
-	if err := s.book.View().takes(e.Kind); err != nil {
+	if err := s.replica.View().takes(e.Kind); err != nil {
 		return err
 	}
 	return s.Platforms.CheckExpect(e)
@@ -148,7 +148,7 @@ func (s *Server) checkExpect(b []byte) error {
 func (s *Server) prove(ctx context.Context, a Appliance, m *boundaryv1.EnrolRequest, audience string, now time.Time) (identity.Proven, error) {
 	e, err := a.expected()
 	if err == nil {
-		err = s.book.View().takes(e.Kind)
+		err = s.replica.View().takes(e.Kind)
 	}
 	if err != nil {
 		return identity.Proven{}, err
@@ -166,6 +166,6 @@ func (s *Server) SetExpect(ctx context.Context, req *connect.Request[controlv1.S
 	if err := s.checkExpect(m.GetExpect()); err != nil {
 		return nil, err
 	}
-	_, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), SetExpect{Name: fleet.ApplianceID(m.GetName()), Expect: m.GetExpect()})
+	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), SetExpect{Name: fleet.ApplianceID(m.GetName()), Expect: m.GetExpect()})
 	return connect.NewResponse(&controlv1.SetExpectResponse{}), err
 }

@@ -123,7 +123,7 @@ func (s *Server) tooMuch(name fleet.ApplianceID, what string) {
 	s.log.Warn("an appliance is above its bounds", "appliance", name, "what", what, "left_out", left)
 	ctx, cancel := context.WithTimeout(context.Background(), submitFor)
 	defer cancel()
-	s.putOnRecord(ctx, s.self(), Refuse{What: "quota", Name: string(name), Fault: fault.Busy, Reason: what}, left)
+	s.putOnRecord(ctx, s.replica.Self(), Refuse{What: "quota", Name: string(name), Fault: fault.Busy, Reason: what}, left)
 }
 
 // renews refuses an appliance that asks for certificates faster than one can be needed.

@@ -15,7 +15,7 @@ import (
 
 // quotaRecords counts the entries about an appliance that is above its bounds.
 func quotaRecords(s *Server, from int64) (n int) {
-	log := s.book.Log()
+	log := s.replica.Log()
 	for i := from; i < log.Size(); i++ {
 		if strings.Contains(string(log.Entry(i)), `"what":"quota"`) {
 			n++
@@ -42,7 +42,7 @@ func TestReportsOfAnApplianceAreBounded(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s, _ := begun(t)
-				size := s.book.Log().Size()
+				size := s.replica.Log().Size()
 				take := func(of fleet.ApplianceID) time.Duration {
 					began := time.Now()
 					ctx, cancel := context.WithTimeout(t.Context(), submitFor) // as the reader of a channel does
@@ -78,7 +78,7 @@ func TestRenewalsOfAnApplianceAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := begun(t)
 		s.quotas = newQuotas(30 * 24 * time.Hour)
-		size, got := s.book.Log().Size(), 0
+		size, got := s.replica.Log().Size(), 0
 		for range 936 {
 			if err := s.renews("eu-1"); err == nil {
 				got++
@@ -156,7 +156,7 @@ func TestArtifactsOfAnApplianceAreBounded(t *testing.T) {
 func TestComingsOfAnApplianceAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := begun(t)
-		size, began := s.book.Log().Size(), time.Now()
+		size, began := s.replica.Log().Size(), time.Now()
 		const more = 20
 		for range edgeBurst + more {
 			if err := s.came(t.Context(), &live{s: s, name: "eu-1", serial: "s1", by: "test"}, "https"); err != nil {

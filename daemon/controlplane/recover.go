@@ -87,7 +87,7 @@ func (s *Server) recoveryKey() (ed25519.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	k, err := s.ring.get(s.book.View().KEK)
+	k, err := s.ring.get(s.replica.View().KEK)
 	if err != nil {
 		return nil, err
 	}
@@ -101,18 +101,18 @@ func (b operatorBootstrap) RecoverAdmin(ctx context.Context, req *connect.Reques
 
 func (b operatorBootstrap) recover(ctx context.Context, m *controlv1.RecoverAdminRequest) (*controlv1.RecoverAdminResponse, error) {
 	const op = "controlplane.RecoverAdmin"
-	if err := b.Order.Read(ctx); err != nil {
+	if err := b.replica.Read(ctx); err != nil {
 		return nil, fault.At(op, "", err)
 	}
 	_, nonces, err := b.secrets()
 	if err != nil {
 		return nil, err
 	}
-	till, err := identity.CheckNonce(nonces, m.GetNonce(), b.now())
+	till, err := identity.CheckNonce(nonces, m.GetNonce(), b.replica.Now())
 	if err != nil {
 		return nil, err
 	}
-	page := b.book.View()
+	page := b.replica.View()
 	proof, err := b.recoveryKey()
 	if err != nil {
 		return nil, err

@@ -111,7 +111,7 @@ func (s *Server) strangerRefused(ctx context.Context, what, name string, err err
 		return
 	}
 	if now, left := s.unlessTooMany(atBootstrap); now {
-		s.putOnRecord(ctx, s.self(), Refuse{What: what, Name: fault.Clip(name), Fault: fault.Of(err), Reason: fault.Text(err)}, left)
+		s.putOnRecord(ctx, s.replica.Self(), Refuse{What: what, Name: fault.Clip(name), Fault: fault.Of(err), Reason: fault.Text(err)}, left)
 	}
 }
 
@@ -122,7 +122,7 @@ func (s *Server) putOnRecord(ctx context.Context, by fleet.Principal, r Refuse, 
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	if _, err := submit(ctx, s, by, "", r); err != nil {
+	if _, err := submit(ctx, s.replica, by, "", r); err != nil {
 		s.log.Error("a refusal is not on record", "what", r.What, "reason", r.Reason, "error", err)
 	}
 }

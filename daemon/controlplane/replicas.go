@@ -37,7 +37,7 @@ type nodeWays struct {
 	of map[string]*wayTo
 }
 
-// wayTo is the way to one node. It implements [Replica].
+// wayTo is the way to one node. It implements [Remote].
 type wayTo struct {
 	addr   string
 	way    *http.Transport
@@ -62,7 +62,7 @@ func (s *Server) TendArtifacts(ctx context.Context, ready func()) error {
 }
 
 // to is the way to a node, wherever it is now.
-func (h *nodeWays) to(m Member) Replica {
+func (h *nodeWays) to(m Member) Remote {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if w := h.of[m.Name]; w != nil {
@@ -90,7 +90,7 @@ func (h *nodeWays) to(m Member) Replica {
 	return w
 }
 
-// Fetch implements [Replica].
+// Fetch implements [Remote].
 func (w *wayTo) Fetch(ctx context.Context, d fleet.Digest, offset int64, give func(total int64, piece []byte) error) error {
 	const op = "controlplane.fetch"
 	stream, err := w.bytes.Artifact(ctx, connect.NewRequest(&boundaryv1.ArtifactRequest{Digest: string(d), Offset: offset}))
@@ -106,7 +106,7 @@ func (w *wayTo) Fetch(ctx context.Context, d fleet.Digest, offset int64, give fu
 	return api.FromWire(op, stream.Err())
 }
 
-// Hold implements [Replica].
+// Hold implements [Remote].
 func (w *wayTo) Hold(ctx context.Context, d fleet.Digest, from []string, told func(arrived int64)) error {
 	const op = "controlplane.Hold"
 	ctx, cancel := context.WithCancel(ctx)

@@ -106,7 +106,7 @@ func (d *depot) members(ctx context.Context) (*copies, map[string]Member, error)
 			add(m.Name, true)
 		}
 		if len(c.all) == 0 {
-			add(d.s.name, true)
+			add(d.s.replica.Node, true)
 		}
 	} else {
 		all, err := d.s.Cluster.Members(ctx)
@@ -144,7 +144,7 @@ func (d *depot) replicate(ctx context.Context, x fleet.Digest, told func(*contro
 	defer wg.Wait()
 	defer cancel()
 	for _, one := range c.all {
-		if one.GetNode() == d.s.name {
+		if one.GetNode() == d.s.replica.Node {
 			c.note(one, c.size, true, "")
 			continue
 		}
@@ -178,7 +178,7 @@ func (d *depot) push(ctx context.Context, x fleet.Digest, c *copies, one *contro
 		return
 	}
 	for ctx.Err() == nil {
-		err := d.reach(m).Hold(ctx, x, []string{d.s.name}, func(arrived int64) { c.note(one, arrived, false, "") })
+		err := d.reach(m).Hold(ctx, x, []string{d.s.replica.Node}, func(arrived int64) { c.note(one, arrived, false, "") })
 		if err == nil {
 			c.note(one, c.size, true, "")
 			return
@@ -355,7 +355,7 @@ func (s *Server) Artifact(ctx context.Context, req *connect.Request[boundaryv1.A
 	}
 	buf := make([]byte, chunk)
 	for first := true; first || off < total; first = false {
-		if err := s.book.View().barred(who); err != nil {
+		if err := barred(s.replica.View(), who); err != nil {
 			return err
 		}
 		n := min(int64(len(buf)), total-off)

@@ -198,10 +198,10 @@ func (s *Server) RollKeys(ctx context.Context, req *connect.Request[boundaryv1.R
 // rollKeys tells whether the keys wait for the operator.
 func (s *Server) rollKeys(ctx context.Context, who api.Who, name fleet.ApplianceID, m *boundaryv1.RollKeysRequest) (waiting bool, err error) {
 	const op = "controlplane.RollKeys"
-	if err := s.Order.Read(ctx); err != nil {
+	if err := s.replica.Read(ctx); err != nil {
 		return false, fault.At(op, "", err)
 	}
-	page := s.book.View()
+	page := s.replica.View()
 	a, err := page.Appliance(name)
 	if err != nil {
 		return false, err
@@ -231,7 +231,7 @@ func (s *Server) rollKeys(ctx context.Context, who api.Who, name fleet.Appliance
 	if err != nil {
 		return false, err
 	}
-	till, err := identity.CheckNonce(key, m.GetNonce(), s.now())
+	till, err := identity.CheckNonce(key, m.GetNonce(), s.replica.Now())
 	if err != nil {
 		return false, err
 	}
@@ -239,9 +239,9 @@ func (s *Server) rollKeys(ctx context.Context, who api.Who, name fleet.Appliance
 	if err != nil {
 		return false, err
 	}
-	_, old := e.Verify(m.GetToken(), audience, s.now())
+	_, old := e.Verify(m.GetToken(), audience, s.replica.Now())
 	e.JWKS = m.GetJwks()
-	proven, err := e.Verify(m.GetToken(), audience, s.now()) // else a slip would lock the appliance out
+	proven, err := e.Verify(m.GetToken(), audience, s.replica.Now()) // else a slip would lock the appliance out
 	if err != nil {
 		return false, err
 	}
@@ -251,7 +251,7 @@ func (s *Server) rollKeys(ctx context.Context, who api.Who, name fleet.Appliance
 	if old != nil && same(a.Reported, m.GetJwks()) {
 		return true, nil
 	}
-	if _, err := submit(ctx, s, who.Principal, "", ReportKeys{Name: name, Expect: a.mustProve(), JWKS: m.GetJwks(), Vouched: old == nil, Nonce: m.GetNonce(), NonceTill: till}); err != nil {
+	if _, err := submit(ctx, s.replica, who.Principal, "", ReportKeys{Name: name, Expect: a.mustProve(), JWKS: m.GetJwks(), Vouched: old == nil, Nonce: m.GetNonce(), NonceTill: till}); err != nil {
 		return false, err
 	}
 	s.log.Info("an appliance reported the keys of its cluster", "appliance", name, "vouched", old == nil)
@@ -273,10 +273,10 @@ type keys struct {
 
 // GetExpect tells what an appliance must prove, and by which keys.
 func (k keys) GetExpect(ctx context.Context, req *connect.Request[controlv1.GetExpectRequest]) (*connect.Response[controlv1.GetExpectResponse], error) {
-	if err := k.Order.Read(ctx); err != nil {
+	if err := k.replica.Read(ctx); err != nil {
 		return nil, err
 	}
-	a, err := k.book.View().Appliance(fleet.ApplianceID(req.Msg.GetName()))
+	a, err := k.replica.View().Appliance(fleet.ApplianceID(req.Msg.GetName()))
 	if err != nil {
 		return nil, err
 	}
@@ -290,13 +290,13 @@ func (k keys) GetExpect(ctx context.Context, req *connect.Request[controlv1.GetE
 // ConfirmKeys makes the keys that wait the ones that count.
 func (k keys) ConfirmKeys(ctx context.Context, req *connect.Request[controlv1.ConfirmKeysRequest]) (*connect.Response[controlv1.ConfirmKeysResponse], error) {
 	m := req.Msg
-	_, err := submit(ctx, k.Server, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), ConfirmKeys{Name: fleet.ApplianceID(m.GetName()), Digest: fleet.Digest(m.GetDigest())})
+	_, err := submit(ctx, k.Server.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), ConfirmKeys{Name: fleet.ApplianceID(m.GetName()), Digest: fleet.Digest(m.GetDigest())})
 	return connect.NewResponse(&controlv1.ConfirmKeysResponse{}), err
 }
 
 // ForgetKeys goes back to the keys that were pinned.
 func (k keys) ForgetKeys(ctx context.Context, req *connect.Request[controlv1.ForgetKeysRequest]) (*connect.Response[controlv1.ForgetKeysResponse], error) {
 	m := req.Msg
-	_, err := submit(ctx, k.Server, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), ForgetKeys{Name: fleet.ApplianceID(m.GetName())})
+	_, err := submit(ctx, k.Server.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), ForgetKeys{Name: fleet.ApplianceID(m.GetName())})
 	return connect.NewResponse(&controlv1.ForgetKeysResponse{}), err
 }

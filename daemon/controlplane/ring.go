@@ -75,7 +75,7 @@ func (r *ring) get(id string) (kek, error) {
 // vault is the secrets of the newest page, kept.
 type vault struct {
 	mu    sync.Mutex
-	of    *Secret // the first of the page's list: another list, another pointer
+	of    Version // of the sealed ones
 	ready bool
 	log   ed25519.PrivateKey
 	nonce []byte
@@ -83,14 +83,11 @@ type vault struct {
 
 // secrets opens the vendor's own secrets. A book that has none yet is of an older build, or has only begun: they are derived.
 func (s *Server) secrets() (log ed25519.PrivateKey, nonce []byte, err error) {
-	page := s.book.View()
+	page := s.replica.View()
 	if k := s.behind(page); k != nil {
 		return k.logKey(), k.keys.Nonce, nil
 	}
-	var of *Secret
-	if len(page.Secrets) > 0 {
-		of = &page.Secrets[0]
-	}
+	of := page.SecretsVersion()
 	v := &s.vault
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -102,7 +99,7 @@ func (s *Server) secrets() (log ed25519.PrivateKey, nonce []byte, err error) {
 		return nil, nil, err
 	}
 	var seed []byte
-	if of == nil {
+	if len(page.Secrets) == 0 {
 		if log, err = logKey(k.key); err != nil {
 			return nil, nil, err
 		}
@@ -150,7 +147,7 @@ func nonceKey(kek []byte) ([]byte, error) {
 
 // opens tells whether this node holds the key that seals the keys of the book.
 func (s *Server) opens() error {
-	page := s.book.View()
+	page := s.replica.View()
 	k, err := s.ring.get(page.KEK)
 	if err != nil {
 		return err
@@ -187,7 +184,7 @@ func (s *Server) keep(ctx context.Context) error {
 		}
 		c.Secrets = append(c.Secrets, Secret{one.name, sealed})
 	}
-	_, err = submit(ctx, s, s.self(), "", c)
+	_, err = submit(ctx, s.replica, s.replica.Self(), "", c)
 	return err
 }
 
@@ -262,8 +259,8 @@ func (s *Server) TendKeys(ctx context.Context, f KEKFiles) error {
 	defer tick.Stop()
 	var said string
 	for {
-		changed := s.book.Changed()
-		was := s.book.View()
+		changed := s.replica.Changed()
+		was := s.replica.View().KEKVersion()
 		if err := s.tendKeys(ctx, f); err != nil && ctx.Err() == nil {
 			if text := err.Error(); text != said { // once, and not at each turn
 				s.log.Warn("the keys of this node are not in step", "err", err)
@@ -278,9 +275,8 @@ func (s *Server) TendKeys(ctx context.Context, f KEKFiles) error {
 			case <-tick.C:
 				news = true
 			case <-changed: // the files are read where the book says something of keys, and not at each change
-				changed = s.book.Changed()
-				now := s.book.View()
-				news = now.KEK != was.KEK || now.keks != was.keks || now.TrustDomain != was.TrustDomain
+				changed = s.replica.Changed()
+				news = s.replica.View().KEKVersion() != was
 			}
 		}
 	}
@@ -292,11 +288,11 @@ func (s *Server) tendKeys(ctx context.Context, f KEKFiles) error {
 		return err
 	}
 	s.ring.set(keys...)
-	if s.book.View().TrustDomain == "" || !s.upToDate(ctx) {
+	if s.replica.View().TrustDomain == "" || !s.upToDate(ctx) {
 		return nil // the next turn looks again
 	}
-	page := s.book.View()
-	at := s.book.Index() // of the page or later
+	page := s.replica.View()
+	at := s.replica.Book.Index() // of the page or later
 	if page.KEK == "" {
 		return s.keep(ctx)
 	}
@@ -310,7 +306,7 @@ func (s *Server) tendKeys(ctx context.Context, f KEKFiles) error {
 	if len(ids) == 2 && ids[1] == page.KEK {
 		ids = ids[1:]
 	}
-	had := page.Holds(s.name)
+	had := page.Holds(s.replica.Node)
 	if slices.Equal(had, ids) && len(keys) == len(ids) {
 		return nil
 	}
@@ -320,7 +316,7 @@ func (s *Server) tendKeys(ctx context.Context, f KEKFiles) error {
 			return err
 		}
 	}
-	_, err = submit(ctx, s, s.self(), "", HoldsKEK{Node: s.name, IDs: ids})
+	_, err = submit(ctx, s.replica, s.replica.Self(), "", HoldsKEK{Node: s.replica.Node, IDs: ids})
 	return err
 }
 
@@ -348,7 +344,7 @@ func (s *Server) let(ctx context.Context, f KEKFiles, keys []kek, at uint64, sou
 
 // upToDate finds out whether this node's book is the newest, where that is not known yet.
 func (s *Server) upToDate(ctx context.Context) bool {
-	if !s.current.Load() && s.Order.Read(ctx) == nil {
+	if !s.current.Load() && s.replica.Read(ctx) == nil {
 		s.current.Store(true)
 	}
 	return s.current.Load()

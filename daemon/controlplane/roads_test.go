@@ -16,18 +16,18 @@ func TestTroublesAreProposedWhereTheySayNews(t *testing.T) {
 	l := &live{s: s, name: "eu-1", by: fleet.PrincipalOf(innerDomain, fleet.Appliance, "eu-1")}
 	is := func(name string, kinds ...string) {
 		t.Helper()
-		if _, err := submit(t.Context(), s, fleet.PrincipalOf(innerDomain, fleet.Node, name), "", NodeIs{Name: name, Build: "b", Knows: kinds}); err != nil {
+		if _, err := submit(t.Context(), s.replica, fleet.PrincipalOf(innerDomain, fleet.Node, name), "", NodeIs{Name: name, Build: "b", Knows: kinds}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	away := []*boundaryv1.RoadTrouble{{Kind: "https", Reason: "unreached"}}
 	says := func(what string, number uint64, roads []*boundaryv1.RoadTrouble, want int64) {
 		t.Helper()
-		size := s.book.Log().Size()
+		size := s.replica.Log().Size()
 		if err := s.troubles(t.Context(), l, number, roads); err != nil {
 			t.Fatal(err)
 		}
-		if grew := s.book.Log().Size() - size; grew != want {
+		if grew := s.replica.Log().Size() - size; grew != want {
 			t.Errorf("%s: %d entries, want %d", what, grew, want)
 		}
 	}

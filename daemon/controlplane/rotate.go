@@ -29,10 +29,10 @@ func (s State) sealed() uint32 {
 
 // GetKeys tells which key seals, and which ones each node holds.
 func (s *Server) GetKeys(ctx context.Context, _ *connect.Request[controlv1.GetKeysRequest]) (*connect.Response[controlv1.GetKeysResponse], error) {
-	if err := s.Order.Read(ctx); err != nil {
+	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
-	page := s.book.View()
+	page := s.replica.View()
 	out := &controlv1.GetKeysResponse{Key: page.KEK, Sealed: page.sealed()}
 	for _, n := range s.nodes() {
 		out.Nodes = append(out.Nodes, &controlv1.KeyHolder{Node: n, Keys: page.Holds(n)})
@@ -56,10 +56,10 @@ func (s State) unsettled(nodes []string) []string {
 // RotateKey seals everything with the next key, once each node holds it. The nodes drop the old one by themselves.
 func (s *Server) RotateKey(ctx context.Context, req *connect.Request[controlv1.RotateKeyRequest]) (*connect.Response[controlv1.RotateKeyResponse], error) {
 	const op = "controlplane.RotateKey"
-	if err := s.Order.Read(ctx); err != nil {
+	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
-	page := s.book.View()
+	page := s.replica.View()
 	to := req.Msg.GetTo()
 	if page.KEK == "" {
 		return nil, fault.New(op, fault.Unavailable, "the book does not name its key yet: try again in a few seconds")
@@ -81,7 +81,7 @@ func (s *Server) RotateKey(ctx context.Context, req *connect.Request[controlv1.R
 	if err != nil {
 		return nil, err
 	}
-	if _, err := submit(ctx, s, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), c); err != nil {
+	if _, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), c); err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(&controlv1.RotateKeyResponse{Key: to, Sealed: page.sealed()}), nil

@@ -176,7 +176,7 @@ func TestABundleIsHandedOutAfterARead(t *testing.T) {
 	ca, genesis := firstCA(t)
 	up := newNode(t, "cp-1", ca, nil)
 	behind := &late{tape: &tape{order: order{book: controlplane.NewBook()}}, log: func() [][]byte { return up.log }}
-	down := newNode(t, "cp-2", ca, func(o *controlplane.Options) { o.Book, o.Order = behind.book, behind })
+	down := newNode(t, "cp-2", ca, func(o *controlplane.Options) { o.Book, o.Consensus = behind.book, behind })
 	_, err := up.tape.Propose(t.Context(), mustEncode(t, genesis))
 	ok(t, err)
 	ok(t, behind.Read(t.Context()))

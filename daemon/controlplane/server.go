@@ -4,9 +4,7 @@ package controlplane
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/tls"
-	"encoding/hex"
 	"log/slog"
 	"net"
 	"net/http"
@@ -32,20 +30,11 @@ import (
 	"github.com/demarc-dev/demarc/workload/artifact"
 )
 
-// Sequence is the order of changes: raft in a cluster, anything that puts bytes into one order in a test.
-type Sequence interface {
-	ledger.Proposer
-	// Read returns once the book's view is at least as new as everything that was answered before the call.
-	Read(ctx context.Context) error
-	// Leader names the node that orders now, "" where there is none.
-	Leader() string
-}
-
 // Options is what a server is made of.
 type Options struct {
 	Name      string // of this node
 	Book      *ledger.Book[State]
-	Order     Sequence
+	Consensus Consensus
 	Artifacts *artifact.Store // nil: this node keeps none
 	KEK       []byte          // 32 bytes; opens the CA keys. See [Server.TendKeys] for another one
 	LeafLife  time.Duration
@@ -91,10 +80,8 @@ type Member struct{ Name, Raft, API string }
 // Server answers appliances and operators. Its methods may be called concurrently.
 type Server struct {
 	Options
-	name      string
-	book      *ledger.Book[State]
+	replica   *Replica
 	log       *slog.Logger
-	now       func() time.Time
 	ring      ring
 	vault     vault
 	kept      atomic.Pointer[kept] // what this node proves itself with, as it stands on its disk; nil for nothing
@@ -174,7 +161,7 @@ func NewServer(o Options) (*Server, error) {
 	if o.Backdate <= 0 {
 		o.Backdate = identity.DefaultBackdate
 	}
-	s := &Server{Options: o, name: o.Name, book: o.Book, log: o.Log, now: o.Now,
+	s := &Server{Options: o, replica: &Replica{Node: o.Name, Book: o.Book, Consensus: o.Consensus, Clock: o.Now}, log: o.Log,
 		strangers: rate.NewLimiter(strangerRate, strangerBurst), sources: newBudget(sourcesMax), logins: rate.NewLimiter(loginRate, loginBurst),
 		refusals: newRefusals(), guests: newGuests(),
 		channels: channels{open: map[fleet.ApplianceID]*live{}, greeted: map[fleet.ApplianceID][]*tls.Conn{}}, patience: newPatience(), sessions: newSessions(),
@@ -187,7 +174,7 @@ func NewServer(o Options) (*Server, error) {
 // Admit is the door's question in each handshake: may this certificate come in now.
 func (s *Server) Admit(p fleet.Principal, serial fleet.Serial) error {
 	td, role, id, ok := p.Split()
-	page := s.book.View()
+	page := s.replica.View()
 	if !ok || td != page.TrustDomain {
 		return fault.New("controlplane.Admit", fault.Denied, "%s is not of this trust domain", fault.Clip(string(p)))
 	}
@@ -210,10 +197,10 @@ func (s *Server) Admit(p fleet.Principal, serial fleet.Serial) error {
 	// The certificate is genuine, and this node may be behind the one that issued it: it catches up before it says no.
 	ctx, cancel := context.WithTimeout(context.Background(), admitWait)
 	defer cancel()
-	if s.aside(func() error { return s.Order.Read(ctx) }) != nil {
+	if s.aside(func() error { return s.replica.Read(ctx) }) != nil {
 		return err
 	}
-	if a, err = s.book.View().Appliance(fleet.ApplianceID(id)); err != nil {
+	if a, err = s.replica.View().Appliance(fleet.ApplianceID(id)); err != nil {
 		return err
 	}
 	return a.admits(serial)
@@ -257,7 +244,7 @@ func (s *Server) Handler() http.Handler {
 				return
 			}
 			who = api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial, Issuer: identity.IssuerOf(r.TLS)}
-			if err := s.book.View().barred(who); err != nil {
+			if err := barred(s.replica.View(), who); err != nil {
 				s.onRecord(r.Context(), who.Principal, Refuse{What: r.URL.Path, Name: fault.Clip(string(who.Principal)), Fault: fault.Of(err), Reason: fault.Text(err)})
 				_ = errors.Write(w, r, api.ToWire(err))
 				return
@@ -296,7 +283,7 @@ type tellsBundle struct {
 func (w *tellsBundle) tell() {
 	if !w.told {
 		w.told = true
-		w.Header().Set(api.BundleHeader, strconv.FormatUint(w.s.book.View().Bundle(), 10))
+		w.Header().Set(api.BundleHeader, strconv.FormatUint(w.s.replica.View().Bundle(), 10))
 	}
 }
 
@@ -324,7 +311,7 @@ func (w *tellsBundle) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // barred refuses whoever shows a certificate of a CA that was retired, and an appliance that was banned, after the connection for calls
 // came in: such a connection is asked at each call, and each piece of an artifact. An appliance's certificate that another has replaced
 // still makes calls on the connection that it opened.
-func (s State) barred(who api.Who) error {
+func barred(s State, who api.Who) error {
 	if err := s.retired("controlplane.call", who.Issuer); err != nil || who.Class != api.Appliance {
 		return err
 	}
@@ -357,27 +344,4 @@ func (s *Server) tooLong(r *http.Request) error {
 		s.strangerRefused(r.Context(), r.URL.Path, "", err)
 	}
 	return err
-}
-
-// self is the principal of this node.
-func (s *Server) self() fleet.Principal {
-	return fleet.PrincipalOf(s.book.View().TrustDomain, fleet.Node, s.name)
-}
-
-// submit stamps a change and puts it into the book. Without a request id it draws one: it then is retried by nobody.
-func submit[R any](ctx context.Context, s *Server, by fleet.Principal, id fleet.RequestID, c ledger.Change[State, R]) (R, error) {
-	if id == "" {
-		id = drawID()
-	}
-	if len(id) > 64 {
-		var zero R
-		return zero, fault.New("controlplane.submit", fault.Invalid, "a request id has at most 64 bytes")
-	}
-	return ledger.Submit(ctx, s.Order, ledger.Meta{At: s.now().UTC(), By: by, Request: id}, c)
-}
-
-func drawID() fleet.RequestID {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // crypto/rand.Read never fails
-	return fleet.RequestID(hex.EncodeToString(b[:]))
 }

@@ -8,8 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/benbjohnson/immutable"
-
 	"github.com/demarc-dev/demarc/api"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -65,22 +63,6 @@ func (s sessions) end(passes func(fleet.Principal, fleet.Serial, fleet.Digest) e
 	}
 }
 
-// proofs is what decides whose certificate passes: each part is another one after each change.
-type proofs struct {
-	slots     *identity.Slot // the first of them: they are replaced whole
-	operators *immutable.SortedMap[string, Operator]
-	certs     *immutable.SortedMap[string, NodeCerts]
-	peers     *immutable.SortedMap[string, Peer]
-}
-
-func (s State) proofs() proofs {
-	out := proofs{nil, s.operators, s.certs, s.peers}
-	if len(s.Slots) > 0 {
-		out.slots = &s.Slots[0]
-	}
-	return out
-}
-
 // passes reports whether a certificate of an operator may come in, as this page has it. Its issuer is "" if it is not known. While the
 // book has no operator any may: the first that calls is adopted.
 func (s State) passes(p fleet.Principal, serial fleet.Serial, issuer fleet.Digest) error {
@@ -97,14 +79,14 @@ func (s State) passes(p fleet.Principal, serial fleet.Serial, issuer fleet.Diges
 
 // admitOperator is [Server.Admit] for an operator. A refusal is told once this node knows that it is up to date.
 func (s *Server) admitOperator(p fleet.Principal, serial fleet.Serial) error {
-	err := s.book.View().passes(p, serial, "")
+	err := s.replica.View().passes(p, serial, "")
 	if err == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), admitWait)
 	defer cancel()
-	if s.aside(func() error { return s.Order.Read(ctx) }) == nil {
-		err = s.book.View().passes(p, serial, "")
+	if s.aside(func() error { return s.replica.Read(ctx) }) == nil {
+		err = s.replica.View().passes(p, serial, "")
 	}
 	if err != nil {
 		go s.onRecord(context.Background(), p, Refuse{What: "operator", Name: fault.Clip(string(p)), Fault: fault.Denied, Reason: fault.Text(err)})
@@ -116,20 +98,20 @@ func (s *Server) admitOperator(p fleet.Principal, serial fleet.Serial) error {
 // before it counts, and so is the adoption of the operator of a book that has none.
 func (s *Server) rank(ctx context.Context, w api.Who, till time.Time) (fleet.Rank, error) {
 	_, _, name, _ := w.Principal.Split()
-	page := s.book.View()
-	if page.operators.Len() == 0 {
+	page := s.replica.View()
+	if page.OperatorCount() == 0 {
 		c := AdoptOperator{FirstOperator{Name: name, Serial: w.Serial, Till: till, Issuer: w.Issuer}}
-		if _, err := submit(ctx, s, w.Principal, "", c); err != nil && fault.Of(err) != fault.Denied {
+		if _, err := submit(ctx, s.replica, w.Principal, "", c); err != nil && fault.Of(err) != fault.Denied {
 			return "", err
 		}
 		s.log.Warn("the book had no operators: the first who called is its admin now", "operator", name)
 	}
-	o, ok := page.operators.Get(name)
+	o, ok := page.FindOperator(name)
 	if !ok || o.admits(w.Serial, w.Issuer) != nil {
-		if err := s.Order.Read(ctx); err != nil {
+		if err := s.replica.Read(ctx); err != nil {
 			return "", err
 		}
-		if o, ok = s.book.View().operators.Get(name); !ok {
+		if o, ok = s.replica.View().FindOperator(name); !ok {
 			return "", unknownOperator(name)
 		}
 	}
@@ -137,7 +119,7 @@ func (s *Server) rank(ctx context.Context, w api.Who, till time.Time) (fleet.Ran
 		return "", err
 	}
 	if w.Serial == o.Next {
-		if _, err := submit(ctx, s, w.Principal, "", OperatorUses{Name: name, Serial: w.Serial}); err != nil {
+		if _, err := submit(ctx, s.replica, w.Principal, "", OperatorUses{Name: name, Serial: w.Serial}); err != nil {
 			return "", err
 		}
 	}

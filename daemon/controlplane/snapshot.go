@@ -136,19 +136,19 @@ func (c cluster) SaveSnapshot(ctx context.Context, _ *connect.Request[controlv1.
 	if err != nil {
 		return err
 	}
-	if err := c.Order.Read(ctx); err != nil {
+	if err := c.replica.Read(ctx); err != nil {
 		return err
 	}
 	all, err := m.Members(ctx)
 	if err != nil {
 		return err
 	}
-	book, err := c.book.Snapshot()
+	book, err := c.replica.Book.Snapshot()
 	if err != nil {
 		return fault.At(op, "", err)
 	}
 	out := bufio.NewWriterSize(sender(func(b []byte) error { return stream.Send(&controlv1.SaveSnapshotResponse{Data: b}) }), chunk)
-	h := SnapshotHead{Index: c.book.Index(), Term: all.Term, At: c.now().UTC(), Node: c.name, Build: c.Build, TrustDomain: c.book.View().TrustDomain}
+	h := SnapshotHead{Index: c.replica.Book.Index(), Term: all.Term, At: c.replica.Now().UTC(), Node: c.replica.Node, Build: c.Build, TrustDomain: c.replica.View().TrustDomain}
 	if err := WriteSnapshot(out, h, book); err != nil {
 		return err
 	}

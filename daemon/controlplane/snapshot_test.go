@@ -258,7 +258,7 @@ func TestAutopilotInTime(t *testing.T) {
 			out.Members[4].Silent = time.Since(*began.Load()).Milliseconds()
 			return out
 		}}
-		s, err := controlplane.NewServer(controlplane.Options{Name: "cp-1", Book: o.book, Order: l, KEK: make([]byte, 32), LeafLife: time.Hour, Cluster: c, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+		s, err := controlplane.NewServer(controlplane.Options{Name: "cp-1", Book: o.book, Consensus: l, KEK: make([]byte, 32), LeafLife: time.Hour, Cluster: c, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -301,7 +301,7 @@ func TestARemovedNodeIsRefusedAtTheDoor(t *testing.T) {
 	o := newBook(t)
 	in := "cp-1! cp-2 cp-3"
 	c := &crowd{all: func() raft.Cluster { return seen(in) }}
-	s, err := controlplane.NewServer(controlplane.Options{Name: "cp-1", Book: o.book, Order: &led{order: o}, KEK: make([]byte, 32), LeafLife: time.Hour, Cluster: c, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+	s, err := controlplane.NewServer(controlplane.Options{Name: "cp-1", Book: o.book, Consensus: &led{order: o}, KEK: make([]byte, 32), LeafLife: time.Hour, Cluster: c, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -106,7 +106,7 @@ func (f *Source) shown() *tls.Certificate {
 
 // known is the CAs as the book has them, or as they were kept while the book is behind. The caller holds mu.
 func (f *Source) known() standing {
-	page := f.server.book.View()
+	page := f.server.replica.View()
 	if k := f.server.behind(page); k != nil {
 		return k.standing()
 	}
@@ -116,7 +116,7 @@ func (f *Source) known() standing {
 // fresh makes a leaf where there is none, another CA issues, or half of its life is over. It is on disk before anybody is shown it,
 // where the disk takes it.
 func (f *Source) fresh() error {
-	st, now := f.known(), f.server.now()
+	st, now := f.known(), f.server.replica.Now()
 	if st.number == 0 {
 		return nil // the book has not begun
 	}
@@ -140,10 +140,10 @@ func (f *Source) issue(st standing, by fleet.Digest) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := f.server.now()
+	now := f.server.replica.Now()
 	// What begins before the last certificate that an operator gave this node is refused; where its clock is behind, that would be.
 	floor := f.first.Leaf.NotBefore
-	if certs, _ := f.server.book.View().Certs(f.server.name); certs.Floor.After(floor) {
+	if certs, _ := f.server.replica.View().Certs(f.server.replica.Node); certs.Floor.After(floor) {
 		floor = certs.Floor
 	}
 	back := max(min(f.server.Backdate, now.Sub(floor)), time.Nanosecond)
@@ -153,7 +153,7 @@ func (f *Source) issue(st standing, by fleet.Digest) (*tls.Certificate, error) {
 			extra.IPs = append(extra.IPs, a.Unmap())
 		}
 	}
-	leaf, err := ca.Issue(f.csr, fleet.PrincipalOf(st.domain, fleet.Node, f.server.name), now, f.server.LeafLife, extra)
+	leaf, err := ca.Issue(f.csr, fleet.PrincipalOf(st.domain, fleet.Node, f.server.replica.Node), now, f.server.LeafLife, extra)
 	if err != nil {
 		return nil, err
 	}
@@ -228,7 +228,7 @@ func (f *Source) trying() bool {
 // refused tells whether the book refuses the leaf of this node. Whoever certified the node did not mean who holds its disk and the
 // key-encryption key: that one makes itself another. The caller holds mu.
 func (f *Source) refused() bool {
-	_, err := f.server.book.View().refusesNode("controlplane.Source", f.server.name, identity.SerialOf(f.leaf.Leaf), f.leaf.Leaf.NotBefore)
+	_, err := f.server.replica.View().refusesNode("controlplane.Source", f.server.replica.Node, identity.SerialOf(f.leaf.Leaf), f.leaf.Leaf.NotBefore)
 	return err != nil
 }
 
@@ -236,15 +236,15 @@ func (f *Source) refused() bool {
 // among the voters keeps it out: then it is tried again later.
 func (s *Server) record(ctx context.Context, f *Source) error {
 	f.mu.Lock()
-	c := NodeLeaf{Name: s.name, File: NodeCert{Serial: identity.SerialOf(f.first.Leaf), Till: f.first.Leaf.NotAfter}}
+	c := NodeLeaf{Name: s.replica.Node, File: NodeCert{Serial: identity.SerialOf(f.first.Leaf), Till: f.first.Leaf.NotAfter}}
 	if f.leaf != nil {
 		c.Leaf = NodeCert{Serial: identity.SerialOf(f.leaf.Leaf), Till: f.leaf.Leaf.NotAfter}
 	}
 	f.mu.Unlock()
-	if had, _ := s.book.View().Certs(s.name); c.Leaf.Serial == "" || had.Current.Serial == c.Leaf.Serial {
+	if had, _ := s.replica.View().Certs(s.replica.Node); c.Leaf.Serial == "" || had.Current.Serial == c.Leaf.Serial {
 		return nil
 	}
-	_, err := submit(ctx, s, s.self(), "", c)
+	_, err := submit(ctx, s.replica, s.replica.Self(), "", c)
 	return err
 }
 
@@ -270,7 +270,7 @@ func (f *Source) Roots() *x509.CertPool {
 // serves tells the number of the bundle that this node trusts, has on disk with the keys of its CAs, and shows a leaf of; 0 while it
 // can't.
 func (f *Source) serves() uint64 {
-	page := f.server.book.View()
+	page := f.server.replica.View()
 	number := page.Bundle()
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -295,20 +295,20 @@ func (s *Server) Tend(ctx context.Context, f *Source) error {
 	pause := time.Second
 	var said string
 	for {
-		changed := s.book.Changed()
+		changed := s.replica.Changed()
 		again := make(<-chan time.Time)
-		page := s.book.View()
+		page := s.replica.View()
 		if err := f.Keep(); err != nil && fault.Text(err) != said {
 			said = fault.Text(err)
 			s.log.Warn("this node could not keep its credentials on its disk", "err", err)
 		}
-		had, _ := page.nodes.Get(s.name)
+		had := page.NodeBundle(s.replica.Node)
 		if number := page.Bundle(); number > had && page.TrustDomain != "" {
 			var err error
 			if serves := f.serves(); serves >= number {
-				_, err = submit(ctx, s, s.self(), "", NodeBundle{Name: s.name, Number: number})
+				_, err = submit(ctx, s.replica, s.replica.Self(), "", NodeBundle{Name: s.replica.Node, Number: number})
 			}
-			if now, _ := s.book.View().nodes.Get(s.name); now < number {
+			if s.replica.View().NodeBundle(s.replica.Node) < number {
 				if err != nil && ctx.Err() == nil {
 					s.log.Info("which bundle this node serves is not on record yet", "err", fault.Text(err))
 				}

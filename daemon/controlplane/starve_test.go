@@ -49,7 +49,7 @@ func (*alone) Leader() string { return "cp-1" }
 func begun(t *testing.T) (*Server, *alone) {
 	t.Helper()
 	o := &alone{book: NewBook()}
-	s, err := NewServer(Options{Name: "cp-1", Book: o.book, Order: o, KEK: make([]byte, 32), Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+	s, err := NewServer(Options{Name: "cp-1", Book: o.book, Consensus: o, KEK: make([]byte, 32), Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +62,7 @@ func begun(t *testing.T) (*Server, *alone) {
 
 func tell[R any](t *testing.T, s *Server, c ledger.Change[State, R]) {
 	t.Helper()
-	if _, err := submit(t.Context(), s, "test", "", c); err != nil {
+	if _, err := submit(t.Context(), s.replica, "test", "", c); err != nil {
 		t.Fatalf("%s: %v", c.Kind(), err)
 	}
 }
@@ -142,7 +142,7 @@ func TestWhoDoesNotCountersignIsAskedOnceForAHead(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- s.Witness(ctx, time.Second) }()
 		asked := func() uint64 {
-			a, err := s.book.View().Appliance("eu-1")
+			a, err := s.replica.View().Appliance("eu-1")
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -88,7 +88,7 @@ func TestTailnetDoorComesBack(t *testing.T) {
 	}
 	said := new(spoken)
 	log := slog.New(slog.NewTextHandler(said, nil))
-	s, err := NewServer(Options{Name: "cp-1", Book: NewBook(), Order: nobody{}, KEK: make([]byte, 32), LeafLife: time.Hour, Now: time.Now, Log: log})
+	s, err := NewServer(Options{Name: "cp-1", Book: NewBook(), Consensus: nobody{}, KEK: make([]byte, 32), LeafLife: time.Hour, Now: time.Now, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +168,7 @@ func TestTailnetCredentialOfTheBook(t *testing.T) {
 	kek := bytes.Repeat([]byte{7}, 32)
 	book := NewBook()
 	o := direct{book: book}
-	s, err := NewServer(Options{Name: "cp-1", Book: book, Order: &o, KEK: kek, LeafLife: time.Hour, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+	s, err := NewServer(Options{Name: "cp-1", Book: book, Consensus: &o, KEK: kek, LeafLife: time.Hour, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

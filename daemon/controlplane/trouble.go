@@ -69,17 +69,17 @@ func troublesOf(roads []*boundaryv1.RoadTrouble) []Trouble {
 // change. Where one does not, it is left out: the next status report says it again.
 func (s *Server) troubles(ctx context.Context, l *live, number uint64, roads []*boundaryv1.RoadTrouble) error {
 	now := troublesOf(roads)
-	page := s.book.View()
+	page := s.replica.View()
 	a, err := page.Appliance(l.name)
-	if err != nil || number <= a.ReportsDone || slices.Equal(now, a.Roads) || !page.allKnow(Troubles{}.Kind()) {
+	if err != nil || number <= a.ReportsDone || slices.Equal(now, a.Roads) || !page.AllKnow(Troubles{}.Kind()) {
 		return err
 	}
-	_, err = submit(ctx, s, l.by, "", Troubles{Name: l.name, Number: number, Roads: now})
+	_, err = submit(ctx, s.replica, l.by, "", Troubles{Name: l.name, Number: number, Roads: now})
 	return err
 }
 
-// allKnow tells whether each node that the book knows of said that it knows a kind of change.
-func (s State) allKnow(kind string) bool {
+// AllKnow tells whether each node that the book knows of said that it knows a kind of change.
+func (s State) AllKnow(kind string) bool {
 	for _, p := range s.Peers() {
 		if !p.Removed && !slices.Contains(p.Knows, kind) {
 			return false

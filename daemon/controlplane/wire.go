@@ -102,8 +102,8 @@ func (b *bounds) size(field string, n, limit int) {
 	}
 }
 
-// toWire turns a waiting order into its message.
-func (o Order) toWire(number uint64, in fleet.Epoch) *boundaryv1.Down {
+// orderToWire turns a waiting order into its message.
+func orderToWire(o Order, number uint64, in fleet.Epoch) *boundaryv1.Down {
 	w := &boundaryv1.Order{Number: number, Epoch: epochToWire(in)}
 	switch {
 	case o.Release != nil:

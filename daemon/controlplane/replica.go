@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"time"
+
+	"github.com/demarc-dev/demarc/audit"
+	"github.com/demarc-dev/demarc/fault"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/ledger"
+)
+
+// Consensus puts changes into one sequence: raft in a cluster, anything that does so in a test.
+type Consensus interface {
+	ledger.Proposer
+	// Read returns once the book's view is at least as new as everything that was answered before the call.
+	Read(ctx context.Context) error
+	// Leader names the node that leads now, "" if there is none.
+	Leader() string
+}
+
+// Replica is this node's copy of the book, and the way to change the book. Its methods may be called concurrently.
+type Replica struct {
+	Node      string // name of this node
+	Book      *ledger.Book[State]
+	Consensus Consensus
+	Clock     func() time.Time // stamps changes
+}
+
+// View is the newest state that this node has. It never changes.
+func (r *Replica) View() State { return r.Book.View() }
+
+// Changed is closed at the next change of the state.
+func (r *Replica) Changed() <-chan struct{} { return r.Book.Changed() }
+
+// Log is the audit log of this node's copy.
+func (r *Replica) Log() audit.Log { return r.Book.Log() }
+
+// Now is the time that this node stamps changes with.
+func (r *Replica) Now() time.Time { return r.Clock() }
+
+// Read returns once the view is at least as new as everything that was answered before the call. It asks the leader; without one it
+// fails with fault.Unavailable.
+func (r *Replica) Read(ctx context.Context) error { return r.Consensus.Read(ctx) }
+
+// Leader names the node that leads now, "" if there is none.
+func (r *Replica) Leader() string { return r.Consensus.Leader() }
+
+// Self is the principal of this node.
+func (r *Replica) Self() fleet.Principal {
+	return fleet.PrincipalOf(r.View().TrustDomain, fleet.Node, r.Node)
+}
+
+// submit stamps a change and puts it into the book. Without a request id it draws one: then nobody can repeat the request.
+func submit[R any](ctx context.Context, r *Replica, by fleet.Principal, id fleet.RequestID, c ledger.Change[State, R]) (R, error) {
+	if id == "" {
+		id = drawID()
+	}
+	if len(id) > 64 {
+		var zero R
+		return zero, fault.New("controlplane.submit", fault.Invalid, "a request id has at most 64 bytes")
+	}
+	return ledger.Submit(ctx, r.Consensus, ledger.Meta{At: r.Now().UTC(), By: by, Request: id}, c)
+}
+
+func drawID() fleet.RequestID {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // crypto/rand.Read never fails
+	return fleet.RequestID(hex.EncodeToString(b[:]))
+}
