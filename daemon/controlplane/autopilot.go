@@ -98,7 +98,7 @@ func (s *Server) steer(ctx context.Context, m Membership, policy Autopilot) erro
 	page := s.replica.View()
 	next := Decide(policy, all, func(id string) bool {
 		p, ok := page.Peer(id)
-		return ok && p.Voter && !p.Removed && page.ready(id) == nil
+		return ok && p.Voter && !p.Removed && page.ReadyToVote(id) == nil
 	})
 	if next.Do == "" || all.Leader != s.replica.Node {
 		return nil
@@ -108,9 +108,9 @@ func (s *Server) steer(ctx context.Context, m Membership, policy Autopilot) erro
 		return err
 	}
 	if next.Do == raft.Remove {
-		_, err = submit(ctx, s.replica, s.replica.Self(), "", s.replica.View().removeNode(RemoveNode{Name: next.ID, Reason: "autopilot: " + next.Why}))
+		_, err = Submit(ctx, s.replica, s.replica.Self(), "", s.replica.View().removeNode(RemoveNode{Name: next.ID, Reason: "autopilot: " + next.Why}))
 		return err
 	}
-	_, err = submit(ctx, s.replica, s.replica.Self(), "", NodeChanged{Do: "autopilot " + next.Do, Name: next.ID})
+	_, err = Submit(ctx, s.replica, s.replica.Self(), "", NodeChanged{Do: "autopilot " + next.Do, Name: next.ID})
 	return err
 }

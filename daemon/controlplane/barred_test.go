@@ -37,8 +37,8 @@ func huge(t *testing.T, size int64) (*artifact.Store, fleet.Digest) {
 	return s, d
 }
 
-// naming is a sealed release that names artifacts.
-func naming(t *testing.T, version string, of ...fleet.Digest) []byte {
+// JoinNames is a sealed release that names artifacts.
+func JoinNames(t *testing.T, version string, of ...fleet.Digest) []byte {
 	t.Helper()
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	ok(t, err)
@@ -61,7 +61,7 @@ func TestEnemyWasBannedWhileConnected(t *testing.T) {
 	store, d := huge(t, size)
 	g.server.Keep(store)
 	cert := g.enrolled(logKey(t))
-	sealed := naming(t, "1.0.0", d)
+	sealed := JoinNames(t, "1.0.0", d)
 	submitAs(g, controlplane.Publish{Digest: fleet.DigestOf(sealed), App: "notes", Version: "1.0.0", Sealed: sealed, To: []fleet.ApplianceID{"eu-1"}})
 	c := boundaryv1connect.NewBoundaryClient(g.caller(cert), "https://"+g.addr)
 	get := func() (*connect.ServerStreamForClient[boundaryv1.ArtifactChunk], error) {
@@ -115,7 +115,7 @@ func TestAnArtifactIsForThoseItWasOfferedTo(t *testing.T) {
 	mine, theirs, none, shared := put("mine"), put("theirs"), put("none"), put("shared")
 	submitAs(g, controlplane.RegisterAppliance{Name: "us-1", Customer: "globex", Expect: []byte(`{}`)})
 	publish := func(version string, to fleet.ApplianceID, of ...fleet.Digest) {
-		sealed := naming(t, version, of...)
+		sealed := JoinNames(t, version, of...)
 		submitAs(g, controlplane.Publish{Digest: fleet.DigestOf(sealed), App: "notes", Version: version, Sealed: sealed, To: []fleet.ApplianceID{to}})
 	}
 	publish("1.0.0", "us-1", theirs)

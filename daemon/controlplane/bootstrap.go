@@ -86,8 +86,8 @@ func (b bootstrap) enrol(ctx context.Context, m *boundaryv1.EnrolRequest) (*boun
 	} else if _, ok := k.Public.(ed25519.PublicKey); !ok {
 		return nil, fault.New(op, fault.Invalid, "the log key must be Ed25519")
 	}
-	cert, _, err := certify(ctx, b.Server, m.GetCsr(), fleet.Appliance, string(a.Name), b.LeafLife, func(is issued) ledger.Change[State, none] {
-		return EnrolProven{UID: proven.UID, Expect: a.mustProve(), Issuer: is.Issuer,
+	cert, _, err := certify(ctx, b.Server, m.GetCsr(), fleet.Appliance, string(a.Name), b.LeafLife, func(is issued) ledger.Change[State, Nothing] {
+		return EnrolProven{UID: proven.UID, Expect: a.ExpectDigest(), Issuer: is.Issuer,
 			Enrol: Enrol{Name: a.Name, Nonce: m.GetNonce(), NonceTill: till, Proven: proven.Kind + " " + proven.Issuer + " " + proven.Subject,
 				Serial: is.Serial, Till: is.Till, LogKey: m.GetLogKey()}}
 	})
@@ -110,13 +110,13 @@ func (s *Server) Renew(ctx context.Context, req *connect.Request[boundaryv1.Rene
 	if err != nil {
 		return nil, err
 	}
-	if err := a.admits(who.Serial); err != nil {
+	if err := a.Accepts(who.Serial); err != nil {
 		return nil, err
 	}
 	if err := s.renews(a.Name); err != nil {
 		return nil, err
 	}
-	cert, _, err := certify(ctx, s, req.Msg.GetCsr(), fleet.Appliance, id, s.LeafLife, func(is issued) ledger.Change[State, none] {
+	cert, _, err := certify(ctx, s, req.Msg.GetCsr(), fleet.Appliance, id, s.LeafLife, func(is issued) ledger.Change[State, Nothing] {
 		return RenewBy{Issuer: is.Issuer, Renew: Renew{Name: a.Name, Using: who.Serial, Serial: is.Serial, Till: is.Till}}
 	})
 	if err != nil {

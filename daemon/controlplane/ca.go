@@ -105,7 +105,7 @@ func (s *Server) holds(ctx context.Context, l *live, number uint64) error {
 	if err != nil || number <= a.Bundle {
 		return err
 	}
-	_, err = submit(ctx, s.replica, l.by, "", HoldsBundle{Name: l.name, Number: number})
+	_, err = Submit(ctx, s.replica, l.by, "", HoldsBundle{Name: l.name, Number: number})
 	return err
 }
 
@@ -203,7 +203,7 @@ func (s *Server) PrepareAuthority(ctx context.Context, req *connect.Request[cont
 	if err != nil {
 		return nil, err
 	}
-	took, err := submit(ctx, s.replica, by, id, PrepareCAWith{KEK: page.KEK, PrepareCA: PrepareCA{Cert: ca.Cert.Raw, SealedKey: key}})
+	took, err := Submit(ctx, s.replica, by, id, PrepareCAWith{KEK: page.KEK, PrepareCA: PrepareCA{Cert: ca.Cert.Raw, SealedKey: key}})
 	if fault.Of(err) == fault.Conflict { // the CA is drawn anew in each try: the same request may have come in at another node meanwhile
 		if s.replica.Read(ctx) == nil {
 			if done, again := s.preparedBy(by, id, life); done != nil && again == nil {
@@ -252,14 +252,14 @@ func (s *Server) saw(ctx context.Context, w api.Who, says string) {
 		return
 	}
 	defer s.seeing.Delete(name)
-	if _, err := submit(ctx, s.replica, w.Principal, "", OperatorSeen{Name: name, Serial: w.Serial, Bundle: held}); err != nil {
+	if _, err := Submit(ctx, s.replica, w.Principal, "", OperatorSeen{Name: name, Serial: w.Serial, Bundle: held}); err != nil {
 		s.log.Info("that an operator called, and which bundle it holds, is not on record yet", "operator", name, "err", fault.Text(err))
 	}
 }
 
 // ActivateAuthority makes a prepared CA the one that issues.
 func (s *Server) ActivateAuthority(ctx context.Context, req *connect.Request[controlv1.ActivateAuthorityRequest]) (*connect.Response[controlv1.ActivateAuthorityResponse], error) {
-	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), ActivateCA{ID: fleet.Digest(req.Msg.GetId()), Nodes: s.nodes(), Without: req.Msg.GetWithout()})
+	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), ActivateCA{ID: fleet.Digest(req.Msg.GetId()), Nodes: s.nodes(), Without: req.Msg.GetWithout()})
 	return connect.NewResponse(&controlv1.ActivateAuthorityResponse{}), err
 }
 
@@ -275,6 +275,6 @@ func (s *Server) RetireAuthority(ctx context.Context, req *connect.Request[contr
 	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
-	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), RetireCA{ID: id, Nodes: s.nodes(), Compromised: m.GetCompromised()})
+	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), RetireCA{ID: id, Nodes: s.nodes(), Compromised: m.GetCompromised()})
 	return connect.NewResponse(&controlv1.RetireAuthorityResponse{}), err
 }

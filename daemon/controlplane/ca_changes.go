@@ -25,7 +25,7 @@ func (s State) Bundle() uint64 {
 // reslot makes the slots that are given the book's.
 func (s *State) reslot(slots []identity.Slot) { s.number, s.Slots = s.Bundle()+1, slots }
 
-func (s State) slot(op string, id fleet.Digest) (identity.Slot, error) {
+func (s State) CA(op string, id fleet.Digest) (identity.Slot, error) {
 	for _, one := range s.Slots {
 		if one.ID() == id {
 			return one, nil
@@ -79,7 +79,7 @@ func (s State) Missing(nodes []string, number uint64, at time.Time) []Holder {
 // spelled is how many names an error spells out.
 const spelled = 20
 
-func naming(names []string) string {
+func JoinNames(names []string) string {
 	text := strings.Join(names[:min(len(names), spelled)], ", ")
 	if more := len(names) - spelled; more > 0 {
 		text += fmt.Sprintf(" and %d more", more)
@@ -144,19 +144,19 @@ func (ActivateCA) Kind() string { return "ca.activate/1" }
 
 // Apply refuses while a node, an appliance that is connected, or an operator who called within [Lately] does not hold the CA, and names
 // them, with what they should do.
-func (c ActivateCA) Apply(s *State, m ledger.Meta) (none, error) {
+func (c ActivateCA) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "ca.activate"
-	ca, err := s.slot(op, c.ID)
+	ca, err := s.CA(op, c.ID)
 	if err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	slots, err := identity.Activate(s.Slots, c.ID)
 	if err != nil {
-		return none{}, fault.At(op, "", err)
+		return Nothing{}, fault.At(op, "", err)
 	}
 	for _, name := range c.Without {
 		if _, err := s.Operator(name); err != nil {
-			return none{}, fault.At(op, "", err)
+			return Nothing{}, fault.At(op, "", err)
 		}
 	}
 	var names, operators []string
@@ -174,10 +174,10 @@ func (c ActivateCA) Apply(s *State, m ledger.Meta) (none, error) {
 		if len(operators) > 0 {
 			todo = "have each operator run any command, for instance demarc status, or name them with --without"
 		}
-		return none{}, fault.New(op, fault.Conflict, "%d do not hold CA %s yet: %s; %s", n, c.ID.Short(), naming(append(operators, names...)), todo)
+		return Nothing{}, fault.New(op, fault.Conflict, "%d do not hold CA %s yet: %s; %s", n, c.ID.Short(), JoinNames(append(operators, names...)), todo)
 	}
 	s.reslot(slots)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // RetireCA ends the trust in a CA.
@@ -192,28 +192,28 @@ func (RetireCA) Kind() string { return "ca.retire/1" }
 
 // Apply refuses while certificates of the CA are in use, and names whose. A certificate that ran out holds nothing up.
 // Of a compromised CA no certificate is good any more: what it issued passes no more from this change on.
-func (c RetireCA) Apply(s *State, m ledger.Meta) (none, error) {
+func (c RetireCA) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "ca.retire"
-	ca, err := s.slot(op, c.ID)
+	ca, err := s.CA(op, c.ID)
 	if err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if ca.Stage == identity.Retired {
-		return none{}, fault.New(op, fault.Conflict, "CA %s is retired already", c.ID.Short())
+		return Nothing{}, fault.New(op, fault.Conflict, "CA %s is retired already", c.ID.Short())
 	}
 	slots, err := identity.Retire(s.Slots, c.ID)
 	if err != nil {
-		return none{}, fault.At(op, "", err)
+		return Nothing{}, fault.At(op, "", err)
 	}
 	if ca.Stage == identity.Tainted { // a prepared one has issued nothing
 		if names := s.usersOf(c.ID, c.Nodes, m.At); len(names) > 0 && !c.Compromised {
-			return none{}, fault.New(op, fault.Conflict, "%d still use certificates of CA %s: %s; wait until nodes and appliances renewed, have operators run demarc operator renew, or say that it is compromised",
-				len(names), c.ID.Short(), naming(names))
+			return Nothing{}, fault.New(op, fault.Conflict, "%d still use certificates of CA %s: %s; wait until nodes and appliances renewed, have operators run demarc operator renew, or say that it is compromised",
+				len(names), c.ID.Short(), JoinNames(names))
 		}
 		s.emptyOf(c.ID)
 	}
 	s.reslot(slots)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // usersOf names the nodes that do not show a certificate of the CA that issues now, and the appliances and operators whose certificate
@@ -275,14 +275,14 @@ type RenewBy struct {
 func (RenewBy) Kind() string { return "appliance.renew/2" }
 
 // Apply refuses a certificate of a CA that no longer issues: it was changed while this one was on its way.
-func (c RenewBy) Apply(s *State, m ledger.Meta) (none, error) {
+func (c RenewBy) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	if err := s.issues("appliance.renew", c.Issuer); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if _, err := c.Renew.Apply(s, m); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
-	return none{}, s.issued(c.Renew.Name, c.Renew.Serial, c.Issuer)
+	return Nothing{}, s.issued(c.Renew.Name, c.Renew.Serial, c.Issuer)
 }
 
 func (s State) issues(op string, id fleet.Digest) error {
@@ -316,17 +316,17 @@ type HoldsBundle struct {
 func (HoldsBundle) Kind() string { return "appliance.bundle/1" }
 
 // Apply refuses a number that was never given out; a lower one than before changes nothing.
-func (c HoldsBundle) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c HoldsBundle) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	a, err := s.Appliance(c.Name)
 	if err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if c.Number > s.Bundle() {
-		return none{}, fault.New("appliance.bundle", fault.Conflict, "appliance %q acknowledges bundle %d, and %d is the newest", c.Name, c.Number, s.Bundle())
+		return Nothing{}, fault.New("appliance.bundle", fault.Conflict, "appliance %q acknowledges bundle %d, and %d is the newest", c.Name, c.Number, s.Bundle())
 	}
 	a.Bundle = max(a.Bundle, c.Number)
 	s.appliances = s.appliances.Set(c.Name, a)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // OperatorSeen records that an operator called, and which bundle its command line has stored.
@@ -340,20 +340,20 @@ type OperatorSeen struct {
 func (OperatorSeen) Kind() string { return "operator.seen/1" }
 
 // Apply refuses a number that was never given out; a lower one than before changes nothing.
-func (c OperatorSeen) Apply(s *State, m ledger.Meta) (none, error) {
+func (c OperatorSeen) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	o, err := s.Operator(c.Name)
 	if err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
-	if err := o.admits(c.Serial, ""); err != nil {
-		return none{}, err
+	if err := o.Accepts(c.Serial, ""); err != nil {
+		return Nothing{}, err
 	}
 	if c.Bundle > s.Bundle() {
-		return none{}, fault.New("operator.seen", fault.Conflict, "operator %q acknowledges bundle %d, and %d is the newest", c.Name, c.Bundle, s.Bundle())
+		return Nothing{}, fault.New("operator.seen", fault.Conflict, "operator %q acknowledges bundle %d, and %d is the newest", c.Name, c.Bundle, s.Bundle())
 	}
 	o.Bundle, o.Seen = max(o.Bundle, c.Bundle), m.At
 	s.operators = s.operators.Set(c.Name, o)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // NodeBundle records that a node trusts a bundle and shows a certificate of the CA that issues in it.
@@ -366,15 +366,15 @@ type NodeBundle struct {
 func (NodeBundle) Kind() string { return "node.bundle/1" }
 
 // Apply refuses a number that was never given out.
-func (c NodeBundle) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c NodeBundle) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	if err := fleet.CheckName("node", c.Name); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if c.Number > s.Bundle() {
-		return none{}, fault.New("node.bundle", fault.Conflict, "node %q acknowledges bundle %d, and %d is the newest", c.Name, c.Number, s.Bundle())
+		return Nothing{}, fault.New("node.bundle", fault.Conflict, "node %q acknowledges bundle %d, and %d is the newest", c.Name, c.Number, s.Bundle())
 	}
 	if had, _ := s.nodes.Get(c.Name); c.Number > had {
 		s.nodes = s.nodes.Set(c.Name, c.Number)
 	}
-	return none{}, nil
+	return Nothing{}, nil
 }

@@ -13,12 +13,12 @@ import (
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// spans is a set of numbers of releases, as first and last of each run of them, in order. Releases are mostly offered to all, so
+// numberSet is a set of numbers of releases, as first and last of each run of them, in order. Releases are mostly offered to all, so
 // that there is one run. It is replaced whole, never edited in place.
-type spans [][2]uint64
+type numberSet [][2]uint64
 
 // with returns the set with n in it.
-func (s spans) with(n uint64) spans {
+func (s numberSet) with(n uint64) numberSet {
 	if s.has(n) {
 		return s
 	}
@@ -40,7 +40,7 @@ func (s spans) with(n uint64) spans {
 	return joined
 }
 
-func (s spans) has(n uint64) bool {
+func (s numberSet) has(n uint64) bool {
 	return slices.ContainsFunc(s, func(r [2]uint64) bool { return r[0] <= n && n <= r[1] })
 }
 

@@ -52,9 +52,9 @@ const maxRefused = 32
 // Certs tells the certificates of a node that are on record.
 func (s State) Certs(node string) (NodeCerts, bool) { return s.certs.Get(node) }
 
-// refusesNode tells why a certificate of a node, with when it begins (zero: not known), does not pass, and whether open connections
+// RefusesNode tells why a certificate of a node, with when it begins (zero: not known), does not pass, and whether open connections
 // with it end.
-func (s State) refusesNode(op, name string, serial fleet.Serial, begins time.Time) (cut bool, err error) {
+func (s State) RefusesNode(op, name string, serial fleet.Serial, begins time.Time) (cut bool, err error) {
 	if p, _ := s.peers.Get(name); p.Removed {
 		return true, removedNode(op, name)
 	}
@@ -106,27 +106,27 @@ type NodeLeaf struct {
 func (NodeLeaf) Kind() string { return "node.leaf/1" }
 
 // Apply takes it from the node itself. The one of the file goes on record with it, so that it is refused once it is two behind.
-func (c NodeLeaf) Apply(s *State, m ledger.Meta) (none, error) {
+func (c NodeLeaf) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "node.leaf"
 	if m.By != fleet.PrincipalOf(s.TrustDomain, fleet.Node, c.Name) {
-		return none{}, fault.New(op, fault.Denied, "%s speaks for node %q", fault.Clip(string(m.By)), fault.Clip(c.Name))
+		return Nothing{}, fault.New(op, fault.Denied, "%s speaks for node %q", fault.Clip(string(m.By)), fault.Clip(c.Name))
 	}
 	if c.Leaf.Serial == "" || len(c.Leaf.Serial) > maxText || len(c.File.Serial) > maxText || c.Leaf.File {
-		return none{}, fault.New(op, fault.Invalid, "node %q has no certificate of its own to put on record", c.Name)
+		return Nothing{}, fault.New(op, fault.Invalid, "node %q has no certificate of its own to put on record", c.Name)
 	}
-	if _, err := s.refusesNode(op, c.Name, c.Leaf.Serial, time.Time{}); err != nil {
-		return none{}, err
+	if _, err := s.RefusesNode(op, c.Name, c.Leaf.Serial, time.Time{}); err != nil {
+		return Nothing{}, err
 	}
 	was, is := s.certs.Get(c.Name)
 	if !is && s.certs.Len() >= maxPeers {
-		return none{}, fault.New(op, fault.Conflict, "the book knows the certificates of %d nodes already", s.certs.Len())
+		return Nothing{}, fault.New(op, fault.Conflict, "the book knows the certificates of %d nodes already", s.certs.Len())
 	}
 	if was.Current.Serial == c.Leaf.Serial {
-		return none{}, nil
+		return Nothing{}, nil
 	}
 	if c.File.Serial != "" {
 		c.File.File = true
-		_, refused := s.refusesNode(op, c.Name, c.File.Serial, time.Time{})
+		_, refused := s.RefusesNode(op, c.Name, c.File.Serial, time.Time{})
 		switch known := c.File.Serial == was.Current.Serial || c.File.Serial == was.Before.Serial || refused != nil; {
 		case known:
 		case was.Current.Serial == "":
@@ -138,7 +138,7 @@ func (c NodeLeaf) Apply(s *State, m ledger.Meta) (none, error) {
 	was.refuse(m.At, false, was.Before)
 	was.Before, was.Current = was.Current, c.Leaf
 	s.certs = s.certs.Set(c.Name, was)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // CertifyNode gives a node another certificate under its stable name. Nothing that it had before passes from then on.
@@ -155,32 +155,32 @@ type CertifyNode struct {
 func (CertifyNode) Kind() string { return "node.certify/1" }
 
 // Apply refuses a removed name.
-func (c CertifyNode) Apply(s *State, m ledger.Meta) (none, error) {
+func (c CertifyNode) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "node.certify"
 	if err := fleet.CheckName("node", c.Name); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if err := s.issues(op, c.Issuer); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
-	if _, err := s.refusesNode(op, c.Name, c.Serial, time.Time{}); err != nil {
-		return none{}, err
+	if _, err := s.RefusesNode(op, c.Name, c.Serial, time.Time{}); err != nil {
+		return Nothing{}, err
 	}
 	was, is := s.certs.Get(c.Name)
 	switch {
 	case c.Serial == "" || c.From.IsZero() || c.Till.IsZero():
-		return none{}, fault.New(op, fault.Invalid, "no certificate")
+		return Nothing{}, fault.New(op, fault.Invalid, "no certificate")
 	case len(c.Reason) > maxSentence:
-		return none{}, fault.New(op, fault.Invalid, "the reason has more than %d bytes", maxSentence)
+		return Nothing{}, fault.New(op, fault.Invalid, "the reason has more than %d bytes", maxSentence)
 	case !is && s.certs.Len() >= maxPeers:
-		return none{}, fault.New(op, fault.Conflict, "the book knows the certificates of %d nodes already", s.certs.Len())
+		return Nothing{}, fault.New(op, fault.Conflict, "the book knows the certificates of %d nodes already", s.certs.Len())
 	}
 	was.refuse(m.At, true, was.Before, was.Current)
 	for i := range was.Refused { // refuse has made it another slice
 		was.Refused[i].Cut = true
 	}
 	if len(was.Refused) > 8*maxRefused {
-		return none{}, fault.New(op, fault.Conflict, "node %q was given too many certificates that have not run out: remove it and add another", c.Name)
+		return Nothing{}, fault.New(op, fault.Conflict, "node %q was given too many certificates that have not run out: remove it and add another", c.Name)
 	}
 	was.Current, was.Before = NodeCert{Serial: c.Serial, Till: c.Till, File: true}, NodeCert{}
 	if c.From.After(was.Floor) {
@@ -188,7 +188,7 @@ func (c CertifyNode) Apply(s *State, m ledger.Meta) (none, error) {
 	}
 	s.certs = s.certs.Set(c.Name, was)
 	s.nodes, s.keks = s.nodes.Delete(c.Name), s.keks.Delete(c.Name) // what it said of its disk is of the one that is lost
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // CertifyMember issues another certificate to a member.
@@ -211,7 +211,7 @@ func (c cluster) CertifyMember(ctx context.Context, req *connect.Request[control
 		return nil, err
 	}
 	// The certificate is drawn anew in each try, and the last one that was answered counts: no request id makes two of them one.
-	_, err = submit(ctx, c.Server.replica, api.From(ctx).Principal, "", CertifyNode{Name: name, Serial: is.Serial, From: is.From, Till: is.Till, Issuer: is.Issuer, Reason: req.Msg.GetReason()})
+	_, err = Submit(ctx, c.Server.replica, api.From(ctx).Principal, "", CertifyNode{Name: name, Serial: is.Serial, From: is.From, Till: is.Till, Issuer: is.Issuer, Reason: req.Msg.GetReason()})
 	if err != nil {
 		return nil, err
 	}
@@ -232,10 +232,10 @@ func (n *node) recheck(ctx context.Context, ready func()) error {
 		page := n.book.View()
 		if now := page.PassesVersion(); now != seen {
 			n.raft.Recheck(func(id string, leaf *x509.Certificate) error {
-				if cut, err := page.refusesNode("controlplane.raft", id, identity.SerialOf(leaf), leaf.NotBefore); cut {
+				if cut, err := page.RefusesNode("controlplane.raft", id, identity.SerialOf(leaf), leaf.NotBefore); cut {
 					return err
 				}
-				return page.retiredLeaf("controlplane.raft", leaf)
+				return page.RefusesRetired("controlplane.raft", leaf)
 			})
 			seen = now
 		}

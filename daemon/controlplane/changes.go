@@ -14,8 +14,8 @@ import (
 	"github.com/demarc-dev/demarc/ledger"
 )
 
-// none is the answer of a change that has nothing to say but that it was made.
-type none struct{}
+// Nothing is the answer of a change that has nothing to say but that it was made.
+type Nothing struct{}
 
 // Genesis is the first change of a book: the trust domain and its certificate authorities, their keys sealed.
 type Genesis struct {
@@ -31,17 +31,17 @@ func (Genesis) Kind() string { return "genesis/1" }
 func (Genesis) Private() bool { return true }
 
 // Apply refuses a second genesis of another trust domain and takes the same one again in silence.
-func (c Genesis) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c Genesis) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	switch {
 	case s.TrustDomain == c.TrustDomain:
-		return none{}, nil
+		return Nothing{}, nil
 	case s.TrustDomain != "":
-		return none{}, fault.New("genesis", fault.Conflict, "this book belongs to the trust domain %q", s.TrustDomain)
+		return Nothing{}, fault.New("genesis", fault.Conflict, "this book belongs to the trust domain %q", s.TrustDomain)
 	case c.TrustDomain == "" || len(c.Slots) == 0:
-		return none{}, fault.New("genesis", fault.Invalid, "a trust domain and at least one certificate authority are needed")
+		return Nothing{}, fault.New("genesis", fault.Invalid, "a trust domain and at least one certificate authority are needed")
 	}
 	s.TrustDomain, s.Slots, s.Development = c.TrustDomain, c.Slots, c.Development
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // RegisterCustomer adds a customer.
@@ -53,15 +53,15 @@ type RegisterCustomer struct {
 func (RegisterCustomer) Kind() string { return "customer.register/1" }
 
 // Apply refuses a name twice.
-func (c RegisterCustomer) Apply(s *State, m ledger.Meta) (none, error) {
+func (c RegisterCustomer) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	if err := fleet.CheckName("customer", string(c.Name)); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if _, ok := s.customers.Get(c.Name); ok {
-		return none{}, fault.New("customer.register", fault.Conflict, "customer %q is registered already", c.Name)
+		return Nothing{}, fault.New("customer.register", fault.Conflict, "customer %q is registered already", c.Name)
 	}
 	s.customers = s.customers.Set(c.Name, Customer{Name: c.Name, Since: m.At})
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // RegisterAppliance says which platform identity an appliance is expected to prove.
@@ -75,21 +75,21 @@ type RegisterAppliance struct {
 func (RegisterAppliance) Kind() string { return "appliance.register/1" }
 
 // Apply refuses a name twice, an unknown customer, and a development identity in a trust domain that was not made for it.
-func (c RegisterAppliance) Apply(s *State, m ledger.Meta) (none, error) {
+func (c RegisterAppliance) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	if err := fleet.CheckName("appliance", string(c.Name)); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
-	if err := s.takes(platformOf(c.Expect)); err != nil {
-		return none{}, err
+	if err := s.TakesPlatform(platformOf(c.Expect)); err != nil {
+		return Nothing{}, err
 	}
 	if _, ok := s.customers.Get(c.Customer); !ok {
-		return none{}, fault.New("appliance.register", fault.NotFound, "no customer %q: register it first", fault.Clip(string(c.Customer)))
+		return Nothing{}, fault.New("appliance.register", fault.NotFound, "no customer %q: register it first", fault.Clip(string(c.Customer)))
 	}
 	if _, ok := s.appliances.Get(c.Name); ok {
-		return none{}, fault.New("appliance.register", fault.Conflict, "appliance %q is registered already", c.Name)
+		return Nothing{}, fault.New("appliance.register", fault.Conflict, "appliance %q is registered already", c.Name)
 	}
 	s.appliances = s.appliances.Set(c.Name, Appliance{Name: c.Name, Customer: c.Customer, Expect: c.Expect, Status: Registered, Since: m.At})
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // Enrol records that an appliance proved its identity and was given a certificate. It spends the nonce: of two that
@@ -108,22 +108,22 @@ type Enrol struct {
 func (Enrol) Kind() string { return "appliance.enrol/1" }
 
 // Apply spends the nonce and makes the serial the next one, or the current one of a new appliance.
-func (c Enrol) Apply(s *State, m ledger.Meta) (none, error) {
+func (c Enrol) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	if err := s.spend("appliance.enrol", "enrolment", c.Nonce, c.NonceTill, m.At); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	a, err := s.Appliance(c.Name)
 	if err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
-	if err := s.takes(platformOf(a.Expect)); err != nil {
-		return none{}, err
+	if err := s.TakesPlatform(platformOf(a.Expect)); err != nil {
+		return Nothing{}, err
 	}
 	if a.Status == Banned {
-		return none{}, fault.New("appliance.enrol", fault.Denied, "appliance %q is banned: the vendor must register it again under another name", c.Name)
+		return Nothing{}, fault.New("appliance.enrol", fault.Denied, "appliance %q is banned: the vendor must register it again under another name", c.Name)
 	}
 	if a.LogKey != nil && !bytes.Equal(a.LogKey, c.LogKey) {
-		return none{}, fault.New("appliance.enrol", fault.Denied, "appliance %q enrolled with another log key before: its state was lost or it is an impostor; the vendor must register it under a new name", c.Name)
+		return Nothing{}, fault.New("appliance.enrol", fault.Denied, "appliance %q enrolled with another log key before: its state was lost or it is an impostor; the vendor must register it under a new name", c.Name)
 	}
 	a.LogKey = c.LogKey
 	a.Status = Enrolled
@@ -134,7 +134,7 @@ func (c Enrol) Apply(s *State, m ledger.Meta) (none, error) {
 		a.Next, a.NextTill, a.NextIssuer = c.Serial, c.Till, ""
 	}
 	s.appliances = s.appliances.Set(c.Name, a)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // spend takes a nonce once, and forgets those that have run out.
@@ -163,7 +163,7 @@ type Refuse struct {
 func (Refuse) Kind() string { return "refused/1" }
 
 // Apply changes nothing: the record is the audit leaf.
-func (Refuse) Apply(*State, ledger.Meta) (none, error) { return none{}, nil }
+func (Refuse) Apply(*State, ledger.Meta) (Nothing, error) { return Nothing{}, nil }
 
 // Renew records the next certificate of an enrolled appliance.
 type Renew struct {
@@ -177,17 +177,17 @@ type Renew struct {
 func (Renew) Kind() string { return "appliance.renew/1" }
 
 // Apply sets the next serial; the current one stays valid until the next is used.
-func (c Renew) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c Renew) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	a, err := s.Appliance(c.Name)
 	if err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
-	if err := a.admits(c.Using); err != nil {
-		return none{}, err
+	if err := a.Accepts(c.Using); err != nil {
+		return Nothing{}, err
 	}
 	a.Next, a.NextTill, a.NextIssuer = c.Serial, c.Till, ""
 	s.appliances = s.appliances.Set(c.Name, a)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // Edge records that an appliance came, left, or used its next certificate for the first time.
@@ -203,31 +203,31 @@ type Edge struct {
 func (Edge) Kind() string { return "appliance.edge/1" }
 
 // Apply moves the serials on and takes "left" only from the node that holds the channel.
-func (c Edge) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c Edge) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	a, err := s.Appliance(c.Name)
 	if err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if !c.Online {
 		if a.Node == c.Node {
 			a.Online = false
 		}
 		s.appliances = s.appliances.Set(c.Name, a)
-		return none{}, nil
+		return Nothing{}, nil
 	}
 	switch c.Serial {
 	case "":
-		return none{}, fault.New("appliance.edge", fault.Denied, "no serial")
+		return Nothing{}, fault.New("appliance.edge", fault.Denied, "no serial")
 	case a.Current:
 	case a.Next:
 		a.Current, a.CurrentTill, a.Next, a.NextTill = a.Next, a.NextTill, "", time.Time{}
 		a.CurrentIssuer, a.NextIssuer = a.NextIssuer, ""
 	default:
-		return none{}, fault.New("appliance.edge", fault.Denied, "certificate %s of appliance %q is no longer, or not yet, the valid one", c.Serial, c.Name)
+		return Nothing{}, fault.New("appliance.edge", fault.Denied, "certificate %s of appliance %q is no longer, or not yet, the valid one", c.Serial, c.Name)
 	}
 	a.Online, a.Node, a.Route = true, c.Node, c.Route
 	s.appliances = s.appliances.Set(c.Name, a)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // Ban empties an appliance's serials: no certificate of it is good any more.
@@ -240,15 +240,15 @@ type Ban struct {
 func (Ban) Kind() string { return "appliance.ban/1" }
 
 // Apply bans for good.
-func (c Ban) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c Ban) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	a, err := s.Appliance(c.Name)
 	if err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	a.Status, a.Current, a.Next, a.Reason = Banned, "", "", c.Reason
 	a.Rolled, a.Reported = nil, nil // nothing that it said counts any more
 	s.appliances = s.appliances.Set(c.Name, a)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // Publish adds a signed release and offers it to appliances. An offer starts nothing: the customer's grants decide.
@@ -264,13 +264,13 @@ type Publish struct {
 func (Publish) Kind() string { return "release.publish/1" }
 
 // Apply offers the release to each appliance, or to none where one of them can't be asked.
-func (c Publish) Apply(s *State, m ledger.Meta) (none, error) {
+func (c Publish) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	if fleet.DigestOf(c.Sealed) != c.Digest {
-		return none{}, fault.New("release.publish", fault.Invalid, "the release does not have the digest %s", c.Digest)
+		return Nothing{}, fault.New("release.publish", fault.Invalid, "the release does not have the digest %s", c.Digest)
 	}
 	for _, r := range values(s.releases) {
 		if r.App == c.App && r.Version == c.Version && r.Digest != c.Digest {
-			return none{}, fault.New("release.publish", fault.Conflict, "%s %s is published already with other content: a release is immutable, choose a new version", c.App, c.Version)
+			return Nothing{}, fault.New("release.publish", fault.Conflict, "%s %s is published already with other content: a release is immutable, choose a new version", c.App, c.Version)
 		}
 	}
 	number := uint64(s.releases.Len()) + 1
@@ -280,13 +280,13 @@ func (c Publish) Apply(s *State, m ledger.Meta) (none, error) {
 	s.releases = s.releases.Set(c.Digest, Release{Digest: c.Digest, App: c.App, Version: c.Version, Sealed: c.Sealed, At: m.At, By: m.By, Number: number})
 	for _, to := range c.To {
 		if err := s.ask(to, Order{Release: c.Sealed}); err != nil {
-			return none{}, err
+			return Nothing{}, err
 		}
 		a, _ := s.appliances.Get(to)
 		a.Offered = a.Offered.with(number)
 		s.appliances = s.appliances.Set(to, a)
 	}
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // Ask sends a series of probes to an appliance.
@@ -304,16 +304,16 @@ const MaxProbe = 1000
 func (Ask) Kind() string { return "probe.send/1" }
 
 // Apply queues the probes; a new id begins a new count.
-func (c Ask) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c Ask) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	if c.Count == 0 || c.Count > MaxProbe || c.ID == "" || len(c.ID) > 64 {
-		return none{}, fault.New("probe.send", fault.Invalid, "a probe has an id of at most 64 bytes and 1 to %d messages", MaxProbe)
+		return Nothing{}, fault.New("probe.send", fault.Invalid, "a probe has an id of at most 64 bytes and 1 to %d messages", MaxProbe)
 	}
 	orders := make([]Order, c.Count)
 	for i := range orders {
 		orders[i].Probe = &ProbeIndex{c.ID, c.First + uint64(i)}
 	}
 	if err := s.ask(c.To, orders...); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	a, _ := s.appliances.Get(c.To)
 	if a.Probe.ID != c.ID {
@@ -321,7 +321,7 @@ func (c Ask) Apply(s *State, _ ledger.Meta) (none, error) {
 	}
 	a.Probe.Sent += uint64(c.Count)
 	s.appliances = s.appliances.Set(c.To, a)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // Countersign sends evidence down: a checkpoint of the vendor's log for the appliance to countersign, or the
@@ -336,12 +336,12 @@ type Countersign struct {
 func (Countersign) Kind() string { return "checkpoint.send/1" }
 
 // Apply queues it, and keeps what was countersigned: the next one must continue it.
-func (c Countersign) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c Countersign) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	if (c.Checkpoint == nil) == (c.Cosigned == nil) {
-		return none{}, fault.New("checkpoint.send", fault.Invalid, "one checkpoint at a time")
+		return Nothing{}, fault.New("checkpoint.send", fault.Invalid, "one checkpoint at a time")
 	}
 	if err := s.ask(c.To, Order{Checkpoint: c.Checkpoint, Cosigned: c.Cosigned}); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	a, _ := s.appliances.Get(c.To)
 	switch n := len(a.Witnessed); {
@@ -353,7 +353,7 @@ func (c Countersign) Apply(s *State, _ ledger.Meta) (none, error) {
 		a.Witnessed = keep(a.Witnessed, c.Cosigned)
 	}
 	s.appliances = s.appliances.Set(c.To, a)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // maxAsked is for how many heads of the vendor's log an answer of one appliance is still taken.
@@ -378,16 +378,16 @@ type RequestOperation struct {
 func (RequestOperation) Kind() string { return "operation.request/1" }
 
 // Apply queues the request.
-func (c RequestOperation) Apply(s *State, m ledger.Meta) (none, error) {
+func (c RequestOperation) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	key := string(c.To) + "/" + c.ID
 	if _, ok := s.operations.Get(key); ok {
-		return none{}, fault.New("operation.request", fault.Conflict, "operation %q was requested already", fault.Clip(c.ID))
+		return Nothing{}, fault.New("operation.request", fault.Conflict, "operation %q was requested already", fault.Clip(c.ID))
 	}
 	if err := s.ask(c.To, Order{Operation: c.Sealed}); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	s.operations = s.operations.Set(key, Operation{ID: c.ID, Appliance: c.To, State: "requested", Request: c.Sealed, At: m.At, By: m.By})
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // OrdersDone drops what the appliance has in its book.
@@ -400,13 +400,13 @@ type OrdersDone struct {
 func (OrdersDone) Kind() string { return "orders.done/1" }
 
 // Apply refuses an acknowledgement of what was never sent; an old one changes nothing.
-func (c OrdersDone) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c OrdersDone) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	a, err := s.Appliance(c.Name)
 	if err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if c.Upto > a.OrdersSent() {
-		return none{}, fault.New("orders.done", fault.Conflict, "appliance %q acknowledges order %d, and %d is the last that was sent", c.Name, c.Upto, a.OrdersSent())
+		return Nothing{}, fault.New("orders.done", fault.Conflict, "appliance %q acknowledges order %d, and %d is the last that was sent", c.Name, c.Upto, a.OrdersSent())
 	}
 	if c.Upto > a.OrdersDone {
 		a.Orders = a.Orders[c.Upto-a.OrdersDone:] // those that are done are freed with the next order, or with the last
@@ -417,5 +417,5 @@ func (c OrdersDone) Apply(s *State, _ ledger.Meta) (none, error) {
 		s.met(&a)
 		s.appliances = s.appliances.Set(c.Name, a)
 	}
-	return none{}, nil
+	return Nothing{}, nil
 }

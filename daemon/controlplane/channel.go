@@ -184,12 +184,12 @@ func (s *Server) came(ctx context.Context, l *live, route string) error {
 	}
 	a, err := s.replica.View().Appliance(l.name)
 	if err == nil && a.Online && a.Node == s.replica.Node && a.Route == route && a.Current == l.serial {
-		return a.admits(l.serial)
+		return a.Accepts(l.serial)
 	}
 	if err := s.comes(ctx, l.name); err != nil {
 		return err
 	}
-	_, err = submit(ctx, s.replica, l.by, "", Edge{Name: l.name, Serial: l.serial, Online: true, Node: s.replica.Node, Route: route})
+	_, err = Submit(ctx, s.replica, l.by, "", Edge{Name: l.name, Serial: l.serial, Online: true, Node: s.replica.Node, Route: route})
 	return err
 }
 
@@ -310,7 +310,7 @@ func (s *Server) hear(ctx context.Context, l *live, up *boundaryv1.Up) error {
 				return err
 			}
 		}
-		took, err := submit(ctx, s.replica, l.by, "", s.withoutRubbish(r))
+		took, err := Submit(ctx, s.replica, l.by, "", s.withoutRubbish(r))
 		if err != nil {
 			return err
 		}
@@ -333,7 +333,7 @@ func (s *Server) done(ctx context.Context, by fleet.Principal, name fleet.Applia
 	if err != nil || upto <= a.OrdersDone {
 		return err
 	}
-	_, err = submit(ctx, s.replica, by, "", OrdersDone{Name: name, Upto: upto})
+	_, err = Submit(ctx, s.replica, by, "", OrdersDone{Name: name, Upto: upto})
 	return err
 }
 
@@ -476,7 +476,7 @@ func (s *Server) gone(ctx context.Context, name fleet.ApplianceID) {
 	life := ctx
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if _, err := submit(ctx, s.replica, s.replica.Self(), "", Edge{Name: name, Online: false, Node: s.replica.Node}); err != nil && life.Err() == nil {
+	if _, err := Submit(ctx, s.replica, s.replica.Self(), "", Edge{Name: name, Online: false, Node: s.replica.Node}); err != nil && life.Err() == nil {
 		s.log.Warn("could not record that an appliance left", "appliance", name, "error", err)
 	}
 }

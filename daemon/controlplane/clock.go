@@ -109,7 +109,7 @@ func (s *Server) setTime(ctx context.Context, from, to time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, timeEvery)
 	defer cancel()
 	c := ledger.SetTime[State]{From: from, To: to.UTC()}
-	_, err := ledger.Submit(ctx, s.replica.Consensus, c.Meta(s.replica.Self(), drawID()), c)
+	_, err := ledger.Submit(ctx, s.replica.Consensus, c.Meta(s.replica.Self(), DrawRequestID()), c)
 	return err
 }
 

@@ -36,7 +36,7 @@ func (s *Server) Status(ctx context.Context, _ *connect.Request[controlv1.Status
 // RegisterCustomer adds a customer.
 func (s *Server) RegisterCustomer(ctx context.Context, req *connect.Request[controlv1.RegisterCustomerRequest]) (*connect.Response[controlv1.RegisterCustomerResponse], error) {
 	m := req.Msg
-	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), RegisterCustomer{Name: fleet.CustomerID(m.GetName())})
+	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), RegisterCustomer{Name: fleet.CustomerID(m.GetName())})
 	return connect.NewResponse(&controlv1.RegisterCustomerResponse{}), err
 }
 
@@ -46,7 +46,7 @@ func (s *Server) RegisterAppliance(ctx context.Context, req *connect.Request[con
 	if err := s.checkExpect(m.GetExpect()); err != nil {
 		return nil, err
 	}
-	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
+	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
 		RegisterAppliance{Name: fleet.ApplianceID(m.GetName()), Customer: fleet.CustomerID(m.GetCustomer()), Expect: m.GetExpect()})
 	return connect.NewResponse(&controlv1.RegisterApplianceResponse{}), err
 }
@@ -101,7 +101,7 @@ func (s *Server) BanAppliance(ctx context.Context, req *connect.Request[controlv
 	if len(m.GetReason()) > maxSentence {
 		return nil, fault.New("controlplane.Ban", fault.Invalid, "the reason has more than %d bytes", maxSentence)
 	}
-	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), Ban{Name: fleet.ApplianceID(m.GetName()), Reason: m.GetReason()})
+	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), Ban{Name: fleet.ApplianceID(m.GetName()), Reason: m.GetReason()})
 	return connect.NewResponse(&controlv1.BanApplianceResponse{}), err
 }
 
@@ -139,14 +139,14 @@ func (s *Server) PublishRelease(ctx context.Context, req *connect.Request[contro
 	if want := len(m.GetAppliances()); want > 0 && len(c.To) != want {
 		return nil, fault.New(op, fault.NotFound, "of the %d appliances named, %d are registered", want, len(c.To))
 	}
-	_, err = submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), c)
+	_, err = Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), c)
 	return connect.NewResponse(out), err
 }
 
 // Probe sends numbered messages to an appliance, which echoes each.
 func (s *Server) Probe(ctx context.Context, req *connect.Request[controlv1.ProbeRequest]) (*connect.Response[controlv1.ProbeResponse], error) {
 	m := req.Msg
-	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
+	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
 		Ask{To: fleet.ApplianceID(m.GetAppliance()), ID: m.GetId(), First: m.GetFirst(), Count: m.GetCount()})
 	return connect.NewResponse(&controlv1.ProbeResponse{}), err
 }
@@ -180,7 +180,7 @@ func (s *Server) RequestOperation(ctx context.Context, req *connect.Request[cont
 	if who := api.From(ctx).Principal; r.Operator != who {
 		return nil, fault.New(op, fault.Denied, "the request names %q, and you are %q: everybody asks in their own name", fault.Clip(string(r.Operator)), who)
 	}
-	_, err = submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
+	_, err = Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
 		RequestOperation{ID: r.ID, To: fleet.ApplianceID(m.GetAppliance()), Sealed: m.GetRequest()})
 	return connect.NewResponse(&controlv1.RequestOperationResponse{Id: r.ID}), err
 }

@@ -88,7 +88,7 @@ func openCredentials(b []byte, trustDomain string, held []kek) (*kept, error) {
 		}
 	}
 	if plain == nil {
-		return nil, fault.New(op, fault.Denied, "they are sealed with key %s, which this node does not hold", naming(o.sealedWith()))
+		return nil, fault.New(op, fault.Denied, "they are sealed with key %s, which this node does not hold", JoinNames(o.sealedWith()))
 	}
 	if err := seal.StrictJSON(plain, &o.keys); err != nil || len(o.keys.Log) != ed25519.SeedSize {
 		return nil, fault.Because(err, op, fault.Invalid, "what they seal is damaged")
@@ -192,7 +192,7 @@ func (s *Server) standingOf(page State) standing {
 		st.issuer, st.of = slot.ID(), &page.Slots[0]
 	}
 	st.open = func(id fleet.Digest) (*identity.Authority, error) {
-		slot, err := page.slot("controlplane.Source", id)
+		slot, err := page.CA("controlplane.Source", id)
 		if err != nil {
 			return nil, err
 		}

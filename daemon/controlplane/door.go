@@ -381,7 +381,7 @@ func (d *Door) shake(ctx context.Context, w waiting, landed func()) {
 	landed()
 	if c.ConnectionState().NegotiatedProtocol != channel.Proto {
 		d.s.sessions.watch(t, c.ConnectionState())
-		if err := d.s.replica.View().refusesProven(c.ConnectionState()); err != nil {
+		if err := d.s.replica.View().RefusesConnection(c.ConnectionState()); err != nil {
 			d.log.Warn("a peer was refused", "part", d.name, "err", err)
 			return
 		}

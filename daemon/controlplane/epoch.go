@@ -45,9 +45,9 @@ func (s State) Epoch() Epoch {
 	return Epoch{}
 }
 
-// keptSince is how many entries of the log the present epoch has in common with another one. known is false where the book never had that
+// EntriesKeptSince is how many entries of the log the present epoch has in common with another one. known is false where the book never had that
 // one, or has forgotten it: then it is how many all epochs of the book have in common.
-func (s State) keptSince(e fleet.Epoch) (size int64, known bool) {
+func (s State) EntriesKeptSince(e fleet.Epoch) (size int64, known bool) {
 	after := s.Epochs
 	if e == (fleet.Epoch{}) {
 		known = len(s.Epochs) < maxEpochs
@@ -75,13 +75,13 @@ func (BeginEpoch) Kind() string { return audit.RestartKind }
 // Apply begins the epoch. The number of the bundle goes on above those that the forgotten history may have reached, which can't have been
 // one a second since then. Nobody is online in the new epoch until it comes. The nodes that do not go on may have the forgotten history on their
 // disks, and a majority of the votes in it: were they heard, they would write it over this one.
-func (c BeginEpoch) Apply(s *State, m ledger.Meta) (none, error) {
+func (c BeginEpoch) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	e := c.Epoch
 	if err := s.Epoch().CheckNext(e.Epoch); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if e.Cause != ByRestore && e.Cause != ByRecover || e.Size < 0 {
-		return none{}, fault.New("epoch.begin", fault.Invalid, "an epoch begins by restore or recover, with a log of 0 entries or more")
+		return Nothing{}, fault.New("epoch.begin", fault.Invalid, "an epoch begins by restore or recover, with a log of 0 entries or more")
 	}
 	s.Epochs = append(slices.Clip(s.Epochs), e)
 	s.Epochs = s.Epochs[max(0, len(s.Epochs)-maxEpochs):]
@@ -99,7 +99,7 @@ func (c BeginEpoch) Apply(s *State, m ledger.Meta) (none, error) {
 			s.bury(p.Name, "it was lost when "+e.String()+" began", m.At)
 		}
 	}
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // DrawEpoch draws the next epoch of a book that is not in use: now is the time of this machine, and the number is above the one that is given.
@@ -166,32 +166,32 @@ type Meeting struct {
 	Reports uint64      `json:"reports"`
 }
 
-// known is the number of the newest order that was made before the appliance and the book last met; those after it wait, and have no number yet.
-func (a Appliance) known() uint64 { return a.OrdersSent() - uint64(a.Unmet) }
+// OrdersKnown is the number of the newest order that was made before the appliance and the book last met; those after it wait, and have no number yet.
+func (a Appliance) OrdersKnown() uint64 { return a.OrdersSent() - uint64(a.Unmet) }
 
 // lost is what the entry of a meeting says is lost.
 func lost(a Appliance, c Meet, size, seen int64) Lost {
-	return Lost{Orders: fleet.SpanOf(a.known()+1, c.OrdersDone), Reports: fleet.SpanOf(a.ReportsDone+1, min(c.ReportsFrom, c.ReportsDone+1)-1),
+	return Lost{Orders: fleet.SpanOf(a.OrdersKnown()+1, c.OrdersDone), Reports: fleet.SpanOf(a.ReportsDone+1, min(c.ReportsFrom, c.ReportsDone+1)-1),
 		Log: fleet.SpanOf(uint64(size)+1, uint64(seen))}
 }
 
 // Apply goes on with the numbers of the appliance: what it has taken is done, and what waits for it gets the numbers after that. No number is
 // used for two orders that it could take, and none is lost.
-func (c Meet) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c Meet) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	const op = "appliance.meet"
 	a, err := s.Appliance(c.Name)
 	switch {
 	case err != nil:
-		return none{}, err
+		return Nothing{}, err
 	case a.Status != Enrolled:
-		return none{}, fault.New(op, fault.Denied, "appliance %q is not enrolled", c.Name)
+		return Nothing{}, fault.New(op, fault.Denied, "appliance %q is not enrolled", c.Name)
 	case c.Epoch != s.Epoch().Epoch:
-		return none{}, fault.New(op, fault.Conflict, "the book is in another epoch: come again")
-	case c.OrdersDone > a.known() && c.OrdersDone-a.known() > maxAhead, c.ReportsDone > a.ReportsDone && c.ReportsDone-a.ReportsDone > maxAhead,
+		return Nothing{}, fault.New(op, fault.Conflict, "the book is in another epoch: come again")
+	case c.OrdersDone > a.OrdersKnown() && c.OrdersDone-a.OrdersKnown() > maxAhead, c.ReportsDone > a.ReportsDone && c.ReportsDone-a.ReportsDone > maxAhead,
 		c.ReportsFrom == 0, c.LogFrom < 0, c.ReportsFrom > c.ReportsDone+1:
-		return none{}, fault.New(op, fault.Invalid, "appliance %q says numbers that no history of this book can have reached", c.Name)
+		return Nothing{}, fault.New(op, fault.Invalid, "appliance %q says numbers that no history of this book can have reached", c.Name)
 	}
-	known := a.known()
+	known := a.OrdersKnown()
 	if a.Meeting.Epoch != c.Epoch {
 		a.Meeting = Meeting{Epoch: c.Epoch, Orders: known, Reports: a.ReportsDone}
 	}
@@ -213,7 +213,7 @@ func (c Meet) Apply(s *State, _ ledger.Meta) (none, error) {
 	from := c.LogFrom
 	a.LogFrom = &from
 	s.appliances = s.appliances.Set(c.Name, a)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // met notes that the appliance was heard in the present epoch: what it was sent has a number for good.
@@ -261,11 +261,11 @@ func (s *Server) meet(ctx context.Context, l *live, hello *boundaryv1.Hello) (*b
 	if err != nil {
 		return nil, err
 	}
-	size, related := page.keptSince(held)
+	size, related := page.EntriesKeptSince(held)
 	if least := hello.GetLogLeast(); !related && least > 0 {
 		size = min(size, least) // each of the two may have kept less of what was before both
 	}
-	out := &boundaryv1.Restart{Cause: now.Cause, LogKept: size, OrdersKnown: a.known(), ReportsKnown: a.ReportsDone, Witnessed: s.witnessed(page, a)}
+	out := &boundaryv1.Restart{Cause: now.Cause, LogKept: size, OrdersKnown: a.OrdersKnown(), ReportsKnown: a.ReportsDone, Witnessed: s.witnessed(page, a)}
 	c := Meet{Name: l.name, Epoch: now.Epoch, Held: held, OrdersDone: hello.GetOrdersDone(), ReportsDone: hello.GetReportsDone(), ReportsFrom: hello.GetReportsFrom()}
 	heads := hello.GetLogHeads()
 	c.LogFrom = newest(heads, size)
@@ -282,7 +282,7 @@ func (s *Server) meet(ctx context.Context, l *live, hello *boundaryv1.Hello) (*b
 	if err := s.comes(ctx, l.name); err != nil { // the entry is bounded as comings are
 		return nil, err
 	}
-	_, err = submit(ctx, s.replica, l.by, "", c)
+	_, err = Submit(ctx, s.replica, l.by, "", c)
 	return out, err
 }
 

@@ -89,7 +89,7 @@ func (s *Server) countersign(ctx context.Context, name fleet.ApplianceID, c Chec
 	if err != nil {
 		return err
 	}
-	_, err = submit(ctx, s.replica, s.replica.Self(), "", Countersign{To: name, Cosigned: cosigned})
+	_, err = Submit(ctx, s.replica, s.replica.Self(), "", Countersign{To: name, Cosigned: cosigned})
 	return err
 }
 
@@ -99,7 +99,7 @@ func (s *Server) sendAgain(ctx context.Context, a Appliance, last []byte) error 
 	if slices.ContainsFunc(a.Orders, func(o Order) bool { return o.Cosigned != nil }) {
 		return nil
 	}
-	_, err := submit(ctx, s.replica, s.replica.Self(), "", Countersign{To: a.Name, Cosigned: last})
+	_, err := Submit(ctx, s.replica, s.replica.Self(), "", Countersign{To: a.Name, Cosigned: last})
 	return err
 }
 
@@ -112,7 +112,7 @@ func (s *Server) withoutRubbish(r Report) Report {
 	page := s.replica.View()
 	a, err := page.Appliance(r.Name)
 	if err == nil {
-		err = a.countersigned(page.TrustDomain, r.Cosigned)
+		err = a.CheckCountersigned(page.TrustDomain, r.Cosigned)
 	}
 	if err != nil {
 		r.Cosigned, r.Refused = nil, fault.Text(err)
@@ -250,7 +250,7 @@ func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID, upto in
 	for _, h := range proof {
 		c.Proof = append(c.Proof, bytes.Clone(h[:]))
 	}
-	if _, err = submit(ctx, s.replica, s.replica.Self(), "", Countersign{To: name, Checkpoint: c}); err != nil {
+	if _, err = Submit(ctx, s.replica, s.replica.Self(), "", Countersign{To: name, Checkpoint: c}); err != nil {
 		return 0, err
 	}
 	return log.Size(), nil

@@ -19,7 +19,7 @@ func (s *Server) Keep(store *artifact.Store) { s.depot.store = store }
 
 // RefusesNode tells whether a certificate of a node is refused, and whether open connections with it end.
 func RefusesNode(s State, name string, serial fleet.Serial, begins time.Time) (cut bool, err error) {
-	return s.refusesNode("test", name, serial, begins)
+	return s.RefusesNode("test", name, serial, begins)
 }
 
 // AtWork counts the connections for calls that have one under way.
@@ -45,7 +45,7 @@ const (
 var TroublesOf = troublesOf
 
 // RetiredLeaf tells whether a certificate of a node is of a CA that was retired.
-func RetiredLeaf(s State, leaf *x509.Certificate) error { return s.retiredLeaf("test", leaf) }
+func RetiredLeaf(s State, leaf *x509.Certificate) error { return s.RefusesRetired("test", leaf) }
 
 // HandBundle is what a stranger gets who asks for the signed bundle.
 func HandBundle(ctx context.Context, s *Server, m *boundaryv1.BundleRequest) (*boundaryv1.BundleResponse, error) {

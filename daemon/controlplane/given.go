@@ -43,26 +43,26 @@ func (PutSecret) Kind() string { return "secrets.put/1" }
 func (PutSecret) Private() bool { return true }
 
 // Apply refuses what is sealed with another key than the book's, and the names of the control plane's own secrets.
-func (c PutSecret) Apply(s *State, m ledger.Meta) (none, error) {
+func (c PutSecret) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "secrets.put"
 	if err := ownSecret(op, c.Name); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if c.KEK == "" || c.KEK != s.KEK {
-		return none{}, fault.New(op, fault.Unavailable, "the key that seals the secrets was replaced meanwhile: try again")
+		return Nothing{}, fault.New(op, fault.Unavailable, "the key that seals the secrets was replaced meanwhile: try again")
 	}
 	i, is := slices.BinarySearchFunc(s.Secrets, c.Name, func(one Secret, name string) int { return strings.Compare(one.Name, name) })
 	secrets := slices.Clone(s.Secrets)
 	if is {
 		secrets[i].Sealed = c.Sealed
 	} else if secrets = slices.Insert(secrets, i, Secret{c.Name, c.Sealed}); len(secrets) > MaxSecrets {
-		return none{}, fault.New(op, fault.Conflict, "the book holds %d secrets, as many as it may: forget one first", len(s.Secrets))
+		return Nothing{}, fault.New(op, fault.Conflict, "the book holds %d secrets, as many as it may: forget one first", len(s.Secrets))
 	}
 	if err := checkSecrets(op, secrets); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	s.Secrets, s.given = secrets, s.given.Set(c.Name, Given{m.At, m.By})
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // ForgetSecret takes a secret that the vendor gave out of the book. Old entries of the log, snapshots and backups keep it, sealed.
@@ -74,17 +74,17 @@ type ForgetSecret struct {
 func (ForgetSecret) Kind() string { return "secrets.forget/1" }
 
 // Apply refuses the control plane's own secrets.
-func (c ForgetSecret) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c ForgetSecret) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	const op = "secrets.forget"
 	if err := ownSecret(op, c.Name); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if _, ok := s.given.Get(c.Name); !ok {
-		return none{}, noSecret(op, c.Name)
+		return Nothing{}, noSecret(op, c.Name)
 	}
 	s.Secrets = slices.DeleteFunc(slices.Clone(s.Secrets), func(one Secret) bool { return one.Name == c.Name })
 	s.given = s.given.Delete(c.Name)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 func noSecret(op, name string) error {
@@ -118,14 +118,14 @@ func (s *Server) PutSecret(ctx context.Context, req *connect.Request[controlv1.P
 	}
 	id := m.GetRequestId()
 	if id == "" {
-		id = string(drawID())
+		id = string(DrawRequestID())
 	}
 	by := api.From(ctx).Principal
 	sealed, err := identity.SealSecret(m.GetName(), m.GetValue(), k.key, onceFor(k.key, string(by), id, m.GetName(), m.GetValue()))
 	if err != nil {
 		return nil, err
 	}
-	if _, err := submit(ctx, s.replica, by, fleet.RequestID(id), PutSecret{KEK: k.id, Name: m.GetName(), Sealed: sealed}); err != nil {
+	if _, err := Submit(ctx, s.replica, by, fleet.RequestID(id), PutSecret{KEK: k.id, Name: m.GetName(), Sealed: sealed}); err != nil {
 		return nil, err
 	}
 	s.log.Info("a secret was put into the book", "secret", m.GetName(), "by", by)
@@ -170,7 +170,7 @@ func (s *Server) ListSecrets(ctx context.Context, _ *connect.Request[controlv1.L
 
 // ForgetSecret takes one out of the book.
 func (s *Server) ForgetSecret(ctx context.Context, req *connect.Request[controlv1.ForgetSecretRequest]) (*connect.Response[controlv1.ForgetSecretResponse], error) {
-	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), ForgetSecret{Name: req.Msg.GetName()})
+	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), ForgetSecret{Name: req.Msg.GetName()})
 	return connect.NewResponse(&controlv1.ForgetSecretResponse{}), err
 }
 

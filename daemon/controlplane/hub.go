@@ -35,7 +35,7 @@ func (s *Server) Follow(ctx context.Context, ready func()) error {
 		}
 		cas = now
 		if now := page.PassesVersion(); now != passes {
-			s.sessions.end(page.stays)
+			s.sessions.end(page.StillAccepts)
 			passes = now
 		}
 		select {
@@ -123,9 +123,9 @@ func (s *Server) missing() (out []fleet.ApplianceID, stopped bool) {
 
 // roll submits until it is on record or ctx ends.
 func (s *Server) roll(ctx context.Context, c NodeRoll) bool {
-	id := drawID()
+	id := DrawRequestID()
 	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
-		_, err := submit(ctx, s.replica, s.replica.Self(), id, c)
+		_, err := Submit(ctx, s.replica, s.replica.Self(), id, c)
 		if err == nil {
 			return true
 		}
@@ -143,7 +143,7 @@ func (s *Server) roll(ctx context.Context, c NodeRoll) bool {
 // Leave puts on record that this node stops. It is called before the doors end, so that the end of each channel needs no
 // entry of its own; where it can't be recorded, each gets one.
 func (s *Server) Leave(ctx context.Context) {
-	if _, err := submit(ctx, s.replica, s.replica.Self(), "", NodeStops{Name: s.replica.Node}); err != nil {
+	if _, err := Submit(ctx, s.replica, s.replica.Self(), "", NodeStops{Name: s.replica.Node}); err != nil {
 		s.log.Warn("could not record that this node stops", "error", err)
 		return
 	}

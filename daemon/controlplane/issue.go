@@ -59,7 +59,7 @@ func certify[R any](ctx context.Context, s *Server, csr []byte, role fleet.Role,
 	if err != nil {
 		return nil, none, err
 	}
-	r, err := submit(ctx, s.replica, fleet.PrincipalOf(s.replica.View().TrustDomain, role, name), "", change(is))
+	r, err := Submit(ctx, s.replica, fleet.PrincipalOf(s.replica.View().TrustDomain, role, name), "", change(is))
 	if err != nil {
 		return nil, none, err
 	}

@@ -47,8 +47,8 @@ func (s State) Holds(node string) []string {
 	return ids
 }
 
-// without names the nodes that do not hold a key-encryption key.
-func (s State) without(nodes []string, kek string) []string {
+// NodesWithoutKEK names the nodes that do not hold a key-encryption key.
+func (s State) NodesWithoutKEK(nodes []string, kek string) []string {
 	var out []string
 	for _, n := range nodes {
 		if !slices.Contains(s.Holds(n), kek) {
@@ -73,18 +73,18 @@ func (KeepSecrets) Kind() string { return "secrets.keep/1" }
 func (KeepSecrets) Private() bool { return true }
 
 // Apply changes nothing in a book that has them: each node proposes the same.
-func (c KeepSecrets) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c KeepSecrets) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	const op = "secrets.keep"
 	if s.TrustDomain == "" || c.KEK == "" || len(c.Secrets) == 0 {
-		return none{}, fault.New(op, fault.Invalid, "a book with a trust domain, a key's name and secrets are needed")
+		return Nothing{}, fault.New(op, fault.Invalid, "a book with a trust domain, a key's name and secrets are needed")
 	}
 	if err := checkSecrets(op, c.Secrets); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if s.KEK == "" {
 		s.KEK, s.Secrets = c.KEK, c.Secrets
 	}
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // HoldsKEK records which key-encryption keys a node holds.
@@ -97,15 +97,15 @@ type HoldsKEK struct {
 func (HoldsKEK) Kind() string { return "kek.holds/1" }
 
 // Apply takes what the node says.
-func (c HoldsKEK) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c HoldsKEK) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	if err := fleet.CheckName("node", c.Node); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if n := len(c.IDs); n == 0 || n > 2 || len(c.IDs[0]) != 16 || len(c.IDs[n-1]) != 16 {
-		return none{}, fault.New("kek.holds", fault.Invalid, "a node holds one key or two")
+		return Nothing{}, fault.New("kek.holds", fault.Invalid, "a node holds one key or two")
 	}
 	s.keks = s.keks.Set(c.Node, c.IDs)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // RotateKEK seals everything that is sealed with another key.
@@ -125,13 +125,13 @@ func (RotateKEK) Private() bool { return true }
 
 // Apply refuses while a node does not hold the new key, and names it; and where anything that is sealed is not in the change,
 // since it would be lost with the old key.
-func (c RotateKEK) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c RotateKEK) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	const op = "kek.rotate"
 	if s.KEK == "" || c.From != s.KEK {
-		return none{}, fault.New(op, fault.Conflict, "the book's keys are sealed with key %q, and not with %q any more: look at demarc control-plane kek", s.KEK, fault.Clip(c.From))
+		return Nothing{}, fault.New(op, fault.Conflict, "the book's keys are sealed with key %q, and not with %q any more: look at demarc control-plane kek", s.KEK, fault.Clip(c.From))
 	}
 	if c.To == c.From || len(c.To) != 16 || len(c.Nodes) == 0 {
-		return none{}, fault.New(op, fault.Invalid, "another key is needed, and all nodes")
+		return Nothing{}, fault.New(op, fault.Invalid, "another key is needed, and all nodes")
 	}
 	nodes := slices.Clone(c.Nodes)
 	for _, p := range s.Peers() { // one that was added since
@@ -139,11 +139,11 @@ func (c RotateKEK) Apply(s *State, _ ledger.Meta) (none, error) {
 			nodes = append(nodes, p.Name)
 		}
 	}
-	if names := s.without(nodes, c.To); len(names) > 0 {
-		return none{}, fault.New(op, fault.Conflict, "%d do not hold key %s, and could not open the keys: %s", len(names), c.To, naming(names))
+	if names := s.NodesWithoutKEK(nodes, c.To); len(names) > 0 {
+		return Nothing{}, fault.New(op, fault.Conflict, "%d do not hold key %s, and could not open the keys: %s", len(names), c.To, JoinNames(names))
 	}
 	if err := checkSecrets(op, c.Secrets); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	slots := slices.Clone(s.Slots)
 	for i := range slots {
@@ -152,16 +152,16 @@ func (c RotateKEK) Apply(s *State, _ ledger.Meta) (none, error) {
 		}
 		sealed := c.CAs[slots[i].ID()]
 		if len(sealed) == 0 {
-			return none{}, fault.New(op, fault.Unavailable, "CA %s was added meanwhile: try again", slots[i].ID().Short())
+			return Nothing{}, fault.New(op, fault.Unavailable, "CA %s was added meanwhile: try again", slots[i].ID().Short())
 		}
 		slots[i].SealedKey = sealed
 	}
 	same := slices.EqualFunc(s.Secrets, c.Secrets, func(a, b Secret) bool { return a.Name == b.Name })
 	if !same {
-		return none{}, fault.New(op, fault.Unavailable, "the secrets were changed meanwhile: try again")
+		return Nothing{}, fault.New(op, fault.Unavailable, "the secrets were changed meanwhile: try again")
 	}
 	s.Slots, s.Secrets, s.KEK = slots, c.Secrets, c.To // the bundle is the same: its number stays
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // PrepareCAWith is PrepareCA that names the key which seals: one that was replaced meanwhile would lose the CA's key.

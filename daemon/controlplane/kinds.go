@@ -23,8 +23,8 @@ var firstKinds = []string{"genesis/1", "customer.register/1", "appliance.registe
 	"appliance.keys/2", "appliance.keys.confirm/1", "appliance.keys.forget/1",
 	"node.add/1", "node.is/1", "node.remove/1", "node.changed/1", "autopilot.set/1"}
 
-// about is what a node tells the leader of itself.
-type about struct {
+// Facts is what a node tells the leader of itself.
+type Facts struct {
 	Build string   `json:"build"`
 	Knows []string `json:"knows"`
 	Lacks *int64   `json:"artifacts_missing,omitempty"` // artifacts that releases name and it does not have; nil where that is not known
@@ -32,7 +32,7 @@ type about struct {
 
 // About is what the leader is told of this node.
 func (s *Server) About() []byte {
-	is := about{Build: s.Build, Knows: s.replica.Book.Kinds()}
+	is := Facts{Build: s.Build, Knows: s.replica.Book.Kinds()}
 	if n := s.depot.missing.Load(); n >= 0 && s.depot.store != nil {
 		is.Lacks = &n
 	}
@@ -89,7 +89,7 @@ func (g Gate) known(kind string) error {
 	}
 	page := g.View()
 	for _, id := range c.Voters() {
-		var says about
+		var says Facts
 		b := c.About(id)
 		if b != nil {
 			if err := json.Unmarshal(b, &says); err != nil {
@@ -98,7 +98,7 @@ func (g Gate) known(kind string) error {
 		}
 		p, _ := page.Peer(id)
 		if b == nil { // it is not heard from: what it said last counts
-			says = about{Build: p.Build, Knows: p.Knows}
+			says = Facts{Build: p.Build, Knows: p.Knows}
 		}
 		switch {
 		case slices.Contains(says.Knows, kind):

@@ -74,44 +74,44 @@ type LoginOperator struct {
 func (LoginOperator) Kind() string { return "operator.login/1" }
 
 // Apply spends the token and makes the certificate the current one: another that the person had is worth nothing any more.
-func (c LoginOperator) Apply(s *State, m ledger.Meta) (none, error) {
+func (c LoginOperator) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "operator.login"
 	if err := s.issues(op, c.Issuer); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if err := fleet.CheckName("operator", c.Name); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if err := c.Role.Check(); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if c.Serial == "" || c.Token.Check() != nil || c.Subject.Check() != nil {
-		return none{}, fault.New(op, fault.Invalid, "a serial, a token and a subject are needed")
+		return Nothing{}, fault.New(op, fault.Invalid, "a serial, a token and a subject are needed")
 	}
 	spent := "oidc/" + string(c.Token)
 	if _, used := s.nonces.Get(spent); used {
-		return none{}, fault.New(op, fault.Denied, "this token was used before: log in again")
+		return Nothing{}, fault.New(op, fault.Denied, "this token was used before: log in again")
 	}
 	for it := s.nonces.Iterator(); !it.Done(); {
 		if k, till, _ := it.Next(); till.Before(m.At) {
 			s.nonces = s.nonces.Delete(k)
 		}
 	}
-	if name, banned := s.nameOf(c.Subject, c.Name); banned {
-		return none{}, fault.New(op, fault.Denied, "operator %q is banned", name)
+	if name, banned := s.OperatorName(c.Subject, c.Name); banned {
+		return Nothing{}, fault.New(op, fault.Denied, "operator %q is banned", name)
 	} else if name != c.Name {
-		return none{}, fault.New(op, fault.Unavailable, "this person is operator %q here: log in again", name)
+		return Nothing{}, fault.New(op, fault.Unavailable, "this person is operator %q here: log in again", name)
 	}
 	o, known := s.operators.Get(c.Name)
 	switch {
 	case known && o.Status == BannedOperator:
-		return none{}, fault.New(op, fault.Denied, "operator %q is banned", c.Name)
+		return Nothing{}, fault.New(op, fault.Denied, "operator %q is banned", c.Name)
 	case known && (o.Via != ViaOIDC || o.Subject != c.Subject):
-		return none{}, fault.New(op, fault.Conflict, "the name %q is another operator's: have an admin remove that one", c.Name)
+		return Nothing{}, fault.New(op, fault.Conflict, "the name %q is another operator's: have an admin remove that one", c.Name)
 	case !known:
 		s.dropLapsed(m.At)
 		if s.operators.Len() >= MaxOperators {
-			return none{}, fault.New(op, fault.Busy, "the book has %d operators: have an admin remove some", MaxOperators)
+			return Nothing{}, fault.New(op, fault.Busy, "the book has %d operators: have an admin remove some", MaxOperators)
 		}
 		o = Operator{Name: c.Name, Status: ActiveOperator, Via: ViaOIDC, Since: m.At, By: m.By, Subject: c.Subject}
 	}
@@ -119,12 +119,12 @@ func (c LoginOperator) Apply(s *State, m ledger.Meta) (none, error) {
 	o.Role, o.Claim, o.Seen, o.Bundle = c.Role, c.Claim, m.At, max(o.Bundle, min(c.Bundle, s.Bundle()))
 	o.Current, o.CurrentTill, o.CurrentIssuer = c.Serial, c.Till, c.Issuer
 	s.operators = s.operators.Set(c.Name, o)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
-// nameOf gives the name of the operator who logs in with a subject, and whether it is banned: the name of its first login, whatever the
+// OperatorName gives the name of the operator who logs in with a subject, and whether it is banned: the name of its first login, whatever the
 // issuer calls the person now; called for one who was never here.
-func (s State) nameOf(subject fleet.Digest, called string) (name string, banned bool) {
+func (s State) OperatorName(subject fleet.Digest, called string) (name string, banned bool) {
 	name = called
 	for it := s.operators.Iterator(); !it.Done(); {
 		if _, o, _ := it.Next(); o.Subject == subject && o.Subject != "" {
@@ -193,11 +193,11 @@ func (b operatorBootstrap) login(ctx context.Context, m *controlv1.LoginRequest)
 	if err := b.replica.Read(ctx); err != nil {
 		return nil, p.Name, fault.At(op, "", err)
 	}
-	name, banned := b.replica.View().nameOf(p.Subject, p.Name)
+	name, banned := b.replica.View().OperatorName(p.Subject, p.Name)
 	if banned { // nothing is signed for one who is refused
 		return nil, name, fault.New(op, fault.Denied, "operator %q is banned", name)
 	}
-	cert, _, err := certify(ctx, b.Server, m.GetCsr(), fleet.Operator, name, l.Life, func(is issued) ledger.Change[State, none] {
+	cert, _, err := certify(ctx, b.Server, m.GetCsr(), fleet.Operator, name, l.Life, func(is issued) ledger.Change[State, Nothing] {
 		return LoginOperator{Name: name, Role: p.Rank, Subject: p.Subject, Claim: p.Claim, Token: p.Token, TokenTill: p.Till,
 			Serial: is.Serial, Till: is.Till, Issuer: is.Issuer, Bundle: m.GetBundleHeld()}
 	})

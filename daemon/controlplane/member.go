@@ -46,7 +46,7 @@ func (n *node) toPeer(id string) *tls.Config {
 			return err
 		}
 		leaf := s.PeerCertificates[0] // verify has read it
-		_, err := n.book.View().refusesNode("controlplane.raft", id, identity.SerialOf(leaf), leaf.NotBefore)
+		_, err := n.book.View().RefusesNode("controlplane.raft", id, identity.SerialOf(leaf), leaf.NotBefore)
 		return err
 	}
 	return conf
@@ -69,7 +69,7 @@ func (n *node) peer(s tls.ConnectionState) (string, error) {
 	}
 	_, _, id, _ := p.Split()
 	page := n.book.View()
-	err = page.refusesProven(s)
+	err = page.RefusesConnection(s)
 	if x, _ := page.Peer(id); x.Removed {
 		err = fault.Because(raft.ErrGone, "controlplane.raft", fault.Denied, "%s", fault.Text(err))
 	}
@@ -127,7 +127,7 @@ func (n *node) introduce(ctx context.Context, ready func()) error {
 			<-ctx.Done()
 			return nil
 		}
-		if _, err := submit(ctx, n.server.replica, n.server.replica.Self(), "", is); err != nil {
+		if _, err := Submit(ctx, n.server.replica, n.server.replica.Self(), "", is); err != nil {
 			if ctx.Err() == nil {
 				n.log.Info("where this node serves is not on record yet", "err", fault.Text(err))
 			}

@@ -69,7 +69,7 @@ func (s *Server) roster() []Member {
 // admitNode refuses the certificate of a node that is no member any more, and one that was replaced.
 func (s *Server) admitNode(id string, serial fleet.Serial) error {
 	const op = "controlplane.Admit"
-	if _, err := s.replica.View().refusesNode(op, id, serial, time.Time{}); err != nil {
+	if _, err := s.replica.View().RefusesNode(op, id, serial, time.Time{}); err != nil {
 		return err
 	}
 	if s.Cluster == nil {
@@ -121,7 +121,7 @@ func (s *Server) members(all raft.Cluster, page State) []*controlv1.ClusterMembe
 		}
 		p, known := page.Peer(m.ID)
 		w.VoterWanted, w.Build = p.Voter || m.Role == raft.Voter, p.Build
-		says := about{Build: p.Build, Knows: p.Knows}
+		says := Facts{Build: p.Build, Knows: p.Knows}
 		if m.About != nil && json.Unmarshal(m.About, &says) == nil {
 			w.Build = says.Build
 			if says.Lacks != nil {
@@ -181,7 +181,7 @@ func (c cluster) AddMember(ctx context.Context, req *connect.Request[controlv1.A
 		return nil, err
 	}
 	by, id := api.From(ctx).Principal, fleet.RequestID(r.GetRequestId())
-	if _, err := submit(ctx, c.Server.replica, by, id, c.replica.View().addNode(AddNode{Name: r.GetName(), Raft: r.GetRaftAddress(), API: r.GetApiAddress(), Voter: !r.GetNonVoter()})); err != nil {
+	if _, err := Submit(ctx, c.Server.replica, by, id, c.replica.View().addNode(AddNode{Name: r.GetName(), Raft: r.GetRaftAddress(), API: r.GetApiAddress(), Voter: !r.GetNonVoter()})); err != nil {
 		return nil, err
 	}
 	if err := m.Change(ctx, raft.Change{Do: raft.Add, ID: r.GetName(), Addr: r.GetRaftAddress()}); err != nil {
@@ -203,7 +203,7 @@ func (c cluster) change(ctx context.Context, do, name string) error {
 	if err := m.Change(ctx, raft.Change{Do: do, ID: name}); err != nil {
 		return err
 	}
-	_, err = submit(ctx, c.Server.replica, api.From(ctx).Principal, "", NodeChanged{Do: do, Name: name})
+	_, err = Submit(ctx, c.Server.replica, api.From(ctx).Principal, "", NodeChanged{Do: do, Name: name})
 	return err
 }
 
@@ -231,7 +231,7 @@ func (c cluster) wanted(ctx context.Context, name string) error {
 	defer limit.Stop()
 	for {
 		changed := c.replica.Changed()
-		err := c.replica.View().ready(name)
+		err := c.replica.View().ReadyToVote(name)
 		if err == nil {
 			return nil
 		}
@@ -248,8 +248,8 @@ func (c cluster) wanted(ctx context.Context, name string) error {
 // readyWait is how long a promotion waits for the node's word.
 const readyWait = 15 * time.Second
 
-// ready tells whether a node said that it has the CAs and their keys on its disk, and the key that opens them.
-func (s State) ready(name string) error {
+// ReadyToVote tells whether a node said that it has the CAs and their keys on its disk, and the key that opens them.
+func (s State) ReadyToVote(name string) error {
 	const op = "controlplane.Promote"
 	if has, _ := s.nodes.Get(name); has < s.Bundle() {
 		return fault.New(op, fault.Unavailable, "node %q does not have the newest CAs on its disk yet: start it, and try again", fault.Clip(name))
@@ -291,7 +291,7 @@ func (c cluster) bury(ctx context.Context, id fleet.RequestID, name, reason stri
 	if len(reason) > maxSentence {
 		return fault.New("controlplane.Remove", fault.Invalid, "the reason has more than %d bytes", maxSentence)
 	}
-	_, err := submit(ctx, c.Server.replica, api.From(ctx).Principal, id, c.replica.View().removeNode(RemoveNode{Name: name, Reason: reason}))
+	_, err := Submit(ctx, c.Server.replica, api.From(ctx).Principal, id, c.replica.View().removeNode(RemoveNode{Name: name, Reason: reason}))
 	return err
 }
 
@@ -343,6 +343,6 @@ func (c cluster) SetAutopilot(ctx context.Context, req *connect.Request[controlv
 	}
 	p := Autopilot{RemoveDead: w.GetRemoveDead(), DeadAfter: time.Duration(w.GetDeadAfter()) * time.Second, Floor: int(w.GetFloor()), PromoteStable: w.GetPromoteStable(),
 		Stabilization: time.Duration(w.GetStabilization()) * time.Second, WithoutReplacement: w.GetWithoutReplacement()}
-	_, err := submit(ctx, c.Server.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), SetAutopilot{p})
+	_, err := Submit(ctx, c.Server.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), SetAutopilot{p})
 	return connect.NewResponse(&controlv1.SetAutopilotResponse{}), err
 }

@@ -76,23 +76,23 @@ type AddNode struct {
 func (AddNode) Kind() string { return "node.add/1" }
 
 // Apply refuses the name of a removed node.
-func (c AddNode) Apply(s *State, m ledger.Meta) (none, error) { return c.apply(s, m, s.firstRoom) }
+func (c AddNode) Apply(s *State, m ledger.Meta) (Nothing, error) { return c.apply(s, m, s.firstRoom) }
 
-func (c AddNode) apply(s *State, m ledger.Meta, room func(op string) error) (none, error) {
+func (c AddNode) apply(s *State, m ledger.Meta, room func(op string) error) (Nothing, error) {
 	const op = "node.add"
 	if err := fleet.CheckName("node", c.Name); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if c.Raft == "" || c.API == "" || len(c.Raft) > maxText || len(c.API) > maxText {
-		return none{}, fault.New(op, fault.Invalid, "node %q needs an address for its peers and one for operators and appliances", c.Name)
+		return Nothing{}, fault.New(op, fault.Invalid, "node %q needs an address for its peers and one for operators and appliances", c.Name)
 	}
 	was, is := s.peers.Get(c.Name)
 	switch {
 	case was.Removed:
-		return none{}, removedNode(op, c.Name)
+		return Nothing{}, removedNode(op, c.Name)
 	case !is:
 		if err := room(op); err != nil {
-			return none{}, err
+			return Nothing{}, err
 		}
 	}
 	was.Name, was.Raft, was.API, was.Voter = c.Name, c.Raft, c.API, c.Voter
@@ -100,7 +100,7 @@ func (c AddNode) apply(s *State, m ledger.Meta, room func(op string) error) (non
 		was.Since = m.At
 	}
 	s.peers = s.peers.Set(c.Name, was)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 func removedNode(op, name string) error {
@@ -121,26 +121,26 @@ type NodeIs struct {
 func (NodeIs) Kind() string { return "node.is/1" }
 
 // Apply takes it from the node itself, unless it was removed.
-func (c NodeIs) Apply(s *State, m ledger.Meta) (none, error) {
+func (c NodeIs) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "node.is"
 	if m.By != fleet.PrincipalOf(s.TrustDomain, fleet.Node, c.Name) {
-		return none{}, fault.New(op, fault.Denied, "%s speaks for node %q", fault.Clip(string(m.By)), fault.Clip(c.Name))
+		return Nothing{}, fault.New(op, fault.Denied, "%s speaks for node %q", fault.Clip(string(m.By)), fault.Clip(c.Name))
 	}
 	was, is := s.peers.Get(c.Name)
 	switch {
 	case was.Removed:
-		return none{}, removedNode(op, c.Name)
+		return Nothing{}, removedNode(op, c.Name)
 	case !is && s.peers.Len() >= maxPeers:
-		return none{}, fault.New(op, fault.Conflict, "the book knows %d nodes already", s.peers.Len())
+		return Nothing{}, fault.New(op, fault.Conflict, "the book knows %d nodes already", s.peers.Len())
 	case len(c.Raft) > maxText || len(c.API) > maxText || len(c.Build) > maxText || len(c.Knows) > maxKinds || slices.ContainsFunc(c.Knows, func(k string) bool { return len(k) > maxText }):
-		return none{}, fault.New(op, fault.Invalid, "node %q says too much about itself", c.Name)
+		return Nothing{}, fault.New(op, fault.Invalid, "node %q says too much about itself", c.Name)
 	}
 	if !is {
 		was.Since = m.At
 	}
 	was.Name, was.Raft, was.API, was.Voter, was.Build, was.Knows = c.Name, c.Raft, c.API, c.Voter, c.Build, c.Knows
 	s.peers = s.peers.Set(c.Name, was)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // RemoveNode makes every certificate of a node worthless, for good.
@@ -153,23 +153,25 @@ type RemoveNode struct {
 func (RemoveNode) Kind() string { return "node.remove/1" }
 
 // Apply keeps the name as that of a removed node.
-func (c RemoveNode) Apply(s *State, m ledger.Meta) (none, error) { return c.apply(s, m, s.firstRoom) }
+func (c RemoveNode) Apply(s *State, m ledger.Meta) (Nothing, error) {
+	return c.apply(s, m, s.firstRoom)
+}
 
-func (c RemoveNode) apply(s *State, m ledger.Meta, room func(op string) error) (none, error) {
+func (c RemoveNode) apply(s *State, m ledger.Meta, room func(op string) error) (Nothing, error) {
 	if err := fleet.CheckName("node", c.Name); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	was, is := s.peers.Get(c.Name)
 	if !is {
 		if err := room("node.remove"); err != nil {
-			return none{}, err
+			return Nothing{}, err
 		}
 	}
 	if was.Removed {
-		return none{}, nil
+		return Nothing{}, nil
 	}
 	s.bury(c.Name, c.Reason, m.At)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // bury makes the name one of a removed node.
@@ -191,7 +193,7 @@ type AddAnother struct{ AddNode }
 func (AddAnother) Kind() string { return "node.add/2" }
 
 // Apply is that of [AddNode], with room for names.
-func (c AddAnother) Apply(s *State, m ledger.Meta) (none, error) {
+func (c AddAnother) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	return c.apply(s, m, s.roomForAnother)
 }
 
@@ -202,16 +204,16 @@ type RemoveAnother struct{ RemoveNode }
 func (RemoveAnother) Kind() string { return "node.remove/2" }
 
 // Apply is that of [RemoveNode], with room for names. It keeps what a removed name is kept for, and no more.
-func (c RemoveAnother) Apply(s *State, m ledger.Meta) (none, error) {
+func (c RemoveAnother) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	if len(c.Reason) > maxSentence {
-		return none{}, fault.New("node.remove", fault.Invalid, "the reason has more than %d bytes", maxSentence)
+		return Nothing{}, fault.New("node.remove", fault.Invalid, "the reason has more than %d bytes", maxSentence)
 	}
 	if _, err := c.apply(s, m, s.roomForName); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	p, _ := s.peers.Get(c.Name)
 	s.peers = s.peers.Set(c.Name, Peer{Name: p.Name, Removed: true, Reason: p.Reason, Since: p.Since})
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 func (s *State) firstRoom(op string) error {
@@ -252,14 +254,14 @@ func (s State) crowded(name string) bool {
 }
 
 // addNode is the change that adds a node to this book, and removeNode the one that removes it.
-func (s State) addNode(c AddNode) ledger.Change[State, none] {
+func (s State) addNode(c AddNode) ledger.Change[State, Nothing] {
 	if s.crowded(c.Name) {
 		return AddAnother{c}
 	}
 	return c
 }
 
-func (s State) removeNode(c RemoveNode) ledger.Change[State, none] {
+func (s State) removeNode(c RemoveNode) ledger.Change[State, Nothing] {
 	if s.crowded(c.Name) {
 		return RemoveAnother{c}
 	}
@@ -276,7 +278,7 @@ type NodeChanged struct {
 func (NodeChanged) Kind() string { return "node.changed/1" }
 
 // Apply changes nothing: the record is the audit leaf.
-func (NodeChanged) Apply(*State, ledger.Meta) (none, error) { return none{}, nil }
+func (NodeChanged) Apply(*State, ledger.Meta) (Nothing, error) { return Nothing{}, nil }
 
 // SetAutopilot sets what the leader may do by itself.
 type SetAutopilot struct {
@@ -287,17 +289,17 @@ type SetAutopilot struct {
 func (SetAutopilot) Kind() string { return "autopilot.set/1" }
 
 // Apply refuses what could never be meant.
-func (c SetAutopilot) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c SetAutopilot) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	const op = "autopilot.set"
 	p := c.Autopilot
 	switch {
 	case p.DeadAfter != 0 && (p.DeadAfter < time.Minute || p.DeadAfter > 366*24*time.Hour):
-		return none{}, fault.New(op, fault.Invalid, "dead after %s: use a minute to a year", p.DeadAfter)
+		return Nothing{}, fault.New(op, fault.Invalid, "dead after %s: use a minute to a year", p.DeadAfter)
 	case p.Stabilization < 0 || p.Stabilization > 24*time.Hour:
-		return none{}, fault.New(op, fault.Invalid, "stable after %s: use at most a day", p.Stabilization)
+		return Nothing{}, fault.New(op, fault.Invalid, "stable after %s: use at most a day", p.Stabilization)
 	case p.Floor < 0 || p.Floor > maxPeers:
-		return none{}, fault.New(op, fault.Invalid, "a floor of %d voters: use 1 to %d", p.Floor, maxPeers)
+		return Nothing{}, fault.New(op, fault.Invalid, "a floor of %d voters: use 1 to %d", p.Floor, maxPeers)
 	}
 	s.pilot = p
-	return none{}, nil
+	return Nothing{}, nil
 }

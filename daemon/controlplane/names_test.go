@@ -12,7 +12,7 @@ import (
 )
 
 // tries applies a change to a state as the book does: what is refused changes nothing.
-func tries(s *State, c ledger.Change[State, none]) error {
+func tries(s *State, c ledger.Change[State, Nothing]) error {
 	next := *s
 	_, err := c.Apply(&next, ledger.Meta{At: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC), By: "test"})
 	if err == nil {
@@ -25,10 +25,10 @@ func tries(s *State, c ledger.Change[State, none]) error {
 // little; how many nodes there are at a time, and how many names there ever were, has a bound.
 func TestAClusterOutlivesItsNodes(t *testing.T) {
 	s := NewState()
-	add := func(name string) ledger.Change[State, none] {
+	add := func(name string) ledger.Change[State, Nothing] {
 		return s.addNode(AddNode{Name: name, Raft: "10.0.0.4:7444", API: "cp.acme.example:7443", Voter: true})
 	}
-	must := func(c ledger.Change[State, none]) {
+	must := func(c ledger.Change[State, Nothing]) {
 		t.Helper()
 		if err := tries(&s, c); err != nil {
 			t.Fatalf("%T with %d names: %v", c, s.peers.Len(), err)
@@ -53,7 +53,7 @@ func TestAClusterOutlivesItsNodes(t *testing.T) {
 			t.Fatalf("of a removed node is kept %+v", p)
 		}
 	}
-	for _, c := range []ledger.Change[State, none]{add("new"), s.removeNode(RemoveNode{Name: "unknown"})} {
+	for _, c := range []ledger.Change[State, Nothing]{add("new"), s.removeNode(RemoveNode{Name: "unknown"})} {
 		if err := tries(&s, c); fault.Of(err) != fault.Conflict {
 			t.Errorf("%T past the bound of names: %v", c, err)
 		}
@@ -105,7 +105,7 @@ func TestTheFirstKindsOfMembersMeanWhatTheyMeant(t *testing.T) {
 			t.Fatalf("of %s is kept %+v", name, p)
 		}
 	}
-	for _, c := range []ledger.Change[State, none]{AddNode{Name: "more", Raft: "a:1", API: "a:2"}, RemoveNode{Name: "more"}} {
+	for _, c := range []ledger.Change[State, Nothing]{AddNode{Name: "more", Raft: "a:1", API: "a:2"}, RemoveNode{Name: "more"}} {
 		if err := tries(&s, c); fault.Of(err) != fault.Conflict {
 			t.Errorf("%s takes one more than it took: %v", c.Kind(), err)
 		}

@@ -358,7 +358,7 @@ func meterOf(r *telemetry.Registry) Meter {
 // describe registers what Prometheus may know.
 func (n *node) describe() {
 	r := n.reg
-	var t tally
+	var t TotalsCache
 	r.GaugeVec("demarc_appliances", "Appliances by status.", "status", []string{Registered, Enrolled, Banned}, func(status string) float64 {
 		return float64(t.of(n.book.View()).status[status])
 	})

@@ -18,12 +18,12 @@ type NodeStops struct {
 func (NodeStops) Kind() string { return "node.stops/1" }
 
 // Apply marks the node.
-func (c NodeStops) Apply(s *State, m ledger.Meta) (none, error) {
+func (c NodeStops) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	if err := fleet.CheckName("node", c.Name); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	s.stopped = s.stopped.Set(c.Name, m.At)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // NodeRoll records who did not come back to a node after its start. With More the roll goes on in another entry.
@@ -40,12 +40,12 @@ const maxRoll = 1000
 func (NodeRoll) Kind() string { return "node.roll/1" }
 
 // Apply takes those for gone that are still at this node, and takes the mark of [NodeStops] away.
-func (c NodeRoll) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c NodeRoll) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	if err := fleet.CheckName("node", c.Name); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if len(c.Missing) > maxRoll {
-		return none{}, fault.New("node.roll", fault.Invalid, "a roll has at most %d names", maxRoll)
+		return Nothing{}, fault.New("node.roll", fault.Invalid, "a roll has at most %d names", maxRoll)
 	}
 	for _, name := range c.Missing {
 		if a, ok := s.appliances.Get(name); ok && a.Online && a.Node == c.Name {
@@ -56,7 +56,7 @@ func (c NodeRoll) Apply(s *State, _ ledger.Meta) (none, error) {
 	if !c.More {
 		s.stopped = s.stopped.Delete(c.Name)
 	}
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // Here tells whether an appliance has a channel, as far as the book knows: its last edge says so, and its node did not stop since.

@@ -29,7 +29,7 @@ func (s *Server) InviteOperator(ctx context.Context, req *connect.Request[contro
 		return nil, fault.New(op, fault.Invalid, "an invitation that is good for %d seconds: use more than none and at most %s", valid, identity.MaxInviteLife)
 	}
 	till := s.replica.Now().UTC().Truncate(time.Second).Add(time.Duration(valid) * time.Second)
-	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
+	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
 		InviteOperator{Name: m.GetName(), Role: fleet.Rank(m.GetRole()), Verifier: fleet.DigestOf(m.GetVerifier()), Till: till})
 	if err != nil {
 		return nil, err
@@ -69,7 +69,7 @@ func (s *Server) GetDoor(context.Context, *connect.Request[controlv1.GetDoorRequ
 // SetOperatorRole changes what an operator may do, from its next call on.
 func (s *Server) SetOperatorRole(ctx context.Context, req *connect.Request[controlv1.SetOperatorRoleRequest]) (*connect.Response[controlv1.SetOperatorRoleResponse], error) {
 	m := req.Msg
-	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), SetOperatorRole{Name: m.GetName(), Role: fleet.Rank(m.GetRole())})
+	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), SetOperatorRole{Name: m.GetName(), Role: fleet.Rank(m.GetRole())})
 	return connect.NewResponse(&controlv1.SetOperatorRoleResponse{}), err
 }
 
@@ -79,14 +79,14 @@ func (s *Server) BanOperator(ctx context.Context, req *connect.Request[controlv1
 	if len(m.GetReason()) > maxSentence {
 		return nil, fault.New("controlplane.BanOperator", fault.Invalid, "the reason has more than %d bytes", maxSentence)
 	}
-	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), BanOperator{Name: m.GetName(), Reason: m.GetReason()})
+	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), BanOperator{Name: m.GetName(), Reason: m.GetReason()})
 	return connect.NewResponse(&controlv1.BanOperatorResponse{}), err
 }
 
 // RemoveOperator forgets an operator and withdraws its invitation.
 func (s *Server) RemoveOperator(ctx context.Context, req *connect.Request[controlv1.RemoveOperatorRequest]) (*connect.Response[controlv1.RemoveOperatorResponse], error) {
 	m := req.Msg
-	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), RemoveOperator{Name: m.GetName()})
+	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), RemoveOperator{Name: m.GetName()})
 	return connect.NewResponse(&controlv1.RemoveOperatorResponse{}), err
 }
 
@@ -98,7 +98,7 @@ func (s *Server) RenewOperator(ctx context.Context, req *connect.Request[control
 	if !ok {
 		return nil, fault.New("controlplane.RenewOperator", fault.Denied, "the caller has no name")
 	}
-	cert, _, err := certify(ctx, s, req.Msg.GetCsr(), fleet.Operator, name, s.LeafLife, func(is issued) ledger.Change[State, none] {
+	cert, _, err := certify(ctx, s, req.Msg.GetCsr(), fleet.Operator, name, s.LeafLife, func(is issued) ledger.Change[State, Nothing] {
 		return RenewOperator{Name: name, Using: who.Serial, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer}
 	})
 	if err != nil {

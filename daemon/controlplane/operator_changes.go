@@ -41,16 +41,16 @@ type GenesisWith struct {
 func (GenesisWith) Kind() string { return "genesis/2" }
 
 // Apply is that of [Genesis], and makes the first operator an admin.
-func (c GenesisWith) Apply(s *State, m ledger.Meta) (none, error) {
+func (c GenesisWith) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	fresh := s.TrustDomain == ""
 	if err := c.Operator.check("genesis"); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if _, err := c.Genesis.Apply(s, m); err != nil || !fresh {
-		return none{}, err
+		return Nothing{}, err
 	}
 	s.operators = s.operators.Set(c.Operator.Name, c.Operator.record(ViaInit, m))
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // AdoptOperator makes the operator of a book that an older build began its first admin. Such a book has no operators, and
@@ -63,19 +63,19 @@ type AdoptOperator struct {
 func (AdoptOperator) Kind() string { return "operator.adopt/1" }
 
 // Apply refuses once the book has an operator: the second one is invited.
-func (c AdoptOperator) Apply(s *State, m ledger.Meta) (none, error) {
+func (c AdoptOperator) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "operator.adopt"
 	if err := c.check(op); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if s.TrustDomain == "" || m.By != fleet.PrincipalOf(s.TrustDomain, fleet.Operator, c.Name) {
-		return none{}, fault.New(op, fault.Invalid, "an operator is adopted by its own call")
+		return Nothing{}, fault.New(op, fault.Invalid, "an operator is adopted by its own call")
 	}
 	if s.operators.Len() > 0 {
-		return none{}, unknownOperator(c.Name)
+		return Nothing{}, unknownOperator(c.Name)
 	}
 	s.operators = s.operators.Set(c.Name, c.record(ViaAdopted, m))
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // InviteOperator hands out an invitation.
@@ -91,34 +91,34 @@ func (InviteOperator) Kind() string { return "operator.invite/1" }
 
 // Apply takes the place of an invitation that nobody accepted, and of an operator whose CA was retired; one who has a certificate, or
 // logs in, is not invited again.
-func (c InviteOperator) Apply(s *State, m ledger.Meta) (none, error) {
+func (c InviteOperator) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "operator.invite"
 	if err := fleet.CheckName("operator", c.Name); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if err := c.Role.Check(); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if err := c.Verifier.Check(); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if !c.Till.After(m.At) || c.Till.Sub(m.At) > identity.MaxInviteLife {
-		return none{}, fault.New(op, fault.Invalid, "an invitation is good for more than no time and for %s at most", identity.MaxInviteLife)
+		return Nothing{}, fault.New(op, fault.Invalid, "an invitation is good for more than no time and for %s at most", identity.MaxInviteLife)
 	}
 	o, known := s.operators.Get(c.Name)
 	switch {
 	case known && o.Status == BannedOperator:
-		return none{}, fault.New(op, fault.Conflict, "operator %q is banned: remove it first, or choose another name", c.Name)
+		return Nothing{}, fault.New(op, fault.Conflict, "operator %q is banned: remove it first, or choose another name", c.Name)
 	case known && o.Via == ViaOIDC:
-		return none{}, fault.New(op, fault.Conflict, "operator %q is one who logs in: choose another name", c.Name)
+		return Nothing{}, fault.New(op, fault.Conflict, "operator %q is one who logs in: choose another name", c.Name)
 	case known && o.Status == ActiveOperator && (o.Current != "" || o.Next != ""):
-		return none{}, fault.New(op, fault.Conflict, "operator %q has a certificate already: remove it first if it lost its file", c.Name)
+		return Nothing{}, fault.New(op, fault.Conflict, "operator %q has a certificate already: remove it first if it lost its file", c.Name)
 	case !known && s.operators.Len() >= MaxOperators:
-		return none{}, fault.New(op, fault.Busy, "the book has %d operators: remove some first", MaxOperators)
+		return Nothing{}, fault.New(op, fault.Busy, "the book has %d operators: remove some first", MaxOperators)
 	}
 	s.operators = s.operators.Set(c.Name, Operator{Name: c.Name, Role: c.Role, Status: Invited, Via: ViaInvitation, Since: m.At, By: m.By,
 		Invitation: &OperatorInvitation{Verifier: c.Verifier, Till: c.Till}})
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // EnrolOperator records that an invitation was accepted, and with which certificate.
@@ -175,23 +175,23 @@ func (RenewOperator) Kind() string { return "operator.renew/1" }
 
 // Apply sets the next serial; the current one stays valid until the next is used. An invitation can't be accepted again
 // after it.
-func (c RenewOperator) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c RenewOperator) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	if err := s.issues("operator.renew", c.Issuer); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	o, err := s.Operator(c.Name)
 	if err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if o.Via == ViaOIDC {
-		return none{}, fault.New("operator.renew", fault.Denied, "the certificate of one who logs in is not renewed: log in again (demarc operator login)")
+		return Nothing{}, fault.New("operator.renew", fault.Denied, "the certificate of one who logs in is not renewed: log in again (demarc operator login)")
 	}
-	if err := o.admits(c.Using, ""); err != nil {
-		return none{}, err
+	if err := o.Accepts(c.Using, ""); err != nil {
+		return Nothing{}, err
 	}
 	o.Next, o.NextTill, o.NextIssuer, o.Invitation = c.Serial, c.Till, c.Issuer, nil
 	s.operators = s.operators.Set(c.Name, o)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // OperatorUses records the first use of an operator's next certificate: the one before is worth nothing any more.
@@ -204,20 +204,20 @@ type OperatorUses struct {
 func (OperatorUses) Kind() string { return "operator.use/1" }
 
 // Apply moves the serials on.
-func (c OperatorUses) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c OperatorUses) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	o, err := s.Operator(c.Name)
 	if err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
-	if err := o.admits(c.Serial, ""); err != nil {
-		return none{}, err
+	if err := o.Accepts(c.Serial, ""); err != nil {
+		return Nothing{}, err
 	}
 	if c.Serial == o.Next {
 		o.Current, o.CurrentTill, o.CurrentIssuer = o.Next, o.NextTill, o.NextIssuer
 		o.Next, o.NextTill, o.NextIssuer = "", time.Time{}, ""
 	}
 	s.operators = s.operators.Set(c.Name, o)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // SetOperatorRole changes what an operator may do, from its next call on.
@@ -230,29 +230,29 @@ type SetOperatorRole struct {
 func (SetOperatorRole) Kind() string { return "operator.role/1" }
 
 // Apply refuses to take the last admin's role, and a change of one who is banned.
-func (c SetOperatorRole) Apply(s *State, m ledger.Meta) (none, error) {
+func (c SetOperatorRole) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "operator.role"
 	if err := c.Role.Check(); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	o, err := s.Operator(c.Name)
 	if err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if o.Status == BannedOperator {
-		return none{}, fault.New(op, fault.Conflict, "operator %q is banned", c.Name)
+		return Nothing{}, fault.New(op, fault.Conflict, "operator %q is banned", c.Name)
 	}
 	if o.Via == ViaOIDC {
-		return none{}, fault.New(op, fault.Conflict, "operator %q has the role that its groups at the issuer give: change them there, or ban it", c.Name)
+		return Nothing{}, fault.New(op, fault.Conflict, "operator %q has the role that its groups at the issuer give: change them there, or ban it", c.Name)
 	}
 	if c.Role != fleet.Admin {
 		if err := s.keepsAnAdmin(op, c.Name, m.At); err != nil {
-			return none{}, err
+			return Nothing{}, err
 		}
 	}
 	o.Role = c.Role
 	s.operators = s.operators.Set(c.Name, o)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // BanOperator empties an operator's serials: no certificate of it is good any more, and no invitation.
@@ -265,20 +265,20 @@ type BanOperator struct {
 func (BanOperator) Kind() string { return "operator.ban/1" }
 
 // Apply refuses to ban the last admin.
-func (c BanOperator) Apply(s *State, m ledger.Meta) (none, error) {
+func (c BanOperator) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "operator.ban"
 	o, err := s.Operator(c.Name)
 	if err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if err := s.keepsAnAdmin(op, c.Name, m.At); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	o.Status, o.Reason, o.Invitation = BannedOperator, c.Reason, nil
 	o.Current, o.CurrentTill, o.CurrentIssuer = "", time.Time{}, ""
 	o.Next, o.NextTill, o.NextIssuer = "", time.Time{}, ""
 	s.operators = s.operators.Set(c.Name, o)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // RemoveOperator forgets an operator: none of its certificates passes, and the name may be invited again.
@@ -290,13 +290,13 @@ type RemoveOperator struct {
 func (RemoveOperator) Kind() string { return "operator.remove/1" }
 
 // Apply refuses to remove the last admin.
-func (c RemoveOperator) Apply(s *State, m ledger.Meta) (none, error) {
+func (c RemoveOperator) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	if _, err := s.Operator(c.Name); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if err := s.keepsAnAdmin("operator.remove", c.Name, m.At); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	s.operators = s.operators.Delete(c.Name)
-	return none{}, nil
+	return Nothing{}, nil
 }

@@ -76,8 +76,8 @@ func (s State) Operator(name string) (Operator, error) {
 // Operators lists all, by name.
 func (s State) Operators() []Operator { return values(s.operators) }
 
-// admits reports whether a certificate of the operator may come in: it and its CA are those on record. issuer is "" if it is not known.
-func (o Operator) admits(serial fleet.Serial, issuer fleet.Digest) error {
+// Accepts reports whether a certificate of the operator may come in: it and its CA are those on record. issuer is "" if it is not known.
+func (o Operator) Accepts(serial fleet.Serial, issuer fleet.Digest) error {
 	const op = "controlplane.operator"
 	switch {
 	case o.Status == BannedOperator:

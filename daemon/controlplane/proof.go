@@ -36,29 +36,29 @@ func (EnrolProven) Kind() string { return "appliance.enrol/2" }
 
 // Apply refuses another account or role of the same name than enrolled before, a proof of what is no longer registered,
 // and a certificate of a CA that no longer issues.
-func (c EnrolProven) Apply(s *State, m ledger.Meta) (none, error) {
+func (c EnrolProven) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	if err := s.issues("appliance.enrol", c.Issuer); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	a, err := s.Appliance(c.Enrol.Name)
 	if err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if err := a.sameAccount(c.UID); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
-	if a.mustProve() != c.Expect {
-		return none{}, fault.New("appliance.enrol", fault.Conflict, "what appliance %q must prove was changed a moment ago: try again", c.Enrol.Name)
+	if a.ExpectDigest() != c.Expect {
+		return Nothing{}, fault.New("appliance.enrol", fault.Conflict, "what appliance %q must prove was changed a moment ago: try again", c.Enrol.Name)
 	}
 	if _, err := c.Enrol.Apply(s, m); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	a, _ = s.appliances.Get(c.Enrol.Name)
 	if c.UID != "" {
 		a.UID = c.UID
 	}
 	s.appliances = s.appliances.Set(a.Name, a)
-	return none{}, s.issued(a.Name, c.Enrol.Serial, c.Issuer)
+	return Nothing{}, s.issued(a.Name, c.Enrol.Serial, c.Issuer)
 }
 
 // sameAccount compares what the platform calls the account with what it called it at first. A platform that told it once
@@ -81,25 +81,25 @@ type SetExpect struct {
 func (SetExpect) Kind() string { return "appliance.expect/1" }
 
 // Apply refuses a banned appliance: a ban is for good. It refuses a development identity as [RegisterAppliance] does.
-func (c SetExpect) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c SetExpect) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	a, err := s.Appliance(c.Name)
 	if err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
-	if err := s.takes(platformOf(c.Expect)); err != nil {
-		return none{}, err
+	if err := s.TakesPlatform(platformOf(c.Expect)); err != nil {
+		return Nothing{}, err
 	}
 	if a.Status == Banned {
-		return none{}, fault.New("appliance.expect", fault.Denied, "appliance %q is banned: register it again under another name", c.Name)
+		return Nothing{}, fault.New("appliance.expect", fault.Denied, "appliance %q is banned: register it again under another name", c.Name)
 	}
 	a.Expect, a.UID, a.Rolled, a.Reported = c.Expect, "", nil, nil
 	s.appliances = s.appliances.Set(c.Name, a)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
-// takes refuses a development identity where the trust domain was not made for it. Whoever has the file of such a key is the
+// TakesPlatform refuses a development identity where the trust domain was not made for it. Whoever has the file of such a key is the
 // appliance: it is no proof of any platform.
-func (s State) takes(kind string) error {
+func (s State) TakesPlatform(kind string) error {
 	if kind != identity.KindDev || s.Development {
 		return nil
 	}
@@ -138,7 +138,7 @@ func (s *Server) checkExpect(b []byte) error {
 	if err := seal.StrictJSON(b, &e); err != nil {
 		return err
 	}
-	if err := s.replica.View().takes(e.Kind); err != nil {
+	if err := s.replica.View().TakesPlatform(e.Kind); err != nil {
 		return err
 	}
 	return s.Platforms.CheckExpect(e)
@@ -146,9 +146,9 @@ func (s *Server) checkExpect(b []byte) error {
 
 // prove compares the proof in a request with what is registered for the appliance.
 func (s *Server) prove(ctx context.Context, a Appliance, m *boundaryv1.EnrolRequest, audience string, now time.Time) (identity.Proven, error) {
-	e, err := a.expected()
+	e, err := a.Expected()
 	if err == nil {
-		err = s.replica.View().takes(e.Kind)
+		err = s.replica.View().TakesPlatform(e.Kind)
 	}
 	if err != nil {
 		return identity.Proven{}, err
@@ -166,6 +166,6 @@ func (s *Server) SetExpect(ctx context.Context, req *connect.Request[controlv1.S
 	if err := s.checkExpect(m.GetExpect()); err != nil {
 		return nil, err
 	}
-	_, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), SetExpect{Name: fleet.ApplianceID(m.GetName()), Expect: m.GetExpect()})
+	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), SetExpect{Name: fleet.ApplianceID(m.GetName()), Expect: m.GetExpect()})
 	return connect.NewResponse(&controlv1.SetExpectResponse{}), err
 }

@@ -41,31 +41,31 @@ func (RecoverAdmin) Kind() string { return "operator.recover/1" }
 
 // Apply takes each nonce once. Certificates that an operator of this name had pass no more. A ban stands: one who was banned is
 // not let in by the name that was banned.
-func (c RecoverAdmin) Apply(s *State, m ledger.Meta) (none, error) {
+func (c RecoverAdmin) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "operator.recover"
 	if err := s.issues(op, c.Issuer); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if err := c.Key.Check(); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	first := FirstOperator{Name: c.Name, Serial: c.Serial, Till: c.Till, Issuer: c.Issuer}
 	if err := first.check(op); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if err := fleet.CheckName("node", c.Node); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if err := s.takesAdmin(op, c.Name); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if err := s.spend(op, "recovery", c.Nonce, c.NonceTill, m.At); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	o := first.record(ViaRecovery, m)
 	o.Bundle = min(c.Bundle, s.Bundle())
 	s.operators = s.operators.Set(c.Name, o)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // takesAdmin tells whether a name may become that of an admin by recovery.
@@ -128,7 +128,7 @@ func (b operatorBootstrap) recover(ctx context.Context, m *controlv1.RecoverAdmi
 	if err != nil {
 		return nil, err
 	}
-	cert, _, err := certify(ctx, b.Server, m.GetCsr(), fleet.Operator, m.GetName(), b.LeafLife, func(is issued) ledger.Change[State, none] {
+	cert, _, err := certify(ctx, b.Server, m.GetCsr(), fleet.Operator, m.GetName(), b.LeafLife, func(is issued) ledger.Change[State, Nothing] {
 		return RecoverAdmin{Name: m.GetName(), Node: m.GetNode(), Nonce: m.GetNonce(), NonceTill: till, Key: key, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer,
 			Bundle: m.GetBundleHeld()}
 	})

@@ -122,7 +122,7 @@ func (s *Server) putOnRecord(ctx context.Context, by fleet.Principal, r Refuse, 
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	if _, err := submit(ctx, s.replica, by, "", r); err != nil {
+	if _, err := Submit(ctx, s.replica, by, "", r); err != nil {
 		s.log.Error("a refusal is not on record", "what", r.What, "reason", r.Reason, "error", err)
 	}
 }

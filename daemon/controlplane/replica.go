@@ -55,10 +55,10 @@ func (r *Replica) Self() fleet.Principal {
 	return fleet.PrincipalOf(r.View().TrustDomain, fleet.Node, r.Node)
 }
 
-// submit stamps a change and puts it into the book. Without a request id it draws one: then nobody can repeat the request.
-func submit[R any](ctx context.Context, r *Replica, by fleet.Principal, id fleet.RequestID, c ledger.Change[State, R]) (R, error) {
+// Submit stamps a change and puts it into the book. Without a request id it draws one: then nobody can repeat the request.
+func Submit[R any](ctx context.Context, r *Replica, by fleet.Principal, id fleet.RequestID, c ledger.Change[State, R]) (R, error) {
 	if id == "" {
-		id = drawID()
+		id = DrawRequestID()
 	}
 	if len(id) > 64 {
 		var zero R
@@ -67,7 +67,7 @@ func submit[R any](ctx context.Context, r *Replica, by fleet.Principal, id fleet
 	return ledger.Submit(ctx, r.Consensus, ledger.Meta{At: r.Now().UTC(), By: by, Request: id}, c)
 }
 
-func drawID() fleet.RequestID {
+func DrawRequestID() fleet.RequestID {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // crypto/rand.Read never fails
 	return fleet.RequestID(hex.EncodeToString(b[:]))

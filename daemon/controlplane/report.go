@@ -127,7 +127,7 @@ func (c Report) Apply(s *State, _ ledger.Meta) (Took, error) {
 			reason = "no such operation was requested of it in what this book holds"
 		}
 	case c.Cosigned != nil:
-		if err := a.countersigned(s.TrustDomain, c.Cosigned); err != nil {
+		if err := a.CheckCountersigned(s.TrustDomain, c.Cosigned); err != nil {
 			reason = fault.Text(err)
 		}
 	case c.Status != nil:
@@ -139,9 +139,9 @@ func (c Report) Apply(s *State, _ ledger.Meta) (Took, error) {
 	return Took{Done: c.Number, New: true, Reason: reason}, nil
 }
 
-// countersigned keeps a countersignature of this appliance over a head that it was asked about, and forgets the questions
+// CheckCountersigned keeps a countersignature of this appliance over a head that it was asked about, and forgets the questions
 // that it answers. Whatever else an appliance sends is refused, and touches nobody's evidence.
-func (a *Appliance) countersigned(domain string, b []byte) error {
+func (a *Appliance) CheckCountersigned(domain string, b []byte) error {
 	witness, err := a.witness(domain)
 	if err != nil {
 		return err

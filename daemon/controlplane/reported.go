@@ -33,35 +33,35 @@ type RollKeys struct {
 func (RollKeys) Kind() string { return "appliance.keys/1" }
 
 // Apply leaves all else that is registered as it is.
-func (c RollKeys) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c RollKeys) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	const op = "appliance.keys"
 	a, err := s.Appliance(c.Name)
 	if err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if a.Status != Enrolled {
-		return none{}, fault.New(op, fault.Denied, "appliance %q is not enrolled", c.Name)
+		return Nothing{}, fault.New(op, fault.Denied, "appliance %q is not enrolled", c.Name)
 	}
 	if fleet.DigestOf(a.Expect) != c.Expect {
-		return none{}, fault.New(op, fault.Conflict, "what appliance %q must prove was changed a moment ago: try again", c.Name)
+		return Nothing{}, fault.New(op, fault.Conflict, "what appliance %q must prove was changed a moment ago: try again", c.Name)
 	}
 	var e identity.Expect
 	if err := seal.StrictJSON(a.Expect, &e); err != nil {
-		return none{}, fault.At(op, fault.Internal, err)
+		return Nothing{}, fault.At(op, fault.Internal, err)
 	}
 	e.JWKS = c.JWKS
 	if err := e.Check(); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if a.Expect, err = json.Marshal(e); err != nil {
-		return none{}, fault.At(op, fault.Internal, err)
+		return Nothing{}, fault.At(op, fault.Internal, err)
 	}
 	s.appliances = s.appliances.Set(c.Name, a)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
-// expected is what the appliance must prove, with the keys that count now.
-func (a Appliance) expected() (identity.Expect, error) {
+// Expected is what the appliance must prove, with the keys that count now.
+func (a Appliance) Expected() (identity.Expect, error) {
 	var e identity.Expect
 	if err := seal.StrictJSON(a.Expect, &e); err != nil {
 		return e, fault.At("controlplane.expected", fault.Internal, err)
@@ -72,8 +72,8 @@ func (a Appliance) expected() (identity.Expect, error) {
 	return e, nil
 }
 
-// mustProve names what the appliance must prove: another registration or other keys have another digest.
-func (a Appliance) mustProve() fleet.Digest {
+// ExpectDigest names what the appliance must prove: another registration or other keys have another digest.
+func (a Appliance) ExpectDigest() fleet.Digest {
 	if len(a.Rolled) == 0 {
 		return fleet.DigestOf(a.Expect)
 	}
@@ -97,32 +97,32 @@ type ReportKeys struct {
 func (ReportKeys) Kind() string { return "appliance.keys/2" }
 
 // Apply spends the nonce.
-func (c ReportKeys) Apply(s *State, m ledger.Meta) (none, error) {
+func (c ReportKeys) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "appliance.keys"
 	if err := s.spend(op, "report of keys", c.Nonce, c.NonceTill, m.At); err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	a, err := s.Appliance(c.Name)
 	if err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if a.Status != Enrolled {
-		return none{}, fault.New(op, fault.Denied, "appliance %q is not enrolled", c.Name)
+		return Nothing{}, fault.New(op, fault.Denied, "appliance %q is not enrolled", c.Name)
 	}
-	if a.mustProve() != c.Expect {
-		return none{}, fault.New(op, fault.Conflict, "what appliance %q must prove was changed a moment ago: try again", c.Name)
+	if a.ExpectDigest() != c.Expect {
+		return Nothing{}, fault.New(op, fault.Conflict, "what appliance %q must prove was changed a moment ago: try again", c.Name)
 	}
 	if c.Vouched {
-		return none{}, s.countKeys(a, c.JWKS)
+		return Nothing{}, s.countKeys(a, c.JWKS)
 	}
 	a.Reported = c.JWKS
 	s.appliances = s.appliances.Set(c.Name, a)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // countKeys makes keys the ones that count.
 func (s *State) countKeys(a Appliance, jwks json.RawMessage) error {
-	e, err := a.expected()
+	e, err := a.Expected()
 	if err != nil {
 		return err
 	}
@@ -145,18 +145,18 @@ type ConfirmKeys struct {
 func (ConfirmKeys) Kind() string { return "appliance.keys.confirm/1" }
 
 // Apply refuses where other keys wait than the operator looked at.
-func (c ConfirmKeys) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c ConfirmKeys) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	const op = "appliance.keys.confirm"
 	a, err := s.Appliance(c.Name)
 	switch {
 	case err != nil:
-		return none{}, err
+		return Nothing{}, err
 	case len(a.Reported) == 0:
-		return none{}, fault.New(op, fault.NotFound, "no keys of appliance %q wait to be confirmed", c.Name)
+		return Nothing{}, fault.New(op, fault.NotFound, "no keys of appliance %q wait to be confirmed", c.Name)
 	case fleet.DigestOf(a.Reported) != c.Digest:
-		return none{}, fault.New(op, fault.Conflict, "appliance %q reported other keys than %s: look at them again", c.Name, c.Digest.Short())
+		return Nothing{}, fault.New(op, fault.Conflict, "appliance %q reported other keys than %s: look at them again", c.Name, c.Digest.Short())
 	}
-	return none{}, s.countKeys(a, a.Reported)
+	return Nothing{}, s.countKeys(a, a.Reported)
 }
 
 // ForgetKeys goes back to the keys that the vendor registered.
@@ -168,17 +168,17 @@ type ForgetKeys struct {
 func (ForgetKeys) Kind() string { return "appliance.keys.forget/1" }
 
 // Apply drops the keys that count in place of the registered ones, and those that wait.
-func (c ForgetKeys) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c ForgetKeys) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	a, err := s.Appliance(c.Name)
 	if err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if len(a.Rolled) == 0 && len(a.Reported) == 0 {
-		return none{}, fault.New("appliance.keys.forget", fault.NotFound, "of appliance %q nothing is known but what was registered", c.Name)
+		return Nothing{}, fault.New("appliance.keys.forget", fault.NotFound, "of appliance %q nothing is known but what was registered", c.Name)
 	}
 	a.Rolled, a.Reported = nil, nil
 	s.appliances = s.appliances.Set(c.Name, a)
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // RollKeys takes the new keys of the calling appliance's cluster.
@@ -206,10 +206,10 @@ func (s *Server) rollKeys(ctx context.Context, who api.Who, name fleet.Appliance
 	if err != nil {
 		return false, err
 	}
-	if err := a.admits(who.Serial); err != nil {
+	if err := a.Accepts(who.Serial); err != nil {
 		return false, err
 	}
-	e, err := a.expected()
+	e, err := a.Expected()
 	switch {
 	case err != nil:
 		return false, err
@@ -251,7 +251,7 @@ func (s *Server) rollKeys(ctx context.Context, who api.Who, name fleet.Appliance
 	if old != nil && same(a.Reported, m.GetJwks()) {
 		return true, nil
 	}
-	if _, err := submit(ctx, s.replica, who.Principal, "", ReportKeys{Name: name, Expect: a.mustProve(), JWKS: m.GetJwks(), Vouched: old == nil, Nonce: m.GetNonce(), NonceTill: till}); err != nil {
+	if _, err := Submit(ctx, s.replica, who.Principal, "", ReportKeys{Name: name, Expect: a.ExpectDigest(), JWKS: m.GetJwks(), Vouched: old == nil, Nonce: m.GetNonce(), NonceTill: till}); err != nil {
 		return false, err
 	}
 	s.log.Info("an appliance reported the keys of its cluster", "appliance", name, "vouched", old == nil)
@@ -290,13 +290,13 @@ func (k keys) GetExpect(ctx context.Context, req *connect.Request[controlv1.GetE
 // ConfirmKeys makes the keys that wait the ones that count.
 func (k keys) ConfirmKeys(ctx context.Context, req *connect.Request[controlv1.ConfirmKeysRequest]) (*connect.Response[controlv1.ConfirmKeysResponse], error) {
 	m := req.Msg
-	_, err := submit(ctx, k.Server.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), ConfirmKeys{Name: fleet.ApplianceID(m.GetName()), Digest: fleet.Digest(m.GetDigest())})
+	_, err := Submit(ctx, k.Server.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), ConfirmKeys{Name: fleet.ApplianceID(m.GetName()), Digest: fleet.Digest(m.GetDigest())})
 	return connect.NewResponse(&controlv1.ConfirmKeysResponse{}), err
 }
 
 // ForgetKeys goes back to the keys that were pinned.
 func (k keys) ForgetKeys(ctx context.Context, req *connect.Request[controlv1.ForgetKeysRequest]) (*connect.Response[controlv1.ForgetKeysResponse], error) {
 	m := req.Msg
-	_, err := submit(ctx, k.Server.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), ForgetKeys{Name: fleet.ApplianceID(m.GetName())})
+	_, err := Submit(ctx, k.Server.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), ForgetKeys{Name: fleet.ApplianceID(m.GetName())})
 	return connect.NewResponse(&controlv1.ForgetKeysResponse{}), err
 }

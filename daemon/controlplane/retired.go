@@ -12,9 +12,9 @@ import (
 	"github.com/demarc-dev/demarc/identity"
 )
 
-// retired refuses certificates of a CA that was retired. One that the book does not know passes: this node may be behind, and the
+// RefusesIssuer refuses certificates of a CA that was retired. One that the book does not know passes: this node may be behind, and the
 // handshake has compared the certificate with the CAs that it trusts.
-func (s State) retired(op string, issuer fleet.Digest) error {
+func (s State) RefusesIssuer(op string, issuer fleet.Digest) error {
 	for _, one := range s.Slots {
 		if one.Stage == identity.Retired && one.ID() == issuer {
 			return retiredCA(op, issuer)
@@ -23,8 +23,8 @@ func (s State) retired(op string, issuer fleet.Digest) error {
 	return nil
 }
 
-// retiredLeaf is retired for a certificate whose chain is not at hand: it looks for a retired CA that signed it.
-func (s State) retiredLeaf(op string, leaf *x509.Certificate) error {
+// RefusesRetired is retired for a certificate whose chain is not at hand: it looks for a retired CA that signed it.
+func (s State) RefusesRetired(op string, leaf *x509.Certificate) error {
 	for _, one := range s.Slots {
 		if one.Stage != identity.Retired {
 			continue
@@ -40,43 +40,43 @@ func retiredCA(op string, issuer fleet.Digest) error {
 	return fault.New(op, fault.Denied, "the certificate is of CA %s, which was retired: an appliance proves its platform identity again, a node makes its next certificate by itself, an operator logs in again or asks an admin for an invitation", issuer.Short())
 }
 
-// stays reports whether an open connection of a proven peer goes on, as this page has it: nobody stays with a certificate of a
+// StillAccepts reports whether an open connection of a proven peer goes on, as this page has it: nobody stays with a certificate of a
 // retired CA, and no node or operator with one that passes no more. An appliance makes calls on the connections that it opened until
 // it is banned, though another certificate has replaced the one that it showed.
-func (s State) stays(p fleet.Principal, serial fleet.Serial, issuer fleet.Digest) error {
+func (s State) StillAccepts(p fleet.Principal, serial fleet.Serial, issuer fleet.Digest) error {
 	const op = "controlplane.session"
-	if err := s.retired(op, issuer); err != nil {
+	if err := s.RefusesIssuer(op, issuer); err != nil {
 		return err
 	}
 	switch _, role, name, _ := p.Split(); role {
 	case fleet.Node:
-		if cut, err := s.refusesNode(op, name, serial, time.Time{}); cut {
+		if cut, err := s.RefusesNode(op, name, serial, time.Time{}); cut {
 			return err
 		}
 		return nil
 	case fleet.Appliance:
 		if a, err := s.Appliance(fleet.ApplianceID(name)); err == nil && a.Status == Banned {
-			return a.admits(serial)
+			return a.Accepts(serial)
 		}
 		return nil
 	}
-	return s.passes(p, serial, issuer)
+	return s.AcceptsOperator(p, serial, issuer)
 }
 
-// refusesProven looks again at a connection whose handshake was verified, once it is among those that changes of the book end: what
+// RefusesConnection looks again at a connection whose handshake was verified, once it is among those that changes of the book end: what
 // was changed before that is seen here, what is changed after it ends the connection.
-func (s State) refusesProven(state tls.ConnectionState) error {
+func (s State) RefusesConnection(state tls.ConnectionState) error {
 	p, serial, err := identity.PrincipalOf(&state)
 	if err != nil {
 		return nil // it has no certificate: it is nobody here
 	}
 	_, role, name, _ := p.Split()
 	if role == fleet.Node {
-		if _, err := s.refusesNode("controlplane.node", name, serial, state.VerifiedChains[0][0].NotBefore); err != nil {
+		if _, err := s.RefusesNode("controlplane.node", name, serial, state.VerifiedChains[0][0].NotBefore); err != nil {
 			return err
 		}
 	}
-	return s.stays(p, serial, identity.IssuerOf(&state))
+	return s.StillAccepts(p, serial, identity.IssuerOf(&state))
 }
 
 // admitted gives the appliance of a channel, or the reason why it may have none with the certificate that it showed.
@@ -85,14 +85,14 @@ func (l *live) admitted(page State) (Appliance, error) {
 	if err != nil {
 		return Appliance{}, err
 	}
-	if err := page.retired("controlplane.admit", l.issuer); err != nil {
+	if err := page.RefusesIssuer("controlplane.admit", l.issuer); err != nil {
 		return Appliance{}, err
 	}
-	return a, a.admits(l.serial)
+	return a, a.Accepts(l.serial)
 }
 
-// admits tells whether a certificate of the appliance is good now: its serial is the current or the next one.
-func (a Appliance) admits(serial fleet.Serial) error {
+// Accepts tells whether a certificate of the appliance is good now: its serial is the current or the next one.
+func (a Appliance) Accepts(serial fleet.Serial) error {
 	switch {
 	case a.Status == Banned:
 		return fault.New("controlplane.admit", fault.Denied, "appliance %q is banned", a.Name)

@@ -184,7 +184,7 @@ func (s *Server) keep(ctx context.Context) error {
 		}
 		c.Secrets = append(c.Secrets, Secret{one.name, sealed})
 	}
-	_, err = submit(ctx, s.replica, s.replica.Self(), "", c)
+	_, err = Submit(ctx, s.replica, s.replica.Self(), "", c)
 	return err
 }
 
@@ -316,7 +316,7 @@ func (s *Server) tendKeys(ctx context.Context, f KEKFiles) error {
 			return err
 		}
 	}
-	_, err = submit(ctx, s.replica, s.replica.Self(), "", HoldsKEK{Node: s.replica.Node, IDs: ids})
+	_, err = Submit(ctx, s.replica, s.replica.Self(), "", HoldsKEK{Node: s.replica.Node, IDs: ids})
 	return err
 }
 

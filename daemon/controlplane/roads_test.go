@@ -16,7 +16,7 @@ func TestTroublesAreProposedWhereTheySayNews(t *testing.T) {
 	l := &live{s: s, name: "eu-1", by: fleet.PrincipalOf(innerDomain, fleet.Appliance, "eu-1")}
 	is := func(name string, kinds ...string) {
 		t.Helper()
-		if _, err := submit(t.Context(), s.replica, fleet.PrincipalOf(innerDomain, fleet.Node, name), "", NodeIs{Name: name, Build: "b", Knows: kinds}); err != nil {
+		if _, err := Submit(t.Context(), s.replica, fleet.PrincipalOf(innerDomain, fleet.Node, name), "", NodeIs{Name: name, Build: "b", Knows: kinds}); err != nil {
 			t.Fatal(err)
 		}
 	}

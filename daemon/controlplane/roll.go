@@ -12,33 +12,33 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 )
 
-// roll is the appliances of one page, by name, and which of them changed last: whoever follows the book then looks at
+// applianceIndex is the appliances of one page, by name, and which of them changed last: whoever follows the book then looks at
 // those alone, and not at all of them. It is a value like the maps of the page: Set gives another one. It holds pointers,
 // to what is never modified: the map copies 32 values for each that is set.
-type roll struct {
+type applianceIndex struct {
 	by   *immutable.SortedMap[fleet.ApplianceID, *Appliance]
-	last *touch
+	last *change
 }
 
-// touch is one step of the trail of changes. It is not part of the state: a restored page begins a new trail.
-type touch struct {
+// change is one step of the trail of changes. It is not part of the state: a restored page begins a new trail.
+type change struct {
 	name fleet.ApplianceID
 	n    uint64
-	prev *touch // nil at every trailCut-th step, so that old steps can be freed
+	prev *change // nil at every trailCut-th step, so that old steps can be freed
 }
 
 // trailCut bounds the trail, in steps. A follower that fell behind the cut looks at everything once.
 const trailCut = 4096
 
-func newRoll() roll {
-	return roll{by: sorted[fleet.ApplianceID, *Appliance]()}
+func newApplianceIndex() applianceIndex {
+	return applianceIndex{by: sorted[fleet.ApplianceID, *Appliance]()}
 }
 
 // Len is how many there are.
-func (r roll) Len() int { return r.by.Len() }
+func (r applianceIndex) Len() int { return r.by.Len() }
 
 // Get looks one up.
-func (r roll) Get(name fleet.ApplianceID) (Appliance, bool) {
+func (r applianceIndex) Get(name fleet.ApplianceID) (Appliance, bool) {
 	if a, ok := r.by.Get(name); ok {
 		return *a, true
 	}
@@ -46,7 +46,7 @@ func (r roll) Get(name fleet.ApplianceID) (Appliance, bool) {
 }
 
 // all goes through them by name.
-func (r roll) all() iter.Seq[Appliance] {
+func (r applianceIndex) all() iter.Seq[Appliance] {
 	return func(yield func(Appliance) bool) {
 		for it := r.by.Iterator(); !it.Done(); {
 			if _, a, _ := it.Next(); !yield(*a) {
@@ -57,19 +57,19 @@ func (r roll) all() iter.Seq[Appliance] {
 }
 
 // Set gives the roll with a in it.
-func (r roll) Set(name fleet.ApplianceID, a Appliance) roll {
-	t := &touch{name: name, n: 1}
+func (r applianceIndex) Set(name fleet.ApplianceID, a Appliance) applianceIndex {
+	t := &change{name: name, n: 1}
 	if r.last != nil {
 		if t.n = r.last.n + 1; t.n%trailCut != 0 {
 			t.prev = r.last
 		}
 	}
-	return roll{r.by.Set(name, &a), t}
+	return applianceIndex{r.by.Set(name, &a), t}
 }
 
 // since tells which appliances changed after the step from, newest first and perhaps several times over. ok is false
 // where the trail does not reach back that far: then any of them may have changed.
-func (r roll) since(from *touch) (names []fleet.ApplianceID, ok bool) {
+func (r applianceIndex) since(from *change) (names []fleet.ApplianceID, ok bool) {
 	for t := r.last; t != from; t = t.prev {
 		if t == nil {
 			return nil, false
@@ -79,29 +79,29 @@ func (r roll) since(from *touch) (names []fleet.ApplianceID, ok bool) {
 	return names, true
 }
 
-// tally counts the appliances of a page. It looks at them again only when one of them, or a node, changed: one walk serves all
+// TotalsCache counts the appliances of a page. It looks at them again only when one of them, or a node, changed: one walk serves all
 // that a scrape reads.
-type tally struct {
+type TotalsCache struct {
 	mu    sync.Mutex
 	known bool
-	at    *touch
+	at    *change
 	stops *immutable.SortedMap[string, time.Time]
-	counts
+	Totals
 }
 
-type counts struct {
+type Totals struct {
 	status         map[string]int
 	online, orders int
 }
 
-func (t *tally) of(page State) counts {
+func (t *TotalsCache) of(page State) Totals {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.known && t.at == page.appliances.last && t.stops == page.stopped {
-		return t.counts
+		return t.Totals
 	}
 	t.known, t.at, t.stops = true, page.appliances.last, page.stopped
-	t.counts = counts{status: map[string]int{}}
+	t.Totals = Totals{status: map[string]int{}}
 	for a := range page.appliances.all() {
 		t.status[a.Status]++
 		t.orders += len(a.Orders)
@@ -109,5 +109,5 @@ func (t *tally) of(page State) counts {
 			t.online++
 		}
 	}
-	return t.counts
+	return t.Totals
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/demarc-dev/demarc/identity"
 )
 
-// sealed counts what is sealed.
-func (s State) sealed() uint32 {
+// SealedCount counts what is sealed.
+func (s State) SealedCount() uint32 {
 	n := len(s.Secrets)
 	for _, one := range s.Slots {
 		if one.SealedKey != nil {
@@ -33,17 +33,17 @@ func (s *Server) GetKeys(ctx context.Context, _ *connect.Request[controlv1.GetKe
 		return nil, err
 	}
 	page := s.replica.View()
-	out := &controlv1.GetKeysResponse{Key: page.KEK, Sealed: page.sealed()}
+	out := &controlv1.GetKeysResponse{Key: page.KEK, Sealed: page.SealedCount()}
 	for _, n := range s.nodes() {
 		out.Nodes = append(out.Nodes, &controlv1.KeyHolder{Node: n, Keys: page.Holds(n)})
 	}
-	out.Unsettled = page.unsettled(s.nodes())
+	out.Unsettled = page.UnsettledNodes(s.nodes())
 	return connect.NewResponse(out), nil
 }
 
-// unsettled lists the nodes that may need another key than the one in use. A node does without a key once all that it starts from is
+// UnsettledNodes lists the nodes that may need another key than the one in use. A node does without a key once all that it starts from is
 // sealed with the one in use.
-func (s State) unsettled(nodes []string) []string {
+func (s State) UnsettledNodes(nodes []string) []string {
 	var out []string
 	for _, n := range nodes {
 		if !slices.Equal(s.Holds(n), []string{s.KEK}) {
@@ -65,30 +65,30 @@ func (s *Server) RotateKey(ctx context.Context, req *connect.Request[controlv1.R
 		return nil, fault.New(op, fault.Unavailable, "the book does not name its key yet: try again in a few seconds")
 	}
 	if to != "" && to == page.KEK {
-		return connect.NewResponse(&controlv1.RotateKeyResponse{Key: to, Sealed: page.sealed()}), nil // a repeated call, or one that came second
+		return connect.NewResponse(&controlv1.RotateKeyResponse{Key: to, Sealed: page.SealedCount()}), nil // a repeated call, or one that came second
 	}
 	if to == "" {
-		others := page.others(s.nodes())
+		others := page.OtherKEKs(s.nodes())
 		if len(others) != 1 {
 			return nil, fault.New(op, fault.Conflict, "the nodes hold %d keys beside the one in use: put the next one beside kek_file on each, with .next at the end of its name", len(others))
 		}
 		to = others[0]
 	}
-	if names := page.without(s.nodes(), to); len(names) > 0 {
-		return nil, fault.New(op, fault.Conflict, "%d do not hold key %s, and could not open the keys: %s", len(names), fault.Clip(to), naming(names))
+	if names := page.NodesWithoutKEK(s.nodes(), to); len(names) > 0 {
+		return nil, fault.New(op, fault.Conflict, "%d do not hold key %s, and could not open the keys: %s", len(names), fault.Clip(to), JoinNames(names))
 	}
 	c, err := s.reseal(page, to)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), c); err != nil {
+	if _, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), c); err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&controlv1.RotateKeyResponse{Key: to, Sealed: page.sealed()}), nil
+	return connect.NewResponse(&controlv1.RotateKeyResponse{Key: to, Sealed: page.SealedCount()}), nil
 }
 
-// others lists the keys that nodes hold beside the one in use.
-func (s State) others(nodes []string) []string {
+// OtherKEKs lists the keys that nodes hold beside the one in use.
+func (s State) OtherKEKs(nodes []string) []string {
 	var out []string
 	for _, n := range nodes {
 		for _, id := range s.Holds(n) {

@@ -113,25 +113,25 @@ type Server struct {
 func (m Meter) orNone() Meter {
 	for _, o := range []*telemetry.Observer{&m.Admission, &m.Handshake, &m.Arrival} {
 		if *o == nil {
-			*o = none{}
+			*o = Nothing{}
 		}
 	}
 	for _, c := range []*telemetry.Counter{&m.Rejected, &m.Displaced, &m.Crowded, &m.Unlogged} {
 		if *c == nil {
-			*c = none{}
+			*c = Nothing{}
 		}
 	}
 	return m
 }
 
 // Observe implements [telemetry.Observer].
-func (none) Observe(float64) {}
+func (Nothing) Observe(float64) {}
 
 // Inc implements [telemetry.Counter].
-func (none) Inc() {}
+func (Nothing) Inc() {}
 
 // Add implements [telemetry.Counter].
-func (none) Add(float64) {}
+func (Nothing) Add(float64) {}
 
 // maxStranger bounds a message of a stranger, in bytes.
 const maxStranger = 32 << 10
@@ -189,7 +189,7 @@ func (s *Server) Admit(p fleet.Principal, serial fleet.Serial) error {
 	}
 	a, err := page.Appliance(fleet.ApplianceID(id))
 	if err == nil {
-		err = a.admits(serial)
+		err = a.Accepts(serial)
 	}
 	if err == nil || a.Status == Banned { // a ban is for good: no later page takes it back
 		return err
@@ -203,7 +203,7 @@ func (s *Server) Admit(p fleet.Principal, serial fleet.Serial) error {
 	if a, err = s.replica.View().Appliance(fleet.ApplianceID(id)); err != nil {
 		return err
 	}
-	return a.admits(serial)
+	return a.Accepts(serial)
 }
 
 // aside waits with f in a handshake and lets others compute meanwhile.
@@ -312,13 +312,13 @@ func (w *tellsBundle) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // came in: such a connection is asked at each call, and each piece of an artifact. An appliance's certificate that another has replaced
 // still makes calls on the connection that it opened.
 func barred(s State, who api.Who) error {
-	if err := s.retired("controlplane.call", who.Issuer); err != nil || who.Class != api.Appliance {
+	if err := s.RefusesIssuer("controlplane.call", who.Issuer); err != nil || who.Class != api.Appliance {
 		return err
 	}
 	_, _, id, _ := who.Principal.Split()
 	a, err := s.Appliance(fleet.ApplianceID(id))
 	if err == nil && a.Status == Banned {
-		err = a.admits(who.Serial)
+		err = a.Accepts(who.Serial)
 	}
 	return err
 }

@@ -63,14 +63,14 @@ func (s sessions) end(passes func(fleet.Principal, fleet.Serial, fleet.Digest) e
 	}
 }
 
-// passes reports whether a certificate of an operator may come in, as this page has it. Its issuer is "" if it is not known. While the
+// AcceptsOperator reports whether a certificate of an operator may come in, as this page has it. Its issuer is "" if it is not known. While the
 // book has no operator any may: the first that calls is adopted.
-func (s State) passes(p fleet.Principal, serial fleet.Serial, issuer fleet.Digest) error {
+func (s State) AcceptsOperator(p fleet.Principal, serial fleet.Serial, issuer fleet.Digest) error {
 	_, _, name, _ := p.Split()
 	o, ok := s.operators.Get(name)
 	switch {
 	case ok:
-		return o.admits(serial, issuer)
+		return o.Accepts(serial, issuer)
 	case s.operators.Len() == 0:
 		return nil
 	}
@@ -79,14 +79,14 @@ func (s State) passes(p fleet.Principal, serial fleet.Serial, issuer fleet.Diges
 
 // admitOperator is [Server.Admit] for an operator. A refusal is told once this node knows that it is up to date.
 func (s *Server) admitOperator(p fleet.Principal, serial fleet.Serial) error {
-	err := s.replica.View().passes(p, serial, "")
+	err := s.replica.View().AcceptsOperator(p, serial, "")
 	if err == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), admitWait)
 	defer cancel()
 	if s.aside(func() error { return s.replica.Read(ctx) }) == nil {
-		err = s.replica.View().passes(p, serial, "")
+		err = s.replica.View().AcceptsOperator(p, serial, "")
 	}
 	if err != nil {
 		go s.onRecord(context.Background(), p, Refuse{What: "operator", Name: fault.Clip(string(p)), Fault: fault.Denied, Reason: fault.Text(err)})
@@ -101,13 +101,13 @@ func (s *Server) rank(ctx context.Context, w api.Who, till time.Time) (fleet.Ran
 	page := s.replica.View()
 	if page.OperatorCount() == 0 {
 		c := AdoptOperator{FirstOperator{Name: name, Serial: w.Serial, Till: till, Issuer: w.Issuer}}
-		if _, err := submit(ctx, s.replica, w.Principal, "", c); err != nil && fault.Of(err) != fault.Denied {
+		if _, err := Submit(ctx, s.replica, w.Principal, "", c); err != nil && fault.Of(err) != fault.Denied {
 			return "", err
 		}
 		s.log.Warn("the book had no operators: the first who called is its admin now", "operator", name)
 	}
 	o, ok := page.FindOperator(name)
-	if !ok || o.admits(w.Serial, w.Issuer) != nil {
+	if !ok || o.Accepts(w.Serial, w.Issuer) != nil {
 		if err := s.replica.Read(ctx); err != nil {
 			return "", err
 		}
@@ -115,11 +115,11 @@ func (s *Server) rank(ctx context.Context, w api.Who, till time.Time) (fleet.Ran
 			return "", unknownOperator(name)
 		}
 	}
-	if err := o.admits(w.Serial, w.Issuer); err != nil {
+	if err := o.Accepts(w.Serial, w.Issuer); err != nil {
 		return "", err
 	}
 	if w.Serial == o.Next {
-		if _, err := submit(ctx, s.replica, w.Principal, "", OperatorUses{Name: name, Serial: w.Serial}); err != nil {
+		if _, err := Submit(ctx, s.replica, w.Principal, "", OperatorUses{Name: name, Serial: w.Serial}); err != nil {
 			return "", err
 		}
 	}

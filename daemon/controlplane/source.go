@@ -228,7 +228,7 @@ func (f *Source) trying() bool {
 // refused tells whether the book refuses the leaf of this node. Whoever certified the node did not mean who holds its disk and the
 // key-encryption key: that one makes itself another. The caller holds mu.
 func (f *Source) refused() bool {
-	_, err := f.server.replica.View().refusesNode("controlplane.Source", f.server.replica.Node, identity.SerialOf(f.leaf.Leaf), f.leaf.Leaf.NotBefore)
+	_, err := f.server.replica.View().RefusesNode("controlplane.Source", f.server.replica.Node, identity.SerialOf(f.leaf.Leaf), f.leaf.Leaf.NotBefore)
 	return err != nil
 }
 
@@ -244,7 +244,7 @@ func (s *Server) record(ctx context.Context, f *Source) error {
 	if had, _ := s.replica.View().Certs(s.replica.Node); c.Leaf.Serial == "" || had.Current.Serial == c.Leaf.Serial {
 		return nil
 	}
-	_, err := submit(ctx, s.replica, s.replica.Self(), "", c)
+	_, err := Submit(ctx, s.replica, s.replica.Self(), "", c)
 	return err
 }
 
@@ -306,7 +306,7 @@ func (s *Server) Tend(ctx context.Context, f *Source) error {
 		if number := page.Bundle(); number > had && page.TrustDomain != "" {
 			var err error
 			if serves := f.serves(); serves >= number {
-				_, err = submit(ctx, s.replica, s.replica.Self(), "", NodeBundle{Name: s.replica.Node, Number: number})
+				_, err = Submit(ctx, s.replica, s.replica.Self(), "", NodeBundle{Name: s.replica.Node, Number: number})
 			}
 			if s.replica.View().NodeBundle(s.replica.Node) < number {
 				if err != nil && ctx.Err() == nil {

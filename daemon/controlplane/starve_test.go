@@ -62,7 +62,7 @@ func begun(t *testing.T) (*Server, *alone) {
 
 func tell[R any](t *testing.T, s *Server, c ledger.Change[State, R]) {
 	t.Helper()
-	if _, err := submit(t.Context(), s.replica, "test", "", c); err != nil {
+	if _, err := Submit(t.Context(), s.replica, "test", "", c); err != nil {
 		t.Fatalf("%s: %v", c.Kind(), err)
 	}
 }

@@ -30,7 +30,7 @@ type State struct {
 	pilot       Autopilot
 	stopped     *immutable.SortedMap[string, time.Time] // nodes that stopped and have not called the roll since
 	customers   *immutable.SortedMap[fleet.CustomerID, Customer]
-	appliances  roll
+	appliances  applianceIndex
 	releases    *immutable.SortedMap[fleet.Digest, Release]
 	operations  *immutable.SortedMap[string, Operation] // by appliance, a slash, and the operation's id
 	operators   *immutable.SortedMap[string, Operator]  // by name
@@ -93,7 +93,7 @@ type Appliance struct {
 	OrdersDone  uint64  `json:"orders_done,omitempty"`
 	ReportsDone uint64  `json:"reports_done,omitempty"`
 
-	Offered spans `json:"offered,omitempty"` // numbers of the releases that were offered to it
+	Offered numberSet `json:"offered,omitempty"` // numbers of the releases that were offered to it
 
 	// Met is the epoch in which it was heard last. Of Orders, the last Unmet were made since another epoch began, and no number of theirs
 	// was told to anybody.
@@ -195,7 +195,7 @@ func NewState() State {
 		stopped:    sorted[string, time.Time](),
 		certs:      sorted[string, NodeCerts](),
 		customers:  sorted[fleet.CustomerID, Customer](),
-		appliances: newRoll(),
+		appliances: newApplianceIndex(),
 		releases:   sorted[fleet.Digest, Release](),
 		operations: sorted[string, Operation](),
 		operators:  sorted[string, Operator](),
@@ -256,8 +256,8 @@ func values[K interface {
 	return out
 }
 
-// page is State as it stands in a snapshot.
-type page struct {
+// stateJSON is State as it stands in a snapshot.
+type stateJSON struct {
 	TrustDomain string               `json:"trust_domain"`
 	Development bool                 `json:"development,omitempty"`
 	Slots       []identity.Slot      `json:"slots"`
@@ -285,7 +285,7 @@ type page struct {
 
 // MarshalJSON writes the page in a canonical order.
 func (s State) MarshalJSON() ([]byte, error) {
-	p := page{TrustDomain: s.TrustDomain, Development: s.Development, Slots: s.Slots, Customers: s.Customers(), Appliances: s.Appliances(), Releases: values(s.releases),
+	p := stateJSON{TrustDomain: s.TrustDomain, Development: s.Development, Slots: s.Slots, Customers: s.Customers(), Appliances: s.Appliances(), Releases: values(s.releases),
 		Operations: values(s.operations), Nonces: map[string]time.Time{}, Bundle: s.number, Epochs: s.Epochs, Nodes: map[string]uint64{}, Operators: s.Operators(),
 		Peers: values(s.peers), Pilot: s.pilot, KEK: s.KEK, Secrets: s.Secrets, KEKs: map[string][]string{}, Stopped: map[string]time.Time{}, Given: map[string]Given{}, Certs: map[string]NodeCerts{}}
 	for it := s.stopped.Iterator(); !it.Done(); {
@@ -317,7 +317,7 @@ func (s State) MarshalJSON() ([]byte, error) {
 
 // UnmarshalJSON reads a page strictly.
 func (s *State) UnmarshalJSON(b []byte) error {
-	var p page
+	var p stateJSON
 	if err := seal.StrictJSON(b, &p); err != nil {
 		return fault.At("controlplane.State", "", err)
 	}

@@ -178,9 +178,9 @@ func TestTailnetCredentialOfTheBook(t *testing.T) {
 		t.Fatalf("before it was put: %v", err)
 	}
 	id := s.ring.ids()[0]
-	submitted := func(c ledger.Change[State, none]) {
+	submitted := func(c ledger.Change[State, Nothing]) {
 		t.Helper()
-		if _, err := ledger.Submit(t.Context(), &o, ledger.Meta{At: time.Now(), By: "test", Request: drawID()}, c); err != nil {
+		if _, err := ledger.Submit(t.Context(), &o, ledger.Meta{At: time.Now(), By: "test", Request: DrawRequestID()}, c); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -32,19 +32,19 @@ type Troubles struct {
 func (Troubles) Kind() string { return "appliance.roads/1" }
 
 // Apply sets them, unless the report is an old one that comes again.
-func (c Troubles) Apply(s *State, _ ledger.Meta) (none, error) {
+func (c Troubles) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	a, err := s.Appliance(c.Name)
 	if err != nil {
-		return none{}, err
+		return Nothing{}, err
 	}
 	if len(c.Roads) > maxTroubles {
-		return none{}, fault.New("troubles", fault.Invalid, "%d roads, and %d is the most that is taken", len(c.Roads), maxTroubles)
+		return Nothing{}, fault.New("troubles", fault.Invalid, "%d roads, and %d is the most that is taken", len(c.Roads), maxTroubles)
 	}
 	if c.Number == a.ReportsDone+1 {
 		a.Roads = c.Roads
 		s.appliances = s.appliances.Set(c.Name, a)
 	}
-	return none{}, nil
+	return Nothing{}, nil
 }
 
 // troublesOf keeps the words that are known: a kind that is not is left out, a reason that is not becomes other.
@@ -74,7 +74,7 @@ func (s *Server) troubles(ctx context.Context, l *live, number uint64, roads []*
 	if err != nil || number <= a.ReportsDone || slices.Equal(now, a.Roads) || !page.AllKnow(Troubles{}.Kind()) {
 		return err
 	}
-	_, err = submit(ctx, s.replica, l.by, "", Troubles{Name: l.name, Number: number, Roads: now})
+	_, err = Submit(ctx, s.replica, l.by, "", Troubles{Name: l.name, Number: number, Roads: now})
 	return err
 }
 

@@ -39,7 +39,7 @@ func first[T any](list []T) *T {
 }
 
 // ApplianceVersion is a point in the sequence of changes of appliances. The zero value is before all of them.
-type ApplianceVersion struct{ last *touch }
+type ApplianceVersion struct{ last *change }
 
 // ApplianceVersion is the point that this state has reached.
 func (s State) ApplianceVersion() ApplianceVersion { return ApplianceVersion{s.appliances.last} }
