@@ -42,12 +42,12 @@ func (f *Fleet) Restore(s Saved) (forgotten Saved) {
 	f.t.Helper()
 	forgotten = f.Save()
 	f.CrashNode()
-	book := controlplane.NewBook()
+	stored := controlplane.NewBook()
 	for i, data := range s {
-		_, err := book.Apply(uint64(i+1), data)
+		_, err := stored.Apply(uint64(i+1), data)
 		f.must(err)
 	}
-	c, err := controlplane.DrawEpoch(book, controlplane.ByRestore, time.Now(), 0)
+	c, err := controlplane.DrawEpoch(stored, controlplane.ByRestore, time.Now(), 0)
 	f.must(err)
 	data, err := ledger.Encode(ledger.Meta{At: time.Unix(1, 0).UTC(), By: fleet.PrincipalOf(Domain, fleet.Node, nodeName), Request: fleet.RequestID("epoch-" + c.Epoch.ID)}, c)
 	f.must(err)

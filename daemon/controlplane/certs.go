@@ -11,6 +11,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/demarc-dev/demarc/api"
+	"github.com/demarc-dev/demarc/api/channel"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -170,8 +171,8 @@ func (c CertifyNode) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	switch {
 	case c.Serial == "" || c.From.IsZero() || c.Till.IsZero():
 		return Nothing{}, fault.New(op, fault.Invalid, "no certificate")
-	case len(c.Reason) > maxSentence:
-		return Nothing{}, fault.New(op, fault.Invalid, "the reason has more than %d bytes", maxSentence)
+	case len(c.Reason) > channel.MaxSentence:
+		return Nothing{}, fault.New(op, fault.Invalid, "the reason has more than %d bytes", channel.MaxSentence)
 	case !is && s.certs.Len() >= maxPeers:
 		return Nothing{}, fault.New(op, fault.Conflict, "the book knows the certificates of %d nodes already", s.certs.Len())
 	}

@@ -10,6 +10,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/demarc-dev/demarc/api"
+	"github.com/demarc-dev/demarc/api/channel"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -98,8 +99,8 @@ func whyToWire(r fleet.Reason) *controlv1.Reason {
 // BanAppliance makes every certificate of an appliance worthless and closes its channel.
 func (s *Server) BanAppliance(ctx context.Context, req *connect.Request[controlv1.BanApplianceRequest]) (*connect.Response[controlv1.BanApplianceResponse], error) {
 	m := req.Msg
-	if len(m.GetReason()) > maxSentence {
-		return nil, fault.New("controlplane.Ban", fault.Invalid, "the reason has more than %d bytes", maxSentence)
+	if len(m.GetReason()) > channel.MaxSentence {
+		return nil, fault.New("controlplane.Ban", fault.Invalid, "the reason has more than %d bytes", channel.MaxSentence)
 	}
 	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), Ban{Name: fleet.ApplianceID(m.GetName()), Reason: m.GetReason()})
 	return connect.NewResponse(&controlv1.BanApplianceResponse{}), err
@@ -114,8 +115,8 @@ func (s *Server) PublishRelease(ctx context.Context, req *connect.Request[contro
 	if err != nil {
 		return nil, err
 	}
-	if len(rel.Artifacts) > maxServices {
-		return nil, fault.New(op, fault.Invalid, "the release has %d artifacts, and %d is the most", len(rel.Artifacts), maxServices)
+	if len(rel.Artifacts) > channel.MaxServices {
+		return nil, fault.New(op, fault.Invalid, "the release has %d artifacts, and %d is the most", len(rel.Artifacts), channel.MaxServices)
 	}
 	if len(rel.Artifacts) > 0 {
 		if s.depot.store == nil {

@@ -103,8 +103,8 @@ func (c BeginEpoch) Apply(s *State, m ledger.Meta) (Nothing, error) {
 }
 
 // DrawEpoch draws the next epoch of a book that is not in use: now is the time of this machine, and the number is above the one that is given.
-func DrawEpoch(book *ledger.Book[State], cause string, now time.Time, above uint64) (BeginEpoch, error) {
-	page, log := book.Both()
+func DrawEpoch(stored *ledger.Book[State], cause string, now time.Time, above uint64) (BeginEpoch, error) {
+	page, log := stored.Both()
 	id := make([]byte, 16)
 	_, _ = rand.Read(id) // crypto/rand.Read never fails
 	last := page.Epoch().Epoch
@@ -113,22 +113,22 @@ func DrawEpoch(book *ledger.Book[State], cause string, now time.Time, above uint
 }
 
 // begin puts a new epoch into a book that is not in use. The entry has the book's own time: this machine's clock is not judged by anybody.
-func begin(book *ledger.Book[State], node, cause string, above uint64) error {
+func begin(stored *ledger.Book[State], node, cause string, above uint64) error {
 	const op = "controlplane.begin"
-	c, err := DrawEpoch(book, cause, time.Now(), above)
+	c, err := DrawEpoch(stored, cause, time.Now(), above)
 	if err != nil {
 		return err
 	}
 	c.Alone = node
-	meta := ledger.Meta{At: time.Unix(1, 0).UTC(), By: fleet.PrincipalOf(book.View().TrustDomain, fleet.Node, node), Request: fleet.RequestID("epoch-" + c.Epoch.ID)}
+	meta := ledger.Meta{At: time.Unix(1, 0).UTC(), By: fleet.PrincipalOf(stored.View().TrustDomain, fleet.Node, node), Request: fleet.RequestID("epoch-" + c.Epoch.ID)}
 	data, err := ledger.Encode(meta, c)
 	if err != nil {
 		return err
 	}
-	if _, err := book.Apply(book.Index(), data); err != nil {
+	if _, err := stored.Apply(stored.Index(), data); err != nil {
 		return err
 	}
-	if book.View().Epoch().ID != c.Epoch.ID {
+	if stored.View().Epoch().ID != c.Epoch.ID {
 		return fault.New(op, fault.Internal, "the book did not take the new epoch")
 	}
 	return nil

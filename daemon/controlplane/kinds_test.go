@@ -64,9 +64,9 @@ func proposal[R any](t *testing.T, id string, c ledger.Change[controlplane.State
 }
 
 func TestTheFirstKindsAreKnown(t *testing.T) {
-	book := controlplane.NewBook()
+	stored := controlplane.NewBook()
 	for _, k := range controlplane.FirstKinds() {
-		if !book.Knows(k) {
+		if !stored.Knows(k) {
 			t.Errorf("the first release knew %q, and this build does not", k)
 		}
 	}
@@ -81,9 +81,9 @@ func TestAKindIsProposedOnlyWhenEachVoterKnowsIt(t *testing.T) {
 		return b
 	}
 	o := newBook(t)
-	book := laterBook()
+	stored := laterBook()
 	self := fleet.PrincipalOf("acme.example", fleet.Node, "cp-3")
-	o.book = book
+	o.book = stored
 	must(t, o, controlplane.Genesis{TrustDomain: "acme.example", Slots: []identity.Slot{{Stage: identity.Active, CertDER: []byte("c"), SealedKey: []byte("k")}}})
 	if _, err := ledger.Submit(t.Context(), o, ledger.Meta{At: start, By: self, Request: "is"}, controlplane.NodeIs{Name: "cp-3", Build: "v2", Knows: []string{"later/1"}}); err != nil {
 		t.Fatal(err)
@@ -105,7 +105,7 @@ func TestAKindIsProposedOnlyWhenEachVoterKnowsIt(t *testing.T) {
 		"a kind that is not known":     {[]byte(`{"kind":"x/1","meta":{"at":"2026-01-02T15:04:05Z","by":"t","request":"r"},"body":{}}`), voting{}, "does not know the change"},
 		"a kind with its own spelling": {[]byte(`{"kind":"lat\u0065r/1","meta":{"at":"2026-01-02T15:04:05Z","by":"t","request":"r"},"body":{"what":""}}`), voting{"cp-2": knows("v1")}, `"cp-2" does not know`},
 	} {
-		err := controlplane.Gate{Book: book, Cluster: func() controlplane.Voting { return c.says }}.Rehearse(c.data)
+		err := controlplane.Gate{Book: stored, Cluster: func() controlplane.Voting { return c.says }}.Rehearse(c.data)
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
@@ -241,7 +241,7 @@ func (m *mixed) source(name string) identity.Source {
 	return identity.Fixed(&tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}, identity.Pool([]*x509.Certificate{m.ca.Cert}))
 }
 
-func (m *mixed) open(i int, book *ledger.Book[controlplane.State], build string) {
+func (m *mixed) open(i int, stored *ledger.Book[controlplane.State], build string) {
 	m.t.Helper()
 	ln := m.listeners[i]
 	if m.listeners[i] = nil; ln == nil {
@@ -250,11 +250,11 @@ func (m *mixed) open(i int, book *ledger.Book[controlplane.State], build string)
 		m.must(err)
 	}
 	s := m.source(m.members[i].ID)
-	says, err := json.Marshal(map[string]any{"build": build, "knows": book.Kinds()})
+	says, err := json.Marshal(map[string]any{"build": build, "knows": stored.Kinds()})
 	m.must(err)
-	m.books[i] = book
+	m.books[i] = stored
 	n, err := raft.Open(raft.Config{Self: m.members[i], First: m.members, Dir: m.dirs[i], Listener: ln,
-		Machine: controlplane.Gate{Book: book, Cluster: func() controlplane.Voting {
+		Machine: controlplane.Gate{Book: stored, Cluster: func() controlplane.Voting {
 			if n := m.up[i].Load(); n != nil {
 				return n
 			}

@@ -13,6 +13,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/demarc-dev/demarc/api"
+	"github.com/demarc-dev/demarc/api/channel"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
 	"github.com/demarc-dev/demarc/fault"
@@ -131,7 +132,7 @@ func (s *Server) members(all raft.Cluster, page State) []*controlv1.ClusterMembe
 		}
 		if known && says.Knows != nil {
 			for _, k := range s.replica.Book.Kinds() {
-				if !slices.Contains(says.Knows, k) && !slices.Contains(firstKinds, k) {
+				if !slices.Contains(says.Knows, k) && !slices.Contains(FirstKinds(), k) {
 					w.Lacks = append(w.Lacks, k)
 				}
 			}
@@ -288,8 +289,8 @@ func (c cluster) RemoveMember(ctx context.Context, req *connect.Request[controlv
 }
 
 func (c cluster) bury(ctx context.Context, id fleet.RequestID, name, reason string) error {
-	if len(reason) > maxSentence {
-		return fault.New("controlplane.Remove", fault.Invalid, "the reason has more than %d bytes", maxSentence)
+	if len(reason) > channel.MaxSentence {
+		return fault.New("controlplane.Remove", fault.Invalid, "the reason has more than %d bytes", channel.MaxSentence)
 	}
 	_, err := Submit(ctx, c.Server.replica, api.From(ctx).Principal, id, c.replica.View().removeNode(RemoveNode{Name: name, Reason: reason}))
 	return err

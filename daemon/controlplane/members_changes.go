@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/demarc-dev/demarc/api/channel"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ledger"
@@ -205,8 +206,8 @@ func (RemoveAnother) Kind() string { return "node.remove/2" }
 
 // Apply is that of [RemoveNode], with room for names. It keeps what a removed name is kept for, and no more.
 func (c RemoveAnother) Apply(s *State, m ledger.Meta) (Nothing, error) {
-	if len(c.Reason) > maxSentence {
-		return Nothing{}, fault.New("node.remove", fault.Invalid, "the reason has more than %d bytes", maxSentence)
+	if len(c.Reason) > channel.MaxSentence {
+		return Nothing{}, fault.New("node.remove", fault.Invalid, "the reason has more than %d bytes", channel.MaxSentence)
 	}
 	if _, err := c.apply(s, m, s.roomForName); err != nil {
 		return Nothing{}, err

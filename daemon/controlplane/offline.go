@@ -43,15 +43,15 @@ func Take(b *ledger.Book[State]) Inventory {
 
 // InspectSnapshot verifies a snapshot file and says what it holds.
 func InspectSnapshot(r io.Reader, size int64) (SnapshotHead, Inventory, error) {
-	h, book, err := ReadSnapshot(r, size)
+	h, stored, err := ReadSnapshot(r, size)
 	if err != nil {
 		return h, Inventory{}, err
 	}
-	return h, Take(book), nil
+	return h, Take(stored), nil
 }
 
-func offline(cfg *configs.Control, book raft.Machine) raft.Offline {
-	return raft.Offline{Dir: filepath.Join(cfg.Dir, "raft"), Self: raft.Member{ID: cfg.Name, Addr: cfg.Self().Raft}, Machine: book}
+func offline(cfg *configs.Control, stored raft.Machine) raft.Offline {
+	return raft.Offline{Dir: filepath.Join(cfg.Dir, "raft"), Self: raft.Member{ID: cfg.Name, Addr: cfg.Self().Raft}, Machine: stored}
 }
 
 // RestoreSnapshot makes the stopped node of a file the only member of a new cluster that begins with a snapshot. A node
@@ -61,20 +61,20 @@ func offline(cfg *configs.Control, book raft.Machine) raft.Offline {
 // The book begins another epoch: its number is above the one given, that of the snapshot, and that of the node's own disk.
 func RestoreSnapshot(cfg *configs.Control, r io.Reader, size int64, force bool, above uint64) (inv Inventory, aside string, err error) {
 	const op = "controlplane.RestoreSnapshot"
-	h, book, err := ReadSnapshot(r, size)
+	h, stored, err := ReadSnapshot(r, size)
 	if err != nil {
 		return inv, "", err
 	}
 	if h.TrustDomain != cfg.TrustDomain {
 		return inv, "", fault.New(op, fault.Conflict, "the snapshot is of the trust domain %q, the file says %q", h.TrustDomain, cfg.TrustDomain)
 	}
-	if err := openAll(cfg, book.View()); err != nil {
+	if err := openAll(cfg, stored.View()); err != nil {
 		return inv, "", err
 	}
-	if err := begin(book, cfg.Name, ByRestore, max(above, metBefore(cfg))); err != nil {
+	if err := begin(stored, cfg.Name, ByRestore, max(above, metBefore(cfg))); err != nil {
 		return inv, "", err
 	}
-	state, err := book.Snapshot()
+	state, err := stored.Snapshot()
 	if err != nil {
 		return inv, "", fault.At(op, "", err)
 	}
@@ -96,10 +96,10 @@ func RestoreSnapshot(cfg *configs.Control, r io.Reader, size int64, force bool, 
 	if err := forgetCredentials(cfg); err != nil {
 		return inv, aside, err
 	}
-	if err := offline(cfg, book).Install(h.Index, h.Term, state); err != nil {
+	if err := offline(cfg, stored).Install(h.Index, h.Term, state); err != nil {
 		return inv, aside, err
 	}
-	return Take(book), aside, nil
+	return Take(stored), aside, nil
 }
 
 // forgetCredentials takes away what the node proved itself with in the cluster that it was a member of: it is the only member now, and
@@ -178,13 +178,13 @@ func Recover(cfg *configs.Control, above uint64) (Inventory, error) {
 	if _, err := os.Stat(filepath.Join(cfg.Dir, "raft", "log")); err != nil {
 		return Inventory{}, fault.Because(err, op, fault.NotFound, "%s holds no log of a node: there is nothing to recover", cfg.Dir)
 	}
-	book := NewBook()
-	one := &survivor{Book: book, cfg: cfg, above: max(above, metBefore(cfg))}
+	stored := NewBook()
+	one := &survivor{Book: stored, cfg: cfg, above: max(above, metBefore(cfg))}
 	if err := offline(cfg, one).Recover(); err != nil {
 		if one.failed != nil {
 			err = one.failed
 		}
 		return Inventory{}, err
 	}
-	return Take(book), nil
+	return Take(stored), nil
 }

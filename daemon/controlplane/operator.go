@@ -9,6 +9,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/demarc-dev/demarc/api"
+	"github.com/demarc-dev/demarc/api/channel"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
 	"github.com/demarc-dev/demarc/fault"
@@ -76,8 +77,8 @@ func (s *Server) SetOperatorRole(ctx context.Context, req *connect.Request[contr
 // BanOperator makes every certificate of an operator worthless and closes its connections, at every node.
 func (s *Server) BanOperator(ctx context.Context, req *connect.Request[controlv1.BanOperatorRequest]) (*connect.Response[controlv1.BanOperatorResponse], error) {
 	m := req.Msg
-	if len(m.GetReason()) > maxSentence {
-		return nil, fault.New("controlplane.BanOperator", fault.Invalid, "the reason has more than %d bytes", maxSentence)
+	if len(m.GetReason()) > channel.MaxSentence {
+		return nil, fault.New("controlplane.BanOperator", fault.Invalid, "the reason has more than %d bytes", channel.MaxSentence)
 	}
 	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), BanOperator{Name: m.GetName(), Reason: m.GetReason()})
 	return connect.NewResponse(&controlv1.BanOperatorResponse{}), err

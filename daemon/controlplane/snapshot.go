@@ -52,7 +52,7 @@ type SnapshotHead struct {
 }
 
 // WriteSnapshot writes the file of a book at this moment.
-func WriteSnapshot(w io.Writer, h SnapshotHead, book io.WriterTo) error {
+func WriteSnapshot(w io.Writer, h SnapshotHead, stored io.WriterTo) error {
 	const op = "controlplane.WriteSnapshot"
 	sum := sha256.New()
 	out := io.MultiWriter(w, sum)
@@ -63,7 +63,7 @@ func WriteSnapshot(w io.Writer, h SnapshotHead, book io.WriterTo) error {
 	if _, err := io.WriteString(out, snapshotFormat+"\n"+string(head)+"\n"); err != nil {
 		return fault.At(op, "", err)
 	}
-	if _, err := book.WriteTo(out); err != nil {
+	if _, err := stored.WriteTo(out); err != nil {
 		return fault.At(op, "", err)
 	}
 	_, err = io.WriteString(w, "sha256:"+hex.EncodeToString(sum.Sum(nil))+"\n")
@@ -90,8 +90,8 @@ func ReadSnapshot(r io.Reader, size int64) (SnapshotHead, *ledger.Book[State], e
 	if err := seal.StrictJSON([]byte(head), &h); err != nil {
 		return h, nil, fault.Because(err, op, fault.Invalid, "line 2: %s", fault.Text(err))
 	}
-	book := NewBook()
-	if err := book.Restore(in); err != nil {
+	stored := NewBook()
+	if err := stored.Restore(in); err != nil {
 		return h, nil, err
 	}
 	last := make([]byte, snapshotSum)
@@ -101,10 +101,10 @@ func ReadSnapshot(r io.Reader, size int64) (SnapshotHead, *ledger.Book[State], e
 	if want := "sha256:" + hex.EncodeToString(in.sum.Sum(nil)) + "\n"; string(last) != want {
 		return h, nil, fault.New(op, fault.Invalid, "the snapshot was changed after it was written: its SHA-256 differs")
 	}
-	if page := book.View(); page.TrustDomain != h.TrustDomain || book.Index() > h.Index {
+	if page := stored.View(); page.TrustDomain != h.TrustDomain || stored.Index() > h.Index {
 		return h, nil, fault.New(op, fault.Invalid, "line 2: the head is not that of this book")
 	}
-	return h, book, nil
+	return h, stored, nil
 }
 
 // hashed reads, and hashes what was read.
@@ -143,13 +143,13 @@ func (c cluster) SaveSnapshot(ctx context.Context, _ *connect.Request[controlv1.
 	if err != nil {
 		return err
 	}
-	book, err := c.replica.Book.Snapshot()
+	stored, err := c.replica.Book.Snapshot()
 	if err != nil {
 		return fault.At(op, "", err)
 	}
 	out := bufio.NewWriterSize(sender(func(b []byte) error { return stream.Send(&controlv1.SaveSnapshotResponse{Data: b}) }), chunk)
 	h := SnapshotHead{Index: c.replica.Book.Index(), Term: all.Term, At: c.replica.Now().UTC(), Node: c.replica.Node, Build: c.Build, TrustDomain: c.replica.View().TrustDomain}
-	if err := WriteSnapshot(out, h, book); err != nil {
+	if err := WriteSnapshot(out, h, stored); err != nil {
 		return err
 	}
 	return out.Flush()

@@ -30,13 +30,13 @@ import (
 
 func snapshotFile(t *testing.T, o *order) []byte {
 	t.Helper()
-	book, err := o.book.Snapshot()
+	stored, err := o.book.Snapshot()
 	if err != nil {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
 	h := controlplane.SnapshotHead{Index: o.book.Index(), Term: 3, At: start, Node: "cp-1", Build: "v1", TrustDomain: o.book.View().TrustDomain}
-	if err := controlplane.WriteSnapshot(&b, h, book); err != nil {
+	if err := controlplane.WriteSnapshot(&b, h, stored); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()

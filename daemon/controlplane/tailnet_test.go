@@ -166,9 +166,9 @@ func TestTailnetDoorComesBack(t *testing.T) {
 // holds none.
 func TestTailnetCredentialOfTheBook(t *testing.T) {
 	kek := bytes.Repeat([]byte{7}, 32)
-	book := NewBook()
-	o := direct{book: book}
-	s, err := NewServer(Options{Name: "cp-1", Book: book, Consensus: &o, KEK: kek, LeafLife: time.Hour, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+	stored := NewBook()
+	o := direct{book: stored}
+	s, err := NewServer(Options{Name: "cp-1", Book: stored, Consensus: &o, KEK: kek, LeafLife: time.Hour, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -201,7 +201,7 @@ func TestTailnetCredentialOfTheBook(t *testing.T) {
 // direct is an order of one.
 type direct struct {
 	nobody
-	book *ledger.Book[State]
+	stored *ledger.Book[State]
 	n    uint64
 }
 

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
+	"github.com/demarc-dev/demarc/api/channel"
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -37,8 +38,8 @@ func (c Troubles) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	if err != nil {
 		return Nothing{}, err
 	}
-	if len(c.Roads) > maxTroubles {
-		return Nothing{}, fault.New("troubles", fault.Invalid, "%d roads, and %d is the most that is taken", len(c.Roads), maxTroubles)
+	if len(c.Roads) > channel.MaxTroubles {
+		return Nothing{}, fault.New("troubles", fault.Invalid, "%d roads, and %d is the most that is taken", len(c.Roads), channel.MaxTroubles)
 	}
 	if c.Number == a.ReportsDone+1 {
 		a.Roads = c.Roads

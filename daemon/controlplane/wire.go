@@ -11,19 +11,6 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 )
 
-// Bounds on what one report may carry; the appliance is another party's program.
-const (
-	maxSentence  = channel.MaxSentence
-	maxName      = channel.MaxName
-	maxStatement = channel.MaxStatement
-	maxOutput    = channel.MaxOutput
-	maxServices  = channel.MaxServices
-	maxSecrets   = channel.MaxSecrets
-	maxTroubles  = channel.MaxTroubles
-	maxNote      = channel.MaxNote
-	maxProof     = channel.MaxProof
-)
-
 // reportOf turns a report from the wire into a change, every size checked. It names the field that is too large.
 func reportOf(from fleet.ApplianceID, r *boundaryv1.Report) (Report, error) {
 	out := Report{Name: from, Number: r.GetNumber(), At: time.UnixMilli(r.GetAtUnixMs()).UTC()}
@@ -31,33 +18,33 @@ func reportOf(from fleet.ApplianceID, r *boundaryv1.Report) (Report, error) {
 	switch body := r.GetBody().(type) {
 	case *boundaryv1.Report_Deploy:
 		d := body.Deploy
-		b.text("deploy.release", d.GetRelease(), maxName)
-		b.text("deploy.version", d.GetVersion(), maxName)
-		b.text("deploy.state", d.GetState(), maxName)
-		b.text("deploy.plan", d.GetPlan(), maxName)
+		b.text("deploy.release", d.GetRelease(), channel.MaxName)
+		b.text("deploy.version", d.GetVersion(), channel.MaxName)
+		b.text("deploy.state", d.GetState(), channel.MaxName)
+		b.text("deploy.plan", d.GetPlan(), channel.MaxName)
 		out.Deploy = &DeployReport{fleet.Digest(d.GetRelease()), d.GetVersion(), fleet.State(d.GetState()), fleet.Digest(d.GetPlan()), channel.ReasonFromWire(d.GetReason())}
 	case *boundaryv1.Report_Operation:
 		o := body.Operation
-		b.text("operation.id", o.GetId(), maxName)
-		b.text("operation.state", o.GetState(), maxName)
-		b.size("operation.statement", len(o.GetStatement()), maxStatement)
-		b.size("operation.output", len(o.GetOutput()), maxOutput)
+		b.text("operation.id", o.GetId(), channel.MaxName)
+		b.text("operation.state", o.GetState(), channel.MaxName)
+		b.size("operation.statement", len(o.GetStatement()), channel.MaxStatement)
+		b.size("operation.output", len(o.GetOutput()), channel.MaxOutput)
 		out.Operation = &OperationReport{o.GetId(), o.GetState(), channel.ReasonFromWire(o.GetReason()), o.GetStatement(), o.GetOutput()}
 	case *boundaryv1.Report_Probe:
-		b.text("probe.id", body.Probe.GetId(), maxName)
+		b.text("probe.id", body.Probe.GetId(), channel.MaxName)
 		out.Probe = &ProbeIndex{body.Probe.GetId(), body.Probe.GetIndex()}
 	case *boundaryv1.Report_Status:
 		out.Status = statusOf(body.Status, &b)
 	case *boundaryv1.Report_Checkpoint:
 		c := body.Checkpoint
-		b.size("checkpoint.note", len(c.GetNote()), maxNote)
-		b.size("checkpoint.proof", len(c.GetProof()), maxProof)
+		b.size("checkpoint.note", len(c.GetNote()), channel.MaxNote)
+		b.size("checkpoint.proof", len(c.GetProof()), channel.MaxProof)
 		for _, h := range c.GetProof() {
 			b.size("checkpoint.proof hash", len(h), 32)
 		}
 		out.Checkpoint = &Checkpoint{c.GetNote(), c.GetFrom(), c.GetProof()}
 	case *boundaryv1.Report_Cosigned:
-		b.size("cosigned", len(body.Cosigned), maxNote)
+		b.size("cosigned", len(body.Cosigned), channel.MaxNote)
 		out.Cosigned = body.Cosigned
 	case *boundaryv1.Report_Withdrawn:
 		out.Withdrawn = body.Withdrawn
@@ -68,24 +55,24 @@ func reportOf(from fleet.ApplianceID, r *boundaryv1.Report) (Report, error) {
 }
 
 func statusOf(s *boundaryv1.StatusReport, b *bounds) *Status {
-	b.text("status.posture", s.GetPosture(), maxName)
-	b.size("status.services", len(s.GetServices()), maxServices)
-	b.size("status.secrets", len(s.GetSecrets()), maxSecrets)
-	b.size("status.roads", len(s.GetRoads()), maxTroubles)
+	b.text("status.posture", s.GetPosture(), channel.MaxName)
+	b.size("status.services", len(s.GetServices()), channel.MaxServices)
+	b.size("status.secrets", len(s.GetSecrets()), channel.MaxSecrets)
+	b.size("status.roads", len(s.GetRoads()), channel.MaxTroubles)
 	if b.err != nil {
 		return nil
 	}
 	out := &Status{Posture: fleet.Exposure(s.GetPosture())}
 	for _, h := range s.GetServices() {
-		b.text("status.services.name", h.GetName(), maxName)
+		b.text("status.services.name", h.GetName(), channel.MaxName)
 		out.Services = append(out.Services, ServiceHealth{h.GetName(), h.GetHealthy(), h.GetRestarts(), channel.ReasonFromWire(h.GetReason())})
 	}
 	for _, p := range s.GetSecrets() {
-		b.text("status.secrets.name", p.GetName(), maxName)
+		b.text("status.secrets.name", p.GetName(), channel.MaxName)
 		out.Secrets = append(out.Secrets, Presence{p.GetName(), p.GetPresent()})
 	}
 	if o := s.GetOffer(); o != nil {
-		b.text("status.offer.release", o.GetRelease(), maxName)
+		b.text("status.offer.release", o.GetRelease(), channel.MaxName)
 		out.Offer = OfferWaits{fleet.Digest(o.GetRelease()), channel.ReasonFromWire(o.GetReason())}
 	}
 	return out
