@@ -207,5 +207,5 @@ type direct struct {
 
 func (d *direct) Propose(_ context.Context, data []byte) ([]byte, error) {
 	d.n++
-	return d.book.Apply(d.n, data)
+	return d.stored.Apply(d.n, data)
 }
