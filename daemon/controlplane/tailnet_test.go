@@ -167,7 +167,7 @@ func TestTailnetDoorComesBack(t *testing.T) {
 func TestTailnetCredentialOfTheBook(t *testing.T) {
 	kek := bytes.Repeat([]byte{7}, 32)
 	stored := NewBook()
-	o := direct{book: stored}
+	o := direct{stored: stored}
 	s, err := NewServer(Options{Name: "cp-1", Book: stored, Consensus: &o, KEK: kek, LeafLife: time.Hour, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
