@@ -19,7 +19,7 @@ import (
 	"github.com/demarc-dev/demarc/api/local/v1/localv1connect"
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon/appliance"
-	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/ledger"
@@ -77,7 +77,7 @@ func (f *Fleet) AddAppliance(name string) *Appliance {
 // Register has the vendor register an appliance.
 func (f *Fleet) Register(name string) {
 	f.t.Helper()
-	_, err := ledger.Submit(f.t.Context(), order{f}, f.meta(), controlplane.RegisterAppliance{Name: fleet.ApplianceID(name), Customer: "globex", Expect: f.expect(name)})
+	_, err := ledger.Submit(f.t.Context(), order{f}, f.meta(), book.RegisterAppliance{Name: fleet.ApplianceID(name), Customer: "globex", Expect: f.expect(name)})
 	f.must(err)
 }
 
@@ -209,7 +209,7 @@ func (h inProcess) RoundTrip(r *http.Request) (*http.Response, error) {
 // Up tells whether the vendor's book has the appliance online with a certificate that holds.
 func (a *Appliance) Up() bool {
 	at := a.f.Of(a.Name)
-	return at.Online && at.Status == controlplane.Enrolled && at.CurrentTill.After(time.Now())
+	return at.Online && at.Status == book.Enrolled && at.CurrentTill.After(time.Now())
 }
 
 // WaitUp waits until it is.

@@ -20,6 +20,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ledger"
@@ -122,14 +123,14 @@ func (v *voters) Agreed() (time.Time, int) {
 	return time.Time{}, 0
 }
 
-func (v *voters) voting() controlplane.Voting {
+func (v *voters) voting() book.Voting {
 	if n := v.raft.Load(); n != nil && !v.world.isOld(v.node) {
 		return n
 	}
 	return nil
 }
 
-func aboutOf(book *ledger.Book[controlplane.State]) []byte {
+func aboutOf(book *ledger.Book[book.State]) []byte {
 	b, err := json.Marshal(map[string]any{"build": "test", "knows": book.Kinds()})
 	if err != nil {
 		panic(err) // of strings

@@ -12,7 +12,7 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 
-	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ledger"
@@ -98,6 +98,6 @@ func (a *Appliance) token(audience string) (string, error) {
 
 // ConfirmKeys makes the keys that an appliance reported count, at an operator's word.
 func (f *Fleet) ConfirmKeys(name string, digest fleet.Digest) error {
-	_, err := ledger.Submit(f.t.Context(), order{f}, f.meta(), controlplane.ConfirmKeys{Name: fleet.ApplianceID(name), Digest: digest})
+	_, err := ledger.Submit(f.t.Context(), order{f}, f.meta(), book.ConfirmKeys{Name: fleet.ApplianceID(name), Digest: digest})
 	return err
 }

@@ -12,6 +12,7 @@ import (
 	localv1 "github.com/demarc-dev/demarc/api/local/v1"
 	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ledger"
 )
@@ -42,12 +43,12 @@ func (f *Fleet) Restore(s Saved) (forgotten Saved) {
 	f.t.Helper()
 	forgotten = f.Save()
 	f.CrashNode()
-	stored := controlplane.NewBook()
+	stored := book.NewBook()
 	for i, data := range s {
 		_, err := stored.Apply(uint64(i+1), data)
 		f.must(err)
 	}
-	c, err := controlplane.DrawEpoch(stored, controlplane.ByRestore, time.Now(), 0)
+	c, err := controlplane.DrawEpoch(stored, book.ByRestore, time.Now(), 0)
 	f.must(err)
 	data, err := ledger.Encode(ledger.Meta{At: time.Unix(1, 0).UTC(), By: fleet.PrincipalOf(Domain, fleet.Node, nodeName), Request: fleet.RequestID("epoch-" + c.Epoch.ID)}, c)
 	f.must(err)

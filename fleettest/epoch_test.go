@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/fleettest"
 )
@@ -312,7 +312,7 @@ func TestReportsThatAreNotKept(t *testing.T) {
 		if want := (fleet.Span{From: 3, To: 246}); theirs.Lost.Reports != want || ours.Lost.Reports != want {
 			t.Errorf("lost: %v by the vendor, %v by the customer; want %v", theirs.Lost.Reports, ours.Lost.Reports, want)
 		}
-		if at := f.Of("eu-1"); at.Status != controlplane.Enrolled || at.Probe.Doubled != 0 {
+		if at := f.Of("eu-1"); at.Status != book.Enrolled || at.Probe.Doubled != 0 {
 			t.Errorf("%+v", at)
 		}
 	})

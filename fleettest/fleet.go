@@ -29,6 +29,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -63,13 +64,13 @@ type Fleet struct {
 	record [][]byte // the log of changes: what survives a crash of the node
 	after  func(kind string, by fleet.Principal)
 	lose   bool // of a cluster: the answer of the change that the hook sees is lost
-	book   *ledger.Book[controlplane.State]
+	book   *ledger.Book[book.State]
 	server *controlplane.Server
 	door   *door
 	conns  map[*end]*Appliance
-	seq    controlplane.Consensus // of a cluster; nil: the record is the order
-	shut   bool                  // whoever shows a certificate is refused
-	pick   func() *door          // of a cluster: the door that the next connection of an appliance comes to; nil: door
+	seq    book.Consensus // of a cluster; nil: the record is the order
+	shut   bool           // whoever shows a certificate is refused
+	pick   func() *door   // of a cluster: the door that the next connection of an appliance comes to; nil: door
 	stop   func()
 }
 
@@ -120,9 +121,9 @@ func found(t *testing.T, nodes ...string) (*Fleet, []identity.Slot) {
 // begin makes the first changes of the book.
 func (f *Fleet) begin(slots []identity.Slot) {
 	f.t.Helper()
-	_, err := ledger.Submit(f.t.Context(), order{f}, f.meta(), controlplane.Genesis{TrustDomain: Domain, Slots: slots})
+	_, err := ledger.Submit(f.t.Context(), order{f}, f.meta(), book.Genesis{TrustDomain: Domain, Slots: slots})
 	f.must(err)
-	_, err = ledger.Submit(f.t.Context(), order{f}, f.meta(), controlplane.RegisterCustomer{Name: "globex"})
+	_, err = ledger.Submit(f.t.Context(), order{f}, f.meta(), book.RegisterCustomer{Name: "globex"})
 	f.must(err)
 }
 
@@ -156,7 +157,7 @@ func (f *Fleet) meta() ledger.Meta {
 func (f *Fleet) Size() int64 { return f.View().log }
 
 type view struct {
-	controlplane.State
+	book.State
 	log int64
 }
 
@@ -175,7 +176,7 @@ func (f *Fleet) View() view {
 }
 
 // Of is what the vendor's book holds of an appliance.
-func (f *Fleet) Of(name string) controlplane.Appliance {
+func (f *Fleet) Of(name string) book.Appliance {
 	f.t.Helper()
 	a, err := f.View().Appliance(fleet.ApplianceID(name))
 	f.must(err)
@@ -281,7 +282,7 @@ func (f *Fleet) After(hook func(kind string, by fleet.Principal)) {
 // StartNode starts the node from its record.
 func (f *Fleet) StartNode() {
 	f.t.Helper()
-	book := controlplane.NewBook()
+	book := book.NewBook()
 	f.mu.Lock()
 	for i, data := range f.record {
 		if _, err := book.Apply(uint64(i+1), data); err != nil {
@@ -428,7 +429,7 @@ func (f *Fleet) CAs() *controlv1.ListAuthoritiesResponse {
 func (f *Fleet) Order(name string) {
 	f.t.Helper()
 	at := f.Of(name)
-	_, err := ledger.Submit(f.t.Context(), order{f}, f.meta(), controlplane.Ask{To: fleet.ApplianceID(name), ID: "p", First: at.OrdersSent() + 1, Count: 1})
+	_, err := ledger.Submit(f.t.Context(), order{f}, f.meta(), book.Ask{To: fleet.ApplianceID(name), ID: "p", First: at.OrdersSent() + 1, Count: 1})
 	f.must(err)
 }
 

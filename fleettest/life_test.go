@@ -8,7 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/fleettest"
@@ -22,7 +22,7 @@ func bubble(t *testing.T, play func(t *testing.T, f *fleettest.Fleet)) {
 }
 
 // renewed waits until another certificate than the one of before is in use.
-func renewed(f *fleettest.Fleet, a *fleettest.Appliance, before controlplane.Appliance, limit time.Duration) {
+func renewed(f *fleettest.Fleet, a *fleettest.Appliance, before book.Appliance, limit time.Duration) {
 	f.Wait(a.Name+" uses another certificate", limit, func() bool { return f.Of(a.Name).Current != before.Current && a.Up() })
 }
 
@@ -141,7 +141,7 @@ func TestClock(t *testing.T) {
 			a.Skew(-3 * day)
 			a.Start()
 			time.Sleep(time.Hour)
-			if f.Of("eu-1").Status != controlplane.Registered {
+			if f.Of("eu-1").Status != book.Registered {
 				t.Error("it trusted a node without anything to trust it by")
 			}
 			a.Skew(0)
@@ -243,7 +243,7 @@ func TestBan(t *testing.T) {
 		f.Wait("the channel is closed", time.Second, func() bool { return !f.Of("eu-1").Online })
 		proofs, size := a.Proofs(), f.Size()
 		time.Sleep(day)
-		if at := f.Of("eu-1"); at.Status != controlplane.Banned || at.Online || at.Current != "" {
+		if at := f.Of("eu-1"); at.Status != book.Banned || at.Online || at.Current != "" {
 			t.Errorf("%+v", at)
 		}
 		if n := a.Proofs() - proofs; n < 2 || n > 400 {

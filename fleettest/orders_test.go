@@ -28,6 +28,7 @@ import (
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -73,13 +74,13 @@ func newOrders(t *testing.T, seed uint64) *orders {
 	c.must(err)
 	o.ann.take(leaf)
 	c.startAll()
-	_, err = ledger.Submit(t.Context(), order{c.Fleet}, c.meta(), controlplane.GenesisWith{Genesis: controlplane.Genesis{TrustDomain: Domain, Slots: slots},
-		Operator: controlplane.FirstOperator{Name: ordersOperator, Serial: identity.SerialOf(leaf), Till: leaf.NotAfter, Issuer: slots[0].ID()}})
+	_, err = ledger.Submit(t.Context(), order{c.Fleet}, c.meta(), book.GenesisWith{Genesis: book.Genesis{TrustDomain: Domain, Slots: slots},
+		Operator: book.FirstOperator{Name: ordersOperator, Serial: identity.SerialOf(leaf), Till: leaf.NotAfter, Issuer: slots[0].ID()}})
 	c.must(err)
-	_, err = ledger.Submit(t.Context(), order{c.Fleet}, c.meta(), controlplane.RegisterCustomer{Name: "globex"})
+	_, err = ledger.Submit(t.Context(), order{c.Fleet}, c.meta(), book.RegisterCustomer{Name: "globex"})
 	c.must(err)
 	for _, m := range c.members { // as each node says of itself when it comes
-		_, err = ledger.Submit(t.Context(), order{c.Fleet}, c.meta(), controlplane.AddNode{Name: m.Name, Raft: m.Raft, API: m.API, Voter: true})
+		_, err = ledger.Submit(t.Context(), order{c.Fleet}, c.meta(), book.AddNode{Name: m.Name, Raft: m.Raft, API: m.API, Voter: true})
 		c.must(err)
 	}
 	c.spread()

@@ -17,6 +17,7 @@ import (
 
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 )
@@ -286,7 +287,7 @@ func rollOver(t *testing.T, c *trio, compromised bool) {
 		all, names = append(all, a), append(names, name)
 	}
 	stays, sleeps, dozes := all[:2], all[2], all[3]
-	first := map[string]controlplane.Appliance{}
+	first := map[string]book.Appliance{}
 	for _, a := range all {
 		first[a.Name] = c.Of(a.Name)
 	}

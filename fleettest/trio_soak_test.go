@@ -14,7 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 )
 
@@ -41,7 +41,7 @@ func TestThreeNodesSoak(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTrio(t, unhurried)
 		c.spread()
-		(&soak{trio: c, t: t, r: rand.New(rand.NewPCG(seed, 0)), first: map[string]controlplane.Appliance{}, serials: map[string][]fleet.Serial{}}).live()
+		(&soak{trio: c, t: t, r: rand.New(rand.NewPCG(seed, 0)), first: map[string]book.Appliance{}, serials: map[string][]fleet.Serial{}}).live()
 	})
 }
 
@@ -50,7 +50,7 @@ type soak struct {
 	t       *testing.T
 	r       *rand.Rand
 	all     []*Appliance
-	first   map[string]controlplane.Appliance
+	first   map[string]book.Appliance
 	serials map[string][]fleet.Serial // that each had, oldest first
 	crashes [5]int                    // by what crashed
 	leaders map[string]int            // that were taken down

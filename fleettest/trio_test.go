@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -43,7 +44,7 @@ var unhurried = raft.Timing{Heartbeat: 4 * time.Second, Election: 4 * time.Secon
 
 // peer is one node that runs.
 type peer struct {
-	book   *ledger.Book[controlplane.State]
+	book   *ledger.Book[book.State]
 	server *controlplane.Server
 	source *controlplane.Source
 	raft   *raft.Node
@@ -112,7 +113,7 @@ func (s sequence) Read(ctx context.Context) error {
 func (s sequence) Leader() string { id, _ := s.n.Leader(); return id }
 
 // late is a sequence that is known only once the server is made.
-type late struct{ controlplane.Consensus }
+type late struct{ book.Consensus }
 
 func (c *trio) listen(addr string) *door {
 	d := newDoor()
@@ -145,7 +146,7 @@ func (c *trio) connect(ctx context.Context, addr string) (net.Conn, error) {
 func (c *trio) startNode(name string) {
 	f := c.Fleet
 	f.t.Helper()
-	p := &peer{book: controlplane.NewBook()}
+	p := &peer{book: book.NewBook()}
 	seq, clock := &late{}, &voters{world: &c.world, node: name}
 	members := c.members
 	if own := c.lists[name]; own != nil {
@@ -173,7 +174,7 @@ func (c *trio) startNode(name string) {
 	p.source, err = p.server.NewSource(f.first[name], identity.Pool(roots))
 	f.must(err)
 	f.must(p.source.KeepAt(filepath.Join(c.dirs[name], controlplane.CredentialsFile)))
-	conf.Dir, conf.Machine, conf.Listener = filepath.Join(c.dirs[name], "raft"), controlplane.Gate{Book: p.book, Cluster: clock.voting}, c.listen(name+":1")
+	conf.Dir, conf.Machine, conf.Listener = filepath.Join(c.dirs[name], "raft"), book.Gate{Book: p.book, Cluster: clock.voting}, c.listen(name+":1")
 	conf.Logger, conf.Now, conf.Timing = c.world.logger(name, f.log), clock.own, c.timing
 	conf.About = func() []byte { return aboutOf(p.book) }
 	conf.Dial = func(ctx context.Context, addr string) (net.Conn, error) {

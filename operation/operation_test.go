@@ -277,7 +277,7 @@ func TestOutput(t *testing.T) {
 		"stderr":    func(o *operation.Output) { o.Stderr = nil },
 		"exchanged": func(o *operation.Output) { o.Stdout, o.Stderr = o.Stderr, o.Stdout },
 		"exchanged, salted": func(o *operation.Output) {
-			*o = operation.Output{o.Stderr, o.Stdout, o.Truncated, o.StderrSalt, o.StdoutSalt}
+			*o = operation.Output{Stdout: o.Stderr, Stderr: o.Stdout, Truncated: o.Truncated, StdoutSalt: o.StderrSalt, StderrSalt: o.StdoutSalt}
 		},
 		"not cut off":  func(o *operation.Output) { o.Truncated = false },
 		"no salt":      func(o *operation.Output) { o.StdoutSalt = [32]byte{} },

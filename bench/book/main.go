@@ -17,7 +17,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity/identitytest"
 	"github.com/demarc-dev/demarc/ledger"
@@ -37,7 +37,7 @@ func main() {
 }
 
 type subject struct {
-	book   *ledger.Book[controlplane.State]
+	book   *ledger.Book[book.State]
 	n      int
 	index  uint64
 	at     time.Time
@@ -45,7 +45,7 @@ type subject struct {
 	took   []float64 // microseconds of processor time a change, a block each
 }
 
-func apply[R any](s *subject, c ledger.Change[controlplane.State, R]) error {
+func apply[R any](s *subject, c ledger.Change[book.State, R]) error {
 	data, err := ledger.Encode(s.meta(), c)
 	if err != nil {
 		return err
@@ -72,7 +72,7 @@ func name(i int) fleet.ApplianceID { return fleet.ApplianceID(fmt.Sprintf("appli
 
 // fill makes a book of n appliances, each registered.
 func fill(n int) (*subject, error) {
-	s := &subject{book: controlplane.NewBook(), n: n, at: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
+	s := &subject{book: book.NewBook(), n: n, at: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
 	issuer, err := identitytest.NewIssuer("https://issuer.bench.example")
 	if err != nil {
 		return nil, err
@@ -80,11 +80,11 @@ func fill(n int) (*subject, error) {
 	if s.expect, err = json.Marshal(issuer.Expect("demarc", "appliance")); err != nil {
 		return nil, err
 	}
-	if err := apply(s, controlplane.RegisterCustomer{Name: "globex"}); err != nil {
+	if err := apply(s, book.RegisterCustomer{Name: "globex"}); err != nil {
 		return nil, err
 	}
 	for i := range n {
-		if err := apply(s, controlplane.RegisterAppliance{Name: name(i), Customer: "globex", Expect: s.expect}); err != nil {
+		if err := apply(s, book.RegisterAppliance{Name: name(i), Customer: "globex", Expect: s.expect}); err != nil {
 			return nil, err
 		}
 	}
@@ -96,7 +96,7 @@ func (s *subject) turn(r *rand.Rand) error {
 	var list [][]byte
 	from := s.index + 1
 	for range block {
-		data, err := ledger.Encode(s.meta(), controlplane.SetExpect{Name: name(r.IntN(s.n)), Expect: s.expect})
+		data, err := ledger.Encode(s.meta(), book.SetExpect{Name: name(r.IntN(s.n)), Expect: s.expect})
 		if err != nil {
 			return err
 		}
@@ -196,7 +196,7 @@ func snapshot(s *subject) error {
 	alone("processor time of it", used.Seconds(), "s")
 	alone("memory that writing it asks for", float64(after.TotalAlloc-before.TotalAlloc)/(1<<20), "MiB")
 	alone("size of a snapshot", float64(b.Len())/(1<<20), "MiB")
-	fresh := controlplane.NewBook()
+	fresh := book.NewBook()
 	t, used = time.Now(), computed()
 	if err := fresh.Restore(&b); err != nil {
 		return err

@@ -30,6 +30,7 @@ import (
 
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -271,8 +272,8 @@ func (in *initOptions) write(f folder, specs []nodeSpec, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	genesis, err := json.Marshal(controlplane.GenesisWith{Genesis: controlplane.Genesis{TrustDomain: in.domain, Slots: slots, Development: in.development},
-		Operator: controlplane.FirstOperator{Name: in.operator, Serial: identity.SerialOf(cert), Till: cert.NotAfter, Issuer: slots[0].ID()}})
+	genesis, err := json.Marshal(book.GenesisWith{Genesis: book.Genesis{TrustDomain: in.domain, Slots: slots, Development: in.development},
+		Operator: book.FirstOperator{Name: in.operator, Serial: identity.SerialOf(cert), Till: cert.NotAfter, Issuer: slots[0].ID()}})
 	if err != nil {
 		return fault.At(op, fault.Internal, err)
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/identity"
 )
 
@@ -175,7 +176,7 @@ func find(t *testing.T, dir string, keys map[string][]byte) (found []string, fil
 // keysOf is all that a thief wants: what the kek seals, and the kek.
 func (n *realNode) keysOf(kek []byte) map[string][]byte {
 	n.t.Helper()
-	var genesis controlplane.GenesisWith
+	var genesis book.GenesisWith
 	if err := json.Unmarshal(n.read("genesis.json"), &genesis); err != nil {
 		n.t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/daemon/controlplane/login"
 	"github.com/demarc-dev/demarc/daemon/controlplane/login/logintest"
 	"github.com/demarc-dev/demarc/fleet"
@@ -122,7 +123,7 @@ func TestLoginByCommand(t *testing.T) {
 	if got := e.as(me, 3, "operator", "renew"); !strings.Contains(got, "log in again") {
 		t.Fatal(got)
 	}
-	if all := e.one.book.View().Operators(); len(all) != 2 || all[1].Via != controlplane.ViaOIDC {
+	if all := e.one.book.View().Operators(); len(all) != 2 || all[1].Via != book.ViaOIDC {
 		t.Fatalf("%+v", all)
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
 )
@@ -67,7 +68,7 @@ func (n *realNode) ages(by time.Duration) []byte {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	var g controlplane.GenesisWith
+	var g book.GenesisWith
 	if err := json.Unmarshal(was, &g); err != nil {
 		n.t.Fatal(err)
 	}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/ledger"
@@ -28,7 +29,7 @@ import (
 type one struct {
 	mu   sync.Mutex
 	n    uint64
-	book *ledger.Book[controlplane.State]
+	book *ledger.Book[book.State]
 }
 
 func (o *one) Propose(_ context.Context, data []byte) ([]byte, error) {
@@ -61,9 +62,9 @@ func newEstateWith(t *testing.T, set func(*controlplane.Options)) *estate {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &estate{t: t, dir: filepath.Join(t.TempDir(), "acme"), one: &one{book: controlplane.NewBook()}}
+	e := &estate{t: t, dir: filepath.Join(t.TempDir(), "acme"), one: &one{book: book.NewBook()}}
 	e.types("", 0, "control-plane", "init", "--dir", e.dir, "--trust-domain", trustDomain, "--operator", "ann", "--node", "cp-1=127.0.0.1:1,"+ln.Addr().String())
-	var genesis controlplane.GenesisWith
+	var genesis book.GenesisWith
 	if err := json.Unmarshal(e.read("genesis.json"), &genesis); err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +175,7 @@ func TestOperatorsByCommand(t *testing.T) {
 	has(e.as(ben, 3, "status", "--timeout", "5s"), "refused this operator's certificate")
 	has(e.as(ann, 0, "operator", "show", "ben"), "banned", "laptop stolen")
 	has(e.as(ann, 0, "operator", "remove", "ben"), "is removed")
-	if o, err := e.one.book.View().Operator("ann"); err != nil || o.Via != controlplane.ViaInit || o.Role != fleet.Admin {
+	if o, err := e.one.book.View().Operator("ann"); err != nil || o.Via != book.ViaInit || o.Role != fleet.Admin {
 		t.Fatalf("%+v, %v", o, err)
 	}
 }

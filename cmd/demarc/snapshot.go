@@ -17,6 +17,7 @@ import (
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 )
 
@@ -125,17 +126,17 @@ func openSized(path string) (*os.File, int64, error) {
 	return f, st.Size(), nil
 }
 
-func inspectFile(path string) (controlplane.SnapshotHead, controlplane.Inventory, error) {
+func inspectFile(path string) (book.SnapshotHead, controlplane.Inventory, error) {
 	f, size, err := openSized(path)
 	if err != nil {
-		return controlplane.SnapshotHead{}, controlplane.Inventory{}, err
+		return book.SnapshotHead{}, controlplane.Inventory{}, err
 	}
 	defer f.Close()
 	return controlplane.InspectSnapshot(f, size)
 }
 
 // holds says what a snapshot holds.
-func (a *app) holds(path string, h controlplane.SnapshotHead, inv controlplane.Inventory) error {
+func (a *app) holds(path string, h book.SnapshotHead, inv controlplane.Inventory) error {
 	return a.emit(map[string]any{"file": path, "head": h, "book": inv}, func(w io.Writer) {
 		fmt.Fprintf(w, "snapshot\t%s\ntaken\t%s at node %s\ntrust domain\t%s\nsealed with\tkek %s\nindex\t%d, of term %d\nappliances\t%d of %d customers\naudit log\t%d entries, root %s\n", path, h.At.Format(time.RFC3339), h.Node,
 			inv.TrustDomain, orDash(inv.KEK), h.Index, h.Term, inv.Appliances, inv.Customers, inv.AuditSize, inv.AuditRoot)
@@ -165,8 +166,8 @@ func (a *app) saveSnapshot(ctx context.Context, v *vendor, path string) error {
 		defer s.Close()
 		for total := int64(0); s.Receive(); {
 			alive()
-			if total += int64(len(s.Msg().GetData())); total > controlplane.MaxSnapshot {
-				return fault.New(op, fault.Invalid, "the snapshot has more than %d bytes", int64(controlplane.MaxSnapshot))
+			if total += int64(len(s.Msg().GetData())); total > book.MaxSnapshot {
+				return fault.New(op, fault.Invalid, "the snapshot has more than %d bytes", int64(book.MaxSnapshot))
 			}
 			if _, err := f.Write(s.Msg().GetData()); err != nil {
 				return fault.Because(err, op, fault.Internal, "can't write %s", part)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/raft"
 )
@@ -19,7 +20,7 @@ type Next struct{ Do, ID, Why string }
 // Decide says what the policy asks for, given what the leader sees. It removes a dead voter only where a majority of all
 // voters is heard from, at least the floor's number of voters stays, and a stable non-voter stands ready to take the place,
 // unless the operator does without. One step at a time: a stable non-voter that is wanted as a voter is promoted first.
-func Decide(p Autopilot, all raft.Cluster, wanted func(id string) bool) Next {
+func Decide(p book.Autopilot, all raft.Cluster, wanted func(id string) bool) Next {
 	var voters, heard int
 	var dead []raft.MemberState
 	var ready []raft.MemberState
@@ -58,7 +59,7 @@ func Decide(p Autopilot, all raft.Cluster, wanted func(id string) bool) Next {
 const maxLag = 256
 
 // silentTooLong reports whether a member has been silent for too long. One that was never heard counts from the beginning of the lead.
-func silentTooLong(p Autopilot, m raft.MemberState, all raft.Cluster) bool {
+func silentTooLong(p book.Autopilot, m raft.MemberState, all raft.Cluster) bool {
 	silent := m.Silent
 	if silent < 0 {
 		silent = all.Leads
@@ -88,7 +89,7 @@ func (s *Server) Pilot(ctx context.Context) error {
 	}
 }
 
-func (s *Server) steer(ctx context.Context, m Membership, policy Autopilot) error {
+func (s *Server) steer(ctx context.Context, m Membership, policy book.Autopilot) error {
 	ctx, cancel := context.WithTimeout(ctx, pilotEvery)
 	defer cancel()
 	all, err := m.Members(ctx)
@@ -108,9 +109,9 @@ func (s *Server) steer(ctx context.Context, m Membership, policy Autopilot) erro
 		return err
 	}
 	if next.Do == raft.Remove {
-		_, err = Submit(ctx, s.replica, s.replica.Self(), "", s.replica.View().removeNode(RemoveNode{Name: next.ID, Reason: "autopilot: " + next.Why}))
+		_, err = book.Submit(ctx, s.replica, s.replica.Self(), "", s.replica.View().RemoveNode(book.RemoveNode{Name: next.ID, Reason: "autopilot: " + next.Why}))
 		return err
 	}
-	_, err = Submit(ctx, s.replica, s.replica.Self(), "", NodeChanged{Do: "autopilot " + next.Do, Name: next.ID})
+	_, err = book.Submit(ctx, s.replica, s.replica.Self(), "", book.NodeChanged{Do: "autopilot " + next.Do, Name: next.ID})
 	return err
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/raft"
 )
@@ -39,16 +40,16 @@ func seen(text string) raft.Cluster {
 }
 
 func TestAutopilotKeepsItsFloor(t *testing.T) {
-	both := controlplane.Autopilot{RemoveDead: true, PromoteStable: true}
-	remove := controlplane.Autopilot{RemoveDead: true}
-	alone := controlplane.Autopilot{RemoveDead: true, WithoutReplacement: true, Floor: 1}
+	both := book.Autopilot{RemoveDead: true, PromoteStable: true}
+	remove := book.Autopilot{RemoveDead: true}
+	alone := book.Autopilot{RemoveDead: true, WithoutReplacement: true, Floor: 1}
 	for _, c := range []struct {
 		name   string
-		policy controlplane.Autopilot
+		policy book.Autopilot
 		seen   string
 		want   string
 	}{
-		{"off by default", controlplane.Autopilot{}, "a! b c d e- n:f", ""},
+		{"off by default", book.Autopilot{}, "a! b c d e- n:f", ""},
 		{"all is well", both, "a! b c", ""},
 		{"the floor holds", remove, "a! b c-", ""},
 		{"the floor holds with a replacement that is not promoted", remove, "a! b c- n:d", ""},
@@ -60,7 +61,7 @@ func TestAutopilotKeepsItsFloor(t *testing.T) {
 		{"no majority, no change", both, "a! b c- d- e- n:f", ""},
 		{"a majority that is silent, and not dead yet", remove, "a! b? c? d-", ""},
 		{"fewer alive than the floor, nobody ready", remove, "a! b c? d-", ""},
-		{"the same, and the operator does without", controlplane.Autopilot{RemoveDead: true, WithoutReplacement: true}, "a! b c? d- e", "remove d"},
+		{"the same, and the operator does without", book.Autopilot{RemoveDead: true, WithoutReplacement: true}, "a! b c? d- e", "remove d"},
 		{"a lower floor", alone, "a! b c-", "remove c"},
 		{"an even number is made odd", both, "a! b n:c", "promote c"},
 		{"an odd number is left", both, "a! b c n:d", ""},
@@ -89,11 +90,11 @@ func TestAutopilotKeepsItsFloor(t *testing.T) {
 	// One that this leader never heard counts from the beginning of the lead.
 	young := seen("a! b c d e-")
 	young.Leads, young.Members[4].Silent = time.Minute.Milliseconds(), -1
-	if got := controlplane.Decide(controlplane.Autopilot{RemoveDead: true, DeadAfter: time.Hour, Floor: 3}, young, nil); got.Do != "" {
+	if got := controlplane.Decide(book.Autopilot{RemoveDead: true, DeadAfter: time.Hour, Floor: 3}, young, nil); got.Do != "" {
 		t.Errorf("a new leader removes at once: %+v", got)
 	}
 	young.Leads = (2 * time.Hour).Milliseconds()
-	if got := controlplane.Decide(controlplane.Autopilot{RemoveDead: true, DeadAfter: time.Hour, Floor: 3}, young, nil); got.Do != raft.Remove || got.ID != "e" {
+	if got := controlplane.Decide(book.Autopilot{RemoveDead: true, DeadAfter: time.Hour, Floor: 3}, young, nil); got.Do != raft.Remove || got.ID != "e" {
 		t.Errorf("%+v", got)
 	}
 }
@@ -103,10 +104,10 @@ func TestAutopilotIsOffAndBounded(t *testing.T) {
 	if p := o.book.View().Pilot(); p.RemoveDead || p.PromoteStable || p.DeadAfter != 24*time.Hour || p.Floor != 3 || p.Stabilization != 10*time.Second {
 		t.Fatalf("%+v", p)
 	}
-	for _, p := range []controlplane.Autopilot{{DeadAfter: time.Second}, {DeadAfter: -time.Hour}, {Floor: -1}, {Floor: 1000}, {Stabilization: -1}} {
-		refused(t, o, fault.Invalid, controlplane.SetAutopilot{Autopilot: p})
+	for _, p := range []book.Autopilot{{DeadAfter: time.Second}, {DeadAfter: -time.Hour}, {Floor: -1}, {Floor: 1000}, {Stabilization: -1}} {
+		refused(t, o, fault.Invalid, book.SetAutopilot{Autopilot: p})
 	}
-	must(t, o, controlplane.SetAutopilot{Autopilot: controlplane.Autopilot{RemoveDead: true, DeadAfter: time.Hour}})
+	must(t, o, book.SetAutopilot{Autopilot: book.Autopilot{RemoveDead: true, DeadAfter: time.Hour}})
 	if p := o.book.View().Pilot(); !p.RemoveDead || p.DeadAfter != time.Hour || p.Floor != 3 {
 		t.Fatalf("%+v", p)
 	}
@@ -114,22 +115,22 @@ func TestAutopilotIsOffAndBounded(t *testing.T) {
 
 func TestARemovedNodeNeverComesBack(t *testing.T) {
 	o := newBook(t)
-	must(t, o, controlplane.AddNode{Name: "cp-4", Raft: "10.0.0.4:1", API: "10.0.0.4:2", Voter: true})
-	must(t, o, controlplane.AddNode{Name: "cp-4", Raft: "10.0.0.5:1", API: "10.0.0.5:2"}) // its addresses may change
+	must(t, o, book.AddNode{Name: "cp-4", Raft: "10.0.0.4:1", API: "10.0.0.4:2", Voter: true})
+	must(t, o, book.AddNode{Name: "cp-4", Raft: "10.0.0.5:1", API: "10.0.0.5:2"}) // its addresses may change
 	if p, _ := o.book.View().Peer("cp-4"); p.Raft != "10.0.0.5:1" || p.Voter {
 		t.Fatalf("%+v", p)
 	}
-	must(t, o, controlplane.NodeBundle{Name: "cp-4", Number: 1})
-	must(t, o, controlplane.RemoveNode{Name: "cp-4", Reason: "gone"})
-	must(t, o, controlplane.RemoveNode{Name: "cp-4", Reason: "again"})
-	must(t, o, controlplane.RemoveNode{Name: "cp-1", Reason: "one of the first, which never said anything"})
+	must(t, o, book.NodeBundle{Name: "cp-4", Number: 1})
+	must(t, o, book.RemoveNode{Name: "cp-4", Reason: "gone"})
+	must(t, o, book.RemoveNode{Name: "cp-4", Reason: "again"})
+	must(t, o, book.RemoveNode{Name: "cp-1", Reason: "one of the first, which never said anything"})
 	for _, name := range []string{"cp-1", "cp-4"} {
-		refused(t, o, fault.Denied, controlplane.AddNode{Name: name, Raft: "10.0.0.4:1", API: "10.0.0.4:2"})
+		refused(t, o, fault.Denied, book.AddNode{Name: name, Raft: "10.0.0.4:1", API: "10.0.0.4:2"})
 		if p, _ := o.book.View().Peer(name); !p.Removed || p.Reason == "again" {
 			t.Fatalf("%+v", p)
 		}
 	}
-	refused(t, o, fault.Invalid, controlplane.AddNode{Name: "cp-5", Raft: "10.0.0.4:1"})
-	refused(t, o, fault.Invalid, controlplane.AddNode{Name: "../x", Raft: "10.0.0.4:1", API: "10.0.0.4:2"})
-	refused(t, o, fault.Denied, controlplane.NodeIs{Name: "cp-5"}) // said by somebody else
+	refused(t, o, fault.Invalid, book.AddNode{Name: "cp-5", Raft: "10.0.0.4:1"})
+	refused(t, o, fault.Invalid, book.AddNode{Name: "../x", Raft: "10.0.0.4:1", API: "10.0.0.4:2"})
+	refused(t, o, fault.Denied, book.NodeIs{Name: "cp-5"}) // said by somebody else
 }

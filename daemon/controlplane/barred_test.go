@@ -17,7 +17,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
-	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/manifest"
@@ -62,7 +62,7 @@ func TestEnemyWasBannedWhileConnected(t *testing.T) {
 	g.server.Keep(store)
 	cert := g.enrolled(logKey(t))
 	sealed := JoinNames(t, "1.0.0", d)
-	submitAs(g, controlplane.Publish{Digest: fleet.DigestOf(sealed), App: "notes", Version: "1.0.0", Sealed: sealed, To: []fleet.ApplianceID{"eu-1"}})
+	submitAs(g, book.Publish{Digest: fleet.DigestOf(sealed), App: "notes", Version: "1.0.0", Sealed: sealed, To: []fleet.ApplianceID{"eu-1"}})
 	c := boundaryv1connect.NewBoundaryClient(g.caller(cert), "https://"+g.addr)
 	get := func() (*connect.ServerStreamForClient[boundaryv1.ArtifactChunk], error) {
 		return c.Artifact(t.Context(), connect.NewRequest(&boundaryv1.ArtifactRequest{Digest: string(d)}))
@@ -73,7 +73,7 @@ func TestEnemyWasBannedWhileConnected(t *testing.T) {
 	if !s.Receive() {
 		t.Fatal(s.Err())
 	}
-	submitAs(g, controlplane.Ban{Name: "eu-1", Reason: "stolen"})
+	submitAs(g, book.Ban{Name: "eu-1", Reason: "stolen"})
 	got := 0
 	for s.Receive() {
 		got += len(s.Msg().GetData())
@@ -113,16 +113,16 @@ func TestAnArtifactIsForThoseItWasOfferedTo(t *testing.T) {
 		return d
 	}
 	mine, theirs, none, shared := put("mine"), put("theirs"), put("none"), put("shared")
-	submitAs(g, controlplane.RegisterAppliance{Name: "us-1", Customer: "globex", Expect: []byte(`{}`)})
+	submitAs(g, book.RegisterAppliance{Name: "us-1", Customer: "globex", Expect: []byte(`{}`)})
 	publish := func(version string, to fleet.ApplianceID, of ...fleet.Digest) {
 		sealed := JoinNames(t, version, of...)
-		submitAs(g, controlplane.Publish{Digest: fleet.DigestOf(sealed), App: "notes", Version: version, Sealed: sealed, To: []fleet.ApplianceID{to}})
+		submitAs(g, book.Publish{Digest: fleet.DigestOf(sealed), App: "notes", Version: version, Sealed: sealed, To: []fleet.ApplianceID{to}})
 	}
 	publish("1.0.0", "us-1", theirs)
 	publish("1.0.1", "eu-1", mine)
 	publish("1.0.2", "us-1", theirs, shared)
 	publish("1.0.3", "eu-1", shared)
-	submitAs(g, controlplane.OrdersDone{Name: "eu-1", Upto: 2})
+	submitAs(g, book.OrdersDone{Name: "eu-1", Upto: 2})
 	c := boundaryv1connect.NewBoundaryClient(g.caller(cert), "https://"+g.addr)
 	get := func(d fleet.Digest) (string, error) {
 		s, err := c.Artifact(t.Context(), connect.NewRequest(&boundaryv1.ArtifactRequest{Digest: string(d)}))

@@ -16,6 +16,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -105,12 +106,12 @@ func (s *Server) holds(ctx context.Context, l *live, number uint64) error {
 	if err != nil || number <= a.Bundle {
 		return err
 	}
-	_, err = Submit(ctx, s.replica, l.by, "", HoldsBundle{Name: l.name, Number: number})
+	_, err = book.Submit(ctx, s.replica, l.by, "", book.HoldsBundle{Name: l.name, Number: number})
 	return err
 }
 
 // owed takes an appliance's word about a bundle that this node had not met when it came. It never waits.
-func (s *Server) owed(page State, l *live) {
+func (s *Server) owed(page book.State, l *live) {
 	number := l.owes.Load()
 	if number == 0 || number > page.Bundle() || !l.owes.CompareAndSwap(number, 0) {
 		return
@@ -203,7 +204,7 @@ func (s *Server) PrepareAuthority(ctx context.Context, req *connect.Request[cont
 	if err != nil {
 		return nil, err
 	}
-	took, err := Submit(ctx, s.replica, by, id, PrepareCAWith{KEK: page.KEK, PrepareCA: PrepareCA{Cert: ca.Cert.Raw, SealedKey: key}})
+	took, err := book.Submit(ctx, s.replica, by, id, book.PrepareCAWith{KEK: page.KEK, PrepareCA: book.PrepareCA{Cert: ca.Cert.Raw, SealedKey: key}})
 	if fault.Of(err) == fault.Conflict { // the CA is drawn anew in each try: the same request may have come in at another node meanwhile
 		if s.replica.Read(ctx) == nil {
 			if done, again := s.preparedBy(by, id, life); done != nil && again == nil {
@@ -245,21 +246,21 @@ func (s *Server) saw(ctx context.Context, w api.Who, says string) {
 	}
 	page := s.replica.View()
 	o, ok := page.FindOperator(name)
-	if !ok || held > page.Bundle() || held <= o.Bundle && s.replica.Now().Sub(o.Seen) < seenEvery {
+	if !ok || held > page.Bundle() || held <= o.Bundle && s.replica.Now().Sub(o.Seen) < book.SeenEvery {
 		return
 	}
 	if _, busy := s.seeing.LoadOrStore(name, true); busy { // of the same operator, at this node
 		return
 	}
 	defer s.seeing.Delete(name)
-	if _, err := Submit(ctx, s.replica, w.Principal, "", OperatorSeen{Name: name, Serial: w.Serial, Bundle: held}); err != nil {
+	if _, err := book.Submit(ctx, s.replica, w.Principal, "", book.OperatorSeen{Name: name, Serial: w.Serial, Bundle: held}); err != nil {
 		s.log.Info("that an operator called, and which bundle it holds, is not on record yet", "operator", name, "err", fault.Text(err))
 	}
 }
 
 // ActivateAuthority makes a prepared CA the one that issues.
 func (s *Server) ActivateAuthority(ctx context.Context, req *connect.Request[controlv1.ActivateAuthorityRequest]) (*connect.Response[controlv1.ActivateAuthorityResponse], error) {
-	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), ActivateCA{ID: fleet.Digest(req.Msg.GetId()), Nodes: s.nodes(), Without: req.Msg.GetWithout()})
+	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), book.ActivateCA{ID: fleet.Digest(req.Msg.GetId()), Nodes: s.nodes(), Without: req.Msg.GetWithout()})
 	return connect.NewResponse(&controlv1.ActivateAuthorityResponse{}), err
 }
 
@@ -275,6 +276,6 @@ func (s *Server) RetireAuthority(ctx context.Context, req *connect.Request[contr
 	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
-	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), RetireCA{ID: id, Nodes: s.nodes(), Compromised: m.GetCompromised()})
+	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), book.RetireCA{ID: id, Nodes: s.nodes(), Compromised: m.GetCompromised()})
 	return connect.NewResponse(&controlv1.RetireAuthorityResponse{}), err
 }

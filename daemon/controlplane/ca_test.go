@@ -21,6 +21,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -84,7 +85,7 @@ func fileOf(t *testing.T, name string, ca *identity.Authority) *tls.Certificate 
 // nodeOf starts a node with the certificate of its file.
 func nodeOf(t *testing.T, name string, ca *identity.Authority, leaf *tls.Certificate, change func(*controlplane.Options)) cnode {
 	t.Helper()
-	o := &tape{order: order{book: controlplane.NewBook()}, lead: "cp-1"}
+	o := &tape{order: order{book: book.NewBook()}, lead: "cp-1"}
 	opts := controlplane.Options{Name: name, Book: o.book, Consensus: o, KEK: make([]byte, 32), LeafLife: 30 * 24 * time.Hour, Now: time.Now, Log: slog.New(slog.DiscardHandler)}
 	if change != nil {
 		change(&opts)
@@ -96,13 +97,13 @@ func nodeOf(t *testing.T, name string, ca *identity.Authority, leaf *tls.Certifi
 	return cnode{s, o, source, leaf}
 }
 
-func firstCA(t *testing.T) (*identity.Authority, controlplane.Genesis) {
+func firstCA(t *testing.T) (*identity.Authority, book.Genesis) {
 	t.Helper()
 	ca, err := identity.NewCA(domain, time.Now(), rand.Reader, identity.DefaultCALife)
 	ok(t, err)
 	sealed, err := ca.SealKey(make([]byte, 32), rand.Reader)
 	ok(t, err)
-	return ca, controlplane.Genesis{TrustDomain: domain, Slots: []identity.Slot{{Stage: identity.Active, CertDER: ca.Cert.Raw, SealedKey: sealed}}}
+	return ca, book.Genesis{TrustDomain: domain, Slots: []identity.Slot{{Stage: identity.Active, CertDER: ca.Cert.Raw, SealedKey: sealed}}}
 }
 
 func asOperator(t *testing.T) context.Context {
@@ -133,7 +134,7 @@ func TestANodeThatMissedARetirementComesBack(t *testing.T) {
 	id := prepared(t, up)
 	down.play(t, up.log)
 	for _, name := range []string{"cp-1", "cp-2"} {
-		must(t, &up.order, controlplane.NodeBundle{Name: name, Number: 2})
+		must(t, &up.order, book.NodeBundle{Name: name, Number: 2})
 	}
 	_, err = up.ActivateAuthority(asOperator(t), connect.NewRequest(&controlv1.ActivateAuthorityRequest{Id: id}))
 	ok(t, err)
@@ -219,7 +220,7 @@ func TestTheSameRequestGetsTheSameAnswer(t *testing.T) {
 		t.Errorf("a second prepared CA: %v", err)
 	}
 	for _, name := range []string{"cp-1", "cp-2"} {
-		must(t, &one.order, controlplane.NodeBundle{Name: name, Number: 2})
+		must(t, &one.order, book.NodeBundle{Name: name, Number: 2})
 	}
 	for _, n := range []cnode{one, two, one} {
 		_, err := n.ActivateAuthority(asOperator(t), connect.NewRequest(&controlv1.ActivateAuthorityRequest{RequestId: "r3", Id: first.GetId()}))
@@ -234,7 +235,7 @@ func TestTheSameRequestGetsTheSameAnswer(t *testing.T) {
 func TestOperatorsRenewalIsOnRecord(t *testing.T) {
 	ca, genesis := firstCA(t)
 	n := newNode(t, "cp-1", ca, func(o *controlplane.Options) { o.Backdate = time.Hour })
-	must(t, &n.order, controlplane.GenesisWith{Genesis: genesis, Operator: controlplane.FirstOperator{Name: "ops", Serial: "1", Till: time.Now().Add(time.Hour), Issuer: fleet.DigestOf(ca.Cert.Raw)}})
+	must(t, &n.order, book.GenesisWith{Genesis: genesis, Operator: book.FirstOperator{Name: "ops", Serial: "1", Till: time.Now().Add(time.Hour), Issuer: fleet.DigestOf(ca.Cert.Raw)}})
 	ops := api.With(t.Context(), api.Who{Class: api.Operator, Rank: fleet.Admin, Serial: "1", Principal: fleet.PrincipalOf(domain, fleet.Operator, "ops")})
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	ok(t, err)
@@ -253,7 +254,7 @@ func TestOperatorsRenewalIsOnRecord(t *testing.T) {
 		ok(t, json.Unmarshal(e.Body, into))
 		return e.Kind + " by " + e.By
 	}
-	var given controlplane.RenewOperator
+	var given book.RenewOperator
 	if got := last(&given); got != "operator.renew/1 by "+string(fleet.PrincipalOf(domain, fleet.Operator, "ops")) || given.Name != "ops" || given.Serial != identity.SerialOf(leaf) ||
 		!given.Till.Equal(leaf.NotAfter) || given.Issuer != fleet.DigestOf(ca.Cert.Raw) {
 		t.Errorf("%s: %+v", got, given)
@@ -267,7 +268,7 @@ func TestOperatorsRenewalIsOnRecord(t *testing.T) {
 	if _, err := n.RenewOperator(ops, connect.NewRequest(&controlv1.RenewOperatorRequest{Csr: []byte("none")})); err == nil {
 		t.Fatal("a request that is none is granted")
 	}
-	var no controlplane.Refuse
+	var no book.Refuse
 	if got := last(&no); got != "refused/1 by "+string(fleet.PrincipalOf(domain, fleet.Operator, "ops")) || no.What != "operator.renew" || no.Name != "ops" || no.Reason == "" {
 		t.Errorf("%s: %+v", got, no)
 	}

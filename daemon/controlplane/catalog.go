@@ -7,59 +7,29 @@ import (
 	"sync"
 
 	"github.com/demarc-dev/demarc/api"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/manifest"
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// numberSet is a set of numbers of releases, as first and last of each run of them, in order. Releases are mostly offered to all, so
-// that there is one run. It is replaced whole, never edited in place.
-type numberSet [][2]uint64
-
-// with returns the set with n in it.
-func (s numberSet) with(n uint64) numberSet {
-	if s.has(n) {
-		return s
-	}
-	out := append(slices.Clone(s), [2]uint64{n, n})
-	slices.SortFunc(out, func(a, b [2]uint64) int {
-		if a[0] < b[0] {
-			return -1
-		}
-		return 1
-	})
-	joined := out[:1]
-	for _, next := range out[1:] {
-		if last := &joined[len(joined)-1]; last[1]+1 == next[0] {
-			last[1] = next[1]
-			continue
-		}
-		joined = append(joined, next)
-	}
-	return joined
-}
-
-func (s numberSet) has(n uint64) bool {
-	return slices.ContainsFunc(s, func(r [2]uint64) bool { return r[0] <= n && n <= r[1] })
-}
-
 // catalog is which artifacts the releases of a book name. It reads each release once.
 type catalog struct {
 	mu   sync.Mutex
-	at   Version
+	at   book.Version
 	read map[fleet.Digest]uint64 // number of each release
 	by   map[fleet.Digest][]uint64
 }
 
 // of tells, for each artifact, the numbers of the releases that name it. The caller does not modify it.
-func (c *catalog) of(page State) map[fleet.Digest][]uint64 {
+func (c *catalog) of(page book.State) map[fleet.Digest][]uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.at == page.ReleasesVersion() {
 		return c.by
 	}
-	fresh := c.at == (Version{}) || page.ReleaseCount() < len(c.read) // a book that was restored begins anew
+	fresh := c.at == (book.Version{}) || page.ReleaseCount() < len(c.read) // a book that was restored begins anew
 	if !fresh {
 		for known, number := range c.read {
 			if r, ok := page.Release(known); !ok || r.Number != number {
@@ -103,9 +73,9 @@ func artifactsOf(sealed []byte) (out []fleet.Digest) {
 }
 
 // offers reports whether a release that was offered to an appliance names an artifact.
-func (d *depot) offers(page State, name fleet.ApplianceID, x fleet.Digest) bool {
+func (d *depot) offers(page book.State, name fleet.ApplianceID, x fleet.Digest) bool {
 	a, err := page.Appliance(name)
-	return err == nil && slices.ContainsFunc(d.named.of(page)[x], a.Offered.has)
+	return err == nil && slices.ContainsFunc(d.named.of(page)[x], a.Offered.Has)
 }
 
 // offered refuses an appliance an artifact that no release names which was offered to it. Who asks it is told the same, whether

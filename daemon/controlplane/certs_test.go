@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ledger"
@@ -24,9 +25,9 @@ func TestCertificatesOfANodeLaws(t *testing.T) {
 	n := 0
 	leaf := func(name, serial, file string) error {
 		n++
-		c := controlplane.NodeLeaf{Name: name, Leaf: controlplane.NodeCert{Serial: fleet.Serial(serial), Till: till}}
+		c := book.NodeLeaf{Name: name, Leaf: book.NodeCert{Serial: fleet.Serial(serial), Till: till}}
 		if file != "" {
-			c.File = controlplane.NodeCert{Serial: fleet.Serial(file), Till: till.AddDate(1, 0, 0)}
+			c.File = book.NodeCert{Serial: fleet.Serial(file), Till: till.AddDate(1, 0, 0)}
 		}
 		_, err := ledger.Submit(t.Context(), o, ledger.Meta{At: start.Add(time.Duration(o.n) * time.Second), By: fleet.PrincipalOf("acme.example", fleet.Node, "cp-1"), Request: fleet.RequestID(fmt.Sprint("leaf", n))}, c)
 		return err
@@ -62,10 +63,10 @@ func TestCertificatesOfANodeLaws(t *testing.T) {
 	if err := leaf("cp-1", "a", ""); fault.Of(err) != fault.Denied {
 		t.Fatalf("a refused certificate is put on record again: %v", err)
 	}
-	refused(t, o, fault.Unavailable, controlplane.CertifyNode{Name: "cp-1", Serial: "new", From: start, Till: till, Issuer: "sha256:" + fleet.Digest(fmt.Sprintf("%064d", 1))})
-	refused(t, o, fault.Denied, controlplane.CertifyNode{Name: "cp-1", Serial: "a", From: start, Till: till, Issuer: issuer})
-	refused(t, o, fault.Invalid, controlplane.CertifyNode{Name: "cp-1", From: start, Till: till, Issuer: issuer})
-	must(t, o, controlplane.CertifyNode{Name: "cp-1", Serial: "new", From: start, Till: till, Issuer: issuer})
+	refused(t, o, fault.Unavailable, book.CertifyNode{Name: "cp-1", Serial: "new", From: start, Till: till, Issuer: "sha256:" + fleet.Digest(fmt.Sprintf("%064d", 1))})
+	refused(t, o, fault.Denied, book.CertifyNode{Name: "cp-1", Serial: "a", From: start, Till: till, Issuer: issuer})
+	refused(t, o, fault.Invalid, book.CertifyNode{Name: "cp-1", From: start, Till: till, Issuer: issuer})
+	must(t, o, book.CertifyNode{Name: "cp-1", Serial: "new", From: start, Till: till, Issuer: issuer})
 	state(map[string]string{"file": "cut", "a": "cut", "b": "cut", "c": "cut", "new": "passes", "unheard": "passes"})
 	begins = start.Add(-time.Second) // one from before, that was never on record
 	state(map[string]string{"new": "passes", "unheard": "cut"})
@@ -84,13 +85,13 @@ func TestCertificatesOfANodeLaws(t *testing.T) {
 
 	b, err := json.Marshal(o.book.View())
 	ok(t, err)
-	var again controlplane.State
+	var again book.State
 	ok(t, json.Unmarshal(b, &again))
 	if got, _ := again.Certs("cp-1"); !reflect.DeepEqual(got, certs) {
 		t.Fatalf("%+v, want %+v", got, certs)
 	}
-	must(t, o, controlplane.RemoveNode{Name: "cp-1", Reason: "gone"})
-	refused(t, o, fault.Denied, controlplane.CertifyNode{Name: "cp-1", Serial: "late", From: start, Till: till, Issuer: issuer})
+	must(t, o, book.RemoveNode{Name: "cp-1", Reason: "gone"})
+	refused(t, o, fault.Denied, book.CertifyNode{Name: "cp-1", Serial: "late", From: start, Till: till, Issuer: issuer})
 	state(map[string]string{"restart-199": "cut", "unheard": "cut"})
 }
 
@@ -98,13 +99,13 @@ func TestCertificatesOfANodeLaws(t *testing.T) {
 func TestWhatRanOutIsForgotten(t *testing.T) {
 	o := newBook(t)
 	issuer := o.book.View().Slots[0].ID()
-	must(t, o, controlplane.CertifyNode{Name: "cp-1", Serial: "short", From: start, Till: start.Add(time.Minute), Issuer: issuer})
-	must(t, o, controlplane.CertifyNode{Name: "cp-1", Serial: "long", From: start, Till: start.Add(24 * time.Hour), Issuer: issuer})
+	must(t, o, book.CertifyNode{Name: "cp-1", Serial: "short", From: start, Till: start.Add(time.Minute), Issuer: issuer})
+	must(t, o, book.CertifyNode{Name: "cp-1", Serial: "long", From: start, Till: start.Add(24 * time.Hour), Issuer: issuer})
 	if c, _ := o.book.View().Certs("cp-1"); len(c.Refused) != 1 {
 		t.Fatalf("%+v", c)
 	}
 	o.n += 3600 // an hour on
-	must(t, o, controlplane.CertifyNode{Name: "cp-1", Serial: "next", From: start, Till: start.Add(24 * time.Hour), Issuer: issuer})
+	must(t, o, book.CertifyNode{Name: "cp-1", Serial: "next", From: start, Till: start.Add(24 * time.Hour), Issuer: issuer})
 	if c, _ := o.book.View().Certs("cp-1"); len(c.Refused) != 1 || c.Refused[0].Serial != "long" {
 		t.Fatalf("%+v", c)
 	}

@@ -17,6 +17,7 @@ import (
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/api/channel"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -189,7 +190,7 @@ func (s *Server) came(ctx context.Context, l *live, route string) error {
 	if err := s.comes(ctx, l.name); err != nil {
 		return err
 	}
-	_, err = Submit(ctx, s.replica, l.by, "", Edge{Name: l.name, Serial: l.serial, Online: true, Node: s.replica.Node, Route: route})
+	_, err = book.Submit(ctx, s.replica, l.by, "", book.Edge{Name: l.name, Serial: l.serial, Online: true, Node: s.replica.Node, Route: route})
 	return err
 }
 
@@ -310,7 +311,7 @@ func (s *Server) hear(ctx context.Context, l *live, up *boundaryv1.Up) error {
 				return err
 			}
 		}
-		took, err := Submit(ctx, s.replica, l.by, "", s.withoutRubbish(r))
+		took, err := book.Submit(ctx, s.replica, l.by, "", s.withoutRubbish(r))
 		if err != nil {
 			return err
 		}
@@ -333,7 +334,7 @@ func (s *Server) done(ctx context.Context, by fleet.Principal, name fleet.Applia
 	if err != nil || upto <= a.OrdersDone {
 		return err
 	}
-	_, err = Submit(ctx, s.replica, by, "", OrdersDone{Name: name, Upto: upto})
+	_, err = book.Submit(ctx, s.replica, by, "", book.OrdersDone{Name: name, Upto: upto})
 	return err
 }
 
@@ -476,7 +477,7 @@ func (s *Server) gone(ctx context.Context, name fleet.ApplianceID) {
 	life := ctx
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if _, err := Submit(ctx, s.replica, s.replica.Self(), "", Edge{Name: name, Online: false, Node: s.replica.Node}); err != nil && life.Err() == nil {
+	if _, err := book.Submit(ctx, s.replica, s.replica.Self(), "", book.Edge{Name: name, Online: false, Node: s.replica.Node}); err != nil && life.Err() == nil {
 		s.log.Warn("could not record that an appliance left", "appliance", name, "error", err)
 	}
 }

@@ -3,11 +3,10 @@
 package controlplane
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"time"
 
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/raft"
@@ -25,45 +24,6 @@ const (
 	timeEvery = 10 * time.Second
 	timeWait  = 10 * time.Minute
 )
-
-var stampPrefix = []byte(`"meta":{"at":"`)
-
-// atOf finds the stamp of a proposal, which nearly always stands right behind its kind.
-func atOf(data []byte) (time.Time, error) {
-	if rest, ok := bytes.CutPrefix(data, kindPrefix); ok {
-		if _, rest, ok = bytes.Cut(rest, []byte(`",`)); ok {
-			if rest, ok = bytes.CutPrefix(rest, stampPrefix); ok {
-				if i := bytes.IndexByte(rest, '"'); i >= 0 {
-					if at, err := time.Parse(time.RFC3339Nano, string(rest[:i])); err == nil {
-						return at, nil
-					}
-				}
-			}
-		}
-	}
-	var in struct {
-		Meta struct {
-			At time.Time `json:"at"`
-		} `json:"meta"`
-	}
-	if err := json.Unmarshal(data, &in); err != nil {
-		return time.Time{}, fault.At("controlplane.atOf", fault.Invalid, err)
-	}
-	return in.Meta.At, nil
-}
-
-// stamped refuses a proposal whose stamp is off.
-func (g Gate) stamped(data []byte) error {
-	c := g.Cluster()
-	if c == nil {
-		return nil
-	}
-	at, err := atOf(data)
-	if err != nil {
-		return err
-	}
-	return c.Judge(at)
-}
 
 // TendTime sets the book's time back where it is ahead of what the voters' clocks agree upon, until ctx ends: an older
 // build took the time of a node whose clock was ahead, and from then on invitations and nonces had run out before they were
@@ -108,8 +68,8 @@ func (s *Server) TendTime(ctx context.Context) error {
 func (s *Server) setTime(ctx context.Context, from, to time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, timeEvery)
 	defer cancel()
-	c := ledger.SetTime[State]{From: from, To: to.UTC()}
-	_, err := ledger.Submit(ctx, s.replica.Consensus, c.Meta(s.replica.Self(), DrawRequestID()), c)
+	c := ledger.SetTime[book.State]{From: from, To: to.UTC()}
+	_, err := ledger.Submit(ctx, s.replica.Consensus, c.Meta(s.replica.Self(), book.DrawRequestID()), c)
 	return err
 }
 

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 )
 
@@ -28,9 +28,9 @@ func (j judging) Judge(at time.Time) error {
 func TestTheGateJudgesStamps(t *testing.T) {
 	o := newBook(t)
 	rehearse := func(at time.Time, data string) error {
-		return controlplane.Gate{Book: o.book, Cluster: func() controlplane.Voting { return judging{at: at} }}.Rehearse([]byte(data))
+		return book.Gate{Book: o.book, Cluster: func() book.Voting { return judging{at: at} }}.Rehearse([]byte(data))
 	}
-	own := string(proposal(t, "x", controlplane.RegisterCustomer{Name: "initech"}))
+	own := string(proposal(t, "x", book.RegisterCustomer{Name: "initech"}))
 	body := `"body":{"name":"initech"}`
 	for name, data := range map[string]string{
 		"as it is written": own,

@@ -12,6 +12,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	"github.com/demarc-dev/demarc/api/channel"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/manifest"
@@ -37,7 +38,7 @@ func (s *Server) Status(ctx context.Context, _ *connect.Request[controlv1.Status
 // RegisterCustomer adds a customer.
 func (s *Server) RegisterCustomer(ctx context.Context, req *connect.Request[controlv1.RegisterCustomerRequest]) (*connect.Response[controlv1.RegisterCustomerResponse], error) {
 	m := req.Msg
-	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), RegisterCustomer{Name: fleet.CustomerID(m.GetName())})
+	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), book.RegisterCustomer{Name: fleet.CustomerID(m.GetName())})
 	return connect.NewResponse(&controlv1.RegisterCustomerResponse{}), err
 }
 
@@ -47,8 +48,8 @@ func (s *Server) RegisterAppliance(ctx context.Context, req *connect.Request[con
 	if err := s.checkExpect(m.GetExpect()); err != nil {
 		return nil, err
 	}
-	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
-		RegisterAppliance{Name: fleet.ApplianceID(m.GetName()), Customer: fleet.CustomerID(m.GetCustomer()), Expect: m.GetExpect()})
+	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
+		book.RegisterAppliance{Name: fleet.ApplianceID(m.GetName()), Customer: fleet.CustomerID(m.GetCustomer()), Expect: m.GetExpect()})
 	return connect.NewResponse(&controlv1.RegisterApplianceResponse{}), err
 }
 
@@ -67,10 +68,10 @@ func (s *Server) ListAppliances(ctx context.Context, req *connect.Request[contro
 	return connect.NewResponse(out), nil
 }
 
-func applianceToWire(a Appliance, online bool) *controlv1.Appliance {
+func applianceToWire(a book.Appliance, online bool) *controlv1.Appliance {
 	out := &controlv1.Appliance{Name: string(a.Name), Customer: string(a.Customer), Status: a.Status, Online: online, Node: a.Node,
 		Route: a.Route, Serial: string(a.Current), Release: string(a.Release), Version: a.Version, State: string(a.State), Reason: a.Reason, Why: whyToWire(a.Why),
-		Posture: string(a.Health.Posture), Orders: a.OrdersSent(), OrdersDone: a.OrdersDone, ReportsDone: a.ReportsDone, LogKey: a.LogKey, Platform: platformOf(a.Expect)}
+		Posture: string(a.Health.Posture), Orders: a.OrdersSent(), OrdersDone: a.OrdersDone, ReportsDone: a.ReportsDone, LogKey: a.LogKey, Platform: book.PlatformOf(a.Expect)}
 	if !a.CurrentTill.IsZero() {
 		out.ExpiresUnix = a.CurrentTill.Unix()
 	}
@@ -102,7 +103,7 @@ func (s *Server) BanAppliance(ctx context.Context, req *connect.Request[controlv
 	if len(m.GetReason()) > channel.MaxSentence {
 		return nil, fault.New("controlplane.Ban", fault.Invalid, "the reason has more than %d bytes", channel.MaxSentence)
 	}
-	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), Ban{Name: fleet.ApplianceID(m.GetName()), Reason: m.GetReason()})
+	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), book.Ban{Name: fleet.ApplianceID(m.GetName()), Reason: m.GetReason()})
 	return connect.NewResponse(&controlv1.BanApplianceResponse{}), err
 }
 
@@ -129,10 +130,10 @@ func (s *Server) PublishRelease(ctx context.Context, req *connect.Request[contro
 	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
-	c := Publish{Digest: fleet.DigestOf(m.GetRelease()), App: rel.App, Version: rel.Version, Sealed: m.GetRelease()}
+	c := book.Publish{Digest: fleet.DigestOf(m.GetRelease()), App: rel.App, Version: rel.Version, Sealed: m.GetRelease()}
 	out := &controlv1.PublishReleaseResponse{Digest: string(c.Digest)}
 	for _, a := range s.replica.View().Appliances() {
-		if named := slices.Contains(m.GetAppliances(), string(a.Name)); named || (len(m.GetAppliances()) == 0 && a.Status != Banned) {
+		if named := slices.Contains(m.GetAppliances(), string(a.Name)); named || (len(m.GetAppliances()) == 0 && a.Status != book.Banned) {
 			c.To = append(c.To, a.Name)
 			out.Appliances = append(out.Appliances, string(a.Name))
 		}
@@ -140,15 +141,15 @@ func (s *Server) PublishRelease(ctx context.Context, req *connect.Request[contro
 	if want := len(m.GetAppliances()); want > 0 && len(c.To) != want {
 		return nil, fault.New(op, fault.NotFound, "of the %d appliances named, %d are registered", want, len(c.To))
 	}
-	_, err = Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), c)
+	_, err = book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), c)
 	return connect.NewResponse(out), err
 }
 
 // Probe sends numbered messages to an appliance, which echoes each.
 func (s *Server) Probe(ctx context.Context, req *connect.Request[controlv1.ProbeRequest]) (*connect.Response[controlv1.ProbeResponse], error) {
 	m := req.Msg
-	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
-		Ask{To: fleet.ApplianceID(m.GetAppliance()), ID: m.GetId(), First: m.GetFirst(), Count: m.GetCount()})
+	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
+		book.Ask{To: fleet.ApplianceID(m.GetAppliance()), ID: m.GetId(), First: m.GetFirst(), Count: m.GetCount()})
 	return connect.NewResponse(&controlv1.ProbeResponse{}), err
 }
 
@@ -181,8 +182,8 @@ func (s *Server) RequestOperation(ctx context.Context, req *connect.Request[cont
 	if who := api.From(ctx).Principal; r.Operator != who {
 		return nil, fault.New(op, fault.Denied, "the request names %q, and you are %q: everybody asks in their own name", fault.Clip(string(r.Operator)), who)
 	}
-	_, err = Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
-		RequestOperation{ID: r.ID, To: fleet.ApplianceID(m.GetAppliance()), Sealed: m.GetRequest()})
+	_, err = book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
+		book.RequestOperation{ID: r.ID, To: fleet.ApplianceID(m.GetAppliance()), Sealed: m.GetRequest()})
 	return connect.NewResponse(&controlv1.RequestOperationResponse{Id: r.ID}), err
 }
 
@@ -206,7 +207,7 @@ func (s *Server) ListOperations(ctx context.Context, req *connect.Request[contro
 }
 
 // epochStatus is what an operator is told of the present epoch; nil in the first epoch.
-func epochStatus(s State) *controlv1.Epoch {
+func epochStatus(s book.State) *controlv1.Epoch {
 	e := s.Epoch()
 	if e.Epoch == (fleet.Epoch{}) {
 		return nil

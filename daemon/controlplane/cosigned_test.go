@@ -15,6 +15,7 @@ import (
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/audit"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/seal"
 )
@@ -41,16 +42,16 @@ func watched(t *testing.T) (s *Server, bad, good *customer) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		tell(t, s, RegisterAppliance{Name: name, Customer: "globex", Expect: []byte(`{}`)})
+		tell(t, s, book.RegisterAppliance{Name: name, Customer: "globex", Expect: []byte(`{}`)})
 		till := time.Now().Add(time.Hour)
-		tell(t, s, Enrol{Name: name, Nonce: string(name), NonceTill: till, Serial: "s-" + fleet.Serial(name), Till: till, LogKey: k.PEM()})
+		tell(t, s, book.Enrol{Name: name, Nonce: string(name), NonceTill: till, Serial: "s-" + fleet.Serial(name), Till: till, LogKey: k.PEM()})
 		c.l.busy.Store(again) // nobody writes to it
 		both[i] = c
 	}
 	return s, both[0], both[1]
 }
 
-func (c *customer) of() Appliance {
+func (c *customer) of() book.Appliance {
 	c.t.Helper()
 	a, err := c.s.replica.View().Appliance(c.name)
 	if err != nil {
@@ -88,7 +89,7 @@ func (c *customer) asked() []byte {
 		c.t.Fatalf("%s was not asked", c.name)
 	}
 	cp := a.Orders[len(a.Orders)-1].Checkpoint
-	tell(c.t, c.s, OrdersDone{Name: c.name, Upto: a.OrdersSent()})
+	tell(c.t, c.s, book.OrdersDone{Name: c.name, Upto: a.OrdersSent()})
 	return cp.Note
 }
 
@@ -153,11 +154,11 @@ func TestOneCustomersRubbishIsNobodysEvidence(t *testing.T) {
 		t.Errorf("%d are kept once it behaves, want 1", n)
 	}
 	verifies(3)
-	for range 2 * maxAsked {
+	for range 2 * book.MaxAsked {
 		bad.asked()
 	}
-	if n := len(bad.of().Asked); n != maxAsked {
-		t.Errorf("%d questions are kept, want %d", n, maxAsked)
+	if n := len(bad.of().Asked); n != book.MaxAsked {
+		t.Errorf("%d questions are kept, want %d", n, book.MaxAsked)
 	}
 }
 
@@ -186,7 +187,7 @@ func TestTheVendorsLogIsCountersignedAgain(t *testing.T) {
 		go func() { done <- s.Witness(ctx, time.Second) }()
 		var last int64
 		for round := range 3 {
-			tell(t, s, RegisterCustomer{Name: fleet.CustomerID(fmt.Sprint("initech-", round))}) // news
+			tell(t, s, book.RegisterCustomer{Name: fleet.CustomerID(fmt.Sprint("initech-", round))}) // news
 			time.Sleep(2500 * time.Millisecond)
 			synctest.Wait()
 			a := good.of()
@@ -197,7 +198,7 @@ func TestTheVendorsLogIsCountersignedAgain(t *testing.T) {
 			if cp.From != last {
 				t.Errorf("round %d: proven from %d, want %d", round, cp.From, last)
 			}
-			tell(t, s, OrdersDone{Name: good.name, Upto: a.OrdersSent()})
+			tell(t, s, book.OrdersDone{Name: good.name, Upto: a.OrdersSent()})
 			good.answers(good.cosigns(cp.Note))
 			a = good.of()
 			if len(a.Cosigned) != round+1 {
@@ -281,7 +282,7 @@ func TestAForkOfACustomersLogIsNotCountersigned(t *testing.T) {
 		t.Errorf("another key: %d are countersigned", n)
 	}
 	// An appliance that did not take our line proves from an older head: it gets the line again, and no second one.
-	tell(t, s, OrdersDone{Name: c.name, Upto: c.of().OrdersSent()})
+	tell(t, s, book.OrdersDone{Name: c.name, Upto: c.of().OrdersSent()})
 	c.reports(written(2, "and on", so), 0, c.key)
 	if a := c.of(); len(a.Witnessed) != 1 || len(a.Orders) != 1 || !bytes.Equal(a.Orders[0].Cosigned, a.Witnessed[0]) {
 		t.Errorf("%d are countersigned, %d orders", len(a.Witnessed), len(a.Orders))

@@ -15,6 +15,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -38,14 +39,14 @@ const (
 // The private keys are sealed once with each key-encryption key that the node holds. A node says that it holds a key-encryption
 // key after they are sealed with it, so whichever of them is destroyed after a rotation, the node opens its file with the other.
 type credentials struct {
-	Version     string   `json:"version"`
-	TrustDomain string   `json:"trust_domain"`
-	KEK         string   `json:"kek,omitempty"`   // that seals the keys of the book; see [State]
-	Epoch       uint64   `json:"epoch,omitempty"` // number of the book's; a later one is drawn above it
-	Bundle      []byte   `json:"bundle"`          // the CAs: an [identity.SignedBundle]
-	Leaf        []byte   `json:"leaf,omitempty"`
-	Peers       []Member `json:"peers,omitempty"` // where the other nodes serve
-	Keys        []Secret `json:"keys"`            // privateKeys, by the name of the key-encryption key
+	Version     string        `json:"version"`
+	TrustDomain string        `json:"trust_domain"`
+	KEK         string        `json:"kek,omitempty"`   // that seals the keys of the book; see [book.State]
+	Epoch       uint64        `json:"epoch,omitempty"` // number of the book's; a later one is drawn above it
+	Bundle      []byte        `json:"bundle"`          // the CAs: an [identity.SignedBundle]
+	Leaf        []byte        `json:"leaf,omitempty"`
+	Peers       []Member      `json:"peers,omitempty"` // where the other nodes serve
+	Keys        []book.Secret `json:"keys"`            // privateKeys, by the name of the key-encryption key
 }
 
 // privateKeys is what is sealed.
@@ -88,7 +89,7 @@ func openCredentials(b []byte, trustDomain string, held []kek) (*kept, error) {
 		}
 	}
 	if plain == nil {
-		return nil, fault.New(op, fault.Denied, "they are sealed with key %s, which this node does not hold", JoinNames(o.sealedWith()))
+		return nil, fault.New(op, fault.Denied, "they are sealed with key %s, which this node does not hold", book.JoinNames(o.sealedWith()))
 	}
 	if err := seal.StrictJSON(plain, &o.keys); err != nil || len(o.keys.Log) != ed25519.SeedSize {
 		return nil, fault.Because(err, op, fault.Invalid, "what they seal is damaged")
@@ -181,7 +182,7 @@ func (o *kept) standing() standing {
 }
 
 // standingOf is what a page of the book says.
-func (s *Server) standingOf(page State) standing {
+func (s *Server) standingOf(page book.State) standing {
 	st := standing{domain: page.TrustDomain, number: page.Bundle()}
 	for _, slot := range page.Slots {
 		if slot.Stage == identity.Prepared || slot.Stage == identity.Active || slot.Stage == identity.Tainted {
@@ -207,7 +208,7 @@ func (s *Server) standingOf(page State) standing {
 
 // behind gives the credentials of the disk where they go before the book: until this node's book has been found to be the
 // newest, and it is not newer than they are.
-func (s *Server) behind(page State) *kept {
+func (s *Server) behind(page book.State) *kept {
 	if k := s.kept.Load(); k != nil && !s.current.Load() && k.bundle.Number >= page.Bundle() {
 		return k
 	}
@@ -307,7 +308,7 @@ func (f *Source) write(c credentials, st standing, signed []byte) error {
 		if err != nil {
 			return err
 		}
-		c.Keys = append(c.Keys, Secret{k.id, sealed})
+		c.Keys = append(c.Keys, book.Secret{Name: k.id, Sealed: sealed})
 	}
 	b, err := json.Marshal(c)
 	if err != nil {

@@ -19,13 +19,14 @@ import (
 
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/identity/identitytest"
 )
 
 // keptNode is a node whose credentials are on disk: the first CA issues, another one is prepared.
-func keptNode(t *testing.T) (n cnode, ca *identity.Authority, genesis controlplane.Genesis, file, next string) {
+func keptNode(t *testing.T) (n cnode, ca *identity.Authority, genesis book.Genesis, file, next string) {
 	t.Helper()
 	ca, genesis = firstCA(t)
 	file = filepath.Join(t.TempDir(), controlplane.CredentialsFile)
@@ -77,7 +78,7 @@ func nameOf(t *testing.T, n cnode, id string) fleet.Digest {
 // itself by what it kept: with a certificate of the CA that issues now, and trusts those that are trusted now (FAULTS.md I14).
 func TestANodeProvesItselfWhileItsBookIsBehind(t *testing.T) {
 	n, ca, genesis, file, next := keptNode(t)
-	must(t, &n.order, controlplane.NodeBundle{Name: "cp-1", Number: 2})
+	must(t, &n.order, book.NodeBundle{Name: "cp-1", Number: 2})
 	_, err := n.ActivateAuthority(asOperator(t), connect.NewRequest(&controlv1.ActivateAuthorityRequest{Id: next}))
 	ok(t, err)
 	want := nameOf(t, n, next)
@@ -154,7 +155,7 @@ func TestANodeGoesByWhicheverIsNewer(t *testing.T) {
 		return b.Bytes()
 	}
 	older, first, before := page(), issuedBy(t, n.source), copied(t, file)
-	must(t, &n.order, controlplane.NodeBundle{Name: "cp-1", Number: 2})
+	must(t, &n.order, book.NodeBundle{Name: "cp-1", Number: 2})
 	_, err := n.ActivateAuthority(asOperator(t), connect.NewRequest(&controlv1.ActivateAuthorityRequest{Id: next}))
 	ok(t, err)
 	second := nameOf(t, n, next)

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/singleflight"
 
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/workload/artifact"
@@ -335,7 +336,7 @@ func (d *depot) run(ctx context.Context, ready func()) error {
 }
 
 // repair fetches what releases name and is not here, and tells when to look again.
-func (d *depot) repair(ctx context.Context, page State) time.Duration {
+func (d *depot) repair(ctx context.Context, page book.State) time.Duration {
 	var lacks []fleet.Digest
 	for x := range d.named.of(page) {
 		if !d.store.Durable(x) {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -38,7 +39,7 @@ type depots struct {
 // newDepots is called inside of a bubble.
 func newDepots(t *testing.T) *depots {
 	t.Helper()
-	w := &depots{t: t, order: &alone{book: NewBook()}, key: ed25519.NewKeyFromSeed(make([]byte, 32)), down: map[string]bool{}, spoil: map[string]func([]byte) error{}, hangs: map[string]bool{}, calls: map[string]int{}}
+	w := &depots{t: t, order: &alone{book: book.NewBook()}, key: ed25519.NewKeyFromSeed(make([]byte, 32)), down: map[string]bool{}, spoil: map[string]func([]byte) error{}, hangs: map[string]bool{}, calls: map[string]int{}}
 	var members []Member
 	for i := range 3 {
 		members = append(members, Member{Name: fmt.Sprint("cp-", i+1), API: fmt.Sprint("cp-", i+1)})
@@ -51,10 +52,10 @@ func newDepots(t *testing.T) *depots {
 		s.depot.reach = func(to Member) Remote { return wireTo{w, to.Name} }
 		w.nodes = append(w.nodes, s)
 	}
-	tell(t, w.nodes[0], Genesis{TrustDomain: innerDomain, Slots: []identity.Slot{{Stage: identity.Active, CertDER: []byte("c"), SealedKey: []byte("k")}}})
-	tell(t, w.nodes[0], RegisterCustomer{Name: "globex"})
+	tell(t, w.nodes[0], book.Genesis{TrustDomain: innerDomain, Slots: []identity.Slot{{Stage: identity.Active, CertDER: []byte("c"), SealedKey: []byte("k")}}})
+	tell(t, w.nodes[0], book.RegisterCustomer{Name: "globex"})
 	for _, name := range []fleet.ApplianceID{"eu-1", "eu-2"} {
-		tell(t, w.nodes[0], RegisterAppliance{Name: name, Customer: "globex", Expect: []byte(`{}`)})
+		tell(t, w.nodes[0], book.RegisterAppliance{Name: name, Customer: "globex", Expect: []byte(`{}`)})
 	}
 	for i := range w.nodes {
 		w.stops = append(w.stops, func() {})
@@ -126,7 +127,7 @@ func (w *depots) publish(i int, version string, of ...fleet.Digest) error {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	tell(w.t, w.nodes[i], Publish{Digest: fleet.DigestOf(sealed), App: rel.App, Version: version, Sealed: sealed, To: []fleet.ApplianceID{"eu-1"}})
+	tell(w.t, w.nodes[i], book.Publish{Digest: fleet.DigestOf(sealed), App: rel.App, Version: version, Sealed: sealed, To: []fleet.ApplianceID{"eu-1"}})
 	return nil
 }
 

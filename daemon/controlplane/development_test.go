@@ -17,7 +17,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
-	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -101,7 +101,7 @@ func TestADevelopmentIdentityEnrols(t *testing.T) {
 	}
 	list, err := g.server.ListAppliances(t.Context(), connect.NewRequest(&controlv1.ListAppliancesRequest{}))
 	ok(t, err)
-	if a := list.Msg.GetAppliances()[0]; a.GetPlatform() != "dev" || a.GetStatus() != controlplane.Enrolled {
+	if a := list.Msg.GetAppliances()[0]; a.GetPlatform() != "dev" || a.GetStatus() != book.Enrolled {
 		t.Errorf("the vendor sees %v", a)
 	}
 	status, err := g.server.Status(t.Context(), connect.NewRequest(&controlv1.StatusRequest{}))
@@ -132,13 +132,13 @@ func TestADevelopmentIdentityIsRefusedElsewhere(t *testing.T) {
 	want("registration", g.register("laptop", expect))
 	want("another registration", g.reExpect("eu-1", expect))
 	state := g.order.book.View()
-	_, err := controlplane.RegisterAppliance{Name: "laptop", Customer: "globex", Expect: expect}.Apply(&state, meta("1"))
+	_, err := book.RegisterAppliance{Name: "laptop", Customer: "globex", Expect: expect}.Apply(&state, meta("1"))
 	want("registration, in the book", err)
-	_, err = controlplane.SetExpect{Name: "eu-1", Expect: expect}.Apply(&state, meta("2"))
+	_, err = book.SetExpect{Name: "eu-1", Expect: expect}.Apply(&state, meta("2"))
 	want("another registration, in the book", err)
 
 	// The switch can't be thrown later: not by another genesis, and the node's file has none.
-	submitAs(g, controlplane.Genesis{TrustDomain: domain, Slots: state.Slots, Development: true})
+	submitAs(g, book.Genesis{TrustDomain: domain, Slots: state.Slots, Development: true})
 	want("registration after a second genesis", g.register("laptop", expect))
 
 	// A book that came to hold such an appliance all the same lets it in nowhere.
@@ -151,7 +151,7 @@ func TestADevelopmentIdentityIsRefusedElsewhere(t *testing.T) {
 	_, err = made.enrol(made.devRequest(k, nil))
 	want("enrolment", err)
 	state = made.order.book.View()
-	_, err = controlplane.Enrol{Name: "eu-1", Nonce: "n", NonceTill: start.Add(time.Hour), Serial: "s", Till: start.Add(time.Hour),
+	_, err = book.Enrol{Name: "eu-1", Nonce: "n", NonceTill: start.Add(time.Hour), Serial: "s", Till: start.Add(time.Hour),
 		LogKey: []byte("k")}.Apply(&state, meta("3"))
 	want("enrolment, in the book", err)
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/api/channel"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -67,9 +68,9 @@ func openWith(t *testing.T, set func(*controlplane.Options)) *house {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &house{t: t, ca: ca, line: &line{order: order{book: controlplane.NewBook()}}}
-	submitTo(t, h, controlplane.Genesis{TrustDomain: "acme.example", Slots: []identity.Slot{{Stage: identity.Active, CertDER: ca.Cert.Raw, SealedKey: []byte("k")}}})
-	submitTo(t, h, controlplane.RegisterCustomer{Name: "globex"})
+	h := &house{t: t, ca: ca, line: &line{order: order{book: book.NewBook()}}}
+	submitTo(t, h, book.Genesis{TrustDomain: "acme.example", Slots: []identity.Slot{{Stage: identity.Active, CertDER: ca.Cert.Raw, SealedKey: []byte("k")}}})
+	submitTo(t, h, book.RegisterCustomer{Name: "globex"})
 	h.set = set
 	h.start()
 	t.Cleanup(func() { h.stop() })
@@ -114,7 +115,7 @@ func (h *house) stop() {
 	h.end = func() {}
 }
 
-func submitTo[R any](t *testing.T, h *house, c ledger.Change[controlplane.State, R]) {
+func submitTo[R any](t *testing.T, h *house, c ledger.Change[book.State, R]) {
 	t.Helper()
 	h.line.mu.Lock()
 	defer h.line.mu.Unlock()
@@ -128,8 +129,8 @@ func (h *house) member(name string) *tls.Certificate {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	submitTo(h.t, h, controlplane.RegisterAppliance{Name: fleet.ApplianceID(name), Customer: "globex", Expect: []byte(`{}`)})
-	submitTo(h.t, h, controlplane.Enrol{Name: fleet.ApplianceID(name), Nonce: name, NonceTill: time.Now().Add(time.Hour), Serial: identity.SerialOf(leaf.Leaf), Till: time.Now().Add(time.Hour), LogKey: []byte("k")})
+	submitTo(h.t, h, book.RegisterAppliance{Name: fleet.ApplianceID(name), Customer: "globex", Expect: []byte(`{}`)})
+	submitTo(h.t, h, book.Enrol{Name: fleet.ApplianceID(name), Nonce: name, NonceTill: time.Now().Add(time.Hour), Serial: identity.SerialOf(leaf.Leaf), Till: time.Now().Add(time.Hour), LogKey: []byte("k")})
 	return leaf
 }
 
@@ -192,7 +193,7 @@ func TestTheNewestChannelStaysAndABanEndsIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	ends(t, one, fault.Conflict)
-	submitTo(t, h, controlplane.Ask{To: "eu-1", ID: "p", First: 1, Count: 3})
+	submitTo(t, h, book.Ask{To: "eu-1", ID: "p", First: 1, Count: 3})
 	for want := uint64(1); want <= 3; want++ {
 		down := &boundaryv1.Down{Body: &boundaryv1.Down_Bundle{}}
 		for down.GetOrder() == nil { // the bundle of CAs comes as soon as it may
@@ -205,7 +206,7 @@ func TestTheNewestChannelStaysAndABanEndsIt(t *testing.T) {
 			t.Fatalf("order %d: %v", want, down)
 		}
 	}
-	submitTo(t, h, controlplane.Ban{Name: "eu-1", Reason: "lost"})
+	submitTo(t, h, book.Ban{Name: "eu-1", Reason: "lost"})
 	ends(t, two, fault.Denied)
 }
 

@@ -33,6 +33,7 @@ import (
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -84,7 +85,7 @@ func newGate(t *testing.T, wait time.Duration) *gate { return newGateFor(t, wait
 // newGateFor may be a gate of a trust domain that was made for development.
 func newGateFor(t *testing.T, wait time.Duration, development bool) *gate {
 	t.Helper()
-	g := &gate{t: t, order: &serialOrder{order: order{book: controlplane.NewBook()}}}
+	g := &gate{t: t, order: &serialOrder{order: order{book: book.NewBook()}}}
 	var err error
 	now := time.Now()
 	g.ca, err = identity.NewCA(domain, now, rand.Reader, identity.DefaultCALife)
@@ -104,9 +105,9 @@ func newGateFor(t *testing.T, wait time.Duration, development bool) *gate {
 	g.server, err = controlplane.NewServer(controlplane.Options{Name: "cp-1", Book: g.order.book, Consensus: g.order, KEK: kek,
 		LeafLife: time.Hour, Now: time.Now, Log: log, StrangerWait: wait})
 	ok(t, err)
-	submitAs(g, controlplane.Genesis{TrustDomain: domain, Development: development, Slots: []identity.Slot{{Stage: identity.Active, CertDER: g.ca.Cert.Raw, SealedKey: sealed}}})
-	submitAs(g, controlplane.RegisterCustomer{Name: "globex"})
-	submitAs(g, controlplane.RegisterAppliance{Name: "eu-1", Customer: "globex", Expect: expect})
+	submitAs(g, book.Genesis{TrustDomain: domain, Development: development, Slots: []identity.Slot{{Stage: identity.Active, CertDER: g.ca.Cert.Raw, SealedKey: sealed}}})
+	submitAs(g, book.RegisterCustomer{Name: "globex"})
+	submitAs(g, book.RegisterAppliance{Name: "eu-1", Customer: "globex", Expect: expect})
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	ok(t, err)
 	g.addr = ln.Addr().String()
@@ -130,7 +131,7 @@ func ok(t *testing.T, err error) {
 	}
 }
 
-func submitAs[R any](g *gate, c ledger.Change[controlplane.State, R]) R {
+func submitAs[R any](g *gate, c ledger.Change[book.State, R]) R {
 	g.t.Helper()
 	r, err := ledger.Submit(g.t.Context(), g.order, ledger.Meta{At: time.Now(), By: "test", Request: fleet.RequestID(rand.Text())}, c)
 	ok(g.t, err)
@@ -288,7 +289,7 @@ func TestEnemyWasBanned(t *testing.T) {
 	log := logKey(t)
 	cert := g.enrolled(log)
 	ok(t, g.renews(cert))
-	submitAs(g, controlplane.Ban{Name: "eu-1", Reason: "stolen"})
+	submitAs(g, book.Ban{Name: "eu-1", Reason: "stolen"})
 	shut(t, g.knock(cert))
 	m, _ := g.request(log)
 	_, err := g.enrol(m)
@@ -393,7 +394,7 @@ func TestEnemySendsTooMuch(t *testing.T) {
 			}
 		})
 	}
-	if n := g.order.book.View().Appliances()[0].Status; n != controlplane.Registered {
+	if n := g.order.book.View().Appliances()[0].Status; n != book.Registered {
 		t.Fatal(n)
 	}
 }
@@ -429,8 +430,8 @@ func TestNoOperatorRetiresTheirOwnCA(t *testing.T) {
 	old := fleet.DigestOf(g.ca.Cert.Raw)
 	next, err := identity.NewCA(domain, time.Now(), rand.Reader, time.Hour)
 	ok(t, err)
-	submitAs(g, controlplane.PrepareCA{Cert: next.Cert.Raw, SealedKey: []byte("sealed")})
-	submitAs(g, controlplane.ActivateCA{ID: fleet.DigestOf(next.Cert.Raw)})
+	submitAs(g, book.PrepareCA{Cert: next.Cert.Raw, SealedKey: []byte("sealed")})
+	submitAs(g, book.ActivateCA{ID: fleet.DigestOf(next.Cert.Raw)})
 	g.own.pool.Store(identity.Pool([]*x509.Certificate{g.ca.Cert, next.Cert}))
 	certs := map[*identity.Authority]*tls.Certificate{}
 	for _, by := range []*identity.Authority{g.ca, next} {
@@ -443,7 +444,7 @@ func TestNoOperatorRetiresTheirOwnCA(t *testing.T) {
 		return api.FromWire("test", err)
 	}
 	refusedWith(t, retire(g.ca), fault.Conflict, "demarc operator renew")
-	submitAs(g, controlplane.RenewOperator{Name: "ann", Using: identity.SerialOf(certs[g.ca].Leaf), Serial: identity.SerialOf(certs[next].Leaf),
+	submitAs(g, book.RenewOperator{Name: "ann", Using: identity.SerialOf(certs[g.ca].Leaf), Serial: identity.SerialOf(certs[next].Leaf),
 		Till: certs[next].Leaf.NotAfter, Issuer: fleet.DigestOf(next.Cert.Raw)})
 	ok(t, retire(next))
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 )
 
@@ -15,9 +16,9 @@ import (
 func TestWhoGoesOnIsAlone(t *testing.T) {
 	o := newBook(t)
 	for _, n := range []string{"cp-1", "cp-2", "cp-3"} {
-		must(t, o, controlplane.AddNode{Name: n, Raft: n + ":1", API: n + ":2", Voter: true})
+		must(t, o, book.AddNode{Name: n, Raft: n + ":1", API: n + ":2", Voter: true})
 	}
-	c, err := controlplane.DrawEpoch(o.book, controlplane.ByRecover, time.Now(), 0)
+	c, err := controlplane.DrawEpoch(o.book, book.ByRecover, time.Now(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,6 +29,6 @@ func TestWhoGoesOnIsAlone(t *testing.T) {
 			t.Errorf("%s: removed %v", p.Name, p.Removed)
 		}
 	}
-	refused(t, o, fault.Denied, controlplane.AddNode{Name: "cp-1", Raft: "cp-1:1", API: "cp-1:2"})
-	must(t, o, controlplane.AddNode{Name: "cp-4", Raft: "cp-4:1", API: "cp-4:2"})
+	refused(t, o, fault.Denied, book.AddNode{Name: "cp-1", Raft: "cp-1:1", API: "cp-1:2"})
+	must(t, o, book.AddNode{Name: "cp-4", Raft: "cp-4:1", API: "cp-4:2"})
 }

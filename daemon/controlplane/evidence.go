@@ -18,6 +18,7 @@ import (
 
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/audit"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/seal"
@@ -55,7 +56,7 @@ func (s *Server) head() (audit.Log, []byte, error) {
 
 // countersign checks that a customer's checkpoint continues the last one that was countersigned, and sends it back
 // with this control plane's line. What does not continue it is a fork: it is refused and on record.
-func (s *Server) countersign(ctx context.Context, name fleet.ApplianceID, c Checkpoint) error {
+func (s *Server) countersign(ctx context.Context, name fleet.ApplianceID, c book.Checkpoint) error {
 	page := s.replica.View()
 	a, err := page.Appliance(name)
 	if err != nil {
@@ -77,7 +78,7 @@ func (s *Server) countersign(ctx context.Context, name fleet.ApplianceID, c Chec
 	if _, err := audit.Continues(c.Note, c.Proof, v, last); err != nil {
 		if now, left := s.unlessTooMany(ofFork(name)); now {
 			s.log.Error("a customer's log does not continue what was countersigned", "appliance", name, "error", err)
-			s.putOnRecord(ctx, s.replica.Self(), Refuse{What: "checkpoint", Name: string(name), Fault: fault.Of(err), Reason: fault.Text(err)}, left)
+			s.putOnRecord(ctx, s.replica.Self(), book.Refuse{What: "checkpoint", Name: string(name), Fault: fault.Of(err), Reason: fault.Text(err)}, left)
 		}
 		return nil // the channel stays: the fork is evidence, not a reason to stop listening
 	}
@@ -89,23 +90,23 @@ func (s *Server) countersign(ctx context.Context, name fleet.ApplianceID, c Chec
 	if err != nil {
 		return err
 	}
-	_, err = Submit(ctx, s.replica, s.replica.Self(), "", Countersign{To: name, Cosigned: cosigned})
+	_, err = book.Submit(ctx, s.replica, s.replica.Self(), "", book.Countersign{To: name, Cosigned: cosigned})
 	return err
 }
 
 // sendAgain sends the newest countersignature to an appliance whose proof begins below it, unless it is on its way: the
 // appliance did not take it, and what it proves next must begin there.
-func (s *Server) sendAgain(ctx context.Context, a Appliance, last []byte) error {
-	if slices.ContainsFunc(a.Orders, func(o Order) bool { return o.Cosigned != nil }) {
+func (s *Server) sendAgain(ctx context.Context, a book.Appliance, last []byte) error {
+	if slices.ContainsFunc(a.Orders, func(o book.Order) bool { return o.Cosigned != nil }) {
 		return nil
 	}
-	_, err := Submit(ctx, s.replica, s.replica.Self(), "", Countersign{To: a.Name, Cosigned: last})
+	_, err := book.Submit(ctx, s.replica, s.replica.Self(), "", book.Countersign{To: a.Name, Cosigned: last})
 	return err
 }
 
 // withoutRubbish is the report with the reason in place of a countersignature that is none: the log keeps its size and its
-// digest, and not what a stranger to our evidence wrote. [Report.Apply] looks once more.
-func (s *Server) withoutRubbish(r Report) Report {
+// digest, and not what a stranger to our evidence wrote. [book.Report.Apply] looks once more.
+func (s *Server) withoutRubbish(r book.Report) book.Report {
 	if r.Cosigned == nil {
 		return r
 	}
@@ -200,9 +201,9 @@ func (n *news) read(log audit.Log) {
 		}
 		if err := json.Unmarshal(log.Entry(n.seen), &e); err == nil {
 			switch e.Kind {
-			case Countersign{}.Kind(), OrdersDone{}.Kind(), Edge{}.Kind(), HoldsBundle{}.Kind(), NodeBundle{}.Kind(), Meet{}.Kind(), Renew{}.Kind(), RenewBy{}.Kind():
+			case book.Countersign{}.Kind(), book.OrdersDone{}.Kind(), book.Edge{}.Kind(), book.HoldsBundle{}.Kind(), book.NodeBundle{}.Kind(), book.Meet{}.Kind(), book.Renew{}.Kind(), book.RenewBy{}.Kind():
 				continue
-			case Report{}.Kind():
+			case book.Report{}.Kind():
 				if e.Body.Checkpoint != nil || e.Body.Cosigned != nil || e.Body.Refused != nil {
 					continue
 				}
@@ -232,7 +233,7 @@ func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID, upto in
 	var from int64
 	if a.LogFrom != nil {
 		from = *a.LogFrom
-	} else if last, ok := a.newestVouched(page.TrustDomain, v); ok {
+	} else if last, ok := a.NewestVouched(page.TrustDomain, v); ok {
 		if from = last.Size; upto <= from {
 			return from, nil
 		}
@@ -242,7 +243,7 @@ func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID, upto in
 		return 0, err
 	}
 	from = min(from, log.Size())
-	c := &Checkpoint{Note: cp, From: from}
+	c := &book.Checkpoint{Note: cp, From: from}
 	proof, err := log.Consistency(from, log.Size())
 	if err != nil {
 		return 0, err
@@ -250,36 +251,10 @@ func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID, upto in
 	for _, h := range proof {
 		c.Proof = append(c.Proof, bytes.Clone(h[:]))
 	}
-	if _, err = Submit(ctx, s.replica, s.replica.Self(), "", Countersign{To: name, Checkpoint: c}); err != nil {
+	if _, err = book.Submit(ctx, s.replica, s.replica.Self(), "", book.Countersign{To: name, Checkpoint: c}); err != nil {
 		return 0, err
 	}
 	return log.Size(), nil
-}
-
-// vouched lists the countersignatures of an appliance that verify: a book may hold others.
-func (a Appliance) vouched(domain string, own note.Verifier) [][]byte {
-	w, err := a.witness(domain)
-	if err != nil {
-		return nil // it never enrolled
-	}
-	return slices.DeleteFunc(slices.Clone(a.Cosigned), func(b []byte) bool {
-		_, _, err := audit.OpenCosigned(b, own, w)
-		return err != nil
-	})
-}
-
-// newestVouched is the head of the newest of them.
-func (a Appliance) newestVouched(domain string, own note.Verifier) (audit.Head, bool) {
-	w, err := a.witness(domain)
-	if err != nil {
-		return audit.Head{}, false
-	}
-	for _, b := range slices.Backward(a.Cosigned) {
-		if h, _, err := audit.OpenCosigned(b, own, w); err == nil {
-			return h, true
-		}
-	}
-	return audit.Head{}, false
 }
 
 // ExportEvidence streams the vendor's log with its countersignatures, and the customers' heads that it witnessed.
@@ -324,7 +299,7 @@ func (s *Server) evidence() (audit.Bundle, error) {
 	b := audit.Bundle{Version: audit.BundleVersion, Witnessed: []string{}, Documents: []string{}}
 	var cosigned [][]byte
 	for _, a := range page.Appliances() {
-		cosigned = append(cosigned, a.vouched(page.TrustDomain, own)...)
+		cosigned = append(cosigned, a.Vouched(page.TrustDomain, own)...)
 		for _, w := range a.Witnessed {
 			b.Witnessed = append(b.Witnessed, string(w))
 		}

@@ -10,6 +10,7 @@ import (
 	"connectrpc.com/connect"
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/workload/artifact"
 )
@@ -18,7 +19,7 @@ import (
 func (s *Server) Keep(store *artifact.Store) { s.depot.store = store }
 
 // RefusesNode tells whether a certificate of a node is refused, and whether open connections with it end.
-func RefusesNode(s State, name string, serial fleet.Serial, begins time.Time) (cut bool, err error) {
+func RefusesNode(s book.State, name string, serial fleet.Serial, begins time.Time) (cut bool, err error) {
 	return s.RefusesNode("test", name, serial, begins)
 }
 
@@ -45,7 +46,7 @@ const (
 var TroublesOf = troublesOf
 
 // RetiredLeaf tells whether a certificate of a node is of a CA that was retired.
-func RetiredLeaf(s State, leaf *x509.Certificate) error { return s.RefusesRetired("test", leaf) }
+func RetiredLeaf(s book.State, leaf *x509.Certificate) error { return s.RefusesRetired("test", leaf) }
 
 // HandBundle is what a stranger gets who asks for the signed bundle.
 func HandBundle(ctx context.Context, s *Server, m *boundaryv1.BundleRequest) (*boundaryv1.BundleResponse, error) {

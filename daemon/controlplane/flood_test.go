@@ -21,6 +21,7 @@ import (
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/api/channel"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/identity/identitytest"
@@ -249,7 +250,7 @@ func TestARestartIsTwoEntries(t *testing.T) {
 	}
 	grew := int64(0)
 	for i := size; i < h.line.book.Log().Size(); i++ {
-		if e := string(h.line.book.Log().Entry(i)); !strings.Contains(e, controlplane.HoldsBundle{}.Kind()) {
+		if e := string(h.line.book.Log().Entry(i)); !strings.Contains(e, book.HoldsBundle{}.Kind()) {
 			grew++
 		}
 	}

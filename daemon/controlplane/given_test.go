@@ -17,7 +17,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
-	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 )
@@ -26,41 +26,41 @@ import (
 // replace; who gave one and when survives a snapshot.
 func TestSecretsLaws(t *testing.T) {
 	o := newBook(t)
-	refused(t, o, fault.Unavailable, controlplane.PutSecret{KEK: "0123456789abcdef", Name: "a", Sealed: []byte("x")}) // it has no key yet
-	own := []controlplane.Secret{{Name: controlplane.SecretLogKey, Sealed: []byte("l")}, {Name: controlplane.SecretNonceKey, Sealed: []byte("n")}}
-	must(t, o, controlplane.KeepSecrets{KEK: "0123456789abcdef", Secrets: own})
-	one := func(name string) controlplane.PutSecret {
-		return controlplane.PutSecret{KEK: "0123456789abcdef", Name: name, Sealed: []byte("box of " + name)}
+	refused(t, o, fault.Unavailable, book.PutSecret{KEK: "0123456789abcdef", Name: "a", Sealed: []byte("x")}) // it has no key yet
+	own := []book.Secret{{Name: book.SecretLogKey, Sealed: []byte("l")}, {Name: book.SecretNonceKey, Sealed: []byte("n")}}
+	must(t, o, book.KeepSecrets{KEK: "0123456789abcdef", Secrets: own})
+	one := func(name string) book.PutSecret {
+		return book.PutSecret{KEK: "0123456789abcdef", Name: name, Sealed: []byte("box of " + name)}
 	}
-	refused(t, o, fault.Unavailable, controlplane.PutSecret{KEK: "fedcba9876543210", Name: "a", Sealed: []byte("x")})
+	refused(t, o, fault.Unavailable, book.PutSecret{KEK: "fedcba9876543210", Name: "a", Sealed: []byte("x")})
 	for _, s := range own {
 		refused(t, o, fault.Denied, one(s.Name))
-		refused(t, o, fault.Denied, controlplane.ForgetSecret{Name: s.Name})
+		refused(t, o, fault.Denied, book.ForgetSecret{Name: s.Name})
 	}
 	refused(t, o, fault.Invalid, one("A b"))
-	refused(t, o, fault.Invalid, controlplane.PutSecret{KEK: "0123456789abcdef", Name: "a"})
-	refused(t, o, fault.Invalid, controlplane.PutSecret{KEK: "0123456789abcdef", Name: "a", Sealed: make([]byte, 9<<10)})
-	refused(t, o, fault.NotFound, controlplane.ForgetSecret{Name: "zz"})
-	for i := range controlplane.MaxSecrets - 2 {
+	refused(t, o, fault.Invalid, book.PutSecret{KEK: "0123456789abcdef", Name: "a"})
+	refused(t, o, fault.Invalid, book.PutSecret{KEK: "0123456789abcdef", Name: "a", Sealed: make([]byte, 9<<10)})
+	refused(t, o, fault.NotFound, book.ForgetSecret{Name: "zz"})
+	for i := range book.MaxSecrets - 2 {
 		must(t, o, one(fmt.Sprintf("z%02d", i)))
 	}
 	refused(t, o, fault.Conflict, one("one-too-many"))
-	must(t, o, controlplane.ForgetSecret{Name: "z00"})
+	must(t, o, book.ForgetSecret{Name: "z00"})
 	must(t, o, one("a"))
-	must(t, o, controlplane.PutSecret{KEK: "0123456789abcdef", Name: "a", Sealed: []byte("another box")})
+	must(t, o, book.PutSecret{KEK: "0123456789abcdef", Name: "a", Sealed: []byte("another box")})
 	page := o.book.View()
-	names := func(s controlplane.State) (out []string) {
+	names := func(s book.State) (out []string) {
 		for _, one := range s.Secrets {
 			out = append(out, one.Name)
 		}
 		return out
 	}
-	if all := names(page); !slices.IsSorted(all) || len(all) != controlplane.MaxSecrets || all[0] != "a" || string(page.Secrets[0].Sealed) != "another box" {
+	if all := names(page); !slices.IsSorted(all) || len(all) != book.MaxSecrets || all[0] != "a" || string(page.Secrets[0].Sealed) != "another box" {
 		t.Fatalf("%v", all)
 	}
 	b, err := json.Marshal(page)
 	ok(t, err)
-	var again controlplane.State
+	var again book.State
 	ok(t, json.Unmarshal(b, &again))
 	if g, is := again.Given("a"); !is || g.By != "test" || g.At.IsZero() || !slices.Equal(names(again), names(page)) {
 		t.Fatalf("%+v %v", g, is)
@@ -80,7 +80,7 @@ func TestASecretIsSealedAtTheDoor(t *testing.T) {
 	ann := g.operator("ann")
 	ok(t, g.status(ann))
 	g.kekFile(kek)
-	g.until("the book keeps its secrets", func(s controlplane.State) bool { return len(s.Secrets) == 2 })
+	g.until("the book keeps its secrets", func(s book.State) bool { return len(s.Secrets) == 2 })
 	keys := controlv1connect.NewKeyServiceClient(g.caller(ann), "https://"+g.addr)
 	value := []byte("tskey-client-" + rand.Text())
 	req := &controlv1.PutSecretRequest{RequestId: rand.Text(), Name: "tailnet-oauth", Value: value}
@@ -105,7 +105,7 @@ func TestASecretIsSealedAtTheDoor(t *testing.T) {
 			t.Fatal("the value is there in the clear")
 		}
 	}
-	_, err = keys.PutSecret(t.Context(), connect.NewRequest(&controlv1.PutSecretRequest{RequestId: rand.Text(), Name: controlplane.SecretLogKey, Value: value}))
+	_, err = keys.PutSecret(t.Context(), connect.NewRequest(&controlv1.PutSecretRequest{RequestId: rand.Text(), Name: book.SecretLogKey, Value: value}))
 	refusedWith(t, api.FromWire("test", err), fault.Denied, "key of the control plane itself")
 	ben := controlv1connect.NewKeyServiceClient(g.caller(g.joins(ann, "ben", fleet.Operate)), "https://"+g.addr)
 	_, err = ben.PutSecret(t.Context(), connect.NewRequest(&controlv1.PutSecretRequest{RequestId: rand.Text(), Name: "x", Value: value}))

@@ -6,6 +6,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 )
 
@@ -13,8 +14,8 @@ import (
 // more, or is of a CA that was retired, until ctx ends. One goroutine follows the book
 // for all channels of the node: a change of one appliance costs nothing to the others.
 func (s *Server) Follow(ctx context.Context, ready func()) error {
-	var at ApplianceVersion
-	var cas, passes Version
+	var at book.ApplianceVersion
+	var cas, passes book.Version
 	ready()
 	for {
 		changed := s.replica.Changed()
@@ -47,7 +48,7 @@ func (s *Server) Follow(ctx context.Context, ready func()) error {
 }
 
 // look acts on what a page says of an appliance that has a channel here. It never waits.
-func (s *Server) look(page State, l *live) {
+func (s *Server) look(page book.State, l *live) {
 	a, err := l.admitted(page)
 	if err != nil {
 		go l.end(err)
@@ -99,8 +100,8 @@ func (s *Server) RollCall(ctx context.Context, after time.Duration) {
 		s.log.Info("appliances did not come back after the start", "count", len(missing))
 	}
 	for stopped || len(missing) > 0 {
-		n := min(len(missing), maxRoll)
-		if ctx.Err() != nil || !s.roll(ctx, NodeRoll{Name: s.replica.Node, Missing: missing[:n], More: n < len(missing)}) {
+		n := min(len(missing), book.MaxRoll)
+		if ctx.Err() != nil || !s.roll(ctx, book.NodeRoll{Name: s.replica.Node, Missing: missing[:n], More: n < len(missing)}) {
 			return
 		}
 		missing = missing[n:]
@@ -122,10 +123,10 @@ func (s *Server) missing() (out []fleet.ApplianceID, stopped bool) {
 }
 
 // roll submits until it is on record or ctx ends.
-func (s *Server) roll(ctx context.Context, c NodeRoll) bool {
-	id := DrawRequestID()
+func (s *Server) roll(ctx context.Context, c book.NodeRoll) bool {
+	id := book.DrawRequestID()
 	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
-		_, err := Submit(ctx, s.replica, s.replica.Self(), id, c)
+		_, err := book.Submit(ctx, s.replica, s.replica.Self(), id, c)
 		if err == nil {
 			return true
 		}
@@ -143,7 +144,7 @@ func (s *Server) roll(ctx context.Context, c NodeRoll) bool {
 // Leave puts on record that this node stops. It is called before the doors end, so that the end of each channel needs no
 // entry of its own; where it can't be recorded, each gets one.
 func (s *Server) Leave(ctx context.Context) {
-	if _, err := Submit(ctx, s.replica, s.replica.Self(), "", NodeStops{Name: s.replica.Node}); err != nil {
+	if _, err := book.Submit(ctx, s.replica, s.replica.Self(), "", book.NodeStops{Name: s.replica.Node}); err != nil {
 		s.log.Warn("could not record that this node stops", "error", err)
 		return
 	}
@@ -151,7 +152,7 @@ func (s *Server) Leave(ctx context.Context) {
 }
 
 // here tells whether an appliance has a channel. A node knows its own better than the book while it calls the roll.
-func (s *Server) here(page State, a Appliance) bool {
+func (s *Server) here(page book.State, a book.Appliance) bool {
 	if a.Node == s.replica.Node && !s.leaving.Load() {
 		return a.Online && s.channels.get(a.Name) != nil
 	}

@@ -10,6 +10,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -53,13 +54,13 @@ func (s *Server) issue(csrDER []byte, role fleet.Role, name string, life time.Du
 
 // certify issues a certificate, DER, and gives it away once the book has the change that names it, as one that its holder made.
 // What proves the holder, and whether the name is its to have, is checked before: nothing is signed for one who is refused.
-func certify[R any](ctx context.Context, s *Server, csr []byte, role fleet.Role, name string, life time.Duration, change func(issued) ledger.Change[State, R]) ([]byte, R, error) {
+func certify[R any](ctx context.Context, s *Server, csr []byte, role fleet.Role, name string, life time.Duration, change func(issued) ledger.Change[book.State, R]) ([]byte, R, error) {
 	var none R
 	is, err := s.issue(csr, role, name, life)
 	if err != nil {
 		return nil, none, err
 	}
-	r, err := Submit(ctx, s.replica, fleet.PrincipalOf(s.replica.View().TrustDomain, role, name), "", change(is))
+	r, err := book.Submit(ctx, s.replica, fleet.PrincipalOf(s.replica.View().TrustDomain, role, name), "", change(is))
 	if err != nil {
 		return nil, none, err
 	}

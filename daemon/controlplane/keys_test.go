@@ -22,6 +22,7 @@ import (
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -40,7 +41,7 @@ func (g *gate) kekFile(kek []byte) string {
 	return file
 }
 
-func (g *gate) until(what string, holds func(controlplane.State) bool) {
+func (g *gate) until(what string, holds func(book.State) bool) {
 	g.t.Helper()
 	limit := time.After(20 * time.Second)
 	for {
@@ -66,7 +67,7 @@ func TestRotationNamesTheNodeWithoutTheKey(t *testing.T) {
 	wrong := bytes.Repeat([]byte{9}, 32)
 	pub := g.logKey()
 	file := g.kekFile(kek)
-	g.until("the book keeps its secrets", func(s controlplane.State) bool { return len(s.Secrets) == 2 && len(s.Holds("cp-1")) == 1 })
+	g.until("the book keeps its secrets", func(s book.State) bool { return len(s.Secrets) == 2 && len(s.Holds("cp-1")) == 1 })
 	if !bytes.Equal(g.logKey(), pub) {
 		t.Fatal("the log's key changed when it was kept")
 	}
@@ -74,7 +75,7 @@ func TestRotationNamesTheNodeWithoutTheKey(t *testing.T) {
 	ok(t, err)
 	before := g.order.book.View()
 	ok(t, os.WriteFile(file+".next", wrong, 0o600))
-	g.until("the node holds both", func(s controlplane.State) bool { return len(s.Holds("cp-1")) == 2 })
+	g.until("the node holds both", func(s book.State) bool { return len(s.Holds("cp-1")) == 2 })
 	rotate := func() error {
 		_, err := controlv1connect.NewKeyServiceClient(g.caller(ann), "https://"+g.addr).RotateKey(t.Context(), connect.NewRequest(&controlv1.RotateKeyRequest{RequestId: rand.Text()}))
 		return api.FromWire("test", err)
@@ -85,7 +86,7 @@ func TestRotationNamesTheNodeWithoutTheKey(t *testing.T) {
 	}
 	next, err := identity.KEKID(wrong)
 	ok(t, err)
-	submitAs(g, controlplane.HoldsKEK{Node: "cp-2", IDs: []string{before.KEK, next}})
+	submitAs(g, book.HoldsKEK{Node: "cp-2", IDs: []string{before.KEK, next}})
 	ok(t, rotate())
 	after := g.order.book.View()
 	if after.KEK != next || bytes.Equal(after.Slots[0].SealedKey, before.Slots[0].SealedKey) || after.Bundle() != before.Bundle() || !bytes.Equal(g.logKey(), pub) {
@@ -99,7 +100,7 @@ func TestRotationNamesTheNodeWithoutTheKey(t *testing.T) {
 	if len(after.Slots) != 2 {
 		t.Errorf("%d CAs, want one that issues and one that is prepared", len(after.Slots))
 	}
-	g.until("the old one is dropped", func(s controlplane.State) bool { return slices.Equal(s.Holds("cp-1"), []string{next}) })
+	g.until("the old one is dropped", func(s book.State) bool { return slices.Equal(s.Holds("cp-1"), []string{next}) })
 	m, _ := g.request(logKey(t))
 	_, err = g.enrol(m) // nonces and the CA's key are as they were
 	ok(t, err)
@@ -117,38 +118,38 @@ func (g *gate) logKey() []byte {
 // TestRotationLosesNothing: a rotation that does not seal everything anew is refused, and so is a CA that is sealed with the key
 // of before.
 func TestRotationLosesNothing(t *testing.T) {
-	o := &order{book: controlplane.NewBook()}
+	o := &order{book: book.NewBook()}
 	ca, err := identity.NewCA(domain, start, rand.Reader, time.Hour)
 	ok(t, err)
 	slots := []identity.Slot{{Stage: identity.Active, CertDER: ca.Cert.Raw, SealedKey: []byte("k")}}
-	must(t, o, controlplane.Genesis{TrustDomain: domain, Slots: slots})
+	must(t, o, book.Genesis{TrustDomain: domain, Slots: slots})
 	const one, two = "0000000000000001", "0000000000000002"
-	kept := []controlplane.Secret{{Name: "log-key", Sealed: []byte("a")}, {Name: "nonce-key", Sealed: []byte("b")}}
-	refused(t, o, fault.Invalid, controlplane.KeepSecrets{KEK: one, Secrets: []controlplane.Secret{kept[1], kept[0]}})
-	must(t, o, controlplane.KeepSecrets{KEK: one, Secrets: kept})
-	must(t, o, controlplane.KeepSecrets{KEK: two, Secrets: kept}) // of another node, later: it changes nothing
+	kept := []book.Secret{{Name: "log-key", Sealed: []byte("a")}, {Name: "nonce-key", Sealed: []byte("b")}}
+	refused(t, o, fault.Invalid, book.KeepSecrets{KEK: one, Secrets: []book.Secret{kept[1], kept[0]}})
+	must(t, o, book.KeepSecrets{KEK: one, Secrets: kept})
+	must(t, o, book.KeepSecrets{KEK: two, Secrets: kept}) // of another node, later: it changes nothing
 	if page := o.book.View(); page.KEK != one {
 		t.Fatal(page.KEK)
 	}
-	rotate := func(change func(*controlplane.RotateKEK)) controlplane.RotateKEK {
-		c := controlplane.RotateKEK{From: one, To: two, Nodes: []string{"cp-1"}, CAs: map[fleet.Digest][]byte{slots[0].ID(): []byte("k2")},
-			Secrets: []controlplane.Secret{{Name: "log-key", Sealed: []byte("a2")}, {Name: "nonce-key", Sealed: []byte("b2")}}}
+	rotate := func(change func(*book.RotateKEK)) book.RotateKEK {
+		c := book.RotateKEK{From: one, To: two, Nodes: []string{"cp-1"}, CAs: map[fleet.Digest][]byte{slots[0].ID(): []byte("k2")},
+			Secrets: []book.Secret{{Name: "log-key", Sealed: []byte("a2")}, {Name: "nonce-key", Sealed: []byte("b2")}}}
 		change(&c)
 		return c
 	}
-	whole := rotate(func(*controlplane.RotateKEK) {})
+	whole := rotate(func(*book.RotateKEK) {})
 	refused(t, o, fault.Conflict, whole)
-	must(t, o, controlplane.HoldsKEK{Node: "cp-1", IDs: []string{one, two}})
-	refused(t, o, fault.Conflict, rotate(func(c *controlplane.RotateKEK) { c.Nodes = []string{"cp-1", "cp-2"} }))
-	refused(t, o, fault.Conflict, rotate(func(c *controlplane.RotateKEK) { c.From = two }))
-	refused(t, o, fault.Invalid, rotate(func(c *controlplane.RotateKEK) { c.To = one }))
-	refused(t, o, fault.Invalid, rotate(func(c *controlplane.RotateKEK) { c.Nodes = nil }))
-	refused(t, o, fault.Unavailable, rotate(func(c *controlplane.RotateKEK) { c.CAs = nil }))
-	refused(t, o, fault.Unavailable, rotate(func(c *controlplane.RotateKEK) { c.Secrets = c.Secrets[:1] }))
+	must(t, o, book.HoldsKEK{Node: "cp-1", IDs: []string{one, two}})
+	refused(t, o, fault.Conflict, rotate(func(c *book.RotateKEK) { c.Nodes = []string{"cp-1", "cp-2"} }))
+	refused(t, o, fault.Conflict, rotate(func(c *book.RotateKEK) { c.From = two }))
+	refused(t, o, fault.Invalid, rotate(func(c *book.RotateKEK) { c.To = one }))
+	refused(t, o, fault.Invalid, rotate(func(c *book.RotateKEK) { c.Nodes = nil }))
+	refused(t, o, fault.Unavailable, rotate(func(c *book.RotateKEK) { c.CAs = nil }))
+	refused(t, o, fault.Unavailable, rotate(func(c *book.RotateKEK) { c.Secrets = c.Secrets[:1] }))
 	must(t, o, whole)
 	second, err := identity.NewCA(domain, start, rand.Reader, time.Hour)
 	ok(t, err)
-	late := controlplane.PrepareCAWith{KEK: one, PrepareCA: controlplane.PrepareCA{Cert: second.Cert.Raw, SealedKey: []byte("k")}}
+	late := book.PrepareCAWith{KEK: one, PrepareCA: book.PrepareCA{Cert: second.Cert.Raw, SealedKey: []byte("k")}}
 	refused(t, o, fault.Unavailable, late)
 	late.KEK = two
 	must(t, o, late)
@@ -158,7 +159,7 @@ func TestRotationLosesNothing(t *testing.T) {
 	var file bytes.Buffer
 	_, err = snap.WriteTo(&file)
 	ok(t, err)
-	back := controlplane.NewBook()
+	back := book.NewBook()
 	ok(t, back.Restore(&file))
 	x, _ := json.Marshal(o.book.View())
 	y, _ := json.Marshal(back.View())
@@ -205,10 +206,10 @@ func TestNoKeyIsLetGoBeforeASnapshot(t *testing.T) {
 		return controlplane.OpenCredentials(b, domain, kek)
 	}
 	file := g.kekFile(old)
-	g.until("the node said what it holds", func(s controlplane.State) bool { return len(s.Holds("cp-1")) == 1 })
+	g.until("the node said what it holds", func(s book.State) bool { return len(s.Holds("cp-1")) == 1 })
 	was := g.order.book.View().KEK
 	ok(t, os.WriteFile(file+".next", next, 0o600))
-	g.until("the node holds both", func(s controlplane.State) bool { return len(s.Holds("cp-1")) == 2 })
+	g.until("the node holds both", func(s book.State) bool { return len(s.Holds("cp-1")) == 2 })
 	ok(t, opens(old))
 	ok(t, opens(next))
 	keys := controlv1connect.NewKeyServiceClient(g.caller(ann), "https://"+g.addr)
@@ -226,7 +227,7 @@ func TestNoKeyIsLetGoBeforeASnapshot(t *testing.T) {
 		t.Fatalf("the old key is let go without a snapshot: %v, %v may need it", err, res.Msg.GetUnsettled())
 	}
 	full.Store(false)
-	g.until("the old key is let go", func(s controlplane.State) bool { return slices.Equal(s.Holds("cp-1"), []string{s.KEK}) })
+	g.until("the old key is let go", func(s book.State) bool { return slices.Equal(s.Holds("cp-1"), []string{s.KEK}) })
 	if b, err := os.ReadFile(file); err != nil || !bytes.Equal(b, next) {
 		t.Fatalf("kek_file is not the next key: %v", err)
 	}

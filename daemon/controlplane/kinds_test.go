@@ -19,7 +19,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -34,12 +34,12 @@ type later struct {
 
 func (later) Kind() string { return "later/1" }
 
-func (c later) Apply(s *controlplane.State, m ledger.Meta) (struct{}, error) {
-	_, err := controlplane.RemoveNode{Name: "cp-9", Reason: c.What}.Apply(s, m)
+func (c later) Apply(s *book.State, m ledger.Meta) (struct{}, error) {
+	_, err := book.RemoveNode{Name: "cp-9", Reason: c.What}.Apply(s, m)
 	return struct{}{}, err
 }
 
-func laterBook() *ledger.Book[controlplane.State] { return controlplane.NewBook(ledger.Learn[later]()) }
+func laterBook() *ledger.Book[book.State] { return book.NewBook(ledger.Learn[later]()) }
 
 type voting map[string][]byte
 
@@ -54,7 +54,7 @@ func (v voting) Voters() []string {
 func (v voting) About(id string) []byte { return v[id] }
 func (voting) Judge(time.Time) error    { return nil }
 
-func proposal[R any](t *testing.T, id string, c ledger.Change[controlplane.State, R]) []byte {
+func proposal[R any](t *testing.T, id string, c ledger.Change[book.State, R]) []byte {
 	t.Helper()
 	b, err := ledger.Encode(ledger.Meta{At: start, By: "test", Request: fleet.RequestID(id)}, c)
 	if err != nil {
@@ -64,8 +64,8 @@ func proposal[R any](t *testing.T, id string, c ledger.Change[controlplane.State
 }
 
 func TestTheFirstKindsAreKnown(t *testing.T) {
-	stored := controlplane.NewBook()
-	for _, k := range controlplane.FirstKinds() {
+	stored := book.NewBook()
+	for _, k := range book.FirstKinds() {
 		if !stored.Knows(k) {
 			t.Errorf("the first release knew %q, and this build does not", k)
 		}
@@ -84,8 +84,8 @@ func TestAKindIsProposedOnlyWhenEachVoterKnowsIt(t *testing.T) {
 	stored := laterBook()
 	self := fleet.PrincipalOf("acme.example", fleet.Node, "cp-3")
 	o.book = stored
-	must(t, o, controlplane.Genesis{TrustDomain: "acme.example", Slots: []identity.Slot{{Stage: identity.Active, CertDER: []byte("c"), SealedKey: []byte("k")}}})
-	if _, err := ledger.Submit(t.Context(), o, ledger.Meta{At: start, By: self, Request: "is"}, controlplane.NodeIs{Name: "cp-3", Build: "v2", Knows: []string{"later/1"}}); err != nil {
+	must(t, o, book.Genesis{TrustDomain: "acme.example", Slots: []identity.Slot{{Stage: identity.Active, CertDER: []byte("c"), SealedKey: []byte("k")}}})
+	if _, err := ledger.Submit(t.Context(), o, ledger.Meta{At: start, By: self, Request: "is"}, book.NodeIs{Name: "cp-3", Build: "v2", Knows: []string{"later/1"}}); err != nil {
 		t.Fatal(err)
 	}
 	change := proposal(t, "x", later{"x"})
@@ -101,11 +101,11 @@ func TestAKindIsProposedOnlyWhenEachVoterKnowsIt(t *testing.T) {
 		"one is away, and said so":     {change, voting{"cp-3": nil}, ""},
 		"one came back with less":      {change, voting{"cp-3": knows("v1")}, `node "cp-3" does not know`},
 		"one says what nobody reads":   {change, voting{"cp-2": []byte("{")}, "not known"},
-		"a kind of the beginning":      {proposal(t, "y", controlplane.RegisterCustomer{Name: "initech"}), voting{"cp-2": nil}, ""},
+		"a kind of the beginning":      {proposal(t, "y", book.RegisterCustomer{Name: "initech"}), voting{"cp-2": nil}, ""},
 		"a kind that is not known":     {[]byte(`{"kind":"x/1","meta":{"at":"2026-01-02T15:04:05Z","by":"t","request":"r"},"body":{}}`), voting{}, "does not know the change"},
 		"a kind with its own spelling": {[]byte(`{"kind":"lat\u0065r/1","meta":{"at":"2026-01-02T15:04:05Z","by":"t","request":"r"},"body":{"what":""}}`), voting{"cp-2": knows("v1")}, `"cp-2" does not know`},
 	} {
-		err := controlplane.Gate{Book: stored, Cluster: func() controlplane.Voting { return c.says }}.Rehearse(c.data)
+		err := book.Gate{Book: stored, Cluster: func() book.Voting { return c.says }}.Rehearse(c.data)
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
@@ -119,10 +119,10 @@ func TestAKindIsProposedOnlyWhenEachVoterKnowsIt(t *testing.T) {
 func TestAKindIsForeseen(t *testing.T) {
 	o := newBook(t)
 	o.book = laterBook()
-	must(t, o, controlplane.Genesis{TrustDomain: "acme.example", Slots: []identity.Slot{{Stage: identity.Active, CertDER: []byte("c"), SealedKey: []byte("k")}}})
+	must(t, o, book.Genesis{TrustDomain: "acme.example", Slots: []identity.Slot{{Stage: identity.Active, CertDER: []byte("c"), SealedKey: []byte("k")}}})
 	is := func(name string, kinds ...string) {
 		self := fleet.PrincipalOf("acme.example", fleet.Node, name)
-		if _, err := ledger.Submit(t.Context(), o, ledger.Meta{At: start, By: self, Request: fleet.RequestID("is-" + name)}, controlplane.NodeIs{Name: name, Build: "b-" + name, Knows: kinds}); err != nil {
+		if _, err := ledger.Submit(t.Context(), o, ledger.Meta{At: start, By: self, Request: fleet.RequestID("is-" + name)}, book.NodeIs{Name: name, Build: "b-" + name, Knows: kinds}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -138,14 +138,14 @@ func TestAKindIsForeseen(t *testing.T) {
 		"all voters know it":      {change, []string{"cp-1", "cp-2"}, ""},
 		"one does not":            {change, []string{"cp-1", "cp-2", "cp-3"}, `node "cp-3" does not know the change "later/1": upgrade it first, it runs the build "b-cp-3"`},
 		"one is not on record":    {change, []string{"cp-1", "cp-4"}, `not known whether node "cp-4" knows the change "later/1"`},
-		"a kind of the beginning": {proposal(t, "y", controlplane.RegisterCustomer{Name: "initech"}), []string{"cp-3", "cp-4"}, ""},
+		"a kind of the beginning": {proposal(t, "y", book.RegisterCustomer{Name: "initech"}), []string{"cp-3", "cp-4"}, ""},
 		"it is malformed":         {[]byte("{"), []string{"cp-3"}, ""}, // that is for the leader to say
 	} {
 		says := voting{}
 		for _, v := range c.voters {
 			says[v] = nil // it does not lead: nobody says anything to it
 		}
-		err := controlplane.Gate{Book: o.book, Cluster: func() controlplane.Voting { return says }}.Foresee(c.data)
+		err := book.Gate{Book: o.book, Cluster: func() book.Voting { return says }}.Foresee(c.data)
 		if c.want == "" && err != nil || c.want != "" && (fault.Of(err) != fault.Unavailable || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
@@ -171,13 +171,13 @@ func TestMixedBuilds(t *testing.T) {
 	}
 	m.open(0, laterBook(), "v2")
 	m.open(1, laterBook(), "v2")
-	m.open(2, controlplane.NewBook(), "v1")
+	m.open(2, book.NewBook(), "v1")
 	defer func() {
 		for i := range m.nodes {
 			m.stop(i)
 		}
 	}()
-	m.must(m.propose(0, "a", controlplane.RegisterCustomer{Name: "globex"}))
+	m.must(m.propose(0, "a", book.RegisterCustomer{Name: "globex"}))
 	for _, by := range []int{0, 1} { // one of them may lead; the older one forwards and leads as it likes
 		m.must(m.nodes[by].Change(t.Context(), raft.Change{Do: raft.Transfer, ID: m.members[by].ID}))
 		began := time.Now()
@@ -189,7 +189,7 @@ func TestMixedBuilds(t *testing.T) {
 			t.Fatalf("%v", err)
 		}
 	}
-	m.must(m.propose(2, "c", controlplane.RegisterCustomer{Name: "initech"}))
+	m.must(m.propose(2, "c", book.RegisterCustomer{Name: "initech"}))
 	m.stop(2)
 	m.open(2, laterBook(), "v2")
 	for deadline := time.Now().Add(20 * time.Second); ; {
@@ -218,7 +218,7 @@ type mixed struct {
 	dirs      [3]string
 	nodes     [3]*raft.Node
 	up        [3]atomic.Pointer[raft.Node]
-	books     [3]*ledger.Book[controlplane.State]
+	books     [3]*ledger.Book[book.State]
 }
 
 func (m *mixed) must(err error) {
@@ -241,7 +241,7 @@ func (m *mixed) source(name string) identity.Source {
 	return identity.Fixed(&tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}, identity.Pool([]*x509.Certificate{m.ca.Cert}))
 }
 
-func (m *mixed) open(i int, stored *ledger.Book[controlplane.State], build string) {
+func (m *mixed) open(i int, stored *ledger.Book[book.State], build string) {
 	m.t.Helper()
 	ln := m.listeners[i]
 	if m.listeners[i] = nil; ln == nil {
@@ -254,7 +254,7 @@ func (m *mixed) open(i int, stored *ledger.Book[controlplane.State], build strin
 	m.must(err)
 	m.books[i] = stored
 	n, err := raft.Open(raft.Config{Self: m.members[i], First: m.members, Dir: m.dirs[i], Listener: ln,
-		Machine: controlplane.Gate{Book: stored, Cluster: func() controlplane.Voting {
+		Machine: book.Gate{Book: stored, Cluster: func() book.Voting {
 			if n := m.up[i].Load(); n != nil {
 				return n
 			}
@@ -286,7 +286,7 @@ func (m *mixed) propose(i int, id string, c interface{ Kind() string }) error {
 	meta := ledger.Meta{At: time.Now().UTC(), By: "test", Request: fleet.RequestID(id)}
 	var err error
 	switch c := c.(type) {
-	case controlplane.RegisterCustomer:
+	case book.RegisterCustomer:
 		_, err = ledger.Submit(ctx, m.nodes[i], meta, c)
 	case later:
 		_, err = ledger.Submit(ctx, m.nodes[i], meta, c)

@@ -23,7 +23,7 @@ import (
 
 	"github.com/demarc-dev/demarc/configs"
 	own "github.com/demarc-dev/demarc/daemon/appliance/platform"
-	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/daemon/controlplane/platform"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -283,7 +283,7 @@ func TestRealClusterRotatesItsKeys(t *testing.T) {
 	refusedWith(t, g.proves(pod, m.GetLogKey(), nil), fault.Denied, "not pinned")
 	a, err := g.order.book.View().Appliance("eu-1")
 	ok(t, err)
-	submitAs(g, controlplane.ConfirmKeys{Name: "eu-1", Digest: fleet.DigestOf(a.Reported)})
+	submitAs(g, book.ConfirmKeys{Name: "eu-1", Digest: fleet.DigestOf(a.Reported)})
 	ok(t, g.proves(pod, m.GetLogKey(), nil))
 }
 

@@ -9,13 +9,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/identity"
 )
 
 // TestAWordAboutABundleIsTakenLater: a node that is behind keeps what an appliance said that it holds, and puts it on
 // record once its own book has that bundle. The appliance does not say it twice on one channel.
 func TestAWordAboutABundleIsTakenLater(t *testing.T) {
-	o := &alone{book: NewBook()}
+	o := &alone{book: book.NewBook()}
 	s, err := NewServer(Options{Name: "cp-1", Book: o.book, Consensus: o, KEK: make([]byte, 32), Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
@@ -28,14 +29,14 @@ func TestAWordAboutABundleIsTakenLater(t *testing.T) {
 		}
 		return ca
 	}
-	tell(t, s, Genesis{TrustDomain: innerDomain, Slots: []identity.Slot{{Stage: identity.Active, CertDER: ca().Cert.Raw, SealedKey: []byte("k")}}})
-	tell(t, s, RegisterCustomer{Name: "globex"})
-	tell(t, s, RegisterAppliance{Name: "eu-1", Customer: "globex", Expect: []byte(`{}`)})
-	tell(t, s, Enrol{Name: "eu-1", Nonce: "n", NonceTill: time.Now().Add(time.Hour), Serial: "s1", Till: time.Now().Add(time.Hour), LogKey: []byte("k")})
+	tell(t, s, book.Genesis{TrustDomain: innerDomain, Slots: []identity.Slot{{Stage: identity.Active, CertDER: ca().Cert.Raw, SealedKey: []byte("k")}}})
+	tell(t, s, book.RegisterCustomer{Name: "globex"})
+	tell(t, s, book.RegisterAppliance{Name: "eu-1", Customer: "globex", Expect: []byte(`{}`)})
+	tell(t, s, book.Enrol{Name: "eu-1", Nonce: "n", NonceTill: time.Now().Add(time.Hour), Serial: "s1", Till: time.Now().Add(time.Hour), LogKey: []byte("k")})
 	l := &live{s: s, name: "eu-1", serial: "s1", by: "test"}
 	l.busy.Store(running) // nobody writes on it
 	s.channels.open["eu-1"] = l
-	tell(t, s, Edge{Name: "eu-1", Serial: "s1", Online: true, Node: "cp-1"})
+	tell(t, s, book.Edge{Name: "eu-1", Serial: "s1", Online: true, Node: "cp-1"})
 	if err := s.holds(t.Context(), l, 2); err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +46,7 @@ func TestAWordAboutABundleIsTakenLater(t *testing.T) {
 	}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = s.Follow(t.Context(), func() {}) }()
-	tell(t, s, PrepareCA{Cert: ca().Cert.Raw, SealedKey: []byte("k")})
+	tell(t, s, book.PrepareCA{Cert: ca().Cert.Raw, SealedKey: []byte("k")})
 	for end := time.Now().Add(30 * time.Second); held() != 2; {
 		changed := s.replica.Changed()
 		if held() == 2 {
@@ -66,20 +67,20 @@ func TestRenewalsAreNoNews(t *testing.T) {
 	var n news
 	n.read(s.replica.Log())
 	upto := n.upto
-	tell(t, s, Renew{Name: "eu-1", Using: "s1", Serial: "s2", Till: time.Now().Add(time.Hour)})
-	tell(t, s, RenewBy{Renew: Renew{Name: "eu-1", Using: "s1", Serial: "s3", Till: time.Now().Add(time.Hour)}, Issuer: slot})
-	tell(t, s, NodeBundle{Name: "cp-1", Number: 1})
+	tell(t, s, book.Renew{Name: "eu-1", Using: "s1", Serial: "s2", Till: time.Now().Add(time.Hour)})
+	tell(t, s, book.RenewBy{Renew: book.Renew{Name: "eu-1", Using: "s1", Serial: "s3", Till: time.Now().Add(time.Hour)}, Issuer: slot})
+	tell(t, s, book.NodeBundle{Name: "cp-1", Number: 1})
 	if n.read(s.replica.Log()); n.upto != upto || n.seen != s.replica.Log().Size() {
 		t.Errorf("news up to %d, want %d, of %d", n.upto, upto, n.seen)
 	}
-	tell(t, s, Ban{Name: "eu-1", Reason: "lost"})
+	tell(t, s, book.Ban{Name: "eu-1", Reason: "lost"})
 	if n.read(s.replica.Log()); n.upto != s.replica.Log().Size() {
 		t.Error("a ban is no news")
 	}
 	var e struct {
 		Kind string `json:"kind"`
 	}
-	if err := json.Unmarshal(s.replica.Log().Entry(n.upto-1), &e); err != nil || e.Kind != (Ban{}).Kind() {
+	if err := json.Unmarshal(s.replica.Log().Entry(n.upto-1), &e); err != nil || e.Kind != (book.Ban{}).Kind() {
 		t.Errorf("%v, %q", err, e.Kind)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/daemon/controlplane/login"
 	"github.com/demarc-dev/demarc/daemon/controlplane/login/logintest"
 	"github.com/demarc-dev/demarc/fault"
@@ -72,7 +73,7 @@ func TestLoginGivesAnHour(t *testing.T) {
 	cert := &tls.Certificate{Certificate: [][]byte{res.GetCertificate()}, PrivateKey: key}
 	ok(t, g.adds(cert, "initech"))
 	o := g.record(res.GetName())
-	if o.Via != controlplane.ViaOIDC || o.Role != fleet.Operate || o.Claim != "ben@acme.example" || time.Until(o.CurrentTill) > time.Hour || !strings.Contains(g.last(), res.GetName()) {
+	if o.Via != book.ViaOIDC || o.Role != fleet.Operate || o.Claim != "ben@acme.example" || time.Until(o.CurrentTill) > time.Hour || !strings.Contains(g.last(), res.GetName()) {
 		t.Fatalf("%+v", o)
 	}
 	_, err = g.logsIn(m)
@@ -101,7 +102,7 @@ func TestLoginGivesAnHour(t *testing.T) {
 	if now := g.record(o.Name); now.Role != fleet.Admin {
 		t.Fatalf("%+v", now)
 	}
-	submitAs(g, controlplane.BanOperator{Name: o.Name, Reason: "left"})
+	submitAs(g, book.BanOperator{Name: o.Name, Reason: "left"})
 	shut(t, g.knock(again))
 	_, err = g.logsIn(loginRequest(t, p, newKey(t)))
 	refusedWith(t, err, fault.Denied, "is banned")
@@ -116,10 +117,10 @@ func TestNoAdminByLoginAlone(t *testing.T) {
 	_, err = g.order.book.View().Operator(res.GetName())
 	ok(t, err)
 	o := &g.order.order
-	refused(t, o, fault.Conflict, controlplane.RemoveOperator{Name: "ann"})
-	refused(t, o, fault.Conflict, controlplane.SetOperatorRole{Name: res.GetName(), Role: fleet.Viewer})
+	refused(t, o, fault.Conflict, book.RemoveOperator{Name: "ann"})
+	refused(t, o, fault.Conflict, book.SetOperatorRole{Name: res.GetName(), Role: fleet.Viewer})
 	d := fleet.DigestOf([]byte("x"))
-	refused(t, o, fault.Conflict, controlplane.LoginOperator{Name: "ann", Role: fleet.Admin, Subject: d, Token: d, TokenTill: time.Now().Add(time.Hour),
+	refused(t, o, fault.Conflict, book.LoginOperator{Name: "ann", Role: fleet.Admin, Subject: d, Token: d, TokenTill: time.Now().Add(time.Hour),
 		Serial: "1", Till: time.Now().Add(time.Hour), Issuer: g.order.book.View().Slots[0].ID()})
 	if _, err := newGate(t, 0).logsIn(loginRequest(t, p, newKey(t))); fault.Of(err) != fault.NotFound {
 		t.Fatalf("a control plane without an issuer: %v", err)
@@ -141,7 +142,7 @@ func TestABanHoldsForThePerson(t *testing.T) {
 	if n := len(g.order.book.View().Operators()); n != 2 {
 		t.Errorf("%d operators, want ann and one who logged in twice", n)
 	}
-	submitAs(g, controlplane.BanOperator{Name: first.GetName(), Reason: "left"})
+	submitAs(g, book.BanOperator{Name: first.GetName(), Reason: "left"})
 	for _, claim := range []string{"ben@acme.example", "benjamin@acme.example", "b.smith@acme.example"} {
 		p.Claims["email"] = claim
 		size := g.order.book.Log().Size()
@@ -152,7 +153,7 @@ func TestABanHoldsForThePerson(t *testing.T) {
 		}
 	}
 	d := fleet.DigestOf([]byte("another token"))
-	refused(t, &g.order.order, fault.Denied, controlplane.LoginOperator{Name: "other", Role: fleet.Admin, Subject: g.record(first.GetName()).Subject, Token: d,
+	refused(t, &g.order.order, fault.Denied, book.LoginOperator{Name: "other", Role: fleet.Admin, Subject: g.record(first.GetName()).Subject, Token: d,
 		TokenTill: time.Now().Add(time.Hour), Serial: "1", Till: time.Now().Add(time.Hour), Issuer: g.order.book.View().Slots[0].ID()}) // the law itself
 	p.Claims["sub"], p.Claims["email"] = "43", "ben@acme.example" // another person, who got the address
 	other, err := g.logsIn(loginRequest(t, p, newKey(t)))

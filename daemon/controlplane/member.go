@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -24,7 +25,7 @@ func (n *node) raftConfig(ln net.Listener) raft.Config {
 		}
 		return nil
 	}
-	cfg := raft.Config{Dir: filepath.Join(n.cfg.Dir, "raft"), Machine: Gate{Book: n.book, Cluster: n.voting}, Join: n.cfg.Join, Begin: func() error { return n.mayBegin(time.Now()) },
+	cfg := raft.Config{Dir: filepath.Join(n.cfg.Dir, "raft"), Machine: book.Gate{Book: n.book, Cluster: n.voting}, Join: n.cfg.Join, Begin: func() error { return n.mayBegin(time.Now()) },
 		Listener: ln, Logger: n.log, Registerer: n.reg.Registerer(), Peer: n.peer, About: n.server.About,
 		ServerTLS: identity.Server(n.files.ToPeers(), nodesOnly, true, raft.ProtoRaft, raft.ProtoForward),
 		ClientTLS: n.toPeer}
@@ -53,7 +54,7 @@ func (n *node) toPeer(id string) *tls.Config {
 }
 
 // voting is the cluster as the gate asks it; nil while it is not there.
-func (n *node) voting() Voting {
+func (n *node) voting() book.Voting {
 	if !n.up.Load() {
 		return nil
 	}
@@ -119,7 +120,7 @@ func (n *node) waitsFor() string {
 func (n *node) introduce(ctx context.Context, ready func()) error {
 	ready()
 	self := n.cfg.Self()
-	is := NodeIs{Name: n.cfg.Name, Raft: self.Raft, API: n.cfg.Advertise, Voter: n.cfg.Voter, Build: n.build, Knows: n.book.Kinds()}
+	is := book.NodeIs{Name: n.cfg.Name, Raft: self.Raft, API: n.cfg.Advertise, Voter: n.cfg.Voter, Build: n.build, Knows: n.book.Kinds()}
 	for wait := time.Second; ; {
 		p, _ := n.book.View().Peer(n.cfg.Name)
 		done := p.Removed || p.Raft == is.Raft && p.API == is.API && p.Voter == is.Voter && p.Build == is.Build && slices.Equal(p.Knows, is.Knows)
@@ -127,7 +128,7 @@ func (n *node) introduce(ctx context.Context, ready func()) error {
 			<-ctx.Done()
 			return nil
 		}
-		if _, err := Submit(ctx, n.server.replica, n.server.replica.Self(), "", is); err != nil {
+		if _, err := book.Submit(ctx, n.server.replica, n.server.replica.Self(), "", is); err != nil {
 			if ctx.Err() == nil {
 				n.log.Info("where this node serves is not on record yet", "err", fault.Text(err))
 			}

@@ -16,6 +16,7 @@ import (
 	"github.com/demarc-dev/demarc/api/channel"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/raft"
@@ -111,7 +112,7 @@ func (c cluster) ListMembers(ctx context.Context, _ *connect.Request[controlv1.L
 	return connect.NewResponse(out), nil
 }
 
-func (s *Server) members(all raft.Cluster, page State) []*controlv1.ClusterMember {
+func (s *Server) members(all raft.Cluster, page book.State) []*controlv1.ClusterMember {
 	var out []*controlv1.ClusterMember
 	where := s.roster()
 	for _, m := range all.Members {
@@ -122,7 +123,7 @@ func (s *Server) members(all raft.Cluster, page State) []*controlv1.ClusterMembe
 		}
 		p, known := page.Peer(m.ID)
 		w.VoterWanted, w.Build = p.Voter || m.Role == raft.Voter, p.Build
-		says := Facts{Build: p.Build, Knows: p.Knows}
+		says := book.Facts{Build: p.Build, Knows: p.Knows}
 		if m.About != nil && json.Unmarshal(m.About, &says) == nil {
 			w.Build = says.Build
 			if says.Lacks != nil {
@@ -132,7 +133,7 @@ func (s *Server) members(all raft.Cluster, page State) []*controlv1.ClusterMembe
 		}
 		if known && says.Knows != nil {
 			for _, k := range s.replica.Book.Kinds() {
-				if !slices.Contains(says.Knows, k) && !slices.Contains(FirstKinds(), k) {
+				if !slices.Contains(says.Knows, k) && !slices.Contains(book.FirstKinds(), k) {
 					w.Lacks = append(w.Lacks, k)
 				}
 			}
@@ -149,7 +150,7 @@ func (s *Server) members(all raft.Cluster, page State) []*controlv1.ClusterMembe
 
 func checkAddr(what, addr string) error {
 	host, port, err := net.SplitHostPort(addr)
-	if err != nil || host == "" || port == "" || port == "0" || len(addr) > maxText {
+	if err != nil || host == "" || port == "" || port == "0" || len(addr) > book.MaxText {
 		return fault.New("controlplane.AddMember", fault.Invalid, "%s: %q is not HOST:PORT where other nodes reach it", what, fault.Clip(addr))
 	}
 	return nil
@@ -182,7 +183,7 @@ func (c cluster) AddMember(ctx context.Context, req *connect.Request[controlv1.A
 		return nil, err
 	}
 	by, id := api.From(ctx).Principal, fleet.RequestID(r.GetRequestId())
-	if _, err := Submit(ctx, c.Server.replica, by, id, c.replica.View().addNode(AddNode{Name: r.GetName(), Raft: r.GetRaftAddress(), API: r.GetApiAddress(), Voter: !r.GetNonVoter()})); err != nil {
+	if _, err := book.Submit(ctx, c.Server.replica, by, id, c.replica.View().AddNode(book.AddNode{Name: r.GetName(), Raft: r.GetRaftAddress(), API: r.GetApiAddress(), Voter: !r.GetNonVoter()})); err != nil {
 		return nil, err
 	}
 	if err := m.Change(ctx, raft.Change{Do: raft.Add, ID: r.GetName(), Addr: r.GetRaftAddress()}); err != nil {
@@ -204,7 +205,7 @@ func (c cluster) change(ctx context.Context, do, name string) error {
 	if err := m.Change(ctx, raft.Change{Do: do, ID: name}); err != nil {
 		return err
 	}
-	_, err = Submit(ctx, c.Server.replica, api.From(ctx).Principal, "", NodeChanged{Do: do, Name: name})
+	_, err = book.Submit(ctx, c.Server.replica, api.From(ctx).Principal, "", book.NodeChanged{Do: do, Name: name})
 	return err
 }
 
@@ -249,18 +250,6 @@ func (c cluster) wanted(ctx context.Context, name string) error {
 // readyWait is how long a promotion waits for the node's word.
 const readyWait = 15 * time.Second
 
-// ReadyToVote tells whether a node said that it has the CAs and their keys on its disk, and the key that opens them.
-func (s State) ReadyToVote(name string) error {
-	const op = "controlplane.Promote"
-	if has, _ := s.nodes.Get(name); has < s.Bundle() {
-		return fault.New(op, fault.Unavailable, "node %q does not have the newest CAs on its disk yet: start it, and try again", fault.Clip(name))
-	}
-	if s.KEK != "" && !slices.Contains(s.Holds(name), s.KEK) {
-		return fault.New(op, fault.Unavailable, "node %q did not say yet that it holds the key that seals the vendor's keys: start it with that kek, and try again", fault.Clip(name))
-	}
-	return nil
-}
-
 // DemoteMember makes a voter a non-voter.
 func (c cluster) DemoteMember(ctx context.Context, req *connect.Request[controlv1.DemoteMemberRequest]) (*connect.Response[controlv1.DemoteMemberResponse], error) {
 	return connect.NewResponse(&controlv1.DemoteMemberResponse{}), c.change(ctx, raft.Demote, req.Msg.GetName())
@@ -292,7 +281,7 @@ func (c cluster) bury(ctx context.Context, id fleet.RequestID, name, reason stri
 	if len(reason) > channel.MaxSentence {
 		return fault.New("controlplane.Remove", fault.Invalid, "the reason has more than %d bytes", channel.MaxSentence)
 	}
-	_, err := Submit(ctx, c.Server.replica, api.From(ctx).Principal, id, c.replica.View().removeNode(RemoveNode{Name: name, Reason: reason}))
+	_, err := book.Submit(ctx, c.Server.replica, api.From(ctx).Principal, id, c.replica.View().RemoveNode(book.RemoveNode{Name: name, Reason: reason}))
 	return err
 }
 
@@ -329,7 +318,7 @@ func (c cluster) TransferLeadership(ctx context.Context, req *connect.Request[co
 	return connect.NewResponse(&controlv1.TransferLeadershipResponse{Leader: all.Leader}), err
 }
 
-func autopilotToWire(p Autopilot) *controlv1.Autopilot {
+func autopilotToWire(p book.Autopilot) *controlv1.Autopilot {
 	return &controlv1.Autopilot{RemoveDead: p.RemoveDead, DeadAfter: int64(p.DeadAfter / time.Second), Floor: uint32(p.Floor), PromoteStable: p.PromoteStable,
 		Stabilization: int64(p.Stabilization / time.Second), WithoutReplacement: p.WithoutReplacement}
 }
@@ -339,11 +328,11 @@ func (c cluster) SetAutopilot(ctx context.Context, req *connect.Request[controlv
 	const op = "controlplane.SetAutopilot"
 	w := req.Msg.GetAutopilot()
 	const year = 366 * 24 * 3600
-	if w == nil || w.GetDeadAfter() < 0 || w.GetDeadAfter() > year || w.GetStabilization() < 0 || w.GetStabilization() > year || w.GetFloor() > maxPeers {
-		return nil, fault.New(op, fault.Invalid, "times are of 0 seconds to a year, and the floor is at most %d voters", maxPeers)
+	if w == nil || w.GetDeadAfter() < 0 || w.GetDeadAfter() > year || w.GetStabilization() < 0 || w.GetStabilization() > year || w.GetFloor() > book.MaxPeers {
+		return nil, fault.New(op, fault.Invalid, "times are of 0 seconds to a year, and the floor is at most %d voters", book.MaxPeers)
 	}
-	p := Autopilot{RemoveDead: w.GetRemoveDead(), DeadAfter: time.Duration(w.GetDeadAfter()) * time.Second, Floor: int(w.GetFloor()), PromoteStable: w.GetPromoteStable(),
+	p := book.Autopilot{RemoveDead: w.GetRemoveDead(), DeadAfter: time.Duration(w.GetDeadAfter()) * time.Second, Floor: int(w.GetFloor()), PromoteStable: w.GetPromoteStable(),
 		Stabilization: time.Duration(w.GetStabilization()) * time.Second, WithoutReplacement: w.GetWithoutReplacement()}
-	_, err := Submit(ctx, c.Server.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), SetAutopilot{p})
+	_, err := book.Submit(ctx, c.Server.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), book.SetAutopilot{Autopilot: p})
 	return connect.NewResponse(&controlv1.SetAutopilotResponse{}), err
 }

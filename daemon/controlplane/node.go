@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+// Package controlplane is the vendor's role: one node of the replicated control plane, with its listeners for appliances, operators and
+// the other nodes. It can ask a customer's appliance for anything and make it do nothing.
 package controlplane
 
 import (
@@ -15,6 +17,7 @@ import (
 
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -25,31 +28,13 @@ import (
 	"github.com/demarc-dev/demarc/workload/artifact"
 )
 
-// NewBook makes the vendor's book with every change that this build knows, and with more: those of a later build, in tests.
-func NewBook(more ...ledger.Learned[State]) *ledger.Book[State] {
-	return ledger.NewBook(NewState(), append(more, ledger.Learn[Genesis](), ledger.Learn[RegisterCustomer](), ledger.Learn[RegisterAppliance](),
-		ledger.Learn[Enrol](), ledger.Learn[Refuse](), ledger.Learn[Renew](), ledger.Learn[Edge](), ledger.Learn[Ban](), ledger.Learn[Publish](),
-		ledger.Learn[Ask](), ledger.Learn[Countersign](), ledger.Learn[RequestOperation](), ledger.Learn[OrdersDone](), ledger.Learn[Report](), ledger.Learn[Troubles](),
-		ledger.Learn[EnrolProven](), ledger.Learn[RollKeys](), ledger.Learn[SetExpect](),
-		ledger.Learn[PrepareCA](), ledger.Learn[ActivateCA](), ledger.Learn[RetireCA](), ledger.Learn[RenewBy](), ledger.Learn[HoldsBundle](), ledger.Learn[NodeBundle](),
-		ledger.Learn[AddNode](), ledger.Learn[NodeIs](), ledger.Learn[RemoveNode](), ledger.Learn[AddAnother](), ledger.Learn[RemoveAnother](), ledger.Learn[NodeChanged](), ledger.Learn[SetAutopilot](),
-		ledger.Learn[GenesisWith](), ledger.Learn[AdoptOperator](), ledger.Learn[InviteOperator](), ledger.Learn[EnrolOperator](), ledger.Learn[RenewOperator](), ledger.Learn[OperatorUses](),
-		ledger.Learn[SetOperatorRole](), ledger.Learn[BanOperator](), ledger.Learn[RemoveOperator](),
-		ledger.Learn[KeepSecrets](), ledger.Learn[HoldsKEK](), ledger.Learn[RotateKEK](), ledger.Learn[PrepareCAWith](), ledger.Learn[LoginOperator](),
-		ledger.Learn[NodeStops](), ledger.Learn[NodeRoll](),
-		ledger.Learn[ReportKeys](), ledger.Learn[ConfirmKeys](), ledger.Learn[ForgetKeys](),
-		ledger.Learn[ledger.SetTime[State]](),
-		ledger.Learn[RecoverAdmin](), ledger.Learn[PutSecret](), ledger.Learn[ForgetSecret](), ledger.Learn[NodeLeaf](), ledger.Learn[CertifyNode](), ledger.Learn[OperatorSeen](),
-		ledger.Learn[BeginEpoch](), ledger.Learn[Meet]())...)
-}
-
 // node is one process of the control plane.
 type node struct {
 	cfg    *configs.Control
 	build  string
 	log    *slog.Logger
 	reg    *telemetry.Registry
-	book   *ledger.Book[State]
+	book   *ledger.Book[book.State]
 	raft   *raft.Node
 	server *Server
 	files  *Source
@@ -64,7 +49,7 @@ const witnessEvery = 10 * time.Second
 // in use is an error at once; the parts close them.
 func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part, error) {
 	const op = "controlplane.Parts"
-	n := &node{cfg: cfg, build: build, log: log, book: NewBook(), reg: telemetry.New(configs.RoleControl, build)}
+	n := &node{cfg: cfg, build: build, log: log, book: book.NewBook(), reg: telemetry.New(configs.RoleControl, build)}
 	keks, err := KEKFiles{cfg.KEKFile}.read()
 	if err != nil {
 		return nil, err
@@ -217,26 +202,26 @@ func (n *node) runRaft(ctx context.Context, ready func()) error {
 	return err
 }
 
-// Propose implements [Consensus].
+// Propose implements [book.Consensus].
 func (n *node) Propose(ctx context.Context, data []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	if n.Leader() != n.cfg.Name {
-		if err := (Gate{Book: n.book, Cluster: n.voting}).Foresee(data); err != nil {
+		if err := (book.Gate{Book: n.book, Cluster: n.voting}).Foresee(data); err != nil {
 			return nil, err
 		}
 	}
 	return n.raft.Propose(ctx, data)
 }
 
-// Read implements [Consensus].
+// Read implements [book.Consensus].
 func (n *node) Read(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	return n.raft.Read(ctx)
 }
 
-// Leader implements [Consensus].
+// Leader implements [book.Consensus].
 func (n *node) Leader() string {
 	id, _ := n.raft.Leader()
 	return id
@@ -309,8 +294,8 @@ func (n *node) mayBegin(now time.Time) error {
 		n.cfg.Dir, n.cfg.Genesis, made.UTC().Format(time.RFC3339))
 }
 
-func (n *node) readGenesis(op string) (GenesisWith, error) {
-	var g GenesisWith // what an older build wrote has no operator
+func (n *node) readGenesis(op string) (book.GenesisWith, error) {
+	var g book.GenesisWith // what an older build wrote has no operator
 	if n.cfg.Genesis == "" {
 		return g, fault.New(op, fault.Invalid, "the book is empty and the file names no genesis: take the one that demarc control-plane init wrote")
 	}
@@ -334,7 +319,7 @@ func (n *node) begin(ctx context.Context) error {
 	}
 	by := fleet.PrincipalOf(g.TrustDomain, fleet.Node, n.cfg.Name)
 	meta := ledger.Meta{At: n.now().UTC(), By: by, Request: "genesis"}
-	if g.Operator == (FirstOperator{}) {
+	if g.Operator == (book.FirstOperator{}) {
 		_, err = ledger.Submit(ctx, n, meta, g.Genesis)
 		return err
 	}
@@ -358,11 +343,11 @@ func meterOf(r *telemetry.Registry) Meter {
 // describe registers what Prometheus may know.
 func (n *node) describe() {
 	r := n.reg
-	var t TotalsCache
-	r.GaugeVec("demarc_appliances", "Appliances by status.", "status", []string{Registered, Enrolled, Banned}, func(status string) float64 {
-		return float64(t.of(n.book.View()).status[status])
+	var t book.TotalsCache
+	r.GaugeVec("demarc_appliances", "Appliances by status.", "status", []string{book.Registered, book.Enrolled, book.Banned}, func(status string) float64 {
+		return float64(t.Of(n.book.View()).Status[status])
 	})
-	r.Gauge("demarc_appliances_online", "Appliances with a channel to any node.", func() float64 { return float64(t.of(n.book.View()).online) })
+	r.Gauge("demarc_appliances_online", "Appliances with a channel to any node.", func() float64 { return float64(t.Of(n.book.View()).Online) })
 	r.Gauge("demarc_channels", "Channels of appliances at this node.", func() float64 { return float64(n.server.channels.count()) })
 	r.Gauge("demarc_audit_entries", "Entries of the vendor's audit log.", func() float64 { return float64(n.book.Log().Size()) })
 	r.Gauge("demarc_answers_remembered", "Answers of the last 10 minutes that the book remembers, so that a repeated request is not done twice.", func() float64 {
@@ -370,7 +355,7 @@ func (n *node) describe() {
 		return float64(count)
 	})
 	r.Gauge("demarc_artifacts_missing", "Artifacts that releases name and that this node does not have; -1 before it looked.", func() float64 { return float64(n.server.depot.missing.Load()) })
-	r.Gauge("demarc_orders_waiting", "Orders that appliances have not acknowledged.", func() float64 { return float64(t.of(n.book.View()).orders) })
+	r.Gauge("demarc_orders_waiting", "Orders that appliances have not acknowledged.", func() float64 { return float64(t.Of(n.book.View()).Orders) })
 	r.Check("raft", func(ctx context.Context) error { return n.raft.Read(ctx) })
 	r.Check("clock", func(context.Context) error { return n.raft.Clock() })
 	r.Alive("raft", func(context.Context) error { return n.raft.Failure() })

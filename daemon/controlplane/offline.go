@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -34,7 +35,7 @@ type Inventory struct {
 }
 
 // Take lists what a book holds.
-func Take(b *ledger.Book[State]) Inventory {
+func Take(b *ledger.Book[book.State]) Inventory {
 	page, log := b.Both()
 	root := log.Root()
 	return Inventory{TrustDomain: page.TrustDomain, Index: b.Index(), Customers: page.CustomerCount(), Appliances: page.ApplianceCount(),
@@ -42,8 +43,8 @@ func Take(b *ledger.Book[State]) Inventory {
 }
 
 // InspectSnapshot verifies a snapshot file and says what it holds.
-func InspectSnapshot(r io.Reader, size int64) (SnapshotHead, Inventory, error) {
-	h, stored, err := ReadSnapshot(r, size)
+func InspectSnapshot(r io.Reader, size int64) (book.SnapshotHead, Inventory, error) {
+	h, stored, err := book.ReadSnapshot(r, size)
 	if err != nil {
 		return h, Inventory{}, err
 	}
@@ -61,7 +62,7 @@ func offline(cfg *configs.Control, stored raft.Machine) raft.Offline {
 // The book begins another epoch: its number is above the one given, that of the snapshot, and that of the node's own disk.
 func RestoreSnapshot(cfg *configs.Control, r io.Reader, size int64, force bool, above uint64) (inv Inventory, aside string, err error) {
 	const op = "controlplane.RestoreSnapshot"
-	h, stored, err := ReadSnapshot(r, size)
+	h, stored, err := book.ReadSnapshot(r, size)
 	if err != nil {
 		return inv, "", err
 	}
@@ -71,7 +72,7 @@ func RestoreSnapshot(cfg *configs.Control, r io.Reader, size int64, force bool, 
 	if err := openAll(cfg, stored.View()); err != nil {
 		return inv, "", err
 	}
-	if err := begin(stored, cfg.Name, ByRestore, max(above, metBefore(cfg))); err != nil {
+	if err := begin(stored, cfg.Name, book.ByRestore, max(above, metBefore(cfg))); err != nil {
 		return inv, "", err
 	}
 	state, err := stored.Snapshot()
@@ -112,7 +113,7 @@ func forgetCredentials(cfg *configs.Control) error {
 }
 
 // openAll opens everything that is sealed in a book with the key files of a node.
-func openAll(cfg *configs.Control, page State) error {
+func openAll(cfg *configs.Control, page book.State) error {
 	const op = "controlplane.RestoreSnapshot"
 	keks, err := KEKFiles{cfg.KEKFile}.read()
 	if err != nil {
@@ -152,7 +153,7 @@ func metBefore(cfg *configs.Control) uint64 {
 // survivor is the book of the one node that goes on. The new epoch is in the snapshot that makes the node the only member: there is none
 // without the other.
 type survivor struct {
-	*ledger.Book[State]
+	*ledger.Book[book.State]
 	cfg    *configs.Control
 	above  uint64
 	failed error // of Snapshot
@@ -163,7 +164,7 @@ func (s *survivor) Snapshot() (io.WriterTo, error) {
 	if td := s.View().TrustDomain; td != s.cfg.TrustDomain {
 		s.failed = fault.New("controlplane.Recover", fault.Conflict, "the book is of the trust domain %q, the file says %q", td, s.cfg.TrustDomain)
 	} else {
-		s.failed = begin(s.Book, s.cfg.Name, ByRecover, s.above)
+		s.failed = begin(s.Book, s.cfg.Name, book.ByRecover, s.above)
 	}
 	if s.failed != nil {
 		return nil, s.failed
@@ -178,7 +179,7 @@ func Recover(cfg *configs.Control, above uint64) (Inventory, error) {
 	if _, err := os.Stat(filepath.Join(cfg.Dir, "raft", "log")); err != nil {
 		return Inventory{}, fault.Because(err, op, fault.NotFound, "%s holds no log of a node: there is nothing to recover", cfg.Dir)
 	}
-	stored := NewBook()
+	stored := book.NewBook()
 	one := &survivor{Book: stored, cfg: cfg, above: max(above, metBefore(cfg))}
 	if err := offline(cfg, one).Recover(); err != nil {
 		if one.failed != nil {

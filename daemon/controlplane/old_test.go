@@ -20,6 +20,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -42,7 +43,7 @@ func replay(t *testing.T, change ...string) *order {
 		}
 		b = bytes.ReplaceAll(b, []byte(change[i]), []byte(change[i+1]))
 	}
-	o := &order{book: controlplane.NewBook()}
+	o := &order{book: book.NewBook()}
 	for line := range bytes.Lines(b) {
 		if _, err := o.Propose(t.Context(), bytes.TrimSpace(line)); err != nil {
 			t.Fatalf("%s: %v", line, err)
@@ -59,7 +60,7 @@ func TestOldLogAndSnapshotLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	restored := controlplane.NewBook()
+	restored := book.NewBook()
 	if err := restored.Restore(f); err != nil {
 		t.Fatal(err)
 	}
@@ -83,10 +84,10 @@ func TestOldLogAndSnapshotLoad(t *testing.T) {
 	if page.Bundle() != 1 || len(page.Slots) != 1 {
 		t.Errorf("bundle %d of %d CAs, want the first", page.Bundle(), len(page.Slots))
 	}
-	for name, want := range map[fleet.ApplianceID]controlplane.Appliance{
-		"eu-1": {Status: controlplane.Enrolled, Current: "serial-of-eu-1"},
-		"eu-2": {Status: controlplane.Enrolled, Current: "serial-of-eu-2", Next: "next-of-eu-2"},
-		"eu-3": {Status: controlplane.Registered},
+	for name, want := range map[fleet.ApplianceID]book.Appliance{
+		"eu-1": {Status: book.Enrolled, Current: "serial-of-eu-1"},
+		"eu-2": {Status: book.Enrolled, Current: "serial-of-eu-2", Next: "next-of-eu-2"},
+		"eu-3": {Status: book.Registered},
 	} {
 		a, err := page.Appliance(name)
 		if err != nil {
@@ -154,7 +155,7 @@ func TestOldApplianceRenews(t *testing.T) {
 		if name == "eu-2" {
 			break // it does not use it: its old certificate stays the current one
 		}
-		must(t, o, controlplane.Edge{Name: "eu-1", Serial: a.Next, Online: true, Node: "cp-1", Route: "https"})
+		must(t, o, book.Edge{Name: "eu-1", Serial: a.Next, Online: true, Node: "cp-1", Route: "https"})
 		if a, _ = o.book.View().Appliance("eu-1"); a.CurrentIssuer != issuer {
 			t.Fatalf("%+v", a)
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/demarc-dev/demarc/api/channel"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -30,8 +31,8 @@ func (s *Server) InviteOperator(ctx context.Context, req *connect.Request[contro
 		return nil, fault.New(op, fault.Invalid, "an invitation that is good for %d seconds: use more than none and at most %s", valid, identity.MaxInviteLife)
 	}
 	till := s.replica.Now().UTC().Truncate(time.Second).Add(time.Duration(valid) * time.Second)
-	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
-		InviteOperator{Name: m.GetName(), Role: fleet.Rank(m.GetRole()), Verifier: fleet.DigestOf(m.GetVerifier()), Till: till})
+	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
+		book.InviteOperator{Name: m.GetName(), Role: fleet.Rank(m.GetRole()), Verifier: fleet.DigestOf(m.GetVerifier()), Till: till})
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +48,7 @@ func (s *Server) ListOperators(ctx context.Context, _ *connect.Request[controlv1
 	for _, o := range s.replica.View().Operators() {
 		r := &controlv1.OperatorRecord{Name: o.Name, Role: string(o.Role), Status: o.Status, Via: o.Via, SinceUnix: o.Since.Unix(), By: string(o.By),
 			Serial: string(o.Current), ExpiresUnix: unix(o.CurrentTill), NextSerial: string(o.Next), Reason: o.Reason}
-		if o.Invitation != nil && o.Status == Invited {
+		if o.Invitation != nil && o.Status == book.Invited {
 			r.InvitationExpiresUnix = o.Invitation.Till.Unix()
 		}
 		out.Operators = append(out.Operators, r)
@@ -70,7 +71,7 @@ func (s *Server) GetDoor(context.Context, *connect.Request[controlv1.GetDoorRequ
 // SetOperatorRole changes what an operator may do, from its next call on.
 func (s *Server) SetOperatorRole(ctx context.Context, req *connect.Request[controlv1.SetOperatorRoleRequest]) (*connect.Response[controlv1.SetOperatorRoleResponse], error) {
 	m := req.Msg
-	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), SetOperatorRole{Name: m.GetName(), Role: fleet.Rank(m.GetRole())})
+	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), book.SetOperatorRole{Name: m.GetName(), Role: fleet.Rank(m.GetRole())})
 	return connect.NewResponse(&controlv1.SetOperatorRoleResponse{}), err
 }
 
@@ -80,14 +81,14 @@ func (s *Server) BanOperator(ctx context.Context, req *connect.Request[controlv1
 	if len(m.GetReason()) > channel.MaxSentence {
 		return nil, fault.New("controlplane.BanOperator", fault.Invalid, "the reason has more than %d bytes", channel.MaxSentence)
 	}
-	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), BanOperator{Name: m.GetName(), Reason: m.GetReason()})
+	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), book.BanOperator{Name: m.GetName(), Reason: m.GetReason()})
 	return connect.NewResponse(&controlv1.BanOperatorResponse{}), err
 }
 
 // RemoveOperator forgets an operator and withdraws its invitation.
 func (s *Server) RemoveOperator(ctx context.Context, req *connect.Request[controlv1.RemoveOperatorRequest]) (*connect.Response[controlv1.RemoveOperatorResponse], error) {
 	m := req.Msg
-	_, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), RemoveOperator{Name: m.GetName()})
+	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), book.RemoveOperator{Name: m.GetName()})
 	return connect.NewResponse(&controlv1.RemoveOperatorResponse{}), err
 }
 
@@ -99,12 +100,12 @@ func (s *Server) RenewOperator(ctx context.Context, req *connect.Request[control
 	if !ok {
 		return nil, fault.New("controlplane.RenewOperator", fault.Denied, "the caller has no name")
 	}
-	cert, _, err := certify(ctx, s, req.Msg.GetCsr(), fleet.Operator, name, s.LeafLife, func(is issued) ledger.Change[State, Nothing] {
-		return RenewOperator{Name: name, Using: who.Serial, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer}
+	cert, _, err := certify(ctx, s, req.Msg.GetCsr(), fleet.Operator, name, s.LeafLife, func(is issued) ledger.Change[book.State, book.Nothing] {
+		return book.RenewOperator{Name: name, Using: who.Serial, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer}
 	})
 	if err != nil {
 		if isRefusal(err) {
-			s.onRecord(ctx, who.Principal, Refuse{What: "operator.renew", Name: fault.Clip(name), Fault: fault.Of(err), Reason: fault.Text(err)})
+			s.onRecord(ctx, who.Principal, book.Refuse{What: "operator.renew", Name: fault.Clip(name), Fault: fault.Of(err), Reason: fault.Text(err)})
 		}
 		return nil, err
 	}
@@ -139,11 +140,11 @@ func (b operatorBootstrap) accept(ctx context.Context, m *controlv1.AcceptInvita
 	}
 	verifier := fleet.DigestOf(m.GetVerifier())
 	o, _ := page.FindOperator(m.GetName())
-	if err := o.takes(verifier, key, b.replica.Now()); err != nil { // nothing is signed for one who holds no invitation
+	if err := o.Takes(verifier, key, b.replica.Now()); err != nil { // nothing is signed for one who holds no invitation
 		return nil, err
 	}
-	cert, rank, err := certify(ctx, b.Server, m.GetCsr(), fleet.Operator, o.Name, b.LeafLife, func(is issued) ledger.Change[State, fleet.Rank] {
-		return EnrolOperator{Name: o.Name, Verifier: verifier, Key: key, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer, Bundle: m.GetBundleHeld()}
+	cert, rank, err := certify(ctx, b.Server, m.GetCsr(), fleet.Operator, o.Name, b.LeafLife, func(is issued) ledger.Change[book.State, fleet.Rank] {
+		return book.EnrolOperator{Name: o.Name, Verifier: verifier, Key: key, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer, Bundle: m.GetBundleHeld()}
 	})
 	if err != nil {
 		return nil, err

@@ -23,7 +23,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
-	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -127,7 +127,7 @@ func (g *gate) joins(by *tls.Certificate, name string, role fleet.Rank) *tls.Cer
 	return &tls.Certificate{Certificate: [][]byte{res.GetCertificate()}, PrivateKey: key}
 }
 
-func (g *gate) record(name string) controlplane.Operator {
+func (g *gate) record(name string) book.Operator {
 	g.t.Helper()
 	o, err := g.order.book.View().Operator(name)
 	ok(g.t, err)
@@ -150,7 +150,7 @@ func TestOperatorOfAnOlderBookIsAdopted(t *testing.T) {
 		t.Fatalf("%d operators after a handshake", n)
 	}
 	ok(t, g.adds(ann, "initech"))
-	if o := g.record("ann"); o.Role != fleet.Admin || o.Via != controlplane.ViaAdopted || o.Current != identity.SerialOf(ann.Leaf) || o.CurrentIssuer != fleet.DigestOf(g.ca.Cert.Raw) {
+	if o := g.record("ann"); o.Role != fleet.Admin || o.Via != book.ViaAdopted || o.Current != identity.SerialOf(ann.Leaf) || o.CurrentIssuer != fleet.DigestOf(g.ca.Cert.Raw) {
 		t.Fatalf("%+v", o)
 	}
 	shut(t, g.knock(g.operator("ben"))) // genuine, of the same CA, and not on record
@@ -233,7 +233,7 @@ func TestEnemyHoldsNoInvitation(t *testing.T) {
 			}
 		})
 	}
-	if o := g.record("ben"); o.Status != controlplane.Invited || o.Current != "" {
+	if o := g.record("ben"); o.Status != book.Invited || o.Current != "" {
 		t.Fatalf("%+v", o)
 	}
 	if _, err := g.accept(&controlv1.AcceptInvitationRequest{Name: "ben", Csr: make([]byte, 40<<10)}); err == nil {
@@ -456,7 +456,7 @@ func TestRetiringACANamesItsOperators(t *testing.T) {
 	old := fleet.DigestOf(g.ca.Cert.Raw)
 	res, err := g.control(ann).PrepareAuthority(t.Context(), connect.NewRequest(&controlv1.PrepareAuthorityRequest{}))
 	ok(t, err)
-	submitAs(g, controlplane.ActivateCA{ID: fleet.Digest(res.Msg.GetId()), Without: []string{"ann", "ben"}})
+	submitAs(g, book.ActivateCA{ID: fleet.Digest(res.Msg.GetId()), Without: []string{"ann", "ben"}})
 	pool, err := identity.Bundle(g.order.book.View().Slots)
 	ok(t, err)
 	g.own.pool.Store(pool)

@@ -16,6 +16,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	managementv1 "github.com/demarc-dev/demarc/api/management/v1"
 	"github.com/demarc-dev/demarc/api/management/v1/managementv1connect"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 )
 
@@ -120,11 +121,11 @@ func (n *node) report() *managementv1.ReportRequest {
 	page := n.book.View()
 	for _, a := range page.Appliances() {
 		switch a.Status {
-		case Registered:
+		case book.Registered:
 			out.AppliancesRegistered++
-		case Enrolled:
+		case book.Enrolled:
 			out.AppliancesEnrolled++
-		case Banned:
+		case book.Banned:
 			out.AppliancesBanned++
 		}
 		if page.Here(a) {

@@ -34,7 +34,7 @@ import (
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/configs"
 	own "github.com/demarc-dev/demarc/daemon/appliance/platform"
-	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/daemon/controlplane/platform"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
@@ -173,7 +173,7 @@ func (g *gate) expects(e identity.Expect) {
 	ok(g.t, e.Check())
 	b, err := json.Marshal(e)
 	ok(g.t, err)
-	submitAs(g, controlplane.SetExpect{Name: "eu-1", Expect: b})
+	submitAs(g, book.SetExpect{Name: "eu-1", Expect: b})
 }
 
 // proves enrols with what the appliance's own code obtains from its platform.
@@ -227,7 +227,7 @@ func TestAWSProvesByEnvironment(t *testing.T) {
 	ok(t, g.proves(awsProof, nil, nil))
 	a, err := g.order.book.View().Appliance("eu-1")
 	ok(t, err)
-	if a.Status != controlplane.Enrolled || a.UID != "AROAEXAMPLE0123456789" {
+	if a.Status != book.Enrolled || a.UID != "AROAEXAMPLE0123456789" {
 		t.Fatalf("%+v", a)
 	}
 	if n := s.count(); n != 1 {
@@ -327,7 +327,7 @@ func TestAWSRefuses(t *testing.T) {
 			}
 		})
 	}
-	if a, _ := g.order.book.View().Appliance("eu-1"); a.Status == controlplane.Enrolled {
+	if a, _ := g.order.book.View().Appliance("eu-1"); a.Status == book.Enrolled {
 		t.Fatal("enrolled")
 	}
 }

@@ -9,77 +9,18 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
 
 	"connectrpc.com/connect"
 
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/seal"
 )
-
-// RecoverAdmin makes an admin of somebody who proved to hold the key-encryption key and the sealed keys of a node. It is the
-// way back where every admin's certificate has run out or is lost.
-type RecoverAdmin struct {
-	Name      string       `json:"name"`
-	Node      string       `json:"node"` // whose files were used
-	Nonce     string       `json:"nonce"`
-	NonceTill time.Time    `json:"nonce_till"`
-	Key       fleet.Digest `json:"key"` // of the public key in the certificate
-	Serial    fleet.Serial `json:"serial"`
-	Till      time.Time    `json:"till"`
-	Issuer    fleet.Digest `json:"issuer"`
-	Bundle    uint64       `json:"bundle,omitempty"` // that it verified before it asked
-}
-
-// Kind names the change in the log.
-func (RecoverAdmin) Kind() string { return "operator.recover/1" }
-
-// Apply takes each nonce once. Certificates that an operator of this name had pass no more. A ban stands: one who was banned is
-// not let in by the name that was banned.
-func (c RecoverAdmin) Apply(s *State, m ledger.Meta) (Nothing, error) {
-	const op = "operator.recover"
-	if err := s.issues(op, c.Issuer); err != nil {
-		return Nothing{}, err
-	}
-	if err := c.Key.Check(); err != nil {
-		return Nothing{}, err
-	}
-	first := FirstOperator{Name: c.Name, Serial: c.Serial, Till: c.Till, Issuer: c.Issuer}
-	if err := first.check(op); err != nil {
-		return Nothing{}, err
-	}
-	if err := fleet.CheckName("node", c.Node); err != nil {
-		return Nothing{}, err
-	}
-	if err := s.takesAdmin(op, c.Name); err != nil {
-		return Nothing{}, err
-	}
-	if err := s.spend(op, "recovery", c.Nonce, c.NonceTill, m.At); err != nil {
-		return Nothing{}, err
-	}
-	o := first.record(ViaRecovery, m)
-	o.Bundle = min(c.Bundle, s.Bundle())
-	s.operators = s.operators.Set(c.Name, o)
-	return Nothing{}, nil
-}
-
-// takesAdmin tells whether a name may become that of an admin by recovery.
-func (s State) takesAdmin(op, name string) error {
-	switch o, known := s.operators.Get(name); {
-	case known && o.Status == BannedOperator:
-		return fault.New(op, fault.Conflict, "operator %q is banned: choose another name", name)
-	case known && o.Via == ViaOIDC:
-		return fault.New(op, fault.Conflict, "operator %q is one who logs in: choose another name", name)
-	case !known && s.operators.Len() >= MaxOperators:
-		return fault.New(op, fault.Conflict, "the book has %d operators: choose the name of one of them", MaxOperators)
-	}
-	return nil
-}
 
 // recoveryKey is the key that proves a recovery at this moment.
 func (s *Server) recoveryKey() (ed25519.PrivateKey, error) {
@@ -94,7 +35,7 @@ func (s *Server) recoveryKey() (ed25519.PrivateKey, error) {
 	return identity.RecoveryKey(log.Seed(), k.key)
 }
 
-// RecoverAdmin implements the way back of [RecoverAdmin]. Each refusal is on record with the reason that the caller is told.
+// RecoverAdmin implements the way back of [book.RecoverAdmin]. Each refusal is on record with the reason that the caller is told.
 func (b operatorBootstrap) RecoverAdmin(ctx context.Context, req *connect.Request[controlv1.RecoverAdminRequest]) (*connect.Response[controlv1.RecoverAdminResponse], error) {
 	return answer(ctx, b.Server, req, "operator.recover", named(b.recover))
 }
@@ -121,15 +62,15 @@ func (b operatorBootstrap) recover(ctx context.Context, m *controlv1.RecoverAdmi
 	if err := what.Check(proof.Public().(ed25519.PublicKey), m.GetProof()); err != nil {
 		return nil, err
 	}
-	if err := page.takesAdmin(op, m.GetName()); err != nil { // nothing is signed for a name that is refused
+	if err := page.TakesAdmin(op, m.GetName()); err != nil { // nothing is signed for a name that is refused
 		return nil, err
 	}
 	key, _, err := keyOf(op, m.GetCsr())
 	if err != nil {
 		return nil, err
 	}
-	cert, _, err := certify(ctx, b.Server, m.GetCsr(), fleet.Operator, m.GetName(), b.LeafLife, func(is issued) ledger.Change[State, Nothing] {
-		return RecoverAdmin{Name: m.GetName(), Node: m.GetNode(), Nonce: m.GetNonce(), NonceTill: till, Key: key, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer,
+	cert, _, err := certify(ctx, b.Server, m.GetCsr(), fleet.Operator, m.GetName(), b.LeafLife, func(is issued) ledger.Change[book.State, book.Nothing] {
+		return book.RecoverAdmin{Name: m.GetName(), Node: m.GetNode(), Nonce: m.GetNonce(), NonceTill: till, Key: key, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer,
 			Bundle: m.GetBundleHeld()}
 	})
 	if err != nil {

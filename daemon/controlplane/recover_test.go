@@ -19,6 +19,7 @@ import (
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -28,7 +29,7 @@ import (
 func (g *gate) seed(kek []byte) []byte {
 	g.t.Helper()
 	for _, one := range g.order.book.View().Secrets {
-		if one.Name == controlplane.SecretLogKey {
+		if one.Name == book.SecretLogKey {
 			seed, err := identity.OpenSecret(one.Name, one.Sealed, kek)
 			ok(g.t, err)
 			return seed
@@ -70,7 +71,7 @@ func TestEnemyRecoversNoAdmin(t *testing.T) {
 	_, err := g.operators(ann).BanOperator(t.Context(), connect.NewRequest(&controlv1.BanOperatorRequest{RequestId: rand.Text(), Name: "ben"}))
 	ok(t, err)
 	file := g.kekFile(kek)
-	g.until("the book keeps its secrets", func(s controlplane.State) bool { return len(s.Secrets) == 2 && len(s.Holds("cp-1")) == 1 })
+	g.until("the book keeps its secrets", func(s book.State) bool { return len(s.Secrets) == 2 && len(s.Holds("cp-1")) == 1 })
 	seed := g.seed(kek)
 	good := func() *controlv1.RecoverAdminRequest { return g.recovery("cat", seed, kek, newKey(t)) }
 	for name, c := range map[string]struct {
@@ -116,7 +117,7 @@ func TestEnemyRecoversNoAdmin(t *testing.T) {
 	// The kek is rotated: what was copied before, the old kek included, is of no use.
 	next := bytes.Repeat([]byte{9}, 32)
 	ok(t, os.WriteFile(file+".next", next, 0o600))
-	g.until("the node holds both", func(s controlplane.State) bool { return len(s.Holds("cp-1")) == 2 })
+	g.until("the node holds both", func(s book.State) bool { return len(s.Holds("cp-1")) == 2 })
 	_, err = controlv1connect.NewKeyServiceClient(g.caller(ann), "https://"+g.addr).RotateKey(t.Context(), connect.NewRequest(&controlv1.RotateKeyRequest{RequestId: rand.Text()}))
 	ok(t, err)
 	_, err = g.recovers(g.recovery("dan", seed, kek, newKey(t)))
@@ -136,7 +137,7 @@ func TestAnAdminIsRecovered(t *testing.T) {
 	ann := g.operator("ann")
 	ok(t, g.status(ann))
 	g.kekFile(kek)
-	g.until("the book keeps its secrets", func(s controlplane.State) bool { return len(s.Secrets) == 2 })
+	g.until("the book keeps its secrets", func(s book.State) bool { return len(s.Secrets) == 2 })
 	key := newKey(t)
 	res, err := g.recovers(g.recovery("ann", g.seed(kek), kek, key))
 	ok(t, err)
@@ -149,7 +150,7 @@ func TestAnAdminIsRecovered(t *testing.T) {
 	if err := g.knock(ann); err == nil {
 		t.Fatal("the lost certificate passes")
 	}
-	if r := g.record("ann"); r.Via != controlplane.ViaRecovery || r.Role != fleet.Admin || r.CurrentTill.Before(time.Now()) {
+	if r := g.record("ann"); r.Via != book.ViaRecovery || r.Role != fleet.Admin || r.CurrentTill.Before(time.Now()) {
 		t.Fatalf("%+v", r)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/demarc-dev/demarc/api"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 )
@@ -89,11 +90,11 @@ func (s *Server) refused(ctx context.Context, w api.Who, procedure string) {
 	if w.Rank != "" {
 		reason = fmt.Sprintf("it needs the role %s, and the caller's is %s", api.Least(procedure), w.Rank)
 	}
-	s.putOnRecord(ctx, w.Principal, Refuse{What: procedure, Name: string(w.Principal), Fault: fault.Denied, Reason: reason}, left)
+	s.putOnRecord(ctx, w.Principal, book.Refuse{What: procedure, Name: string(w.Principal), Fault: fault.Denied, Reason: reason}, left)
 }
 
 // onRecord puts on record that a caller with a name was refused.
-func (s *Server) onRecord(ctx context.Context, by fleet.Principal, r Refuse) {
+func (s *Server) onRecord(ctx context.Context, by fleet.Principal, r book.Refuse) {
 	if now, left := s.unlessTooMany(ofCaller(by)); now {
 		s.putOnRecord(ctx, by, r, left)
 	}
@@ -111,18 +112,18 @@ func (s *Server) strangerRefused(ctx context.Context, what, name string, err err
 		return
 	}
 	if now, left := s.unlessTooMany(atBootstrap); now {
-		s.putOnRecord(ctx, s.replica.Self(), Refuse{What: what, Name: fault.Clip(name), Fault: fault.Of(err), Reason: fault.Text(err)}, left)
+		s.putOnRecord(ctx, s.replica.Self(), book.Refuse{What: what, Name: fault.Clip(name), Fault: fault.Of(err), Reason: fault.Text(err)}, left)
 	}
 }
 
 // putOnRecord submits a refusal. That it can't be recorded is logged: the refusal itself stands.
-func (s *Server) putOnRecord(ctx context.Context, by fleet.Principal, r Refuse, left int) {
+func (s *Server) putOnRecord(ctx context.Context, by fleet.Principal, r book.Refuse, left int) {
 	if left > 0 {
 		r.Reason += fmt.Sprintf(" (and %d refusals before this one that were not recorded)", left)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	if _, err := Submit(ctx, s.replica, by, "", r); err != nil {
+	if _, err := book.Submit(ctx, s.replica, by, "", r); err != nil {
 		s.log.Error("a refusal is not on record", "what", r.What, "reason", r.Reason, "error", err)
 	}
 }

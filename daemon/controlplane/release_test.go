@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/ledger"
@@ -40,7 +40,7 @@ type taped struct {
 	lines [][]byte
 }
 
-func record[R any](t *testing.T, l *taped, by fleet.Principal, c ledger.Change[controlplane.State, R]) {
+func record[R any](t *testing.T, l *taped, by fleet.Principal, c ledger.Change[book.State, R]) {
 	t.Helper()
 	data, err := ledger.Encode(ledger.Meta{At: start.Add(time.Duration(l.n) * time.Second), By: by, Request: fleet.RequestID(fmt.Sprint(l.n))}, c)
 	if err != nil {
@@ -59,23 +59,23 @@ func (l *taped) line(t *testing.T, data []byte) {
 
 // history makes some of each: what is accepted, what is refused, and each kind that this build knows at least once.
 func history(t *testing.T) *taped {
-	l := &taped{order: order{book: controlplane.NewBook()}}
+	l := &taped{order: order{book: book.NewBook()}}
 	ann, node := fleet.PrincipalOf("acme.example", fleet.Operator, "ann"), fleet.PrincipalOf("acme.example", fleet.Node, "cp-1")
-	record(t, l, node, controlplane.Genesis{TrustDomain: "acme.example", Slots: []identity.Slot{{Stage: identity.Active, CertDER: []byte("certificate"), SealedKey: []byte("sealed")}}})
-	record(t, l, ann, controlplane.RegisterCustomer{Name: "globex"})
+	record(t, l, node, book.Genesis{TrustDomain: "acme.example", Slots: []identity.Slot{{Stage: identity.Active, CertDER: []byte("certificate"), SealedKey: []byte("sealed")}}})
+	record(t, l, ann, book.RegisterCustomer{Name: "globex"})
 	for _, name := range []fleet.ApplianceID{"eu-1", "eu-2"} {
-		record(t, l, ann, controlplane.RegisterAppliance{Name: name, Customer: "globex", Expect: json.RawMessage(`{}`)})
+		record(t, l, ann, book.RegisterAppliance{Name: name, Customer: "globex", Expect: json.RawMessage(`{}`)})
 	}
 	record(t, l, ann, enrol("n1", "serial-1", "key"))
 	record(t, l, ann, enrol("n1", "serial-2", "key")) // refused: the nonce is spent
-	record(t, l, node, controlplane.Edge{Name: "eu-1", Serial: "serial-1", Online: true, Node: "cp-1", Route: "https"})
-	record(t, l, node, controlplane.NodeIs{Name: "cp-1", Raft: "10.0.0.1:1", API: "10.0.0.1:2", Voter: true, Build: "v1", Knows: []string{"later/1"}})
-	record(t, l, ann, controlplane.AddNode{Name: "cp-4", Raft: "10.0.0.4:1", API: "10.0.0.4:2", Voter: true})
-	record(t, l, ann, controlplane.NodeChanged{Do: "promote", Name: "cp-4"})
-	record(t, l, ann, controlplane.RemoveNode{Name: "cp-4", Reason: "the machine is gone"})
-	record(t, l, ann, controlplane.AddNode{Name: "cp-4", Raft: "10.0.0.4:1", API: "10.0.0.4:2"}) // refused
-	record(t, l, ann, controlplane.SetAutopilot{Autopilot: controlplane.Autopilot{RemoveDead: true, DeadAfter: time.Hour}})
-	record(t, l, ann, controlplane.Ban{Name: "eu-2", Reason: "lost"})
+	record(t, l, node, book.Edge{Name: "eu-1", Serial: "serial-1", Online: true, Node: "cp-1", Route: "https"})
+	record(t, l, node, book.NodeIs{Name: "cp-1", Raft: "10.0.0.1:1", API: "10.0.0.1:2", Voter: true, Build: "v1", Knows: []string{"later/1"}})
+	record(t, l, ann, book.AddNode{Name: "cp-4", Raft: "10.0.0.4:1", API: "10.0.0.4:2", Voter: true})
+	record(t, l, ann, book.NodeChanged{Do: "promote", Name: "cp-4"})
+	record(t, l, ann, book.RemoveNode{Name: "cp-4", Reason: "the machine is gone"})
+	record(t, l, ann, book.AddNode{Name: "cp-4", Raft: "10.0.0.4:1", API: "10.0.0.4:2"}) // refused
+	record(t, l, ann, book.SetAutopilot{Autopilot: book.Autopilot{RemoveDead: true, DeadAfter: time.Hour}})
+	record(t, l, ann, book.Ban{Name: "eu-2", Reason: "lost"})
 	for _, kind := range l.book.Kinds() {
 		if !strings.HasPrefix(kind, "genesis/") {
 			l.line(t, fmt.Appendf(nil, `{"kind":%q,"meta":{"at":%q,"by":%q,"request":%q},"body":{}}`, kind, start.Add(time.Hour).Format(time.RFC3339Nano), ann, "bare "+kind))
@@ -125,7 +125,7 @@ func TestAnOldLogReplaysToItsRoot(t *testing.T) {
 		return b
 	}
 	for _, n := range releases(t) {
-		replayed, restored := &order{book: controlplane.NewBook()}, controlplane.NewBook()
+		replayed, restored := &order{book: book.NewBook()}, book.NewBook()
 		log := read("log-" + n + ".jsonl")
 		for line := range bytes.Lines(log) {
 			if _, err := replayed.Propose(t.Context(), bytes.TrimSpace(line)); err != nil {
@@ -136,7 +136,7 @@ func TestAnOldLogReplaysToItsRoot(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := strings.TrimSpace(string(read("root-" + n)))
-		for what, book := range map[string]*ledger.Book[controlplane.State]{"log": replayed.book, "snapshot": restored} {
+		for what, book := range map[string]*ledger.Book[book.State]{"log": replayed.book, "snapshot": restored} {
 			if root := book.Log().Root(); hex.EncodeToString(root[:]) != want {
 				t.Errorf("release %s: the audit log of the %s has the root %x, want %s", n, what, root, want)
 			}
@@ -152,7 +152,7 @@ func TestAnOldLogReplaysToItsRoot(t *testing.T) {
 		if !bytes.Equal(one, two) {
 			t.Errorf("release %s: the log gives\n%s\nand the snapshot\n%s", n, one, two)
 		}
-		for _, kind := range controlplane.FirstKinds() {
+		for _, kind := range book.FirstKinds() {
 			if !strings.HasPrefix(kind, "genesis/2") && !bytes.Contains(log, []byte(`{"kind":"`+kind+`"`)) {
 				t.Errorf("the log of release %s has no %s", n, kind)
 			}

@@ -21,7 +21,7 @@ import (
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
-	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -119,7 +119,7 @@ func pinned(t *testing.T) (g *gate, r ring, cert *tls.Certificate, log []byte) {
 	return g, r, &tls.Certificate{Certificate: [][]byte{res.GetCertificate()}, PrivateKey: key}, m.GetLogKey()
 }
 
-func (g *gate) eu1() controlplane.Appliance {
+func (g *gate) eu1() book.Appliance {
 	g.t.Helper()
 	a, err := g.order.book.View().Appliance("eu-1")
 	ok(g.t, err)
@@ -151,7 +151,7 @@ func TestRollKeys(t *testing.T) {
 	if n := g.order.book.Log().Size(); n != size {
 		t.Errorf("the same keys again made %d entries", n-size)
 	}
-	submitAs(g, controlplane.ForgetKeys{Name: "eu-1"})
+	submitAs(g, book.ForgetKeys{Name: "eu-1"})
 	refusedWith(t, g.enrols(r, "two", log), fault.Denied, "not pinned")
 	ok(t, g.enrols(r, "one", log))
 }
@@ -183,7 +183,7 @@ func TestRollKeysRefuses(t *testing.T) {
 	if _, err := g.rolls(cert, jwks, good, nonce); err != nil {
 		t.Fatal(err)
 	}
-	submitAs(g, controlplane.ForgetKeys{Name: "eu-1"})
+	submitAs(g, book.ForgetKeys{Name: "eu-1"})
 	refused(good, nonce, jwks, fault.Denied, "used before")
 }
 
@@ -199,14 +199,14 @@ func TestThiefOfACertificatePlantsNoKeys(t *testing.T) {
 		refusedWith(t, g.enrols(thief, ids[0], log), fault.Denied, "pinned")
 		ok(t, g.enrols(r, "one", log))
 	}
-	submitAs(g, controlplane.Edge{Name: "eu-1", Serial: g.eu1().Next, Online: true, Node: "cp-1"}) // the appliance moves on; the thief's copy is out
+	submitAs(g, book.Edge{Name: "eu-1", Serial: g.eu1().Next, Online: true, Node: "cp-1"}) // the appliance moves on; the thief's copy is out
 	if _, err := g.tells(cert, thief, "evil", "evil"); err == nil {
 		t.Error("a certificate that is no longer the current one may tell keys")
 	}
 	if len(g.eu1().Reported) == 0 {
 		t.Fatal("nothing waits")
 	}
-	submitAs(g, controlplane.Ban{Name: "eu-1", Reason: "stolen"})
+	submitAs(g, book.Ban{Name: "eu-1", Reason: "stolen"})
 	if a := g.eu1(); len(a.Reported) > 0 || len(a.Rolled) > 0 {
 		t.Error("a ban leaves the thief's keys")
 	}

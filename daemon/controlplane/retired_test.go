@@ -20,6 +20,7 @@ import (
 	"github.com/demarc-dev/demarc/api/channel"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -70,7 +71,7 @@ func (g *gate) turnCA(by *tls.Certificate) {
 	res, err := g.control(by).PrepareAuthority(g.t.Context(), connect.NewRequest(&controlv1.PrepareAuthorityRequest{}))
 	ok(g.t, err)
 	g.trusts()
-	c := controlplane.ActivateCA{ID: fleet.Digest(res.Msg.GetId())}
+	c := book.ActivateCA{ID: fleet.Digest(res.Msg.GetId())}
 	for _, o := range g.order.book.View().Operators() {
 		c.Without = append(c.Without, o.Name)
 	}
@@ -154,7 +155,7 @@ func TestACompromisedCAEndsWhatIsOpen(t *testing.T) {
 	ok(t, g.status(again))
 	log, err := g.order.book.View().Appliance("eu-1")
 	ok(t, err)
-	if log.Current != "" || log.Status != controlplane.Enrolled {
+	if log.Current != "" || log.Status != book.Enrolled {
 		t.Errorf("%+v", log)
 	}
 }
@@ -168,7 +169,7 @@ func TestACAIsRetiredForOpenConnectionsOfNodesToo(t *testing.T) {
 	ok(t, err)
 	g.turnCA(ann)
 	ok(t, controlplane.RetiredLeaf(g.order.book.View(), leaf.Leaf))
-	submitAs(g, controlplane.RetireCA{ID: fleet.DigestOf(g.ca.Cert.Raw), Compromised: true})
+	submitAs(g, book.RetireCA{ID: fleet.DigestOf(g.ca.Cert.Raw), Compromised: true})
 	refusedWith(t, controlplane.RetiredLeaf(g.order.book.View(), leaf.Leaf), fault.Denied, "retired")
 	other, err := identity.NewCA(domain, time.Now(), rand.Reader, time.Hour)
 	ok(t, err)

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
 )
@@ -75,7 +76,7 @@ func (r *ring) get(id string) (kek, error) {
 // vault is the secrets of the newest page, kept.
 type vault struct {
 	mu    sync.Mutex
-	of    Version // of the sealed ones
+	of    book.Version // of the sealed ones
 	ready bool
 	log   ed25519.PrivateKey
 	nonce []byte
@@ -107,10 +108,10 @@ func (s *Server) secrets() (log ed25519.PrivateKey, nonce []byte, err error) {
 			return nil, nil, err
 		}
 	} else {
-		if seed, err = openSecret(page, SecretLogKey, ed25519.SeedSize, k.key); err != nil {
+		if seed, err = openSecret(page, book.SecretLogKey, ed25519.SeedSize, k.key); err != nil {
 			return nil, nil, err
 		}
-		if nonce, err = openSecret(page, SecretNonceKey, 32, k.key); err != nil {
+		if nonce, err = openSecret(page, book.SecretNonceKey, 32, k.key); err != nil {
 			return nil, nil, err
 		}
 		log = ed25519.NewKeyFromSeed(seed)
@@ -119,7 +120,7 @@ func (s *Server) secrets() (log ed25519.PrivateKey, nonce []byte, err error) {
 	return log, nonce, nil
 }
 
-func openSecret(page State, name string, size int, key []byte) ([]byte, error) {
+func openSecret(page book.State, name string, size int, key []byte) ([]byte, error) {
 	for _, one := range page.Secrets {
 		if one.Name != name {
 			continue
@@ -173,18 +174,18 @@ func (s *Server) keep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c := KeepSecrets{KEK: k.id}
+	c := book.KeepSecrets{KEK: k.id}
 	for _, one := range []struct {
 		name string
 		b    []byte
-	}{{SecretLogKey, log.Seed()}, {SecretNonceKey, nonce}} {
+	}{{book.SecretLogKey, log.Seed()}, {book.SecretNonceKey, nonce}} {
 		sealed, err := identity.SealSecret(one.name, one.b, k.key, rand.Reader)
 		if err != nil {
 			return err
 		}
-		c.Secrets = append(c.Secrets, Secret{one.name, sealed})
+		c.Secrets = append(c.Secrets, book.Secret{Name: one.name, Sealed: sealed})
 	}
-	_, err = Submit(ctx, s.replica, s.replica.Self(), "", c)
+	_, err = book.Submit(ctx, s.replica, s.replica.Self(), "", c)
 	return err
 }
 
@@ -316,7 +317,7 @@ func (s *Server) tendKeys(ctx context.Context, f KEKFiles) error {
 			return err
 		}
 	}
-	_, err = Submit(ctx, s.replica, s.replica.Self(), "", HoldsKEK{Node: s.replica.Node, IDs: ids})
+	_, err = book.Submit(ctx, s.replica, s.replica.Self(), "", book.HoldsKEK{Node: s.replica.Node, IDs: ids})
 	return err
 }
 

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 )
 
@@ -16,7 +17,7 @@ func TestTroublesAreProposedWhereTheySayNews(t *testing.T) {
 	l := &live{s: s, name: "eu-1", by: fleet.PrincipalOf(innerDomain, fleet.Appliance, "eu-1")}
 	is := func(name string, kinds ...string) {
 		t.Helper()
-		if _, err := Submit(t.Context(), s.replica, fleet.PrincipalOf(innerDomain, fleet.Node, name), "", NodeIs{Name: name, Build: "b", Knows: kinds}); err != nil {
+		if _, err := book.Submit(t.Context(), s.replica, fleet.PrincipalOf(innerDomain, fleet.Node, name), "", book.NodeIs{Name: name, Build: "b", Knows: kinds}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -31,13 +32,13 @@ func TestTroublesAreProposedWhereTheySayNews(t *testing.T) {
 			t.Errorf("%s: %d entries, want %d", what, grew, want)
 		}
 	}
-	is("cp-1", Troubles{}.Kind())
+	is("cp-1", book.Troubles{}.Kind())
 	is("cp-2", "report/1")
 	says("one node is of an older build", 1, away, 0)
-	is("cp-2", Troubles{}.Kind())
+	is("cp-2", book.Troubles{}.Kind())
 	says("each node knows it", 1, away, 1)
 	says("the book says it already", 1, away, 0)
-	tell(t, s, Report{Name: "eu-1", Number: 1, Status: &Status{}})
+	tell(t, s, book.Report{Name: "eu-1", Number: 1, Status: &book.Status{}})
 	says("the report comes again, with other words", 1, nil, 0)
 	says("the next report", 2, nil, 1)
 }

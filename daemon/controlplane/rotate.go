@@ -5,27 +5,16 @@ package controlplane
 import (
 	"context"
 	"crypto/rand"
-	"slices"
 
 	"connectrpc.com/connect"
 
 	"github.com/demarc-dev/demarc/api"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 )
-
-// SealedCount counts what is sealed.
-func (s State) SealedCount() uint32 {
-	n := len(s.Secrets)
-	for _, one := range s.Slots {
-		if one.SealedKey != nil {
-			n++
-		}
-	}
-	return uint32(n)
-}
 
 // GetKeys tells which key seals, and which ones each node holds.
 func (s *Server) GetKeys(ctx context.Context, _ *connect.Request[controlv1.GetKeysRequest]) (*connect.Response[controlv1.GetKeysResponse], error) {
@@ -39,18 +28,6 @@ func (s *Server) GetKeys(ctx context.Context, _ *connect.Request[controlv1.GetKe
 	}
 	out.Unsettled = page.UnsettledNodes(s.nodes())
 	return connect.NewResponse(out), nil
-}
-
-// UnsettledNodes lists the nodes that may need another key than the one in use. A node does without a key once all that it starts from is
-// sealed with the one in use.
-func (s State) UnsettledNodes(nodes []string) []string {
-	var out []string
-	for _, n := range nodes {
-		if !slices.Equal(s.Holds(n), []string{s.KEK}) {
-			out = append(out, n)
-		}
-	}
-	return out
 }
 
 // RotateKey seals everything with the next key, once each node holds it. The nodes drop the old one by themselves.
@@ -75,34 +52,21 @@ func (s *Server) RotateKey(ctx context.Context, req *connect.Request[controlv1.R
 		to = others[0]
 	}
 	if names := page.NodesWithoutKEK(s.nodes(), to); len(names) > 0 {
-		return nil, fault.New(op, fault.Conflict, "%d do not hold key %s, and could not open the keys: %s", len(names), fault.Clip(to), JoinNames(names))
+		return nil, fault.New(op, fault.Conflict, "%d do not hold key %s, and could not open the keys: %s", len(names), fault.Clip(to), book.JoinNames(names))
 	}
 	c, err := s.reseal(page, to)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), c); err != nil {
+	if _, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), c); err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(&controlv1.RotateKeyResponse{Key: to, Sealed: page.SealedCount()}), nil
 }
 
-// OtherKEKs lists the keys that nodes hold beside the one in use.
-func (s State) OtherKEKs(nodes []string) []string {
-	var out []string
-	for _, n := range nodes {
-		for _, id := range s.Holds(n) {
-			if id != s.KEK && !slices.Contains(out, id) {
-				out = append(out, id)
-			}
-		}
-	}
-	return out
-}
-
 // reseal opens everything with the key in use and seals it with another.
-func (s *Server) reseal(page State, to string) (RotateKEK, error) {
-	c := RotateKEK{From: page.KEK, To: to, Nodes: s.nodes(), CAs: map[fleet.Digest][]byte{}}
+func (s *Server) reseal(page book.State, to string) (book.RotateKEK, error) {
+	c := book.RotateKEK{From: page.KEK, To: to, Nodes: s.nodes(), CAs: map[fleet.Digest][]byte{}}
 	old, err := s.ring.get(page.KEK)
 	if err != nil {
 		return c, err
@@ -132,7 +96,7 @@ func (s *Server) reseal(page State, to string) (RotateKEK, error) {
 		if err != nil {
 			return c, err
 		}
-		c.Secrets = append(c.Secrets, Secret{one.Name, sealed})
+		c.Secrets = append(c.Secrets, book.Secret{Name: one.Name, Sealed: sealed})
 	}
 	return c, nil
 }

@@ -22,6 +22,7 @@ import (
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -31,7 +32,7 @@ import (
 
 // TestOperatorsAreWaitedFor (FAULTS.md I1): a CA issues only once each operator with a valid certificate who called lately holds it.
 func TestOperatorsAreWaitedFor(t *testing.T) {
-	o := &order{book: controlplane.NewBook()}
+	o := &order{book: book.NewBook()}
 	ca, err := identity.NewCA(domain, time.Now(), rand.Reader, identity.DefaultCALife)
 	ok(t, err)
 	next, err := identity.NewCA(domain, time.Now(), rand.Reader, identity.DefaultCALife)
@@ -39,28 +40,28 @@ func TestOperatorsAreWaitedFor(t *testing.T) {
 	slots := []identity.Slot{{Stage: identity.Active, CertDER: ca.Cert.Raw, SealedKey: []byte("k")}}
 	issuer := slots[0].ID()
 	year := start.AddDate(1, 0, 0)
-	must(t, o, controlplane.GenesisWith{Genesis: controlplane.Genesis{TrustDomain: domain, Slots: slots}, Operator: controlplane.FirstOperator{Name: "ann", Serial: "a", Till: year, Issuer: issuer}})
+	must(t, o, book.GenesisWith{Genesis: book.Genesis{TrustDomain: domain, Slots: slots}, Operator: book.FirstOperator{Name: "ann", Serial: "a", Till: year, Issuer: issuer}})
 	joins := func(name string, till time.Time, bundle uint64) {
 		t.Helper()
 		v := fleet.DigestOf([]byte(name))
 		at := start.Add(time.Duration(o.n) * time.Second)
-		must(t, o, controlplane.InviteOperator{Name: name, Role: fleet.Viewer, Verifier: v, Till: at.Add(time.Hour)})
-		must(t, o, controlplane.EnrolOperator{Name: name, Verifier: v, Key: v, Serial: fleet.Serial(name), Till: till, Issuer: issuer, Bundle: bundle})
+		must(t, o, book.InviteOperator{Name: name, Role: fleet.Viewer, Verifier: v, Till: at.Add(time.Hour)})
+		must(t, o, book.EnrolOperator{Name: name, Verifier: v, Key: v, Serial: fleet.Serial(name), Till: till, Issuer: issuer, Bundle: bundle})
 	}
 	joins("away", year, 1)
 	o.n += 31 * 24 * 3600 // more than 30 days later
 	now := func() time.Time { return start.Add(time.Duration(o.n) * time.Second) }
 	joins("ben", year, 1)
 	joins("brief", now().Add(10*time.Second), 1)
-	must(t, o, controlplane.PrepareCA{Cert: next.Cert.Raw, SealedKey: []byte("k")})
+	must(t, o, book.PrepareCA{Cert: next.Cert.Raw, SealedKey: []byte("k")})
 	joins("cat", year, 99) // it says more than there is: as much as there is counts
-	must(t, o, controlplane.OperatorSeen{Name: "ann", Serial: "a"})
-	refused(t, o, fault.Conflict, controlplane.OperatorSeen{Name: "ann", Serial: "a", Bundle: 3})
-	refused(t, o, fault.Denied, controlplane.OperatorSeen{Name: "ann", Serial: "x", Bundle: 2})
-	refused(t, o, fault.NotFound, controlplane.OperatorSeen{Name: "eve", Serial: "a", Bundle: 2})
+	must(t, o, book.OperatorSeen{Name: "ann", Serial: "a"})
+	refused(t, o, fault.Conflict, book.OperatorSeen{Name: "ann", Serial: "a", Bundle: 3})
+	refused(t, o, fault.Denied, book.OperatorSeen{Name: "ann", Serial: "x", Bundle: 2})
+	refused(t, o, fault.NotFound, book.OperatorSeen{Name: "eve", Serial: "a", Bundle: 2})
 	o.n += 20
-	activate := controlplane.ActivateCA{ID: fleet.DigestOf(next.Cert.Raw)}
-	waits := func(c controlplane.ActivateCA, want ...string) {
+	activate := book.ActivateCA{ID: fleet.DigestOf(next.Cert.Raw)}
+	waits := func(c book.ActivateCA, want ...string) {
 		t.Helper()
 		_, err := put(t, o, c)
 		if fault.Of(err) != fault.Conflict {
@@ -77,13 +78,13 @@ func TestOperatorsAreWaitedFor(t *testing.T) {
 		}
 	}
 	waits(activate, "ann", "ben")
-	must(t, o, controlplane.OperatorSeen{Name: "ann", Serial: "a", Bundle: 2})
+	must(t, o, book.OperatorSeen{Name: "ann", Serial: "a", Bundle: 2})
 	waits(activate, "ben")
-	must(t, o, controlplane.OperatorSeen{Name: "ann", Serial: "a", Bundle: 1}) // of another machine, which takes nothing back
-	must(t, o, controlplane.OperatorSeen{Name: "away", Serial: "away"})        // it is back
+	must(t, o, book.OperatorSeen{Name: "ann", Serial: "a", Bundle: 1}) // of another machine, which takes nothing back
+	must(t, o, book.OperatorSeen{Name: "away", Serial: "away"})        // it is back
 	waits(activate, "away", "ben")
-	refused(t, o, fault.NotFound, controlplane.ActivateCA{ID: activate.ID, Without: []string{"eve"}})
-	waits(controlplane.ActivateCA{ID: activate.ID, Without: []string{"away"}}, "ben")
+	refused(t, o, fault.NotFound, book.ActivateCA{ID: activate.ID, Without: []string{"eve"}})
+	waits(book.ActivateCA{ID: activate.ID, Without: []string{"away"}}, "ben")
 	missing := map[string]bool{}
 	for _, h := range o.book.View().Missing(nil, o.book.View().Bundle(), now()) {
 		missing[h.Name] = h.Online
@@ -91,7 +92,7 @@ func TestOperatorsAreWaitedFor(t *testing.T) {
 	if len(missing) != 2 || !missing["ben"] || !missing["away"] {
 		t.Errorf("missing: %v", missing)
 	}
-	must(t, o, controlplane.ActivateCA{ID: activate.ID, Without: []string{"away", "ben"}})
+	must(t, o, book.ActivateCA{ID: activate.ID, Without: []string{"away", "ben"}})
 }
 
 // saying is an HTTP client that says which bundle it holds and hears which is the newest.
@@ -175,7 +176,7 @@ func (l *late) Read(context.Context) error {
 func TestABundleIsHandedOutAfterARead(t *testing.T) {
 	ca, genesis := firstCA(t)
 	up := newNode(t, "cp-1", ca, nil)
-	behind := &late{tape: &tape{order: order{book: controlplane.NewBook()}}, log: func() [][]byte { return up.log }}
+	behind := &late{tape: &tape{order: order{book: book.NewBook()}}, log: func() [][]byte { return up.log }}
 	down := newNode(t, "cp-2", ca, func(o *controlplane.Options) { o.Book, o.Consensus = behind.book, behind })
 	_, err := up.tape.Propose(t.Context(), mustEncode(t, genesis))
 	ok(t, err)
@@ -218,7 +219,7 @@ func TestABundleIsHandedOutAfterARead(t *testing.T) {
 	}
 }
 
-func mustEncode[R any](t *testing.T, c ledger.Change[controlplane.State, R]) []byte {
+func mustEncode[R any](t *testing.T, c ledger.Change[book.State, R]) []byte {
 	t.Helper()
 	b, err := ledger.Encode(ledger.Meta{At: time.Now(), By: "test", Request: fleet.RequestID(rand.Text())}, c)
 	ok(t, err)

@@ -21,6 +21,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/daemon/controlplane/platform"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -33,8 +34,8 @@ import (
 // Options is what a server is made of.
 type Options struct {
 	Name      string // of this node
-	Book      *ledger.Book[State]
-	Consensus Consensus
+	Book      *ledger.Book[book.State]
+	Consensus book.Consensus
 	Artifacts *artifact.Store // nil: this node keeps none
 	KEK       []byte          // 32 bytes; opens the CA keys. See [Server.TendKeys] for another one
 	LeafLife  time.Duration
@@ -80,7 +81,7 @@ type Member struct{ Name, Raft, API string }
 // Server answers appliances and operators. Its methods may be called concurrently.
 type Server struct {
 	Options
-	replica   *Replica
+	replica   *book.Replica
 	log       *slog.Logger
 	ring      ring
 	vault     vault
@@ -113,25 +114,16 @@ type Server struct {
 func (m Meter) orNone() Meter {
 	for _, o := range []*telemetry.Observer{&m.Admission, &m.Handshake, &m.Arrival} {
 		if *o == nil {
-			*o = Nothing{}
+			*o = noMeter{}
 		}
 	}
 	for _, c := range []*telemetry.Counter{&m.Rejected, &m.Displaced, &m.Crowded, &m.Unlogged} {
 		if *c == nil {
-			*c = Nothing{}
+			*c = noMeter{}
 		}
 	}
 	return m
 }
-
-// Observe implements [telemetry.Observer].
-func (Nothing) Observe(float64) {}
-
-// Inc implements [telemetry.Counter].
-func (Nothing) Inc() {}
-
-// Add implements [telemetry.Counter].
-func (Nothing) Add(float64) {}
 
 // maxStranger bounds a message of a stranger, in bytes.
 const maxStranger = 32 << 10
@@ -142,6 +134,18 @@ const (
 	strangerBurst = 400
 	strangerWait  = 15 * time.Second // unless the options say another
 )
+
+// noMeter takes measurements and keeps none.
+type noMeter struct{}
+
+// Observe implements [telemetry.Observer].
+func (noMeter) Observe(float64) {}
+
+// Inc implements [telemetry.Counter].
+func (noMeter) Inc() {}
+
+// Add implements [telemetry.Counter].
+func (noMeter) Add(float64) {}
 
 // NewServer makes a server.
 func NewServer(o Options) (*Server, error) {
@@ -161,7 +165,7 @@ func NewServer(o Options) (*Server, error) {
 	if o.Backdate <= 0 {
 		o.Backdate = identity.DefaultBackdate
 	}
-	s := &Server{Options: o, replica: &Replica{Node: o.Name, Book: o.Book, Consensus: o.Consensus, Clock: o.Now}, log: o.Log,
+	s := &Server{Options: o, replica: &book.Replica{Node: o.Name, Book: o.Book, Consensus: o.Consensus, Clock: o.Now}, log: o.Log,
 		strangers: rate.NewLimiter(strangerRate, strangerBurst), sources: newBudget(sourcesMax), logins: rate.NewLimiter(loginRate, loginBurst),
 		refusals: newRefusals(), guests: newGuests(),
 		channels: channels{open: map[fleet.ApplianceID]*live{}, greeted: map[fleet.ApplianceID][]*tls.Conn{}}, patience: newPatience(), sessions: newSessions(),
@@ -191,7 +195,7 @@ func (s *Server) Admit(p fleet.Principal, serial fleet.Serial) error {
 	if err == nil {
 		err = a.Accepts(serial)
 	}
-	if err == nil || a.Status == Banned { // a ban is for good: no later page takes it back
+	if err == nil || a.Status == book.Banned { // a ban is for good: no later page takes it back
 		return err
 	}
 	// The certificate is genuine, and this node may be behind the one that issued it: it catches up before it says no.
@@ -245,7 +249,7 @@ func (s *Server) Handler() http.Handler {
 			}
 			who = api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial, Issuer: identity.IssuerOf(r.TLS)}
 			if err := barred(s.replica.View(), who); err != nil {
-				s.onRecord(r.Context(), who.Principal, Refuse{What: r.URL.Path, Name: fault.Clip(string(who.Principal)), Fault: fault.Of(err), Reason: fault.Text(err)})
+				s.onRecord(r.Context(), who.Principal, book.Refuse{What: r.URL.Path, Name: fault.Clip(string(who.Principal)), Fault: fault.Of(err), Reason: fault.Text(err)})
 				_ = errors.Write(w, r, api.ToWire(err))
 				return
 			}
@@ -311,13 +315,13 @@ func (w *tellsBundle) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // barred refuses whoever shows a certificate of a CA that was retired, and an appliance that was banned, after the connection for calls
 // came in: such a connection is asked at each call, and each piece of an artifact. An appliance's certificate that another has replaced
 // still makes calls on the connection that it opened.
-func barred(s State, who api.Who) error {
+func barred(s book.State, who api.Who) error {
 	if err := s.RefusesIssuer("controlplane.call", who.Issuer); err != nil || who.Class != api.Appliance {
 		return err
 	}
 	_, _, id, _ := who.Principal.Split()
 	a, err := s.Appliance(fleet.ApplianceID(id))
-	if err == nil && a.Status == Banned {
+	if err == nil && a.Status == book.Banned {
 		err = a.Accepts(who.Serial)
 	}
 	return err

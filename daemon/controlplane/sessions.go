@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/api"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -63,20 +64,6 @@ func (s sessions) end(passes func(fleet.Principal, fleet.Serial, fleet.Digest) e
 	}
 }
 
-// AcceptsOperator reports whether a certificate of an operator may come in, as this page has it. Its issuer is "" if it is not known. While the
-// book has no operator any may: the first that calls is adopted.
-func (s State) AcceptsOperator(p fleet.Principal, serial fleet.Serial, issuer fleet.Digest) error {
-	_, _, name, _ := p.Split()
-	o, ok := s.operators.Get(name)
-	switch {
-	case ok:
-		return o.Accepts(serial, issuer)
-	case s.operators.Len() == 0:
-		return nil
-	}
-	return unknownOperator(name)
-}
-
 // admitOperator is [Server.Admit] for an operator. A refusal is told once this node knows that it is up to date.
 func (s *Server) admitOperator(p fleet.Principal, serial fleet.Serial) error {
 	err := s.replica.View().AcceptsOperator(p, serial, "")
@@ -89,7 +76,7 @@ func (s *Server) admitOperator(p fleet.Principal, serial fleet.Serial) error {
 		err = s.replica.View().AcceptsOperator(p, serial, "")
 	}
 	if err != nil {
-		go s.onRecord(context.Background(), p, Refuse{What: "operator", Name: fault.Clip(string(p)), Fault: fault.Denied, Reason: fault.Text(err)})
+		go s.onRecord(context.Background(), p, book.Refuse{What: "operator", Name: fault.Clip(string(p)), Fault: fault.Denied, Reason: fault.Text(err)})
 	}
 	return err
 }
@@ -100,8 +87,8 @@ func (s *Server) rank(ctx context.Context, w api.Who, till time.Time) (fleet.Ran
 	_, _, name, _ := w.Principal.Split()
 	page := s.replica.View()
 	if page.OperatorCount() == 0 {
-		c := AdoptOperator{FirstOperator{Name: name, Serial: w.Serial, Till: till, Issuer: w.Issuer}}
-		if _, err := Submit(ctx, s.replica, w.Principal, "", c); err != nil && fault.Of(err) != fault.Denied {
+		c := book.AdoptOperator{FirstOperator: book.FirstOperator{Name: name, Serial: w.Serial, Till: till, Issuer: w.Issuer}}
+		if _, err := book.Submit(ctx, s.replica, w.Principal, "", c); err != nil && fault.Of(err) != fault.Denied {
 			return "", err
 		}
 		s.log.Warn("the book had no operators: the first who called is its admin now", "operator", name)
@@ -112,14 +99,14 @@ func (s *Server) rank(ctx context.Context, w api.Who, till time.Time) (fleet.Ran
 			return "", err
 		}
 		if o, ok = s.replica.View().FindOperator(name); !ok {
-			return "", unknownOperator(name)
+			return "", book.UnknownOperator(name)
 		}
 	}
 	if err := o.Accepts(w.Serial, w.Issuer); err != nil {
 		return "", err
 	}
 	if w.Serial == o.Next {
-		if _, err := Submit(ctx, s.replica, w.Principal, "", OperatorUses{Name: name, Serial: w.Serial}); err != nil {
+		if _, err := book.Submit(ctx, s.replica, w.Principal, "", book.OperatorUses{Name: name, Serial: w.Serial}); err != nil {
 			return "", err
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/channel"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 )
@@ -48,7 +49,7 @@ func TestASlowReaderHoldsNobodyUp(t *testing.T) {
 	const orders = 30
 	big := make([]byte, 512<<10)
 	for i := range orders {
-		submitTo(t, h, controlplane.RequestOperation{ID: fmt.Sprint("op-", i), To: "eu-1", Sealed: big})
+		submitTo(t, h, book.RequestOperation{ID: fmt.Sprint("op-", i), To: "eu-1", Sealed: big})
 	}
 	reads, err := h.up(other)
 	if err != nil {
@@ -63,7 +64,7 @@ func TestASlowReaderHoldsNobodyUp(t *testing.T) {
 			t.Fatalf("after %s the channel of an appliance that reads nothing still stands", 5*wait)
 		}
 		asked := time.Now()
-		submitTo(t, h, controlplane.Ask{To: "eu-2", ID: "p", First: rounds + 1, Count: 1})
+		submitTo(t, h, book.Ask{To: "eu-2", ID: "p", First: rounds + 1, Count: 1})
 		if o := next(t, reads); o.GetNumber() != rounds+1 {
 			t.Fatalf("order %d, want %d", o.GetNumber(), rounds+1)
 		}

@@ -22,6 +22,7 @@ import (
 
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -35,8 +36,8 @@ func snapshotFile(t *testing.T, o *order) []byte {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
-	h := controlplane.SnapshotHead{Index: o.book.Index(), Term: 3, At: start, Node: "cp-1", Build: "v1", TrustDomain: o.book.View().TrustDomain}
-	if err := controlplane.WriteSnapshot(&b, h, stored); err != nil {
+	h := book.SnapshotHead{Index: o.book.Index(), Term: 3, At: start, Node: "cp-1", Build: "v1", TrustDomain: o.book.View().TrustDomain}
+	if err := book.WriteSnapshot(&b, h, stored); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
@@ -84,7 +85,7 @@ func nodeConfig(t *testing.T) *configs.Control {
 var sealedKEK = bytes.Repeat([]byte{7}, 32)
 
 // sealedBook is a book whose CA's key and secrets are sealed with sealedKEK.
-func sealedBook(t *testing.T, change func(*controlplane.Genesis, *controlplane.KeepSecrets)) *order {
+func sealedBook(t *testing.T, change func(*book.Genesis, *book.KeepSecrets)) *order {
 	t.Helper()
 	ca, err := identity.NewCA("acme.example", start, rand.Reader, time.Hour)
 	ok(t, err)
@@ -92,17 +93,17 @@ func sealedBook(t *testing.T, change func(*controlplane.Genesis, *controlplane.K
 	ok(t, err)
 	id, err := identity.KEKID(sealedKEK)
 	ok(t, err)
-	g := controlplane.Genesis{TrustDomain: "acme.example", Slots: []identity.Slot{{Stage: identity.Active, CertDER: ca.Cert.Raw, SealedKey: sealed}}}
-	k := controlplane.KeepSecrets{KEK: id}
-	for _, name := range []string{controlplane.SecretLogKey, controlplane.SecretNonceKey} {
+	g := book.Genesis{TrustDomain: "acme.example", Slots: []identity.Slot{{Stage: identity.Active, CertDER: ca.Cert.Raw, SealedKey: sealed}}}
+	k := book.KeepSecrets{KEK: id}
+	for _, name := range []string{book.SecretLogKey, book.SecretNonceKey} {
 		box, err := identity.SealSecret(name, make([]byte, 32), sealedKEK, rand.Reader)
 		ok(t, err)
-		k.Secrets = append(k.Secrets, controlplane.Secret{Name: name, Sealed: box})
+		k.Secrets = append(k.Secrets, book.Secret{Name: name, Sealed: box})
 	}
 	change(&g, &k)
-	o := &order{book: controlplane.NewBook()}
+	o := &order{book: book.NewBook()}
 	must(t, o, g)
-	must(t, o, controlplane.RegisterCustomer{Name: "globex"})
+	must(t, o, book.RegisterCustomer{Name: "globex"})
 	must(t, o, k)
 	return o
 }
@@ -110,19 +111,19 @@ func sealedBook(t *testing.T, change func(*controlplane.Genesis, *controlplane.K
 // TestRestoreOpensAllKeysFirst: where the kek of the node does not open each key of the snapshot, nothing is changed and nothing
 // is set aside, and the error says what does not open.
 func TestRestoreOpensAllKeysFirst(t *testing.T) {
-	asItIs := func(*controlplane.Genesis, *controlplane.KeepSecrets) {}
+	asItIs := func(*book.Genesis, *book.KeepSecrets) {}
 	for name, c := range map[string]struct {
 		kek    []byte
-		change func(*controlplane.Genesis, *controlplane.KeepSecrets)
+		change func(*book.Genesis, *book.KeepSecrets)
 		want   string
 	}{
 		"another kek": {bytes.Repeat([]byte{9}, 32), asItIs, "are sealed with key"},
 		"no kek":      {nil, asItIs, "kek_file can't be read"},
-		"a CA's key does not open": {sealedKEK, func(g *controlplane.Genesis, _ *controlplane.KeepSecrets) {
+		"a CA's key does not open": {sealedKEK, func(g *book.Genesis, _ *book.KeepSecrets) {
 			g.Slots[0].SealedKey = g.Slots[0].SealedKey[:40]
 		}, "does not open the key of CA"},
-		"a secret does not open":  {sealedKEK, func(_ *controlplane.Genesis, k *controlplane.KeepSecrets) { k.Secrets[1].Sealed = k.Secrets[0].Sealed }, `does not open the secret "nonce-key"`},
-		"another kek, older book": {bytes.Repeat([]byte{9}, 32), func(_ *controlplane.Genesis, k *controlplane.KeepSecrets) { k.KEK = "0123456789abcdef" }, "are sealed with key"},
+		"a secret does not open":  {sealedKEK, func(_ *book.Genesis, k *book.KeepSecrets) { k.Secrets[1].Sealed = k.Secrets[0].Sealed }, `does not open the secret "nonce-key"`},
+		"another kek, older book": {bytes.Repeat([]byte{9}, 32), func(_ *book.Genesis, k *book.KeepSecrets) { k.KEK = "0123456789abcdef" }, "are sealed with key"},
 	} {
 		cfg := nodeConfig(t)
 		was := snapshotFile(t, sealedBook(t, asItIs))
@@ -161,7 +162,7 @@ func tree(t *testing.T, dir string) string {
 }
 
 func TestRestoreOverwritesNothing(t *testing.T) {
-	o := sealedBook(t, func(*controlplane.Genesis, *controlplane.KeepSecrets) {})
+	o := sealedBook(t, func(*book.Genesis, *book.KeepSecrets) {})
 	file := snapshotFile(t, o)
 	cfg := nodeConfig(t)
 	inv, aside, err := controlplane.RestoreSnapshot(cfg, bytes.NewReader(file), int64(len(file)), false, 0)
@@ -269,7 +270,7 @@ func TestAutopilotInTime(t *testing.T) {
 		if got := c.changes(); got != "" {
 			t.Fatalf("autopilot is off, and did %q", got)
 		}
-		must(t, o, controlplane.SetAutopilot{Autopilot: controlplane.Autopilot{RemoveDead: true}})
+		must(t, o, book.SetAutopilot{Autopilot: book.Autopilot{RemoveDead: true}})
 		begin()
 		l.follows.Store(true)
 		time.Sleep(30 * time.Hour)
@@ -311,7 +312,7 @@ func TestARemovedNodeIsRefusedAtTheDoor(t *testing.T) {
 	if err := knock("cp-2"); err != nil {
 		t.Fatal(err)
 	}
-	must(t, o, controlplane.RemoveNode{Name: "cp-2", Reason: "lost"})
+	must(t, o, book.RemoveNode{Name: "cp-2", Reason: "lost"})
 	if err := knock("cp-2"); !errors.Is(err, fault.Denied) {
 		t.Fatalf("by the book: %v", err)
 	}

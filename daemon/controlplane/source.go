@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -236,15 +237,15 @@ func (f *Source) refused() bool {
 // among the voters keeps it out: then it is tried again later.
 func (s *Server) record(ctx context.Context, f *Source) error {
 	f.mu.Lock()
-	c := NodeLeaf{Name: s.replica.Node, File: NodeCert{Serial: identity.SerialOf(f.first.Leaf), Till: f.first.Leaf.NotAfter}}
+	c := book.NodeLeaf{Name: s.replica.Node, File: book.NodeCert{Serial: identity.SerialOf(f.first.Leaf), Till: f.first.Leaf.NotAfter}}
 	if f.leaf != nil {
-		c.Leaf = NodeCert{Serial: identity.SerialOf(f.leaf.Leaf), Till: f.leaf.Leaf.NotAfter}
+		c.Leaf = book.NodeCert{Serial: identity.SerialOf(f.leaf.Leaf), Till: f.leaf.Leaf.NotAfter}
 	}
 	f.mu.Unlock()
 	if had, _ := s.replica.View().Certs(s.replica.Node); c.Leaf.Serial == "" || had.Current.Serial == c.Leaf.Serial {
 		return nil
 	}
-	_, err := Submit(ctx, s.replica, s.replica.Self(), "", c)
+	_, err := book.Submit(ctx, s.replica, s.replica.Self(), "", c)
 	return err
 }
 
@@ -306,7 +307,7 @@ func (s *Server) Tend(ctx context.Context, f *Source) error {
 		if number := page.Bundle(); number > had && page.TrustDomain != "" {
 			var err error
 			if serves := f.serves(); serves >= number {
-				_, err = Submit(ctx, s.replica, s.replica.Self(), "", NodeBundle{Name: s.replica.Node, Number: number})
+				_, err = book.Submit(ctx, s.replica, s.replica.Self(), "", book.NodeBundle{Name: s.replica.Node, Number: number})
 			}
 			if s.replica.View().NodeBundle(s.replica.Node) < number {
 				if err != nil && ctx.Err() == nil {

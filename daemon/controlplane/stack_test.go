@@ -16,7 +16,7 @@ import (
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/channel"
-	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 )
 
@@ -80,7 +80,7 @@ func TestAnIdleChannelKeepsASmallStack(t *testing.T) {
 			t.Fatal(err)
 		}
 		say(t, c, &boundaryv1.Up{Body: &boundaryv1.Up_Beat{Beat: &boundaryv1.Beat{}}})
-		submitTo(t, h, controlplane.Ask{To: fleet.ApplianceID(fmt.Sprintf("a-%03d", i)), ID: "p", First: 1, Count: 1})
+		submitTo(t, h, book.Ask{To: fleet.ApplianceID(fmt.Sprintf("a-%03d", i)), ID: "p", First: 1, Count: 1})
 		say(t, c, &boundaryv1.Up{Body: &boundaryv1.Up_Ack{Ack: &boundaryv1.Ack{Upto: next(t, c).GetNumber()}}})
 		status := &boundaryv1.StatusReport{Posture: "closed"}
 		say(t, c, &boundaryv1.Up{Body: &boundaryv1.Up_Report{Report: &boundaryv1.Report{Number: 1, Body: &boundaryv1.Report_Status{Status: status}}}})

@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/identity/identitytest"
@@ -25,7 +26,7 @@ import (
 // alone orders for a server whose reads wait for gate, where there is one.
 type alone struct {
 	mu   sync.Mutex
-	book *ledger.Book[State]
+	book *ledger.Book[book.State]
 	n    uint64
 	gate chan struct{}
 }
@@ -48,21 +49,21 @@ func (*alone) Leader() string { return "cp-1" }
 // begun is a server whose book knows eu-1, enrolled with the serial s1.
 func begun(t *testing.T) (*Server, *alone) {
 	t.Helper()
-	o := &alone{book: NewBook()}
+	o := &alone{book: book.NewBook()}
 	s, err := NewServer(Options{Name: "cp-1", Book: o.book, Consensus: o, KEK: make([]byte, 32), Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	tell(t, s, Genesis{TrustDomain: innerDomain, Slots: []identity.Slot{{Stage: identity.Active, CertDER: []byte("c"), SealedKey: []byte("k")}}})
-	tell(t, s, RegisterCustomer{Name: "globex"})
-	tell(t, s, RegisterAppliance{Name: "eu-1", Customer: "globex", Expect: []byte(`{}`)})
-	tell(t, s, Enrol{Name: "eu-1", Nonce: "n", NonceTill: time.Now().Add(time.Hour), Serial: "s1", Till: time.Now().Add(time.Hour), LogKey: []byte("k")})
+	tell(t, s, book.Genesis{TrustDomain: innerDomain, Slots: []identity.Slot{{Stage: identity.Active, CertDER: []byte("c"), SealedKey: []byte("k")}}})
+	tell(t, s, book.RegisterCustomer{Name: "globex"})
+	tell(t, s, book.RegisterAppliance{Name: "eu-1", Customer: "globex", Expect: []byte(`{}`)})
+	tell(t, s, book.Enrol{Name: "eu-1", Nonce: "n", NonceTill: time.Now().Add(time.Hour), Serial: "s1", Till: time.Now().Add(time.Hour), LogKey: []byte("k")})
 	return s, o
 }
 
-func tell[R any](t *testing.T, s *Server, c ledger.Change[State, R]) {
+func tell[R any](t *testing.T, s *Server, c ledger.Change[book.State, R]) {
 	t.Helper()
-	if _, err := Submit(t.Context(), s.replica, "test", "", c); err != nil {
+	if _, err := book.Submit(t.Context(), s.replica, "test", "", c); err != nil {
 		t.Fatalf("%s: %v", c.Kind(), err)
 	}
 }
@@ -126,7 +127,7 @@ func TestAHandshakeThatWaitsForTheBookLetsOthersCompute(t *testing.T) {
 	}
 	close(o.gate)
 	wg.Wait()
-	tell(t, s, Ban{Name: "eu-1", Reason: "lost"})
+	tell(t, s, book.Ban{Name: "eu-1", Reason: "lost"})
 	o.gate = make(chan struct{}) // nobody opens it
 	if s.Admit(who, "s1") == nil {
 		t.Error("a banned appliance came in")
@@ -147,7 +148,7 @@ func TestWhoDoesNotCountersignIsAskedOnceForAHead(t *testing.T) {
 				t.Fatal(err)
 			}
 			if a.OrdersSent() > a.OrdersDone {
-				tell(t, s, OrdersDone{Name: "eu-1", Upto: a.OrdersSent()})
+				tell(t, s, book.OrdersDone{Name: "eu-1", Upto: a.OrdersSent()})
 			}
 			return a.OrdersSent()
 		}
@@ -162,7 +163,7 @@ func TestWhoDoesNotCountersignIsAskedOnceForAHead(t *testing.T) {
 		}
 		time.Sleep(500 * time.Millisecond)
 		rest(1)
-		tell(t, s, RegisterCustomer{Name: "initech"}) // news
+		tell(t, s, book.RegisterCustomer{Name: "initech"}) // news
 		rest(2)
 		cancel()
 		if err := <-done; err != nil {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -88,7 +89,7 @@ func TestTailnetDoorComesBack(t *testing.T) {
 	}
 	said := new(spoken)
 	log := slog.New(slog.NewTextHandler(said, nil))
-	s, err := NewServer(Options{Name: "cp-1", Book: NewBook(), Consensus: nobody{}, KEK: make([]byte, 32), LeafLife: time.Hour, Now: time.Now, Log: log})
+	s, err := NewServer(Options{Name: "cp-1", Book: book.NewBook(), Consensus: nobody{}, KEK: make([]byte, 32), LeafLife: time.Hour, Now: time.Now, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +167,7 @@ func TestTailnetDoorComesBack(t *testing.T) {
 // holds none.
 func TestTailnetCredentialOfTheBook(t *testing.T) {
 	kek := bytes.Repeat([]byte{7}, 32)
-	stored := NewBook()
+	stored := book.NewBook()
 	o := direct{stored: stored}
 	s, err := NewServer(Options{Name: "cp-1", Book: stored, Consensus: &o, KEK: kek, LeafLife: time.Hour, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -178,20 +179,20 @@ func TestTailnetCredentialOfTheBook(t *testing.T) {
 		t.Fatalf("before it was put: %v", err)
 	}
 	id := s.ring.ids()[0]
-	submitted := func(c ledger.Change[State, Nothing]) {
+	submitted := func(c ledger.Change[book.State, book.Nothing]) {
 		t.Helper()
-		if _, err := ledger.Submit(t.Context(), &o, ledger.Meta{At: time.Now(), By: "test", Request: DrawRequestID()}, c); err != nil {
+		if _, err := ledger.Submit(t.Context(), &o, ledger.Meta{At: time.Now(), By: "test", Request: book.DrawRequestID()}, c); err != nil {
 			t.Fatal(err)
 		}
 	}
-	submitted(Genesis{TrustDomain: "acme.example", Slots: []identity.Slot{{Stage: identity.Active, CertDER: []byte("c"), SealedKey: []byte("k")}}})
-	submitted(KeepSecrets{KEK: id, Secrets: []Secret{{SecretLogKey, []byte("l")}}})
+	submitted(book.Genesis{TrustDomain: "acme.example", Slots: []identity.Slot{{Stage: identity.Active, CertDER: []byte("c"), SealedKey: []byte("k")}}})
+	submitted(book.KeepSecrets{KEK: id, Secrets: []book.Secret{{Name: book.SecretLogKey, Sealed: []byte("l")}}})
 	for value, want := range map[string]mesh.Credentials{"tskey-client-x\n": {ClientSecret: "tskey-client-x"}, "tskey-auth-y": {AuthKey: "tskey-auth-y"}} {
 		sealed, err := identity.SealSecret("tailnet-oauth", []byte(value), kek, rand.Reader)
 		if err != nil {
 			t.Fatal(err)
 		}
-		submitted(PutSecret{KEK: id, Name: "tailnet-oauth", Sealed: sealed})
+		submitted(book.PutSecret{KEK: id, Name: "tailnet-oauth", Sealed: sealed})
 		if got, err := read(); err != nil || got != want {
 			t.Fatalf("%+v, %v", got, err)
 		}
@@ -201,8 +202,8 @@ func TestTailnetCredentialOfTheBook(t *testing.T) {
 // direct is an order of one.
 type direct struct {
 	nobody
-	stored *ledger.Book[State]
-	n    uint64
+	stored *ledger.Book[book.State]
+	n      uint64
 }
 
 func (d *direct) Propose(_ context.Context, data []byte) ([]byte, error) {

@@ -7,52 +7,16 @@ import (
 	"slices"
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
-	"github.com/demarc-dev/demarc/api/channel"
 	"github.com/demarc-dev/demarc/configs"
-	"github.com/demarc-dev/demarc/fault"
-	"github.com/demarc-dev/demarc/fleet"
-	"github.com/demarc-dev/demarc/ledger"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/mesh"
 )
 
-// Trouble is a road of a customer's list that does not work. Both words are of closed sets.
-type Trouble struct {
-	Kind   string      `json:"kind"`
-	Reason mesh.Reason `json:"reason"`
-}
-
-// Troubles takes the roads that do not work, all of them, from a status report that is not in the book yet. It is a change of its
-// own, before that of the report: [Report] of older builds has no word for them.
-type Troubles struct {
-	Name   fleet.ApplianceID `json:"name"`
-	Number uint64            `json:"number"` // of the report
-	Roads  []Trouble         `json:"roads,omitempty"`
-}
-
-// Kind names the change in the log.
-func (Troubles) Kind() string { return "appliance.roads/1" }
-
-// Apply sets them, unless the report is an old one that comes again.
-func (c Troubles) Apply(s *State, _ ledger.Meta) (Nothing, error) {
-	a, err := s.Appliance(c.Name)
-	if err != nil {
-		return Nothing{}, err
-	}
-	if len(c.Roads) > channel.MaxTroubles {
-		return Nothing{}, fault.New("troubles", fault.Invalid, "%d roads, and %d is the most that is taken", len(c.Roads), channel.MaxTroubles)
-	}
-	if c.Number == a.ReportsDone+1 {
-		a.Roads = c.Roads
-		s.appliances = s.appliances.Set(c.Name, a)
-	}
-	return Nothing{}, nil
-}
-
 // troublesOf keeps the words that are known: a kind that is not is left out, a reason that is not becomes other.
-func troublesOf(roads []*boundaryv1.RoadTrouble) []Trouble {
-	var out []Trouble
+func troublesOf(roads []*boundaryv1.RoadTrouble) []book.Trouble {
+	var out []book.Trouble
 	for _, r := range roads {
-		t := Trouble{r.GetKind(), mesh.Reason(r.GetReason())}
+		t := book.Trouble{Kind: r.GetKind(), Reason: mesh.Reason(r.GetReason())}
 		if !slices.Contains([]string{configs.HTTPS, configs.PrivateLink, configs.Tailscale}, t.Kind) {
 			continue
 		}
@@ -72,19 +36,9 @@ func (s *Server) troubles(ctx context.Context, l *live, number uint64, roads []*
 	now := troublesOf(roads)
 	page := s.replica.View()
 	a, err := page.Appliance(l.name)
-	if err != nil || number <= a.ReportsDone || slices.Equal(now, a.Roads) || !page.AllKnow(Troubles{}.Kind()) {
+	if err != nil || number <= a.ReportsDone || slices.Equal(now, a.Roads) || !page.AllKnow(book.Troubles{}.Kind()) {
 		return err
 	}
-	_, err = Submit(ctx, s.replica, l.by, "", Troubles{Name: l.name, Number: number, Roads: now})
+	_, err = book.Submit(ctx, s.replica, l.by, "", book.Troubles{Name: l.name, Number: number, Roads: now})
 	return err
-}
-
-// AllKnow tells whether each node that the book knows of said that it knows a kind of change.
-func (s State) AllKnow(kind string) bool {
-	for _, p := range s.Peers() {
-		if !p.Removed && !slices.Contains(p.Knows, kind) {
-			return false
-		}
-	}
-	return true
 }

@@ -9,6 +9,7 @@ import (
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ledger"
@@ -20,34 +21,34 @@ import (
 func TestTroublesOfRoads(t *testing.T) {
 	o := newBook(t)
 	must(t, o, enrol("n1", "1", "key"))
-	key, away := controlplane.Trouble{Kind: "tailscale", Reason: mesh.TailnetKey}, controlplane.Trouble{Kind: "https", Reason: mesh.Unreached}
-	holds := func(want ...controlplane.Trouble) {
+	key, away := book.Trouble{Kind: "tailscale", Reason: mesh.TailnetKey}, book.Trouble{Kind: "https", Reason: mesh.Unreached}
+	holds := func(want ...book.Trouble) {
 		t.Helper()
 		a, err := o.book.View().Appliance("eu-1")
 		if err != nil || !slices.Equal(a.Roads, want) {
 			t.Errorf("%v, %v, want %v", a.Roads, err, want)
 		}
 	}
-	status := func(n uint64) controlplane.Report {
-		return controlplane.Report{Name: "eu-1", Number: n, Status: &controlplane.Status{}}
+	status := func(n uint64) book.Report {
+		return book.Report{Name: "eu-1", Number: n, Status: &book.Status{}}
 	}
-	must(t, o, controlplane.Troubles{Name: "eu-1", Number: 1, Roads: []controlplane.Trouble{key}})
+	must(t, o, book.Troubles{Name: "eu-1", Number: 1, Roads: []book.Trouble{key}})
 	must(t, o, status(1))
 	holds(key)
-	must(t, o, controlplane.Troubles{Name: "eu-1", Number: 1})
-	must(t, o, controlplane.Troubles{Name: "eu-1", Number: 3})
+	must(t, o, book.Troubles{Name: "eu-1", Number: 1})
+	must(t, o, book.Troubles{Name: "eu-1", Number: 3})
 	holds(key)
-	must(t, o, controlplane.Troubles{Name: "eu-1", Number: 2, Roads: []controlplane.Trouble{away}})
+	must(t, o, book.Troubles{Name: "eu-1", Number: 2, Roads: []book.Trouble{away}})
 	must(t, o, status(2))
 	holds(away)
-	must(t, o, controlplane.Troubles{Name: "eu-1", Number: 3})
+	must(t, o, book.Troubles{Name: "eu-1", Number: 3})
 	holds()
-	refused(t, o, fault.NotFound, controlplane.Troubles{Name: "eu-9", Number: 1})
-	refused(t, o, fault.Invalid, controlplane.Troubles{Name: "eu-1", Number: 3, Roads: make([]controlplane.Trouble, 33)})
+	refused(t, o, fault.NotFound, book.Troubles{Name: "eu-9", Number: 1})
+	refused(t, o, fault.Invalid, book.Troubles{Name: "eu-1", Number: 3, Roads: make([]book.Trouble, 33)})
 
 	got := controlplane.TroublesOf([]*boundaryv1.RoadTrouble{{Kind: "tailscale", Reason: "tailnet_key"}, {Kind: "https", Reason: strings.Repeat("x", 1<<20)},
 		{Kind: "carrier pigeon", Reason: "other"}, {Kind: "https", Reason: "also new"}, nil})
-	if want := []controlplane.Trouble{key, {Kind: "https", Reason: mesh.Other}}; !slices.Equal(got, want) {
+	if want := []book.Trouble{key, {Kind: "https", Reason: mesh.Other}}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
 }
@@ -55,8 +56,8 @@ func TestTroublesOfRoads(t *testing.T) {
 // TestTroublesWaitForEachNode: while one node of the cluster runs a build that does not know the change, it is not proposed.
 func TestTroublesWaitForEachNode(t *testing.T) {
 	o := newBook(t)
-	kind := controlplane.Troubles{}.Kind()
-	if slices.Contains(controlplane.FirstKinds(), kind) {
+	kind := book.Troubles{}.Kind()
+	if slices.Contains(book.FirstKinds(), kind) {
 		t.Errorf("%s came later", kind)
 	}
 	knows := func(want bool) {
@@ -68,7 +69,7 @@ func TestTroublesWaitForEachNode(t *testing.T) {
 	is := func(name string, kinds ...string) {
 		t.Helper()
 		by := fleet.PrincipalOf("acme.example", fleet.Node, name)
-		if _, err := ledger.Submit(t.Context(), o, ledger.Meta{At: start, By: by, Request: fleet.RequestID(name)}, controlplane.NodeIs{Name: name, Build: "b", Knows: kinds}); err != nil {
+		if _, err := ledger.Submit(t.Context(), o, ledger.Meta{At: start, By: by, Request: fleet.RequestID(name)}, book.NodeIs{Name: name, Build: "b", Knows: kinds}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -76,6 +77,6 @@ func TestTroublesWaitForEachNode(t *testing.T) {
 	knows(true)
 	is("cp-2", "report/1")
 	knows(false)
-	must(t, o, controlplane.RemoveNode{Name: "cp-2", Reason: "old"})
+	must(t, o, book.RemoveNode{Name: "cp-2", Reason: "old"})
 	knows(true)
 }

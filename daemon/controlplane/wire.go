@@ -7,13 +7,14 @@ import (
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/channel"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 )
 
 // reportOf turns a report from the wire into a change, every size checked. It names the field that is too large.
-func reportOf(from fleet.ApplianceID, r *boundaryv1.Report) (Report, error) {
-	out := Report{Name: from, Number: r.GetNumber(), At: time.UnixMilli(r.GetAtUnixMs()).UTC()}
+func reportOf(from fleet.ApplianceID, r *boundaryv1.Report) (book.Report, error) {
+	out := book.Report{Name: from, Number: r.GetNumber(), At: time.UnixMilli(r.GetAtUnixMs()).UTC()}
 	var b bounds
 	switch body := r.GetBody().(type) {
 	case *boundaryv1.Report_Deploy:
@@ -22,17 +23,17 @@ func reportOf(from fleet.ApplianceID, r *boundaryv1.Report) (Report, error) {
 		b.text("deploy.version", d.GetVersion(), channel.MaxName)
 		b.text("deploy.state", d.GetState(), channel.MaxName)
 		b.text("deploy.plan", d.GetPlan(), channel.MaxName)
-		out.Deploy = &DeployReport{fleet.Digest(d.GetRelease()), d.GetVersion(), fleet.State(d.GetState()), fleet.Digest(d.GetPlan()), channel.ReasonFromWire(d.GetReason())}
+		out.Deploy = &book.DeployReport{Release: fleet.Digest(d.GetRelease()), Version: d.GetVersion(), State: fleet.State(d.GetState()), Plan: fleet.Digest(d.GetPlan()), Why: channel.ReasonFromWire(d.GetReason())}
 	case *boundaryv1.Report_Operation:
 		o := body.Operation
 		b.text("operation.id", o.GetId(), channel.MaxName)
 		b.text("operation.state", o.GetState(), channel.MaxName)
 		b.size("operation.statement", len(o.GetStatement()), channel.MaxStatement)
 		b.size("operation.output", len(o.GetOutput()), channel.MaxOutput)
-		out.Operation = &OperationReport{o.GetId(), o.GetState(), channel.ReasonFromWire(o.GetReason()), o.GetStatement(), o.GetOutput()}
+		out.Operation = &book.OperationReport{ID: o.GetId(), State: o.GetState(), Why: channel.ReasonFromWire(o.GetReason()), Statement: o.GetStatement(), Output: o.GetOutput()}
 	case *boundaryv1.Report_Probe:
 		b.text("probe.id", body.Probe.GetId(), channel.MaxName)
-		out.Probe = &ProbeIndex{body.Probe.GetId(), body.Probe.GetIndex()}
+		out.Probe = &book.ProbeIndex{ID: body.Probe.GetId(), Index: body.Probe.GetIndex()}
 	case *boundaryv1.Report_Status:
 		out.Status = statusOf(body.Status, &b)
 	case *boundaryv1.Report_Checkpoint:
@@ -42,19 +43,19 @@ func reportOf(from fleet.ApplianceID, r *boundaryv1.Report) (Report, error) {
 		for _, h := range c.GetProof() {
 			b.size("checkpoint.proof hash", len(h), 32)
 		}
-		out.Checkpoint = &Checkpoint{c.GetNote(), c.GetFrom(), c.GetProof()}
+		out.Checkpoint = &book.Checkpoint{Note: c.GetNote(), From: c.GetFrom(), Proof: c.GetProof()}
 	case *boundaryv1.Report_Cosigned:
 		b.size("cosigned", len(body.Cosigned), channel.MaxNote)
 		out.Cosigned = body.Cosigned
 	case *boundaryv1.Report_Withdrawn:
 		out.Withdrawn = body.Withdrawn
 	default:
-		return Report{}, fault.New("controlplane.report", fault.Invalid, "report %d has no body that this build knows", r.GetNumber())
+		return book.Report{}, fault.New("controlplane.report", fault.Invalid, "report %d has no body that this build knows", r.GetNumber())
 	}
 	return out, b.err
 }
 
-func statusOf(s *boundaryv1.StatusReport, b *bounds) *Status {
+func statusOf(s *boundaryv1.StatusReport, b *bounds) *book.Status {
 	b.text("status.posture", s.GetPosture(), channel.MaxName)
 	b.size("status.services", len(s.GetServices()), channel.MaxServices)
 	b.size("status.secrets", len(s.GetSecrets()), channel.MaxSecrets)
@@ -62,18 +63,18 @@ func statusOf(s *boundaryv1.StatusReport, b *bounds) *Status {
 	if b.err != nil {
 		return nil
 	}
-	out := &Status{Posture: fleet.Exposure(s.GetPosture())}
+	out := &book.Status{Posture: fleet.Exposure(s.GetPosture())}
 	for _, h := range s.GetServices() {
 		b.text("status.services.name", h.GetName(), channel.MaxName)
-		out.Services = append(out.Services, ServiceHealth{h.GetName(), h.GetHealthy(), h.GetRestarts(), channel.ReasonFromWire(h.GetReason())})
+		out.Services = append(out.Services, book.ServiceHealth{Name: h.GetName(), Healthy: h.GetHealthy(), Restarts: h.GetRestarts(), Why: channel.ReasonFromWire(h.GetReason())})
 	}
 	for _, p := range s.GetSecrets() {
 		b.text("status.secrets.name", p.GetName(), channel.MaxName)
-		out.Secrets = append(out.Secrets, Presence{p.GetName(), p.GetPresent()})
+		out.Secrets = append(out.Secrets, book.Presence{Name: p.GetName(), Present: p.GetPresent()})
 	}
 	if o := s.GetOffer(); o != nil {
 		b.text("status.offer.release", o.GetRelease(), channel.MaxName)
-		out.Offer = OfferWaits{fleet.Digest(o.GetRelease()), channel.ReasonFromWire(o.GetReason())}
+		out.Offer = book.OfferWaits{Release: fleet.Digest(o.GetRelease()), Why: channel.ReasonFromWire(o.GetReason())}
 	}
 	return out
 }
@@ -90,7 +91,7 @@ func (b *bounds) size(field string, n, limit int) {
 }
 
 // orderToWire turns a waiting order into its message.
-func orderToWire(o Order, number uint64, in fleet.Epoch) *boundaryv1.Down {
+func orderToWire(o book.Order, number uint64, in fleet.Epoch) *boundaryv1.Down {
 	w := &boundaryv1.Order{Number: number, Epoch: epochToWire(in)}
 	switch {
 	case o.Release != nil:

@@ -24,7 +24,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/demarc-dev/demarc/configs"
-	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/identity/identitytest"
@@ -317,7 +317,7 @@ func (x *thief) ca() *identity.Authority {
 	x.w.t.Helper()
 	b, err := os.ReadFile(filepath.Join(x.w.dir, "acme", "genesis.json"))
 	x.w.ok(err)
-	var g controlplane.GenesisWith
+	var g book.GenesisWith
 	x.w.ok(json.Unmarshal(b, &g))
 	kek, err := os.ReadFile(filepath.Join(x.w.dir, "acme", "kek"))
 	x.w.ok(err)

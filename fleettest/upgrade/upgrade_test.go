@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/audit"
-	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/fleettest/platform"
 	"github.com/demarc-dev/demarc/fleettest/process"
@@ -127,7 +127,7 @@ func (w *world) noWayBack(n *node) {
 	w.must(err)
 	// The first change that it does not know may be one of its own that this build makes, and not the one that the test laid over.
 	said := string(b[before.Size():])
-	if kind := unknownKind.FindStringSubmatch(said); kind == nil || slices.Contains(controlplane.FirstKinds(), kind[1]) {
+	if kind := unknownKind.FindStringSubmatch(said); kind == nil || slices.Contains(book.FirstKinds(), kind[1]) {
 		w.t.Fatalf("%s stopped with the previous build, and did not name a change that it does not know (%q): %s", n.Name, kind, said)
 	}
 	w.goesOn("one node is away")

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+package book
 
 import (
 	"slices"
@@ -179,4 +179,40 @@ func (c PrepareCAWith) Apply(s *State, m ledger.Meta) (Prepared, error) {
 		return Prepared{}, fault.New("ca.prepare", fault.Unavailable, "the key that seals the CAs' keys was replaced meanwhile: try again")
 	}
 	return c.PrepareCA.Apply(s, m)
+}
+
+// SealedCount counts what is sealed.
+func (s State) SealedCount() uint32 {
+	n := len(s.Secrets)
+	for _, one := range s.Slots {
+		if one.SealedKey != nil {
+			n++
+		}
+	}
+	return uint32(n)
+}
+
+// UnsettledNodes lists the nodes that may need another key than the one in use. A node does without a key once all that it starts from is
+// sealed with the one in use.
+func (s State) UnsettledNodes(nodes []string) []string {
+	var out []string
+	for _, n := range nodes {
+		if !slices.Equal(s.Holds(n), []string{s.KEK}) {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// OtherKEKs lists the keys that nodes hold beside the one in use.
+func (s State) OtherKEKs(nodes []string) []string {
+	var out []string
+	for _, n := range nodes {
+		for _, id := range s.Holds(n) {
+			if id != s.KEK && !slices.Contains(out, id) {
+				out = append(out, id)
+			}
+		}
+	}
+	return out
 }

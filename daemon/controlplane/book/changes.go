@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+package book
 
 import (
 	"bytes"
@@ -79,7 +79,7 @@ func (c RegisterAppliance) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	if err := fleet.CheckName("appliance", string(c.Name)); err != nil {
 		return Nothing{}, err
 	}
-	if err := s.TakesPlatform(platformOf(c.Expect)); err != nil {
+	if err := s.TakesPlatform(PlatformOf(c.Expect)); err != nil {
 		return Nothing{}, err
 	}
 	if _, ok := s.customers.Get(c.Customer); !ok {
@@ -116,7 +116,7 @@ func (c Enrol) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	if err != nil {
 		return Nothing{}, err
 	}
-	if err := s.TakesPlatform(platformOf(a.Expect)); err != nil {
+	if err := s.TakesPlatform(PlatformOf(a.Expect)); err != nil {
 		return Nothing{}, err
 	}
 	if a.Status == Banned {
@@ -347,7 +347,7 @@ func (c Countersign) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	switch n := len(a.Witnessed); {
 	case c.Checkpoint != nil:
 		a.Asked = append(slices.Clip(a.Asked), c.Checkpoint.Note)
-		a.Asked = a.Asked[max(0, len(a.Asked)-maxAsked):]
+		a.Asked = a.Asked[max(0, len(a.Asked)-MaxAsked):]
 	case n > 0 && bytes.Equal(a.Witnessed[n-1], c.Cosigned): // sent again: the appliance did not have it
 	default:
 		a.Witnessed = keep(a.Witnessed, c.Cosigned)
@@ -356,8 +356,8 @@ func (c Countersign) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// maxAsked is for how many heads of the vendor's log an answer of one appliance is still taken.
-const maxAsked = 4
+// MaxAsked is for how many heads of the vendor's log an answer of one appliance is still taken.
+const MaxAsked = 4
 
 // maxKept is how many checkpoints of each appliance are kept, of each kind; the oldest goes first.
 const maxKept = 64

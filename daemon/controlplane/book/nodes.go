@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+package book
 
 import (
 	"github.com/demarc-dev/demarc/fault"
@@ -33,8 +33,8 @@ type NodeRoll struct {
 	More    bool                `json:"more,omitempty"`
 }
 
-// maxRoll is how many names one roll may hold.
-const maxRoll = 1000
+// MaxRoll is how many names one roll may hold.
+const MaxRoll = 1000
 
 // Kind names the change in the log.
 func (NodeRoll) Kind() string { return "node.roll/1" }
@@ -44,8 +44,8 @@ func (c NodeRoll) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	if err := fleet.CheckName("node", c.Name); err != nil {
 		return Nothing{}, err
 	}
-	if len(c.Missing) > maxRoll {
-		return Nothing{}, fault.New("node.roll", fault.Invalid, "a roll has at most %d names", maxRoll)
+	if len(c.Missing) > MaxRoll {
+		return Nothing{}, fault.New("node.roll", fault.Invalid, "a roll has at most %d names", MaxRoll)
 	}
 	for _, name := range c.Missing {
 		if a, ok := s.appliances.Get(name); ok && a.Online && a.Node == c.Name {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+package book
 
 import (
 	"fmt"
@@ -26,7 +26,7 @@ func tries(s *State, c ledger.Change[State, Nothing]) error {
 func TestAClusterOutlivesItsNodes(t *testing.T) {
 	s := NewState()
 	add := func(name string) ledger.Change[State, Nothing] {
-		return s.addNode(AddNode{Name: name, Raft: "10.0.0.4:7444", API: "cp.acme.example:7443", Voter: true})
+		return s.AddNode(AddNode{Name: name, Raft: "10.0.0.4:7444", API: "cp.acme.example:7443", Voter: true})
 	}
 	must := func(c ledger.Change[State, Nothing]) {
 		t.Helper()
@@ -39,7 +39,7 @@ func TestAClusterOutlivesItsNodes(t *testing.T) {
 	}
 	for i := 3; i < maxNames; i++ {
 		must(add(fmt.Sprint("cp-", i)))
-		must(s.removeNode(RemoveNode{Name: fmt.Sprint("cp-", i-3), Reason: "its time has come"}))
+		must(s.RemoveNode(RemoveNode{Name: fmt.Sprint("cp-", i-3), Reason: "its time has come"}))
 	}
 	if n := s.peers.Len(); n != maxNames {
 		t.Fatalf("%d names are known, want %d", n, maxNames)
@@ -49,34 +49,34 @@ func TestAClusterOutlivesItsNodes(t *testing.T) {
 		if err := tries(&s, add(name)); fault.Of(err) != fault.Denied {
 			t.Fatalf("the removed %s is added again: %v", name, err)
 		}
-		if p, _ := s.Peer(name); !p.Removed || i >= maxPeers && (p.Raft != "" || p.API != "") {
+		if p, _ := s.Peer(name); !p.Removed || i >= MaxPeers && (p.Raft != "" || p.API != "") {
 			t.Fatalf("of a removed node is kept %+v", p)
 		}
 	}
-	for _, c := range []ledger.Change[State, Nothing]{add("new"), s.removeNode(RemoveNode{Name: "unknown"})} {
+	for _, c := range []ledger.Change[State, Nothing]{add("new"), s.RemoveNode(RemoveNode{Name: "unknown"})} {
 		if err := tries(&s, c); fault.Of(err) != fault.Conflict {
 			t.Errorf("%T past the bound of names: %v", c, err)
 		}
 	}
-	must(s.removeNode(RemoveNode{Name: "cp-1023", Reason: "a known one can always be removed"}))
+	must(s.RemoveNode(RemoveNode{Name: "cp-1023", Reason: "a known one can always be removed"}))
 }
 
 // TestNodesAtATimeAreBounded: what counts is how many there are.
 func TestNodesAtATimeAreBounded(t *testing.T) {
 	s := NewState()
-	for i := range maxPeers {
-		if err := tries(&s, s.addNode(AddNode{Name: fmt.Sprint("cp-", i), Raft: "a:1", API: "a:2"})); err != nil {
+	for i := range MaxPeers {
+		if err := tries(&s, s.AddNode(AddNode{Name: fmt.Sprint("cp-", i), Raft: "a:1", API: "a:2"})); err != nil {
 			t.Fatal(err)
 		}
 	}
 	another := AddNode{Name: "another", Raft: "a:1", API: "a:2"}
-	if err := tries(&s, s.addNode(another)); fault.Of(err) != fault.Conflict {
-		t.Fatalf("node %d is added: %v", maxPeers+1, err)
+	if err := tries(&s, s.AddNode(another)); fault.Of(err) != fault.Conflict {
+		t.Fatalf("node %d is added: %v", MaxPeers+1, err)
 	}
-	if err := tries(&s, s.removeNode(RemoveNode{Name: "cp-7"})); err != nil {
+	if err := tries(&s, s.RemoveNode(RemoveNode{Name: "cp-7"})); err != nil {
 		t.Fatal(err)
 	}
-	if err := tries(&s, s.addNode(another)); err != nil {
+	if err := tries(&s, s.AddNode(another)); err != nil {
 		t.Fatalf("one was removed, and there is no room: %v", err)
 	}
 }
@@ -88,14 +88,14 @@ func TestTheFirstKindsOfMembersMeanWhatTheyMeant(t *testing.T) {
 	for i := range 64 { // never another number: this is what the first kinds mean
 		name := fmt.Sprint("cp-", i)
 		for range 2 { // the second is a repetition
-			if c := s.addNode(AddNode{Name: name, Raft: "a:1", API: "a:2"}); c.Kind() != "node.add/1" {
+			if c := s.AddNode(AddNode{Name: name, Raft: "a:1", API: "a:2"}); c.Kind() != "node.add/1" {
 				t.Fatalf("%s is added by %s", name, c.Kind())
 			} else if err := tries(&s, c); err != nil {
 				t.Fatal(err)
 			}
 		}
 		for range 2 {
-			if c := s.removeNode(RemoveNode{Name: name}); c.Kind() != "node.remove/1" {
+			if c := s.RemoveNode(RemoveNode{Name: name}); c.Kind() != "node.remove/1" {
 				t.Fatalf("%s is removed by %s", name, c.Kind())
 			} else if err := tries(&s, c); err != nil {
 				t.Fatal(err)
@@ -111,14 +111,14 @@ func TestTheFirstKindsOfMembersMeanWhatTheyMeant(t *testing.T) {
 		}
 	}
 	for range 2 {
-		if c := s.addNode(AddNode{Name: "more", Raft: "a:1", API: "a:2"}); c.Kind() != "node.add/2" {
+		if c := s.AddNode(AddNode{Name: "more", Raft: "a:1", API: "a:2"}); c.Kind() != "node.add/2" {
 			t.Fatalf("added by %s", c.Kind())
 		} else if err := tries(&s, c); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for range 2 {
-		if c := s.removeNode(RemoveNode{Name: "more"}); c.Kind() != "node.remove/2" {
+		if c := s.RemoveNode(RemoveNode{Name: "more"}); c.Kind() != "node.remove/2" {
 			t.Fatalf("removed by %s", c.Kind())
 		} else if err := tries(&s, c); err != nil {
 			t.Fatal(err)

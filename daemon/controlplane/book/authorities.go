@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+package book
 
 import (
 	"fmt"
@@ -47,8 +47,8 @@ type Holder struct {
 // lives by default. Who was away for longer asks for the signed bundle when they come back, as everybody's command line does.
 const Lately = 30 * 24 * time.Hour
 
-// seenEvery is how often it goes on record that an operator calls, if there is no other news of it.
-const seenEvery = 24 * time.Hour
+// SeenEvery is how often it goes on record that an operator calls, if there is no other news of it.
+const SeenEvery = 24 * time.Hour
 
 // Missing lists the nodes, the enrolled appliances, and the operators with a valid certificate, that have not acknowledged the bundle of
 // this number.

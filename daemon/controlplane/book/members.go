@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+package book
 
 import (
 	"slices"
@@ -11,6 +11,18 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ledger"
 )
+
+// ReadyToVote tells whether a node said that it has the CAs and their keys on its disk, and the key that opens them.
+func (s State) ReadyToVote(name string) error {
+	const op = "controlplane.Promote"
+	if has, _ := s.nodes.Get(name); has < s.Bundle() {
+		return fault.New(op, fault.Unavailable, "node %q does not have the newest CAs on its disk yet: start it, and try again", fault.Clip(name))
+	}
+	if s.KEK != "" && !slices.Contains(s.Holds(name), s.KEK) {
+		return fault.New(op, fault.Unavailable, "node %q did not say yet that it holds the key that seals the vendor's keys: start it with that kek, and try again", fault.Clip(name))
+	}
+	return nil
+}
 
 // Peer is what the book knows of a node of the control plane: where it serves, which build it runs, and whether it was
 // removed. Who is a member, and who votes, is in the configuration of the raft log, and nowhere else.
@@ -59,10 +71,10 @@ func (s State) Pilot() Autopilot {
 
 // Bounds of what a node says about itself.
 const (
-	maxPeers = 64   // nodes; by the first kinds of changes removed ones included
+	MaxPeers = 64   // nodes; by the first kinds of changes removed ones included
 	maxNames = 1024 // of nodes, removed ones included: a removed name is kept for good, in about 300 bytes
 	maxKinds = 1024
-	maxText  = 512 // bytes of an address, a build, a kind
+	MaxText  = 512 // bytes of an address, a build, a kind
 )
 
 // AddNode expects a node. Its name is stable: an address may change, a removed name never comes back.
@@ -84,7 +96,7 @@ func (c AddNode) apply(s *State, m ledger.Meta, room func(op string) error) (Not
 	if err := fleet.CheckName("node", c.Name); err != nil {
 		return Nothing{}, err
 	}
-	if c.Raft == "" || c.API == "" || len(c.Raft) > maxText || len(c.API) > maxText {
+	if c.Raft == "" || c.API == "" || len(c.Raft) > MaxText || len(c.API) > MaxText {
 		return Nothing{}, fault.New(op, fault.Invalid, "node %q needs an address for its peers and one for operators and appliances", c.Name)
 	}
 	was, is := s.peers.Get(c.Name)
@@ -131,9 +143,9 @@ func (c NodeIs) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	switch {
 	case was.Removed:
 		return Nothing{}, removedNode(op, c.Name)
-	case !is && s.peers.Len() >= maxPeers:
+	case !is && s.peers.Len() >= MaxPeers:
 		return Nothing{}, fault.New(op, fault.Conflict, "the book knows %d nodes already", s.peers.Len())
-	case len(c.Raft) > maxText || len(c.API) > maxText || len(c.Build) > maxText || len(c.Knows) > maxKinds || slices.ContainsFunc(c.Knows, func(k string) bool { return len(k) > maxText }):
+	case len(c.Raft) > MaxText || len(c.API) > MaxText || len(c.Build) > MaxText || len(c.Knows) > maxKinds || slices.ContainsFunc(c.Knows, func(k string) bool { return len(k) > MaxText }):
 		return Nothing{}, fault.New(op, fault.Invalid, "node %q says too much about itself", c.Name)
 	}
 	if !is {
@@ -218,7 +230,7 @@ func (c RemoveAnother) Apply(s *State, m ledger.Meta) (Nothing, error) {
 }
 
 func (s *State) firstRoom(op string) error {
-	if s.peers.Len() >= maxPeers {
+	if s.peers.Len() >= MaxPeers {
 		return fault.New(op, fault.Conflict, "the book knows %d nodes already", s.peers.Len())
 	}
 	return nil
@@ -238,7 +250,7 @@ func (s *State) roomForAnother(op string) error {
 			there++
 		}
 	}
-	if there >= maxPeers {
+	if there >= MaxPeers {
 		return fault.New(op, fault.Conflict, "the book knows %d nodes already: remove one that is gone (demarc control-plane members)", there)
 	}
 	return s.roomForName(op)
@@ -251,18 +263,18 @@ func (s State) crowded(name string) bool {
 	if _, is := s.peers.Get(name); is {
 		others--
 	}
-	return others >= maxPeers
+	return others >= MaxPeers
 }
 
-// addNode is the change that adds a node to this book, and removeNode the one that removes it.
-func (s State) addNode(c AddNode) ledger.Change[State, Nothing] {
+// AddNode is the change that adds a node to this book, and removeNode the one that removes it.
+func (s State) AddNode(c AddNode) ledger.Change[State, Nothing] {
 	if s.crowded(c.Name) {
 		return AddAnother{c}
 	}
 	return c
 }
 
-func (s State) removeNode(c RemoveNode) ledger.Change[State, Nothing] {
+func (s State) RemoveNode(c RemoveNode) ledger.Change[State, Nothing] {
 	if s.crowded(c.Name) {
 		return RemoveAnother{c}
 	}
@@ -298,8 +310,8 @@ func (c SetAutopilot) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 		return Nothing{}, fault.New(op, fault.Invalid, "dead after %s: use a minute to a year", p.DeadAfter)
 	case p.Stabilization < 0 || p.Stabilization > 24*time.Hour:
 		return Nothing{}, fault.New(op, fault.Invalid, "stable after %s: use at most a day", p.Stabilization)
-	case p.Floor < 0 || p.Floor > maxPeers:
-		return Nothing{}, fault.New(op, fault.Invalid, "a floor of %d voters: use 1 to %d", p.Floor, maxPeers)
+	case p.Floor < 0 || p.Floor > MaxPeers:
+		return Nothing{}, fault.New(op, fault.Invalid, "a floor of %d voters: use 1 to %d", p.Floor, MaxPeers)
 	}
 	s.pilot = p
 	return Nothing{}, nil

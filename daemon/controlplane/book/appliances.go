@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+package book
 
 import (
 	"iter"
@@ -90,23 +90,23 @@ type TotalsCache struct {
 }
 
 type Totals struct {
-	status         map[string]int
-	online, orders int
+	Status         map[string]int
+	Online, Orders int
 }
 
-func (t *TotalsCache) of(page State) Totals {
+func (t *TotalsCache) Of(page State) Totals {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.known && t.at == page.appliances.last && t.stops == page.stopped {
 		return t.Totals
 	}
 	t.known, t.at, t.stops = true, page.appliances.last, page.stopped
-	t.Totals = Totals{status: map[string]int{}}
+	t.Totals = Totals{Status: map[string]int{}}
 	for a := range page.appliances.all() {
-		t.status[a.Status]++
-		t.orders += len(a.Orders)
+		t.Status[a.Status]++
+		t.Orders += len(a.Orders)
 		if page.Here(a) {
-			t.online++
+			t.Online++
 		}
 	}
 	return t.Totals

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package controlplane is the vendor's role: the book of record, the doors for appliances and operators, and the
-// channel to each appliance. It can ask a customer's appliance for anything and make it do nothing.
-package controlplane
+// Package book is the vendor's ledger, called the book: the state of the control plane as a replicated state machine, the closed set of
+// changes that may be made to it, and one node's copy of it.
+//
+// Each change is an entry in the order that the consensus log gives it, and most are an entry of the audit log too. Apply is a pure
+// function of the state, the change and its stamp: every node that applies the same entries has the same state. Nothing in this package
+// knows of a network, a file, or another node.
+package book
 
 import (
 	"encoding/json"
@@ -15,8 +19,27 @@ import (
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/seal"
 )
+
+// NewBook makes the vendor's book with every change that this build knows, and with more: those of a later build, in tests.
+func NewBook(more ...ledger.Learned[State]) *ledger.Book[State] {
+	return ledger.NewBook(NewState(), append(more, ledger.Learn[Genesis](), ledger.Learn[RegisterCustomer](), ledger.Learn[RegisterAppliance](),
+		ledger.Learn[Enrol](), ledger.Learn[Refuse](), ledger.Learn[Renew](), ledger.Learn[Edge](), ledger.Learn[Ban](), ledger.Learn[Publish](),
+		ledger.Learn[Ask](), ledger.Learn[Countersign](), ledger.Learn[RequestOperation](), ledger.Learn[OrdersDone](), ledger.Learn[Report](), ledger.Learn[Troubles](),
+		ledger.Learn[EnrolProven](), ledger.Learn[RollKeys](), ledger.Learn[SetExpect](),
+		ledger.Learn[PrepareCA](), ledger.Learn[ActivateCA](), ledger.Learn[RetireCA](), ledger.Learn[RenewBy](), ledger.Learn[HoldsBundle](), ledger.Learn[NodeBundle](),
+		ledger.Learn[AddNode](), ledger.Learn[NodeIs](), ledger.Learn[RemoveNode](), ledger.Learn[AddAnother](), ledger.Learn[RemoveAnother](), ledger.Learn[NodeChanged](), ledger.Learn[SetAutopilot](),
+		ledger.Learn[GenesisWith](), ledger.Learn[AdoptOperator](), ledger.Learn[InviteOperator](), ledger.Learn[EnrolOperator](), ledger.Learn[RenewOperator](), ledger.Learn[OperatorUses](),
+		ledger.Learn[SetOperatorRole](), ledger.Learn[BanOperator](), ledger.Learn[RemoveOperator](),
+		ledger.Learn[KeepSecrets](), ledger.Learn[HoldsKEK](), ledger.Learn[RotateKEK](), ledger.Learn[PrepareCAWith](), ledger.Learn[LoginOperator](),
+		ledger.Learn[NodeStops](), ledger.Learn[NodeRoll](),
+		ledger.Learn[ReportKeys](), ledger.Learn[ConfirmKeys](), ledger.Learn[ForgetKeys](),
+		ledger.Learn[ledger.SetTime[State]](),
+		ledger.Learn[RecoverAdmin](), ledger.Learn[PutSecret](), ledger.Learn[ForgetSecret](), ledger.Learn[NodeLeaf](), ledger.Learn[CertifyNode](), ledger.Learn[OperatorSeen](),
+		ledger.Learn[BeginEpoch](), ledger.Learn[Meet]())...)
+}
 
 // State is one page of the vendor's book. A copy by assignment is a copy: every map in it is persistent.
 type State struct {
@@ -113,7 +136,7 @@ type Appliance struct {
 	LogKey    []byte   `json:"log_key,omitempty"`   // PEM; signs the checkpoints of the customer's log
 	Witnessed [][]byte `json:"witnessed,omitempty"` // the customer's heads that this control plane countersigned, oldest first
 	Cosigned  [][]byte `json:"cosigned,omitempty"`  // the vendor's heads that the appliance countersigned, oldest first
-	Asked     [][]byte `json:"asked,omitempty"`     // heads that it was asked to countersign and has not yet, oldest first, at most [maxAsked]
+	Asked     [][]byte `json:"asked,omitempty"`     // heads that it was asked to countersign and has not yet, oldest first, at most [MaxAsked]
 }
 
 // OrdersSent is the number of the newest order.
