@@ -73,7 +73,7 @@ robustness-short: bin ## 5 minutes of the same, for CI; without disk faults wher
 	$(BIN)/robust -bin $(BIN) -duration 5m -seed $(or $(SEED),0) $(if $(wildcard /dev/loop-control),,-without disk)
 
 test-disk: ## a full disk on real, small file systems (needs root)
-	DEMARC_DISK=1 unshare -m $(GO) test -count=1 -v -run 'Full' ./raft ./daemon/appliance ./cmd/demarc ./workload/artifact
+	DEMARC_DISK=1 unshare -m $(GO) test -count=1 -v -run 'Full' ./raft ./daemon/appliance ./smallfile ./client ./workload/artifact
 
 race: ## all tests with the race detector, in random order (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout 20m ./...

@@ -24,7 +24,7 @@ var floors = map[string]int{
 	"fleet": 1, "seal": 1, "configs": 1,
 	"identity": 2, "grant": 2, "manifest": 2, "operation": 2, "audit": 2,
 	"ledger": 3, "api": 3,
-	"mesh": 4, "raft": 4, "ingress": 4, "workload": 4, "telemetry": 4, "console": 4,
+	"mesh": 4, "client": 4, "raft": 4, "ingress": 4, "workload": 4, "telemetry": 4, "console": 4,
 	"daemon": 5,
 	"cmd":    6,
 	"bench":  beside, "demo": beside, "fleettest": beside, "docs": beside, "deploy": beside,

@@ -88,21 +88,21 @@ var (
 type role struct{ partition, account, name string }
 
 func (e Expect) role() (role, error) {
-	const op = "identity.Expect"
 	if !awsAccount.MatchString(e.Account) {
-		return role{}, fault.New(op, fault.Invalid, "account %q: give the 12 digits of the AWS account", fault.Clip(e.Account))
+		return role{}, wrong("account", nil, " %q: give the 12 digits of the AWS account", fault.Clip(e.Account))
 	}
 	m := awsRole.FindStringSubmatch(e.RoleARN)
 	if m == nil || len(e.RoleARN) > 2048 {
-		return role{}, fault.New(op, fault.Invalid, "role_arn %q: write it as arn:aws:iam::ACCOUNT:role/NAME, with the role's path if it has one", fault.Clip(e.RoleARN))
+		return role{}, wrong("role_arn", nil, " %q: write it as arn:aws:iam::ACCOUNT:role/NAME, with the role's path if it has one",
+			fault.Clip(e.RoleARN))
 	}
 	r := role{m[1], m[2], m[4]}
 	if r.account != e.Account {
-		return role{}, fault.New(op, fault.Invalid, "the role is of the account %s, and account says %s", r.account, e.Account)
+		return role{}, contradict("account", "role_arn", " name different accounts, %s and %s", e.Account, r.account)
 	}
 	for _, region := range e.Regions {
 		if _, p, err := STSHost(region); err != nil || p != r.partition {
-			return role{}, fault.Because(err, op, fault.Invalid, "region %q is none of the role's partition %s", fault.Clip(region), r.partition)
+			return role{}, wrong("regions", err, " %q is none of the role's partition %s", fault.Clip(region), r.partition)
 		}
 	}
 	return r, nil

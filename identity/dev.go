@@ -109,10 +109,9 @@ func (k DevKey) Token(name, audience string, now time.Time) (string, error) {
 
 func (e Expect) checkDev() error {
 	if err := fleet.CheckName("development", e.Subject); err != nil {
-		return err
+		return wrong("subject", err, ": %s", fault.Text(err))
 	}
-	_, err := ParseKeys(e.JWKS)
-	return err
+	return e.checkJWKS()
 }
 
 // verifyDev compares a development token. It is as strict as that of Kubernetes, and bounds the token's whole life, too.

@@ -4,6 +4,7 @@ package identity
 
 import (
 	"encoding/json"
+	"fmt"
 	"time"
 
 	"github.com/demarc-dev/demarc/fault"
@@ -66,7 +67,44 @@ type Proven struct {
 	Expires time.Time
 }
 
-// Check tells whether a registration can ever be met.
+// FieldError says which field of a registration is wrong, and how. [Expect.Check] returns it inside a fault.
+type FieldError struct {
+	Field string // as the document spells it, for instance "role_arn"
+	Other string // a field that contradicts it, "" for none
+	rest  string // of the sentence, after the fields
+	err   error
+}
+
+// Error implements error.
+func (e *FieldError) Error() string { return e.Sentence(func(field string) string { return field }) }
+
+// Unwrap returns the cause, nil for none.
+func (e *FieldError) Unwrap() error { return e.err }
+
+// Sentence says what is wrong, with the names that the caller has for the fields.
+func (e *FieldError) Sentence(name func(field string) string) string {
+	s := name(e.Field)
+	if e.Other != "" {
+		s += " and " + name(e.Other)
+	}
+	return s + e.rest
+}
+
+// wrong makes the fault of a field; the sentence continues after the field's name.
+func wrong(field string, because error, format string, args ...any) error {
+	return atFields(&FieldError{Field: field, rest: fmt.Sprintf(format, args...), err: because})
+}
+
+// contradict makes the fault of two fields.
+func contradict(field, other, format string, args ...any) error {
+	return atFields(&FieldError{Field: field, Other: other, rest: fmt.Sprintf(format, args...)})
+}
+
+func atFields(e *FieldError) error {
+	return fault.Because(e, "identity.Expect", fault.Invalid, "%s", e.Error())
+}
+
+// Check returns nil if a registration can ever be met, else a fault of kind Invalid; a [FieldError] in it says which field is wrong.
 func (e Expect) Check() error {
 	const op = "identity.Expect"
 	var foreign string
@@ -95,9 +133,10 @@ func (e Expect) Check() error {
 	}
 	switch {
 	case e.Kind != KindKubernetes && e.Kind != KindAWS && e.Kind != KindGCP && e.Kind != KindDev:
-		return fault.New(op, fault.Invalid, "proof of kind %q: use %s, %s, %s or %s", fault.Clip(e.Kind), KindAWS, KindGCP, KindKubernetes, KindDev)
+		return fault.New(op, fault.Invalid, "proof of kind %q: use %s, %s, %s or %s", fault.Clip(e.Kind), KindAWS, KindGCP, KindKubernetes,
+			KindDev)
 	case foreign != "":
-		return fault.New(op, fault.Invalid, "%s does not belong to a proof of kind %s: leave it out", foreign, e.Kind)
+		return wrong(foreign, nil, " does not belong to a proof of kind %s: leave it out", e.Kind)
 	}
 	switch e.Kind {
 	case KindAWS:
@@ -122,25 +161,30 @@ func oneOf(kinds, kind string) bool {
 }
 
 func (e Expect) checkKubernetes() error {
-	const op = "identity.Expect"
 	if e.Issuer == "" || len(e.Issuer) > 512 {
-		return fault.New(op, fault.Invalid, "issuer: give the cluster's --service-account-issuer, in at most 512 bytes")
+		return wrong("issuer", nil, ": give the cluster's --service-account-issuer, in at most 512 bytes")
 	}
 	if e.Issuer == DevIssuer {
-		return fault.New(op, fault.Invalid, "issuer %q is that of development tokens: no cluster has it", DevIssuer)
+		return wrong("issuer", nil, " %q is that of development tokens: no cluster has it", DevIssuer)
 	}
 	if err := fleet.CheckName("namespace", e.Namespace); err != nil {
-		return err
+		return wrong("namespace", err, ": %s", fault.Text(err))
 	}
 	if !subdomain(e.ServiceAccount) {
-		return fault.New(op, fault.Invalid, "service account %q: use lower-case letters, digits, dots and hyphens", fault.Clip(e.ServiceAccount))
+		return wrong("service_account", nil, " %q: use lower-case letters, digits, dots and hyphens", fault.Clip(e.ServiceAccount))
 	}
 	switch {
 	case e.Discovery && len(e.JWKS) > 0:
-		return fault.New(op, fault.Invalid, "the keys are pinned (jwks) or fetched (discovery): give one of them")
+		return contradict("jwks", "discovery", ": the first pins the keys, the second has them fetched; give one of them")
 	case e.Discovery:
 		return CheckIssuer(e.Issuer)
 	}
-	_, err := ParseKeys(e.JWKS)
-	return err
+	return e.checkJWKS()
+}
+
+func (e Expect) checkJWKS() error {
+	if _, err := ParseKeys(e.JWKS); err != nil {
+		return wrong("jwks", err, ": %s", fault.Text(err))
+	}
+	return nil
 }

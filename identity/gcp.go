@@ -22,18 +22,18 @@ var (
 )
 
 func (e Expect) checkGCP() error {
-	const op = "identity.Expect"
 	switch {
 	case !gcpProject.MatchString(e.Project):
-		return fault.New(op, fault.Invalid, "project %q: give the project's ID (not its name or number)", fault.Clip(e.Project))
+		return wrong("project", nil, " %q: give the project's ID (not its name or number)", fault.Clip(e.Project))
 	case !gcpAccount.MatchString(e.ServiceAccount):
-		return fault.New(op, fault.Invalid, "service account %q: give its email address, NAME@PROJECT.iam.gserviceaccount.com", fault.Clip(e.ServiceAccount))
+		return wrong("service_account", nil, " %q: give its email address, NAME@PROJECT.iam.gserviceaccount.com",
+			fault.Clip(e.ServiceAccount))
 	case e.UniqueID != "" && !gcpUniqueID.MatchString(e.UniqueID):
-		return fault.New(op, fault.Invalid, "unique id %q: it has digits only", fault.Clip(e.UniqueID))
+		return wrong("unique_id", nil, " %q: it has digits only", fault.Clip(e.UniqueID))
 	case e.Zone != "" && !gcpName.MatchString(e.Zone):
-		return fault.New(op, fault.Invalid, "zone %q: write it as europe-west3-a", fault.Clip(e.Zone))
+		return wrong("zone", nil, " %q: write it as europe-west3-a", fault.Clip(e.Zone))
 	case e.Instance != "" && !gcpName.MatchString(e.Instance):
-		return fault.New(op, fault.Invalid, "instance %q: use the virtual machine's name", fault.Clip(e.Instance))
+		return wrong("instance", nil, " %q: use the virtual machine's name", fault.Clip(e.Instance))
 	}
 	return nil
 }

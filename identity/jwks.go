@@ -157,12 +157,12 @@ func (k Keys) Names() ([]KeyName, error) {
 	return out, nil
 }
 
-// CheckIssuer tells whether keys can be fetched from an issuer: https, a host, and nothing that is not a path.
+// CheckIssuer returns nil if keys can be fetched from an issuer: https, a host, and nothing but a path; else a fault with a [FieldError].
 func CheckIssuer(issuer string) error {
 	u, err := url.Parse(issuer)
 	if err != nil || len(issuer) > 512 || u.Scheme != "https" || u.Host == "" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" ||
 		u.Opaque != "" || u.String() != issuer || strings.HasSuffix(issuer, "#") || !plainHost(u.Host) {
-		return fault.Because(err, "identity.CheckIssuer", fault.Invalid, "issuer %q: to fetch its keys, an https URL without user, query or fragment is needed", fault.Clip(issuer))
+		return wrong("issuer", err, " %q: to fetch its keys, an https URL without user, query or fragment is needed", fault.Clip(issuer))
 	}
 	return nil
 }

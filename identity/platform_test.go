@@ -4,6 +4,7 @@ package identity_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -52,7 +53,7 @@ func TestRegistrationByPlatform(t *testing.T) {
 		"issuer on aws":            {onAWS, func(e *identity.Expect) { e.Issuer = "https://x.example" }, "issuer does not belong"},
 		"service account on aws":   {onAWS, func(e *identity.Expect) { e.ServiceAccount = "a" }, "service_account does not belong"},
 		"account of 11 digits":     {onAWS, func(e *identity.Expect) { e.Account = "12345678901" }, "12 digits"},
-		"role of another account":  {onAWS, func(e *identity.Expect) { e.Account = "210987654321" }, "the role is of the account"},
+		"role of another account":  {onAWS, func(e *identity.Expect) { e.Account = "210987654321" }, "account and role_arn name different accounts"},
 		"a user":                   {onAWS, func(e *identity.Expect) { e.RoleARN = "arn:aws:iam::123456789012:user/x" }, "role_arn"},
 		"an assumed role":          {onAWS, func(e *identity.Expect) { e.RoleARN = "arn:aws:sts::123456789012:assumed-role/x/y" }, "role_arn"},
 		"a star":                   {onAWS, func(e *identity.Expect) { e.RoleARN = "arn:aws:iam::123456789012:role/*" }, "role_arn"},
@@ -70,8 +71,19 @@ func TestRegistrationByPlatform(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			e := tc.from
 			tc.change(&e)
-			if err := e.Check(); fault.Of(err) != fault.Invalid || !strings.Contains(fault.Text(err), tc.want) {
+			err := e.Check()
+			if fault.Of(err) != fault.Invalid || !strings.Contains(fault.Text(err), tc.want) {
 				t.Errorf("%v, want %q", err, tc.want)
+			}
+			f, ok := errors.AsType[*identity.FieldError](err)
+			if !ok {
+				if tc.want != "use aws, gcp, kubernetes or dev" {
+					t.Errorf("%v names no field", err)
+				}
+				return
+			}
+			if f.Sentence(strings.ToUpper) != strings.ToUpper(f.Field)+strings.TrimPrefix(fault.Text(err), f.Field) && f.Other == "" {
+				t.Errorf("%q with other names: %q", fault.Text(err), f.Sentence(strings.ToUpper))
 			}
 		})
 	}

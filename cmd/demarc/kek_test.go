@@ -50,7 +50,8 @@ func free(t *testing.T) string {
 func newRealNode(t *testing.T) *realNode {
 	t.Helper()
 	n := &realNode{estate: &estate{t: t, dir: filepath.Join(t.TempDir(), "acme")}}
-	n.types("", 0, "control-plane", "init", "--dir", n.dir, "--trust-domain", trustDomain, "--operator", "ann", "--node", "cp-1="+free(t)+","+free(t)+","+free(t))
+	n.types("", 0, "control-plane", "init", "--dir", n.dir, "--trust-domain", trustDomain, "--operator", "ann", "--node",
+		"cp-1="+free(t)+","+free(t)+","+free(t))
 	n.start()
 	t.Cleanup(func() {
 		if n.stop != nil {
@@ -126,7 +127,8 @@ func (n *realNode) holds() (inUse string, held []string) {
 		Key   string
 		Nodes []struct{ Keys []string }
 	}
-	if err := json.Unmarshal([]byte(n.as(n.ann(), 0, "control-plane", "kek", "status", "-o", "json")), &doc); err != nil || len(doc.Nodes) != 1 {
+	if err := json.Unmarshal([]byte(n.as(n.ann(), 0, "control-plane", "kek", "status", "-o", "json")), &doc); err != nil ||
+		len(doc.Nodes) != 1 {
 		n.t.Fatalf("%+v, %v", doc, err)
 	}
 	return doc.Key, doc.Nodes[0].Keys
@@ -210,7 +212,8 @@ func (n *realNode) keysOf(kek []byte) map[string][]byte {
 func TestFindFinds(t *testing.T) {
 	dir := t.TempDir()
 	key := sha256.Sum256([]byte("key"))
-	for i, b := range [][]byte{append([]byte("xy"), key[:]...), []byte(hex.EncodeToString(key[:])), []byte(base64.StdEncoding.EncodeToString(key[:])),
+	for i, b := range [][]byte{append([]byte("xy"), key[:]...), []byte(hex.EncodeToString(key[:])),
+		[]byte(base64.StdEncoding.EncodeToString(key[:])),
 		[]byte(`{"a":"` + base64.URLEncoding.EncodeToString(append([]byte("z"), append(key[:], "tail"...)...)) + `"}`),
 		[]byte(base64.StdEncoding.EncodeToString(append([]byte("zz"), append(key[:], "tail"...)...)))} {
 		if err := os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), b, 0o600); err != nil {

@@ -65,13 +65,15 @@ func TestLoginByCommand(t *testing.T) {
 	}
 	t.Cleanup(p.Close)
 	p.Claims = map[string]any{"sub": "42", "email": "ben@acme.example", "email_verified": true, "groups": []string{"support"}}
-	v := login.New(login.Options{Issuer: p.URL, ClientID: "demarc", Roots: p.Pool, NameClaim: "email", Domains: []string{"acme.example"}, GroupsClaim: "groups",
-		Roles: []login.Role{{Group: "support", Rank: fleet.Operate}}, Now: time.Now})
+	v := login.New(login.Options{Issuer: p.URL, ClientID: "demarc", Roots: p.Pool, NameClaim: "email", Domains: []string{"acme.example"},
+		GroupsClaim: "groups",
+		Roles:       []login.Role{{Group: "support", Rank: fleet.Operate}}, Now: time.Now})
 	t.Cleanup(v.Close)
 	e := newEstateWith(t, func(o *controlplane.Options) {
 		o.Login = &controlplane.Login{Verifier: v, Scopes: []string{"email"}, Life: time.Hour}
 	})
-	ann, door, ca, me := filepath.Join(e.dir, "operator", "operator.yaml"), filepath.Join(e.dir, "door.yaml"), filepath.Join(e.dir, "issuer.pem"), filepath.Join(e.dir, "me.yaml")
+	ann, door, ca, me := filepath.Join(e.dir, "operator", "operator.yaml"), filepath.Join(e.dir, "door.yaml"), filepath.Join(e.dir,
+		"issuer.pem"), filepath.Join(e.dir, "me.yaml")
 	for file, b := range map[string][]byte{door: []byte(e.as(ann, 0, "operator", "door")), ca: p.CA} {
 		if err := os.WriteFile(file, b, 0o600); err != nil {
 			t.Fatal(err)
@@ -83,7 +85,8 @@ func TestLoginByCommand(t *testing.T) {
 		t.Helper()
 		var out strings.Builder
 		b := &browser{t: t, client: client, before: before, opened: make(chan struct{})}
-		if got := run(t.Context(), []string{"operator", "login", door, "--out", me, "--issuer-ca", ca}, strings.NewReader(""), &out, b); got != exit {
+		if got := run(t.Context(), []string{"operator", "login", door, "--out", me, "--issuer-ca", ca}, strings.NewReader(""), &out,
+			b); got != exit {
 			t.Fatalf("exit %d, want %d\n%s", got, exit, &out)
 		}
 		select {

@@ -35,7 +35,7 @@ func TestScripts(t *testing.T) {
 		RequireUniqueNames:  true,
 		RequireExplicitExec: true,
 		Setup: func(e *testscript.Env) error {
-			for name, b := range evidence(t) {
+			for name, b := range evidenceFiles(t) {
 				if err := os.WriteFile(filepath.Join(e.WorkDir, name), b, 0o600); err != nil {
 					return err
 				}
@@ -78,17 +78,21 @@ func seeded(b byte) ed25519.PrivateKey {
 	return ed25519.NewKeyFromSeed(bytes.Repeat([]byte{b}, ed25519.SeedSize))
 }
 
-// evidence makes the files of both sides: each has its log, countersigned, and what it kept of the other's.
-func evidence(t *testing.T) map[string][]byte {
+// trustDomain is that of the tests.
+const trustDomain = "acme.example"
+
+// evidenceFiles makes the files of both sides: each has its log, countersigned, and what it kept of the other's.
+func evidenceFiles(t *testing.T) map[string][]byte {
 	t.Helper()
 	vendor, customer := side{vendorLog, seeded(1), 5}, side{customerLog, seeded(2), 7}
 	return map[string][]byte{
-		"vendor.pem":    publicPEM(t, vendor.key),
-		"customer.pem":  publicPEM(t, customer.key),
-		"stranger.pem":  publicPEM(t, seeded(3)),
-		"vendor.json":   vendor.bundle(t, vendor.log(vendor.size, ""), customer.cosigned(t, 4, "", vendor), vendor.cosigned(t, 3, "", customer)),
-		"customer.json": customer.bundle(t, customer.log(customer.size, ""), vendor.cosigned(t, 3, "", customer), customer.cosigned(t, 4, "", vendor)),
-		"forked.json":   vendor.bundle(t, vendor.log(vendor.size, "another story"), nil, nil),
+		"vendor.pem":   publicPEM(t, vendor.key),
+		"customer.pem": publicPEM(t, customer.key),
+		"other.pem":    publicPEM(t, seeded(3)),
+		"vendor.json":  vendor.bundle(t, vendor.log(vendor.size, ""), customer.cosigned(t, 4, "", vendor), vendor.cosigned(t, 3, "", customer)),
+		"customer.json": customer.bundle(t, customer.log(customer.size, ""), vendor.cosigned(t, 3, "", customer),
+			customer.cosigned(t, 4, "", vendor)),
+		"forked.json": vendor.bundle(t, vendor.log(vendor.size, "another story"), nil, nil),
 	}
 }
 

@@ -63,7 +63,8 @@ func newEstateWith(t *testing.T, set func(*controlplane.Options)) *estate {
 		t.Fatal(err)
 	}
 	e := &estate{t: t, dir: filepath.Join(t.TempDir(), "acme"), one: &one{book: book.NewBook()}}
-	e.types("", 0, "control-plane", "init", "--dir", e.dir, "--trust-domain", trustDomain, "--operator", "ann", "--node", "cp-1=127.0.0.1:1,"+ln.Addr().String())
+	e.types("", 0, "control-plane", "init", "--dir", e.dir, "--trust-domain", trustDomain, "--operator", "ann", "--node",
+		"cp-1=127.0.0.1:1,"+ln.Addr().String())
 	var genesis book.GenesisWith
 	if err := json.Unmarshal(e.read("genesis.json"), &genesis); err != nil {
 		t.Fatal(err)
@@ -141,8 +142,10 @@ func TestOperatorsByCommand(t *testing.T) {
 	has(e.as(ann, 2, "operator", "invite", "ben", "--role", "root"), "is no role")
 	has(e.as(ann, 2, "operator", "invite", "ben", "--role", "viewer", "--valid", "1000h"), "--valid")
 	has(e.as(ann, 0, "operator", "invite", "ben", "--role", "viewer", "--valid", "24h", "--out", invitation), "demarc operator accept")
-	has(e.as(ann, 1, "operator", "invite", "ben", "--role", "viewer", "--out", invitation), "nothing is overwritten") // and the one that is handed out stays good
-	if got, err := os.ReadFile(invitation); err != nil || !strings.Contains(e.as(ann, 0, "operator", "show", "ben"), "invited") || len(got) == 0 {
+	// and the one that is handed out stays good
+	has(e.as(ann, 1, "operator", "invite", "ben", "--role", "viewer", "--out", invitation), "nothing is overwritten")
+	if got, err := os.ReadFile(invitation); err != nil || !strings.Contains(e.as(ann, 0, "operator", "show", "ben"), "invited") ||
+		len(got) == 0 {
 		t.Fatalf("the invitation: %v", err)
 	}
 	again := e.as(ann, 0, "operator", "invite", "ben", "--role", "viewer")
@@ -161,13 +164,14 @@ func TestOperatorsByCommand(t *testing.T) {
 		}
 	}
 	has(e.as(ben, 0, "operator", "list"), "ann", "admin", "ben", "viewer", "active", "operator/ann")
-	has(e.as(ben, 0, "operator", "show", "ben", "-o", "json"), `"role": "viewer"`, `"by": "spiffe://acme.example/operator/ann"`, `"via": "invitation"`)
+	has(e.as(ben, 0, "operator", "show", "ben", "-o", "json"), `"role": "viewer"`, `"by": "spiffe://acme.example/operator/ann"`,
+		`"via": "invitation"`)
 	has(e.as(ben, 1, "operator", "show", "eve"), "there is no operator")
 	has(e.as(ben, 3, "customer", "add", "globex"), "needs the role operator, and yours is viewer")
 	has(e.as(ben, 3, "operator", "ban", "ann"), "needs the role admin")
 	has(e.as(ann, 0, "operator", "role", "ben", "--role", "operator"), "operator ben is an operator now")
 	has(e.as(ben, 0, "customer", "add", "globex"), "is registered")
-	has(e.as(ben, 0, "operator", "renew"), "is good until")
+	has(e.as(ben, 0, "operator", "renew"), "is valid until")
 	has(e.as(ben, 0, "customer", "add", "initech"), "is registered")
 	has(e.as(ann, 1, "operator", "remove", "ann"), "the last admin")
 	has(e.types("", 0, "__complete", "operator", "ban", "--context", ann, ""), "ben\toperator, active")
@@ -188,7 +192,8 @@ func TestAcceptKnowsWhoAnswers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := identity.ParseInvitation([]byte(evil.as(filepath.Join(evil.dir, "operator", "operator.yaml"), 0, "operator", "invite", "ben", "--role", "admin")))
+	other, err := identity.ParseInvitation([]byte(evil.as(filepath.Join(evil.dir, "operator", "operator.yaml"), 0, "operator", "invite",
+		"ben", "--role", "admin")))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,9 @@ import (
 
 	localv1 "github.com/demarc-dev/demarc/api/local/v1"
 	"github.com/demarc-dev/demarc/api/local/v1/localv1connect"
+	"github.com/demarc-dev/demarc/cmd/demarc/cli"
+	"github.com/demarc-dev/demarc/cmd/demarc/customer"
+	"github.com/demarc-dev/demarc/cmd/demarc/evidence"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/operation"
@@ -75,11 +78,16 @@ var opStart = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
 func anOperation() *ran {
 	nonce := strings.Repeat("n", 16)
-	r := &ran{asks: seeded(11), approves: seeded(12), ends: seeded(13), releases: seeded(12), output: operation.Output{Stdout: []byte("the answer\n"), StdoutSalt: [32]byte{1}}}
-	r.request = operation.Request{ID: "op-1", Appliance: "eu-1", Operator: "spiffe://acme.example/operator/ann", Template: "state", TemplateDigest: fleet.DigestOf([]byte("t")),
-		Release: fleet.DigestOf([]byte("r")), Recipient: "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p", At: opStart, NotAfter: opStart.Add(time.Hour), Nonce: nonce}
-	r.approval = operation.Approval{ID: "op-1", Appliance: "eu-1", Decision: operation.DecisionApprove, Argv: []string{"x"}, At: opStart, NotAfter: opStart.Add(time.Hour), Nonce: nonce}
-	r.result = operation.Result{ID: "op-1", Appliance: "eu-1", Argv: []string{"x"}, State: operation.Held, Started: opStart.Add(time.Minute), Ended: opStart.Add(time.Minute)}
+	r := &ran{asks: seeded(11), approves: seeded(12), ends: seeded(13), releases: seeded(12),
+		output: operation.Output{Stdout: []byte("the answer\n"), StdoutSalt: [32]byte{1}}}
+	r.request = operation.Request{ID: "op-1", Appliance: "eu-1", Operator: "spiffe://acme.example/operator/ann", Template: "state",
+		TemplateDigest: fleet.DigestOf([]byte("t")),
+		Release:        fleet.DigestOf([]byte("r")), Recipient: "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p",
+		At: opStart, NotAfter: opStart.Add(time.Hour), Nonce: nonce}
+	r.approval = operation.Approval{ID: "op-1", Appliance: "eu-1", Decision: operation.DecisionApprove, Argv: []string{"x"}, At: opStart,
+		NotAfter: opStart.Add(time.Hour), Nonce: nonce}
+	r.result = operation.Result{ID: "op-1", Appliance: "eu-1", Argv: []string{"x"}, State: operation.Held, Started: opStart.Add(time.Minute),
+		Ended: opStart.Add(time.Minute)}
 	r.result.Stdout, r.result.Stderr = r.output.Commitments()
 	r.release = operation.Release{ID: "op-1", Appliance: "eu-1", Decision: operation.DecisionRelease, At: opStart.Add(time.Hour), Nonce: nonce}
 	return r
@@ -104,10 +112,13 @@ type localStub struct {
 	r *ran
 }
 
-func (l localStub) ListOperations(context.Context, *connect.Request[localv1.ListOperationsRequest]) (*connect.Response[localv1.ListOperationsResponse], error) {
+func (l localStub) ListOperations(context.Context,
+	*connect.Request[localv1.ListOperationsRequest]) (*connect.Response[localv1.ListOperationsResponse], error) {
 	pem := func(b byte) []byte { k, _ := seal.KeyOf(seeded(b).Public()); return k.PEM() }
-	return connect.NewResponse(&localv1.ListOperationsResponse{LogKey: pem(13), OperatorKeys: [][]byte{pem(11)}, CustomerKeys: [][]byte{pem(12)},
-		Operations: []*localv1.Operation{{Id: "op-1", State: "held", Request: l.r.sealedRequest, Statements: l.r.statements, Output: l.r.hidden}}}), nil
+	return connect.NewResponse(&localv1.ListOperationsResponse{LogKey: pem(13), OperatorKeys: [][]byte{pem(11)},
+		CustomerKeys: [][]byte{pem(12)},
+		Operations: []*localv1.Operation{{Id: "op-1", State: "held", Request: l.r.sealedRequest, Statements: l.r.statements,
+			Output: l.r.hidden}}}), nil
 }
 
 // TestConsentShowsNoOutputOfAnUnverifiedResult types what the customer types, against an appliance that hands over all that is
@@ -124,7 +135,7 @@ func TestConsentShowsNoOutputOfAnUnverifiedResult(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	reader, err := outputKey(seeded(12))
+	reader, err := customer.OutputKey(seeded(12))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,12 +153,13 @@ func TestConsentShowsNoOutputOfAnUnverifiedResult(t *testing.T) {
 	t.Cleanup(func() { _ = srv.Close(); <-done })
 	types := func(command ...string) (int, string) {
 		var out, errs bytes.Buffer
-		code := run(t.Context(), append(command, "--socket", socket, "--key", keyFile, "--passphrase-file", pass), strings.NewReader(""), &out, &errs)
+		code := run(t.Context(), append(command, "--socket", socket, "--key", keyFile, "--passphrase-file", pass), strings.NewReader(""), &out,
+			&errs)
 		return code, out.String() + errs.String()
 	}
 	stub.r = anOperation()
 	stub.r.run(t, reader.Recipient(), false)
-	if code, text := types("consent", "output", "op-1"); code != exitOK || !strings.Contains(text, "the answer") {
+	if code, text := types("consent", "output", "op-1"); code != cli.ExitOK || !strings.Contains(text, "the answer") {
 		t.Fatalf("what is well: %d, %s", code, text)
 	}
 	for name, spoil := range spoiled {
@@ -156,7 +168,7 @@ func TestConsentShowsNoOutputOfAnUnverifiedResult(t *testing.T) {
 		stub.r.run(t, reader.Recipient(), false)
 		for _, command := range []string{"output", "release", "withhold"} {
 			code, text := types("consent", command, "op-1")
-			if code != exitRefused || strings.Contains(text, "answer") || len(text) < 20 {
+			if code != cli.ExitRefused || strings.Contains(text, "answer") || len(text) < 20 {
 				t.Errorf("%s, %s: exit code %d, %s", name, command, code, text)
 			}
 		}
@@ -181,11 +193,11 @@ func TestOperatorReadsNoOutputOfAnUnverifiedResult(t *testing.T) {
 		if customer {
 			k.Customers = pub(12)
 		}
-		c, err := chain(r.sealedRequest, r.statements, k)
+		c, err := evidence.Verify(r.sealedRequest, r.statements, k)
 		if err != nil {
 			return "", err
 		}
-		out, err := opened(r.hidden, c, reader)
+		out, err := evidence.Open(r.hidden, c, reader)
 		return string(out.Stdout) + string(out.Stderr), err
 	}
 	for _, customer := range []bool{true, false} {

@@ -22,13 +22,15 @@ func TestRecoverAdminByCommand(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(n.dir, "kek"), make([]byte, 32), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := n.types("", 3, "control-plane", "recover-admin", "ann", "--config", config, "--out", again); !strings.Contains(got, "does not open the keys of this node") {
+	if got := n.types("", 3, "control-plane", "recover-admin", "ann", "--config", config, "--out", again); !strings.Contains(got,
+		"does not open the keys of this node") {
 		t.Fatal(got)
 	}
 	if err := os.WriteFile(filepath.Join(n.dir, "kek"), kek, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := n.types("", 1, "control-plane", "recover-admin", "ann", "--config", config, "--dir", t.TempDir(), "--out", again); !strings.Contains(got, "the sealed keys of the node can't be read") {
+	if got := n.types("", 1, "control-plane", "recover-admin", "ann", "--config", config, "--dir", t.TempDir(), "--out",
+		again); !strings.Contains(got, "the sealed keys of the node can't be read") {
 		t.Fatal(got)
 	}
 	if got := n.types("", 2, "control-plane", "recover-admin", "ann", "--config", config); !strings.Contains(got, "--out") {
@@ -38,7 +40,8 @@ func TestRecoverAdminByCommand(t *testing.T) {
 		t.Fatal("a refused recovery left an operator's file")
 	}
 
-	if got := n.types("", 0, "control-plane", "recover-admin", "ann", "--config", config, "--out", again); !strings.Contains(got, "you are operator ann with the role admin") {
+	if got := n.types("", 0, "control-plane", "recover-admin", "ann", "--config", config, "--out", again); !strings.Contains(got,
+		"you are operator ann with the role admin") {
 		t.Fatal(got)
 	}
 	if got := n.as(again, 0, "operator", "list"); !strings.Contains(got, "ann") {

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/demarc-dev/demarc/client"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/seal"
@@ -146,11 +147,12 @@ func TestABundleIsBelievedForItsSignature(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o, err := (&app{context: ben}).operatorFile()
+	o, err := client.ReadOperator(ben)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := askBundle(t.Context(), trustDomain, o.Nodes[0], pinned, held.Number+1); fault.Of(err) != fault.Denied || !strings.Contains(fault.Text(err), "an old one is not taken back") {
+	if _, err := client.FetchBundle(t.Context(), trustDomain, o.Nodes[0], pinned, held.Number+1); fault.Of(err) != fault.Denied ||
+		!strings.Contains(fault.Text(err), "an old one is not taken back") {
 		t.Errorf("an older bundle: %v", err)
 	}
 }
@@ -193,7 +195,8 @@ func TestABundleIsReplacedAsAWhole(t *testing.T) {
 		t.Fatal("the bundle is not whole")
 	}
 	e.as(e.ann(), 0, "ca", "activate", "prepared")
-	for name, b := range map[string][]byte{"ben.bundle.pem": old, "ben.bundle.signed": []byte("cut sho")} { // the one file is of before, or the other is damaged
+	// the one file is of before, or the other is damaged
+	for name, b := range map[string][]byte{"ben.bundle.pem": old, "ben.bundle.signed": []byte("cut sho")} {
 		if err := os.WriteFile(filepath.Join(e.dir, name), b, 0o600); err != nil {
 			t.Fatal(err)
 		}

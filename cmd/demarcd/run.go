@@ -93,7 +93,8 @@ func load(path string, flags *pflag.FlagSet) (configs.Config, error) {
 }
 
 func runCommand(errs io.Writer) *cobra.Command {
-	c := &cobra.Command{Use: "run", Short: "Run the role of a file until SIGINT or SIGTERM", Example: "  demarcd run -c control-plane.yaml --log-format json", Args: noArgs}
+	c := &cobra.Command{Use: "run", Short: "Run the role of a file until SIGINT or SIGTERM",
+		Example: "  demarcd run -c control-plane.yaml --log-format json", Args: noArgs}
 	path := file(c)
 	level := c.Flags().String("log-level", "info", "debug, info, warn or error")
 	format := c.Flags().String("log-format", "text", "text or json")
@@ -135,7 +136,8 @@ func partsOf(ctx context.Context, cfg configs.Config, log *slog.Logger) ([]daemo
 }
 
 func checkCommand(out io.Writer) *cobra.Command {
-	c := &cobra.Command{Use: "check", Short: "Check a file and the vendor's keys that an appliance's file names, and print the configuration as it holds, without secrets", Example: "  demarcd check -c appliance.yaml", Args: noArgs}
+	c := &cobra.Command{Use: "check", Short: "Check a file and the vendor's keys that an appliance's file names, and print the " +
+		"configuration as it holds, without secrets", Example: "  demarcd check -c appliance.yaml", Args: noArgs}
 	path := file(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cfg, err := load(*path, c.Flags())

@@ -77,7 +77,8 @@ func TestCheckReadsTheVendorsKeys(t *testing.T) {
 	}
 	for ann, want := range map[string]string{"ann.pub": "", "copy.pub": "one key speaks for one", "none.pub": "can't be read"} {
 		file := filepath.Join(dir, "a.yaml")
-		text := fmt.Sprintf("version: demarc/1\nrole: appliance\nname: eu-1\ncustomer: globex\ntrust_domain: acme.example\ncontrol_plane: {addresses: [\"h:1\"], bundle_file: b, "+
+		text := fmt.Sprintf("version: demarc/1\nrole: appliance\nname: eu-1\ncustomer: globex\ntrust_domain: acme.example\n"+
+			"control_plane: {addresses: [\"h:1\"], bundle_file: b, "+
 			"release_keys: [release.pub], operators: [{name: ann, keys: [%s]}]}\ntransports: [{kind: https}]\nproof: {kind: gcp}\n", ann)
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
