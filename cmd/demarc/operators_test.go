@@ -73,7 +73,8 @@ func newEstateWith(t *testing.T, set func(*controlplane.Options)) *estate {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	o := controlplane.Options{Name: "cp-1", Book: e.one.book, Consensus: e.one, KEK: e.read("kek"), LeafLife: time.Hour, Now: time.Now, Log: log}
+	o := controlplane.Options{Name: "cp-1", Book: e.one.book, Consensus: e.one, KEK: e.read("kek"), LeafLife: time.Hour, Now: time.Now,
+		Log: log}
 	set(&o)
 	s, err := controlplane.NewServer(o)
 	if err != nil {
