@@ -20,7 +20,7 @@ import (
 var rows = map[string]map[string]int{
 	"cmd": {"demarc": 0, "demarcd": 0},
 	"cmd/demarc": {
-		"cli":      0, // what all groups of commands share
+		"cli":      0,                // what all groups of commands share
 		"evidence": 1, "operator": 1, // used by the groups above
 		"auditor": 2, "cluster": 2, "customer": 2, "setup": 2, "vendor": 2,
 		"": 3, // puts the groups together
