@@ -234,7 +234,7 @@ func (o order) Propose(ctx context.Context, data []byte) ([]byte, error) {
 		f.mu.Unlock()
 		return nil, fault.New("fleettest.Propose", fault.Unavailable, "the node is down")
 	}
-	if err := f.book.Rehearse(data); err != nil {
+	if err := f.book.DryRun(data); err != nil {
 		f.mu.Unlock()
 		return nil, err
 	}

@@ -18,10 +18,10 @@
 //  2. A change that is refused alters nothing and leaves its record: the audit leaf names the fault.
 //  3. Same principal, same request id, same kind and body: the same answer again, and no second leaf. Another body is
 //     [fault.Conflict]. Answers are remembered for [Remember] of the book's own time, never of a clock, and none is
-//     forgotten earlier: while there are more than a book may hold, [Book.Rehearse] keeps new changes out.
+//     forgotten earlier: while there are more than a book may hold, [Book.DryRun] keeps new changes out.
 //  4. The book's time never goes back: an earlier stamp is lifted to the last one. The one exception is [SetTime].
 //  5. A kind that is met in the log and not known, or a change that panics, stops the book: carrying on would make it
-//     differ from the others. [Book.Rehearse] keeps both from getting into the log.
+//     differ from the others. [Book.DryRun] keeps both from getting into the log.
 package ledger
 
 import (
@@ -164,7 +164,7 @@ type page[S any] struct {
 }
 
 // Book holds a state. Readers never block and always see one whole moment. Apply, Restore and Snapshot may be called
-// from one goroutine at a time; View, Log, Index, Changed and Rehearse from any.
+// from one goroutine at a time; View, Log, Index, Changed and DryRun from any.
 type Book[S any] struct {
 	kinds   map[string]Learned[S]
 	limit   limit

@@ -142,7 +142,7 @@ func TestWhatCannotBeAppliedStopsTheBook(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := newToy()
 			before := b.View()
-			err := b.Rehearse([]byte(c.data))
+			err := b.DryRun([]byte(c.data))
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Fatalf("rehearse: %v, want %q", err, c.want)
 			}
@@ -158,7 +158,7 @@ func TestWhatCannotBeAppliedStopsTheBook(t *testing.T) {
 
 func TestRehearsingARefusalPasses(t *testing.T) {
 	b := newToy()
-	if err := b.Rehearse(encoded(t, meta("ann", "1", 0), add{-1})); err != nil {
+	if err := b.DryRun(encoded(t, meta("ann", "1", 0), add{-1})); err != nil {
 		t.Fatalf("a refusal belongs on record: %v", err)
 	}
 	if b.Log().Size() != 0 {
@@ -334,7 +334,7 @@ func FuzzRehearse(f *testing.F) {
 	f.Add([]byte(`{"kind":"explode/1","meta":{"at":"2026-03-01T12:00:00Z","by":"ann","request":"1"},"body":{}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		b := newToy()
-		rehearsed := b.Rehearse(data)
+		rehearsed := b.DryRun(data)
 		_, err := b.Apply(1, data)
 		if (rehearsed == nil) != (err == nil) {
 			t.Fatalf("rehearse says %v, apply %v", rehearsed, err)

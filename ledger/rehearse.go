@@ -27,12 +27,12 @@ type rehearsal[S any] struct {
 	ans  []byte
 }
 
-// Rehearse makes the page that follows what was rehearsed before, or the present one. It fails only where Apply would
+// DryRun makes the page that follows what was rehearsed before, or the present one. It fails only where Apply would
 // stop the book: the proposal is malformed, its kind is not known, or the change panics; and with [fault.Busy] where more
 // answers would have to be remembered than the book may hold. A change that would be refused passes: its refusal belongs
 // on record. Whoever rehearses in the order in which he then proposes pays once: Apply takes
 // the page over. The caller must not modify data afterwards.
-func (b *Book[S]) Rehearse(data []byte) error {
+func (b *Book[S]) DryRun(data []byte) error {
 	a := &b.ahead
 	a.mu.Lock()
 	defer a.mu.Unlock()

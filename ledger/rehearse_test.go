@@ -46,7 +46,7 @@ func TestWhatIsTakenOverIsWhatIsApplied(t *testing.T) {
 			data := rapid.SampledFrom(pool).Draw(t, "data")
 			switch rapid.IntRange(0, 6).Draw(t, "act") {
 			case 0, 1:
-				if err := book.Rehearse(data); err != nil {
+				if err := book.DryRun(data); err != nil {
 					t.Fatal(err)
 				}
 				waiting = append(waiting, data)
@@ -98,13 +98,13 @@ func TestRehearsedOnce(t *testing.T) {
 	counting = &ran
 	defer func() { counting = nil }()
 	for _, data := range log[:10] {
-		if err := book.Rehearse(data); err != nil {
+		if err := book.DryRun(data); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for i, data := range log {
 		if i+10 < len(log) { // rehearsals go on while others are applied
-			if err := book.Rehearse(log[i+10]); err != nil {
+			if err := book.DryRun(log[i+10]); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -144,7 +144,7 @@ func TestRehearsalsBesideEverything(t *testing.T) {
 	go func() {
 		defer close(done)
 		for i := range 300 {
-			_ = book.Rehearse(encoded(t, meta("bob", fmt.Sprint(i), 0), add{1}))
+			_ = book.DryRun(encoded(t, meta("bob", fmt.Sprint(i), 0), add{1}))
 			_ = book.View()
 			_ = rootOf(book)
 		}
@@ -152,7 +152,7 @@ func TestRehearsalsBesideEverything(t *testing.T) {
 	for i := range 300 {
 		data := encoded(t, meta("ann", fmt.Sprint(i), 0), add{1})
 		if i%3 == 0 {
-			if err := book.Rehearse(data); err != nil {
+			if err := book.DryRun(data); err != nil {
 				t.Error(err)
 			}
 		}

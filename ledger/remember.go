@@ -41,7 +41,7 @@ func (l limit) allows(was, is int64, count int, bytes int64) error {
 	if was == is || count <= l.count && bytes <= l.bytes {
 		return nil
 	}
-	return fault.New("ledger.Rehearse", fault.Busy,
+	return fault.New("ledger.DryRun", fault.Busy,
 		"the answers to %d changes of the last %s (%d MiB) are remembered, so that none is made twice, and there is no room for more: try again in a moment", count-1, Remember, bytes>>20)
 }
 

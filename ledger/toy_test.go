@@ -85,7 +85,7 @@ type direct struct {
 }
 
 func (d *direct) Propose(_ context.Context, data []byte) ([]byte, error) {
-	if err := d.book.Rehearse(data); err != nil {
+	if err := d.book.DryRun(data); err != nil {
 		return nil, err
 	}
 	d.index++

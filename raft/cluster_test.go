@@ -41,7 +41,7 @@ type list struct {
 	tried  int               // to restore
 }
 
-func (l *list) Rehearse(data []byte) error {
+func (l *list) DryRun(data []byte) error {
 	if string(data) == "bad" {
 		return fault.New("list", fault.Invalid, "this line is bad")
 	}

@@ -52,19 +52,19 @@ var (
 )
 
 // TakeSnapshot makes the node take one now.
-func (n *Node) TakeSnapshot() error { return n.raft.Snapshot().Error() }
+func (n *Node) TakeSnapshot() error { return n.lib.raft.Snapshot().Error() }
 
 // StepDown makes the leader hand leadership over.
-func (n *Node) StepDown() error { return n.raft.LeadershipTransfer().Error() }
+func (n *Node) StepDown() error { return n.lib.raft.LeadershipTransfer().Error() }
 
 // Cut cuts the node off from its peers.
-func (n *Node) Cut(on bool) { n.net.cut(on) }
+func (n *Node) Cut(on bool) { n.net.conns.setCut(on) }
 
-// Writing tells whether the node is writing to its disk.
-func (n *Node) Writing() bool { return !n.store.BusySince().IsZero() }
+// Writing reports whether the node is writing to its disk.
+func (n *Node) Writing() bool { return !n.disk.logs.BusySince().IsZero() }
 
 // Synced is the index up to which the node's log is on disk.
-func (n *Node) Synced() uint64 { return n.store.Synced() }
+func (n *Node) Synced() uint64 { return n.disk.logs.Synced() }
 
 // Fast is timing for tests.
 func Fast() Timing {
@@ -84,11 +84,11 @@ func Lose(dir string, from uint64) error {
 	return errors.Join(l.Cut(from), l.Close())
 }
 
-// Told gives a node the word of a peer that it was removed by the configuration of an index.
-func (n *Node) Told(by string, index uint64) { n.told(by, index) }
+// RemovedBy gives a node the word of a peer that it was removed by the configuration of an index.
+func (n *Node) RemovedBy(by string, index uint64) { n.members.removedBy(by, index) }
 
 // ConfigurationIndex is that of the newest configuration that the node knows the index of.
-func (n *Node) ConfigurationIndex() uint64 { return n.members.index() }
+func (n *Node) ConfigurationIndex() uint64 { return n.members.addrs.index() }
 
-// Ends tells whether the node takes no more questions of its peers.
-func (n *Node) Ends() bool { return n.ctx.Err() != nil }
+// Ends reports whether the node takes no more questions of its peers.
+func (n *Node) Ends() bool { return n.life.ctx.Err() != nil }

@@ -63,18 +63,19 @@ type machine struct {
 	m     Machine
 	index atomic.Uint64 // of the last command that was applied
 
-	mu    sync.Mutex
-	moved chan struct{} // closed when index moves
+	onDisk       func(index uint64) bool // waits until the log of this node is on disk so far; false: the node ends before
+	configured   chan struct{}           // holds a token while there may be a new configuration
+	configuredAt func(index uint64)      // takes the index of each new configuration
 
-	onDisk     func(index uint64) bool // waits until the log of this node is on disk so far; false: the node ends before
-	configured chan struct{}           // holds a token while there may be a new configuration
-	at         func(index uint64)
-	err        error
-	dead       chan struct{}
+	mu       sync.Mutex
+	advanced chan struct{} // closed when index grows
+	err      error
+	failed   chan struct{} // closed when err is set
 }
 
 func newMachine(m Machine) *machine {
-	return &machine{m: m, moved: make(chan struct{}), dead: make(chan struct{}), configured: make(chan struct{}, 1), at: func(uint64) {}, onDisk: func(uint64) bool { return true }}
+	return &machine{m: m, advanced: make(chan struct{}), failed: make(chan struct{}), configured: make(chan struct{}, 1),
+		configuredAt: func(uint64) {}, onDisk: func(uint64) bool { return true }}
 }
 
 func (f *machine) failure() error {
@@ -83,7 +84,7 @@ func (f *machine) failure() error {
 	return f.err
 }
 
-// Apply implements hraft.FSM. It gives []result, one a proposal, or one for all. After an error nothing more is applied:
+// Apply implements hraft.FSM. It returns []result, one a proposal, or one for all. After an error nothing more is applied:
 // the entries after it would be applied to a state that differs from the others'. An entry that is not applied here is
 // in the log all the same, and others may apply it: its proposers are unsure.
 func (f *machine) Apply(l *hraft.Log) any {
@@ -109,23 +110,21 @@ func (f *machine) Apply(l *hraft.Log) any {
 		out = append(out, result{ans: ans})
 	}
 	if err != nil {
-		f.fail(fault.Because(err, op, fault.Internal, "entry %d can't be applied: this node must be replaced by a build that can", l.Index))
+		f.fail(fault.Because(err, op, fault.Internal,
+			"entry %d can't be applied: this node must be replaced by a build that can", l.Index))
 		if len(out) == 0 {
 			out = append(out, unsure(err))
 		}
 		return out
 	}
-	f.move(l.Index)
+	f.advance(l.Index)
 	return out
 }
 
-// StoreConfiguration implements hraft.ConfigurationStore: it hears of each change of the members that is committed.
+// StoreConfiguration implements hraft.ConfigurationStore: it is called with each change of the members that is committed.
 func (f *machine) StoreConfiguration(index uint64, _ hraft.Configuration) {
-	f.at(index)
-	select {
-	case f.configured <- struct{}{}:
-	default:
-	}
+	f.configuredAt(index)
+	wake(f.configured)
 }
 
 // fail stops the machine for ever.
@@ -134,23 +133,23 @@ func (f *machine) fail(err error) {
 	defer f.mu.Unlock()
 	if f.err == nil {
 		f.err = err
-		close(f.dead)
+		close(f.failed)
 	}
 }
 
-func (f *machine) move(index uint64) {
+func (f *machine) advance(index uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.index.Store(index)
-	close(f.moved)
-	f.moved = make(chan struct{})
+	close(f.advanced)
+	f.advanced = make(chan struct{})
 }
 
-// changed gives a channel that is closed at the next entry.
+// changed returns a channel that is closed at the next entry.
 func (f *machine) changed() <-chan struct{} {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.moved
+	return f.advanced
 }
 
 const snapshotWord = "demarc-raft/1"
@@ -197,15 +196,13 @@ func (f *machine) Restore(r io.ReadCloser) error {
 	}
 	index, err := f.restore(bufio.NewReaderSize(r, 64<<10))
 	if err != nil {
-		err = fault.Because(err, "raft.Restore", fault.Internal, "the snapshot can't be restored: this node must be replaced by a build that can")
+		err = fault.Because(err, "raft.Restore", fault.Internal,
+			"the snapshot can't be restored: this node must be replaced by a build that can")
 		f.fail(err)
 		return err
 	}
-	f.move(index)
-	select {
-	case f.configured <- struct{}{}: // the snapshot has members too
-	default:
-	}
+	f.advance(index)
+	wake(f.configured) // the snapshot has members too
 	return nil
 }
 

@@ -75,7 +75,7 @@ func (c *cluster) roles(by int) string {
 func (c *cluster) gone(i int) {
 	c.t.Helper()
 	ends(c.t, "a removed node", func() { <-c.nodes[i].Fatal() })
-	if err := c.nodes[i].Failure(); !errors.Is(err, fault.Denied) || !errors.Is(err, raft.ErrGone) || !strings.Contains(err.Error(), "was removed") {
+	if err := c.nodes[i].Failure(); !errors.Is(err, fault.Denied) || !errors.Is(err, raft.ErrRemoved) || !strings.Contains(err.Error(), "was removed") {
 		c.t.Fatalf("it stopped with %v", err)
 	}
 	c.stop(i)
@@ -169,14 +169,14 @@ func TestOnlyWhoKnowsMoreIsBelieved(t *testing.T) {
 	c.leader()
 	c.propose(0, "one")
 	at := c.nodes[0].ConfigurationIndex()
-	c.nodes[0].Told("n9", at)
-	c.nodes[0].Told("n9", 0)
+	c.nodes[0].RemovedBy("n9", at)
+	c.nodes[0].RemovedBy("n9", 0)
 	c.propose(0, "two")
 	i := c.join("n1")
-	c.nodes[i].Told("n9", 1000) // it waits to be added, and knows of no configuration
+	c.nodes[i].RemovedBy("n9", 1000) // it waits to be added, and knows of no configuration
 	c.must(c.change(0, raft.Add, "n1"))
 	c.must(c.nodes[i].Read(within(t)))
-	c.nodes[0].Told("n9", at+100)
+	c.nodes[0].RemovedBy("n9", at+100)
 	c.gone(0)
 }
 

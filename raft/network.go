@@ -5,7 +5,6 @@ package raft
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"log/slog"
 	"math"
@@ -27,70 +26,73 @@ const (
 	ProtoForward = "demarc-forward/1"
 )
 
-// ErrGone is in an error of Config.Peer where the caller was removed for good: it is told so, and stops. Any other is refused, and
-// may be let in later, with another certificate for instance.
-var ErrGone = errors.New("removed for good")
+const acceptRetry = 50 * time.Millisecond
+
+// ErrRemoved is in an error of Config.Peer if the caller was removed for good: it is notified, and stops. With any other error
+// it is refused, and may be let in later, with another certificate for instance.
+var ErrRemoved = errors.New("removed for good")
 
 // network is one listener with two protocols, and the way out to the peers. It is hraft's StreamLayer.
 type network struct {
-	n    *Node
-	tls  *tls.Config
-	raft chan net.Conn // accepted for hraft
-	wg   sync.WaitGroup
-	hall *hall
+	cfg        *Config
+	ctx        context.Context // of the node
+	addrs      *addresses
+	server     forward.Server
+	trans      *hraft.NetworkTransport // nil before it is made
+	accepted   chan net.Conn           // for hraft
+	wg         sync.WaitGroup
+	handshakes *handshakes
+	conns      *conns
 
 	mu       sync.Mutex
-	conns    map[*tracked]struct{}
-	serving  sync.WaitGroup // forward connections whose questions are being answered
-	isCut    bool
-	draining bool // no forward connection begins any more
-	closed   bool
+	serving  sync.WaitGroup // forward connections whose requests are being answered
+	draining bool           // no forward connection begins any more
 }
 
-func newNetwork(n *Node) *network {
-	return &network{n: n, tls: n.cfg.ServerTLS, raft: make(chan net.Conn), hall: newHall(), conns: map[*tracked]struct{}{}}
+func newNetwork(ctx context.Context, cfg *Config, addrs *addresses) *network {
+	return &network{cfg: cfg, ctx: ctx, addrs: addrs, accepted: make(chan net.Conn), handshakes: newHandshakes(), conns: newConns()}
 }
 
 // accept takes connections until the listener closes.
 func (w *network) accept() {
 	for {
-		c, err := w.n.cfg.Listener.Accept()
+		c, err := w.cfg.Listener.Accept()
 		if err != nil {
-			if w.n.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			if w.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return
 			}
-			w.n.log.Warn("a connection of a peer was not accepted", "err", err)
+			w.cfg.Logger.Warn("a connection of a peer was not accepted", "err", err)
 			select {
-			case <-w.n.ctx.Done():
+			case <-w.ctx.Done():
 				return
-			case <-time.After(50 * time.Millisecond):
+			case <-time.After(acceptRetry):
 			}
 			continue
 		}
-		g := w.hall.enter(c)
+		g := w.handshakes.admit(c)
 		w.wg.Go(func() {
-			defer w.hall.leave(g)
-			t, id, err := w.greet(g)
-			w.hall.leave(g)
+			defer w.handshakes.done(g)
+			t, id, err := w.shakeHands(g)
+			w.handshakes.done(g)
 			if err == nil {
-				w.welcome(t, id)
+				w.serve(t, id)
 				return
 			}
 			_ = c.Close()
-			if now, left := w.hall.refuses(t != nil); now && w.n.ctx.Err() == nil {
-				w.n.log.Warn("a peer was refused", "remote", c.RemoteAddr().String(), "err", err, "left_out", left)
+			if now, skipped := w.handshakes.logsRefusal(t != nil); now && w.ctx.Err() == nil {
+				w.cfg.Logger.Warn("a peer was refused", "remote", c.RemoteAddr().String(), "err", err, "left_out", skipped)
 			}
 		})
 	}
 }
 
-// greet shakes hands. The TLS config has verified the caller; that it has is looked at again here. A node that is no
-// member any more is told so. With an error, the connection is there if its peer proved who it is.
-func (w *network) greet(c net.Conn) (*tls.Conn, string, error) {
-	const op = "raft.greet"
-	ctx, cancel := context.WithTimeout(w.n.ctx, handshakeWait)
+// shakeHands does the TLS handshake. The TLS config has verified the caller; that it has is checked again here. A node that
+// was removed is notified. With an error, the connection is returned if its peer proved its identity.
+func (w *network) shakeHands(c net.Conn) (*tls.Conn, string, error) {
+	const op = "raft.shakeHands"
+	ctx, cancel := context.WithTimeout(w.ctx, handshakeTimeout)
 	defer cancel()
-	t := tls.Server(c, w.tls)
+	t := tls.Server(c, w.cfg.ServerTLS)
 	if err := t.HandshakeContext(ctx); err != nil {
 		return nil, "", fault.At(op, fault.Denied, err)
 	}
@@ -102,19 +104,19 @@ func (w *network) greet(c net.Conn) (*tls.Conn, string, error) {
 	case s.NegotiatedProtocol != ProtoRaft && s.NegotiatedProtocol != ProtoForward:
 		return nil, "", fault.New(op, fault.Denied, "the caller chose none of the protocols %s and %s", ProtoRaft, ProtoForward)
 	}
-	if w.n.cfg.Peer == nil {
+	if w.cfg.Peer == nil {
 		return t, "", nil
 	}
-	id, err := w.n.cfg.Peer(t.ConnectionState())
-	index := w.n.members.index()
-	if errors.Is(err, ErrGone) { // whoever keeps the names says so, and takes none back: no configuration that the caller knows is newer
+	id, err := w.cfg.Peer(t.ConnectionState())
+	index := w.addrs.index()
+	if errors.Is(err, ErrRemoved) { // names are never used again: no configuration that the caller knows is newer
 		index = math.MaxUint64
 	}
-	if err == nil && w.n.members.isGone(id) {
-		err = fault.Because(ErrGone, op, fault.Denied, "node %q was removed from the cluster", fault.Clip(id))
+	if err == nil && w.addrs.removed(id) {
+		err = fault.Because(ErrRemoved, op, fault.Denied, "node %q was removed from the cluster", fault.Clip(id))
 	}
 	if err != nil {
-		if errors.Is(err, ErrGone) && t.ConnectionState().NegotiatedProtocol == ProtoForward {
+		if errors.Is(err, ErrRemoved) && t.ConnectionState().NegotiatedProtocol == ProtoForward {
 			_ = forward.NotifyRemoved(t, index)
 		}
 		return t, "", fault.At(op, fault.Denied, err)
@@ -122,25 +124,25 @@ func (w *network) greet(c net.Conn) (*tls.Conn, string, error) {
 	return t, id, nil
 }
 
-// welcome hands a proven connection to its protocol.
-func (w *network) welcome(t *tls.Conn, id string) {
-	tracked, ok := w.track(t, id)
+// serve hands a proven connection to its protocol.
+func (w *network) serve(t *tls.Conn, id string) {
+	c, ok := w.conns.add(t, id)
 	if !ok {
 		return
 	}
-	if w.n.cfg.Peer != nil { // what made the peer's certificate worthless since greet asked did not find this connection
-		if _, err := w.n.cfg.Peer(t.ConnectionState()); err != nil {
-			tracked.Abort()
+	if w.cfg.Peer != nil { // an eviction since the check in shakeHands did not find this connection
+		if _, err := w.cfg.Peer(t.ConnectionState()); err != nil {
+			c.Abort()
 			return
 		}
 	}
 	switch t.ConnectionState().NegotiatedProtocol {
 	case ProtoRaft:
 		select {
-		case w.raft <- tracked:
+		case w.accepted <- c:
 			return // the library closes it, or the network does
-		case <-w.n.ctx.Done():
-		case <-tracked.done:
+		case <-w.ctx.Done():
+		case <-c.done:
 		}
 	case ProtoForward:
 		w.mu.Lock()
@@ -150,142 +152,14 @@ func (w *network) welcome(t *tls.Conn, id string) {
 		}
 		w.mu.Unlock()
 		if serve {
-			w.n.server.Serve(w.n.ctx, tracked)
+			w.server.Serve(w.ctx, c)
 			w.serving.Done()
 		}
 	}
-	_ = tracked.Close()
+	_ = c.Close()
 }
 
-// tracked is a connection that closes with the network.
-type tracked struct {
-	net.Conn
-	id   string // of the peer, "" where it is not known
-	w    *network
-	once sync.Once
-	done chan struct{}
-	came time.Time
-}
-
-// crowded gives the oldest connection with a peer that has as many as it may, nil where it has fewer. The lock is held.
-func (w *network) crowded(id string) (oldest *tracked) {
-	n := 0
-	if id == "" { // who it is is not known here
-		return nil
-	}
-	for c := range w.conns {
-		if c.id != id {
-			continue
-		}
-		if n++; oldest == nil || c.came.Before(oldest.came) {
-			oldest = c
-		}
-	}
-	if n < peerConns {
-		return nil
-	}
-	return oldest
-}
-
-func (w *network) track(c net.Conn, id string) (*tracked, bool) {
-	t := &tracked{Conn: c, id: id, w: w, done: make(chan struct{}), came: time.Now()}
-	w.mu.Lock()
-	open := !w.closed && !w.isCut
-	var out *tracked
-	if open {
-		out = w.crowded(id)
-		w.conns[t] = struct{}{}
-	}
-	w.mu.Unlock()
-	if out != nil {
-		out.Abort()
-	}
-	if !open {
-		t.Abort() // without the lock, and without waiting for the peer
-		return nil, false
-	}
-	return t, true
-}
-
-// Close closes the connection once.
-func (t *tracked) Close() error {
-	var err error
-	t.once.Do(func() {
-		t.w.mu.Lock()
-		delete(t.w.conns, t)
-		t.w.mu.Unlock()
-		err = t.Conn.Close()
-		close(t.done)
-	})
-	return err
-}
-
-// cut ends every connection and keeps new ones out while on is true.
-func (w *network) cut(on bool) {
-	w.mu.Lock()
-	w.isCut = on
-	var open []*tracked
-	if on {
-		for c := range w.conns {
-			open = append(open, c)
-		}
-	}
-	w.mu.Unlock()
-	for _, c := range open {
-		c.Abort()
-	}
-}
-
-// kick ends every connection with one peer.
-func (w *network) kick(id string) {
-	w.mu.Lock()
-	var open []*tracked
-	for c := range w.conns {
-		if c.id == id {
-			open = append(open, c)
-		}
-	}
-	w.mu.Unlock()
-	for _, c := range open {
-		c.Abort()
-	}
-}
-
-// Recheck ends the connections, of either direction, whose peer's certificate, which was verified in the handshake, does not pass
-// any more. Questions that wait on them are unsure or asked again, as where a connection breaks.
-func (n *Node) Recheck(passes func(id string, leaf *x509.Certificate) error) {
-	n.net.mu.Lock()
-	var open []*tracked
-	for c := range n.net.conns {
-		t, ok := c.Conn.(*tls.Conn)
-		if !ok {
-			continue
-		}
-		if all := t.ConnectionState().PeerCertificates; len(all) == 0 || passes(c.id, all[0]) != nil {
-			open = append(open, c)
-		}
-	}
-	n.net.mu.Unlock()
-	for _, c := range open {
-		c.Abort()
-	}
-}
-
-// Peer implements [forward.Conn].
-func (t *tracked) Peer() string { return t.id }
-
-// Done implements [forward.Conn].
-func (t *tracked) Done() <-chan struct{} { return t.done }
-
-// Abort implements [forward.Conn]: it closes the connection without a goodbye, which would wait for a peer that does not read.
-func (t *tracked) Abort() {
-	if c, ok := t.Conn.(*tls.Conn); ok {
-		_ = c.NetConn().Close()
-	}
-	_ = t.Close()
-}
-
-// drain waits until all questions of peers are answered. No new ones are read since the node's context ended.
+// drain waits until all requests of peers are answered. No new ones are read since the node's context ended.
 func (w *network) drain() {
 	w.mu.Lock()
 	w.draining = true
@@ -293,88 +167,83 @@ func (w *network) drain() {
 	w.serving.Wait()
 }
 
-// spawn runs goroutines that end with their connection, unless the network has been closed.
-func (w *network) spawn(fs ...func()) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.closed {
-		return false
-	}
-	for _, f := range fs {
+// spawn runs a goroutine that ends with the node's context, unless the network has been closed.
+func (w *network) spawn(f func()) {
+	w.conns.mu.Lock()
+	defer w.conns.mu.Unlock()
+	if !w.conns.closed {
 		w.wg.Go(f)
 	}
-	return true
 }
 
-// close ends every connection for ever. A node that did not begin leaves the listener to its caller.
+// close ends every connection for ever. A node that did not start leaves the listener to its caller.
 func (w *network) close(listener bool) {
 	if listener {
-		_ = w.n.cfg.Listener.Close()
+		_ = w.cfg.Listener.Close()
 	}
-	w.mu.Lock()
-	w.closed = true
-	w.mu.Unlock()
-	w.cut(true)
+	w.conns.close()
 }
 
 // dial reaches a member by TLS with one protocol.
-func (w *network) dial(ctx context.Context, id, addr, proto string) (*tracked, error) {
-	c, err := w.n.cfg.Dial(ctx, addr)
+func (w *network) dial(ctx context.Context, id, addr, proto string) (*conn, error) {
+	const op = "raft.dial"
+	raw, err := w.cfg.Dial(ctx, addr)
 	if err != nil {
-		return nil, fault.Because(err, "raft.dial", fault.Unavailable, "node %s is not reached", id)
+		return nil, fault.Because(err, op, fault.Unavailable, "node %s is not reached", id)
 	}
-	conf := w.n.cfg.ClientTLS(id)
+	conf := w.cfg.ClientTLS(id)
 	if conf == nil {
-		_ = c.Close()
-		return nil, fault.New("raft.dial", fault.Unavailable, "there is no TLS config for node %s", id)
+		_ = raw.Close()
+		return nil, fault.New(op, fault.Unavailable, "there is no TLS config for node %s", id)
 	}
 	conf = conf.Clone()
 	conf.NextProtos, conf.MinVersion = []string{proto}, tls.VersionTLS13
-	t := tls.Client(c, conf)
+	t := tls.Client(raw, conf)
 	if err := t.HandshakeContext(ctx); err != nil {
-		_ = c.Close()
-		return nil, fault.Because(err, "raft.dial", fault.Unavailable, "node %s is not proven", id)
+		_ = raw.Close()
+		return nil, fault.Because(err, op, fault.Unavailable, "node %s is not proven", id)
 	}
 	if got := t.ConnectionState().NegotiatedProtocol; got != proto {
 		_ = t.Close()
-		return nil, fault.New("raft.dial", fault.Unavailable, "node %s speaks %q and not %s", id, got, proto)
+		return nil, fault.New(op, fault.Unavailable, "node %s speaks %q and not %s", id, got, proto)
 	}
-	out, ok := w.track(t, id)
+	c, ok := w.conns.add(t, id)
 	if !ok {
-		return nil, fault.New("raft.dial", fault.Unavailable, "this node is cut off")
+		return nil, fault.New(op, fault.Unavailable, "this node is cut off")
 	}
-	if conf.VerifyConnection != nil { // as in welcome
+	if conf.VerifyConnection != nil { // as in serve
 		if err := conf.VerifyConnection(t.ConnectionState()); err != nil {
-			out.Abort()
-			return nil, fault.Because(err, "raft.dial", fault.Unavailable, "node %s is not proven", id)
+			c.Abort()
+			return nil, fault.Because(err, op, fault.Unavailable, "node %s is not proven", id)
 		}
 	}
-	return out, nil
+	return c, nil
 }
 
-// reach dials a member wherever it may be: where it said that it is, where the log says, where the list says. Who answers
-// is proven by its certificate, so a stale address does no harm but for the time that it takes: all are tried at once.
-func (w *network) reach(ctx context.Context, id, proto string) (*tracked, error) {
-	addrs := w.n.where(id)
+// reach dials a member at every address that is known of it, all at once. The answerer proves its identity by its
+// certificate, so a stale address does no harm but for the time that it takes.
+func (w *network) reach(ctx context.Context, id, proto string) (*conn, error) {
+	addrs := w.addrs.of(id)
 	switch len(addrs) {
 	case 0:
-		return nil, fault.New("raft.dial", fault.Unavailable, "it is not known where node %q is", fault.Clip(id))
+		return nil, fault.New("raft.dial", fault.Unavailable, "no address of node %q is known", fault.Clip(id))
 	case 1:
 		return w.dial(ctx, id, addrs[0], proto)
 	}
 	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	type reply struct {
-		c   *tracked
+		c   *conn
 		err error
 	}
 	replies := make(chan reply, len(addrs))
 	for _, addr := range addrs {
-		go func() { // ends with the context, and is waited for below
+		go func() { // ends with the context; the loop below waits for it
 			c, err := w.dial(ctx, id, addr, proto)
 			replies <- reply{c, err}
 		}()
 	}
-	var won *tracked
+	var won *conn
 	var failed error
 	for range addrs {
 		switch r := <-replies; {
@@ -387,16 +256,24 @@ func (w *network) reach(ctx context.Context, id, proto string) (*tracked, error)
 			failed = r.err
 		}
 	}
-	cancel()
 	if won != nil {
 		return won, nil
 	}
 	return nil, failed
 }
 
-// Dial implements hraft.StreamLayer. What the library takes for an address is a member's id: see [byID].
+// dialForward reaches a member for package forward.
+func (w *network) dialForward(ctx context.Context, id string) (forward.Conn, error) {
+	c, err := w.reach(ctx, id, ProtoForward)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Dial implements hraft.StreamLayer. The library's address is a member's id: see [byID].
 func (w *network) Dial(addr hraft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(w.n.ctx, timeout)
+	ctx, cancel := context.WithTimeout(w.ctx, timeout)
 	defer cancel()
 	c, err := w.reach(ctx, string(addr), ProtoRaft)
 	if err != nil {
@@ -408,9 +285,9 @@ func (w *network) Dial(addr hraft.ServerAddress, timeout time.Duration) (net.Con
 // Accept implements net.Listener for hraft.
 func (w *network) Accept() (net.Conn, error) {
 	select {
-	case c := <-w.raft:
+	case c := <-w.accepted:
 		return c, nil
-	case <-w.n.ctx.Done():
+	case <-w.ctx.Done():
 		return nil, net.ErrClosed
 	}
 }
@@ -418,17 +295,25 @@ func (w *network) Accept() (net.Conn, error) {
 // Close implements net.Listener for hraft; the node closes the listener itself.
 func (w *network) Close() error { return nil }
 
-// Addr implements net.Listener for hraft: what it tells is the address that peers know.
-func (w *network) Addr() net.Addr { return member(w.n.cfg.Self.Addr) }
+// Addr implements net.Listener for hraft: the address that peers know.
+func (w *network) Addr() net.Addr { return memberAddr(w.cfg.Self.Addr) }
 
-type member string
+type memberAddr string
 
-func (member) Network() string  { return "tcp" }
-func (m member) String() string { return string(m) }
+// Network implements net.Addr.
+func (memberAddr) Network() string { return "tcp" }
+
+// String implements net.Addr.
+func (m memberAddr) String() string { return string(m) }
 
 // hclogger lets hashicorp's logger write into slog.
 func hclogger(l *slog.Logger) hclog.Logger {
 	return hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.Info, Output: lineWriter{l}, DisableTime: true})
+}
+
+// levels are those of hclog. Its INFO is for debugging here.
+var levels = map[string]slog.Level{
+	"[ERROR]": slog.LevelError, "[WARN]": slog.LevelWarn, "[DEBUG]": slog.LevelDebug, "[INFO]": slog.LevelDebug,
 }
 
 type lineWriter struct{ l *slog.Logger }
@@ -437,7 +322,7 @@ type lineWriter struct{ l *slog.Logger }
 func (w lineWriter) Write(b []byte) (int, error) {
 	line := strings.TrimSpace(string(b))
 	level := slog.LevelInfo
-	for word, is := range map[string]slog.Level{"[ERROR]": slog.LevelError, "[WARN]": slog.LevelWarn, "[DEBUG]": slog.LevelDebug, "[INFO]": slog.LevelDebug} {
+	for word, is := range levels {
 		if rest, ok := strings.CutPrefix(line, word); ok {
 			line, level = strings.TrimSpace(rest), is
 		}

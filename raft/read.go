@@ -16,59 +16,68 @@ import (
 )
 
 // Read returns once the machine of this node has everything that was answered, by any node, before the call. It writes
-// nothing, and tries again until ctx ends.
+// nothing, and retries until ctx ends.
 func (n *Node) Read(ctx context.Context) error {
 	const op = "raft.Read"
 	var index uint64
-	err := n.retry(ctx, func() error {
-		var err error
-		if id, ok := n.Leader(); ok && id != n.cfg.Self.ID {
+	err := n.life.retry(ctx, func() (err error) {
+		if id, ok := n.lib.other(); ok {
 			index, err = n.calls.Number(ctx, id, kindReadIndex)
 			return err
 		}
-		index, err = n.readIndex(ctx)
+		index, err = n.reads.index(ctx)
 		return err
 	})
 	if err != nil {
 		return fault.At(op, "", err)
 	}
 	for {
-		moved := n.fsm.changed()
-		if n.fsm.index.Load() >= index {
+		advanced := n.lib.fsm.changed()
+		if n.lib.fsm.index.Load() >= index {
 			return nil
 		}
 		select {
-		case <-moved:
+		case <-advanced:
 		case <-ctx.Done():
 			return fault.Because(ctx.Err(), op, fault.Unavailable, "this node is behind and did not catch up in time")
-		case <-n.ctx.Done():
+		case <-n.life.ctx.Done():
 			return fault.At(op, "", errClosing)
-		case <-n.fsm.dead:
-			return fault.Because(n.fsm.failure(), op, fault.Unavailable, "this node has stopped: ask another one")
+		case <-n.lib.fsm.failed:
+			return fault.Because(n.lib.fsm.failure(), op, fault.Unavailable, "this node has stopped: ask another one")
 		}
 	}
 }
 
-// readIndex is asked of the leader: the index that the machine of a reader must have reached.
-func (n *Node) readIndex(ctx context.Context) (uint64, error) {
+// reader finds the read index of a leader.
+type reader struct {
+	lib     *consensus
+	life    *lifetime
+	calls   *forward.Client
+	rounds  *rounds
+	timeout time.Duration // of one round
+}
+
+// index is asked of the leader: the index that the machine of a reader must have reached.
+func (r *reader) index(ctx context.Context) (uint64, error) {
 	switch {
-	case n.hung.Load():
+	case r.lib.hung.Load():
 		return 0, errHung
-	case !n.leads():
+	case !r.lib.leads():
 		return 0, errNotLeader
 	}
-	r := n.rounds.join()
+	next := r.rounds.join()
 	select {
-	case <-r.done:
-		return r.index, r.err
+	case <-next.done:
+		return next.index, next.err
 	case <-ctx.Done():
 		return 0, fault.Because(ctx.Err(), "raft.readIndex", fault.Unavailable, "the leader could not prove in time that it leads")
-	case <-n.ctx.Done():
+	case <-r.life.ctx.Done():
 		return 0, errClosing
 	}
 }
 
-// round is one question to the members, for all reads that came before it began.
+// round is one question to the members, for all reads that came before it began. It is no singleflight: a read that comes
+// while a round is under way must not share it.
 type round struct {
 	done  chan struct{}
 	index uint64
@@ -77,7 +86,7 @@ type round struct {
 
 type rounds struct {
 	mu   sync.Mutex
-	next *round // nil: nobody waits
+	next *round // nil: no read waits
 	wake chan struct{}
 }
 
@@ -88,7 +97,7 @@ func (q *rounds) join() *round {
 	defer q.mu.Unlock()
 	if q.next == nil {
 		q.next = &round{done: make(chan struct{})}
-		q.wake <- struct{}{} // has room: who took the round before took its wake first
+		q.wake <- struct{}{} // has room: the token of the round before was taken first
 	}
 	return q.next
 }
@@ -101,60 +110,60 @@ func (q *rounds) take() *round {
 	return r
 }
 
-// readRounds holds one round after another.
-func (n *Node) readRounds() {
+// run holds one round after another.
+func (r *reader) run() {
 	var settled uint64 // term in which this node has committed an entry as the leader
 	for {
 		select {
-		case <-n.ctx.Done():
+		case <-r.life.ctx.Done():
 			return
-		case <-n.rounds.wake:
+		case <-r.rounds.wake:
 		}
-		r := n.rounds.take()
-		r.index, r.err = n.readRound(&settled)
-		close(r.done)
+		next := r.rounds.take()
+		next.index, next.err = r.round(&settled)
+		close(next.done)
 	}
 }
 
-func (n *Node) readRound(settled *uint64) (uint64, error) {
+func (r *reader) round(settled *uint64) (uint64, error) {
 	const op = "raft.readIndex"
-	term := n.raft.CurrentTerm()
+	term := r.lib.term()
 	if *settled != term {
 		// Until a leader has committed an entry of its own term it does not know what is committed.
-		if err := n.raft.Barrier(applyWait).Error(); err != nil {
+		if err := r.lib.raft.Barrier(applyTimeout).Error(); err != nil {
 			return 0, fault.Because(err, op, fault.Unavailable, "the leader has not caught up yet")
 		}
-		if n.raft.CurrentTerm() != term {
+		if r.lib.term() != term {
 			return 0, errNotLeader
 		}
 		*settled = term
 	}
-	if !n.leads() {
+	if !r.lib.leads() {
 		return 0, errNotLeader
 	}
-	commit := n.raft.CommitIndex()
-	if err := n.stillTerm(term); err != nil {
+	commit := r.lib.raft.CommitIndex()
+	if err := r.confirm(term); err != nil {
 		return 0, err
 	}
-	return n.lastProposals(commit)
+	return r.lastProposals(commit)
 }
 
-// stillTerm asks the voters for their terms. It gives nil once a majority, this node included, is not beyond term: a
-// vote for a later leader raises the voter's term first, so none was elected before the call.
-func (n *Node) stillTerm(term uint64) error {
+// confirm asks the voters for their terms. It returns nil once a majority, this node included, is not beyond term: a vote
+// for a later leader raises the voter's term first, so none was elected before the call.
+func (r *reader) confirm(term uint64) error {
 	const op = "raft.readIndex"
-	ctx, cancel := context.WithTimeout(n.ctx, max(n.cfg.Timing.Election, 100*time.Millisecond))
+	ctx, cancel := context.WithTimeout(r.life.ctx, r.timeout)
 	defer cancel()
-	voting := voters(n.servers())
+	voting := r.lib.voters()
 	terms := make(chan uint64, len(voting)) // 0: no answer
 	asked := 0
 	for _, id := range voting {
-		if id == n.cfg.Self.ID {
+		if id == r.lib.self {
 			continue
 		}
 		asked++
-		n.work.Go(func() {
-			t, err := n.calls.Number(ctx, id, forward.Term)
+		r.life.work.Go(func() {
+			t, err := r.calls.Number(ctx, id, forward.Term)
 			if err != nil {
 				t = 0
 			}
@@ -162,7 +171,7 @@ func (n *Node) stillTerm(term uint64) error {
 		})
 	}
 	with, need := 0, len(voting)/2+1
-	if slices.Contains(voting, n.cfg.Self.ID) && n.raft.CurrentTerm() == term {
+	if slices.Contains(voting, r.lib.self) && r.lib.term() == term {
 		with++
 	}
 	for ; asked > 0 && with < need; asked-- {
@@ -179,16 +188,16 @@ func (n *Node) stillTerm(term uint64) error {
 	return nil
 }
 
-// lastProposals gives the index of the last entry with proposals up to commit: no other entry moves a machine.
-func (n *Node) lastProposals(commit uint64) (uint64, error) {
+// lastProposals is the index of the last entry with proposals up to commit: no other entry changes a machine.
+func (r *reader) lastProposals(commit uint64) (uint64, error) {
 	for i := commit; ; i-- {
-		if applied := n.fsm.index.Load(); i <= applied {
+		if applied := r.lib.fsm.index.Load(); i <= applied {
 			return applied, nil
 		}
 		var l hraft.Log
-		switch err := n.logs.GetLog(i, &l); {
+		switch err := r.lib.logs.GetLog(i, &l); {
 		case errors.Is(err, hraft.ErrLogNotFound):
-			return n.fsm.index.Load(), nil // cut off behind a snapshot, which is taken of what was applied
+			return r.lib.fsm.index.Load(), nil // cut off behind a snapshot, which is taken of what was applied
 		case err != nil:
 			return 0, fault.Because(err, "raft.readIndex", fault.Unavailable, "the leader can't read its log")
 		case l.Type == hraft.LogCommand:

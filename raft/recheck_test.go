@@ -38,7 +38,7 @@ func TestRecheckEndsOpenConnections(t *testing.T) {
 	c.propose(out, "still") // an open connection was proven when it came
 	for i, n := range c.nodes {
 		if i != out {
-			n.Recheck(passes)
+			n.EvictRevoked(passes)
 		}
 	}
 	if _, err := c.nodes[out].Propose(within(t), []byte("by the refused")); err == nil {

@@ -5,6 +5,7 @@ package raft
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/raft/forward"
@@ -14,37 +15,65 @@ import (
 const (
 	kindPropose   forward.Kind = 'p' // a proposal; the machine's answer
 	kindReadIndex forward.Kind = 'r' // nothing; an index, 8 bytes
-	kindStatus    forward.Kind = 's' // JSON: where the caller is; how the answerer is
+	kindStatus    forward.Kind = 's' // JSON: where the caller is; the status of the answerer
 	kindMembers   forward.Kind = 'c' // nothing; the members, as JSON
 	kindChange    forward.Kind = 'm' // a change of the members, as JSON; nothing
 )
 
-// serve answers a request of a member.
-func (n *Node) serve(ctx context.Context, peer string, kind forward.Kind, payload []byte) ([]byte, error) {
+const maxAddr = 512 // bytes of an address
+
+// handler answers the requests of members.
+type handler struct {
+	proposals *proposer
+	reads     *reader
+	members   *membership
+	status    *monitor
+}
+
+func (h *handler) handle(ctx context.Context, peer string, kind forward.Kind, payload []byte) ([]byte, error) {
 	const op = "raft.serve"
 	switch kind {
 	case kindPropose:
-		if len(payload) > MaxProposal {
-			return nil, fault.New(op, fault.Invalid, "the proposal is too large")
-		}
-		answer, err := n.propose(ctx, payload)
+		answer, err := h.proposals.propose(ctx, payload)
 		if len(answer) > MaxProposal {
 			err = fault.New(op, fault.Unsure, "it has happened, and the machine's answer is too large to be sent")
 		}
 		return answer, err
 	case kindReadIndex:
-		index, err := n.readIndex(ctx)
+		index, err := h.reads.index(ctx)
 		return binary.BigEndian.AppendUint64(nil, index), err
-	case kindStatus, kindMembers, kindChange, forward.Removed:
-		return n.serveMembers(ctx, peer, kind, payload)
+	case kindStatus:
+		return h.exchangeStatus(peer, payload)
+	case kindMembers:
+		c, err := h.status.cluster()
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(c)
+	case kindChange:
+		var c Change
+		if err := json.Unmarshal(payload, &c); err != nil || len(c.Addr) > maxAddr {
+			return nil, fault.New(op, fault.Invalid, "a change of the members that this build does not understand")
+		}
+		return nil, h.members.change(ctx, c)
+	case forward.Removed:
+		if len(payload) != 8 {
+			return nil, fault.New(op, fault.Invalid, "a removal without its index")
+		}
+		h.members.removedBy(peer, binary.BigEndian.Uint64(payload))
+		return nil, nil
 	}
 	return nil, fault.New(op, fault.Invalid, "a request of kind %q", kind)
 }
 
-func (n *Node) dialForward(ctx context.Context, id string) (forward.Conn, error) {
-	c, err := n.net.reach(ctx, id, ProtoForward)
-	if err != nil {
-		return nil, err
+// exchangeStatus notes the address that a member advertises, and answers with this node's status.
+func (h *handler) exchangeStatus(peer string, payload []byte) ([]byte, error) {
+	var got peerStatus
+	if err := json.Unmarshal(payload, &got); err != nil || len(got.Addr) > maxAddr {
+		return nil, fault.New("raft.serve", fault.Invalid, "a status that this build does not understand")
 	}
-	return c, nil
+	if peer != "" && got.Addr != "" {
+		h.members.addrs.advertised(peer, got.Addr)
+	}
+	return json.Marshal(h.status.own())
 }

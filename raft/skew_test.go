@@ -29,7 +29,7 @@ type stamped struct {
 	node func() *raft.Node
 }
 
-func (m stamped) Rehearse(data []byte) error {
+func (m stamped) DryRun(data []byte) error {
 	at, err := time.Parse(time.RFC3339Nano, string(data))
 	if err != nil {
 		return fault.At("test", fault.Invalid, err)

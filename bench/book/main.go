@@ -105,7 +105,7 @@ func (s *subject) turn(r *rand.Rand) error {
 	t := computed()
 	for i, data := range list {
 		s.index = from + uint64(i)
-		if err := s.book.Rehearse(data); err != nil {
+		if err := s.book.DryRun(data); err != nil {
 			return err
 		}
 		if err := s.give(data); err != nil {

@@ -35,7 +35,7 @@ type one struct {
 func (o *one) Propose(_ context.Context, data []byte) ([]byte, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if err := o.book.Rehearse(data); err != nil {
+	if err := o.book.DryRun(data); err != nil {
 		return nil, err
 	}
 	o.n++

@@ -51,7 +51,7 @@ func exitOf(err error) int {
 	switch {
 	case errors.Is(err, errUsage):
 		return exitUsage
-	case errors.Is(err, raft.ErrGone):
+	case errors.Is(err, raft.ErrRemoved):
 		return exitGone
 	}
 	return exitFailed

@@ -27,7 +27,7 @@ func demarcd(args ...string) (code int, out, errs string) {
 // TestARemovedNodeIsNotStartedAgain: a node that was removed for good ends with a code of its own, and the unit does not start it
 // again after that one, and after no other. FAULTS.md J9.
 func TestARemovedNodeIsNotStartedAgain(t *testing.T) {
-	gone := fault.At("daemon.Run: raft", "", fault.Because(raft.ErrGone, "raft.removed", fault.Denied, "it was removed"))
+	gone := fault.At("daemon.Run: raft", "", fault.Because(raft.ErrRemoved, "raft.removed", fault.Denied, "it was removed"))
 	for err, want := range map[error]int{gone: exitGone, fault.New("x", fault.Denied, "another refusal"): exitFailed, errUsage: exitUsage} {
 		if got := exitOf(err); got != want {
 			t.Errorf("%v ends with %d, want %d", err, got, want)

@@ -70,7 +70,7 @@ func (o *order) Propose(ctx context.Context, data []byte) ([]byte, error) {
 		o.n++
 		return o.to.Propose(ctx, data)
 	}
-	if err := o.book.Rehearse(data); err != nil {
+	if err := o.book.DryRun(data); err != nil {
 		return nil, err
 	}
 	o.n++

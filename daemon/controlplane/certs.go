@@ -58,7 +58,7 @@ func (n *node) recheck(ctx context.Context, ready func()) error {
 		changed := n.book.Changed()
 		page := n.book.View()
 		if now := page.PassesVersion(); now != seen {
-			n.raft.Recheck(func(id string, leaf *x509.Certificate) error {
+			n.raft.EvictRevoked(func(id string, leaf *x509.Certificate) error {
 				if cut, err := page.RefusesNode("controlplane.raft", id, identity.SerialOf(leaf), leaf.NotBefore); cut {
 					return err
 				}

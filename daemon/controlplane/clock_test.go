@@ -28,7 +28,7 @@ func (j judging) Judge(at time.Time) error {
 func TestTheGateJudgesStamps(t *testing.T) {
 	o := newBook(t)
 	rehearse := func(at time.Time, data string) error {
-		return book.Gate{Book: o.book, Cluster: func() book.Voting { return judging{at: at} }}.Rehearse([]byte(data))
+		return book.Gate{Book: o.book, Cluster: func() book.Voting { return judging{at: at} }}.DryRun([]byte(data))
 	}
 	own := string(proposal(t, "x", book.RegisterCustomer{Name: "initech"}))
 	body := `"body":{"name":"initech"}`

@@ -105,7 +105,7 @@ func TestAKindIsProposedOnlyWhenEachVoterKnowsIt(t *testing.T) {
 		"a kind that is not known":     {[]byte(`{"kind":"x/1","meta":{"at":"2026-01-02T15:04:05Z","by":"t","request":"r"},"body":{}}`), voting{}, "does not know the change"},
 		"a kind with its own spelling": {[]byte(`{"kind":"lat\u0065r/1","meta":{"at":"2026-01-02T15:04:05Z","by":"t","request":"r"},"body":{"what":""}}`), voting{"cp-2": knows("v1")}, `"cp-2" does not know`},
 	} {
-		err := book.Gate{Book: stored, Cluster: func() book.Voting { return c.says }}.Rehearse(c.data)
+		err := book.Gate{Book: stored, Cluster: func() book.Voting { return c.says }}.DryRun(c.data)
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}

@@ -27,7 +27,7 @@ type order struct {
 }
 
 func (o *order) Propose(_ context.Context, data []byte) ([]byte, error) {
-	if err := o.book.Rehearse(data); err != nil {
+	if err := o.book.DryRun(data); err != nil {
 		return nil, err
 	}
 	o.n++

@@ -72,7 +72,7 @@ func (n *node) peer(s tls.ConnectionState) (string, error) {
 	page := n.book.View()
 	err = page.RefusesConnection(s)
 	if x, _ := page.Peer(id); x.Removed {
-		err = fault.Because(raft.ErrGone, "controlplane.raft", fault.Denied, "%s", fault.Text(err))
+		err = fault.Because(raft.ErrRemoved, "controlplane.raft", fault.Denied, "%s", fault.Text(err))
 	}
 	return id, err
 }

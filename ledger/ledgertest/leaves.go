@@ -40,7 +40,7 @@ func LeavesAtTheBound[S any](t *testing.T, book *ledger.Book[S]) int {
 			}
 			data := fmt.Appendf(nil, `{"kind":%q,"meta":%s,"body":%s}`, kind, meta, body)
 			if _, err := book.Apply(book.Index()+1, data); err != nil {
-				if book.Rehearse(data) == nil {
+				if book.DryRun(data) == nil {
 					t.Fatalf("%s: %v", kind, err)
 				}
 				n--

@@ -93,15 +93,15 @@ func kindOf(data []byte) (string, error) {
 // FirstKinds lists the changes that every build knows.
 func FirstKinds() []string { return slices.Clone(firstKinds) }
 
-// Rehearse implements raft.Machine. What is not let in is not rehearsed: what is rehearsed after it would not follow the log.
-func (g Gate) Rehearse(data []byte) error {
+// DryRun implements raft.Machine. What is not let in is not checked further: what comes after it would not follow the log.
+func (g Gate) DryRun(data []byte) error {
 	if err := g.stamped(data); err != nil {
 		return err
 	}
 	if err := g.Foresee(data); err != nil {
 		return err
 	}
-	return g.Book.Rehearse(data)
+	return g.Book.DryRun(data)
 }
 
 // Foresee refuses a change that some voter does not know, by its name and that of the node. A node asks before it forwards a
@@ -116,7 +116,7 @@ func (g Gate) Foresee(data []byte) error {
 }
 
 func (g Gate) known(kind string) error {
-	const op = "controlplane.Rehearse"
+	const op = "controlplane.DryRun"
 	c := g.Cluster()
 	if c == nil {
 		return nil
