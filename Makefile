@@ -7,7 +7,7 @@ export GOFLAGS := $(GOFLAGS) -tags=ts_omit_peerapiserver,ts_omit_c2n
 
 TOOLS   := $(CURDIR)/bin/tools
 
-.PHONY: all bin install demo demo-check bench-channels bench-raft bench-book build fuzz test test-disk test-kubernetes test-roads test-runbooks test-upgrade record-release robustness robustness-short race check vet lint vuln gen gen-check clean
+.PHONY: all bin install demo demo-check bench-channels bench-raft bench-book build fuzz test test-disk test-kubernetes test-roads test-runbooks test-upgrade test-long record-release robustness robustness-short race check vet lint vuln gen gen-check clean
 all: build
 
 build: ## build everything
@@ -68,9 +68,9 @@ robustness: bin ## three real nodes (NODES=5) under faults, histories checked (D
 	$(GO) build -o $(BIN)/robust ./fleettest/robust
 	$(BIN)/robust -bin $(BIN) -duration $(or $(DURATION),5m) -seed $(or $(SEED),0) -nodes $(or $(NODES),3) $(if $(WITHOUT),-without "$(WITHOUT)")
 
-robustness-short: bin ## 5 minutes of the same, for CI; without disk faults where there are no loop devices
+robustness-short: bin ## 90 seconds of the same, for CI; without disk faults where there are no loop devices
 	$(GO) build -o $(BIN)/robust ./fleettest/robust
-	$(BIN)/robust -bin $(BIN) -duration 5m -seed $(or $(SEED),0) $(if $(wildcard /dev/loop-control),,-without disk)
+	$(BIN)/robust -bin $(BIN) -duration 90s -seed $(or $(SEED),0) $(if $(wildcard /dev/loop-control),,-without disk)
 
 test-disk: ## a full disk on real, small file systems (needs root)
 	DEMARC_DISK=1 unshare -m $(GO) test -count=1 -v -run 'Full' ./raft ./daemon/appliance ./smallfile ./client ./workload/artifact
@@ -110,7 +110,15 @@ gen-check: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go ##
 vuln: $(TOOLS)/lint ## known vulnerabilities in what is called, from a pinned database: fails for what is not in docs/vulnerabilities.md
 	$(TOOLS)/vuln docs/vulnerabilities.md
 
-check: build lint gen-check race test-disk test-kubernetes test-roads test-runbooks test-upgrade robustness-short vuln demo-check ## what CI runs
+# BUDGET is for 2 cores and empty caches. What does not fit into it goes to test-long.
+BUDGET ?= 1500
+CHECK  := build lint gen-check race test-disk test-roads test-runbooks test-upgrade robustness-short vuln demo-check
+check: ## what CI runs, with the seconds of each part
+	@.ci/budget $(BUDGET) $(CHECK)
+
+test-long: test-kubernetes robustness ## what takes too long for check: run it by hand before a release
+	DEMARC_LONG=1 $(GO) test -count=1 -timeout 60m ./fleettest
+	DEMARC_CRASH_SEEDS=16 $(GO) test -count=1 -timeout 60m -run 'Crash|Power' ./raft/...
 
 clean:
 	rm -rf $(BIN)

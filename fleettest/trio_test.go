@@ -259,7 +259,8 @@ func playTrio(t *testing.T, play func(t *testing.T, c *trio)) {
 // TestThreeNodesOfflineRow plays the row of docs/offline.md in which an appliance was stopped for an hour, with three nodes;
 // the one that it was at is down when it comes back.
 func TestThreeNodesOfflineRow(t *testing.T) {
-	playTrio(t, func(t *testing.T, c *trio) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTrio(t, unhurried)
 		a := c.AddAppliance("eu-1")
 		a.Start()
 		a.WaitUp(time.Minute)
