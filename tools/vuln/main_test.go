@@ -18,10 +18,12 @@ func TestCompare(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, tc := range map[string]struct{ page, want string }{
-		"not listed":          {"", `GO-2026-0002: m/p.*T.Read of m v1.1.0 is called, fixed in "v1.3.0": update it, or give it a row in PAGE`},
-		"listed":              {"| Report | Of |\n|---|---|\n| GO-2026-0002 | m |\n", ""},
-		"listed, not found":   {"| GO-2026-0002 | m |\n| GO-2026-0003 | m |\n", "GO-2026-0003: it is in PAGE and no longer found: delete its row"},
-		"not called":          {"| GO-2026-0002 | m |\n| GO-2026-0001 | m |\n", "GO-2026-0001: it is in PAGE and no longer found: delete its row"},
+		"not listed": {"", `GO-2026-0002: m/p.*T.Read of m v1.1.0 is called, fixed in "v1.3.0": update it, or give it a row in PAGE`},
+		"listed":     {"| Report | Of |\n|---|---|\n| GO-2026-0002 | m |\n", ""},
+		"listed, not found": {"| GO-2026-0002 | m |\n| GO-2026-0003 | m |\n",
+			"GO-2026-0003: it is in PAGE and no longer found: delete its row"},
+		"not called": {"| GO-2026-0002 | m |\n| GO-2026-0001 | m |\n",
+			"GO-2026-0001: it is in PAGE and no longer found: delete its row"},
 		"no row, only a word": {"GO-2026-0002 is bad\n", "GO-2026-0002: m/p"},
 	} {
 		t.Run(name, func(t *testing.T) {
