@@ -92,7 +92,7 @@ func LoadPair(cert, key string) (tls.Certificate, error) {
 	cert, key = filepath.Clean(cert), filepath.Clean(key)
 	leaf, err := tls.LoadX509KeyPair(cert, key)
 	for try := 0; err != nil && try < tries; try++ {
-		time.Sleep(between)
+		<-time.After(between)
 		leaf, err = tls.LoadX509KeyPair(cert, key)
 	}
 	if err == nil {

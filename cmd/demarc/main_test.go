@@ -8,6 +8,7 @@ import (
 	"crypto/ed25519"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"go.uber.org/goleak"
 
 	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/fleet"
@@ -23,9 +25,22 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"demarc": func() {
+	testscript.Main(leakless{m}, map[string]func(){"demarc": func() {
 		os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	}})
+}
+
+// leakless fails tests that leave a goroutine behind.
+type leakless struct{ m *testing.M }
+
+// Run implements [testscript.TestingM].
+func (l leakless) Run() int {
+	code := l.m.Run()
+	if err := goleak.Find(); code == 0 && err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
 }
 
 // The scripts type what people type. Each begins with the evidence of two sides that watched each other.

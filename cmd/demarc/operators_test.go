@@ -217,3 +217,36 @@ func TestAcceptKnowsWhoAnswers(t *testing.T) {
 	}
 	e.types(line, 0, "operator", "accept", "-", "--out", out)
 }
+
+// TestNothingIsUploadedForNobody: a release for an appliance that is not registered is refused before its artifacts are uploaded.
+func TestNothingIsUploadedForNobody(t *testing.T) {
+	e := newEstate(t)
+	app := filepath.Join(e.dir, "app")
+	compose := "x-demarc: {app: notes, version: 1.0.0}\nservices:\n  web:\n    command: [web]\n    x-demarc: {artifact: web}\n"
+	if err := os.MkdirAll(filepath.Join(app, "web"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string]string{"compose.yaml": compose, "web/web": "#!/bin/sh\n"} {
+		if err := os.WriteFile(filepath.Join(app, name), []byte(b), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out := e.as(e.ann(), 1, "release", "publish", "--compose", filepath.Join(app, "compose.yaml"), "--appliance", "nobody")
+	has(t, out, `no appliance "nobody" is registered`)
+	if strings.Contains(out, "web:") {
+		t.Errorf("it was uploaded:\n%s", out)
+	}
+}
+
+// TestAVariableIsSetOnce: of two values for one variable neither is taken in silence.
+func TestAVariableIsSetOnce(t *testing.T) {
+	e := newEstate(t)
+	template := filepath.Join(e.dir, "state.yaml")
+	const text = "version: demarc-template/1\nname: state\nabout: the state\nkind: exec\nservice: web\ntier: operate.read\n" +
+		"argv: [web, state]\ntimeout: 5s\noutput: 1024\n"
+	if err := os.WriteFile(template, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	has(t, e.as(e.ann(), 2, "operation", "request", "--appliance", "eu-1", "--template", template, "--var", "a=1", "--var", "a=2"),
+		"--var a is set twice")
+}

@@ -60,7 +60,7 @@ type Topic struct {
 // Run runs one command line and returns its exit code. topics makes the commands; "help" and "completion" go to the last topic.
 func Run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer, topics func(*App) []Topic) int {
 	a := &App{In: in, Out: out, Errs: errs}
-	root := a.root()
+	root := a.root(args)
 	var last string
 	for _, t := range topics(a) {
 		root.AddGroup(&cobra.Group{ID: t.ID, Title: t.Title})
@@ -93,7 +93,7 @@ func Run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer, 
 	return ExitFailed
 }
 
-func (a *App) root() *cobra.Command {
+func (a *App) root(args []string) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "demarc",
 		Short: "Deploy into your customers' environments without crossing the trust boundary",
@@ -115,7 +115,12 @@ func (a *App) root() *cobra.Command {
 			return nil
 		},
 	}
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return Usage("%v (see %s --help)", err, c.CommandPath()) })
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		if wantsJSON(args) { // what comes after the wrong flag was not parsed
+			a.Output = "json"
+		}
+		return Usage("%v (see %s --help)", err, c.CommandPath())
+	})
 	f := root.PersistentFlags()
 	f.StringVarP(&a.Output, "output", "o", "text", "text or json")
 	f.DurationVar(&a.Timeout, "timeout", 30*time.Second, "of a call, all its tries together")
@@ -123,6 +128,21 @@ func (a *App) root() *cobra.Command {
 	f.StringVar(&a.Socket, "socket", os.Getenv("DEMARC_SOCKET"), "the appliance's socket, by default $DEMARC_SOCKET")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	return root
+}
+
+// wantsJSON reports whether a command line that does not parse asks for JSON.
+func wantsJSON(args []string) bool {
+	for i, s := range args {
+		switch s {
+		case "--":
+			return false
+		case "-ojson", "-o=json", "--output=json":
+			return true
+		case "-o", "--output":
+			return i+1 < len(args) && args[i+1] == "json"
+		}
+	}
+	return false
 }
 
 // Group is a command that only holds others: alone it is a mistake, and shows its help.

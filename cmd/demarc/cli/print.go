@@ -156,14 +156,18 @@ func sentence(err error) string {
 	for next := err; next != nil; next = errors.Unwrap(next) {
 		root = next
 	}
-	switch root.(type) {
-	case *fault.Error, fault.Kind, audit.Breach:
+	if is[*fault.Error](root) || is[fault.Kind](root) || is[audit.Breach](root) { // their words are in the text
 		return text
 	}
 	if cause := root.Error(); !strings.Contains(text, cause) {
 		text += " (" + cause + ")"
 	}
 	return text
+}
+
+func is[E error](err error) bool {
+	_, ok := errors.AsType[E](err)
+	return ok
 }
 
 // OrDash returns s, or "-" if it is empty.
