@@ -30,16 +30,16 @@ func TestAnEndorsementLetsOneKeyInAtOneAppliance(t *testing.T) {
 	second := key(5)
 	o := newBook(t)
 	must(t, o, appliance.Pin{Public: pem(t, customer)})
-	of := func(at fleet.ApplianceID, k ed25519.PrivateKey) appliance.Endorse {
-		return appliance.Endorse{Appliance: at, Key: keyOf(t, k)[0].ID}
+	of := func(at fleet.ApplianceID, k ed25519.PrivateKey) operation.Endorsement {
+		return operation.Endorsement{Appliance: at, Key: keyOf(t, k)[0].ID}
 	}
 	for name, c := range map[string]struct {
-		e  appliance.Endorse
+		e  operation.Endorsement
 		by ed25519.PrivateKey
 	}{
 		"of another key":        {of("eu-1", thief), customer},
 		"of the key that signs": {of("eu-1", customer), customer},
-		"of no key":             {appliance.Endorse{Appliance: "eu-1"}, customer},
+		"of no key":             {operation.Endorsement{Appliance: "eu-1"}, customer},
 		"for another appliance": {of("us-1", second), customer},
 		"for no appliance":      {of("", second), customer},
 		"by itself":             {of("eu-1", second), second},

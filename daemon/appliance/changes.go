@@ -65,15 +65,6 @@ func (c MeetVendor) Apply(s *State, _ ledger.Meta) (none, error) {
 	return none{}, nil
 }
 
-// Endorse is what a pinned key signs to let another key in.
-type Endorse struct {
-	Appliance fleet.ApplianceID `json:"appliance"`
-	Key       seal.KeyID        `json:"key"`
-}
-
-// PayloadType names the document.
-func (Endorse) PayloadType() string { return "application/vnd.demarc.endorse+json;v=1" }
-
 // Pin pins a key of the customer.
 type Pin struct {
 	Public      []byte `json:"public"` // PEM
@@ -113,7 +104,7 @@ func (c Pin) Apply(s *State, m ledger.Meta) (seal.KeyID, error) {
 		if c.Endorsement == nil {
 			return "", fault.New(op, fault.Denied, "a key is pinned already: another one needs an endorsement signed with it (demarc local pin --endorse-with KEY)")
 		}
-		e, _, err := seal.Open[Endorse](c.Endorsement, keys)
+		e, _, err := seal.Open[operation.Endorsement](c.Endorsement, keys)
 		if err != nil {
 			return "", fault.At(op, "", err)
 		}

@@ -129,18 +129,6 @@ func (l local) readableKey() string {
 	return ""
 }
 
-// Receipt is what the appliance signs after a revocation: from the customer's word to the last act refused.
-type Receipt struct {
-	Appliance  fleet.ApplianceID `json:"appliance"`
-	Document   fleet.Digest      `json:"document"` // the revocation
-	At         time.Time         `json:"at"`
-	TookMicros int64             `json:"took_micros"`
-	Stopped    []string          `json:"stopped,omitempty"`
-}
-
-// PayloadType names the document.
-func (Receipt) PayloadType() string { return "application/vnd.demarc.receipt+json;v=1" }
-
 // Submit takes one document of the customer. After a revocation it answers once the processes that may not go on are gone.
 func (l local) Submit(ctx context.Context, req *connect.Request[localv1.SubmitRequest]) (*connect.Response[localv1.SubmitResponse], error) {
 	began := time.Now()
@@ -152,7 +140,10 @@ func (l local) Submit(ctx context.Context, req *connect.Request[localv1.SubmitRe
 	l.running.kill(done.Stopped)
 	out := &localv1.SubmitResponse{Kind: done.What, Id: done.ID, TookMicros: time.Since(began).Microseconds()}
 	if done.What == "revocation" || done.What == "deny" || done.What == "cancel" {
-		out.Receipt, err = seal.Seal(Receipt{l.book.View().Appliance, fleet.DigestOf(m.GetDocument()), l.now().UTC(), out.TookMicros, done.Stopped}, l.signer)
+		out.Receipt, err = seal.Seal(operation.Receipt{
+			Appliance: l.book.View().Appliance, Document: fleet.DigestOf(m.GetDocument()), At: l.now().UTC(), TookMicros: out.TookMicros,
+			Stopped: done.Stopped,
+		}, l.signer)
 	}
 	return connect.NewResponse(out), err
 }

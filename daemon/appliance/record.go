@@ -158,7 +158,7 @@ func (t Trust) customers(origin string, r Record, d recorded) []seal.Key {
 			trusted = append(trusted, p.key)
 			continue
 		}
-		if e, _, err := seal.Open[Endorse](p.endorsement, trusted); err == nil && e.Key == p.key.ID && at(origin, e.Appliance) {
+		if e, _, err := seal.Open[operation.Endorsement](p.endorsement, trusted); err == nil && e.Key == p.key.ID && at(origin, e.Appliance) {
 			trusted = append(trusted, p.key)
 		}
 	}

@@ -148,7 +148,7 @@ func TestDocumentsOfALogThatIsWell(t *testing.T) {
 	wrote(s, appliance.Take{Operation: []byte("{}")}) // nor of that
 	wrote(s, appliance.Take{Operation: sealed(t, granted(fleet.OperateAdmin, 0), vendor)})
 	wrote(s, appliance.Take{Operation: sealed(t, operation.Approval{ID: "op-4"}, vendor)})
-	wrote(s, appliance.Pin{Public: pem(t, key(5)), Endorsement: sealed(t, appliance.Endorse{Appliance: "eu-1", Key: keyOf(t, key(5))[0].ID}, customer)})
+	wrote(s, appliance.Pin{Public: pem(t, key(5)), Endorsement: sealed(t, operation.Endorsement{Appliance: "eu-1", Key: keyOf(t, key(5))[0].ID}, customer)})
 	request = s.asks("op-6", vendor)
 	s.decides("op-6", operation.DecisionApprove, request, key(5))
 	wrote(s, appliance.SetSite{Site: appliance.Site{TrustDomain: "acme.example", Operators: []appliance.Operator{{Name: "cal", Keys: [][]byte{pem(t, key(6))}}}}}) // op-1 was asked before
@@ -241,7 +241,7 @@ func TestDocumentsThatAreNoChain(t *testing.T) {
 		}, nil, audit.Unchained, "which the customer signs"},
 		"a key of the customer's that is pinned after its approval": {func(s *story) {
 			s.decides("a", approve, s.asks("a", vendor), key(5))
-			wrote(s, appliance.Pin{Public: pem(s.t, key(5)), Endorsement: sealed(s.t, appliance.Endorse{Appliance: "eu-1", Key: keyOf(s.t, key(5))[0].ID}, customer)})
+			wrote(s, appliance.Pin{Public: pem(s.t, key(5)), Endorsement: sealed(s.t, operation.Endorsement{Appliance: "eu-1", Key: keyOf(s.t, key(5))[0].ID}, customer)})
 		}, nil, audit.Unchained, "the approval, which the customer signs"},
 		"a chain of another appliance": {func(s *story) {
 			s.other = "us-1"

@@ -163,7 +163,7 @@ func TestWhatEndsConsentIsReceipted(t *testing.T) {
 			}
 			continue
 		}
-		r, _, err := seal.Open[appliance.Receipt](m.Msg.GetReceipt(), []seal.Key{own})
+		r, _, err := seal.Open[operation.Receipt](m.Msg.GetReceipt(), []seal.Key{own})
 		if err != nil || r.Appliance != "eu-1" || r.Document != fleet.DigestOf(c.document) {
 			t.Errorf("%s: %+v, %v", name, r, err)
 		}

@@ -16,9 +16,9 @@ import (
 	"github.com/demarc-dev/demarc/api/local/v1/localv1connect"
 	"github.com/demarc-dev/demarc/client"
 	"github.com/demarc-dev/demarc/cmd/demarc/cli"
-	"github.com/demarc-dev/demarc/daemon/appliance"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/operation"
 	"github.com/demarc-dev/demarc/seal"
 )
 
@@ -108,7 +108,7 @@ func endorse(ctx context.Context, a *cli.App, l localv1connect.LocalClient, pem 
 	if err != nil {
 		return nil, err
 	}
-	return seal.Seal(appliance.Endorse{Appliance: name, Key: next.ID}, signer)
+	return seal.Seal(operation.Endorsement{Appliance: name, Key: next.ID}, signer)
 }
 
 // send signs a document and submits it.
