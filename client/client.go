@@ -19,7 +19,7 @@ import (
 // Options say how a client calls.
 type Options struct {
 	Timeout time.Duration // of a call, all its tries together
-	// Warn is told what went wrong beside a call that has its answer, for instance a bundle that could not be stored. Nil: nobody.
+	// Warn is told what went wrong beside a call that has its answer, for instance a bundle that could not be stored. It may be nil.
 	Warn func(format string, args ...any)
 }
 
@@ -56,7 +56,7 @@ const (
 	handshakeTimeout, pingTimeout = 5 * time.Second, 5 * time.Second
 )
 
-// Open makes a client of an operator's file. It reads the certificate, the key and the bundle that the file names, and calls nobody.
+// Open makes a client of an operator's file. It reads the certificate, the key and the bundle that the file names, and makes no call.
 func Open(o Operator, opts Options) (*Client, error) {
 	leaf, err := LoadPair(o.Certificate, o.Key)
 	if err != nil {

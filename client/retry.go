@@ -39,8 +39,8 @@ func attempt(ctx context.Context, nodes []string, at *int, rounds int, do func(n
 			if _, one := errors.AsType[nodeError](err); !retry && !one {
 				return err
 			}
-			// That an answer may have been lost is told rather than that nobody could be reached after, and what a node answered rather than
-			// that another one is dead.
+			// An answer that may be lost goes before nodes that could not be reached afterwards, and what a node answered goes before
+			// another one that is dead.
 			if last == nil || ctx.Err() == nil && !errors.Is(last, fault.Unsure) && (!retry || !refused) {
 				refused = !retry
 				last = fault.Because(err, op, fault.Of(err), "node %s: %s", nodes[*at], fault.Text(err))

@@ -170,7 +170,7 @@ func (v Vendor) Serve(n *Node, src identity.Source) string {
 	return s.Listener.Addr().String()
 }
 
-// Nobody is an address where nothing listens.
+// Nobody is an address on which nothing listens.
 func Nobody(t *testing.T) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

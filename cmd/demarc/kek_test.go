@@ -61,7 +61,7 @@ func newRealNode(t *testing.T) *realNode {
 	return n
 }
 
-// begin loads the node's file and gives how its run ends.
+// begin loads the node's file, starts it, and returns how to end it and how it ended.
 func (n *realNode) begin() (end func() error, ended <-chan error) {
 	n.t.Helper()
 	cfg, err := configs.Load(filepath.Join(n.dir, "cp-1", "node.yaml"), nil)

@@ -20,7 +20,7 @@ import (
 )
 
 // TestALostDiskBeginsNoCluster: a node that has run, and comes back with an empty disk while nobody else is there, does not begin
-// anew from the file that it began with: it says what to do, and goes on doing so. On the first day it begins.
+// anew from the file that it began with: it says what to do, each time. On the first day it begins.
 func TestALostDiskBeginsNoCluster(t *testing.T) {
 	n := newRealNode(t)
 	n.halt()
@@ -60,7 +60,7 @@ func TestALostDiskBeginsNoCluster(t *testing.T) {
 	n.start()
 }
 
-// ages puts a genesis in the place of the node's that was made so long ago, and gives the one that was there.
+// ages puts a genesis in the place of the node's that was made so long ago, and returns the one that was there.
 func (n *realNode) ages(by time.Duration) []byte {
 	n.t.Helper()
 	path := filepath.Join(n.dir, "genesis.json")

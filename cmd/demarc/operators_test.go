@@ -111,7 +111,7 @@ func (e *estate) read(name string) []byte {
 	return b
 }
 
-// types runs a command line and gives both outputs.
+// types runs a command line and returns both outputs.
 func (e *estate) types(stdin string, exit int, args ...string) string {
 	e.t.Helper()
 	var out, errs bytes.Buffer

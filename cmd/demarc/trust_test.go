@@ -19,7 +19,7 @@ import (
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// joins has ann invite somebody who accepts, and gives their file.
+// joins has ann invite an operator, who accepts, and returns the operator's file.
 func (e *estate) joins(name, role string) string {
 	e.t.Helper()
 	invitation, file := filepath.Join(e.dir, name+".invitation"), filepath.Join(e.dir, name+".yaml")
@@ -46,7 +46,7 @@ func has(t *testing.T, out string, want ...string) {
 }
 
 // TestNoOperatorIsLockedOut (FAULTS.md I1): the runbook of the CA as operators type it. Who does not hold the new CA is named before it
-// issues; a command that meets a CA which it does not know asks for the signed bundle and goes on; one that hears of a newer bundle stores
+// issues; a command that meets a CA which it does not know fetches the signed bundle and continues; one that hears of a newer bundle stores
 // it and says so.
 func TestNoOperatorIsLockedOut(t *testing.T) {
 	e := newEstate(t)

@@ -28,7 +28,7 @@ const (
 	exitOK     = 0
 	exitFailed = 1
 	exitUsage  = 2
-	exitGone   = 4 // this node was removed for good: the unit knows the code and does not start it again (RestartPreventExitStatus)
+	exitGone   = 4 // this node was removed for good: the systemd unit does not start it again (RestartPreventExitStatus)
 )
 
 // errUsage marks what the caller wrote wrongly.
@@ -42,7 +42,7 @@ func run(ctx context.Context, args []string, out, errs io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
-	fmt.Fprintf(errs, "demarcd: %v\n", err) // this is the operator's own machine: the cause is told too
+	fmt.Fprintf(errs, "demarcd: %v\n", err) // this is the operator's own machine: the cause is printed too
 	return exitOf(err)
 }
 

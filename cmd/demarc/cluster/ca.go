@@ -56,7 +56,7 @@ func CACommand(a *cli.App) *cobra.Command {
 			}
 			v.Announced(ctx, m.GetBundleNumber()) // the node that answered may not have applied it yet
 			return a.Emit(m, func(w io.Writer) {
-				fmt.Fprintf(w, "CA %s is prepared, in bundle %d: activate it once nobody is missing who is waited for (demarc ca status)\n",
+				fmt.Fprintf(w, "CA %s is prepared, in bundle %d: activate it once all who are waited for have it (demarc ca status)\n",
 					m.GetId(), m.GetBundleNumber())
 			})
 		})
@@ -93,7 +93,7 @@ func CACommand(a *cli.App) *cobra.Command {
 		Short: "End the trust in a CA; refused while its certificates are in use",
 		Args:  cli.Exactly(1, "the id of a CA, the beginning of one, or the word tainted"),
 		Long: "retire ends the trust in a CA: tainted is the one that issued before. It is refused while its certificates are in use.\n" +
-			"With --compromised it waits for nobody: no certificate of that CA is valid any more, and every connection that showed\n" +
+			"With --compromised it does not wait: no certificate of that CA is valid any more, and every connection that showed\n" +
 			"one ends at once, at each node. Appliances prove their platform identity again and nodes make their next certificate,\n" +
 			"by themselves. An operator whose certificate is of that CA logs in again (demarc operator login), or is invited again\n" +
 			"by an admin (demarc operator invite).",

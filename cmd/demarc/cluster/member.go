@@ -86,7 +86,7 @@ func promoteCommand(a *cli.App) *cobra.Command {
 		Use:   "promote NAME",
 		Short: "Make a non-voter that has caught up a voter",
 		Args:  cli.Exactly(1, "the node's name"),
-		Long: "promote waits until the node has all that the leader has, and refuses where it does not come that far in time or where\n" +
+		Long: "promote waits until the node has all that the leader has, and refuses if it does not come that far in time or if\n" +
 			"too few voters would be in reach.",
 		Example: "  demarc control-plane promote cp-4",
 	},
@@ -122,7 +122,7 @@ func removeCommand(a *cli.App) *cobra.Command {
 		Use:   "remove NAME",
 		Short: "Remove a node for good: its certificate is refused from then on",
 		Args:  cli.Exactly(1, "the node's name"),
-		Long: "remove takes the node out of the cluster, dead or alive; a leader hands leadership over first. It is refused where too\n" +
+		Long: "remove takes the node out of the cluster, dead or alive; a leader hands leadership over first. It is refused if too\n" +
 			"few voters would be in reach. The node is told and stops; its name is never used again. Whoever may have read its disk\n" +
 			"and the kek has what issues certificates: then replace the CA too (demarc ca).",
 		Example: "  demarc control-plane remove cp-1 --reason \"host is gone\"",

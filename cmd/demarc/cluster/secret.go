@@ -74,7 +74,7 @@ func secretCommand(a *cli.App) *cobra.Command {
 		Use:   "forget NAME",
 		Short: "Take a secret out of the book",
 		Args:  cli.Exactly(1, "the secret's name"),
-		Long: "forget takes a secret out of the book. Old log entries, snapshots and backups keep it, sealed: revoke it where it is\n" +
+		Long: "forget takes a secret out of the book. Old log entries, snapshots and backups keep it, sealed: revoke it wherever it is\n" +
 			"valid, too.",
 		Example: "  demarc control-plane secret forget tailnet-oauth",
 	},

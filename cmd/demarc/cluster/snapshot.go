@@ -30,7 +30,7 @@ func snapshotCommand(a *cli.App) *cobra.Command {
 		Use:   "save FILE",
 		Short: "Save the book as it is now, from any node",
 		Args:  cli.Exactly(1, "the file to write"),
-		Long: "save streams a snapshot of the book to a new file, verifies it whole, and only then gives it its name.\n" +
+		Long: "save streams a snapshot of the book to a new file, verifies it whole, and only then renames it to FILE.\n" +
 			sealedNote,
 		Example: "  demarc control-plane snapshot save acme.snap",
 	},

@@ -106,7 +106,7 @@ func findOperation(ctx context.Context, l localv1connect.LocalClient, id string)
 	return m, err
 }
 
-// keysOf reads the keys of an answer, by party. The customer's own key is among them, or the appliance lies about who decides.
+// keysOf reads the keys of an answer, by party. The customer's own key is among them, or the appliance lies about the party that decides.
 func keysOf(m *localv1.ListOperationsResponse) (operation.Keys, error) {
 	var k operation.Keys
 	for _, party := range []struct {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package customer is the commands of a customer: keys, consent, grants, and everything else that the customer's own appliance is told.
+// Package customer is the commands of a customer: keys, consent, grants, and everything else about the customer's own appliance.
 package customer
 
 import (

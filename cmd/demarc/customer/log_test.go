@@ -26,7 +26,8 @@ type quietAppliance struct {
 	localv1connect.UnimplementedLocalHandler
 }
 
-func (quietAppliance) ListLog(context.Context, *connect.Request[localv1.ListLogRequest]) (*connect.Response[localv1.ListLogResponse], error) {
+func (quietAppliance) ListLog(context.Context, *connect.Request[localv1.ListLogRequest]) (*connect.Response[localv1.ListLogResponse],
+	error) {
 	return connect.NewResponse(&localv1.ListLogResponse{}), nil
 }
 
@@ -44,7 +45,8 @@ func TestNoEntriesAreAList(t *testing.T) {
 	go func() { defer close(done); _ = srv.Serve(ln) }()
 	t.Cleanup(func() { _ = srv.Close(); <-done })
 	var out bytes.Buffer
-	code := cli.Run(t.Context(), []string{"local", "log", "--from", "99999", "-o", "json", "--socket", socket}, strings.NewReader(""), &out, &out,
+	code := cli.Run(t.Context(), []string{"local", "log", "--from", "99999", "-o", "json", "--socket", socket}, strings.NewReader(""), &out,
+		&out,
 		func(a *cli.App) []cli.Topic { return []cli.Topic{{ID: "customer", Commands: Commands(a)}} })
 	if code != cli.ExitOK || strings.TrimSpace(out.String()) != "[]" {
 		t.Errorf("exit code %d, %q", code, out.String())

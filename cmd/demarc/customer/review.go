@@ -132,8 +132,8 @@ func saveReview(path string, doc map[string]any) error {
 	return cli.Create(path, append(b, '\n'), 0o600)
 }
 
-// readReview returns the digest of the plan that a saved review shows, and sets the release to that of the review. A release that was
-// given must be the same.
+// readReview returns the digest of the plan that a saved review shows, and sets the release to that of the review. A release that is
+// set already must be the same.
 func readReview(path string, release *string) (plan string, err error) {
 	const op = "demarc.review"
 	b, err := cli.ReadFile(path, maxReview)

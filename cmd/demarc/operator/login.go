@@ -244,7 +244,7 @@ func idToken(ctx context.Context, a *cli.App, opts *controlv1.LoginOptionsRespon
 	select {
 	case q = <-back:
 	case <-ctx.Done():
-		return "", fault.Because(ctx.Err(), op, fault.Expired, "nobody logged in")
+		return "", fault.Because(ctx.Err(), op, fault.Expired, "no login came back in time")
 	}
 	_ = srv.Shutdown(ctx)                                          // so that the browser gets its page
 	if iss := q.Get("iss"); iss != "" && iss != opts.GetIssuer() { // RFC 9207

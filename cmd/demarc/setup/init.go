@@ -112,7 +112,7 @@ func (in *initOptions) specs() ([]nodeSpec, error) {
 	return out, nil
 }
 
-// listenAddress is where a node listens so that others reach it at addr: there, if that is an address, else on all.
+// listenAddress is the address that a node listens on so that others reach it at addr: the same if its host is an address, else all.
 func listenAddress(addr string) string {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {

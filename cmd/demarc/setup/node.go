@@ -144,7 +144,7 @@ func CertifyCommand(a *cli.App) *cobra.Command {
 		Args: cli.Exactly(1,
 			"the node's name"),
 		Long: "certify writes another certificate, its key and the newest CAs into the folder NAME inside --dir, and a file for\n" +
-			"demarcd where there is none (then --addr says where the node is). All certificates that the node had before are\n" +
+			"demarcd if there is none (then --addr says where the node is). All certificates that the node had before are\n" +
 			"refused from then on, and open connections that showed them end. A node whose disk is lost begins with an empty one:\n" +
 			"demote it before it is started, and promote it after, since it does not know how it voted.",
 		Example: "  demarc control-plane demote cp-3\n" +

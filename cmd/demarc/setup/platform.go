@@ -45,7 +45,7 @@ func devInitCommand(a *cli.App) *cobra.Command {
 			devKeysFile +
 			" --dev-subject laptop",
 	}
-	c.Flags().StringVar(&dir, "dir", "", "the folder of its files; it is made where it is not there")
+	c.Flags().StringVar(&dir, "dir", "", "the folder of its files; it is made if it is not there")
 	c.RunE = func(*cobra.Command, []string) error {
 		if dir == "" {
 			return cli.Usage("say where its files go with --dir DIR")
@@ -71,7 +71,7 @@ func devInitCommand(a *cli.App) *cobra.Command {
 		}
 		doc := map[string]string{"key": f.Path(devKeyFile), "keys": f.Path(devKeysFile)}
 		return a.Emit(doc, func(w io.Writer) {
-			fmt.Fprintf(w, "a development issuer is in %s\n  %s stays with the appliance: who reads it is the appliance\n"+
+			fmt.Fprintf(w, "a development issuer is in %s\n  %s stays with the appliance: whoever reads it is the appliance\n"+
 				"  %s is public: the vendor registers it with --dev-keys\n", dir, doc["key"], doc["keys"])
 		})
 	}

@@ -26,7 +26,7 @@ type linkOptions struct {
 	accounts        []string // vendor: who may ask for an endpoint
 	targets         []string // vendor: addresses of the control plane's nodes
 	partition       string   // vendor: of the customers' accounts
-	service         string   // customer: the name that the vendor tells
+	service         string   // customer: the name that the vendor sends
 	groups, cidrs   []string // customer: where the appliance is
 }
 
@@ -36,9 +36,9 @@ func privateLinkCommand(a *cli.App) *cobra.Command {
 		Use:   "privatelink",
 		Short: "Write the Terraform of one side of an AWS PrivateLink endpoint service",
 		Args:  cli.Exactly(0, "no arguments"),
-		Long: "privatelink prints Terraform for one side of the road privatelink. The vendor's side is a network load balancer before\n" +
+		Long: "privatelink prints Terraform for one side of the transport privatelink. The vendor's side is a network load balancer before\n" +
 			"the control plane's nodes and an endpoint service that lets the customers' accounts ask. The customer's side is an\n" +
-			"endpoint that only the appliance reaches. TLS is not ended anywhere on the way: who answers is proven by its\n" +
+			"endpoint that only the appliance reaches. TLS is not ended anywhere in between: the other side is proven by its\n" +
 			"certificate, not by the endpoint.\n\n" +
 			"Nothing is sent to AWS: read what is printed, then apply it with terraform or tofu.",
 		Example: "  demarc mesh privatelink --side vendor --name acme --vpc-id vpc-0a1b2c3d --subnet-id subnet-0a1b2c3d \\\n" +

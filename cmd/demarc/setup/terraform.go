@@ -27,7 +27,7 @@ func (in *linkOptions) terraform() ([]byte, error) {
 }
 
 func (in *linkOptions) vendorSide(b *hclwrite.Body) {
-	say(b, "Vendor's side of the road privatelink: customers' appliances reach the control plane without the public network.")
+	say(b, "Vendor's side of the transport privatelink: customers' appliances reach the control plane without the public network.")
 	say(b, "A network load balancer carries TCP; TLS runs from the appliance to the node. Its idle timeout is 350 s: a channel says "+
 		"something more often.")
 	providers(b)
@@ -64,16 +64,16 @@ func (in *linkOptions) vendorSide(b *hclwrite.Body) {
 	text(act, "type", "forward")
 	refer(act, "target_group_arn", "aws_lb_target_group", in.name, "arn")
 
-	var who []string
+	var principals []string
 	for _, a := range in.accounts {
-		who = append(who, "arn:"+in.partition+":iam::"+a+":root")
+		principals = append(principals, "arn:"+in.partition+":iam::"+a+":root")
 	}
 	b.AppendNewline()
 	say(b, "These accounts may ask for an endpoint, and each request waits until you accept it. It opens a path for bytes, and proves nobody.")
 	es := b.AppendNewBlock("resource", []string{"aws_vpc_endpoint_service", in.name}).Body()
 	es.SetAttributeValue("acceptance_required", cty.True)
 	es.SetAttributeRaw("network_load_balancer_arns", list(path("aws_lb", in.name, "arn")))
-	es.SetAttributeValue("allowed_principals", words(who))
+	es.SetAttributeValue("allowed_principals", words(principals))
 
 	out := block(b, "output", "service_name")
 	text(out, "description", "Tell it your customers: demarc mesh privatelink --side customer --service NAME")
@@ -81,8 +81,9 @@ func (in *linkOptions) vendorSide(b *hclwrite.Body) {
 }
 
 func (in *linkOptions) customerSide(b *hclwrite.Body) {
-	say(b, "Customer's side of the road privatelink: one endpoint that the appliance reaches, and nobody else. Nothing comes in from the "+
-		"vendor.")
+	say(b,
+		"Customer's side of the transport privatelink: one endpoint that the appliance reaches, and nothing else. Nothing comes in from the "+
+			"vendor.")
 	providers(b)
 	sg := block(b, "resource", "aws_security_group", in.name)
 	text(sg, "name", in.name+"-endpoint")

@@ -82,7 +82,7 @@ func operationCommand(a *cli.App) *cobra.Command {
 		Short: "Read the output that the customer released",
 		Args:  cli.Exactly(1, "the operation's id"),
 		Long: "output verifies the documents of the operation before it shows anything: your request, by your own key, and the\n" +
-			"result, by the key that the appliance enrolled with. With the customer's key, which the customer gives you in person,\n" +
+			"result, by the key that the appliance enrolled with. With the customer's key, which the customer hands you in person,\n" +
 			"it verifies the approval and the release too.",
 	},
 		func(ctx context.Context, v *client.Client, args []string) error {
@@ -222,8 +222,8 @@ func readOutput(ctx context.Context, a *cli.App, v *client.Client, f outputFlags
 	return evidence.Print(a, out, *c.Result)
 }
 
-// outputKeys are the operator's own key, which the request must bear, the appliance's, given or as it was enrolled, and the
-// customer's if they are given.
+// outputKeys are the operator's own key, which the request must bear, the appliance's, from a flag or as it was enrolled, and the
+// customer's if flags name them.
 func outputKeys(ctx context.Context, v *client.Client, f outputFlags) (operation.Keys, error) {
 	requests, err := v.RequestSigner()
 	if err != nil {
