@@ -25,6 +25,11 @@ var rows = map[string]map[string]int{
 		"auditor": 2, "cluster": 2, "customer": 2, "setup": 2, "vendor": 2,
 		"": 3, // puts the groups together
 	},
+	"raft": {
+		"clock": 0, "forward": 0, "wal": 0,
+		"store": 1, "transport": 1,
+		"": 2, // runs hashicorp/raft on them
+	},
 }
 
 // climbs returns one line for each import that goes sideways or up inside a folder of rows, and for each room that is on no row.

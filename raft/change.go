@@ -14,6 +14,7 @@ import (
 
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/raft/forward"
+	"github.com/demarc-dev/demarc/raft/transport"
 )
 
 const (
@@ -30,7 +31,7 @@ type membership struct {
 	log      *slog.Logger
 	addrs    *addresses
 	peers    *presence
-	net      *network
+	net      *transport.Network
 	calls    *forward.Client
 	snapshot func() (uint64, error) // the index of the configuration in the newest snapshot
 
@@ -253,7 +254,7 @@ func (m *membership) commit(c Change, was hraft.Server) error {
 	m.log.Info("the members changed", "do", c.Do, "node", c.ID, "index", f.Index())
 	m.refresh()
 	if c.Do == Remove {
-		m.net.spawn(func() { m.notifyRemoved(c.ID, string(was.Address), f.Index()) })
+		m.net.Spawn(func() { m.notifyRemoved(c.ID, string(was.Address), f.Index()) })
 	}
 	return nil
 }
@@ -308,7 +309,7 @@ func (m *membership) refresh() {
 	for _, id := range m.addrs.follow(all) {
 		if id != m.lib.self {
 			m.log.Warn("a node is no member any more: its connections end", "node", id)
-			m.net.conns.evictPeer(id)
+			m.net.EvictPeer(id)
 			m.calls.Forget(id)
 		}
 	}
@@ -318,7 +319,7 @@ func (m *membership) refresh() {
 func (m *membership) notifyRemoved(id, addr string, index uint64) {
 	ctx, cancel := context.WithTimeout(m.life.ctx, m.cfg.Timing.callTimeout())
 	defer cancel()
-	c, err := m.net.dial(ctx, id, addr, ProtoForward)
+	c, err := m.net.DialForwardAt(ctx, id, addr)
 	if err != nil {
 		m.log.Info("a removed node was not notified: it is not reached", "node", id, "err", err)
 		return

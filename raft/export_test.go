@@ -58,7 +58,7 @@ func (n *Node) TakeSnapshot() error { return n.lib.raft.Snapshot().Error() }
 func (n *Node) StepDown() error { return n.lib.raft.LeadershipTransfer().Error() }
 
 // Cut cuts the node off from its peers.
-func (n *Node) Cut(on bool) { n.net.conns.setCut(on) }
+func (n *Node) Cut(on bool) { n.net.SetCut(on) }
 
 // Writing reports whether the node is writing to its disk.
 func (n *Node) Writing() bool { return !n.disk.logs.BusySince().IsZero() }

@@ -15,6 +15,7 @@ import (
 	"github.com/demarc-dev/demarc/raft/clock"
 	"github.com/demarc-dev/demarc/raft/forward"
 	"github.com/demarc-dev/demarc/raft/store"
+	"github.com/demarc-dev/demarc/raft/transport"
 )
 
 // Node is one member of a cluster. Its methods may be called concurrently.
@@ -25,7 +26,8 @@ type Node struct {
 
 	lib       *consensus
 	disk      *diskGuard
-	net       *network
+	net       *transport.Network
+	trans     *hraft.NetworkTransport // nil before it is made
 	calls     *forward.Client
 	proposals *proposer
 	reads     *reader
@@ -50,17 +52,18 @@ func Open(cfg Config) (*Node, error) {
 		if n.lib.raft != nil {
 			_ = n.lib.raft.Shutdown().Error()
 		}
-		n.net.close(false)
+		n.net.CloseConns()
 		n.calls.Close()
-		if n.net.trans != nil {
-			_ = n.net.trans.Close()
+		if n.trans != nil {
+			_ = n.trans.Close()
 		}
 		if also := n.disk.close(); also != nil {
 			err = errors.Join(err, also) // alone it says better what it is
 		}
 		return nil, fault.At(op, "", err)
 	}
-	n.life.tasks.Go(n.net.accept)
+	serve := &handler{proposals: n.proposals, reads: n.reads, members: n.members, status: n.status}
+	n.life.tasks.Go(func() { n.net.Run(forward.Server{Term: n.lib.term, Handle: serve.handle}) })
 	for range packers {
 		n.life.work.Go(n.proposals.run)
 	}
@@ -78,15 +81,17 @@ func assemble(cfg Config) *Node {
 	n.lib = &consensus{self: cfg.Self.ID, fsm: newMachine(cfg.Machine)}
 	addrs := newAddresses(cfg.First)
 	n.lib.fsm.configuredAt = addrs.committed
-	n.net = newNetwork(n.life.ctx, &n.cfg, addrs)
+	n.net = transport.New(n.life.ctx, transport.Config{Addr: cfg.Self.Addr, Listener: cfg.Listener, ServerTLS: cfg.ServerTLS,
+		ClientTLS: cfg.ClientTLS, Dial: cfg.Dial, Peer: cfg.Peer, Logger: n.log,
+		Addresses: addrs.of, Removed: addrs.removed, Index: addrs.index})
 	n.calls = forward.NewClient(n.life.ctx, forward.ClientConfig{
-		Dial:        n.net.dialForward,
+		Dial:        n.net.DialForward,
 		DialTimeout: min(rpcTimeout, cfg.Timing.callTimeout()),
 		Known:       func(id string) bool { return len(addrs.of(id)) > 0 },
 		Removed:     func(peer string, index uint64) { n.members.removedBy(peer, index) },
 	})
 	queue := newQueue()
-	n.disk = &diskGuard{lib: n.lib, life: n.life, log: n.log, hang: cfg.Timing.DiskHang, cutOff: n.net.conns.setCut, refuse: queue.refuse}
+	n.disk = &diskGuard{lib: n.lib, life: n.life, log: n.log, hang: cfg.Timing.DiskHang, cutOff: n.net.SetCut, refuse: queue.refuse}
 	n.time = &timekeeper{lib: n.lib, clocks: clock.New(cfg.Now), probe: make(chan struct{}, 1)}
 	n.meters = newMeters(n)
 	n.proposals = &proposer{lib: n.lib, life: n.life, disk: n.disk, dryRun: cfg.Machine.DryRun, packs: n.meters.packs, queue: queue}
@@ -95,8 +100,6 @@ func assemble(cfg Config) *Node {
 	n.members = &membership{cfg: &n.cfg, lib: n.lib, life: n.life, log: n.log, addrs: addrs, peers: peers, net: n.net, calls: n.calls,
 		snapshot: func() (uint64, error) { return n.disk.store.Snapshots.ConfigurationIndex() }}
 	n.status = &monitor{cfg: &n.cfg, lib: n.lib, life: n.life, log: n.log, calls: n.calls, time: n.time, peers: peers, members: n.members}
-	serve := &handler{proposals: n.proposals, reads: n.reads, members: n.members, status: n.status}
-	n.net.server = forward.Server{Term: n.lib.term, Handle: serve.handle}
 	return n
 }
 
@@ -121,12 +124,12 @@ func (n *Node) open() error {
 	if n.lib.logs, err = hraft.NewLogCache(cachedEntries, n.disk.logs); err != nil {
 		return fault.At(op, fault.Internal, err)
 	}
-	n.net.trans = hraft.NewNetworkTransportWithConfig(&hraft.NetworkTransportConfig{Stream: n.net, MaxPool: 4, Timeout: rpcTimeout,
+	n.trans = hraft.NewNetworkTransportWithConfig(&hraft.NetworkTransportConfig{Stream: n.net.Streams(), MaxPool: 4, Timeout: rpcTimeout,
 		MaxRPCsInFlight: inFlight, Logger: logger, ServerAddressProvider: byID{}})
-	if err := bootstrap(&n.cfg, n.lib.logs, disk, n.net.trans); err != nil {
+	if err := bootstrap(&n.cfg, n.lib.logs, disk, n.trans); err != nil {
 		return err
 	}
-	trans := store.ClampCommits(n.net.trans, n.disk.logs.Synced)
+	trans := store.ClampCommits(n.trans, n.disk.logs.Synced)
 	n.lib.raft, err = hraft.NewRaft(n.cfg.library(), n.lib.fsm, n.lib.logs, disk.Log, disk.Snapshots, trans)
 	n.disk.logs.Lead(n.lib.raft)
 	switch {
@@ -205,7 +208,7 @@ func (n *Node) SnapshotAt(index uint64) error {
 // EvictRevoked ends the connections, of either direction, whose peer's certificate, which was verified in the handshake, is
 // no longer valid. Requests that wait on them are unsure or retried, as if a connection broke.
 func (n *Node) EvictRevoked(check func(id string, leaf *x509.Certificate) error) {
-	n.net.conns.evictRevoked(check)
+	n.net.EvictRevoked(check)
 }
 
 // Fatal is closed when the machine could not apply an entry, or this node was removed: it has stopped, and [Node.Failure]
@@ -233,12 +236,12 @@ func (n *Node) end() {
 	n.proposals.queue.close()
 	n.life.stop()
 	n.life.work.Wait()
-	n.net.drain()
+	n.net.Drain()
 	down := n.lib.raft.Shutdown()
-	n.net.close(true) // the library waits for calls to peers, which end with their connections
-	err := errors.Join(down.Error(), n.net.trans.Close())
+	n.net.Close() // the library waits for calls to peers, which end with their connections
+	err := errors.Join(down.Error(), n.trans.Close())
 	n.life.tasks.Wait()
-	n.net.wg.Wait()
+	n.net.Wait()
 	n.calls.Close()
 	n.meters.unregister(n.cfg.Registerer)
 	if err = errors.Join(err, n.disk.close()); err != nil {

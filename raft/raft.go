@@ -88,8 +88,19 @@ import (
 
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/raft/store"
+	"github.com/demarc-dev/demarc/raft/transport"
 	"github.com/demarc-dev/demarc/raft/wal"
 )
+
+// The protocols of the listener: the server's TLS must offer both.
+const (
+	ProtoRaft    = transport.ProtoRaft
+	ProtoForward = transport.ProtoForward
+)
+
+// ErrRemoved is in an error of [Config.Peer] if the caller was removed for good; see [transport.ErrRemoved]. It is in that of
+// [Node.Failure] if this node was.
+var ErrRemoved = transport.ErrRemoved
 
 // Member is one node, known by its id.
 type Member struct {
@@ -149,11 +160,10 @@ type Config struct {
 
 // Timeouts that are not timing of the cluster.
 const (
-	handshakeTimeout = 10 * time.Second
-	rpcTimeout       = 10 * time.Second
-	applyTimeout     = 5 * time.Second // to get an entry into the leader's queue
-	closeTimeout     = 5 * time.Second // for the disk and the machine, once Close has run out of time
-	cachedEntries    = 64
+	rpcTimeout    = 10 * time.Second
+	applyTimeout  = 5 * time.Second // to get an entry into the leader's queue
+	closeTimeout  = 5 * time.Second // for the disk and the machine, once Close has run out of time
+	cachedEntries = 64
 
 	// inFlight is how many entries of a pipeline wait for their answer. With the library's default of 2 a sender can wait for
 	// ever for a reader that has ended, when leadership is lost at that moment, and then the node never ends.

@@ -29,7 +29,7 @@ func (l *Log) Append(entries []Entry) error {
 			return err
 		}
 	}
-	if err := l.follow(entries); err != nil {
+	if err := follows(entries, l.last()+1); err != nil {
 		return err
 	}
 	for len(entries) > 0 { // as many at a time as fit into a file
@@ -67,7 +67,7 @@ func (l *Log) writeOnly(entries []Entry) (done bool, err error) {
 	if s := l.segs[n-1]; need > s.size-s.end {
 		return false, nil
 	}
-	if err := l.follow(entries); err != nil {
+	if err := follows(entries, l.last()+1); err != nil {
 		return false, err
 	}
 	s, offs, end, err := l.put(entries)
@@ -80,10 +80,9 @@ func (l *Log) writeOnly(entries []Entry) (done bool, err error) {
 	return true, nil
 }
 
-// follow makes sure that entries follow the log and each other.
-func (l *Log) follow(entries []Entry) error {
+// follows refuses entries that don't follow the log, whose next index is next, and each other.
+func follows(entries []Entry, next uint64) error {
 	const op = "wal.Append"
-	next := l.last() + 1
 	for i := range entries {
 		e := &entries[i]
 		if e.Index != next+uint64(i) || e.Term == 0 {
@@ -125,7 +124,10 @@ func (l *Log) append(entries []Entry) (int, error) {
 // put writes as many entries as fit into one file; they don't belong to the log yet. Whoever begins a file holds both locks of
 // writers: the file before it must be on disk.
 func (l *Log) put(entries []Entry) (s *segment, offs []int64, end int64, err error) {
-	if s, err = l.segmentFor(&entries[0]); err != nil {
+	need := SizeOf(entries[0])
+	if n := len(l.segs); n > 0 && l.segs[n-1].size-l.segs[n-1].end >= need {
+		s = l.segs[n-1]
+	} else if s, err = l.makeSpare(roundUp(segmentHead + need)); err != nil {
 		return nil, nil, 0, fault.Because(err, "wal.Append", fault.Unavailable, "the log can't grow: %s", fault.Disk(err))
 	}
 	start := s.end
@@ -208,22 +210,15 @@ func (l *Log) Synced() uint64 {
 	return last
 }
 
-// segmentFor gives the file into which an entry goes: the present one, or the spare one, which it makes if need be.
-func (l *Log) segmentFor(e *Entry) (*segment, error) {
-	size := sizeOf(len(e.Ext), len(e.Data))
-	if n := len(l.segs); n > 0 && l.segs[n-1].size-l.segs[n-1].end >= size {
-		return l.segs[n-1], nil
-	}
-	return l.makeSpare(roundUp(segmentHead + size))
-}
-
 // makeSpare makes sure of a spare file of at least need bytes.
 func (l *Log) makeSpare(need int64) (*segment, error) {
 	if l.spare != nil && l.spare.size >= need {
 		return l.spare, nil
 	}
 	if old := l.spare; old != nil {
-		l.setSpare(nil)
+		l.mu.Lock()
+		l.spare = nil
+		l.mu.Unlock()
 		if err := errors.Join(old.f.Close(), l.fs.Remove(old.name)); err != nil {
 			return nil, err
 		}
@@ -234,14 +229,10 @@ func (l *Log) makeSpare(need int64) (*segment, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.setSpare(s)
-	return s, nil
-}
-
-func (l *Log) setSpare(s *segment) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.spare = s
+	return s, nil
 }
 
 // Prepare makes the next file, where the present one is half full and there is none. It fails where there is no space.
@@ -270,7 +261,9 @@ func (l *Log) Prepare() error {
 	if n := len(l.segs); l.broken != nil || l.spare != nil || (n > 0 && l.segs[n-1].seq > seq) { // somebody could not wait
 		return errors.Join(s.f.Close(), l.fs.Remove(s.name))
 	}
-	l.setSpare(s)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.spare = s
 	return nil
 }
 
@@ -295,19 +288,13 @@ func SizeOf(e Entry) int64 { return sizeOf(len(e.Ext), len(e.Data)) }
 // fail makes the log take nothing more.
 func (l *Log) fail(err error) error {
 	if l.broken == nil {
-		l.broken = fault.Because(err, "wal", fault.Internal, "a write to the log failed, so it takes nothing more: %s. Start this node again when its disk is well", fault.Disk(err))
+		l.broken = fault.Because(err, "wal", fault.Internal,
+			"a write to the log failed, so it takes nothing more: %s. Start this node again when its disk is well", fault.Disk(err))
 	}
 	return l.broken
 }
 
-// Broken tells why the log takes nothing more, nil while it does.
-func (l *Log) Broken() error {
-	l.write.Lock()
-	defer l.write.Unlock()
-	return l.broken
-}
-
-// Value gives a value that was set, nil where none was.
+// Value returns a value that was set, nil if none was.
 func (l *Log) Value(name string) []byte {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
@@ -360,11 +347,11 @@ func (l *Log) restart(first, cut uint64) error {
 	l.mu.Lock()
 	l.segs, l.spare, l.first = nil, nil, first
 	l.mu.Unlock()
-	if err := l.discard(drop); err != nil {
+	if err := discard(l.fs, drop); err != nil {
 		return l.fail(err)
 	}
 	if g.cutThrough > 0 {
-		return l.uncut()
+		return l.ground(g.uncut())
 	}
 	return nil
 }
@@ -400,7 +387,7 @@ func (l *Log) Drop(to uint64) error {
 	l.mu.Lock()
 	l.first, l.segs = to+1, slices.Clone(l.segs[n:])
 	l.mu.Unlock()
-	if err := l.discard(drop); err != nil {
+	if err := discard(l.fs, drop); err != nil {
 		return l.fail(err)
 	}
 	return nil
@@ -447,7 +434,7 @@ func (l *Log) Cut(from uint64) error {
 	}
 	l.segs, l.spare = slices.Clone(l.segs[:n]), nil
 	l.mu.Unlock()
-	if err := l.discard(drop); err != nil {
+	if err := discard(l.fs, drop); err != nil {
 		return l.fail(err)
 	}
 	if s.end < used {
@@ -455,14 +442,7 @@ func (l *Log) Cut(from uint64) error {
 			return l.fail(err)
 		}
 	}
-	return l.uncut()
-}
-
-// uncut forgets a cut that is done.
-func (l *Log) uncut() error {
-	g := l.votes.state
-	g.cutFrom, g.cutThrough = 0, 0
-	return l.ground(g)
+	return l.ground(g.uncut())
 }
 
 // Grow makes sure of room for need bytes; see [SizeOf]. It fails where there is no space.

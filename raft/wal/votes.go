@@ -48,6 +48,12 @@ const (
 	maxValues  = sector - votesHead - 40
 )
 
+// uncut is g without the record of a cut, which is complete.
+func (g ground) uncut() ground {
+	g.cutFrom, g.cutThrough = 0, 0
+	return g
+}
+
 func (g ground) encode(gen uint64) ([]byte, error) {
 	b := make([]byte, votesHead, sector)
 	copy(b, votesMagic)

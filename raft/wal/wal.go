@@ -88,14 +88,15 @@ func Open(fs Files, o Options) (*Log, error) {
 		o.SegmentBytes = 16 << 20
 	}
 	l := &Log{fs: fs, size: roundUp(max(o.SegmentBytes, 4<<10))}
-	if err := l.open(); err != nil {
+	if err := load(l); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
 }
 
-func (l *Log) open() error {
-	// What is read here is gone by, and may be in memory only, where the process before this one was killed between a change
+// load reads what is in the directory.
+func load(l *Log) error {
+	// What is read here is gone by, and may be in memory only, if the process before this one was killed between a change
 	// and its sync. So the directory is synced, the votes are, and the last file is; the others were when it was begun.
 	err := l.fs.SyncDir()
 	if err != nil {
@@ -105,18 +106,20 @@ func (l *Log) open() error {
 		return err
 	}
 	l.first = l.votes.state.first
-	unused, err := l.find()
+	f := &found{fs: l.fs, votes: l.votes}
+	err = f.list()
 	var drop []*segment
 	if err == nil {
-		drop, err = l.read()
+		drop, err = f.read()
 	}
-	if err != nil { // nothing is removed: somebody will want to look at it
-		for _, s := range unused {
+	l.segs, l.next = f.segs, f.next
+	if err != nil { // nothing is removed: it may have to be examined
+		for _, s := range f.unused {
 			err = errors.Join(err, s.f.Close())
 		}
 		return err
 	}
-	if err := l.discard(append(unused, drop...)); err != nil {
+	if err := discard(l.fs, append(f.unused, drop...)); err != nil {
 		return err
 	}
 	if n := len(l.segs); n > 0 {
@@ -131,17 +134,25 @@ func (l *Log) open() error {
 		s.synced = s.end
 	}
 	if l.votes.state.cutThrough > 0 {
-		return l.uncut()
+		return l.ground(l.votes.state.uncut())
 	}
 	return nil
 }
 
-// find opens the segments that count. What has no head was made and not used, and all of a segment may have been cut off:
-// these are unused.
-func (l *Log) find() (unused []*segment, err error) {
-	names, err := l.fs.List()
+// found is the segments of a directory, as they are when it is opened.
+type found struct {
+	fs     Files
+	votes  *votes
+	segs   []*segment // that count, oldest first
+	unused []*segment // made and not used, or cut off as a whole
+	next   uint64     // number of the next segment
+}
+
+// list opens the segments. One that has no head was made and not used.
+func (f *found) list() error {
+	names, err := f.fs.List()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var seqs []uint64
 	for _, name := range names {
@@ -150,35 +161,36 @@ func (l *Log) find() (unused []*segment, err error) {
 		}
 	}
 	slices.Sort(seqs)
-	g := l.votes.state
-	l.next = max(g.newest, g.cutThrough) + 1
+	g := f.votes.state
+	f.next = max(g.newest, g.cutThrough) + 1
 	for _, seq := range seqs {
-		l.next = max(l.next, seq+1)
-		s, err := openSegment(l.fs, seq)
+		f.next = max(f.next, seq+1)
+		s, err := openSegment(f.fs, seq)
 		if err != nil {
-			return unused, err
+			return err
 		}
 		if s.end == 0 || (seq <= g.cutThrough && s.first >= g.cutFrom) {
-			unused = append(unused, s)
+			f.unused = append(f.unused, s)
 			continue
 		}
-		l.segs = append(l.segs, s)
+		f.segs = append(f.segs, s)
 	}
-	if l.votes.fresh && len(l.segs) > 0 {
-		return unused, damaged(votesName, "it is missing or empty and the log is not, so what this node voted is not known: remove its directory and let it join again from its peers")
+	if f.votes.fresh && len(f.segs) > 0 {
+		return damaged(votesName, "it is missing or empty and the log is not, so what this node voted is not known: "+
+			"remove its directory and let it join again from its peers")
 	}
-	if g.newest > 0 && !slices.ContainsFunc(l.segs, func(s *segment) bool { return s.seq == g.newest }) {
-		return unused, damaged(segmentName(g.newest), "it is missing or empty; %s", recovery)
+	if g.newest > 0 && !slices.ContainsFunc(f.segs, func(s *segment) bool { return s.seq == g.newest }) {
+		return damaged(segmentName(g.newest), "it is missing or empty; %s", recovery)
 	}
-	return unused, nil
+	return nil
 }
 
-// read finds the entries of all segments, and tells in which of them all are deleted.
-func (l *Log) read() (drop []*segment, err error) {
-	g := l.votes.state
-	var kept []*segment
-	for i, s := range l.segs {
-		if i+1 < len(l.segs) && l.segs[i+1].first <= l.first {
+// read finds the entries of all segments, and returns the segments of which all entries are deleted.
+func (f *found) read() (drop []*segment, err error) {
+	g := f.votes.state
+	var whole []*segment
+	for i, s := range f.segs {
+		if i+1 < len(f.segs) && f.segs[i+1].first <= g.first {
 			drop = append(drop, s)
 			continue
 		}
@@ -190,31 +202,33 @@ func (l *Log) read() (drop []*segment, err error) {
 			return nil, err
 		}
 		switch {
-		case s.last() < l.first && s.seq != g.newest:
+		case s.last() < g.first && s.seq != g.newest:
 			drop = append(drop, s)
 			continue
-		case len(kept) == 0 && s.first > l.first:
-			return nil, damaged(s.name, "the log begins at entry %d and this file at entry %d: those between are missing; %s", l.first, s.first, recovery)
-		case len(kept) > 0 && kept[len(kept)-1].last()+1 != s.first:
-			before := kept[len(kept)-1]
-			return nil, damaged(before.name, "entry %d at byte %d was on disk and is gone, entry %d in %s is there; %s", before.last()+1, before.end, s.first, s.name, recovery)
+		case len(whole) == 0 && s.first > g.first:
+			return nil, damaged(s.name, "the log begins at entry %d and this file at entry %d: those between are missing; %s",
+				g.first, s.first, recovery)
+		case len(whole) > 0 && whole[len(whole)-1].last()+1 != s.first:
+			before := whole[len(whole)-1]
+			return nil, damaged(before.name, "entry %d at byte %d was on disk and is gone, entry %d in %s is there; %s",
+				before.last()+1, before.end, s.first, s.name, recovery)
 		}
-		kept = append(kept, s)
+		whole = append(whole, s)
 	}
-	l.segs = kept
+	f.segs = whole
 	return drop, nil
 }
 
 // discard closes and removes segments.
-func (l *Log) discard(drop []*segment) error {
+func discard(fs Files, drop []*segment) error {
 	if len(drop) == 0 {
 		return nil
 	}
 	var errs []error
 	for _, s := range drop {
-		errs = append(errs, s.f.Close(), l.fs.Remove(s.name))
+		errs = append(errs, s.f.Close(), fs.Remove(s.name))
 	}
-	return errors.Join(append(errs, l.fs.SyncDir())...)
+	return errors.Join(append(errs, fs.SyncDir())...)
 }
 
 // Close puts on disk what was written, and closes the files.
@@ -242,7 +256,7 @@ func (l *Log) Close() error {
 	return errors.Join(errs...)
 }
 
-// Repaired tells whether one copy of the votes was found altered when the log was opened, and was written anew.
+// Repaired reports whether one copy of the votes was found altered when the log was opened, and was written anew.
 func (l *Log) Repaired() bool { return l.votes.repaired }
 
 // First is the index of the first entry, 0 for an empty log.

@@ -1,19 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package raft
+// Package transport connects the nodes of a cluster: one listener with TLS 1.3 and mutual authentication (mTLS) for two
+// protocols, and connections to the other nodes by the same rules.
+//
+// ALPN picks the protocol: demarc-raft/1 is hashicorp/raft's own, and demarc-forward/1 that of package forward. The number of
+// handshakes and of connections is bounded, so that callers without a certificate keep no node out. While a node is cut off,
+// see [Network.SetCut], it has no connections at all.
+package transport
 
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"math"
 	"net"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	hraft "github.com/hashicorp/raft"
 
 	"github.com/demarc-dev/demarc/fault"
@@ -26,21 +31,37 @@ const (
 	ProtoForward = "demarc-forward/1"
 )
 
-const acceptRetry = 50 * time.Millisecond
+const (
+	acceptRetry      = 50 * time.Millisecond
+	handshakeTimeout = 10 * time.Second
+)
 
-// ErrRemoved is in an error of Config.Peer if the caller was removed for good: it is notified, and stops. With any other error
+// ErrRemoved is in an error of [Config.Peer] if the caller was removed for good: it is notified, and stops. With any other error
 // it is refused, and may be let in later, with another certificate for instance.
 var ErrRemoved = errors.New("removed for good")
 
-// network is one listener with two protocols, and the way out to the peers. It is hraft's StreamLayer.
-type network struct {
-	cfg        *Config
+// Config is what a network is made of. All fields but Peer are required.
+type Config struct {
+	Addr      string       // the one that peers know
+	Listener  net.Listener // plain TCP
+	ServerTLS *tls.Config
+	ClientTLS func(id string) *tls.Config // nil: the member can't be dialled
+	Dial      func(ctx context.Context, addr string) (net.Conn, error)
+	Peer      func(tls.ConnectionState) (id string, err error) // which node calls, and why it may not; nil: nodes are not told apart
+	Logger    *slog.Logger
+
+	Addresses func(id string) []string // at which a node may be
+	Removed   func(id string) bool     // whether a node was a member and is none any more
+	Index     func() uint64            // of the newest configuration that is known
+}
+
+// Network is the listener of a node, and its way out to the peers.
+type Network struct {
+	cfg        Config
 	ctx        context.Context // of the node
-	addrs      *addresses
 	server     forward.Server
-	trans      *hraft.NetworkTransport // nil before it is made
-	accepted   chan net.Conn           // for hraft
-	wg         sync.WaitGroup
+	accepted   chan net.Conn // for hraft
+	tasks      sync.WaitGroup
 	handshakes *handshakes
 	conns      *conns
 
@@ -49,12 +70,14 @@ type network struct {
 	draining bool           // no forward connection begins any more
 }
 
-func newNetwork(ctx context.Context, cfg *Config, addrs *addresses) *network {
-	return &network{cfg: cfg, ctx: ctx, addrs: addrs, accepted: make(chan net.Conn), handshakes: newHandshakes(), conns: newConns()}
+// New returns a network that reads no more requests when ctx ends. Nothing is accepted before [Network.Run].
+func New(ctx context.Context, cfg Config) *Network {
+	return &Network{cfg: cfg, ctx: ctx, accepted: make(chan net.Conn), handshakes: newHandshakes(), conns: newConns()}
 }
 
-// accept takes connections until the listener closes.
-func (w *network) accept() {
+// Run takes connections until the listener closes, and lets server answer requests.
+func (w *Network) Run(server forward.Server) {
+	w.server = server
 	for {
 		c, err := w.cfg.Listener.Accept()
 		if err != nil {
@@ -70,7 +93,7 @@ func (w *network) accept() {
 			continue
 		}
 		g := w.handshakes.admit(c)
-		w.wg.Go(func() {
+		w.tasks.Go(func() {
 			defer w.handshakes.done(g)
 			t, id, err := w.shakeHands(g)
 			w.handshakes.done(g)
@@ -88,7 +111,7 @@ func (w *network) accept() {
 
 // shakeHands does the TLS handshake. The TLS config has verified the caller; that it has is checked again here. A node that
 // was removed is notified. With an error, the connection is returned if its peer proved its identity.
-func (w *network) shakeHands(c net.Conn) (*tls.Conn, string, error) {
+func (w *Network) shakeHands(c net.Conn) (*tls.Conn, string, error) {
 	const op = "raft.shakeHands"
 	ctx, cancel := context.WithTimeout(w.ctx, handshakeTimeout)
 	defer cancel()
@@ -108,11 +131,11 @@ func (w *network) shakeHands(c net.Conn) (*tls.Conn, string, error) {
 		return t, "", nil
 	}
 	id, err := w.cfg.Peer(t.ConnectionState())
-	index := w.addrs.index()
+	index := w.cfg.Index()
 	if errors.Is(err, ErrRemoved) { // names are never used again: no configuration that the caller knows is newer
 		index = math.MaxUint64
 	}
-	if err == nil && w.addrs.removed(id) {
+	if err == nil && w.cfg.Removed(id) {
 		err = fault.Because(ErrRemoved, op, fault.Denied, "node %q was removed from the cluster", fault.Clip(id))
 	}
 	if err != nil {
@@ -125,7 +148,7 @@ func (w *network) shakeHands(c net.Conn) (*tls.Conn, string, error) {
 }
 
 // serve hands a proven connection to its protocol.
-func (w *network) serve(t *tls.Conn, id string) {
+func (w *Network) serve(t *tls.Conn, id string) {
 	c, ok := w.conns.add(t, id)
 	if !ok {
 		return
@@ -159,33 +182,48 @@ func (w *network) serve(t *tls.Conn, id string) {
 	_ = c.Close()
 }
 
-// drain waits until all requests of peers are answered. No new ones are read since the node's context ended.
-func (w *network) drain() {
+// Drain waits until all requests of peers are answered. No new ones are read since the node's context ended.
+func (w *Network) Drain() {
 	w.mu.Lock()
 	w.draining = true
 	w.mu.Unlock()
 	w.serving.Wait()
 }
 
-// spawn runs a goroutine that ends with the node's context, unless the network has been closed.
-func (w *network) spawn(f func()) {
+// Spawn runs a goroutine that ends with the node's context, unless the network has been closed.
+func (w *Network) Spawn(f func()) {
 	w.conns.mu.Lock()
 	defer w.conns.mu.Unlock()
 	if !w.conns.closed {
-		w.wg.Go(f)
+		w.tasks.Go(f)
 	}
 }
 
-// close ends every connection for ever. A node that did not start leaves the listener to its caller.
-func (w *network) close(listener bool) {
-	if listener {
-		_ = w.cfg.Listener.Close()
-	}
+// CloseConns ends every connection for ever, and leaves the listener to its owner.
+func (w *Network) CloseConns() { w.conns.close() }
+
+// Close closes the listener and every connection for ever. [Network.Wait] waits for what it served.
+func (w *Network) Close() {
+	_ = w.cfg.Listener.Close()
 	w.conns.close()
 }
 
+// Wait waits for the goroutines of connections, after Close.
+func (w *Network) Wait() { w.tasks.Wait() }
+
+// SetCut ends every connection and keeps new ones out while on is true.
+func (w *Network) SetCut(on bool) { w.conns.setCut(on) }
+
+// EvictPeer ends every connection with one node.
+func (w *Network) EvictPeer(id string) { w.conns.evictPeer(id) }
+
+// EvictRevoked ends the connections whose peer's certificate fails a check.
+func (w *Network) EvictRevoked(check func(id string, leaf *x509.Certificate) error) {
+	w.conns.evictRevoked(check)
+}
+
 // dial reaches a member by TLS with one protocol.
-func (w *network) dial(ctx context.Context, id, addr, proto string) (*conn, error) {
+func (w *Network) dial(ctx context.Context, id, addr, proto string) (*conn, error) {
 	const op = "raft.dial"
 	raw, err := w.cfg.Dial(ctx, addr)
 	if err != nil {
@@ -222,8 +260,8 @@ func (w *network) dial(ctx context.Context, id, addr, proto string) (*conn, erro
 
 // reach dials a member at every address that is known of it, all at once. The answerer proves its identity by its
 // certificate, so a stale address does no harm but for the time that it takes.
-func (w *network) reach(ctx context.Context, id, proto string) (*conn, error) {
-	addrs := w.addrs.of(id)
+func (w *Network) reach(ctx context.Context, id, proto string) (*conn, error) {
+	addrs := w.cfg.Addresses(id)
 	switch len(addrs) {
 	case 0:
 		return nil, fault.New("raft.dial", fault.Unavailable, "no address of node %q is known", fault.Clip(id))
@@ -262,8 +300,8 @@ func (w *network) reach(ctx context.Context, id, proto string) (*conn, error) {
 	return nil, failed
 }
 
-// dialForward reaches a member for package forward.
-func (w *network) dialForward(ctx context.Context, id string) (forward.Conn, error) {
+// DialForward reaches a node by demarc-forward/1, wherever it is.
+func (w *Network) DialForward(ctx context.Context, id string) (forward.Conn, error) {
 	c, err := w.reach(ctx, id, ProtoForward)
 	if err != nil {
 		return nil, err
@@ -271,32 +309,46 @@ func (w *network) dialForward(ctx context.Context, id string) (forward.Conn, err
 	return c, nil
 }
 
-// Dial implements hraft.StreamLayer. The library's address is a member's id: see [byID].
-func (w *network) Dial(addr hraft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(w.ctx, timeout)
-	defer cancel()
-	c, err := w.reach(ctx, string(addr), ProtoRaft)
+// DialForwardAt reaches a node by demarc-forward/1 at one address.
+func (w *Network) DialForwardAt(ctx context.Context, id, addr string) (forward.Conn, error) {
+	c, err := w.dial(ctx, id, addr, ProtoForward)
 	if err != nil {
 		return nil, err
 	}
 	return c, nil
 }
 
-// Accept implements net.Listener for hraft.
-func (w *network) Accept() (net.Conn, error) {
+// Streams is the network as hashicorp/raft uses it: what is an address there is the id of a node.
+func (w *Network) Streams() hraft.StreamLayer { return streams{w} }
+
+type streams struct{ w *Network }
+
+// Dial implements hraft.StreamLayer.
+func (s streams) Dial(id hraft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(s.w.ctx, timeout)
+	defer cancel()
+	c, err := s.w.reach(ctx, string(id), ProtoRaft)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Accept implements net.Listener.
+func (s streams) Accept() (net.Conn, error) {
 	select {
-	case c := <-w.accepted:
+	case c := <-s.w.accepted:
 		return c, nil
-	case <-w.ctx.Done():
+	case <-s.w.ctx.Done():
 		return nil, net.ErrClosed
 	}
 }
 
-// Close implements net.Listener for hraft; the node closes the listener itself.
-func (w *network) Close() error { return nil }
+// Close implements net.Listener; the node closes the listener itself.
+func (s streams) Close() error { return nil }
 
-// Addr implements net.Listener for hraft: the address that peers know.
-func (w *network) Addr() net.Addr { return memberAddr(w.cfg.Self.Addr) }
+// Addr implements net.Listener: the address that peers know.
+func (s streams) Addr() net.Addr { return memberAddr(s.w.cfg.Addr) }
 
 type memberAddr string
 
@@ -305,28 +357,3 @@ func (memberAddr) Network() string { return "tcp" }
 
 // String implements net.Addr.
 func (m memberAddr) String() string { return string(m) }
-
-// hclogger lets hashicorp's logger write into slog.
-func hclogger(l *slog.Logger) hclog.Logger {
-	return hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.Info, Output: lineWriter{l}, DisableTime: true})
-}
-
-// levels are those of hclog. Its INFO is for debugging here.
-var levels = map[string]slog.Level{
-	"[ERROR]": slog.LevelError, "[WARN]": slog.LevelWarn, "[DEBUG]": slog.LevelDebug, "[INFO]": slog.LevelDebug,
-}
-
-type lineWriter struct{ l *slog.Logger }
-
-// Write takes one line of hclog: "[WARN]  raft: what: key=value".
-func (w lineWriter) Write(b []byte) (int, error) {
-	line := strings.TrimSpace(string(b))
-	level := slog.LevelInfo
-	for word, is := range levels {
-		if rest, ok := strings.CutPrefix(line, word); ok {
-			line, level = strings.TrimSpace(rest), is
-		}
-	}
-	w.l.Log(context.Background(), level, line)
-	return len(b), nil
-}
