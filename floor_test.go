@@ -63,7 +63,8 @@ var uses = map[string]map[string]string{
 		"WithTimeout": noClock, "WithTimeoutCause": noClock, "WithDeadline": noClock, "WithDeadlineCause": noClock,
 		"AfterFunc": noThread,
 	},
-	"os":      {"Getenv": noEnv, "LookupEnv": noEnv, "Environ": noEnv, "ExpandEnv": noEnv, "Setenv": noEnv, "Unsetenv": noEnv, "Clearenv": noEnv},
+	"os": {"Getenv": noEnv, "LookupEnv": noEnv, "Environ": noEnv, "ExpandEnv": noEnv, "Setenv": noEnv, "Unsetenv": noEnv,
+		"Clearenv": noEnv},
 	"syscall": {"Getenv": noEnv, "Environ": noEnv, "Setenv": noEnv, "Unsetenv": noEnv, "Clearenv": noEnv},
 }
 
@@ -121,7 +122,8 @@ func breaches(files []source) ([]string, error) {
 			case to == room || floor == beside:
 			case toFloor == beside && test: // a room's tests may use the fleet
 			case toFloor >= floor:
-				out = append(out, fmt.Sprintf("%s: %s (floor %d) imports %s (floor %d): a room imports only from floors below its own", at, room, floor, to, toFloor))
+				out = append(out,
+					fmt.Sprintf("%s: %s (floor %d) imports %s (floor %d): a room imports only from floors below its own", at, room, floor, to, toFloor))
 			}
 		}
 	}
@@ -236,14 +238,17 @@ func TestFloorsSeeABreach(t *testing.T) {
 func TestFloorsSeeAMove(t *testing.T) {
 	const head = "package p\n\nimport (\n\t\"context\"\n\t\"os\"\n\t\"sync\"\n\t\"syscall\"\n\t\"time\"\n)\n\n"
 	for name, tc := range map[string]struct{ path, text, want string }{
-		"clock":               {"fault/bad.go", head + "func f() { _ = time.Now() }", "fault/bad.go:11:16: fault uses time.Now: floors 0 to 3 have no clock"},
-		"since":               {"audit/bad.go", head + "func f(t time.Time) bool { return time.Since(t) > 0 }", "audit uses time.Since"},
-		"clock handed on":     {"grant/bad.go", head + "var now = time.Now", "grant uses time.Now"},
-		"timer":               {"api/bad.go", head + "func f() { <-time.After(1) }", "api uses time.After"},
-		"deadline":            {"ledger/bad.go", head + "func f(c context.Context) { context.WithTimeout(c, 1) }", "ledger uses context.WithTimeout"},
-		"another name":        {"seal/bad.go", "package p\n\nimport clock \"time\"\n\nvar _ = clock.Now()", "seal uses time.Now"},
-		"no name":             {"seal/bad.go", "package p\n\nimport . \"time\"\n\nvar _ = Now()", "seal imports time without its name"},
-		"environment":         {"identity/bad.go", head + "var x = os.Getenv(\"X\")", "identity uses os.Getenv: floors 0 to 3 have no environment"},
+		"clock": {"fault/bad.go", head + "func f() { _ = time.Now() }",
+			"fault/bad.go:11:16: fault uses time.Now: floors 0 to 3 have no clock"},
+		"since":           {"audit/bad.go", head + "func f(t time.Time) bool { return time.Since(t) > 0 }", "audit uses time.Since"},
+		"clock handed on": {"grant/bad.go", head + "var now = time.Now", "grant uses time.Now"},
+		"timer":           {"api/bad.go", head + "func f() { <-time.After(1) }", "api uses time.After"},
+		"deadline": {"ledger/bad.go", head + "func f(c context.Context) { context.WithTimeout(c, 1) }",
+			"ledger uses context.WithTimeout"},
+		"another name": {"seal/bad.go", "package p\n\nimport clock \"time\"\n\nvar _ = clock.Now()", "seal uses time.Now"},
+		"no name":      {"seal/bad.go", "package p\n\nimport . \"time\"\n\nvar _ = Now()", "seal imports time without its name"},
+		"environment": {"identity/bad.go", head + "var x = os.Getenv(\"X\")",
+			"identity uses os.Getenv: floors 0 to 3 have no environment"},
 		"environment, lower":  {"fleet/bad.go", head + "var x, _ = syscall.Getenv(\"X\")", "fleet uses syscall.Getenv"},
 		"goroutine":           {"ledger/bad.go", head + "func f() { go f() }", "ledger starts a goroutine: floors 0 to 3 have no goroutine"},
 		"goroutine in a room": {"api/x/v1/bad.go", head + "func f() { func() { go func() {}() }() }", "api starts a goroutine"},
@@ -255,7 +260,8 @@ func TestFloorsSeeAMove(t *testing.T) {
 		"environment of configs": {"configs/good.go", head + "var x = os.Getenv(\"X\")", ""},
 		"in a test":              {"ledger/good_test.go", head + "func f() { go f(); _, _ = time.Now(), os.Getenv(\"X\") }", ""},
 		"in an engine":           {"mesh/good.go", head + "func f() { go f(); _, _ = time.Now(), os.Getenv(\"X\") }", ""},
-		"pure": {"ledger/good.go", head + "// time.Now() in words\nfunc f(now time.Time, b struct{ Now func() }) { _ = now.Add(time.Second); b.Now(); _ = \"time.Now()\"; _ = os.ErrNotExist }",
+		"pure": {"ledger/good.go", head + "// time.Now() in words\nfunc f(now time.Time, b struct{ Now func() }) { _ = now.Add(time.Second); " +
+			"b.Now(); _ = \"time.Now()\"; _ = os.ErrNotExist }",
 			""},
 	} {
 		t.Run(name, func(t *testing.T) {

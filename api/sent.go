@@ -45,7 +45,8 @@ func Doubt() connect.ClientOption {
 type sent struct{ way http.RoundTripper }
 
 // reads are the first words of procedures that change nothing.
-var reads = []string{"Status", "List", "Get", "Export", "Challenge", "Bundle", "Artifact", "Access", "Review", "LoginOptions", "SaveSnapshot"}
+var reads = []string{"Status", "List", "Get", "Export", "Challenge", "Bundle", "Artifact", "Access", "Review", "LoginOptions",
+	"SaveSnapshot"}
 
 // changes tells of a procedure that may do something.
 func changes(path string) bool {
@@ -128,7 +129,8 @@ func doubt(ctx context.Context, err error) error {
 	if t, ok := ctx.Value(doubtKey{}).(*atomic.Bool); ok {
 		t.Store(true)
 	}
-	return fault.Because(err, "api.Sent", fault.Unsure, "the connection broke, or the time was up, before the answer was here: it may have happened, ask again with the same request id")
+	return fault.Because(err, "api.Sent", fault.Unsure, "the connection broke, or the time was up, before the answer was here: it may have "+
+		"happened, ask again with the same request id")
 }
 
 // notTaken tells of what HTTP/2 says of a stream with which the server has not begun, and of a handshake that the server broke
@@ -137,7 +139,8 @@ func doubt(ctx context.Context, err error) error {
 func notTaken(err error) bool {
 	for e := err; e != nil; e = errors.Unwrap(e) {
 		s := e.Error()
-		if strings.Contains(s, "remote error: tls:") || strings.Contains(s, "REFUSED_STREAM") || strings.Contains(s, "received Server's graceful shutdown GOAWAY") {
+		if strings.Contains(s, "remote error: tls:") || strings.Contains(s, "REFUSED_STREAM") ||
+			strings.Contains(s, "received Server's graceful shutdown GOAWAY") {
 			return true
 		}
 	}

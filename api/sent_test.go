@@ -32,7 +32,8 @@ type teller struct {
 	until chan struct{} // an answer waits for it
 }
 
-func (s *teller) RegisterCustomer(context.Context, *connect.Request[controlv1.RegisterCustomerRequest]) (*connect.Response[controlv1.RegisterCustomerResponse], error) {
+func (s *teller) RegisterCustomer(context.Context,
+	*connect.Request[controlv1.RegisterCustomerRequest]) (*connect.Response[controlv1.RegisterCustomerResponse], error) {
 	s.done.Add(1)
 	<-s.until
 	return connect.NewResponse(&controlv1.RegisterCustomerResponse{}), nil
@@ -124,7 +125,8 @@ func TestACallThatBreaks(t *testing.T) {
 			if tc.read {
 				_, err = client.Status(ctx, connect.NewRequest(&controlv1.StatusRequest{}))
 			} else {
-				_, err = client.RegisterCustomer(ctx, connect.NewRequest(&controlv1.RegisterCustomerRequest{Name: string(bytes.Repeat([]byte("x"), tc.size))}))
+				_, err = client.RegisterCustomer(ctx,
+					connect.NewRequest(&controlv1.RegisterCustomerRequest{Name: string(bytes.Repeat([]byte("x"), tc.size))}))
 			}
 			if got := fault.Of(api.FromWire("test", err)); got != tc.want || s.done.Load() != tc.done {
 				t.Errorf("%q, done %d times, want %q and %d: %v", got, s.done.Load(), tc.want, tc.done, err)
@@ -235,7 +237,8 @@ func (w wayThat) RoundTrip(r *http.Request) (*http.Response, error) { return w(r
 func TestWhatATransportSays(t *testing.T) {
 	for says, want := range map[string]fault.Kind{
 		"unexpected EOF": fault.Unsure,
-		"http2: Transport: cannot retry err [stream error: stream ID 1; REFUSED_STREAM] after Request.Body was written": fault.Internal, // what it was
+		// what it was
+		"http2: Transport: cannot retry err [stream error: stream ID 1; REFUSED_STREAM] after Request.Body was written": fault.Internal,
 		"http2: Transport received Server's graceful shutdown GOAWAY":                                                   fault.Internal,
 		"remote error: tls: bad certificate":                                                                            fault.Internal,
 		"http2: server sent GOAWAY and closed the connection; LastStreamID=1, ErrCode=NO_ERROR":                         fault.Unsure,
@@ -244,7 +247,8 @@ func TestWhatATransportSays(t *testing.T) {
 			_, _ = io.Copy(io.Discard, r.Body)
 			return nil, errors.New(says)
 		}))
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://x"+controlv1connect.ControlRegisterCustomerProcedure, bytes.NewReader([]byte("question")))
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://x"+controlv1connect.ControlRegisterCustomerProcedure,
+			bytes.NewReader([]byte("question")))
 		if err != nil {
 			t.Fatal(err)
 		}

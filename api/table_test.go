@@ -28,7 +28,8 @@ import (
 )
 
 func schemas() []protoreflect.FileDescriptor {
-	return []protoreflect.FileDescriptor{boundaryv1.File_boundary_v1_boundary_proto, controlv1.File_control_v1_control_proto, controlv1.File_control_v1_cluster_proto, controlv1.File_control_v1_operators_proto, controlv1.File_control_v1_keys_proto,
+	return []protoreflect.FileDescriptor{boundaryv1.File_boundary_v1_boundary_proto, controlv1.File_control_v1_control_proto,
+		controlv1.File_control_v1_cluster_proto, controlv1.File_control_v1_operators_proto, controlv1.File_control_v1_keys_proto,
 		controlv1.File_control_v1_reported_proto, controlv1.File_control_v1_artifacts_proto,
 		localv1.File_local_v1_local_proto, managementv1.File_management_v1_management_proto}
 }
@@ -68,15 +69,19 @@ var allowed = map[string][]api.Caller{
 
 // least is written a second time on purpose too: the least rank of an operator for each procedure of the control plane.
 var least = map[fleet.Rank][]string{
-	fleet.Viewer: {"Control/Status", "Control/ListAppliances", "Control/ListAuthorities", "Control/GetProbe", "Control/ListOperations", "Control/ExportEvidence",
+	fleet.Viewer: {"Control/Status", "Control/ListAppliances", "Control/ListAuthorities", "Control/GetProbe", "Control/ListOperations",
+		"Control/ExportEvidence",
 		"Control/RenewOperator", "OperatorService/ListOperators", "OperatorService/GetDoor", "IssuerKeys/GetExpect"},
 	fleet.Deployer: {"Control/UploadArtifact", "Control/ReplicateArtifact", "Control/PublishRelease"},
-	fleet.Operate:  {"Control/RegisterCustomer", "Control/RegisterAppliance", "Control/BanAppliance", "Control/Probe", "Control/RequestOperation"},
+	fleet.Operate: {"Control/RegisterCustomer", "Control/RegisterAppliance", "Control/BanAppliance", "Control/Probe",
+		"Control/RequestOperation"},
 	fleet.Admin: {"Control/SetExpect", "Control/PrepareAuthority", "Control/ActivateAuthority", "Control/RetireAuthority",
-		"OperatorService/InviteOperator", "OperatorService/SetOperatorRole", "OperatorService/BanOperator", "OperatorService/RemoveOperator", "KeyService/GetKeys", "KeyService/RotateKey",
+		"OperatorService/InviteOperator", "OperatorService/SetOperatorRole", "OperatorService/BanOperator", "OperatorService/RemoveOperator",
+		"KeyService/GetKeys", "KeyService/RotateKey",
 		"KeyService/PutSecret", "KeyService/ListSecrets", "KeyService/ForgetSecret",
 		"IssuerKeys/ConfirmKeys", "IssuerKeys/ForgetKeys",
-		"Cluster/ListMembers", "Cluster/AddMember", "Cluster/CertifyMember", "Cluster/PromoteMember", "Cluster/DemoteMember", "Cluster/RemoveMember", "Cluster/ReplaceMember",
+		"Cluster/ListMembers", "Cluster/AddMember", "Cluster/CertifyMember", "Cluster/PromoteMember", "Cluster/DemoteMember",
+		"Cluster/RemoveMember", "Cluster/ReplaceMember",
 		"Cluster/TransferLeadership", "Cluster/SetAutopilot", "Cluster/SaveSnapshot"},
 }
 
@@ -88,7 +93,8 @@ func every() (out []api.Who) {
 	for _, r := range append(fleet.Ranks(), "root") {
 		out = append(out, api.Who{Class: api.Operator, Rank: r})
 	}
-	return append(out, api.Who{Class: "nobody"}, api.Who{Class: api.Appliance, Rank: fleet.Admin}, api.Who{Class: api.Stranger, Rank: fleet.Admin})
+	return append(out, api.Who{Class: "nobody"}, api.Who{Class: api.Appliance, Rank: fleet.Admin},
+		api.Who{Class: api.Stranger, Rank: fleet.Admin})
 }
 
 // may is what a caller may by the two lists above.
@@ -206,10 +212,12 @@ func TestKindsSurviveTheWire(t *testing.T) {
 	for _, k := range fault.Kinds() {
 		err := fault.Because(errors.New("/a/cause"), "x.Y", k, "the sentence")
 		var res error
-		srv := httptest.NewServer(connect.NewUnaryHandler("/p", func(context.Context, *connect.Request[boundaryv1.Ack]) (*connect.Response[boundaryv1.Ack], error) {
-			return nil, api.ToWire(err)
-		}))
-		_, res = connect.NewClient[boundaryv1.Ack, boundaryv1.Ack](srv.Client(), srv.URL+"/p").CallUnary(context.Background(), connect.NewRequest(&boundaryv1.Ack{}))
+		srv := httptest.NewServer(
+			connect.NewUnaryHandler("/p", func(context.Context, *connect.Request[boundaryv1.Ack]) (*connect.Response[boundaryv1.Ack], error) {
+				return nil, api.ToWire(err)
+			}))
+		_, res = connect.NewClient[boundaryv1.Ack,
+			boundaryv1.Ack](srv.Client(), srv.URL+"/p").CallUnary(context.Background(), connect.NewRequest(&boundaryv1.Ack{}))
 		srv.Close()
 		got := api.FromWire("client", res)
 		if fault.Of(got) != k || fault.Text(got) != "the sentence" {

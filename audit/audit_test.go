@@ -62,7 +62,8 @@ func TestEntryRoundTrip(t *testing.T) {
 			t.Errorf("%s: %s reads as %+v", name, leaf, got)
 		}
 	}
-	if got, _ := audit.ParseEntry(audit.Entry{At: t0, Kind: "a/1", Body: json.RawMessage(`{"`)}.Leaf()); got.BodyDigest != fleet.DigestOf([]byte(`{"`)) {
+	if got, _ := audit.ParseEntry(
+		audit.Entry{At: t0, Kind: "a/1", Body: json.RawMessage(`{"`)}.Leaf()); got.BodyDigest != fleet.DigestOf([]byte(`{"`)) {
 		t.Error("the digest of a body that is not JSON was lost")
 	}
 }
@@ -264,16 +265,18 @@ func TestCheckpoint(t *testing.T) {
 		v    []note.Verifier
 		kind fault.Kind
 	}{
-		"other key":   {b, []note.Verifier{verifier(t, origin, key(2))}, fault.Denied},
-		"other name":  {b, []note.Verifier{verifier(t, "x", key(1))}, fault.Denied},
-		"no key":      {b, nil, fault.Denied},
-		"one of two":  {b, []note.Verifier{verifier(t, origin, key(1)), verifier(t, "x", key(2))}, fault.Denied},
-		"edited":      {bytes.Replace(b, []byte("\n5\n"), []byte("\n6\n"), 1), []note.Verifier{verifier(t, origin, key(1))}, fault.Denied},
-		"not a note":  {[]byte("x"), []note.Verifier{verifier(t, origin, key(1))}, fault.Invalid},
-		"too long":    {bytes.Repeat([]byte("x"), 70<<10), []note.Verifier{verifier(t, origin, key(1))}, fault.Invalid},
-		"extra lines": {signed(t, origin+"\n5\n"+strings.Repeat("A", 43)+"=\nmore\n", key(1)), []note.Verifier{verifier(t, origin, key(1))}, fault.Invalid},
-		"zeros":       {signed(t, origin+"\n05\n"+strings.Repeat("A", 43)+"=\n", key(1)), []note.Verifier{verifier(t, origin, key(1))}, fault.Invalid},
-		"short root":  {signed(t, origin+"\n5\nAAAA\n", key(1)), []note.Verifier{verifier(t, origin, key(1))}, fault.Invalid},
+		"other key":  {b, []note.Verifier{verifier(t, origin, key(2))}, fault.Denied},
+		"other name": {b, []note.Verifier{verifier(t, "x", key(1))}, fault.Denied},
+		"no key":     {b, nil, fault.Denied},
+		"one of two": {b, []note.Verifier{verifier(t, origin, key(1)), verifier(t, "x", key(2))}, fault.Denied},
+		"edited":     {bytes.Replace(b, []byte("\n5\n"), []byte("\n6\n"), 1), []note.Verifier{verifier(t, origin, key(1))}, fault.Denied},
+		"not a note": {[]byte("x"), []note.Verifier{verifier(t, origin, key(1))}, fault.Invalid},
+		"too long":   {bytes.Repeat([]byte("x"), 70<<10), []note.Verifier{verifier(t, origin, key(1))}, fault.Invalid},
+		"extra lines": {signed(t, origin+"\n5\n"+strings.Repeat("A", 43)+"=\nmore\n", key(1)), []note.Verifier{verifier(t, origin, key(1))},
+			fault.Invalid},
+		"zeros": {signed(t, origin+"\n05\n"+strings.Repeat("A", 43)+"=\n", key(1)), []note.Verifier{verifier(t, origin, key(1))},
+			fault.Invalid},
+		"short root": {signed(t, origin+"\n5\nAAAA\n", key(1)), []note.Verifier{verifier(t, origin, key(1))}, fault.Invalid},
 	} {
 		if _, err := audit.OpenCheckpoint(tc.b, tc.v...); fault.Of(err) != tc.kind {
 			t.Errorf("%s: %v, want %q", name, err, tc.kind)
@@ -346,7 +349,8 @@ func FuzzLeaf(f *testing.F) {
 			Body       json.RawMessage `json:"body,omitempty"`
 			Fault      string          `json:"fault,omitempty"`
 			Detail     string          `json:"detail,omitempty"`
-		}{V: "demarc-entry/1", At: t0.Format(time.RFC3339Nano), By: string(fleet.Local), Request: "r", Kind: clean(kind), Fault: "denied", Detail: clean(detail)}
+		}{V: "demarc-entry/1", At: t0.Format(time.RFC3339Nano), By: string(fleet.Local), Request: "r", Kind: clean(kind), Fault: "denied",
+			Detail: clean(detail)}
 		if len(body) > 0 {
 			w.BodyDigest = fleet.DigestOf(body)
 			if b, err := json.Marshal(json.RawMessage(body)); err == nil && utf8.Valid(b) {

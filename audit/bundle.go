@@ -33,8 +33,9 @@ type Bundle struct {
 
 // LogEvidence is one log, from its first entry to its newest checkpoint.
 type LogEvidence struct {
-	Origin       string   `json:"origin"`
-	Key          string   `json:"key,omitempty"`    // base64 of the Ed25519 key that the bundle's maker says is the log's: compared, not trusted
+	Origin string `json:"origin"`
+	// base64 of the Ed25519 key that the bundle's maker says is the log's: compared, not trusted
+	Key          string   `json:"key,omitempty"`
 	Entries      []string `json:"entries"`          // leaves
 	Hashes       []string `json:"hashes,omitempty"` // base64 leaf hashes: where they are genuine, they name the very entry that was changed
 	Checkpoints  []string `json:"checkpoints"`      // signed by the log
@@ -47,7 +48,8 @@ func Collect(origin string, key crypto.PublicKey, l Log, checkpoints, cosigned [
 	if err != nil {
 		return LogEvidence{}, err
 	}
-	e := LogEvidence{Origin: origin, Key: base64.StdEncoding.EncodeToString(k), Entries: []string{}, Checkpoints: texts(checkpoints), Cosignatures: texts(cosigned)}
+	e := LogEvidence{Origin: origin, Key: base64.StdEncoding.EncodeToString(k), Entries: []string{}, Checkpoints: texts(checkpoints),
+		Cosignatures: texts(cosigned)}
 	for i := range l.Size() {
 		leaf := l.Entry(i)
 		h := tlog.RecordHash(leaf)
@@ -93,7 +95,8 @@ func ParseBundle(file []byte) (Bundle, error) {
 		return Bundle{}, fault.New(op, fault.Invalid, "the bundle is of version %q, this build reads %q", fault.Clip(b.Version), BundleVersion)
 	}
 	if len(b.Logs) > maxLogs || len(b.Witnessed) > maxNotes || len(b.Documents) > maxDocuments {
-		return Bundle{}, fault.New(op, fault.Invalid, "the bundle holds more than %d logs, %d witnessed checkpoints or %d documents", maxLogs, maxNotes, maxDocuments)
+		return Bundle{}, fault.New(op, fault.Invalid, "the bundle holds more than %d logs, %d witnessed checkpoints or %d documents", maxLogs,
+			maxNotes, maxDocuments)
 	}
 	seen := map[string]bool{}
 	for i, l := range b.Logs {

@@ -123,7 +123,8 @@ func ParseEntry(b []byte) (Entry, error) {
 			return Entry{}, fault.At(op, fault.Invalid, err)
 		}
 	}
-	e := Entry{At: at.UTC(), By: w.By, Request: w.Request, Kind: w.Kind, BodyDigest: w.BodyDigest, Body: w.Body, Fault: w.Fault, Detail: w.Detail}
+	e := Entry{At: at.UTC(), By: w.By, Request: w.Request, Kind: w.Kind, BodyDigest: w.BodyDigest, Body: w.Body, Fault: w.Fault,
+		Detail: w.Detail}
 	if !bytes.Equal(e.Leaf(), b) {
 		return Entry{}, fault.New(op, fault.Invalid, "the entry is not in its canonical encoding, or its body does not match its digest")
 	}

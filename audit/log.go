@@ -79,7 +79,8 @@ func (l Log) Entries(from, to int64) ([][]byte, error) {
 // Inclusion proves that entry i is in the log of the given size. Included checks it.
 func (l Log) Inclusion(i, size int64) ([][32]byte, error) {
 	if i < 0 || size <= i || size > l.Size() {
-		return nil, fault.New("audit.Inclusion", fault.NotFound, "the log has %d entries: no proof of entry %d in the first %d", l.Size(), i, size)
+		return nil, fault.New("audit.Inclusion", fault.NotFound, "the log has %d entries: no proof of entry %d in the first %d", l.Size(), i,
+			size)
 	}
 	p, err := tlog.ProveRecord(size, i, l.reader())
 	return plain(p), fault.At("audit.Inclusion", fault.Internal, err)
@@ -116,7 +117,8 @@ func Grown(old, new Head, proof [][32]byte) error {
 	case old.Origin != new.Origin:
 		return fault.New(op, fault.Invalid, "heads of two logs: %q and %q", fault.Clip(old.Origin), fault.Clip(new.Origin))
 	case old.Size < 0 || new.Size < old.Size || len(proof) > maxProof:
-		return fault.New(op, fault.Invalid, "a log of %d entries can't have grown from %d by a proof of %d hashes", new.Size, old.Size, len(proof))
+		return fault.New(op, fault.Invalid, "a log of %d entries can't have grown from %d by a proof of %d hashes", new.Size, old.Size,
+			len(proof))
 	case old.Size == new.Size:
 		if old.Root != new.Root {
 			return fault.Because(Forked, op, fault.Conflict, "two histories of %d entries: the log %q is forked", new.Size, fault.Clip(new.Origin))

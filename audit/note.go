@@ -46,7 +46,8 @@ func (h Head) text() string {
 func checkName(op, name string) error {
 	bad := func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) || r == '+' }
 	if name == "" || len(name) > maxOrigin || !utf8.ValidString(name) || strings.ContainsFunc(name, bad) {
-		return fault.New(op, fault.Invalid, "the name %q of a log or witness: use 1 to %d bytes without space or plus, for instance acme.example/appliance/eu-1", fault.Clip(name), maxOrigin)
+		return fault.New(op, fault.Invalid, "the name %q of a log or witness: use 1 to %d bytes without space or plus, for instance "+
+			"acme.example/appliance/eu-1", fault.Clip(name), maxOrigin)
 	}
 	return nil
 }

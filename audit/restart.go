@@ -23,7 +23,8 @@ const MetKind = "vendor.epoch/1"
 // restartSlack is by how much the clock of a witness may be ahead of that of the machine where a log was restarted.
 const restartSlack = 5 * time.Minute
 
-// Restart says that the log of a control plane was set back: by its own entry of RestartKind, or by the entry of MetKind in a customer's log.
+// Restart says that the log of a control plane was set back: by its own entry of RestartKind, or by the entry of MetKind in a customer's
+// log.
 type Restart struct {
 	Of     string    // origin of the log that was set back
 	Kept   int64     // entries that it kept
@@ -66,14 +67,15 @@ func restartsOf(e LogEvidence) (out []Restart) {
 		case x.Kind == RestartKind && "/"+rest == controlPlane && body.Epoch.Size == int64(i):
 			out = append(out, Restart{Of: e.Origin, Kept: body.Epoch.Size, Number: body.Epoch.Number, Cause: body.Epoch.Cause, At: body.Epoch.Begun})
 		case x.Kind == MetKind && strings.HasPrefix(rest, "appliance/"):
-			out = append(out, Restart{Of: domain + controlPlane, Kept: body.Kept, Number: body.Epoch.Number, Cause: body.Cause, At: x.At, Lost: max(0, body.Lost.Log.To-body.Kept)})
+			out = append(out, Restart{Of: domain + controlPlane, Kept: body.Kept, Number: body.Epoch.Number, Cause: body.Cause, At: x.At,
+				Lost: max(0, body.Lost.Log.To-body.Kept)})
 		}
 	}
 	return out
 }
 
-// excuses reports whether a head that is not one of the log's was one before a restart, and counts what is lost. A witness saw it before, by the
-// witness's clock: what the log's key signed afterwards is a fork.
+// excuses reports whether a head that is not one of the log's was one before a restart, and counts what is lost. A witness saw it before,
+// by the witness's clock: what the log's key signed afterwards is a fork.
 func excuses(all []Restart, h Head, seen time.Time) bool {
 	for i := range all {
 		r := &all[i]
@@ -99,8 +101,8 @@ func seenAt(text string, v note.Verifier, pinned Pins) (at time.Time) {
 	return at
 }
 
-// restarted reports whether a head that one side kept of the other is of what was lost by a restart. Where the log is there, that is what the log
-// says itself; where it is not, what a customer's log says, and then only one of two heads of one size is excused.
+// restarted reports whether a head that one side kept of the other is of what was lost by a restart. Where the log is there, that is what
+// the log says itself; where it is not, what a customer's log says, and then only one of two heads of one size is excused.
 func restarted(h Head, text string, logs map[string]Log, reports []LogReport, seen map[int64]Head, pinned Pins) bool {
 	v, err := logVerifier("audit.Verify", h.Origin, pinned)
 	if err != nil {

@@ -15,8 +15,9 @@ import (
 	"github.com/demarc-dev/demarc/audit"
 )
 
-// TestARestartedLogIsToldFromAFork: a log that was set back says so in an entry, and heads that were countersigned before and are not in it are named as
-// lost. What was countersigned afterwards, what was set back in silence, and a tail that is left out are what they always were. FAULTS.md I3.
+// TestARestartedLogIsToldFromAFork: a log that was set back says so in an entry, and heads that were countersigned before and are not in it
+// are named as lost. What was countersigned afterwards, what was set back in silence, and a tail that is left out are what they always
+// were. FAULTS.md I3.
 func TestARestartedLogIsToldFromAFork(t *testing.T) {
 	const origin, witness = "acme.example/control-plane", "acme.example/appliance/eu-1"
 	_, own, _ := ed25519.GenerateKey(rand.Reader)
@@ -62,12 +63,13 @@ func TestARestartedLogIsToldFromAFork(t *testing.T) {
 		want  error
 		lost  int64
 	}{
-		"announced":                      {now, [][]byte{cosigned(kept, before), cosigned(old, before), cosigned(now, after)}, nil, 20},
-		"announced, of one size":         {now, [][]byte{cosigned(more(kept, 6, "forgotten"), before), cosigned(now, after)}, nil, 6},
-		"countersigned after it":         {now, [][]byte{cosigned(more(kept, 5, "forgotten"), after)}, audit.Forked, 0},
-		"a tail that is left out":        {now, [][]byte{cosigned(more(now, 3, "hidden"), after)}, audit.Omitted, 0},
-		"in silence":                     {more(kept, 6, "since"), [][]byte{cosigned(more(kept, 3, "forgotten"), before)}, audit.Forked, 0},
-		"of another place than it says":  {more(add(kept, audit.RestartKind, restart(4)), 5, "since"), [][]byte{cosigned(more(kept, 3, "forgotten"), before)}, audit.Forked, 0},
+		"announced":               {now, [][]byte{cosigned(kept, before), cosigned(old, before), cosigned(now, after)}, nil, 20},
+		"announced, of one size":  {now, [][]byte{cosigned(more(kept, 6, "forgotten"), before), cosigned(now, after)}, nil, 6},
+		"countersigned after it":  {now, [][]byte{cosigned(more(kept, 5, "forgotten"), after)}, audit.Forked, 0},
+		"a tail that is left out": {now, [][]byte{cosigned(more(now, 3, "hidden"), after)}, audit.Omitted, 0},
+		"in silence":              {more(kept, 6, "since"), [][]byte{cosigned(more(kept, 3, "forgotten"), before)}, audit.Forked, 0},
+		"of another place than it says": {more(add(kept, audit.RestartKind, restart(4)), 5, "since"),
+			[][]byte{cosigned(more(kept, 3, "forgotten"), before)}, audit.Forked, 0},
 		"what was kept is not untouched": {now, [][]byte{cosigned(more(audit.Log{}, 8, "other"), before)}, audit.Forked, 0},
 	} {
 		for _, where := range []string{"cosignatures", "witnessed"} {
@@ -94,7 +96,8 @@ func TestARestartedLogIsToldFromAFork(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				r, err := audit.Verify(enc, audit.Pins{Logs: map[string]crypto.PublicKey{origin: own.Public()}, Witnesses: map[string]crypto.PublicKey{witness: theirs.Public()}})
+				r, err := audit.Verify(enc,
+					audit.Pins{Logs: map[string]crypto.PublicKey{origin: own.Public()}, Witnesses: map[string]crypto.PublicKey{witness: theirs.Public()}})
 				if !errors.Is(err, tc.want) || (err == nil) != (tc.want == nil) {
 					t.Fatalf("%v, want %v", err, tc.want)
 				}

@@ -112,7 +112,8 @@ func openOf(op, what string, i int, text string, v note.Verifier) (Head, error) 
 		return Head{}, fault.Because(err, op, fault.Of(err), "log %q, %s %d: %s", fault.Clip(v.Name()), what, i, fault.Text(err))
 	}
 	if h.Origin != v.Name() {
-		return Head{}, fault.Because(Unsigned, op, fault.Denied, "log %q, %s %d is of another log, %q", fault.Clip(v.Name()), what, i, fault.Clip(h.Origin))
+		return Head{}, fault.Because(Unsigned, op, fault.Denied, "log %q, %s %d is of another log, %q", fault.Clip(v.Name()), what, i,
+			fault.Clip(h.Origin))
 	}
 	return h, nil
 }
@@ -126,13 +127,16 @@ func verifyLog(op string, e LogEvidence, pinned Pins) (LogReport, Log, error) {
 	if k, err := edKey(op, pinned.Logs[e.Origin]); err != nil {
 		return none, Log{}, err
 	} else if e.Key != "" && e.Key != base64.StdEncoding.EncodeToString(k) {
-		return none, Log{}, fault.Because(Unsigned, op, fault.Denied, "log %q: the bundle was made with another key than the pinned one", fault.Clip(e.Origin))
+		return none, Log{}, fault.Because(Unsigned, op, fault.Denied, "log %q: the bundle was made with another key than the pinned one",
+			fault.Clip(e.Origin))
 	}
 	if len(e.Entries) == 0 {
-		return none, Log{}, fault.Because(Omitted, op, fault.Denied, "log %q is empty: it would show nothing, and each log begins with an entry", fault.Clip(e.Origin))
+		return none, Log{}, fault.Because(Omitted, op, fault.Denied, "log %q is empty: it would show nothing, and each log begins with an entry",
+			fault.Clip(e.Origin))
 	}
 	if len(e.Checkpoints) == 0 {
-		return none, Log{}, fault.Because(Uncovered, op, fault.Denied, "log %q: no checkpoint covers its %d entries", fault.Clip(e.Origin), len(e.Entries))
+		return none, Log{}, fault.Because(Uncovered, op, fault.Denied, "log %q: no checkpoint covers its %d entries", fault.Clip(e.Origin),
+			len(e.Entries))
 	}
 	restarts := restartsOf(e)
 	var whole Log // of use where there are restarts only
@@ -167,7 +171,8 @@ func verifyLog(op string, e LogEvidence, pinned Pins) (LogReport, Log, error) {
 	slices.SortStableFunc(heads, func(a, b Head) int { return int(min(max(a.Size-b.Size, -1), 1)) })
 	for i := 1; i < len(heads); i++ {
 		if a, b := heads[i-1], heads[i]; a.Size == b.Size && a.Root != b.Root {
-			return none, Log{}, fault.Because(Forked, op, fault.Conflict, "log %q is forked: its key signed two histories of %d entries", fault.Clip(e.Origin), a.Size)
+			return none, Log{}, fault.Because(Forked, op, fault.Conflict, "log %q is forked: its key signed two histories of %d entries",
+				fault.Clip(e.Origin), a.Size)
 		}
 	}
 	l, err := rebuild(op, e, heads)
@@ -179,10 +184,12 @@ func verifyLog(op string, e LogEvidence, pinned Pins) (LogReport, Log, error) {
 		return none, Log{}, err
 	}
 	if (pinned.NeedWitness || pinned.WitnessLag > 0) && r.WitnessedAt.IsZero() {
-		return none, Log{}, fault.Because(Unwitnessed, op, fault.Denied, "log %q: no pinned witness signed a checkpoint of it", fault.Clip(e.Origin))
+		return none, Log{}, fault.Because(Unwitnessed, op, fault.Denied, "log %q: no pinned witness signed a checkpoint of it",
+			fault.Clip(e.Origin))
 	}
 	if pinned.WitnessLag > 0 && r.Lag > pinned.WitnessLag {
-		return none, Log{}, fault.Because(Unwitnessed, op, fault.Denied, "log %q: entry %d and what follows, made within %s, was seen by no pinned witness: %s is allowed",
+		return none, Log{}, fault.Because(Unwitnessed, op, fault.Denied,
+			"log %q: entry %d and what follows, made within %s, was seen by no pinned witness: %s is allowed",
 			fault.Clip(e.Origin), r.Witnessed, r.Lag, pinned.WitnessLag)
 	}
 	return r, l, nil
@@ -194,7 +201,8 @@ func readable(op string, e LogEvidence, r *LogReport) error {
 	for i, leaf := range e.Entries {
 		x, err := ParseEntry([]byte(leaf))
 		if err != nil {
-			return fault.Because(err, op, fault.Invalid, "log %q, entry %d was signed and can't be read: %s", fault.Clip(e.Origin), i, fault.Text(err))
+			return fault.Because(err, op, fault.Invalid, "log %q, entry %d was signed and can't be read: %s", fault.Clip(e.Origin), i,
+				fault.Text(err))
 		}
 		if i == 0 {
 			r.First = x.At
@@ -258,22 +266,27 @@ func rebuild(op string, e LogEvidence, heads []Head) (Log, error) {
 		}
 		if root, err := l.RootAt(h.Size); err != nil || root != h.Root {
 			if signed {
-				return Log{}, fault.Because(Forked, op, fault.Conflict, "log %q is forked: its key signed another history of the first %d entries, apart from this one among entries %d to %d",
+				return Log{}, fault.Because(Forked, op, fault.Conflict, "log %q is forked: its key signed another history of the first %d entries, "+
+					"apart from this one among entries %d to %d",
 					origin, h.Size, good, h.Size-1)
 			}
 			if l.Size() < newest.Size {
-				return Log{}, fault.Because(Omitted, op, fault.Conflict, "log %q: %d of its %d entries were left out, the first of them among entries %d to %d",
+				return Log{}, fault.Because(Omitted, op, fault.Conflict,
+					"log %q: %d of its %d entries were left out, the first of them among entries %d to %d",
 					origin, newest.Size-l.Size(), newest.Size, good, h.Size-1)
 			}
-			return Log{}, fault.Because(Edited, op, fault.Conflict, "log %q: one of the entries %d to %d is not the one that was signed", origin, good, h.Size-1)
+			return Log{}, fault.Because(Edited, op, fault.Conflict, "log %q: one of the entries %d to %d is not the one that was signed", origin,
+				good, h.Size-1)
 		}
 		good = h.Size
 	}
 	switch {
 	case l.Size() < newest.Size:
-		return Log{}, fault.Because(Omitted, op, fault.Conflict, "log %q: its key signed %d entries, and entry %d and what follows is not in the bundle", origin, newest.Size, l.Size())
+		return Log{}, fault.Because(Omitted, op, fault.Conflict, "log %q: its key signed %d entries, and entry %d and what follows is not in "+
+			"the bundle", origin, newest.Size, l.Size())
 	case l.Size() > newest.Size:
-		return Log{}, fault.Because(Uncovered, op, fault.Denied, "log %q: entry %d and what follows is covered by no checkpoint", origin, newest.Size)
+		return Log{}, fault.Because(Uncovered, op, fault.Denied, "log %q: entry %d and what follows is covered by no checkpoint", origin,
+			newest.Size)
 	}
 	return l, nil
 }
@@ -322,7 +335,8 @@ func rootOf(hs []tlog.Hash) tlog.Hash {
 }
 
 // verifyWitnessed compares the checkpoints that one side kept of the other with each other and with the entries.
-func verifyWitnessed(op string, notes []string, logs map[string]Log, reports []LogReport, pinned Pins) (unpaired []Head, unchecked int, err error) {
+func verifyWitnessed(op string, notes []string, logs map[string]Log, reports []LogReport,
+	pinned Pins) (unpaired []Head, unchecked int, err error) {
 	seen := map[string]map[int64]Head{}
 	for i, text := range notes {
 		if _, ok := pinned.Logs[originOf(text)]; !ok {
@@ -337,7 +351,8 @@ func verifyWitnessed(op string, notes []string, logs map[string]Log, reports []L
 			continue
 		}
 		if old, ok := seen[h.Origin][h.Size]; ok && old.Root != h.Root {
-			return nil, 0, fault.Because(Forked, op, fault.Conflict, "log %q is forked: witnessed checkpoint %d is a second history of %d entries", fault.Clip(h.Origin), i, h.Size)
+			return nil, 0, fault.Because(Forked, op, fault.Conflict, "log %q is forked: witnessed checkpoint %d is a second history of %d entries",
+				fault.Clip(h.Origin), i, h.Size)
 		}
 		if seen[h.Origin] == nil {
 			seen[h.Origin] = map[int64]Head{}
@@ -349,10 +364,13 @@ func verifyWitnessed(op string, notes []string, logs map[string]Log, reports []L
 			continue
 		}
 		if h.Size > l.Size() {
-			return nil, 0, fault.Because(Omitted, op, fault.Conflict, "log %q: witnessed checkpoint %d has %d entries, and entry %d and what follows is not in the bundle", fault.Clip(h.Origin), i, h.Size, l.Size())
+			return nil, 0, fault.Because(Omitted, op, fault.Conflict,
+				"log %q: witnessed checkpoint %d has %d entries, and entry %d and what follows is not in the bundle", fault.Clip(h.Origin), i, h.Size,
+				l.Size())
 		}
 		if root, err := l.RootAt(h.Size); err != nil || root != h.Root {
-			return nil, 0, fault.Because(Forked, op, fault.Conflict, "log %q is forked: witnessed checkpoint %d, of %d entries, is not a beginning of the log in the bundle", fault.Clip(h.Origin), i, h.Size)
+			return nil, 0, fault.Because(Forked, op, fault.Conflict, "log %q is forked: witnessed checkpoint %d, of %d entries, is not a "+
+				"beginning of the log in the bundle", fault.Clip(h.Origin), i, h.Size)
 		}
 	}
 	return unpaired, unchecked, nil

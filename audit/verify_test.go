@@ -30,7 +30,8 @@ func evidence(t testing.TB) (audit.Bundle, audit.Pins) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := audit.Collect(origin, key(1).Public(), l, [][]byte{checkpoint(t, origin, l, 3, key(1)), at6, checkpoint(t, origin, l, 10, key(1))}, [][]byte{co})
+	a, err := audit.Collect(origin, key(1).Public(), l,
+		[][]byte{checkpoint(t, origin, l, 3, key(1)), at6, checkpoint(t, origin, l, 10, key(1))}, [][]byte{co})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +39,8 @@ func evidence(t testing.TB) (audit.Bundle, audit.Pins) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return audit.Bundle{Logs: []audit.LogEvidence{a, b}, Witnessed: []string{string(checkpoint(t, vendor, v, 2, key(2)))}, Documents: []string{}},
+	return audit.Bundle{Logs: []audit.LogEvidence{a, b}, Witnessed: []string{string(checkpoint(t, vendor, v, 2, key(2)))},
+			Documents: []string{}},
 		audit.Pins{Logs: map[string]crypto.PublicKey{origin: key(1).Public(), vendor: key(2).Public()},
 			Witnesses: map[string]crypto.PublicKey{witness: key(3).Public()}}
 }
@@ -77,7 +79,8 @@ func TestVerifyWhole(t *testing.T) {
 		t.Errorf("the compacted file: %v", err)
 	}
 	b.Logs = b.Logs[:1]
-	if r, err = audit.Verify(encode(t, b), pins); err != nil || len(r.Unpaired) != 1 || r.Unpaired[0].Size != 2 || !slices.Equal(r.Missing, []string{vendor}) {
+	if r, err = audit.Verify(encode(t, b), pins); err != nil || len(r.Unpaired) != 1 || r.Unpaired[0].Size != 2 ||
+		!slices.Equal(r.Missing, []string{vendor}) {
 		t.Errorf("without the vendor's log: %+v, %v", r, err)
 	}
 	delete(pins.Logs, vendor)
@@ -145,7 +148,8 @@ func TestVerifyFinds(t *testing.T) {
 		"an uncovered tail": {func(t *testing.T, b *audit.Bundle, _ *audit.Pins) {
 			b.Logs[0].Entries = append(b.Logs[0].Entries, string(entry(10).Leaf()))
 		}, audit.Uncovered, fault.Denied, "entry 10 and what follows"},
-		"no checkpoint": {func(t *testing.T, b *audit.Bundle, _ *audit.Pins) { b.Logs[0].Checkpoints = nil }, audit.Uncovered, fault.Denied, "no checkpoint"},
+		"no checkpoint": {func(t *testing.T, b *audit.Bundle, _ *audit.Pins) { b.Logs[0].Checkpoints = nil }, audit.Uncovered, fault.Denied,
+			"no checkpoint"},
 		"a rewritten log against what was witnessed": {func(t *testing.T, b *audit.Bundle, _ *audit.Pins) {
 			forge(t, b, vendor, key(2), 4, 1)
 		}, audit.Forked, fault.Conflict, "witnessed checkpoint 0, of 2 entries, is not a beginning"},
@@ -162,11 +166,13 @@ func TestVerifyFinds(t *testing.T) {
 			b.Logs = b.Logs[:1]
 			b.Witnessed = append(b.Witnessed, string(checkpoint(t, vendor, logOf(1).Append(entry(9)), 2, key(2))))
 		}, audit.Forked, fault.Conflict, "second history of 2 entries"},
-		"another key": {func(t *testing.T, b *audit.Bundle, p *audit.Pins) { p.Logs[origin] = key(9).Public() }, audit.Unsigned, fault.Denied, "another key"},
+		"another key": {func(t *testing.T, b *audit.Bundle, p *audit.Pins) { p.Logs[origin] = key(9).Public() }, audit.Unsigned, fault.Denied,
+			"another key"},
 		"another key, unsaid": {func(t *testing.T, b *audit.Bundle, p *audit.Pins) {
 			p.Logs[origin], b.Logs[0].Key = key(9).Public(), ""
 		}, audit.Unsigned, fault.Denied, "checkpoint 0"},
-		"no pin": {func(t *testing.T, b *audit.Bundle, p *audit.Pins) { delete(p.Logs, origin) }, audit.Unsigned, fault.Denied, "no key is pinned"},
+		"no pin": {func(t *testing.T, b *audit.Bundle, p *audit.Pins) { delete(p.Logs, origin) }, audit.Unsigned, fault.Denied,
+			"no key is pinned"},
 		"an empty log": {func(t *testing.T, b *audit.Bundle, p *audit.Pins) {
 			b.Logs[0], _ = audit.Collect(origin, key(1).Public(), audit.Log{}, [][]byte{checkpoint(t, origin, audit.Log{}, 0, key(1))}, nil)
 		}, audit.Omitted, fault.Denied, "is empty"},
@@ -175,7 +181,8 @@ func TestVerifyFinds(t *testing.T) {
 			n, _ := audit.Checkpoint(vendor, 10, l.Root(), signer(t, origin, key(1)))
 			b.Logs[0].Checkpoints = []string{string(n)}
 		}, audit.Unsigned, fault.Denied, "of another log"},
-		"a witness is needed": {func(t *testing.T, b *audit.Bundle, p *audit.Pins) { p.NeedWitness = true }, audit.Unwitnessed, fault.Denied, vendor},
+		"a witness is needed": {func(t *testing.T, b *audit.Bundle, p *audit.Pins) { p.NeedWitness = true }, audit.Unwitnessed, fault.Denied,
+			vendor},
 		"its own key is no witness": {func(t *testing.T, b *audit.Bundle, p *audit.Pins) {
 			selfWitnessed(t, b, p, origin)
 		}, audit.Unwitnessed, fault.Denied, origin},
@@ -273,12 +280,14 @@ func TestEachEntryIsGuarded(t *testing.T) {
 	for i := range 10 {
 		b, pins := evidence(t)
 		b.Logs[0].Entries[i] = strings.Replace(b.Logs[0].Entries[i], `"by":"local"`, `"by":"other"`, 1)
-		if _, err := audit.Verify(encode(t, b), pins); !errors.Is(err, audit.Edited) || !strings.Contains(fault.Text(err), "entry "+string(rune('0'+i))+" ") {
+		if _, err := audit.Verify(encode(t, b), pins); !errors.Is(err, audit.Edited) ||
+			!strings.Contains(fault.Text(err), "entry "+string(rune('0'+i))+" ") {
 			t.Errorf("an edit of entry %d: %v", i, err)
 		}
 		b, _ = evidence(t)
 		b.Logs[0].Entries = slices.Delete(b.Logs[0].Entries, i, i+1)
-		if _, err := audit.Verify(encode(t, b), pins); !errors.Is(err, audit.Omitted) || !strings.Contains(fault.Text(err), "entry "+string(rune('0'+i))+" ") {
+		if _, err := audit.Verify(encode(t, b), pins); !errors.Is(err, audit.Omitted) ||
+			!strings.Contains(fault.Text(err), "entry "+string(rune('0'+i))+" ") {
 			t.Errorf("an omission of entry %d: %v", i, err)
 		}
 	}

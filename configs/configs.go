@@ -160,7 +160,8 @@ func overlay(v *viper.Viper, into reflect.Value, places map[string]string, flags
 		if !val.IsZero() {
 			v.SetDefault(key, plain(val))
 		}
-		if key == "version" || key == "role" || f.Type.Kind() == reflect.Map || f.Type.Kind() == reflect.Slice && f.Type.Elem().Kind() != reflect.String {
+		if key == "version" || key == "role" || f.Type.Kind() == reflect.Map ||
+			f.Type.Kind() == reflect.Slice && f.Type.Elem().Kind() != reflect.String {
 			return
 		}
 		env := envPrefix + "_" + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))

@@ -13,10 +13,11 @@ import (
 // Proof is how the appliance shows the platform that it runs on. Where a section is left out, it is found as the
 // platform's own libraries find it.
 type Proof struct {
-	Kind         string           `yaml:"kind" need:"yes"`
-	AWS          *AWSProof        `yaml:"aws,omitempty"`
-	Kubernetes   *KubernetesProof `yaml:"kubernetes,omitempty"`
-	TokenCommand []string         `yaml:"token_command,omitempty"` // Kubernetes, and needed for dev: run with the audience as its last argument; prints a token
+	Kind       string           `yaml:"kind" need:"yes"`
+	AWS        *AWSProof        `yaml:"aws,omitempty"`
+	Kubernetes *KubernetesProof `yaml:"kubernetes,omitempty"`
+	// Kubernetes, and needed for dev: run with the audience as its last argument; prints a token
+	TokenCommand []string `yaml:"token_command,omitempty"`
 }
 
 // AWSProof says which STS is meant.

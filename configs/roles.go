@@ -159,7 +159,8 @@ func (t *Tailnet) problemsBut(bad badFunc, key, secret string) {
 	for _, w := range []struct {
 		key string
 		is  bool
-	}{{"auth_key_file", t.AuthKeyFile != ""}, {"oauth_client_file", t.OAuthClientFile != ""}, {"tailnet_secret", secret != ""}, {"workload_identity", t.Workload != nil}} {
+	}{{"auth_key_file", t.AuthKeyFile != ""}, {"oauth_client_file", t.OAuthClientFile != ""}, {"tailnet_secret", secret != ""},
+		{"workload_identity", t.Workload != nil}} {
 		if w.is {
 			ways = append(ways, w.key)
 		}

@@ -229,7 +229,8 @@ func wrong(is, s string) string {
 			return "use 1 to 63 lower-case letters, digits and inner hyphens"
 		}
 	case "domain":
-		if len(s) > 253 || net.ParseIP(s) != nil || slices.ContainsFunc(strings.Split(s, "."), func(l string) bool { return !label.MatchString(l) }) {
+		if len(s) > 253 || net.ParseIP(s) != nil ||
+			slices.ContainsFunc(strings.Split(s, "."), func(l string) bool { return !label.MatchString(l) }) {
 			return "use a DNS name in lower case, for instance acme.example"
 		}
 	case "listen", "addr":

@@ -36,7 +36,8 @@ func served(t *testing.T, two bool) net.Conn {
 	mine, theirs := net.Pipe()
 	ln <- theirs
 	close(ln)
-	srv := server("test", nil, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }), slog.New(slog.DiscardHandler))
+	srv := server("test", nil, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }),
+		slog.New(slog.DiscardHandler))
 	srv.Protocols.SetHTTP1(!two)
 	srv.Protocols.SetUnencryptedHTTP2(two)
 	_ = srv.Serve(ln)

@@ -48,9 +48,11 @@ func TestOrder(t *testing.T) {
 		want  []string
 		err   string
 	}{
-		"clean stop":   {func(d *diary) daemon.Part { return d.part("c") }, true, []string{"start a", "start b", "start c", "stop c", "stop b", "stop a"}, ""},
-		"failure":      {func(d *diary) daemon.Part { return after(d, boom) }, false, []string{"start a", "start b", "stop b", "stop a"}, "boom"},
-		"ends by self": {func(d *diary) daemon.Part { return after(d, nil) }, false, []string{"start a", "start b", "stop b", "stop a"}, "part c ended by itself"},
+		"clean stop": {func(d *diary) daemon.Part { return d.part("c") }, true,
+			[]string{"start a", "start b", "start c", "stop c", "stop b", "stop a"}, ""},
+		"failure": {func(d *diary) daemon.Part { return after(d, boom) }, false, []string{"start a", "start b", "stop b", "stop a"}, "boom"},
+		"ends by self": {func(d *diary) daemon.Part { return after(d, nil) }, false, []string{"start a", "start b", "stop b", "stop a"},
+			"part c ended by itself"},
 		"never ready": {func(d *diary) daemon.Part {
 			return daemon.Func("c", func(context.Context, func()) error { return boom })
 		}, false, []string{"start a", "start b", "stop b", "stop a"}, "boom"},

@@ -26,7 +26,10 @@ func TestPercent(t *testing.T) {
 func TestMemory(t *testing.T) {
 	const mark = "DEMARC_TEST_MEMORY"
 	if os.Getenv(mark) == "" {
-		for _, set := range []struct{ of, gogc string }{{"ours", ""}, {"theirs", "GOGC=150"}, {"theirs", "GOGC=off"}, {"ours", "GOMEMLIMIT=2GiB"}} {
+		for _, set := range []struct {
+			of,
+			gogc string
+		}{{"ours", ""}, {"theirs", "GOGC=150"}, {"theirs", "GOGC=off"}, {"ours", "GOMEMLIMIT=2GiB"}} {
 			c := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestMemory$", "-test.v")
 			c.Env = append(os.Environ(), mark+"="+set.of)
 			if set.gogc != "" {

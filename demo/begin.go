@@ -50,8 +50,10 @@ func (s *story) trustDomain() {
 	s.metrics = map[string]string{"management-plane": s.free(), "appliance": s.free()}
 	managed := s.free()
 	s.managementFiles(managed)
-	args := []string{"control-plane", "init", "--dir", s.path("acme"), "--trust-domain", domain, "--operator", "ann", "--management-url", "https://" + managed,
-		"--management-ca", s.path("management", "ca.pem"), "--management-name", "acme", "--tailnet-url", s.tailnet.URL, "--tailnet-auth-key-file", key}
+	args := []string{"control-plane", "init", "--dir", s.path("acme"), "--trust-domain", domain, "--operator", "ann", "--management-url",
+		"https://" + managed,
+		"--management-ca", s.path("management", "ca.pem"), "--management-name", "acme", "--tailnet-url", s.tailnet.URL, "--tailnet-auth-key-file",
+		key}
 	for i := range 3 {
 		n := nodeAddr{fmt.Sprintf("cp-%d", i+1), s.free(), s.free(), s.free()}
 		s.nodes = append(s.nodes, n)
@@ -93,13 +95,15 @@ func (s *story) leader() string {
 func (s *story) managementFiles(listen string) {
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	s.must(err, "key")
-	ca := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), IsCA: true,
+	ca := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		IsCA:                  true,
 		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
 	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
 	s.must(err, "certificate")
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	s.must(err, "key")
-	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), NotBefore: ca.NotBefore, NotAfter: ca.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature,
+	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), NotBefore: ca.NotBefore, NotAfter: ca.NotAfter,
+		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
 	der, err := x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey)
 	s.must(err, "certificate")
@@ -109,8 +113,10 @@ func (s *story) managementFiles(listen string) {
 	s.write(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), "management", "cert.pem")
 	s.write(string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})), "management", "cert.key")
 	s.managed = s.path("management", "m.sock")
-	s.write(fmt.Sprintf("version: demarc/1\nrole: management-plane\nname: platform\ndir: data\nlisten: %q\ncertificate: {file: cert.pem, key: cert.key, bundle: ca.pem}\n"+
-		"control_planes:\n  - {name: acme, trust_domain: %s, log_key_file: ../acme/log.pub}\nsocket: m.sock\nmetrics: {listen: %q}\n", listen, domain, s.metrics["management-plane"]), "management", "management.yaml")
+	s.write(fmt.Sprintf("version: demarc/1\nrole: management-plane\nname: platform\ndir: data\nlisten: %q\ncertificate: {file: cert.pem, "+
+		"key: cert.key, bundle: ca.pem}\n"+
+		"control_planes:\n  - {name: acme, trust_domain: %s, log_key_file: ../acme/log.pub}\nsocket: m.sock\nmetrics: {listen: %q}\n", listen,
+		domain, s.metrics["management-plane"]), "management", "management.yaml")
 }
 
 // register is step 2: the vendor says which platform identity it expects.
@@ -168,7 +174,8 @@ ingress:
   ports: {web: %q}
   tailnet: {control_url: %q, auth_key_file: ../tailnet.key, hostname: notes, dir: ingress-tailnet}
 metrics: {listen: %q}
-`, domain, strings.Join(apis, ", "), strings.Join(onTailnet, ", "), s.tailnet.URL, filepath.Join(s.bin, "demo"), s.path("platform.sock"), s.webAddr, s.tailnet.URL, s.metrics["appliance"]), "customer", "appliance.yaml")
+`, domain, strings.Join(apis, ", "), strings.Join(onTailnet, ", "), s.tailnet.URL, filepath.Join(s.bin, "demo"), s.path("platform.sock"),
+		s.webAddr, s.tailnet.URL, s.metrics["appliance"]), "customer", "appliance.yaml")
 }
 
 // enrol lets the appliance come in, with nothing handed over.
@@ -234,7 +241,8 @@ func (s *story) refusals() {
 		return ch.Msg.GetNonce(), csr, audience
 	}
 	try := func(what, want string, nonce string, csr []byte, token string) {
-		_, err := b.Enrol(s.ctx, connect.NewRequest(&boundaryv1.EnrolRequest{Appliance: "us-1", Nonce: nonce, Csr: csr, Token: token, LogKey: own.PEM()}))
+		_, err := b.Enrol(s.ctx,
+			connect.NewRequest(&boundaryv1.EnrolRequest{Appliance: "us-1", Nonce: nonce, Csr: csr, Token: token, LogKey: own.PEM()}))
 		got := "let in"
 		if err != nil {
 			got = fault.Text(api.FromWire("demo", err))
@@ -333,7 +341,8 @@ func (s *story) nothingListens() {
 			s.fail("the appliance listens on TCP %s", l)
 		}
 	}
-	s.note("kernel tables of pid %d: no TCP listener but the metrics that the customer's file asks for (%s); UDP: %s", pid, s.metrics["appliance"], udpWord(datagrams))
+	s.note("kernel tables of pid %d: no TCP listener but the metrics that the customer's file asks for (%s); UDP: %s", pid,
+		s.metrics["appliance"], udpWord(datagrams))
 }
 
 func udpWord(d []string) string {

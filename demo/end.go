@@ -27,8 +27,10 @@ import (
 func (s *story) evidence() {
 	s.title(8, "Both audit logs are exported and verified offline; copies that were tampered with are refused")
 	vendorFile, customerFile := s.path("vendor.json"), s.path("customer.json")
-	pins := []string{"--pin", domain + "/control-plane=" + s.path("acme", "log.pub"), "--pin", domain + "/appliance/eu-1=" + s.path("customer", "data", "log.pub"),
-		"--operator-key", s.path("acme", "operator", "request.pub"), "--customer-key", domain + "/appliance/eu-1=" + s.path("customer", "globex.key.pub"), "--witness-lag", "20s"}
+	pins := []string{"--pin", domain + "/control-plane=" + s.path("acme", "log.pub"), "--pin",
+		domain + "/appliance/eu-1=" + s.path("customer", "data", "log.pub"),
+		"--operator-key", s.path("acme", "operator", "request.pub"), "--customer-key",
+		domain + "/appliance/eu-1=" + s.path("customer", "globex.key.pub"), "--witness-lag", "20s"}
 	// Once is not enough: this long into the story each side must have seen nearly all of what the other wrote.
 	s.wait("each side has countersigned what the other wrote until now", 60*time.Second, func() bool {
 		for file, args := range map[string][]string{vendorFile: {"evidence", "export"}, customerFile: {"local", "evidence"}} {

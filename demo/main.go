@@ -66,7 +66,8 @@ func tell(ctx context.Context, bin, sample string, check, keep bool) (err error)
 			err = left
 		}
 	}()
-	for _, step := range []func(){s.environment, s.trustDomain, s.register, s.enrol, s.refusals, s.transports, s.publish, s.consent, s.deploy, s.ingress, s.operate, s.evidence, s.scrape, s.outage, s.again} {
+	for _, step := range []func(){s.environment, s.trustDomain, s.register, s.enrol, s.refusals, s.transports, s.publish, s.consent, s.deploy,
+		s.ingress, s.operate, s.evidence, s.scrape, s.outage, s.again} {
 		if err := s.play(step); err != nil {
 			return err
 		}

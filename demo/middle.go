@@ -160,7 +160,9 @@ func (s *story) ingress() {
 	s.posture("private")
 	s.enters("127.0.0.2", false)
 	var err error
-	s.endUser, err = mesh.Join(s.ctx, mesh.TailnetConfig{ControlURL: s.tailnet.URL, Credentials: func() (mesh.Credentials, error) { return mesh.Credentials{AuthKey: s.tailnet.AuthKey}, nil }, Hostname: "laptop", Dir: s.path("laptop"), Addresses: []string{"notes:80"}})
+	s.endUser, err = mesh.Join(s.ctx, mesh.TailnetConfig{ControlURL: s.tailnet.URL, Credentials: func() (mesh.Credentials, error) {
+		return mesh.Credentials{AuthKey: s.tailnet.AuthKey}, nil
+	}, Hostname: "laptop", Dir: s.path("laptop"), Addresses: []string{"notes:80"}})
 	s.must(err, "the end user's tailnet node")
 	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) { return s.endUser.Dial(ctx, addr) }}}

@@ -308,9 +308,10 @@ func (s *story) platform(path string) {
 
 // printToken is the appliance's token command.
 func printToken(socket, audience string) error {
-	c := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", socket)
-	}}}
+	c := &http.Client{Timeout: 10 * time.Second,
+		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		}}}
 	req, err := http.NewRequest(http.MethodGet, "http://platform/token", nil)
 	if err != nil {
 		return err

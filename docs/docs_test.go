@@ -86,7 +86,8 @@ func TestCitedTestsExist(t *testing.T) {
 }
 
 func TestAMissingTestIsSeen(t *testing.T) {
-	out, found := missing(t, "`seal.TestRefused`, `seal.TestGone`, `nowhere.FuzzIt`, `daemon/management.TestWhoMayReport`, `room.TestName` and seal.TestBare")
+	out, found := missing(t, "`seal.TestRefused`, `seal.TestGone`, `nowhere.FuzzIt`, `daemon/management.TestWhoMayReport`, `room.TestName` "+
+		"and seal.TestBare")
 	if got := strings.Join(out, " "); found != 2 || got != "seal.TestGone nowhere.FuzzIt room.TestName" {
 		t.Errorf("found %d, missing %q", found, got)
 	}

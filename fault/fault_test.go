@@ -20,14 +20,15 @@ func TestKindSurvivesWrapping(t *testing.T) {
 		kind fault.Kind
 		text string
 	}{
-		"nil":            {nil, "", ""},
-		"plain":          {errors.New("x"), fault.Internal, "an internal error; the log of the server has its cause"},
-		"kind":           {fault.Expired, fault.Expired, "the call failed: expired"},
-		"new":            {base, fault.Denied, `no grant for "deploy"`},
-		"kept":           {fault.At("daemon.Serve", "", base), fault.Denied, `no grant for "deploy"`},
-		"changed":        {fault.At("daemon.Serve", fault.Unavailable, base), fault.Unavailable, `no grant for "deploy"`},
-		"fmt":            {fmt.Errorf("more: %w", base), fault.Denied, `no grant for "deploy"`},
-		"cause hidden":   {fault.Because(errors.New("/secret/path"), "seal.Open", fault.Invalid, "bad signature"), fault.Invalid, "bad signature"},
+		"nil":     {nil, "", ""},
+		"plain":   {errors.New("x"), fault.Internal, "an internal error; the log of the server has its cause"},
+		"kind":    {fault.Expired, fault.Expired, "the call failed: expired"},
+		"new":     {base, fault.Denied, `no grant for "deploy"`},
+		"kept":    {fault.At("daemon.Serve", "", base), fault.Denied, `no grant for "deploy"`},
+		"changed": {fault.At("daemon.Serve", fault.Unavailable, base), fault.Unavailable, `no grant for "deploy"`},
+		"fmt":     {fmt.Errorf("more: %w", base), fault.Denied, `no grant for "deploy"`},
+		"cause hidden": {fault.Because(errors.New("/secret/path"), "seal.Open", fault.Invalid, "bad signature"), fault.Invalid,
+			"bad signature"},
 		"cause unspoken": {fault.At("seal.Open", fault.Invalid, errors.New("/secret/path")), fault.Invalid, "the call failed: invalid"},
 		"deadline":       {context.DeadlineExceeded, fault.Unavailable, "the call failed: unavailable"},
 	} {

@@ -11,8 +11,8 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 )
 
-// TestEpochsFollowEachOther: an older one, a twin and one that would use the numbers up are refused; from wherever an enemy got to, there is
-// a next one. FAULTS.md I3.
+// TestEpochsFollowEachOther: an older one, a twin and one that would use the numbers up are refused; from wherever an enemy got to, there
+// is a next one. FAULTS.md I3.
 func TestEpochsFollowEachOther(t *testing.T) {
 	id := strings.Repeat("a", 32)
 	at := func(n uint64) fleet.Epoch { return fleet.Epoch{Number: n, ID: id} }

@@ -34,7 +34,8 @@ var name = regexp.MustCompile(NamePattern)
 // CheckName tells whether s may name a customer, an appliance, a node or an operator.
 func CheckName(what, s string) error {
 	if !name.MatchString(s) {
-		return fault.New("fleet.CheckName", fault.Invalid, "%s name %q: use 1 to 63 lower-case letters, digits and inner hyphens", what, fault.Clip(s))
+		return fault.New("fleet.CheckName", fault.Invalid, "%s name %q: use 1 to 63 lower-case letters, digits and inner hyphens", what,
+			fault.Clip(s))
 	}
 	return nil
 }
@@ -125,7 +126,8 @@ func (p Phase) Check() error {
 	if slices.Contains(Phases(), p) {
 		return nil
 	}
-	return fault.New("fleet.Phase", fault.Invalid, "%q is not a phase: use install, observe, deploy, operate.read, operate.write or operate.admin", fault.Clip(string(p)))
+	return fault.New("fleet.Phase", fault.Invalid, "%q is not a phase: use install, observe, deploy, operate.read, operate.write or "+
+		"operate.admin", fault.Clip(string(p)))
 }
 
 // Bounds in time of the documents that let the vendor act.

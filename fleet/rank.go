@@ -28,7 +28,8 @@ func (r Rank) Check() error {
 	if slices.Contains(Ranks(), r) {
 		return nil
 	}
-	return fault.New("fleet.Rank", fault.Invalid, "%q is no role of an operator: use viewer, deployer, operator or admin", fault.Clip(string(r)))
+	return fault.New("fleet.Rank", fault.Invalid, "%q is no role of an operator: use viewer, deployer, operator or admin",
+		fault.Clip(string(r)))
 }
 
 // Covers reports whether r may do what least is needed for. A rank outside of the set covers nothing, and nothing covers it.

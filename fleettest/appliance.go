@@ -65,11 +65,13 @@ func (f *Fleet) AddAppliance(name string) *Appliance {
 	}
 	key, err := seal.KeyOf(f.platform.Public()) // any key will do: no release is signed here
 	f.must(err)
-	a := &Appliance{Name: name, f: f, cfg: &configs.Appliance{Name: name, Customer: "globex", TrustDomain: Domain, Dir: filepath.Join(dir, "state"),
-		ControlPlane: configs.Vendor{Addresses: []string{"node:1"}, BundleFile: file("bundle.pem", f.bundle), ReleaseKeys: []string{file("release.pub", key.PEM())}},
-		Transports:   []configs.Transport{{Name: "https", Kind: configs.HTTPS}},
-		Runtime:      configs.Runtime{Kind: configs.RuntimeProcess}, Secrets: configs.Secrets{Kind: configs.SecretsFiles, Dir: dir},
-		Ingress: configs.Ingress{Host: "127.0.0.1"}}}
+	a := &Appliance{Name: name, f: f,
+		cfg: &configs.Appliance{Name: name, Customer: "globex", TrustDomain: Domain, Dir: filepath.Join(dir, "state"),
+			ControlPlane: configs.Vendor{Addresses: []string{"node:1"}, BundleFile: file("bundle.pem", f.bundle),
+				ReleaseKeys: []string{file("release.pub", key.PEM())}},
+			Transports: []configs.Transport{{Name: "https", Kind: configs.HTTPS}},
+			Runtime:    configs.Runtime{Kind: configs.RuntimeProcess}, Secrets: configs.Secrets{Kind: configs.SecretsFiles, Dir: dir},
+			Ingress: configs.Ingress{Host: "127.0.0.1"}}}
 	f.t.Cleanup(func() { a.Hang(false); a.Stop() })
 	return a
 }
@@ -77,7 +79,8 @@ func (f *Fleet) AddAppliance(name string) *Appliance {
 // Register has the vendor register an appliance.
 func (f *Fleet) Register(name string) {
 	f.t.Helper()
-	_, err := ledger.Submit(f.t.Context(), order{f}, f.meta(), book.RegisterAppliance{Name: fleet.ApplianceID(name), Customer: "globex", Expect: f.expect(name)})
+	_, err := ledger.Submit(f.t.Context(), order{f}, f.meta(),
+		book.RegisterAppliance{Name: fleet.ApplianceID(name), Customer: "globex", Expect: f.expect(name)})
 	f.must(err)
 }
 

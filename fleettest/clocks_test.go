@@ -38,7 +38,8 @@ type world struct {
 }
 
 func newWorld() world {
-	return world{&sync.Mutex{}, map[string]time.Duration{}, map[string]bool{}, map[string]bool{}, map[net.Conn][2]string{}, map[string]*holder{}}
+	return world{&sync.Mutex{}, map[string]time.Duration{}, map[string]bool{}, map[string]bool{}, map[net.Conn][2]string{},
+		map[string]*holder{}}
 }
 
 // set moves a node's clock.
@@ -139,11 +140,13 @@ func aboutOf(book *ledger.Book[book.State]) []byte {
 }
 
 // call asks a node as an operator does.
-func call[Res any](c *trio, node string, do func(ctx context.Context, s *controlplane.Server) (*connect.Response[Res], error)) (*Res, error) {
+func call[Res any](c *trio, node string,
+	do func(ctx context.Context, s *controlplane.Server) (*connect.Response[Res], error)) (*Res, error) {
 	c.mu.Lock()
 	p := c.peers[node]
 	c.mu.Unlock()
-	ctx := api.With(context.Background(), api.Who{Class: api.Operator, Rank: fleet.Admin, Principal: fleet.PrincipalOf(Domain, fleet.Operator, "ops")})
+	ctx := api.With(context.Background(),
+		api.Who{Class: api.Operator, Rank: fleet.Admin, Principal: fleet.PrincipalOf(Domain, fleet.Operator, "ops")})
 	res, err := do(ctx, p.server)
 	if err != nil {
 		return nil, err

@@ -84,8 +84,9 @@ func (a *Appliance) token(audience string) (string, error) {
 		return "", err
 	}
 	now := time.Now() // the platform's clock is right
-	b, err := json.Marshal(map[string]any{"iss": "https://cluster.example", "sub": "system:serviceaccount:demarc:" + a.Name, "aud": []string{audience},
-		"exp": now.Add(10 * time.Minute).Unix(), "iat": now.Unix()})
+	b, err := json.Marshal(
+		map[string]any{"iss": "https://cluster.example", "sub": "system:serviceaccount:demarc:" + a.Name, "aud": []string{audience},
+			"exp": now.Add(10 * time.Minute).Unix(), "iat": now.Unix()})
 	if err != nil {
 		return "", err
 	}

@@ -37,8 +37,8 @@ func (f *Fleet) Wake(s Saved) {
 	f.StartNode()
 }
 
-// Restore crashes the node, forgets what was done since the book was saved, and begins another epoch with it, as demarc control-plane snapshot
-// restore does. It gives what was forgotten.
+// Restore crashes the node, forgets what was done since the book was saved, and begins another epoch with it, as demarc control-plane
+// snapshot restore does. It gives what was forgotten.
 func (f *Fleet) Restore(s Saved) (forgotten Saved) {
 	f.t.Helper()
 	forgotten = f.Save()
@@ -50,7 +50,8 @@ func (f *Fleet) Restore(s Saved) (forgotten Saved) {
 	}
 	c, err := controlplane.DrawEpoch(stored, book.ByRestore, time.Now(), 0)
 	f.must(err)
-	data, err := ledger.Encode(ledger.Meta{At: time.Unix(1, 0).UTC(), By: fleet.PrincipalOf(Domain, fleet.Node, nodeName), Request: fleet.RequestID("epoch-" + c.Epoch.ID)}, c)
+	data, err := ledger.Encode(ledger.Meta{At: time.Unix(1, 0).UTC(), By: fleet.PrincipalOf(Domain, fleet.Node, nodeName),
+		Request: fleet.RequestID("epoch-" + c.Epoch.ID)}, c)
 	f.must(err)
 	f.mu.Lock()
 	f.record = append(slices.Clone(s), data)

@@ -52,8 +52,8 @@ func lossOf(t *testing.T, entries []json.RawMessage, want int) (out loss) {
 	return out
 }
 
-// TestARestoredBookMeetsItsAppliances: an appliance that acknowledged orders after the snapshot comes back by itself, nothing that it is asked
-// from then on vanishes, what it reported is sent again, and both books say what was lost. FAULTS.md I3.
+// TestARestoredBookMeetsItsAppliances: an appliance that acknowledged orders after the snapshot comes back by itself, nothing that it is
+// asked from then on vanishes, what it reported is sent again, and both books say what was lost. FAULTS.md I3.
 func TestARestoredBookMeetsItsAppliances(t *testing.T) {
 	bubble(t, func(t *testing.T, f *fleettest.Fleet) {
 		a := f.AddAppliance("eu-1")
@@ -80,7 +80,8 @@ func TestARestoredBookMeetsItsAppliances(t *testing.T) {
 		if theirs.Lost.Orders != want || ours.Lost.Orders != want || theirs.Lost.Reports.Len()+ours.Lost.Reports.Len() != 0 {
 			t.Errorf("the vendor's book says that %+v is lost, the customer's %+v; want orders 4 to 7", theirs, ours)
 		}
-		if told := a.Status().GetVendorEpoch(); told.GetCause() != "restore" || !strings.Contains(strings.Join(told.GetLost(), "\n"), "orders 4 to 7 were taken here") {
+		if told := a.Status().GetVendorEpoch(); told.GetCause() != "restore" ||
+			!strings.Contains(strings.Join(told.GetLost(), "\n"), "orders 4 to 7 were taken here") {
 			t.Errorf("the customer is told %v", told)
 		}
 		if n := f.View().Bundle(); n <= bundle {
@@ -89,8 +90,8 @@ func TestARestoredBookMeetsItsAppliances(t *testing.T) {
 	})
 }
 
-// TestWhateverTheSnapshotMissed: the snapshot is older than what the appliance is, and it comes back with nobody's help, or with that of the
-// operator who registers it again.
+// TestWhateverTheSnapshotMissed: the snapshot is older than what the appliance is, and it comes back with nobody's help, or with that of
+// the operator who registers it again.
 func TestWhateverTheSnapshotMissed(t *testing.T) {
 	start := func(f *fleettest.Fleet, a *fleettest.Appliance) { a.Start(); a.WaitUp(time.Minute); asked(f, a, 3) }
 	for what, play := range map[string]func(t *testing.T, f *fleettest.Fleet){
@@ -192,8 +193,8 @@ func TestWhateverTheSnapshotMissed(t *testing.T) {
 	}
 }
 
-// TestTheForgottenHistoryWakes: a node that goes on with what the vendor's book forgot is refused by an appliance that has met the new epoch, and
-// refuses it; both have that on record, once and not for each try. The appliance comes back to the right one.
+// TestTheForgottenHistoryWakes: a node that goes on with what the vendor's book forgot is refused by an appliance that has met the new
+// epoch, and refuses it; both have that on record, once and not for each try. The appliance comes back to the right one.
 func TestTheForgottenHistoryWakes(t *testing.T) {
 	bubble(t, func(t *testing.T, f *fleettest.Fleet) {
 		a := f.AddAppliance("eu-1")

@@ -86,7 +86,8 @@ func New(t *testing.T) *Fleet {
 
 // found draws what a vendor has before its first node starts: a CA, the certificates of the nodes' first start, a platform.
 func found(t *testing.T, nodes ...string) (*Fleet, []identity.Slot) {
-	f := &Fleet{t: t, kek: make([]byte, 32), conns: map[*end]*Appliance{}, log: slog.New(slog.NewTextHandler(logs{t, new(atomic.Int64)}, &slog.HandlerOptions{Level: slog.LevelWarn}))}
+	f := &Fleet{t: t, kek: make([]byte, 32), conns: map[*end]*Appliance{},
+		log: slog.New(slog.NewTextHandler(logs{t, new(atomic.Int64)}, &slog.HandlerOptions{Level: slog.LevelWarn}))}
 	if !testing.Verbose() {
 		f.log = slog.New(slog.DiscardHandler)
 	}
@@ -292,8 +293,9 @@ func (f *Fleet) StartNode() {
 	}
 	f.book = book
 	f.mu.Unlock()
-	server, err := controlplane.NewServer(controlplane.Options{Name: nodeName, Book: book, Consensus: order{f}, KEK: f.kek, LeafLife: LeafLife, Beat: f.Beat,
-		Members: []controlplane.Member{{Name: nodeName}}, Now: time.Now, Log: f.log})
+	server, err := controlplane.NewServer(
+		controlplane.Options{Name: nodeName, Book: book, Consensus: order{f}, KEK: f.kek, LeafLife: LeafLife, Beat: f.Beat,
+			Members: []controlplane.Member{{Name: nodeName}}, Now: time.Now, Log: f.log})
 	f.must(err)
 	roots, err := identity.ParseBundle(f.bundle, Domain)
 	f.must(err)
@@ -429,7 +431,8 @@ func (f *Fleet) CAs() *controlv1.ListAuthoritiesResponse {
 func (f *Fleet) Order(name string) {
 	f.t.Helper()
 	at := f.Of(name)
-	_, err := ledger.Submit(f.t.Context(), order{f}, f.meta(), book.Ask{To: fleet.ApplianceID(name), ID: "p", First: at.OrdersSent() + 1, Count: 1})
+	_, err := ledger.Submit(f.t.Context(), order{f}, f.meta(),
+		book.Ask{To: fleet.ApplianceID(name), ID: "p", First: at.OrdersSent() + 1, Count: 1})
 	f.must(err)
 }
 
@@ -464,7 +467,8 @@ func (f *Fleet) Wait(what string, limit time.Duration, holds func() bool) time.D
 
 // expect is the platform identity that the vendor registers for every appliance of a fleet.
 func (f *Fleet) expect(name string) json.RawMessage {
-	b, err := json.Marshal(identity.Expect{Kind: "kubernetes", Issuer: "https://cluster.example", JWKS: f.JWKS(), Namespace: "demarc", ServiceAccount: name})
+	b, err := json.Marshal(
+		identity.Expect{Kind: "kubernetes", Issuer: "https://cluster.example", JWKS: f.JWKS(), Namespace: "demarc", ServiceAccount: name})
 	f.must(err)
 	return b
 }

@@ -43,7 +43,8 @@ func TestHungApplianceIsFoundInTime(t *testing.T) {
 				began := time.Now()
 				next := began
 				for f.Of("eu-1").Online {
-					if time.Since(began) > c.within+c.within/32+2*time.Second { // a node looks that much later at most; a second to read why a channel ends
+					if time.Since(began) > c.within+c.within/32+2*time.Second {
+						// a node looks that much later at most; a second to read why a channel ends
 						t.Fatalf("after %s the vendor still shows it online, want within %s", time.Since(began), c.within)
 					}
 					if c.orders > 0 && !time.Now().Before(next) {

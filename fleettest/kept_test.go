@@ -14,7 +14,8 @@ import (
 // TestDamagedDiskComesBack: what an appliance keeps of its certificate and of the vendor's CAs is damaged while it is down, and
 // the CA was changed meanwhile. It comes back by itself, by the key that it pinned, as who it was.
 func TestDamagedDiskComesBack(t *testing.T) {
-	for name, files := range map[string][]string{"the signed CAs": {"bundle.signed"}, "the wallet": {"wallet.json"}, "both": {"bundle.signed", "wallet.json"}} {
+	for name, files := range map[string][]string{"the signed CAs": {"bundle.signed"}, "the wallet": {"wallet.json"},
+		"both": {"bundle.signed", "wallet.json"}} {
 		for how, damage := range map[string]func([]byte) []byte{
 			"truncated": func(b []byte) []byte { return b[:len(b)/2] },
 			"altered":   func(b []byte) []byte { b[len(b)/2] ^= 1; return b },

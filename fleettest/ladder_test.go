@@ -102,7 +102,8 @@ func (r rung) play(t *testing.T) {
 	if got := f.Size() - size; got > r.entries {
 		t.Errorf("the vendor's log grew by %d, the table says at most %d", got, r.entries)
 	}
-	if after.Name != before.Name || !bytes.Equal(after.LogKey, before.LogKey) || !after.Since.Equal(before.Since) || after.ReportsDone < before.ReportsDone {
+	if after.Name != before.Name || !bytes.Equal(after.LogKey, before.LogKey) || !after.Since.Equal(before.Since) ||
+		after.ReportsDone < before.ReportsDone {
 		t.Errorf("it came back as another: %+v, was %+v", after, before)
 	}
 	if r.proofs > 0 == (after.Current == before.Current) {

@@ -199,7 +199,8 @@ func TestRollOver(t *testing.T) {
 		for _, a := range all[:2] {
 			at := f.Of(a.Name)
 			if string(at.CurrentIssuer) != id || !a.Up() || a.Proofs() != 1 {
-				t.Errorf("%s: issuer %s, up %v, %d proofs: it must renew with the new CA by itself", a.Name, at.CurrentIssuer.Short(), a.Up(), a.Proofs())
+				t.Errorf("%s: issuer %s, up %v, %d proofs: it must renew with the new CA by itself", a.Name, at.CurrentIssuer.Short(), a.Up(),
+					a.Proofs())
 			}
 		}
 		sleeper.Start() // the old CA still stands; it does not know the new one

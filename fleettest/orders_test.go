@@ -70,7 +70,8 @@ func newOrders(t *testing.T, seed uint64) *orders {
 	c.must(err)
 	csr, err := identity.ParseCSR(o.csr(o.ann.key))
 	c.must(err)
-	leaf, err := ca.Issue(csr, fleet.PrincipalOf(Domain, fleet.Operator, ordersOperator), time.Now(), LeafLife, identity.IssueOptions{Rand: rand.Reader})
+	leaf, err := ca.Issue(csr, fleet.PrincipalOf(Domain, fleet.Operator, ordersOperator), time.Now(), LeafLife,
+		identity.IssueOptions{Rand: rand.Reader})
 	c.must(err)
 	o.ann.take(leaf)
 	c.startAll()
@@ -170,7 +171,8 @@ func (o *orders) keyStatus() *controlv1.GetKeysResponse {
 
 func (o *orders) renew() {
 	o.until("the operator renews", func(ctx context.Context, h *http.Client, url string) error {
-		res, err := controlv1connect.NewControlClient(h, url).RenewOperator(ctx, connect.NewRequest(&controlv1.RenewOperatorRequest{Csr: o.csr(o.ann.key)}))
+		res, err := controlv1connect.NewControlClient(h,
+			url).RenewOperator(ctx, connect.NewRequest(&controlv1.RenewOperatorRequest{Csr: o.csr(o.ann.key)}))
 		if err != nil {
 			return err
 		}
@@ -238,7 +240,8 @@ func (o *orders) rotate(down bool) {
 		o.stopOne()
 	}
 	o.until("the key is rotated", func(ctx context.Context, h *http.Client, url string) error {
-		_, err := controlv1connect.NewKeyServiceClient(h, url).RotateKey(ctx, connect.NewRequest(&controlv1.RotateKeyRequest{RequestId: rand.Text()}))
+		_, err := controlv1connect.NewKeyServiceClient(h,
+			url).RotateKey(ctx, connect.NewRequest(&controlv1.RotateKeyRequest{RequestId: rand.Text()}))
 		return err
 	})
 	o.kek = next
@@ -270,7 +273,10 @@ func (o *orders) add() string {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	o.must(err)
 	o.until("a node is added", func(ctx context.Context, h *http.Client, url string) error {
-		res, err := controlv1connect.NewClusterClient(h, url).AddMember(ctx, connect.NewRequest(&controlv1.AddMemberRequest{RequestId: rand.Text(), Name: name, RaftAddress: name + ":1", ApiAddress: name + ":2", Csr: o.csr(key)}))
+		res, err := controlv1connect.NewClusterClient(h,
+			url).AddMember(ctx,
+			connect.NewRequest(
+				&controlv1.AddMemberRequest{RequestId: rand.Text(), Name: name, RaftAddress: name + ":1", ApiAddress: name + ":2", Csr: o.csr(key)}))
 		if err != nil {
 			return err
 		}

@@ -16,8 +16,8 @@ import (
 	"github.com/demarc-dev/demarc/fleettest"
 )
 
-// TestSoak lives 13 months, and 36 in make test-long: certificates rotate each month, the CA each 12 months, and each month, at a moment drawn from
-// a seed, an answer is lost or a process dies right after something was stored. Of three appliances the process runs for some
+// TestSoak lives 13 months, and 36 in make test-long: certificates rotate each month, the CA each 12 months, and each month, at a moment
+// drawn from a seed, an answer is lost or a process dies right after something was stored. Of three appliances the process runs for some
 // hours around the renewal and is down in between; the fourth one's runs, and is connected, all the time. No human does
 // anything for an appliance.
 func TestSoak(t *testing.T) {
@@ -63,7 +63,8 @@ func TestSoak(t *testing.T) {
 				a.Start()
 			}
 			for _, a := range all {
-				f.Wait(fmt.Sprintf("month %d: %s uses another certificate", month, a.Name), 5*day, func() bool { return f.Of(a.Name).Current != serials[a.Name] && a.Up() })
+				f.Wait(fmt.Sprintf("month %d: %s uses another certificate", month, a.Name),
+					5*day, func() bool { return f.Of(a.Name).Current != serials[a.Name] && a.Up() })
 			}
 			<-crashed
 			crashes++
@@ -121,7 +122,8 @@ func newStayer(f *fleettest.Fleet, name string) *stayer {
 func (s *stayer) check(t *testing.T, month int) {
 	t.Helper()
 	f := s.f
-	f.Wait(s.Name+" has a certificate of the CA that issues", 15*time.Minute, func() bool { return string(f.Of(s.Name).CurrentIssuer) == f.IssuerCA() })
+	f.Wait(s.Name+" has a certificate of the CA that issues",
+		15*time.Minute, func() bool { return string(f.Of(s.Name).CurrentIssuer) == f.IssuerCA() })
 	s.WaitUp(10 * time.Second)
 	at, serials := f.Of(s.Name), f.Serials(s.Name)
 	if !bytes.Equal(at.LogKey, s.key) || at.Status != "enrolled" {

@@ -10,8 +10,8 @@ import (
 	"github.com/demarc-dev/demarc/daemon/controlplane"
 )
 
-// TestRecoverOfANodeThatIsBehind: two of three nodes are lost, and the one that goes on has not heard what an appliance has acknowledged since. It comes
-// back by itself, and nothing that it is asked from then on vanishes. FAULTS.md I3.
+// TestRecoverOfANodeThatIsBehind: two of three nodes are lost, and the one that goes on has not heard what an appliance has acknowledged
+// since. It comes back by itself, and nothing that it is asked from then on vanishes. FAULTS.md I3.
 func TestRecoverOfANodeThatIsBehind(t *testing.T) {
 	playTrio(t, func(t *testing.T, c *trio) {
 		a := c.AddAppliance("eu-1")

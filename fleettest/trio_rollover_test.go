@@ -171,7 +171,8 @@ func (c *trio) activate(request, id string) error {
 func (c *trio) retire(request, id string, compromised bool) error {
 	c.t.Helper()
 	return c.ask(request, func(ctx context.Context, s *controlplane.Server, request string) error {
-		_, err := s.RetireAuthority(ctx, connect.NewRequest(&controlv1.RetireAuthorityRequest{Id: id, RequestId: request, Compromised: compromised}))
+		_, err := s.RetireAuthority(ctx,
+			connect.NewRequest(&controlv1.RetireAuthorityRequest{Id: id, RequestId: request, Compromised: compromised}))
 		return err
 	})
 }

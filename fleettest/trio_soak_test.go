@@ -30,8 +30,8 @@ func soakDays() int {
 	return 96
 }
 
-// TestThreeNodesSoak lives 96 days, and 192 in make test-long, with three nodes: certificates rotate, and the CA each 48 days. All is dark between two looks, 8
-// days apart. At each look, by a seed, something crashes right after a renewal is on record and before its answer is
+// TestThreeNodesSoak lives 96 days, and 192 in make test-long, with three nodes: certificates rotate, and the CA each 48 days. All is dark
+// between two looks, 8 days apart. At each look, by a seed, something crashes right after a renewal is on record and before its answer is
 // delivered, or after the certificate was stored and before it is shown; then the leader crashes. No human does anything for
 // an appliance, each comes back as who it was, and the three books end as one.
 func TestThreeNodesSoak(t *testing.T) {
@@ -155,7 +155,8 @@ func (s *soak) roll(day int, late *Appliance) {
 		}
 	}
 	s.Wait("the nodes have the newest", 10*time.Minute, func() bool { return s.missing() == late.Name+"*" })
-	named(s.t, "retired under the one that sleeps", s.retire(fmt.Sprint("r", day), old, false), []string{"eu-1", "eu-2", "eu-3", "eu-4", "cp-"}, late.Name)
+	named(s.t, "retired under the one that sleeps", s.retire(fmt.Sprint("r", day), old, false),
+		[]string{"eu-1", "eu-2", "eu-3", "eu-4", "cp-"}, late.Name)
 	late.Start()
 	s.Wait(fmt.Sprintf("day %d: %s is renewed by the new CA", day, late.Name), time.Hour, s.issuedBy(late, id))
 	s.must(s.retire(fmt.Sprint("s", day), old, false))

@@ -40,7 +40,8 @@ type trio struct {
 }
 
 // unhurried is a timing with which an hour of three nodes costs little: leaders are found within some 10 s.
-var unhurried = raft.Timing{Heartbeat: 4 * time.Second, Election: 4 * time.Second, Lease: 2 * time.Second, Commit: time.Second, SnapshotEvery: time.Hour, DiskHang: time.Minute}
+var unhurried = raft.Timing{Heartbeat: 4 * time.Second, Election: 4 * time.Second, Lease: 2 * time.Second, Commit: time.Second,
+	SnapshotEvery: time.Hour, DiskHang: time.Minute}
 
 // peer is one node that runs.
 type peer struct {
@@ -153,7 +154,8 @@ func (c *trio) startNode(name string) {
 		members = own
 	}
 	var err error
-	opts := controlplane.Options{Name: name, Book: p.book, Consensus: seq, KEK: f.kek, LeafLife: LeafLife, Beat: f.Beat, Members: members, Now: clock.Now, Clocks: clock, Log: f.log.With("node", name),
+	opts := controlplane.Options{Name: name, Book: p.book, Consensus: seq, KEK: f.kek, LeafLife: LeafLife, Beat: f.Beat, Members: members,
+		Now: clock.Now, Clocks: clock, Log: f.log.With("node", name),
 		Dial:     func(ctx context.Context, _, addr string) (net.Conn, error) { return c.connect(ctx, addr) },
 		Snapshot: func(_ context.Context, index uint64) error { return p.raft.SnapshotAt(index) }}
 	conf := raft.Config{}
@@ -174,7 +176,8 @@ func (c *trio) startNode(name string) {
 	p.source, err = p.server.NewSource(f.first[name], identity.Pool(roots))
 	f.must(err)
 	f.must(p.source.KeepAt(filepath.Join(c.dirs[name], controlplane.CredentialsFile)))
-	conf.Dir, conf.Machine, conf.Listener = filepath.Join(c.dirs[name], "raft"), book.Gate{Book: p.book, Cluster: clock.voting}, c.listen(name+":1")
+	conf.Dir, conf.Machine, conf.Listener = filepath.Join(c.dirs[name], "raft"), book.Gate{Book: p.book, Cluster: clock.voting},
+		c.listen(name+":1")
 	conf.Logger, conf.Now, conf.Timing = c.world.logger(name, f.log), clock.own, c.timing
 	conf.About = func() []byte { return aboutOf(p.book) }
 	conf.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
@@ -202,7 +205,8 @@ func (c *trio) startNode(name string) {
 	p.api = c.listen(name + ":2")
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		for p.book.View().TrustDomain == "" || p.raft.Read(ctx) != nil { // as the daemon does: a door that opens on an old book would refuse those that it does not know yet
+		for p.book.View().TrustDomain == "" || p.raft.Read(ctx) != nil {
+			// as the daemon does: a door that opens on an old book would refuse those that it does not know yet
 			select {
 			case <-ctx.Done():
 				return

@@ -25,15 +25,17 @@ func TestAGrantEnds(t *testing.T) {
 		edit  func(*grant.Grant)
 		want  string // "" where it is taken
 	}{
-		"90 days":                    {fleet.Deploy, func(g *grant.Grant) { g.Until = start.Add(90 * 24 * time.Hour) }, ""},
-		"no end":                     {fleet.Deploy, func(g *grant.Grant) { g.Until = time.Time{} }, "until: is missing"},
-		"ends as it begins":          {fleet.Deploy, func(g *grant.Grant) { g.Until = g.From }, "later than from"},
-		"ends before it begins":      {fleet.Deploy, func(g *grant.Grant) { g.Until = g.From.Add(-time.Hour) }, "later than from"},
-		"91 days":                    {fleet.Deploy, func(g *grant.Grant) { g.Until = start.Add(91 * 24 * time.Hour) }, "90 days"},
-		"the year 9999":              {fleet.Deploy, func(g *grant.Grant) { g.Until = year(9999) }, "90 days"},
-		"from the year 1 to 9999":    {fleet.Deploy, func(g *grant.Grant) { g.From, g.Until = year(1).Add(time.Second), year(9999) }, "90 days"},
-		"far ahead, short":           {fleet.Deploy, func(g *grant.Grant) { g.From, g.Until = year(9000), year(9000).Add(time.Hour) }, "from now"},
-		"begins in 60, ends in 120":  {fleet.Deploy, func(g *grant.Grant) { g.From, g.Until = start.Add(60*24*time.Hour), start.Add(120*24*time.Hour) }, "from now"},
+		"90 days":                 {fleet.Deploy, func(g *grant.Grant) { g.Until = start.Add(90 * 24 * time.Hour) }, ""},
+		"no end":                  {fleet.Deploy, func(g *grant.Grant) { g.Until = time.Time{} }, "until: is missing"},
+		"ends as it begins":       {fleet.Deploy, func(g *grant.Grant) { g.Until = g.From }, "later than from"},
+		"ends before it begins":   {fleet.Deploy, func(g *grant.Grant) { g.Until = g.From.Add(-time.Hour) }, "later than from"},
+		"91 days":                 {fleet.Deploy, func(g *grant.Grant) { g.Until = start.Add(91 * 24 * time.Hour) }, "90 days"},
+		"the year 9999":           {fleet.Deploy, func(g *grant.Grant) { g.Until = year(9999) }, "90 days"},
+		"from the year 1 to 9999": {fleet.Deploy, func(g *grant.Grant) { g.From, g.Until = year(1).Add(time.Second), year(9999) }, "90 days"},
+		"far ahead, short": {fleet.Deploy, func(g *grant.Grant) { g.From, g.Until = year(9000), year(9000).Add(time.Hour) },
+			"from now"},
+		"begins in 60, ends in 120": {
+			fleet.Deploy, func(g *grant.Grant) { g.From, g.Until = start.Add(60*24*time.Hour), start.Add(120*24*time.Hour) }, "from now"},
 		"negative uses":              {fleet.Deploy, func(g *grant.Grant) { g.Uses = -1 }, "uses"},
 		"too many uses":              {fleet.Deploy, func(g *grant.Grant) { g.Uses = grant.MaxCount + 1 }, "uses"},
 		"observe, without end":       {fleet.Observe, func(*grant.Grant) {}, ""},
@@ -67,8 +69,13 @@ func TestZeroIsNotAbsent(t *testing.T) {
 		t.Fatal(err)
 	}
 	for uses, want := range map[string]grant.Count{"": 0, `"uses":1,`: 1, `"uses":1000000,`: grant.MaxCount,
-		`"uses":0,`: -1, `"uses":-1,`: -1, `"uses":null,`: -1, `"uses":1.5,`: -1, `"uses":1000001,`: -1, `"uses":4294967297,`: -1, `"uses":1e0,`: -1, `"uses":"1",`: -1} {
-		sealed, err := seal.Seal(written(fmt.Sprintf(`{"appliance":"eu-1","phase":"deploy","scope":{},"from":"2026-03-01T12:00:00Z","until":"2026-03-02T12:00:00Z",%s"nonce":%q}`, uses, nonce)), key)
+		`"uses":0,`: -1, `"uses":-1,`: -1, `"uses":null,`: -1, `"uses":1.5,`: -1, `"uses":1000001,`: -1, `"uses":4294967297,`: -1,
+		`"uses":1e0,`: -1, `"uses":"1",`: -1} {
+		sealed, err := seal.Seal(
+			written(
+				fmt.Sprintf(
+					`{"appliance":"eu-1","phase":"deploy","scope":{},"from":"2026-03-01T12:00:00Z","until":"2026-03-02T12:00:00Z",%s"nonce":%q}`, uses,
+					nonce)), key)
 		if err != nil {
 			t.Fatal(uses, err)
 		}

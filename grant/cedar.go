@@ -66,10 +66,12 @@ func checkCedar(text string) error {
 	for _, p := range list {
 		at := p.Position()
 		if p.Effect() != cedar.Forbid {
-			return fault.New(op, fault.Invalid, "line %d, column %d: a deny holds forbid policies only; what is to be allowed is a grant", at.Line, at.Column)
+			return fault.New(op, fault.Invalid, "line %d, column %d: a deny holds forbid policies only; what is to be allowed is a grant", at.Line,
+				at.Column)
 		}
 		if err := v.Policy("", (*ast.Policy)(p.AST())); err != nil {
-			return fault.Because(err, op, fault.Invalid, "line %d, column %d: the policy would not do what it says: %.300s", at.Line, at.Column, first(err))
+			return fault.Because(err, op, fault.Invalid, "line %d, column %d: the policy would not do what it says: %.300s", at.Line, at.Column,
+				first(err))
 		}
 	}
 	return nil

@@ -125,7 +125,8 @@ func (l law) decide(in Input) Decision {
 			out.By = append(out.By, l.names[e.PolicyID])
 		}
 		out.By = unique(out.By)
-		out.Why = fmt.Sprintf("the policy %s can't be evaluated for this act: what can't be judged is denied; lift it and write it anew", strings.Join(out.By, ", "))
+		out.Why = fmt.Sprintf("the policy %s can't be evaluated for this act: what can't be judged is denied; lift it and write it anew",
+			strings.Join(out.By, ", "))
 		return out
 	}
 	for _, r := range diag.Reasons {
@@ -157,7 +158,8 @@ func (s State) choose(in Input, out Decision) Decision {
 	byDefault := slices.Contains(out.By, ObserveDefault)
 	if best == nil && !byDefault && !last.IsZero() {
 		out.Allow = false
-		out.Why = fmt.Sprintf("it may take %s, and %s is granted for %s more, until %s: what would outlast its grant is not begun (the customer can: demarc local grant %s --for TIME)",
+		out.Why = fmt.Sprintf("it may take %s, and %s is granted for %s more, until %s: what would outlast its grant is not begun (the "+
+			"customer can: demarc local grant %s --for TIME)",
 			in.Limit, in.Phase, last.Sub(in.Now).Round(time.Second), last.UTC().Format(time.RFC3339), in.Phase)
 		return out
 	}
@@ -222,7 +224,8 @@ func (s State) whyNot(in Input, by []string) string {
 // so that the text that `demarc local access explain` shows is the whole truth but for the uses.
 func (g Grant) policy() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "permit (principal, action == Action::%q, resource in Appliance::%q)\nwhen { context.now >= %d", string(g.Phase), string(g.Appliance), g.From.UnixMilli())
+	fmt.Fprintf(&b, "permit (principal, action == Action::%q, resource in Appliance::%q)\nwhen { context.now >= %d", string(g.Phase),
+		string(g.Appliance), g.From.UnixMilli())
 	if !g.Until.IsZero() {
 		fmt.Fprintf(&b, " && context.now < %d", g.Until.UnixMilli())
 	}
@@ -285,7 +288,8 @@ func (in Input) request() (cedar.Request, cedar.EntityMap) {
 		effects = append(effects, cedar.String(e))
 	}
 	return cedar.Request{Principal: principal, Action: action, Resource: resource, Context: cedar.NewRecord(cedar.RecordMap{
-		"now": cedar.Long(in.Now.UnixMilli()), "operation": cedar.String(in.Operation), "service": cedar.String(in.Service), "effects": cedar.NewSet(effects...),
+		"now": cedar.Long(in.Now.UnixMilli()), "operation": cedar.String(in.Operation), "service": cedar.String(in.Service),
+		"effects": cedar.NewSet(effects...),
 	})}, entities
 }
 

@@ -113,7 +113,8 @@ func TestLimits(t *testing.T) {
 			act(fleet.OperateRead, func(i *grant.Input) { i.Operation = "state" }), true, ""},
 		"out of scope": {g(fleet.OperateRead, func(x *grant.Grant) { x.Scope.Operations = []string{"a", "state"} }),
 			act(fleet.OperateRead, func(i *grant.Input) { i.Operation = "dump" }), false, "scope"},
-		"no operation named": {g(fleet.OperateRead, func(x *grant.Grant) { x.Scope.Operations = []string{"a"} }), act(fleet.OperateRead), false, "scope"},
+		"no operation named": {g(fleet.OperateRead, func(x *grant.Grant) { x.Scope.Operations = []string{"a"} }), act(fleet.OperateRead), false,
+			"scope"},
 		"another service": {g(fleet.OperateRead, func(x *grant.Grant) { x.Scope.Services = []string{"web"} }),
 			act(fleet.OperateRead, func(i *grant.Input) { i.Service, i.Operation = "store", "state" }), false, "scope"},
 		"no such phase": {g(fleet.Deploy), act("operate"), false, "no such phase"},
@@ -182,14 +183,16 @@ func TestReplayGivesNothing(t *testing.T) {
 	if _, err := s.Give("g0-0", g(fleet.Deploy), nil, start); !errors.Is(err, fault.Conflict) {
 		t.Fatal("a revoked grant came back")
 	}
-	if _, _, err := s.Revoke("r", grant.Revoke{Appliance: "eu-1", Grant: "nobody", At: start, Nonce: nonce}, start); !errors.Is(err, fault.NotFound) {
+	if _, _, err := s.Revoke("r", grant.Revoke{Appliance: "eu-1", Grant: "nobody", At: start, Nonce: nonce},
+		start); !errors.Is(err, fault.NotFound) {
 		t.Fatal(err)
 	}
 	s = denied(t, s, "no", `forbid (principal, action, resource);`)
 	if s, err = s.Lift("l", grant.Lift{Appliance: "eu-1", Deny: "d-no", At: start, Nonce: nonce}, start); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Forbid("d-no", grant.Deny{Appliance: "eu-1", Name: "no", Cedar: `forbid (principal, action, resource);`, At: start, Nonce: nonce}, nil, start); !errors.Is(err, fault.Conflict) {
+	if _, err := s.Forbid("d-no", grant.Deny{Appliance: "eu-1", Name: "no", Cedar: `forbid (principal, action, resource);`, At: start,
+		Nonce: nonce}, nil, start); !errors.Is(err, fault.Conflict) {
 		t.Fatal("a lifted deny came back by a replay", err)
 	}
 }
@@ -221,7 +224,8 @@ func TestDeniesWin(t *testing.T) {
 			t.Errorf("%s: does not say which deny: %+v", name, d)
 		}
 	}
-	for _, e := range []string{grant.DeletePersistentData, grant.ReadSecretValues, grant.LeaveScope, grant.ChangeAuditLog, grant.ChangeConsent} {
+	for _, e := range []string{grant.DeletePersistentData, grant.ReadSecretValues, grant.LeaveScope, grant.ChangeAuditLog,
+		grant.ChangeConsent} {
 		in := write
 		in.Effects = []string{"harmless", e}
 		if d := grant.Decide(in, s); d.Allow || !slices.Equal(d.By, []string{"builtin:" + e}) {
@@ -290,8 +294,10 @@ func drawn(t *rapid.T) (grant.State, []grant.Grant) {
 }
 
 func drawAct(t *rapid.T) grant.Input {
-	return grant.Input{Appliance: "eu-1", Phase: rapid.SampledFrom(fleet.Phases()).Draw(t, "act"), Now: start.Add(time.Duration(rapid.IntRange(0, 6).Draw(t, "now")) * 30 * time.Minute),
-		Operation: rapid.SampledFrom([]string{"", "state", "dump"}).Draw(t, "operation"), Service: rapid.SampledFrom([]string{"", "store", "web"}).Draw(t, "service")}
+	return grant.Input{Appliance: "eu-1", Phase: rapid.SampledFrom(fleet.Phases()).Draw(t, "act"),
+		Now:       start.Add(time.Duration(rapid.IntRange(0, 6).Draw(t, "now")) * 30 * time.Minute),
+		Operation: rapid.SampledFrom([]string{"", "state", "dump"}).Draw(t, "operation"),
+		Service:   rapid.SampledFrom([]string{"", "store", "web"}).Draw(t, "service")}
 }
 
 // What is allowed stays within the law, computed here another way; and less consent never allows more.
@@ -305,7 +311,8 @@ func TestLessConsentNeverAllowsMore(t *testing.T) {
 		for _, h := range s.Held {
 			x := h.Grant
 			within := func(names []string, n string) bool { return len(names) == 0 || slices.Contains(names, n) }
-			law = law || x.Phase == in.Phase && x.Appliance == in.Appliance && !in.Now.Before(x.From) && (x.Until.IsZero() || in.Now.Before(x.Until)) &&
+			law = law || x.Phase == in.Phase && x.Appliance == in.Appliance && !in.Now.Before(x.From) &&
+				(x.Until.IsZero() || in.Now.Before(x.Until)) &&
 				(x.Uses == 0 || h.Used < int(x.Uses)) && within(x.Scope.Operations, in.Operation) && within(x.Scope.Services, in.Service)
 		}
 		if d.Allow != law {
@@ -347,7 +354,8 @@ func TestLessConsentNeverAllowsMore(t *testing.T) {
 }
 
 func TestAccessAndPoliciesTellTheTruth(t *testing.T) {
-	s := given(t, grant.State{}, g(fleet.OperateRead, func(x *grant.Grant) { x.Scope.Operations, x.Uses = []string{"state"}, 3 }), g(fleet.Deploy))
+	s := given(t, grant.State{}, g(fleet.OperateRead, func(x *grant.Grant) { x.Scope.Operations, x.Uses = []string{"state"}, 3 }),
+		g(fleet.Deploy))
 	s = denied(t, s, "no-night", `forbid (principal, action, resource) when { context.now < 0 };`)
 	for _, d := range s.Access("eu-1", start.Add(time.Hour)) {
 		want := d.Phase == fleet.Observe || d.Phase == fleet.OperateRead || d.Phase == fleet.Deploy
@@ -356,7 +364,8 @@ func TestAccessAndPoliciesTellTheTruth(t *testing.T) {
 		}
 	}
 	text := strings.Join(grant.Policies(s, start.Add(time.Hour)), "\n")
-	for _, want := range []string{"builtin:read_secret_values", "no-night", "used 0 of 3", `Action::"deploy"`, `["state"].contains(context.operation)`} {
+	for _, want := range []string{"builtin:read_secret_values", "no-night", "used 0 of 3", `Action::"deploy"`,
+		`["state"].contains(context.operation)`} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is not in\n%s", want, text)
 		}

@@ -134,7 +134,8 @@ func TestLiftingNeverRunsDry(t *testing.T) {
 	var err error
 	const rounds = grant.MaxGone + 10
 	deny := func(i int) grant.Deny {
-		return grant.Deny{Appliance: "eu-1", Name: "d", Cedar: "forbid (principal, action, resource);", At: start.Add(time.Duration(i) * time.Second), Nonce: nonce}
+		return grant.Deny{Appliance: "eu-1", Name: "d", Cedar: "forbid (principal, action, resource);",
+			At: start.Add(time.Duration(i) * time.Second), Nonce: nonce}
 	}
 	for i := range rounds {
 		id := fmt.Sprint("d", i)
@@ -155,31 +156,37 @@ func TestLiftingNeverRunsDry(t *testing.T) {
 // A deny that Cedar would take, and that would never do what its author means, is refused with its place.
 func TestDeniesThatWouldNotWorkAreRefused(t *testing.T) {
 	const fine = "forbid (principal, action, resource);\n  "
-	for text, want := range map[string]string{
-		fine + `forbid (principal, action == Action::"operate-write", resource);`:                                                       "line 2, column 3: ",
-		fine + `forbid (principal, action, resource) when { action == Action::"Deploy" };`:                                              `Action::"Deploy"`,
-		fine + `forbid (principal == User::"ann", action, resource);`:                                                                   "User",
-		fine + `forbid (principal, action, resource in Servce::"store");`:                                                               "Servce",
-		fine + `forbid (principal, action, resource == Vendor::"x");`:                                                                   "applicable",
-		fine + `forbid (principal, action, resource) when { context.time > 3 };`:                                                        "time",
-		fine + `forbid (principal, action, resource) when { context.operation == 3 };`:                                                  "not compatible",
-		fine + `forbid (principal, action, resource) when { datetime("x") < datetime("2026-01-01") };`:                                  "datetime",
-		fine + `forbid (principal, action, resource) when { "true" };`:                                                                  "Bool",
-		fine + `forbid (principal, action, resource`:                                                                                    "line 2, column ",
-		fine + `permit (principal, action, resource);`:                                                                                  "line 2, column 3: a deny holds forbid policies only",
-		fine + `forbid (principal, action, resource) when { context has ` + strings.Repeat("a.", 40):                                    "line 2, column 76: the path has too many parts",
-		fine + `forbid (principal, action, resource) when { context has ` + strings.Repeat("a // \" (\n . ", 40):                        "the path has too many parts",
-		fine + `forbid (principal, action, resource) when { ` + strings.Repeat("(", 5000) + "true" + strings.Repeat(")", 5000) + " };":  "nested too deep",
-		fine + `forbid (principal, action, resource) when { "\")" == "` + `\\" || ` + strings.Repeat("[", 40) + strings.Repeat("]", 40): "nested too deep",
-		fine + `forbid (principal, action, resource) when { /* " */ ` + strings.Repeat("(", 5000):                                       "comments begin with //",
-		fine + `forbid (principal, action, resource) when { ` + strings.Repeat("! -", 20) + "1 == 1 };":                                 "too many signs",
-		"": "1 to 32",
-		strings.Repeat("forbid (principal, action, resource);", 33): "1 to 32",
-		"forbid (principal, action, resource) when { \xff };":       "not Cedar",
+	for _, tc := range []struct{ text, want string }{
+		{fine + `forbid (principal, action == Action::"operate-write", resource);`, "line 2, column 3: "},
+		{fine + `forbid (principal, action, resource) when { action == Action::"Deploy" };`, `Action::"Deploy"`},
+		{fine + `forbid (principal == User::"ann", action, resource);`, "User"},
+		{fine + `forbid (principal, action, resource in Servce::"store");`, "Servce"},
+		{fine + `forbid (principal, action, resource == Vendor::"x");`, "applicable"},
+		{fine + `forbid (principal, action, resource) when { context.time > 3 };`, "time"},
+		{fine + `forbid (principal, action, resource) when { context.operation == 3 };`, "not compatible"},
+		{fine + `forbid (principal, action, resource) when { datetime("x") < datetime("2026-01-01") };`, "datetime"},
+		{fine + `forbid (principal, action, resource) when { "true" };`, "Bool"},
+		{fine + `forbid (principal, action, resource`, "line 2, column "},
+		{fine + `permit (principal, action, resource);`, "line 2, column 3: a deny holds forbid policies only"},
+		{fine + `forbid (principal, action, resource) when { context has ` + strings.Repeat("a.", 40),
+			"line 2, column 76: the path has too many parts"},
+		{fine + `forbid (principal, action, resource) when { context has ` + strings.Repeat("a // \" (\n . ", 40),
+			"the path has too many parts"},
+		{fine + `forbid (principal, action, resource) when { ` + strings.Repeat("(", 5000) + "true" + strings.Repeat(")", 5000) + " };",
+			"nested too deep"},
+		{fine + `forbid (principal, action, resource) when { "\")" == "` + `\\" || ` + strings.Repeat("[", 40) + strings.Repeat("]", 40),
+			"nested too deep"},
+		{fine + `forbid (principal, action, resource) when { /* " */ ` + strings.Repeat("(", 5000), "comments begin with //"},
+		{fine + `forbid (principal, action, resource) when { ` + strings.Repeat("! -", 20) + "1 == 1 };", "too many signs"},
+		{"", "1 to 32"},
+		{strings.Repeat("forbid (principal, action, resource);", 33), "1 to 32"},
+		{"forbid (principal, action, resource) when { \xff };", "not Cedar"},
 	} {
+		text, want := tc.text, tc.want
 		d := grant.Deny{Appliance: "eu-1", Name: "d", Cedar: text, At: start, Nonce: nonce}
 		err := d.Check()
-		if !errors.Is(err, fault.Invalid) || !strings.Contains(fault.Text(err), want) || len(text) > 0 && !strings.Contains(fault.Text(err), "line ") {
+		if !errors.Is(err, fault.Invalid) || !strings.Contains(fault.Text(err), want) ||
+			len(text) > 0 && !strings.Contains(fault.Text(err), "line ") {
 			t.Errorf("%.120q: %v, want %q", text, err, want)
 			continue
 		}
@@ -199,7 +206,8 @@ func TestDeniesThatWouldNotWorkAreRefused(t *testing.T) {
 			t.Errorf("%.80q: %v", text, err)
 		}
 	}
-	if err := (grant.Deny{Appliance: "eu-1", Name: grant.ObserveDefault, Cedar: fine, At: start, Nonce: nonce}).Check(); !errors.Is(err, fault.Invalid) {
+	if err := (grant.Deny{Appliance: "eu-1", Name: grant.ObserveDefault, Cedar: fine, At: start, Nonce: nonce}).Check(); !errors.Is(err,
+		fault.Invalid) {
 		t.Error("a deny poses as the built-in permit", err)
 	}
 }
@@ -243,16 +251,26 @@ func TestAccessLeavesNothingOut(t *testing.T) {
 		want bool
 		why  []string
 	}{
-		"the first name is forbidden": {[]grant.Grant{g(fleet.OperateRead, only("a", "b"))}, `forbid (principal, action, resource == Operation::"a");`, true, []string{"operations a, b only", "denies hold: d"}},
-		"each name is forbidden":      {[]grant.Grant{g(fleet.OperateRead, only("a", "b"))}, `forbid (principal, action, resource);`, false, []string{"forbidden by d"}},
-		"each name by itself":         {[]grant.Grant{g(fleet.OperateRead, only("a", "b"))}, `forbid (principal, action, resource) when { ["a", "b"].contains(context.operation) };`, false, []string{"forbidden by d"}},
-		"several scopes":              {[]grant.Grant{g(fleet.OperateRead, only("a")), g(fleet.OperateRead, only("b"))}, "", true, []string{"operations a; or operations b only"}},
-		"a scope and everything":      {[]grant.Grant{g(fleet.OperateRead, only("a")), g(fleet.OperateRead)}, "", true, []string{"granted operate.read"}},
-		"all but one operation":       {[]grant.Grant{g(fleet.OperateRead)}, `forbid (principal, action, resource) unless { context.operation == "state" };`, true, []string{"denies hold: d"}},
-		"all but one person":          {[]grant.Grant{g(fleet.OperateRead)}, `forbid (principal, action, resource) unless { principal == Vendor::"spiffe://acme.example/operator/ann" };`, true, nil},
-		"all but a named service":     {[]grant.Grant{g(fleet.OperateRead)}, `forbid (principal, action, resource) unless { resource in Service::"store" };`, true, nil},
-		"all without a name":          {[]grant.Grant{g(fleet.OperateRead)}, `forbid (principal, action, resource) when { context.operation == "" };`, true, nil},
-		"another appliance's":         {[]grant.Grant{g(fleet.OperateRead, func(x *grant.Grant) { x.Appliance = "us-1" })}, "", false, []string{"has not granted"}},
+		"the first name is forbidden": {[]grant.Grant{g(fleet.OperateRead, only("a", "b"))},
+			`forbid (principal, action, resource == Operation::"a");`, true, []string{"operations a, b only", "denies hold: d"}},
+		"each name is forbidden": {[]grant.Grant{g(fleet.OperateRead, only("a", "b"))}, `forbid (principal, action, resource);`, false,
+			[]string{"forbidden by d"}},
+		"each name by itself": {[]grant.Grant{g(fleet.OperateRead, only("a", "b"))},
+			`forbid (principal, action, resource) when { ["a", "b"].contains(context.operation) };`, false, []string{"forbidden by d"}},
+		"several scopes": {[]grant.Grant{g(fleet.OperateRead, only("a")), g(fleet.OperateRead, only("b"))}, "", true,
+			[]string{"operations a; or operations b only"}},
+		"a scope and everything": {[]grant.Grant{g(fleet.OperateRead, only("a")), g(fleet.OperateRead)}, "", true,
+			[]string{"granted operate.read"}},
+		"all but one operation": {[]grant.Grant{g(fleet.OperateRead)},
+			`forbid (principal, action, resource) unless { context.operation == "state" };`, true, []string{"denies hold: d"}},
+		"all but one person": {[]grant.Grant{g(fleet.OperateRead)},
+			`forbid (principal, action, resource) unless { principal == Vendor::"spiffe://acme.example/operator/ann" };`, true, nil},
+		"all but a named service": {[]grant.Grant{g(fleet.OperateRead)},
+			`forbid (principal, action, resource) unless { resource in Service::"store" };`, true, nil},
+		"all without a name": {[]grant.Grant{g(fleet.OperateRead)}, `forbid (principal, action, resource) when { context.operation == "" };`,
+			true, nil},
+		"another appliance's": {[]grant.Grant{g(fleet.OperateRead, func(x *grant.Grant) { x.Appliance = "us-1" })}, "", false,
+			[]string{"has not granted"}},
 	} {
 		s := given(t, grant.State{}, c.gs...)
 		if c.deny != "" {
@@ -313,14 +331,19 @@ var rules = []struct {
 	text string
 	hits func(grant.Input) bool
 }{
-	{`forbid (principal, action in Action::"operate", resource);`, func(i grant.Input) bool { return strings.HasPrefix(string(i.Phase), "operate.") }},
+	{`forbid (principal, action in Action::"operate", resource);`, func(i grant.Input) bool {
+		return strings.HasPrefix(string(i.Phase), "operate.")
+	}},
 	{`forbid (principal, action == Action::"observe", resource);`, func(i grant.Input) bool { return i.Phase == fleet.Observe }},
 	{`forbid (principal, action, resource in Service::"store");`, func(i grant.Input) bool { return i.Service == "store" }},
 	{`forbid (principal, action, resource == Operation::"dump");`, func(i grant.Input) bool { return i.Operation == "dump" }},
-	{`forbid (principal == Vendor::"spiffe://a.example/operator/ann", action, resource);`, func(i grant.Input) bool { return i.Who == "spiffe://a.example/operator/ann" }},
+	{`forbid (principal == Vendor::"spiffe://a.example/operator/ann", action, resource);`, func(i grant.Input) bool {
+		return i.Who == "spiffe://a.example/operator/ann"
+	}},
 	{`forbid (principal, action, resource in Appliance::"us-1");`, func(i grant.Input) bool { return i.Appliance == "us-1" }},
 	{`forbid (principal, action, resource) unless { context.effects.isEmpty() };`, func(i grant.Input) bool { return len(i.Effects) > 0 }},
-	{fmt.Sprintf(`forbid (principal, action, resource) when { context.now >= %d };`, start.Add(time.Hour).UnixMilli()), func(i grant.Input) bool { return !i.Now.Before(start.Add(time.Hour)) }},
+	{fmt.Sprintf(`forbid (principal, action, resource) when { context.now >= %d };`,
+		start.Add(time.Hour).UnixMilli()), func(i grant.Input) bool { return !i.Now.Before(start.Add(time.Hour)) }},
 }
 
 // Whatever is granted: denies and the built-in set win, and less consent of any kind never allows more.
@@ -330,7 +353,8 @@ func TestDeniesWinAndLessIsLess(t *testing.T) {
 		s, _ := drawn(t)
 		in := drawAct(t)
 		in.Who = rapid.SampledFrom([]fleet.Principal{"", "spiffe://a.example/operator/ann", "spiffe://a.example/operator/bob"}).Draw(t, "who")
-		in.Effects = rapid.SliceOfNDistinct(rapid.SampledFrom(append([]string{"harmless"}, builtins...)), 0, 2, rapid.ID[string]).Draw(t, "effects")
+		in.Effects = rapid.SliceOfNDistinct(rapid.SampledFrom(append([]string{"harmless"}, builtins...)), 0, 2,
+			rapid.ID[string]).Draw(t, "effects")
 		bare := grant.Decide(in, s)
 		var hit []string
 		for _, e := range in.Effects {

@@ -36,22 +36,37 @@ func TestAccessShowsTheTrueEnd(t *testing.T) {
 		{"the second ends later", []grant.Grant{hours(0, 2), hours(0, 9)}, nil, 9, -1, []string{"everything 0-9 -1"}},
 		{"the first ends later", []grant.Grant{hours(0, 9), hours(0, 2)}, nil, 9, -1, []string{"everything 0-9 -1"}},
 		{"they meet", []grant.Grant{hours(0, 2), hours(2, 4), hours(4, 6)}, nil, 6, -1, []string{"everything 0-6 -1"}},
-		{"one has not begun, with a gap", []grant.Grant{hours(0, 2), hours(3, 9)}, nil, 2, -1, []string{"everything 0-2 -1", "everything 3-9 -1"}},
+		{"one has not begun, with a gap", []grant.Grant{hours(0, 2), hours(3, 9)}, nil, 2, -1,
+			[]string{"everything 0-2 -1", "everything 3-9 -1"}},
 		{"none has begun", []grant.Grant{hours(2, 3)}, nil, 0, 0, []string{"everything 2-3 -1"}},
 		{"all have ended", []grant.Grant{hours(-3, 1)}, nil, 0, 0, nil},
-		{"a narrow one ends later", []grant.Grant{hours(0, 2), hours(0, 9, only("state"))}, nil, 9, -1, []string{"everything 0-2 -1", "operations state 0-9 -1"}},
-		{"a wide one ends later", []grant.Grant{hours(0, 9), hours(0, 2, only("state"))}, nil, 9, -1, []string{"everything 0-9 -1", "operations state 0-9 -1"}},
-		{"a wide one goes on", []grant.Grant{hours(0, 2, only("state")), hours(2, 9)}, nil, 9, -1, []string{"everything 2-9 -1", "operations state 0-9 -1"}},
-		{"they overlap in part", []grant.Grant{hours(0, 2, only("a", "b")), hours(0, 4, only("b", "c"))}, nil, 4, -1, []string{"operations a, b 0-2 -1", "operations b, c 0-4 -1"}},
+		{"a narrow one ends later", []grant.Grant{hours(0, 2), hours(0, 9, only("state"))}, nil, 9, -1,
+			[]string{"everything 0-2 -1", "operations state 0-9 -1"}},
+		{"a wide one ends later", []grant.Grant{hours(0, 9), hours(0, 2, only("state"))}, nil, 9, -1,
+			[]string{"everything 0-9 -1", "operations state 0-9 -1"}},
+		{"a wide one goes on", []grant.Grant{hours(0, 2, only("state")), hours(2, 9)}, nil, 9, -1,
+			[]string{"everything 2-9 -1", "operations state 0-9 -1"}},
+		{"they overlap in part", []grant.Grant{hours(0, 2, only("a", "b")), hours(0, 4, only("b", "c"))}, nil, 4, -1,
+			[]string{"operations a, b 0-2 -1", "operations b, c 0-4 -1"}},
 		{"counted", []grant.Grant{hours(0, 5, uses(3))}, nil, 5, 3, []string{"everything 0-5 3"}},
 		{"counted twice", []grant.Grant{hours(0, 5, uses(3)), hours(0, 9, uses(4))}, nil, 9, 7, []string{"everything 0-9 7"}},
 		{"counted, and another later", []grant.Grant{hours(0, 5, uses(3)), hours(5, 9, uses(4))}, nil, 9, 3, []string{"everything 0-9 7"}},
-		{"any number, then counted", []grant.Grant{hours(0, 2), hours(0, 9, uses(1))}, nil, 9, -1, []string{"everything 0-2 -1", "everything 0-9 1"}},
-		{"one is spent", []grant.Grant{hours(0, 9, uses(1)), hours(0, 2, uses(2))}, func(s grant.State) grant.State { s, _ = s.Use("g0-0", at); return s }, 2, 2, []string{"everything 0-2 2"}},
-		{"one is partly used", []grant.Grant{hours(0, 9, uses(3))}, func(s grant.State) grant.State { s, _ = s.Use("g0-0", at); return s }, 9, 2, []string{"everything 0-9 2"}},
-		{"the longer one is revoked", []grant.Grant{hours(0, 9), hours(0, 2)}, func(s grant.State) grant.State { return revoked(t, s, grant.Revoke{Grant: "g0-0"}) }, 2, -1, []string{"everything 0-2 -1"}},
-		{"another appliance's", []grant.Grant{hours(0, 2), hours(0, 9, func(x *grant.Grant) { x.Appliance = "us-1" })}, nil, 2, -1, []string{"everything 0-2 -1"}},
-		{"denied", []grant.Grant{hours(0, 9)}, func(s grant.State) grant.State { return denied(t, s, "d", `forbid (principal, action, resource);`) }, 0, 0, []string{"everything 0-9 -1"}},
+		{"any number, then counted", []grant.Grant{hours(0, 2), hours(0, 9, uses(1))}, nil, 9, -1,
+			[]string{"everything 0-2 -1", "everything 0-9 1"}},
+		{"one is spent", []grant.Grant{hours(0, 9, uses(1)), hours(0, 2, uses(2))}, func(s grant.State) grant.State {
+			s, _ = s.Use("g0-0", at)
+			return s
+		}, 2, 2, []string{"everything 0-2 2"}},
+		{"one is partly used", []grant.Grant{hours(0, 9, uses(3))}, func(s grant.State) grant.State { s, _ = s.Use("g0-0", at); return s }, 9, 2,
+			[]string{"everything 0-9 2"}},
+		{"the longer one is revoked", []grant.Grant{hours(0, 9), hours(0, 2)}, func(s grant.State) grant.State {
+			return revoked(t, s, grant.Revoke{Grant: "g0-0"})
+		}, 2, -1, []string{"everything 0-2 -1"}},
+		{"another appliance's", []grant.Grant{hours(0, 2), hours(0, 9, func(x *grant.Grant) { x.Appliance = "us-1" })}, nil, 2, -1,
+			[]string{"everything 0-2 -1"}},
+		{"denied", []grant.Grant{hours(0, 9)}, func(s grant.State) grant.State {
+			return denied(t, s, "d", `forbid (principal, action, resource);`)
+		}, 0, 0, []string{"everything 0-9 -1"}},
 		{"denied in part", []grant.Grant{hours(0, 2), hours(0, 9, only("state"))}, func(s grant.State) grant.State {
 			return denied(t, s, "d", `forbid (principal, action, resource == Operation::"dump");`)
 		}, 9, -1, []string{"everything 0-2 -1", "operations state 0-9 -1"}},
@@ -101,7 +116,8 @@ func TestAccessNeverUnderstates(t *testing.T) {
 				continue
 			}
 			if !slices.ContainsFunc(d.Reach, func(r grant.Reach) bool {
-				return within(r.Scope.Operations, in.Operation) && within(r.Scope.Services, in.Service) && !in.Now.Before(r.From) && (r.Until.IsZero() || in.Now.Before(r.Until)) && r.UsesLeft != 0
+				return within(r.Scope.Operations, in.Operation) && within(r.Scope.Services, in.Service) && !in.Now.Before(r.From) &&
+					(r.Until.IsZero() || in.Now.Before(r.Until)) && r.UsesLeft != 0
 			}) {
 				t.Fatalf("%+v is allowed, and Access shows %+v", in, d.Reach)
 			}

@@ -54,10 +54,12 @@ func (s State) Give(id string, g Grant, by []seal.KeyID, now time.Time) (State, 
 		return s, fault.New(op, fault.Expired, "the grant ended at %s", g.Until.Format(time.RFC3339))
 	}
 	if !g.Until.IsZero() && g.Until.After(now.Add(fleet.MaxConsent+fleet.MaxSkew)) {
-		return s, fault.New(op, fault.Invalid, "the grant ends at %s, more than %s from now: sign one that ends sooner", g.Until.Format(time.RFC3339), days(fleet.MaxConsent))
+		return s, fault.New(op, fault.Invalid, "the grant ends at %s, more than %s from now: sign one that ends sooner",
+			g.Until.Format(time.RFC3339), days(fleet.MaxConsent))
 	}
 	if s.known(id, g.From) || slices.ContainsFunc(s.Held, func(h Held) bool { return h.ID == id }) {
-		return s, fault.New(op, fault.Conflict, "this grant was given before, or is older than all that is remembered: sign a new one that begins now")
+		return s, fault.New(op, fault.Conflict, "this grant was given before, or is older than all that is remembered: sign a new one that "+
+			"begins now")
 	}
 	out := s
 	out.Held = append(make([]Held, 0, len(s.Held)+1), s.Held...)

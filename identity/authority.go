@@ -109,7 +109,8 @@ type IssueOptions struct {
 
 // Issue signs a leaf for who. Of the request only the public key is used, once its signature shows that the asker
 // holds the private half; the names in the request count for nothing. The life is cut where the CA's ends.
-func (a *Authority) Issue(csr *x509.CertificateRequest, who fleet.Principal, now time.Time, ttl time.Duration, extra IssueOptions) (*x509.Certificate, error) {
+func (a *Authority) Issue(csr *x509.CertificateRequest, who fleet.Principal, now time.Time, ttl time.Duration,
+	extra IssueOptions) (*x509.Certificate, error) {
 	const op = "identity.Issue"
 	if err := checkCSR(csr); err != nil {
 		return nil, err
@@ -130,10 +131,12 @@ func (a *Authority) Issue(csr *x509.CertificateRequest, who fleet.Principal, now
 		return nil, fault.New(op, fault.Internal, "no source of randomness was given for the serial")
 	}
 	if now.After(a.Cert.NotAfter) || now.Before(a.Cert.NotBefore) {
-		return nil, fault.New(op, fault.Expired, "the CA is valid from %s to %s, and it is %s: make another slot active", stamp(a.Cert.NotBefore), stamp(a.Cert.NotAfter), stamp(now))
+		return nil, fault.New(op, fault.Expired, "the CA is valid from %s to %s, and it is %s: make another slot active", stamp(a.Cert.NotBefore),
+			stamp(a.Cert.NotAfter), stamp(now))
 	}
 	if ttl <= 0 || extra.Backdate < 0 {
-		return nil, fault.New(op, fault.Invalid, "a certificate that lives %s, backdated %s: life must be positive and backdating not negative", ttl, extra.Backdate)
+		return nil, fault.New(op, fault.Invalid, "a certificate that lives %s, backdated %s: life must be positive and backdating not negative",
+			ttl, extra.Backdate)
 	}
 	usage := []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 	if role == fleet.Node {

@@ -12,6 +12,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"net/netip"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -65,7 +66,8 @@ func TestIssue(t *testing.T) {
 	// At the end of the CA's life the leaf ends with it.
 	late := ca.Cert.NotAfter.Add(-time.Hour)
 	node, err := ca.Issue(parsedCSR(t), fleet.PrincipalOf(td, fleet.Node, "n1"), late, 24*time.Hour,
-		identity.IssueOptions{Rand: rand.Reader, DNSNames: []string{"cp.acme.example"}, IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")}})
+		identity.IssueOptions{Rand: rand.Reader, DNSNames: []string{"cp.acme.example"},
+			IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +113,8 @@ func TestIssue(t *testing.T) {
 	if _, err := identity.NewCSR(weak, rand.Reader); fault.Of(err) != fault.Invalid {
 		t.Errorf("P-224: %v", err)
 	}
-	for _, bad := range []string{"", "ACME.example", "acme.example/x", "spiffe://acme.example", "a b", "a..b", "acme_corp.example", "10.0.0.1", "::1", "acme.example.", strings.Repeat("a.", 127) + "aa"} {
+	for _, bad := range []string{"", "ACME.example", "acme.example/x", "spiffe://acme.example", "a b", "a..b", "acme_corp.example", "10.0.0.1",
+		"::1", "acme.example.", strings.Repeat("a.", 127) + "aa"} {
 		if _, err := identity.NewCA(bad, now, rand.Reader, time.Hour); fault.Of(err) != fault.Invalid {
 			t.Errorf("trust domain %q: %v", bad, err)
 		}
@@ -276,8 +279,25 @@ func FuzzOpenAuthority(f *testing.F) {
 	}
 	f.Add(good)
 	f.Fuzz(func(t *testing.T, sealed []byte) {
-		if _, err := identity.OpenAuthority(ca.Cert.Raw, sealed, kek); err == nil && !bytes.Equal(bytes.TrimSpace(sealed), bytes.TrimSpace(good)) && !bytes.ContainsAny(sealed, "\r\n") {
+		if _, err := identity.OpenAuthority(ca.Cert.Raw, sealed, kek); err == nil &&
+			!bytes.Equal(bytes.TrimSpace(sealed), bytes.TrimSpace(good)) && !bytes.ContainsAny(sealed, "\r\n") {
 			t.Fatalf("%q opens", sealed)
 		}
 	})
+}
+
+func named(t testing.TB, ids ...string) func(*x509.Certificate) {
+	return func(c *x509.Certificate) { c.URIs = uris(t, ids...) }
+}
+
+func uris(t testing.TB, ss ...string) (out []*url.URL) {
+	t.Helper()
+	for _, s := range ss {
+		u, err := url.Parse(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, u)
+	}
+	return out
 }

@@ -56,7 +56,8 @@ var partitions = map[string]struct {
 		"af-south-1", "ap-east-1", "ap-east-2", "ap-northeast-1", "ap-northeast-2", "ap-northeast-3", "ap-south-1", "ap-south-2",
 		"ap-southeast-1", "ap-southeast-2", "ap-southeast-3", "ap-southeast-4", "ap-southeast-5", "ap-southeast-6", "ap-southeast-7",
 		"ca-central-1", "ca-west-1", "eu-central-1", "eu-central-2", "eu-north-1", "eu-south-1", "eu-south-2", "eu-west-1", "eu-west-2",
-		"eu-west-3", "il-central-1", "me-central-1", "me-south-1", "me-west-1", "mx-central-1", "sa-east-1", "sa-west-1", "us-east-1", "us-east-2", "us-west-1", "us-west-2",
+		"eu-west-3", "il-central-1", "me-central-1", "me-south-1", "me-west-1", "mx-central-1", "sa-east-1", "sa-west-1", "us-east-1",
+		"us-east-2", "us-west-1", "us-west-2",
 	}},
 	"aws-cn":     {"amazonaws.com.cn", []string{"cn-north-1", "cn-northwest-1"}},
 	"aws-us-gov": {"amazonaws.com", []string{"us-gov-east-1", "us-gov-west-1"}},
@@ -69,13 +70,16 @@ func STSHost(region string) (host, partition string, err error) {
 			return "sts." + region + "." + p.suffix, name, nil
 		}
 	}
-	return "", "", fault.New("identity.STSHost", fault.Invalid, "%q is no region whose STS is known here: name another region of the same partition", fault.Clip(region))
+	return "", "", fault.New("identity.STSHost", fault.Invalid,
+		"%q is no region whose STS is known here: name another region of the same partition", fault.Clip(region))
 }
 
 var (
-	awsAccount   = regexp.MustCompile(`^[0-9]{12}$`)
-	awsRole      = regexp.MustCompile(`^arn:(aws|aws-cn|aws-us-gov):iam::([0-9]{12}):role/((?:[A-Za-z0-9+=,.@_-]+/)*)([A-Za-z0-9+=,.@_-]{1,64})$`)
-	awsAssumed   = regexp.MustCompile(`^arn:(aws|aws-cn|aws-us-gov):sts::([0-9]{12}):assumed-role/([A-Za-z0-9+=,.@_-]{1,64})/([A-Za-z0-9+=,.@_-]{2,64})$`)
+	awsAccount = regexp.MustCompile(`^[0-9]{12}$`)
+	awsRole    = regexp.MustCompile(
+		`^arn:(aws|aws-cn|aws-us-gov):iam::([0-9]{12}):role/((?:[A-Za-z0-9+=,.@_-]+/)*)([A-Za-z0-9+=,.@_-]{1,64})$`)
+	awsAssumed = regexp.MustCompile(
+		`^arn:(aws|aws-cn|aws-us-gov):sts::([0-9]{12}):assumed-role/([A-Za-z0-9+=,.@_-]{1,64})/([A-Za-z0-9+=,.@_-]{2,64})$`)
 	awsUserID    = regexp.MustCompile(`^(AROA[A-Z0-9]{12,124}):[A-Za-z0-9+=,.@_-]{2,64}$`)
 	awsDate      = regexp.MustCompile(`^[0-9]{8}T[0-9]{6}Z$`)
 	awsAccessKey = regexp.MustCompile(`^[A-Z0-9]{16,128}$`)
@@ -129,13 +133,15 @@ func NewSTSRequest(region, audience string) (STSRequest, error) {
 	if len(audience) > maxAudience || !awsAudience.MatchString(audience) {
 		return STSRequest{}, fault.New("identity.NewSTSRequest", fault.Invalid, "the audience is none that can stand in a header")
 	}
-	return STSRequest{Host: host, Region: region, Body: stsBody, Headers: []Header{{"Content-Type", stsContentType}, {"X-Demarc-Audience", audience}}}, nil
+	return STSRequest{Host: host, Region: region, Body: stsBody,
+		Headers: []Header{{"Content-Type", stsContentType}, {"X-Demarc-Audience", audience}}}, nil
 }
 
 // Authorization is the header that a signature by these credentials gives. Both sides make it: the appliance to see that
 // its SDK signed what the control plane will write, the control plane to write it.
 func (s SignedIdentity) Authorization() string {
-	return "AWS4-HMAC-SHA256 Credential=" + s.AccessKeyID + "/" + s.Date[:min(8, len(s.Date))] + "/" + s.Region + "/sts/aws4_request, SignedHeaders=" + stsSigned +
+	return "AWS4-HMAC-SHA256 Credential=" + s.AccessKeyID + "/" + s.Date[:min(8, len(s.Date))] + "/" + s.Region +
+		"/sts/aws4_request, SignedHeaders=" + stsSigned +
 		", Signature=" + hex.EncodeToString(s.Signature)
 }
 
@@ -163,7 +169,8 @@ func (e Expect) STSRequest(s SignedIdentity, audience string, now time.Time) (ST
 	case !awsAccessKey.MatchString(s.AccessKeyID):
 		return STSRequest{}, fault.New(op, fault.Invalid, "the access key id of the signed request has not the form of one")
 	case s.SessionToken == "":
-		return STSRequest{}, fault.New(op, fault.Invalid, "the signed request has no session token: use the credentials of a role, not a user's keys")
+		return STSRequest{}, fault.New(op, fault.Invalid, "the signed request has no session token: use the credentials of a role, not a "+
+			"user's keys")
 	case len(s.SessionToken) > maxSessionToken || !awsToken.MatchString(s.SessionToken):
 		return STSRequest{}, fault.New(op, fault.Invalid, "the session token of the signed request has not the form of one")
 	case len(s.Signature) != 32:
@@ -173,9 +180,11 @@ func (e Expect) STSRequest(s SignedIdentity, audience string, now time.Time) (ST
 	case len(e.Regions) > 0 && !slices.Contains(e.Regions, s.Region):
 		return STSRequest{}, fault.New(op, fault.Denied, "the region %s is not registered: %s", s.Region, strings.Join(e.Regions, ", "))
 	case date.Before(now.Add(-awsSkew)) || date.After(now.Add(awsSkew)):
-		return STSRequest{}, fault.New(op, fault.Expired, "the request was signed at %s, and it is %s here: compare the clocks", stamp(date), stamp(now))
+		return STSRequest{}, fault.New(op, fault.Expired, "the request was signed at %s, and it is %s here: compare the clocks", stamp(date),
+			stamp(now))
 	}
-	req.Headers = append(req.Headers, Header{"X-Amz-Date", s.Date}, Header{"X-Amz-Security-Token", s.SessionToken}, Header{"Authorization", s.Authorization()})
+	req.Headers = append(req.Headers, Header{"X-Amz-Date", s.Date}, Header{"X-Amz-Security-Token", s.SessionToken},
+		Header{"Authorization", s.Authorization()})
 	return req, nil
 }
 

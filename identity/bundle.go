@@ -37,7 +37,8 @@ func (SignedBundle) PayloadType() string { return "application/vnd.demarc.bundle
 // CheckBundleNonce bounds what a stranger may have signed.
 func CheckBundleNonce(nonce []byte) error {
 	if n := len(nonce); n < MinBundleNonce || n > MaxBundleNonce {
-		return fault.New("identity.CheckBundleNonce", fault.Invalid, "the nonce has %d bytes: draw %d to %d random ones", n, MinBundleNonce, MaxBundleNonce)
+		return fault.New("identity.CheckBundleNonce", fault.Invalid, "the nonce has %d bytes: draw %d to %d random ones", n, MinBundleNonce,
+			MaxBundleNonce)
 	}
 	return nil
 }
@@ -60,7 +61,8 @@ func SealBundle(trustDomain string, number uint64, slots []Slot, at time.Time, n
 }
 
 // SealCAs signs CAs (DER) that are trusted now, of which one issues. The nonce is nil where nobody asked.
-func SealCAs(trustDomain string, number uint64, cas [][]byte, issuer fleet.Digest, at time.Time, nonce []byte, key crypto.Signer) ([]byte, error) {
+func SealCAs(trustDomain string, number uint64, cas [][]byte, issuer fleet.Digest, at time.Time, nonce []byte,
+	key crypto.Signer) ([]byte, error) {
 	return seal.Seal(SignedBundle{TrustDomain: trustDomain, Number: number, CAs: cas, Issuer: issuer, At: at.UTC(), Nonce: nonce}, key)
 }
 
@@ -75,7 +77,8 @@ func OpenBundle(sealed []byte, pinned seal.Key, trustDomain string, nonce []byte
 	case !bytes.Equal(b.Nonce, nonce):
 		return SignedBundle{}, fault.New(op, fault.Denied, "the signed bundle answers another question than the one that was asked")
 	case b.Number < held:
-		return SignedBundle{}, fault.New(op, fault.Denied, "the signed bundle is number %d, and number %d is held already: an old one is not taken back", b.Number, held)
+		return SignedBundle{}, fault.New(op, fault.Denied, "the signed bundle is number %d, and number %d is held already: an old one is not "+
+			"taken back", b.Number, held)
 	}
 	return b, nil
 }
@@ -92,7 +95,8 @@ func OpenKeptBundle(sealed []byte, pinned seal.Key, trustDomain string) (SignedB
 		return SignedBundle{}, fault.At(op, "", err)
 	}
 	if b.TrustDomain != trustDomain {
-		return SignedBundle{}, fault.New(op, fault.Denied, "the signed bundle is of trust domain %q, not %q", fault.Clip(b.TrustDomain), trustDomain)
+		return SignedBundle{}, fault.New(op, fault.Denied, "the signed bundle is of trust domain %q, not %q", fault.Clip(b.TrustDomain),
+			trustDomain)
 	}
 	if _, err := ParseDER(b.CAs, trustDomain); err != nil {
 		return SignedBundle{}, fault.At(op, "", err)

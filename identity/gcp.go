@@ -74,9 +74,11 @@ func (e Expect) verifyGCP(keys Keys, token, audience string, now time.Time) (Pro
 	case c.Subject == "" || len(c.Subject) > maxUID:
 		return Proven{}, fault.New(op, fault.Denied, "the token names no service account by its unique id")
 	case e.UniqueID != "" && c.Subject != e.UniqueID:
-		return Proven{}, fault.New(op, fault.Denied, "the token is that of an account with the unique id %q, and %s is registered: it was deleted and made anew, or it is another", fault.Clip(c.Subject), e.UniqueID)
+		return Proven{}, fault.New(op, fault.Denied, "the token is that of an account with the unique id %q, and %s is registered: it was "+
+			"deleted and made anew, or it is another", fault.Clip(c.Subject), e.UniqueID)
 	case vm.Project == "":
-		return Proven{}, fault.New(op, fault.Denied, "the token names no project: it must be that of a virtual machine's metadata server, with format=full")
+		return Proven{}, fault.New(op, fault.Denied, "the token names no project: it must be that of a virtual machine's metadata server, with "+
+			"format=full")
 	case vm.Project != e.Project:
 		return Proven{}, fault.New(op, fault.Denied, "the token is of the project %q, and %q is registered", fault.Clip(vm.Project), e.Project)
 	case e.Zone != "" && vm.Zone != e.Zone:

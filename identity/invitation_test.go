@@ -21,7 +21,8 @@ func invitation(t testing.TB) identity.Invitation {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return identity.Invitation{TrustDomain: "acme.example", Name: "ben", Role: fleet.Viewer, Nodes: []string{"cp-1.acme.example:7443", "10.0.0.2:7443"},
+	return identity.Invitation{TrustDomain: "acme.example", Name: "ben", Role: fleet.Viewer,
+		Nodes:  []string{"cp-1.acme.example:7443", "10.0.0.2:7443"},
 		LogKey: string(k.PEM()), Secret: bytes.Repeat([]byte{9}, identity.InviteSecret), Until: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
 }
 
@@ -38,15 +39,18 @@ func TestInvitation(t *testing.T) {
 	if err != nil || got.Name != i.Name || !got.Until.Equal(i.Until) || !bytes.Equal(got.Secret, i.Secret) {
 		t.Fatalf("%+v, %v", got, err)
 	}
-	for name, bad := range map[string]string{"empty": "", "cut": line[:len(line)-9], "no intro": line[5:], "padded": line + "=", "altered": strings.Replace(line, "a", "b", 40),
-		"long": line + strings.Repeat("A", identity.MaxInvitation)} {
+	for name, bad := range map[string]string{"empty": "", "cut": line[:len(line)-9], "no intro": line[5:], "padded": line + "=",
+		"altered": strings.Replace(line, "a", "b", 40),
+		"long":    line + strings.Repeat("A", identity.MaxInvitation)} {
 		if _, err := identity.ParseInvitation([]byte(bad)); fault.Of(err) != fault.Invalid {
 			t.Errorf("%s: %v, want %s", name, err, fault.Invalid)
 		}
 	}
 	for name, change := range map[string]func(*identity.Invitation){
-		"domain": func(i *identity.Invitation) { i.TrustDomain = "ACME" }, "name": func(i *identity.Invitation) { i.Name = "../ben" }, "role": func(i *identity.Invitation) { i.Role = "root" },
-		"no nodes": func(i *identity.Invitation) { i.Nodes = nil }, "a node": func(i *identity.Invitation) { i.Nodes = []string{"cp-1"} }, "key": func(i *identity.Invitation) { i.LogKey = "x" },
+		"domain": func(i *identity.Invitation) { i.TrustDomain = "ACME" }, "name": func(i *identity.Invitation) { i.Name = "../ben" },
+		"role":     func(i *identity.Invitation) { i.Role = "root" },
+		"no nodes": func(i *identity.Invitation) { i.Nodes = nil }, "a node": func(i *identity.Invitation) { i.Nodes = []string{"cp-1"} },
+		"key":    func(i *identity.Invitation) { i.LogKey = "x" },
 		"secret": func(i *identity.Invitation) { i.Secret = i.Secret[1:] }, "until": func(i *identity.Invitation) { i.Until = time.Time{} }} {
 		i := invitation(t)
 		change(&i)
@@ -72,8 +76,10 @@ func TestInviteProof(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, err := range map[string]error{
-		"domain": identity.CheckInvite(pub, "acme.examplf", "ben", []byte("csr"), proof), "name": identity.CheckInvite(pub, "acme.example", "bem", []byte("csr"), proof),
-		"moved": identity.CheckInvite(pub, "acme.exampleb", "en", []byte("csr"), proof), "key": identity.CheckInvite(pub, "acme.example", "ben", []byte("cst"), proof),
+		"domain": identity.CheckInvite(pub, "acme.examplf", "ben", []byte("csr"), proof),
+		"name":   identity.CheckInvite(pub, "acme.example", "bem", []byte("csr"), proof),
+		"moved":  identity.CheckInvite(pub, "acme.exampleb", "en", []byte("csr"), proof),
+		"key":    identity.CheckInvite(pub, "acme.example", "ben", []byte("cst"), proof),
 		"secret": identity.CheckInvite(other.Public().(ed25519.PublicKey), "acme.example", "ben", []byte("csr"), proof),
 	} {
 		if fault.Of(err) != fault.Denied {

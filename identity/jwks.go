@@ -67,7 +67,8 @@ func algorithm(k jose.JSONWebKey) (jose.SignatureAlgorithm, error) {
 		}
 	}
 	if alg == "" || !k.Valid() || (k.Algorithm != "" && k.Algorithm != string(alg)) || (k.Use != "" && k.Use != "sig") {
-		return "", fault.New("identity.Expect", fault.Invalid, "JWKS key %q: use public RSA keys of 2048 to 4096 bits (RS256) or P-256 keys (ES256), for signatures", fault.Clip(k.KeyID))
+		return "", fault.New("identity.Expect", fault.Invalid, "JWKS key %q: use public RSA keys of 2048 to 4096 bits (RS256) or P-256 keys "+
+			"(ES256), for signatures", fault.Clip(k.KeyID))
 	}
 	return alg, nil
 }
@@ -109,7 +110,8 @@ func (k Keys) open(token, typ string, c any) error {
 		return fault.New(op, fault.Denied, "the token is of the type %q, and %q is needed: use demarc platform dev token", fault.Clip(got), typ)
 	}
 	if !k.Has(h.KeyID) {
-		return fault.New(op, fault.Denied, "the token names key %q, which is not pinned: the cluster's keys were rotated, or it is another cluster", fault.Clip(h.KeyID))
+		return fault.New(op, fault.Denied, "the token names key %q, which is not pinned: the cluster's keys were rotated, or it is another "+
+			"cluster", fault.Clip(h.KeyID))
 	}
 	key := k.set.Key(h.KeyID)[0]
 	alg, err := algorithm(key)
@@ -160,7 +162,8 @@ func (k Keys) Names() ([]KeyName, error) {
 // CheckIssuer returns nil if keys can be fetched from an issuer: https, a host, and nothing but a path; else a fault with a [FieldError].
 func CheckIssuer(issuer string) error {
 	u, err := url.Parse(issuer)
-	if err != nil || len(issuer) > 512 || u.Scheme != "https" || u.Host == "" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" ||
+	if err != nil || len(issuer) > 512 || u.Scheme != "https" || u.Host == "" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" ||
+		u.ForceQuery || u.Fragment != "" ||
 		u.Opaque != "" || u.String() != issuer || strings.HasSuffix(issuer, "#") || !plainHost(u.Host) {
 		return wrong("issuer", err, " %q: to fetch its keys, an https URL without user, query or fragment is needed", fault.Clip(issuer))
 	}
@@ -201,12 +204,15 @@ func KeysURL(doc []byte, issuer string) (string, error) {
 		return "", fault.Because(err, op, fault.Invalid, "the issuer's discovery document does not parse")
 	}
 	if d.Issuer != issuer {
-		return "", fault.New(op, fault.Denied, "the discovery document is that of %q, and %q is registered", fault.Clip(d.Issuer), fault.Clip(issuer))
+		return "", fault.New(op, fault.Denied, "the discovery document is that of %q, and %q is registered", fault.Clip(d.Issuer),
+			fault.Clip(issuer))
 	}
 	from, _ := url.Parse(issuer)
 	to, err := url.Parse(d.JWKSURI)
-	if err != nil || to.Scheme != "https" || to.Host != from.Host || to.User != nil || to.Fragment != "" || to.Opaque != "" || to.String() != d.JWKSURI {
-		return "", fault.Because(err, op, fault.Denied, "the discovery document sends us to %q for keys: they must be at the issuer's own host, over https", fault.Clip(d.JWKSURI))
+	if err != nil || to.Scheme != "https" || to.Host != from.Host || to.User != nil || to.Fragment != "" || to.Opaque != "" ||
+		to.String() != d.JWKSURI {
+		return "", fault.Because(err, op, fault.Denied, "the discovery document sends us to %q for keys: they must be at the issuer's own "+
+			"host, over https", fault.Clip(d.JWKSURI))
 	}
 	return d.JWKSURI, nil
 }

@@ -78,7 +78,8 @@ func (e Expect) VerifyToken(keys Keys, token, audience string, now time.Time) (P
 	case KindGCP:
 		return e.verifyGCP(keys, token, audience, now)
 	}
-	return Proven{}, fault.New("identity.Verify", fault.Invalid, "an appliance on %s proves itself by a signed request, not by a token", e.Kind)
+	return Proven{}, fault.New("identity.Verify", fault.Invalid, "an appliance on %s proves itself by a signed request, not by a token",
+		e.Kind)
 }
 
 func (e Expect) verifyKubernetes(keys Keys, token, audience string, now time.Time) (Proven, error) {
@@ -113,7 +114,8 @@ func (e Expect) verifyKubernetes(keys Keys, token, audience string, now time.Tim
 const maxUID = 128
 
 func wrongAudience() error {
-	return fault.New("identity.Verify", fault.Denied, "the token is not made out to this nonce, this key and this trust domain: its audience must be exactly the one that was asked for")
+	return fault.New("identity.Verify", fault.Denied, "the token is not made out to this nonce, this key and this trust domain: its "+
+		"audience must be exactly the one that was asked for")
 }
 
 // times is when a token is good.
@@ -130,7 +132,8 @@ func (c times) check(now time.Time, instead string) (time.Time, error) {
 	case c.Expiry == nil:
 		return time.Time{}, fault.New(op, fault.Denied, "the token never expires: %s", instead)
 	case !now.Add(-skew).Before(c.Expiry.Time()):
-		return time.Time{}, fault.New(op, fault.Expired, "the token ran out at %s, and it is %s here: request another, and compare the clocks", stamp(c.Expiry.Time()), stamp(now))
+		return time.Time{}, fault.New(op, fault.Expired, "the token ran out at %s, and it is %s here: request another, and compare the clocks",
+			stamp(c.Expiry.Time()), stamp(now))
 	case c.NotBefore != nil && now.Add(skew).Before(c.NotBefore.Time()),
 		c.IssuedAt != nil && now.Add(skew).Before(c.IssuedAt.Time()):
 		return time.Time{}, fault.New(op, fault.Expired, "the token is not valid yet, and it is %s here: compare the clocks", stamp(now))

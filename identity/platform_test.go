@@ -29,7 +29,8 @@ func TestRegistrationByPlatform(t *testing.T) {
 		}
 	}
 	// What stands in books from before there were other kinds.
-	old := fmt.Sprintf(`{"kind":"kubernetes","issuer":"https://x.example","jwks":%s,"namespace":"demarc","service_account":"appliance"}`, good.JWKS)
+	old := fmt.Sprintf(`{"kind":"kubernetes","issuer":"https://x.example","jwks":%s,"namespace":"demarc","service_account":"appliance"}`,
+		good.JWKS)
 	var e identity.Expect
 	if err := json.Unmarshal([]byte(old), &e); err != nil || e.Check() != nil {
 		t.Errorf("an old registration: %v, %v", err, e.Check())
@@ -39,34 +40,41 @@ func TestRegistrationByPlatform(t *testing.T) {
 		change func(e *identity.Expect)
 		want   string
 	}{
-		"unknown kind":             {good, func(e *identity.Expect) { e.Kind = "azure" }, "use aws, gcp, kubernetes or dev"},
-		"role on kubernetes":       {good, func(e *identity.Expect) { e.RoleARN = onAWS.RoleARN }, "role_arn does not belong"},
-		"project on kubernetes":    {good, func(e *identity.Expect) { e.Project = "acme-prod" }, "project does not belong"},
-		"pinned and fetched":       {good, func(e *identity.Expect) { e.Discovery = true }, "give one of them"},
-		"neither":                  {good, func(e *identity.Expect) { e.JWKS = nil }, "JWKS"},
-		"fetched over http":        {good, func(e *identity.Expect) { e.JWKS, e.Discovery, e.Issuer = nil, true, "http://x.example" }, "https URL"},
-		"fetched with a user":      {good, func(e *identity.Expect) { e.JWKS, e.Discovery, e.Issuer = nil, true, "https://a@x.example" }, "https URL"},
-		"fetched with a query":     {good, func(e *identity.Expect) { e.JWKS, e.Discovery, e.Issuer = nil, true, "https://x.example/?a" }, "https URL"},
-		"fetched, upper case":      {good, func(e *identity.Expect) { e.JWKS, e.Discovery, e.Issuer = nil, true, "https://X.example" }, "https URL"},
-		"fetched, not ASCII":       {good, func(e *identity.Expect) { e.JWKS, e.Discovery, e.Issuer = nil, true, "https://\u0445.example" }, "https URL"},
-		"issuer of 513 bytes":      {good, func(e *identity.Expect) { e.Issuer = "https://x.example/" + strings.Repeat("a", 495) }, "512 bytes"},
-		"issuer on aws":            {onAWS, func(e *identity.Expect) { e.Issuer = "https://x.example" }, "issuer does not belong"},
-		"service account on aws":   {onAWS, func(e *identity.Expect) { e.ServiceAccount = "a" }, "service_account does not belong"},
-		"account of 11 digits":     {onAWS, func(e *identity.Expect) { e.Account = "12345678901" }, "12 digits"},
-		"role of another account":  {onAWS, func(e *identity.Expect) { e.Account = "210987654321" }, "account and role_arn name different accounts"},
-		"a user":                   {onAWS, func(e *identity.Expect) { e.RoleARN = "arn:aws:iam::123456789012:user/x" }, "role_arn"},
-		"an assumed role":          {onAWS, func(e *identity.Expect) { e.RoleARN = "arn:aws:sts::123456789012:assumed-role/x/y" }, "role_arn"},
-		"a star":                   {onAWS, func(e *identity.Expect) { e.RoleARN = "arn:aws:iam::123456789012:role/*" }, "role_arn"},
-		"unknown partition":        {onAWS, func(e *identity.Expect) { e.RoleARN = "arn:aws-x:iam::123456789012:role/x" }, "role_arn"},
-		"line end":                 {onAWS, func(e *identity.Expect) { e.RoleARN += "\n" }, "role_arn"},
-		"region elsewhere":         {onAWS, func(e *identity.Expect) { e.Regions = []string{"cn-north-1"} }, "none of the role's partition"},
-		"unknown region":           {onAWS, func(e *identity.Expect) { e.Regions = []string{"evil"} }, "none of the role's partition"},
-		"namespace on gcp":         {onGCP, func(e *identity.Expect) { e.Namespace = "demarc" }, "namespace does not belong"},
-		"no project":               {onGCP, func(e *identity.Expect) { e.Project = "" }, "project"},
-		"a person":                 {onGCP, func(e *identity.Expect) { e.ServiceAccount = "x@gmail.com" }, "email address"},
-		"host after the right end": {onGCP, func(e *identity.Expect) { e.ServiceAccount = "x@a.iam.gserviceaccount.com.evil.example" }, "email address"},
-		"unique id of letters":     {onGCP, func(e *identity.Expect) { e.UniqueID = "abc" }, "digits only"},
-		"zone":                     {onGCP, func(e *identity.Expect) { e.Zone = "Europe" }, "zone"},
+		"unknown kind":          {good, func(e *identity.Expect) { e.Kind = "azure" }, "use aws, gcp, kubernetes or dev"},
+		"role on kubernetes":    {good, func(e *identity.Expect) { e.RoleARN = onAWS.RoleARN }, "role_arn does not belong"},
+		"project on kubernetes": {good, func(e *identity.Expect) { e.Project = "acme-prod" }, "project does not belong"},
+		"pinned and fetched":    {good, func(e *identity.Expect) { e.Discovery = true }, "give one of them"},
+		"neither":               {good, func(e *identity.Expect) { e.JWKS = nil }, "JWKS"},
+		"fetched over http": {good, func(e *identity.Expect) { e.JWKS, e.Discovery, e.Issuer = nil, true, "http://x.example" },
+			"https URL"},
+		"fetched with a user": {good, func(e *identity.Expect) { e.JWKS, e.Discovery, e.Issuer = nil, true, "https://a@x.example" },
+			"https URL"},
+		"fetched with a query": {good, func(e *identity.Expect) { e.JWKS, e.Discovery, e.Issuer = nil, true, "https://x.example/?a" },
+			"https URL"},
+		"fetched, upper case": {good, func(e *identity.Expect) { e.JWKS, e.Discovery, e.Issuer = nil, true, "https://X.example" },
+			"https URL"},
+		"fetched, not ASCII": {good, func(e *identity.Expect) { e.JWKS, e.Discovery, e.Issuer = nil, true, "https://\u0445.example" },
+			"https URL"},
+		"issuer of 513 bytes":    {good, func(e *identity.Expect) { e.Issuer = "https://x.example/" + strings.Repeat("a", 495) }, "512 bytes"},
+		"issuer on aws":          {onAWS, func(e *identity.Expect) { e.Issuer = "https://x.example" }, "issuer does not belong"},
+		"service account on aws": {onAWS, func(e *identity.Expect) { e.ServiceAccount = "a" }, "service_account does not belong"},
+		"account of 11 digits":   {onAWS, func(e *identity.Expect) { e.Account = "12345678901" }, "12 digits"},
+		"role of another account": {onAWS, func(e *identity.Expect) { e.Account = "210987654321" },
+			"account and role_arn name different accounts"},
+		"a user":            {onAWS, func(e *identity.Expect) { e.RoleARN = "arn:aws:iam::123456789012:user/x" }, "role_arn"},
+		"an assumed role":   {onAWS, func(e *identity.Expect) { e.RoleARN = "arn:aws:sts::123456789012:assumed-role/x/y" }, "role_arn"},
+		"a star":            {onAWS, func(e *identity.Expect) { e.RoleARN = "arn:aws:iam::123456789012:role/*" }, "role_arn"},
+		"unknown partition": {onAWS, func(e *identity.Expect) { e.RoleARN = "arn:aws-x:iam::123456789012:role/x" }, "role_arn"},
+		"line end":          {onAWS, func(e *identity.Expect) { e.RoleARN += "\n" }, "role_arn"},
+		"region elsewhere":  {onAWS, func(e *identity.Expect) { e.Regions = []string{"cn-north-1"} }, "none of the role's partition"},
+		"unknown region":    {onAWS, func(e *identity.Expect) { e.Regions = []string{"evil"} }, "none of the role's partition"},
+		"namespace on gcp":  {onGCP, func(e *identity.Expect) { e.Namespace = "demarc" }, "namespace does not belong"},
+		"no project":        {onGCP, func(e *identity.Expect) { e.Project = "" }, "project"},
+		"a person":          {onGCP, func(e *identity.Expect) { e.ServiceAccount = "x@gmail.com" }, "email address"},
+		"host after the right end": {onGCP, func(e *identity.Expect) { e.ServiceAccount = "x@a.iam.gserviceaccount.com.evil.example" },
+			"email address"},
+		"unique id of letters": {onGCP, func(e *identity.Expect) { e.UniqueID = "abc" }, "digits only"},
+		"zone":                 {onGCP, func(e *identity.Expect) { e.Zone = "Europe" }, "zone"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := tc.from
@@ -89,7 +97,10 @@ func TestRegistrationByPlatform(t *testing.T) {
 	}
 }
 
-const answer = `<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><GetCallerIdentityResult><Arn>arn:aws:sts::123456789012:assumed-role/appliance/i-1</Arn><UserId>AROAEXAMPLE0123456789:i-1</UserId><Account>123456789012</Account></GetCallerIdentityResult><ResponseMetadata><RequestId>1</RequestId></ResponseMetadata></GetCallerIdentityResponse>`
+const answer = `<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">` +
+	`<GetCallerIdentityResult><Arn>arn:aws:sts::123456789012:assumed-role/appliance/i-1</Arn>` +
+	`<UserId>AROAEXAMPLE0123456789:i-1</UserId><Account>123456789012</Account></GetCallerIdentityResult>` +
+	`<ResponseMetadata><RequestId>1</RequestId></ResponseMetadata></GetCallerIdentityResponse>`
 
 func TestAnswerOfSTS(t *testing.T) {
 	q := identity.STSRequest{Host: "sts.eu-central-1.amazonaws.com"}
@@ -112,18 +123,19 @@ func TestAnswerOfSTS(t *testing.T) {
 		"a longer name":           {200, arn("arn:aws:sts::123456789012:assumed-role/appliance2/i-1"), fault.Denied},
 		"path in the name":        {200, arn("arn:aws:sts::123456789012:assumed-role/a/appliance/i-1"), fault.Denied},
 		"account only in the ARN": {200, strings.Replace(answer, "<Account>123456789012", "<Account>210987654321", 1), fault.Denied},
-		"two ARNs":                {200, strings.Replace(answer, "<UserId>", "<Arn>arn:aws:sts::123456789012:assumed-role/appliance/i-1</Arn><UserId>", 1), fault.Unavailable},
-		"another namespace":       {200, strings.Replace(answer, "sts.amazonaws.com", "evil.example", 1), fault.Unavailable},
-		"another action":          {200, strings.ReplaceAll(answer, "GetCallerIdentity", "GetSessionToken"), fault.Unavailable},
-		"a document type":         {200, `<!DOCTYPE x [<!ENTITY a "b">]>` + answer, fault.Unavailable},
-		"two documents":           {200, answer + answer, fault.Unavailable},
-		"cut off":                 {200, answer[:len(answer)-10], fault.Unavailable},
-		"text around":             {200, "x" + answer, fault.Unavailable},
-		"JSON":                    {200, `{"GetCallerIdentityResponse":{}}`, fault.Unavailable},
-		"too long":                {200, answer + strings.Repeat(" ", identity.MaxSTSAnswer), fault.Unavailable},
-		"not 200":                 {301, answer, fault.Denied},
-		"trouble":                 {503, "x", fault.Unavailable},
-		"expired":                 {403, `<ErrorResponse><Error><Code>ExpiredToken</Code></Error></ErrorResponse>`, fault.Expired},
+		"two ARNs": {200,
+			strings.Replace(answer, "<UserId>", "<Arn>arn:aws:sts::123456789012:assumed-role/appliance/i-1</Arn><UserId>", 1), fault.Unavailable},
+		"another namespace": {200, strings.Replace(answer, "sts.amazonaws.com", "evil.example", 1), fault.Unavailable},
+		"another action":    {200, strings.ReplaceAll(answer, "GetCallerIdentity", "GetSessionToken"), fault.Unavailable},
+		"a document type":   {200, `<!DOCTYPE x [<!ENTITY a "b">]>` + answer, fault.Unavailable},
+		"two documents":     {200, answer + answer, fault.Unavailable},
+		"cut off":           {200, answer[:len(answer)-10], fault.Unavailable},
+		"text around":       {200, "x" + answer, fault.Unavailable},
+		"JSON":              {200, `{"GetCallerIdentityResponse":{}}`, fault.Unavailable},
+		"too long":          {200, answer + strings.Repeat(" ", identity.MaxSTSAnswer), fault.Unavailable},
+		"not 200":           {301, answer, fault.Denied},
+		"trouble":           {503, "x", fault.Unavailable},
+		"expired":           {403, `<ErrorResponse><Error><Code>ExpiredToken</Code></Error></ErrorResponse>`, fault.Expired},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if p, err := onAWS.VerifySTS(q, tc.status, []byte(tc.answer)); fault.Of(err) != tc.kind || p != (identity.Proven{}) {
@@ -132,14 +144,16 @@ func TestAnswerOfSTS(t *testing.T) {
 		})
 	}
 	// Nothing of a foreign answer is repeated.
-	if _, err := onAWS.VerifySTS(q, 403, []byte(`<E><Error><Code>evil &lt;b&gt;</Code></Error></E>`)); strings.Contains(fault.Text(err), "evil") {
+	if _, err := onAWS.VerifySTS(q, 403,
+		[]byte(`<E><Error><Code>evil &lt;b&gt;</Code></Error></E>`)); strings.Contains(fault.Text(err), "evil") {
 		t.Error(err)
 	}
 }
 
 func TestDiscoveryDocument(t *testing.T) {
 	const is = "https://x.example:8443/id"
-	if at, err := identity.KeysURL([]byte(`{"issuer":"`+is+`","jwks_uri":"https://x.example:8443/keys","more":1}`), is); err != nil || at != "https://x.example:8443/keys" {
+	if at, err := identity.KeysURL([]byte(`{"issuer":"`+is+`","jwks_uri":"https://x.example:8443/keys","more":1}`), is); err != nil ||
+		at != "https://x.example:8443/keys" {
 		t.Fatal(at, err)
 	}
 	for name, doc := range map[string]string{
@@ -166,7 +180,8 @@ func FuzzSTSAnswer(f *testing.F) {
 	f.Add([]byte(`<ErrorResponse><Error><Code>x</Code></Error></ErrorResponse>`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		p, err := onAWS.VerifySTS(identity.STSRequest{Host: "h"}, 200, b)
-		if err == nil && (!strings.HasPrefix(p.Subject, "arn:aws:sts::123456789012:assumed-role/appliance/") || !strings.Contains(string(b), "GetCallerIdentityResult")) {
+		if err == nil && (!strings.HasPrefix(p.Subject, "arn:aws:sts::123456789012:assumed-role/appliance/") ||
+			!strings.Contains(string(b), "GetCallerIdentityResult")) {
 			t.Fatalf("%+v", p)
 		}
 		_, _ = onAWS.VerifySTS(identity.STSRequest{Host: "h"}, 403, b)
@@ -179,11 +194,13 @@ func FuzzSignedIdentity(f *testing.F) {
 	f.Add("eu-central-1", now.Format("20060102T150405Z"), "ASIAEXAMPLE0123456789", "c2Vzc2lvbg==", make([]byte, 32))
 	f.Add("eu-central-1\r\n", now.Format("20060102T150405Z"), "A\nB", "a b", []byte{1})
 	f.Fuzz(func(t *testing.T, region, date, key, session string, sig []byte) {
-		q, err := onAWS.STSRequest(identity.SignedIdentity{Region: region, Date: date, AccessKeyID: key, SessionToken: session, Signature: sig}, aud, now)
+		q, err := onAWS.STSRequest(identity.SignedIdentity{Region: region, Date: date, AccessKeyID: key, SessionToken: session, Signature: sig},
+			aud, now)
 		if err != nil {
 			return
 		}
-		if !strings.HasPrefix(q.Host, "sts.") || !strings.HasSuffix(q.Host, ".amazonaws.com") || strings.Count(q.Host, ".") != 3 || q.Body != "Action=GetCallerIdentity&Version=2011-06-15" || len(q.Headers) != 5 {
+		if !strings.HasPrefix(q.Host, "sts.") || !strings.HasSuffix(q.Host, ".amazonaws.com") || strings.Count(q.Host, ".") != 3 ||
+			q.Body != "Action=GetCallerIdentity&Version=2011-06-15" || len(q.Headers) != 5 {
 			t.Fatalf("%+v", q)
 		}
 		for _, h := range q.Headers {
@@ -223,7 +240,8 @@ func FuzzDiscovery(f *testing.F) {
 	const is = "https://x.example/id"
 	f.Add([]byte(`{"issuer":"` + is + `","jwks_uri":"https://x.example/keys"}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if at, err := identity.KeysURL(b, is); err == nil && at != "https://x.example" && !strings.HasPrefix(at, "https://x.example/") && !strings.HasPrefix(at, "https://x.example?") {
+		if at, err := identity.KeysURL(b, is); err == nil && at != "https://x.example" && !strings.HasPrefix(at, "https://x.example/") &&
+			!strings.HasPrefix(at, "https://x.example?") {
 			t.Fatal(at)
 		}
 	})
@@ -239,7 +257,8 @@ func FuzzGoogleToken(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	good := map[string]any{"iss": identity.GoogleIssuer, "aud": "a", "sub": "1", "email": onGCP.ServiceAccount, "email_verified": true, "exp": now.Add(time.Hour).Unix(),
+	good := map[string]any{"iss": identity.GoogleIssuer, "aud": "a", "sub": "1", "email": onGCP.ServiceAccount, "email_verified": true,
+		"exp":    now.Add(time.Hour).Unix(),
 		"google": map[string]any{"compute_engine": map[string]any{"project_id": "acme-prod"}}}
 	b, _ := json.Marshal(good)
 	f.Add(b)
@@ -289,7 +308,8 @@ func TestGoogleTokenOfAnotherMachine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	token, err := i.Mint(identitytest.RSA, map[string]any{"iss": identity.GoogleIssuer, "aud": "aud", "sub": "112233445566778899001", "email": onGCP.ServiceAccount, "email_verified": true,
+	token, err := i.Mint(identitytest.RSA, map[string]any{"iss": identity.GoogleIssuer, "aud": "aud", "sub": "112233445566778899001",
+		"email": onGCP.ServiceAccount, "email_verified": true,
 		"iat": now.Unix(), "exp": now.Add(time.Hour).Unix(),
 		"google": map[string]any{"compute_engine": map[string]any{"project_id": "acme-prod", "zone": "europe-west3-a", "instance_name": "vm-1"}}})
 	if err != nil {

@@ -45,7 +45,8 @@ func IssuerOf(state *tls.ConnectionState) fleet.Digest {
 // [Client] config made there is no such chain; there the principal was told to want.
 func PrincipalOf(state *tls.ConnectionState) (fleet.Principal, fleet.Serial, error) {
 	if state == nil || !state.HandshakeComplete || len(state.VerifiedChains) == 0 {
-		return "", "", fault.New("identity.PrincipalOf", fault.Denied, "the peer proved no identity: call with a client certificate of this trust domain")
+		return "", "", fault.New("identity.PrincipalOf", fault.Denied,
+			"the peer proved no identity: call with a client certificate of this trust domain")
 	}
 	return principalOfChain(state.VerifiedChains[0])
 }
@@ -54,7 +55,8 @@ func PrincipalOf(state *tls.ConnectionState) (fleet.Principal, fleet.Serial, err
 func principalOfChain(chain []*x509.Certificate) (fleet.Principal, fleet.Serial, error) {
 	const op = "identity.PrincipalOf"
 	if len(chain) < 2 {
-		return "", "", fault.New(op, fault.Denied, "the peer's certificate is its own issuer: a leaf signed by a CA of the trust domain is needed")
+		return "", "", fault.New(op, fault.Denied,
+			"the peer's certificate is its own issuer: a leaf signed by a CA of the trust domain is needed")
 	}
 	leaf, root := chain[0], chain[len(chain)-1]
 	if leaf.IsCA {
@@ -99,7 +101,8 @@ func TrustDomainOf(ca *x509.Certificate) (string, error) {
 		return "", err
 	}
 	if id.Path() != "" {
-		return "", fault.New(op, fault.Denied, "the CA's certificate names %q: a CA names only its trust domain, spiffe://<trust domain>", fault.Clip(id.String()))
+		return "", fault.New(op, fault.Denied, "the CA's certificate names %q: a CA names only its trust domain, spiffe://<trust domain>",
+			fault.Clip(id.String()))
 	}
 	return id.TrustDomain().Name(), nil
 }

@@ -81,7 +81,8 @@ func TestKubernetesProof(t *testing.T) {
 			t.Fatal(err)
 		}
 		p, err := e.Verify(token, aud, now)
-		if err != nil || p.Subject != "system:serviceaccount:demarc:appliance" || p.Issuer != i.URL || p.Pod != "appliance-0" || p.UID == "" || !p.Expires.Equal(now.Add(10*time.Minute)) {
+		if err != nil || p.Subject != "system:serviceaccount:demarc:appliance" || p.Issuer != i.URL || p.Pod != "appliance-0" || p.UID == "" ||
+			!p.Expires.Equal(now.Add(10*time.Minute)) {
 			t.Fatalf("%s: %+v, %v", key, p, err)
 		}
 	}
@@ -90,30 +91,32 @@ func TestKubernetesProof(t *testing.T) {
 		kind   fault.Kind
 		want   string
 	}{
-		"wrong issuer":           {map[string]any{"iss": "https://evil.example"}, fault.Denied, "was issued by"},
-		"issuer with a slash":    {map[string]any{"iss": i.URL + "/"}, fault.Denied, "was issued by"},
-		"no issuer":              {map[string]any{"iss": nil}, fault.Denied, "was issued by"},
-		"no audience":            {map[string]any{"aud": nil}, fault.Denied, "its audience must be"},
-		"empty audience":         {map[string]any{"aud": []string{}}, fault.Denied, "its audience must be"},
-		"the API's audience":     {map[string]any{"aud": []string{i.URL}}, fault.Denied, "its audience must be"},
-		"two audiences":          {map[string]any{"aud": []string{aud, i.URL}}, fault.Denied, "its audience must be"},
-		"another key":            {map[string]any{"aud": []string{audience(t, td, nonce, newCSR(t))}}, fault.Denied, "its audience must be"},
-		"another nonce":          {map[string]any{"aud": []string{audience(t, td, nonce+"x", csr)}}, fault.Denied, "its audience must be"},
-		"another vendor":         {map[string]any{"aud": []string{audience(t, "evil.example", nonce, csr)}}, fault.Denied, "its audience must be"},
-		"a prefix of it":         {map[string]any{"aud": []string{aud[:len(aud)-1]}}, fault.Denied, "its audience must be"},
-		"another account":        {map[string]any{"sub": "system:serviceaccount:demarc:default"}, fault.Denied, "is registered"},
-		"another namespace":      {map[string]any{"sub": "system:serviceaccount:other:appliance"}, fault.Denied, "is registered"},
-		"a user":                 {map[string]any{"sub": "demarc:appliance"}, fault.Denied, "is registered"},
-		"no subject":             {map[string]any{"sub": nil}, fault.Denied, "is registered"},
-		"upper case":             {map[string]any{"sub": "system:serviceaccount:demarc:Appliance"}, fault.Denied, "is registered"},
-		"contradiction":          {map[string]any{"kubernetes.io": map[string]any{"namespace": "other"}}, fault.Denied, "contradicts itself"},
-		"no expiry":              {map[string]any{"exp": nil}, fault.Denied, "never expires"},
-		"expired":                {map[string]any{"exp": now.Add(-2*time.Minute - time.Second).Unix()}, fault.Expired, "ran out"},
-		"expired, at the skew":   {map[string]any{"exp": now.Add(-2 * time.Minute).Unix()}, fault.Expired, "ran out"},
-		"not yet valid":          {map[string]any{"nbf": now.Add(3 * time.Minute).Unix()}, fault.Expired, "not valid yet"},
-		"issued in the future":   {map[string]any{"iat": now.Add(3 * time.Minute).Unix()}, fault.Expired, "not valid yet"},
-		"audience of a type":     {map[string]any{"aud": 7}, fault.Denied, "claims do not parse"},
-		"a uid of 1 KiB":         {map[string]any{"kubernetes.io": map[string]any{"serviceaccount": map[string]any{"uid": strings.Repeat("u", 1<<10)}}}, fault.Denied, "more than"},
+		"wrong issuer":        {map[string]any{"iss": "https://evil.example"}, fault.Denied, "was issued by"},
+		"issuer with a slash": {map[string]any{"iss": i.URL + "/"}, fault.Denied, "was issued by"},
+		"no issuer":           {map[string]any{"iss": nil}, fault.Denied, "was issued by"},
+		"no audience":         {map[string]any{"aud": nil}, fault.Denied, "its audience must be"},
+		"empty audience":      {map[string]any{"aud": []string{}}, fault.Denied, "its audience must be"},
+		"the API's audience":  {map[string]any{"aud": []string{i.URL}}, fault.Denied, "its audience must be"},
+		"two audiences":       {map[string]any{"aud": []string{aud, i.URL}}, fault.Denied, "its audience must be"},
+		"another key":         {map[string]any{"aud": []string{audience(t, td, nonce, newCSR(t))}}, fault.Denied, "its audience must be"},
+		"another nonce":       {map[string]any{"aud": []string{audience(t, td, nonce+"x", csr)}}, fault.Denied, "its audience must be"},
+		"another vendor": {map[string]any{"aud": []string{audience(t, "evil.example", nonce, csr)}}, fault.Denied,
+			"its audience must be"},
+		"a prefix of it":       {map[string]any{"aud": []string{aud[:len(aud)-1]}}, fault.Denied, "its audience must be"},
+		"another account":      {map[string]any{"sub": "system:serviceaccount:demarc:default"}, fault.Denied, "is registered"},
+		"another namespace":    {map[string]any{"sub": "system:serviceaccount:other:appliance"}, fault.Denied, "is registered"},
+		"a user":               {map[string]any{"sub": "demarc:appliance"}, fault.Denied, "is registered"},
+		"no subject":           {map[string]any{"sub": nil}, fault.Denied, "is registered"},
+		"upper case":           {map[string]any{"sub": "system:serviceaccount:demarc:Appliance"}, fault.Denied, "is registered"},
+		"contradiction":        {map[string]any{"kubernetes.io": map[string]any{"namespace": "other"}}, fault.Denied, "contradicts itself"},
+		"no expiry":            {map[string]any{"exp": nil}, fault.Denied, "never expires"},
+		"expired":              {map[string]any{"exp": now.Add(-2*time.Minute - time.Second).Unix()}, fault.Expired, "ran out"},
+		"expired, at the skew": {map[string]any{"exp": now.Add(-2 * time.Minute).Unix()}, fault.Expired, "ran out"},
+		"not yet valid":        {map[string]any{"nbf": now.Add(3 * time.Minute).Unix()}, fault.Expired, "not valid yet"},
+		"issued in the future": {map[string]any{"iat": now.Add(3 * time.Minute).Unix()}, fault.Expired, "not valid yet"},
+		"audience of a type":   {map[string]any{"aud": 7}, fault.Denied, "claims do not parse"},
+		"a uid of 1 KiB": {map[string]any{
+			"kubernetes.io": map[string]any{"serviceaccount": map[string]any{"uid": strings.Repeat("u", 1<<10)}}}, fault.Denied, "more than"},
 		"expiry of a type":       {map[string]any{"exp": "tomorrow"}, fault.Denied, "claims do not parse"},
 		"within skew, slow":      {map[string]any{"nbf": now.Add(time.Minute).Unix(), "iat": now.Add(time.Minute).Unix()}, "", ""},
 		"within skew, fast":      {map[string]any{"exp": now.Add(-time.Minute).Unix()}, "", ""},
@@ -192,7 +195,8 @@ func TestKubernetesForgery(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.RS256, Key: jose.JSONWebKey{Key: mine, KeyID: identitytest.RSA}}, (&jose.SignerOptions{EmbedJWK: true}).WithHeader("kid", identitytest.RSA))
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.RS256, Key: jose.JSONWebKey{Key: mine, KeyID: identitytest.RSA}},
+		(&jose.SignerOptions{EmbedJWK: true}).WithHeader("kid", identitytest.RSA))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -267,7 +271,8 @@ func TestRegistrationIsChecked(t *testing.T) {
 	for n := range many {
 		many[n] = jose.JSONWebKey{Key: &p256.PublicKey, KeyID: strconv.Itoa(n)}
 	}
-	for what, set := range map[string]json.RawMessage{"16 keys": jwks(many[:16]...), "2048 bits": jwks(modulus(2048)), "4096 bits": jwks(modulus(4096))} {
+	for what, set := range map[string]json.RawMessage{"16 keys": jwks(many[:16]...), "2048 bits": jwks(modulus(2048)),
+		"4096 bits": jwks(modulus(4096))} {
 		e := i.Expect("demarc", "appliance")
 		if e.JWKS = set; e.Check() != nil {
 			t.Errorf("%s: %v", what, e.Check())
@@ -359,14 +364,16 @@ func TestNonce(t *testing.T) {
 func TestAudience(t *testing.T) {
 	csr := newCSR(t)
 	a := audience(t, td, "n1.x&key=y", csr)
-	if !strings.HasPrefix(a, "demarc://acme.example/enrol?nonce=n1.x%26key%3Dy&key=") || len(a) != len("demarc://acme.example/enrol?nonce=n1.x%26key%3Dy&key=")+43 {
+	if !strings.HasPrefix(a, "demarc://acme.example/enrol?nonce=n1.x%26key%3Dy&key=") ||
+		len(a) != len("demarc://acme.example/enrol?nonce=n1.x%26key%3Dy&key=")+43 {
 		t.Errorf("audience %q", a)
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	large, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: strings.Repeat("n", identity.MaxCSR)}}, key)
+	large, err := x509.CreateCertificateRequest(rand.Reader,
+		&x509.CertificateRequest{Subject: pkix.Name{CommonName: strings.Repeat("n", identity.MaxCSR)}}, key)
 	if err != nil {
 		t.Fatal(err)
 	}

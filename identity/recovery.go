@@ -41,7 +41,8 @@ func (r Recovery) Sign(key ed25519.PrivateKey) []byte { return ed25519.Sign(key,
 // Check checks the proof of [Recovery.Sign]. That the nonce is fresh is for others to say.
 func (r Recovery) Check(key ed25519.PublicKey, proof []byte) error {
 	if len(key) != ed25519.PublicKeySize || !ed25519.Verify(key, r.spelled(), proof) {
-		return fault.New("identity.Recovery", fault.Denied, "the proof is not made of this control plane's key-encryption key and keys, or is of another name, node or key")
+		return fault.New("identity.Recovery", fault.Denied, "the proof is not made of this control plane's key-encryption key and keys, or is "+
+			"of another name, node or key")
 	}
 	return nil
 }

@@ -65,7 +65,8 @@ func OpenSecret(name string, sealed, kek []byte) ([]byte, error) {
 	}
 	out, err := gcm.Open(nil, box[:gcm.NonceSize()], box[gcm.NonceSize():], []byte(secretIntro+name))
 	if err != nil {
-		return nil, fault.New(op, fault.Denied, "the sealed secret %q does not open: another key file sealed it, it has another name, or it was altered", fault.Clip(name))
+		return nil, fault.New(op, fault.Denied, "the sealed secret %q does not open: another key file sealed it, it has another name, or it "+
+			"was altered", fault.Clip(name))
 	}
 	return out, nil
 }

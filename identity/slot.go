@@ -259,7 +259,8 @@ func OpenAuthority(certDER, sealed, kek []byte) (*Authority, error) {
 	}
 	der, err := gcm.Open(nil, box[:gcm.NonceSize()], box[gcm.NonceSize():], keyData(cert))
 	if err != nil {
-		return nil, fault.New(op, fault.Denied, "the sealed CA key does not open: another key file sealed it, it belongs to another CA, or it was altered")
+		return nil, fault.New(op, fault.Denied, "the sealed CA key does not open: another key file sealed it, it belongs to another CA, or it "+
+			"was altered")
 	}
 	key, err := x509.ParsePKCS8PrivateKey(der)
 	if err != nil {

@@ -170,9 +170,11 @@ func untrusted(op string, leaf *x509.Certificate, err error) error {
 	var foreign x509.UnknownAuthorityError
 	switch {
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return fault.Because(err, op, fault.Expired, "the certificate is valid from %s to %s, and by the clock of this host it is not so now: compare the clocks", stamp(leaf.NotBefore), stamp(leaf.NotAfter))
+		return fault.Because(err, op, fault.Expired, "the certificate is valid from %s to %s, and by the clock of this host it is not so now: "+
+			"compare the clocks", stamp(leaf.NotBefore), stamp(leaf.NotAfter))
 	case errors.As(err, &foreign):
-		return fault.Because(err, op, fault.Denied, "the certificate was issued by %q, which is not your vendor: a proxy on the path opens TLS, or the bundle is that of another control plane", fault.Clip(leaf.Issuer.String()))
+		return fault.Because(err, op, fault.Denied, "the certificate was issued by %q, which is not your vendor: a proxy on the path opens "+
+			"TLS, or the bundle is that of another control plane", fault.Clip(leaf.Issuer.String()))
 	}
 	return fault.Because(err, op, fault.Denied, "the certificate issued by %q does not verify", fault.Clip(leaf.Issuer.String()))
 }
@@ -184,6 +186,7 @@ func WantNode(trustDomain string, names ...string) func(fleet.Principal) error {
 		if ok && td == trustDomain && role == fleet.Node && (len(names) == 0 || slices.Contains(names, name)) {
 			return nil
 		}
-		return fault.New("identity.WantNode", fault.Denied, "%s answered, and a node of trust domain %q was wanted", fault.Clip(string(who)), trustDomain)
+		return fault.New("identity.WantNode", fault.Denied, "%s answered, and a node of trust domain %q was wanted", fault.Clip(string(who)),
+			trustDomain)
 	}
 }

@@ -16,7 +16,6 @@ import (
 	"io"
 	"math/big"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -141,18 +140,6 @@ func forge(t testing.TB, parent *x509.Certificate, signer any, change func(*x509
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: got}
 }
 
-func uris(t testing.TB, ss ...string) (out []*url.URL) {
-	t.Helper()
-	for _, s := range ss {
-		u, err := url.Parse(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		out = append(out, u)
-	}
-	return out
-}
-
 // shake does a whole handshake over loopback TCP, one byte each way included: in TLS 1.3 a client learns only then
 // that it was refused.
 func shake(t testing.TB, server, client *tls.Config) (onServer tls.ConnectionState, serverErr, clientErr error) {
@@ -267,23 +254,24 @@ func TestServerRefuses(t *testing.T) {
 		"an appliance as CA":      {below, "parent certificate cannot sign"},
 		"a CA below the CA":       {grandchild, "too many intermediates"},
 		"stolen certificate":      {stolen, "invalid signature"},
-		"two SPIFFE IDs":          {sign(func(c *x509.Certificate) { c.URIs = uris(t, "spiffe://"+td+"/node/n1", "spiffe://"+td+"/operator/ann") }), "carries 2 URI names"},
-		"the same ID twice":       {sign(func(c *x509.Certificate) { c.URIs = uris(t, "spiffe://"+td+"/node/n1", "spiffe://"+td+"/node/n1") }), "carries 2 URI names"},
+		"two SPIFFE IDs":          {sign(named(t, "spiffe://"+td+"/node/n1", "spiffe://"+td+"/operator/ann")), "carries 2 URI names"},
+		"the same ID twice":       {sign(named(t, "spiffe://"+td+"/node/n1", "spiffe://"+td+"/node/n1")), "carries 2 URI names"},
 		"no SPIFFE ID":            {sign(func(c *x509.Certificate) { c.URIs = nil }), "carries 0 URI names"},
-		"a web address":           {sign(func(c *x509.Certificate) { c.URIs = uris(t, "https://"+td+"/node/n1") }), "not a SPIFFE ID"},
-		"an unknown role":         {sign(func(c *x509.Certificate) { c.URIs = uris(t, "spiffe://"+td+"/root/n1") }), "spiffe://<trust domain>/"},
-		"too deep a path":         {sign(func(c *x509.Certificate) { c.URIs = uris(t, "spiffe://"+td+"/node/n1/x") }), "spiffe://<trust domain>/"},
-		"an encoded path":         {sign(func(c *x509.Certificate) { c.URIs = uris(t, "spiffe://"+td+"/node%2Fn1") }), "not a SPIFFE ID"},
-		"a trust domain's own ID": {sign(func(c *x509.Certificate) { c.URIs = uris(t, "spiffe://"+td) }), "spiffe://<trust domain>/"},
+		"a web address":           {sign(named(t, "https://"+td+"/node/n1")), "not a SPIFFE ID"},
+		"an unknown role":         {sign(named(t, "spiffe://"+td+"/root/n1")), "spiffe://<trust domain>/"},
+		"too deep a path":         {sign(named(t, "spiffe://"+td+"/node/n1/x")), "spiffe://<trust domain>/"},
+		"an encoded path":         {sign(named(t, "spiffe://"+td+"/node%2Fn1")), "not a SPIFFE ID"},
+		"a trust domain's own ID": {sign(named(t, "spiffe://"+td)), "spiffe://<trust domain>/"},
 		"foreign, constrained":    {forge(t, foreign.Cert, foreign.Key, func(*x509.Certificate) {}), "not permitted"},
 		"foreign, unconstrained":  {forge(t, unbound.Leaf, unbound.PrivateKey, func(*x509.Certificate) {}), `CA is that of "evil.example"`},
 		"the CA itself":           {&tls.Certificate{Certificate: [][]byte{ca.Cert.Raw}, PrivateKey: ca.Key}, "its own issuer"},
-		"for servers only":        {sign(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }), "incompatible key usage"},
-		"for no use":              {sign(func(c *x509.Certificate) { c.ExtKeyUsage = nil }), "not for clients"},
-		"for any use":             {sign(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} }), "not for clients"},
-		"a second CA":             {sign(func(c *x509.Certificate) { c.IsCA = true }), ""},
-		"expired":                 {sign(func(c *x509.Certificate) { c.NotBefore, c.NotAfter = now.Add(-2*time.Hour), now.Add(-time.Minute) }), "expired"},
-		"not yet valid":           {sign(func(c *x509.Certificate) { c.NotBefore = now.Add(time.Minute) }), "not yet valid"},
+		"for servers only": {sign(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }),
+			"incompatible key usage"},
+		"for no use":    {sign(func(c *x509.Certificate) { c.ExtKeyUsage = nil }), "not for clients"},
+		"for any use":   {sign(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} }), "not for clients"},
+		"a second CA":   {sign(func(c *x509.Certificate) { c.IsCA = true }), ""},
+		"expired":       {sign(func(c *x509.Certificate) { c.NotBefore, c.NotAfter = now.Add(-2*time.Hour), now.Add(-time.Minute) }), "expired"},
+		"not yet valid": {sign(func(c *x509.Certificate) { c.NotBefore = now.Add(time.Minute) }), "not yet valid"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, need := range []bool{true, false} {
@@ -327,7 +315,8 @@ func TestServerDoors(t *testing.T) {
 		server, client *tls.Config
 		want           string
 	}{
-		"banned":     {identity.Server(node, func(fleet.Principal, fleet.Serial) error { return banned }, true, proto), client(me, proto), "banned"},
+		"banned": {identity.Server(node, func(fleet.Principal, fleet.Serial) error { return banned }, true, proto), client(me, proto),
+			"banned"},
 		"nil admit":  {identity.Server(node, nil, true, proto), client(me, proto), "admits nobody"},
 		"no ALPN":    {identity.Server(node, all, true, proto), client(me), "none of the protocols"},
 		"other ALPN": {identity.Server(node, all, true, proto), client(me, "h2"), "unsupported application protocols"},
@@ -338,7 +327,8 @@ func TestServerDoors(t *testing.T) {
 			c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
 			return c
 		}(), "unsupported versions"},
-		"lost config": {func() *tls.Config { c := identity.Server(node, all, true, proto); c.GetConfigForClient = nil; return c }(), client(me, proto), "unknown authority"},
+		"lost config": {func() *tls.Config { c := identity.Server(node, all, true, proto); c.GetConfigForClient = nil; return c }(),
+			client(me, proto), "unknown authority"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, serr, cerr := shake(t, tc.server, tc.client)
@@ -362,15 +352,18 @@ func TestClientRefuses(t *testing.T) {
 		kind fault.Kind
 		want string
 	}{
-		"an inspecting proxy":       {proxy, fault.Denied, "Corp Inspection"},
-		"another control plane":     {leaf(t, foreign, fleet.Node, "n1"), fault.Denied, "not your vendor"},
-		"an appliance":              {leaf(t, ca, fleet.Appliance, "eu-1"), fault.Denied, "incompatible key usage"},
-		"an appliance, server too":  {sign(func(c *x509.Certificate) { c.URIs = uris(t, "spiffe://"+td+"/appliance/n1") }), fault.Denied, "a node of trust domain"},
-		"another node":              {leaf(t, ca, fleet.Node, "n2"), fault.Denied, "a node of trust domain"},
-		"two SPIFFE IDs":            {sign(func(c *x509.Certificate) { c.URIs = uris(t, "spiffe://"+td+"/node/n1", "spiffe://"+td+"/node/n2") }), fault.Denied, "carries 2 URI names"},
-		"only a DNS name":           {sign(func(c *x509.Certificate) { c.URIs, c.DNSNames = nil, []string{"cp.acme.example"} }), fault.Denied, "carries 0 URI names"},
-		"any use":                   {sign(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} }), fault.Denied, "not for servers"},
-		"expired":                   {sign(func(c *x509.Certificate) { c.NotAfter = now.Add(-time.Second) }), fault.Expired, "compare the clocks"},
+		"an inspecting proxy":      {proxy, fault.Denied, "Corp Inspection"},
+		"another control plane":    {leaf(t, foreign, fleet.Node, "n1"), fault.Denied, "not your vendor"},
+		"an appliance":             {leaf(t, ca, fleet.Appliance, "eu-1"), fault.Denied, "incompatible key usage"},
+		"an appliance, server too": {sign(named(t, "spiffe://"+td+"/appliance/n1")), fault.Denied, "a node of trust domain"},
+		"another node":             {leaf(t, ca, fleet.Node, "n2"), fault.Denied, "a node of trust domain"},
+		"two SPIFFE IDs":           {sign(named(t, "spiffe://"+td+"/node/n1", "spiffe://"+td+"/node/n2")), fault.Denied, "carries 2 URI names"},
+		"only a DNS name": {sign(func(c *x509.Certificate) { c.URIs, c.DNSNames = nil, []string{"cp.acme.example"} }), fault.Denied,
+			"carries 0 URI names"},
+		"any use": {sign(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} }), fault.Denied,
+			"not for servers"},
+		"expired": {sign(func(c *x509.Certificate) { c.NotAfter = now.Add(-time.Second) }), fault.Expired,
+			"compare the clocks"},
 		"the CA":                    {&tls.Certificate{Certificate: [][]byte{ca.Cert.Raw}, PrivateKey: ca.Key}, fault.Denied, "its own issuer"},
 		"a true one, for the proof": {leaf(t, ca, fleet.Node, "n1"), "", ""},
 	} {
@@ -406,8 +399,10 @@ func TestClockTenHoursOff(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for off, ok := range map[time.Duration]bool{-10 * time.Hour: true, 10 * time.Hour: true, -13 * time.Hour: false, 31 * 24 * time.Hour: false} {
-		_, _, err := shake(t, identity.Server(source{n, pool, now}, nil, false), identity.Client(source{nil, pool, now.Add(off)}, identity.WantNode(td)))
+	for off, ok := range map[time.Duration]bool{-10 * time.Hour: true, 10 * time.Hour: true, -13 * time.Hour: false,
+		31 * 24 * time.Hour: false} {
+		_, _, err := shake(t, identity.Server(source{n, pool, now}, nil, false),
+			identity.Client(source{nil, pool, now.Add(off)}, identity.WantNode(td)))
 		if (err == nil) != ok || (err != nil && fault.Of(err) != fault.Expired) {
 			t.Errorf("clock off by %s: %v", off, err)
 		}
@@ -482,7 +477,8 @@ func TestRotationHasNoGap(t *testing.T) {
 			t.Errorf("%s: %v, want a conflict", name, err)
 		}
 	}
-	if fault.Of(second(identity.Activate(slots, "sha256:00"))) != fault.NotFound || fault.Of(second(identity.Prepare(slots, node.Certificate[0], nil))) != fault.Denied {
+	if fault.Of(second(identity.Activate(slots, "sha256:00"))) != fault.NotFound ||
+		fault.Of(second(identity.Prepare(slots, node.Certificate[0], nil))) != fault.Denied {
 		t.Error("an unknown slot or a leaf as CA is accepted")
 	}
 }

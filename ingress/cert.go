@@ -44,7 +44,8 @@ func (f *Files) Reload() error {
 	for i, name := range []string{f.certFile, f.keyFile} {
 		info, err := os.Stat(name)
 		if err != nil {
-			return fault.Because(err, op, fault.Unavailable, "the certificate of the doors can't be read: check ingress.tls.cert_file and ingress.tls.key_file")
+			return fault.Because(err, op, fault.Unavailable, "the certificate of the doors can't be read: check ingress.tls.cert_file and "+
+				"ingress.tls.key_file")
 		}
 		now[i] = stamp{info.Size(), info.ModTime()}
 	}
@@ -53,7 +54,8 @@ func (f *Files) Reload() error {
 	}
 	pair, err := tls.LoadX509KeyPair(f.certFile, f.keyFile)
 	if err != nil {
-		return fault.Because(err, op, fault.Invalid, "the certificate of the doors and its key are not a pair: check ingress.tls.cert_file and ingress.tls.key_file")
+		return fault.Because(err, op, fault.Invalid, "the certificate of the doors and its key are not a pair: check ingress.tls.cert_file and "+
+			"ingress.tls.key_file")
 	}
 	f.pair, f.stamp = &pair, now
 	return nil

@@ -84,7 +84,8 @@ func TestNeverWiderThanEither(t *testing.T) {
 		}
 		port := ingress.Port{Name: "web", Protocol: rapid.SampledFrom([]string{ingress.HTTP, ingress.TCP}).Draw(t, "protocol"),
 			Widest: rapid.SampledFrom(fleet.Exposures()).Draw(t, "widest"), Upstream: "127.0.0.1:80", HostAddr: ":443"}
-		plan, err := ingress.Compile(posture, []ingress.Port{port}, ingress.Site{Tailnet: rapid.Bool().Draw(t, "tailnet"), TLS: rapid.Bool().Draw(t, "tls")})
+		plan, err := ingress.Compile(posture, []ingress.Port{port},
+			ingress.Site{Tailnet: rapid.Bool().Draw(t, "tailnet"), TLS: rapid.Bool().Draw(t, "tls")})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -114,8 +115,10 @@ func TestNeverWiderThanEither(t *testing.T) {
 
 func TestPlanCheckRefuses(t *testing.T) {
 	good := func() ingress.Plan {
-		return ingress.Plan{Version: ingress.Version, Posture: fleet.Posture{Exposure: fleet.Public}, Doors: []ingress.Door{{Name: "web", Side: ingress.Host,
-			Addr: ":443", Protocol: ingress.HTTP, TLS: ingress.TLSNone, From: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}, To: "127.0.0.1:80"}}}
+		return ingress.Plan{Version: ingress.Version, Posture: fleet.Posture{Exposure: fleet.Public},
+			Doors: []ingress.Door{{Name: "web", Side: ingress.Host,
+				Addr: ":443", Protocol: ingress.HTTP, TLS: ingress.TLSNone, From: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")},
+				To: "127.0.0.1:80"}}}
 	}
 	if err := good().Check(); err != nil {
 		t.Fatal(err)

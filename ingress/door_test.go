@@ -93,7 +93,8 @@ func ask(t *testing.T, g *ingress.Gate, request string) (status, all string) {
 // and the caller gets none (FAULTS.md E1).
 func TestNothingButWebSocketChangesTheProtocol(t *testing.T) {
 	for name, head := range map[string]string{
-		"h2c":                   "GET / HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n",
+		"h2c": "GET / HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: " +
+			"AAMAAABkAARAAAAAAAIAAAAA\r\n",
 		"h2c, settings kept":    "GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n",
 		"other case":            "GET / HTTP/1.1\r\ncONNECTION: uPGRADE\r\nuPGRADE: H2C\r\nhttp2-settings: AAM\r\n",
 		"list, h2c first":       "GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c, websocket\r\n",
@@ -195,7 +196,9 @@ func TestA101OfHTTP2IsNotPassedOn(t *testing.T) {
 	})
 	g := newGate(t, ingress.Config{})
 	set(t, g, public(), ingress.Site{}, webPort(up))
-	if _, all := ask(t, g, "POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/grpc\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"); strings.Contains(all, " 101 ") {
+	if _, all := ask(t, g,
+		"POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/grpc\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"); strings.Contains(all,
+		" 101 ") {
 		t.Errorf("the caller is told to change the protocol: %q", all)
 	}
 }
@@ -206,8 +209,10 @@ func TestAddressGoesThroughUnchanged(t *testing.T) {
 	g := newGate(t, ingress.Config{})
 	set(t, g, public(), ingress.Site{}, webPort(up))
 	for _, at := range []string{
-		"/", "/?", "/?a=1;b=2", "/?a;b", "/?100%", "/?a=%zz&b=1", "/?a=%", "/?%", "/?a=b%2", "/?a=1&&b=2&", "/?=", "/?a=1?b=2", "/?q=a+b%20c", "/?q=\xff\xfe", "/?q=\"<>^`{|}",
-		"/a%2Fb", "/a%2fb", "/%41", "/a//b", "//a/b", "//", "///x", "/a/../b", "/a/./b", "/..", "/%2e%2e/b", "/a;v=1/b", "/{a}", "/a|b", "/\"a\"", "/a^b", "/caf\xc3\xa9", "/\xff",
+		"/", "/?", "/?a=1;b=2", "/?a;b", "/?100%", "/?a=%zz&b=1", "/?a=%", "/?%", "/?a=b%2", "/?a=1&&b=2&", "/?=", "/?a=1?b=2", "/?q=a+b%20c",
+		"/?q=\xff\xfe", "/?q=\"<>^`{|}",
+		"/a%2Fb", "/a%2fb", "/%41", "/a//b", "//a/b", "//", "///x", "/a/../b", "/a/./b", "/..", "/%2e%2e/b", "/a;v=1/b", "/{a}", "/a|b", "/\"a\"",
+		"/a^b", "/caf\xc3\xa9", "/\xff",
 		"/[x]", "/a\\b", "/a#b", "/a:b", "/@", "/a%20b", "/a+b", "/;", "/a%00b",
 	} {
 		status, _ := ask(t, g, "GET "+at+" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
@@ -219,7 +224,8 @@ func TestAddressGoesThroughUnchanged(t *testing.T) {
 	}
 	// An absolute form is the address of a proxy: what follows the host goes on.
 	status, _ := ask(t, g, "GET http://other.example/a?b;c HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-	if all := sent(); !strings.Contains(status, "200") || !strings.HasSuffix(all[:strings.LastIndex(all, "\r\nHost:")], "GET /a?b;c HTTP/1.1") {
+	if all := sent(); !strings.Contains(status, "200") ||
+		!strings.HasSuffix(all[:strings.LastIndex(all, "\r\nHost:")], "GET /a?b;c HTTP/1.1") {
 		t.Errorf("the absolute form arrives as %q (%s)", all, status)
 	}
 }
@@ -247,15 +253,19 @@ func ask2(t *testing.T, g *ingress.Gate, path, contentType string) string {
 	_, _ = io.WriteString(c, http2.ClientPreface)
 	f := http2.NewFramer(c, c)
 	_ = f.WriteSettings()
-	_ = f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: headerBlock(map[string]string{":method": "GET", ":scheme": "http", ":authority": "a", ":path": path}, contentType), EndStream: true, EndHeaders: true})
+	_ = f.WriteHeaders(
+		http2.HeadersFrameParam{StreamID: 1,
+			BlockFragment: headerBlock(map[string]string{":method": "GET", ":scheme": "http", ":authority": "a", ":path": path}, contentType),
+			EndStream:     true, EndHeaders: true})
 	return statusOf(f)
 }
 
 // TestMalformedBodyIsTheCallersFault: 400, and no word against the application (FAULTS.md E4).
 func TestMalformedBodyIsTheCallersFault(t *testing.T) {
 	for name, body := range map[string]string{
-		"negative chunk": "-1\r\nab\r\n0\r\n\r\n", "no chunk": "zz\r\n\r\n", "chunk too large": "fffffffffffffffff\r\n", "no end of a chunk": "2\r\nabXX",
-		"endless size": strings.Repeat("0", 10_000) + "\r\n", "bad trailer": "0\r\nX y\r\n\r\n",
+		"negative chunk": "-1\r\nab\r\n0\r\n\r\n", "no chunk": "zz\r\n\r\n", "chunk too large": "fffffffffffffffff\r\n",
+		"no end of a chunk": "2\r\nabXX",
+		"endless size":      strings.Repeat("0", 10_000) + "\r\n", "bad trailer": "0\r\nX y\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			var log lines
@@ -297,7 +307,8 @@ func TestRequestTrailers(t *testing.T) {
 	g := newGate(t, ingress.Config{})
 	set(t, g, public(), ingress.Site{}, webPort(up))
 	for _, kind := range []string{"text/plain", "application/grpc"} { // to the application by HTTP/1.1, and by HTTP/2
-		_, all := ask(t, g, "POST / HTTP/1.1\r\nHost: a\r\nContent-Type: "+kind+"\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum, X-Demarc-Node, Grpc-Status\r\nConnection: close\r\n\r\n"+
+		_, all := ask(t, g, "POST / HTTP/1.1\r\nHost: a\r\nContent-Type: "+kind+
+			"\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum, X-Demarc-Node, Grpc-Status\r\nConnection: close\r\n\r\n"+
 			"1\r\nx\r\n0\r\nX-Sum: 42\r\nX-Demarc-Node: evil\r\nGrpc-Status: 0\r\n\r\n")
 		if !strings.Contains(all, "sum=42 who= more=0") {
 			t.Errorf("%s: %q", kind, all)
@@ -307,7 +318,8 @@ func TestRequestTrailers(t *testing.T) {
 
 // TestGRPCWebGoesByHTTP1: only gRPC itself is sent to the application by HTTP/2 (FAULTS.md E3).
 func TestGRPCWebGoesByHTTP1(t *testing.T) {
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })) // HTTP/1.1 only
+	// HTTP/1.1 only
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }))
 	t.Cleanup(srv.Close)
 	both := app(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Proto) })
 	for kind, want := range map[string]string{
@@ -327,17 +339,20 @@ func TestGRPCWebGoesByHTTP1(t *testing.T) {
 	}
 }
 
-// TestNamesThatOnlyADoorMaySet: who the caller is and where it comes from is said by the door alone, however a header is spelled (FAULTS.md E8).
+// TestNamesThatOnlyADoorMaySet: who the caller is and where it comes from is said by the door alone, however a header is spelled (FAULTS.md
+// E8).
 func TestNamesThatOnlyADoorMaySet(t *testing.T) {
 	up, sent := raw(t, okay)
 	g := newGate(t, ingress.Config{})
 	set(t, g, public(), ingress.Site{}, webPort(up))
 	head := ""
-	for _, name := range []string{"True-Client-IP", "CF-Connecting-IP", "X-Client-IP", "X-Original-URL", "X-Rewrite-URL", "X.Forwarded.For", "Tailscale.User.Login", "x_demarc_node", "X-Demarc.Door",
+	for _, name := range []string{"True-Client-IP", "CF-Connecting-IP", "X-Client-IP", "X-Original-URL", "X-Rewrite-URL", "X.Forwarded.For",
+		"Tailscale.User.Login", "x_demarc_node", "X-Demarc.Door",
 		"Client-IP", "X-Real_IP", "Forwarded", "X-Forwarded", "Proxy", "X~Forwarded~Host", "tailscale-User-Login"} {
 		head += name + ": SPOOF\r\n"
 	}
-	if status, _ := ask(t, g, "GET / HTTP/1.1\r\nHost: a\r\n"+head+"X-Kept: yes\r\nConnection: close\r\n\r\n"); !strings.Contains(status, "200") || strings.Contains(sent(), "SPOOF") || !strings.Contains(sent(), "X-Kept: yes") {
+	if status, _ := ask(t, g, "GET / HTTP/1.1\r\nHost: a\r\n"+head+"X-Kept: yes\r\nConnection: close\r\n\r\n"); !strings.Contains(status,
+		"200") || strings.Contains(sent(), "SPOOF") || !strings.Contains(sent(), "X-Kept: yes") {
 		t.Errorf("%s: the application sees\n%s", status, sent())
 	}
 }
@@ -351,8 +366,10 @@ func TestDoorsWantModernTLS(t *testing.T) {
 	}
 	g := newGate(t, ingress.Config{Certificate: files.Certificate})
 	set(t, g, public(), ingress.Site{TLS: true}, webPort("127.0.0.1:1"))
-	for version, want := range map[uint16]bool{tls.VersionTLS10: false, tls.VersionTLS11: false, tls.VersionTLS12: true, tls.VersionTLS13: true} {
-		c := tls.Client(dialFrom(t, "127.0.0.1", g.Doors()[0].Addr), &tls.Config{RootCAs: pool, ServerName: "app.example", MinVersion: version, MaxVersion: version})
+	for version, want := range map[uint16]bool{tls.VersionTLS10: false, tls.VersionTLS11: false, tls.VersionTLS12: true,
+		tls.VersionTLS13: true} {
+		c := tls.Client(dialFrom(t, "127.0.0.1", g.Doors()[0].Addr),
+			&tls.Config{RootCAs: pool, ServerName: "app.example", MinVersion: version, MaxVersion: version})
 		if err := c.Handshake(); (err == nil) != want {
 			t.Errorf("%s: %v", tls.VersionName(version), err)
 		}
@@ -470,7 +487,8 @@ func TestTwoPrivatePorts(t *testing.T) {
 
 // TestMappedNetworkIsRefused: IPv4 that is written as IPv6 would let nobody in (FAULTS.md E6).
 func TestMappedNetworkIsRefused(t *testing.T) {
-	for n, want := range map[string]string{"::ffff:127.0.0.0/104": "127.0.0.0/8", "::ffff:0:0/96": "0.0.0.0/0", "::ffff:192.0.2.1/128": "192.0.2.1/32"} {
+	for n, want := range map[string]string{"::ffff:127.0.0.0/104": "127.0.0.0/8", "::ffff:0:0/96": "0.0.0.0/0",
+		"::ffff:192.0.2.1/128": "192.0.2.1/32"} {
 		if err := allow(n).Check(); err == nil || !strings.Contains(err.Error(), "write "+want) {
 			t.Errorf("%s: %v, want a word of %s", n, err, want)
 		}

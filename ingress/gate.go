@@ -186,7 +186,8 @@ func (g *Gate) Set(ctx context.Context, p Plan) error {
 		_ = c.abort() // the peer may have gone first
 	}
 	if len(fresh)+len(shut)+len(cut) > 0 {
-		g.cfg.Logger.Info("doors changed", "posture", string(p.Posture.Exposure), "open", len(next), "opened", len(fresh), "closed", len(shut), "cut", len(cut))
+		g.cfg.Logger.Info("doors changed", "posture", string(p.Posture.Exposure), "open", len(next), "opened", len(fresh), "closed", len(shut),
+			"cut", len(cut))
 	}
 	return nil
 }
@@ -215,7 +216,8 @@ func (g *Gate) openMissing(ctx context.Context, p Plan) (map[place]*door, error)
 		}
 		l, err := opener.Open(ctx, want.Addr)
 		if err != nil {
-			return fresh, fault.Because(err, op, fault.Unavailable, "door %q can't be opened at %s on the %s; the doors of before stay as they were", want.Name, want.Addr, want.Side)
+			return fresh, fault.Because(err, op, fault.Unavailable, "door %q can't be opened at %s on the %s; the doors of before stay as they were",
+				want.Name, want.Addr, want.Side)
 		}
 		fresh[want.place()] = &door{Door: want, listener: l}
 	}

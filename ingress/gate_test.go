@@ -345,7 +345,8 @@ func TestNoSideNoDoor(t *testing.T) {
 	if err := g.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := g.Set(t.Context(), ingress.Plan{Version: ingress.Version, Posture: fleet.Posture{Exposure: fleet.Closed}}); fault.Of(err) != fault.Unavailable {
+	if err := g.Set(t.Context(),
+		ingress.Plan{Version: ingress.Version, Posture: fleet.Posture{Exposure: fleet.Closed}}); fault.Of(err) != fault.Unavailable {
 		t.Errorf("Set after Close = %v, want unavailable", err)
 	}
 }

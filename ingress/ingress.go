@@ -172,7 +172,8 @@ func open(p fleet.Posture, port Port, site Site) (Door, string) {
 		return door, ""
 	case fleet.Allowlist:
 		if limited {
-			return Door{}, "the vendor allows allowlist at most, and the posture is " + string(p.Exposure) + " without a list of networks: choose the posture allowlist"
+			return Door{}, "the vendor allows allowlist at most, and the posture is " + string(p.Exposure) +
+				" without a list of networks: choose the posture allowlist"
 		}
 		door.From = slices.Clone(p.Allow)
 	case fleet.Public:

@@ -44,7 +44,8 @@ func newWeb(g *Gate) *web {
 	w := &web{gate: g, feed: make(chan net.Conn), ended: make(chan struct{})}
 	w.tls = &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, GetCertificate: g.cfg.Certificate}
 	dial := &net.Dialer{Timeout: g.cfg.HeaderWait}
-	w.one = &http.Transport{DialContext: dial.DialContext, MaxIdleConnsPerHost: 64, IdleConnTimeout: 90 * time.Second, DisableCompression: true}
+	w.one = &http.Transport{DialContext: dial.DialContext, MaxIdleConnsPerHost: 64, IdleConnTimeout: 90 * time.Second,
+		DisableCompression: true}
 	w.two = &http.Transport{DialContext: dial.DialContext, DisableCompression: true, Protocols: new(http.Protocols)}
 	w.two.Protocols.SetUnencryptedHTTP2(true)
 	quiet := slog.NewLogLogger(g.cfg.Logger.Handler(), slog.LevelDebug)
@@ -177,7 +178,8 @@ func (w *web) rewrite(r *httputil.ProxyRequest) {
 	if err != nil {
 		return // guard has refused it already
 	}
-	for name, value := range map[string]string{HeaderLogin: peer.Login, HeaderName: peer.Name, HeaderNode: peer.Node, HeaderTags: strings.Join(peer.Tags, ",")} {
+	for name, value := range map[string]string{HeaderLogin: peer.Login, HeaderName: peer.Name, HeaderNode: peer.Node,
+		HeaderTags: strings.Join(peer.Tags, ",")} {
 		if value != "" {
 			r.Out.Header.Set(name, mime.QEncoding.Encode("utf-8", value))
 		}

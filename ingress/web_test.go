@@ -81,7 +81,8 @@ func spoofed(t *testing.T) *http.Request {
 	}
 	r.ContentLength = -1
 	r.Trailer = http.Header{"X-Demarc-Node": {"SPOOF"}}
-	for _, name := range []string{ingress.HeaderLogin, "tailscale-user-profile-pic", "Tailscale_User_Login", "X_Demarc_Node", ingress.HeaderTags, "X-Forwarded-For", "X-Real-IP", "Forwarded"} {
+	for _, name := range []string{ingress.HeaderLogin, "tailscale-user-profile-pic", "Tailscale_User_Login", "X_Demarc_Node",
+		ingress.HeaderTags, "X-Forwarded-For", "X-Real-IP", "Forwarded"} {
 		r.Header[name] = []string{"SPOOF"}
 	}
 	r.Header.Set("Connection", "X-Demarc-Door")
@@ -99,7 +100,8 @@ func TestIdentityHeaders(t *testing.T) {
 	if resp.StatusCode != 200 || strings.Contains(body, "SPOOF") || strings.Contains(body, "X-Evil=") {
 		t.Errorf("a private door passed spoofed headers on: %d\n%s", resp.StatusCode, body)
 	}
-	for _, want := range []string{"Tailscale-User-Login=ann@example.com\n", "X-Demarc-Node=laptop\n", "X-Demarc-Door=web\n", "X-Kept=yes\n", "X-Forwarded-For=100.64.0.7\n", "host=app.example\n"} {
+	for _, want := range []string{"Tailscale-User-Login=ann@example.com\n", "X-Demarc-Node=laptop\n", "X-Demarc-Door=web\n", "X-Kept=yes\n",
+		"X-Forwarded-For=100.64.0.7\n", "host=app.example\n"} {
 		if !strings.Contains(body, want) {
 			t.Errorf("the application does not see %q in\n%s", want, body)
 		}
@@ -195,7 +197,8 @@ func writePair(t *testing.T, dir, name string) (certFile, keyFile string, pool *
 	if err != nil {
 		t.Fatal(err)
 	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotAfter: time.Now().Add(time.Hour), IsCA: true,
+		BasicConstraintsValid: true}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -206,7 +209,8 @@ func writePair(t *testing.T, dir, name string) (certFile, keyFile string, pool *
 	}
 	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
 	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	if err := errors.Join(os.WriteFile(certFile, cert, 0o600), os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600)); err != nil {
+	if err := errors.Join(os.WriteFile(certFile, cert, 0o600),
+		os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	pool = x509.NewCertPool()
@@ -286,7 +290,8 @@ func TestApplicationDown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if resp, body := request(t, dialFrom(t, "127.0.0.2", g.Doors()[0].Addr), r); resp.StatusCode != http.StatusBadGateway || strings.Contains(body, "127.0.0.1") {
+	if resp, body := request(t, dialFrom(t, "127.0.0.2", g.Doors()[0].Addr), r); resp.StatusCode != http.StatusBadGateway ||
+		strings.Contains(body, "127.0.0.1") {
 		t.Errorf("got %d %q", resp.StatusCode, body)
 	}
 }

@@ -300,7 +300,8 @@ func (b *Book[S]) run(kind Learned[S], n *page[S], in proposal) (out answer, sho
 	state := n.state
 	result, shown, refused := kind.apply(&state, in.Meta, in.Body)
 	if bad := (malformed{}); errors.As(refused, &bad) {
-		return answer{}, leaf{}, fault.Because(bad.error, "ledger.run", fault.Invalid, "the body of the change %q: %s", in.Kind, fault.Text(bad.error))
+		return answer{}, leaf{}, fault.Because(bad.error, "ledger.run", fault.Invalid, "the body of the change %q: %s", in.Kind,
+			fault.Text(bad.error))
 	}
 	if refused != nil {
 		return answer{Fault: fault.Of(refused), Detail: fault.ClipTo(fault.Text(refused), maxDetail)}, shown, nil

@@ -128,13 +128,14 @@ func TestPrivateBodyStaysOutOfTheLog(t *testing.T) {
 func TestWhatCannotBeAppliedStopsTheBook(t *testing.T) {
 	m := `"meta":{"at":"2026-03-01T12:00:00Z","by":"ann","request":"1"}`
 	for name, c := range map[string]struct{ data, want string }{
-		"unknown kind":   {`{"kind":"add/2",` + m + `,"body":{"n":1}}`, `does not know the change "add/2"`},
-		"unknown field":  {`{"kind":"add/1",` + m + `,"body":{"n":1,"m":2}}`, "m"},
-		"wrong type":     {`{"kind":"add/1",` + m + `,"body":{"n":"1"}}`, "add/1"},
-		"a panic":        {`{"kind":"explode/1",` + m + `,"body":{}}`, "panics"},
-		"no time":        {`{"kind":"add/1","meta":{"by":"ann","request":"1"},"body":{"n":1}}`, "request id"},
-		"no principal":   {`{"kind":"add/1","meta":{"at":"2026-03-01T12:00:00Z","by":"","request":"1"},"body":{"n":1}}`, "request id"},
-		"long id":        {`{"kind":"add/1","meta":{"at":"2026-03-01T12:00:00Z","by":"a","request":"` + strings.Repeat("x", 65) + `"},"body":{"n":1}}`, "request id"},
+		"unknown kind":  {`{"kind":"add/2",` + m + `,"body":{"n":1}}`, `does not know the change "add/2"`},
+		"unknown field": {`{"kind":"add/1",` + m + `,"body":{"n":1,"m":2}}`, "m"},
+		"wrong type":    {`{"kind":"add/1",` + m + `,"body":{"n":"1"}}`, "add/1"},
+		"a panic":       {`{"kind":"explode/1",` + m + `,"body":{}}`, "panics"},
+		"no time":       {`{"kind":"add/1","meta":{"by":"ann","request":"1"},"body":{"n":1}}`, "request id"},
+		"no principal":  {`{"kind":"add/1","meta":{"at":"2026-03-01T12:00:00Z","by":"","request":"1"},"body":{"n":1}}`, "request id"},
+		"long id": {`{"kind":"add/1","meta":{"at":"2026-03-01T12:00:00Z","by":"a","request":"` + strings.Repeat("x",
+			65) + `"},"body":{"n":1}}`, "request id"},
 		"trailing bytes": {`{"kind":"add/1",` + m + `,"body":{"n":1}}{}`, ""},
 		"not JSON":       {`hello`, ""},
 		"too large":      {`{"kind":"add/1"` + strings.Repeat(" ", ledger.MaxChange) + `}`, "limit"},

@@ -168,7 +168,8 @@ func readRecord(r io.Reader, at, size int64) ([]byte, error) {
 		if head == ([headBytes]byte{}) && onlyZeros(r) {
 			return nil, errTorn
 		}
-		return nil, fault.New(op, fault.Invalid, "the record at byte %d is damaged in its length: restore the file from a copy, or ask demarc verify what the evidence still proves", at)
+		return nil, fault.New(op, fault.Invalid, "the record at byte %d is damaged in its length: restore the file from a copy, or ask demarc "+
+			"verify what the evidence still proves", at)
 	}
 	if n == 0 || n > maxBatch {
 		return nil, fault.New(op, fault.Invalid, "the record at byte %d claims %d bytes, and %d is the most", at, n, maxBatch)
@@ -184,7 +185,8 @@ func readRecord(r io.Reader, at, size int64) ([]byte, error) {
 		if at+headBytes+n == size && blankSector(payload, at+headBytes) {
 			return nil, errTorn
 		}
-		return nil, fault.New(op, fault.Invalid, "the record at byte %d is damaged: restore the file from a copy, or ask demarc verify what the evidence still proves", at)
+		return nil, fault.New(op, fault.Invalid, "the record at byte %d is damaged: restore the file from a copy, or ask demarc verify what "+
+			"the evidence still proves", at)
 	}
 	return payload, nil
 }
@@ -292,7 +294,8 @@ func (l *Local[S]) flush(b *batch[S]) error {
 		l.mu.Unlock()
 		return nil
 	}
-	none := fault.Because(err, op, fault.Unavailable, "the book takes no changes: %s; it goes on by itself, and this change did not happen", fault.Disk(err))
+	none := fault.Because(err, op, fault.Unavailable, "the book takes no changes: %s; it goes on by itself, and this change did not happen",
+		fault.Disk(err))
 	if b.err = none; l.torn {
 		b.err = fault.Because(err, op, fault.Unsure, "the book takes no changes: %s; whether this change is on the disk is not known: "+
 			"ask again with the same request id", fault.Disk(err))

@@ -91,7 +91,8 @@ func TestLocalSyncsTheCut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, torn := range map[string][]byte{"a torn record": whole[:len(whole)-3], "an unwritten tail": append(bytes.Clone(whole), make([]byte, 5000)...), "a torn first line": whole[:5]} {
+	for name, torn := range map[string][]byte{"a torn record": whole[:len(whole)-3],
+		"an unwritten tail": append(bytes.Clone(whole), make([]byte, 5000)...), "a torn first line": whole[:5]} {
 		disk := &memory{b: bytes.Clone(torn), synced: torn}
 		_, rec, err := ledger.OpenLocal(disk, newToy())
 		if err != nil || rec.Cut == 0 {
@@ -220,8 +221,10 @@ func FuzzOpenLocal(f *testing.F) {
 			return
 		}
 		again := newToy()
-		if _, rec, err := ledger.OpenLocal(&disk, again); err != nil || rec.Cut != 0 || pretty(again.View()) != pretty(b.View()) || rootOf(again) != rootOf(b) {
-			t.Fatalf("what was written is read as %s of %s with %+v, %v: want %s of %s", pretty(again.View()), rootOf(again), rec, err, pretty(b.View()), rootOf(b))
+		if _, rec, err := ledger.OpenLocal(&disk, again); err != nil || rec.Cut != 0 || pretty(again.View()) != pretty(b.View()) ||
+			rootOf(again) != rootOf(b) {
+			t.Fatalf("what was written is read as %s of %s with %+v, %v: want %s of %s", pretty(again.View()), rootOf(again), rec, err,
+				pretty(b.View()), rootOf(b))
 		}
 	})
 }

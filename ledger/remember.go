@@ -42,7 +42,8 @@ func (l limit) allows(was, is int64, count int, bytes int64) error {
 		return nil
 	}
 	return fault.New("ledger.DryRun", fault.Busy,
-		"the answers to %d changes of the last %s (%d MiB) are remembered, so that none is made twice, and there is no room for more: try again in a moment", count-1, Remember, bytes>>20)
+		"the answers to %d changes of the last %s (%d MiB) are remembered, so that none is made twice, and there is no room for more: try "+
+			"again in a moment", count-1, Remember, bytes>>20)
 }
 
 // Remembered tells how many answers the book remembers at this moment, and how many bytes they are counted as.
@@ -74,7 +75,8 @@ func (SetTime[S]) Kind() string { return setTimeKind }
 // Apply implements [Change]. The time itself is the book's and not of its state: see turnBack, which was here before.
 func (c SetTime[S]) Apply(_ *S, m Meta) (struct{}, error) {
 	if !m.At.Equal(c.To) || !c.To.Before(c.From) {
-		return struct{}{}, fault.New("ledger.SetTime", fault.Conflict, "the book's time is not set back from %s to %s: it is another by now", c.From.UTC().Format(time.RFC3339), c.To.UTC().Format(time.RFC3339))
+		return struct{}{}, fault.New("ledger.SetTime", fault.Conflict, "the book's time is not set back from %s to %s: it is another by now",
+			c.From.UTC().Format(time.RFC3339), c.To.UTC().Format(time.RFC3339))
 	}
 	return struct{}{}, nil
 }

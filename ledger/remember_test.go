@@ -144,7 +144,10 @@ func TestTimeIsSetBack(t *testing.T) {
 	plus("0", ahead-4*time.Minute) // a clock that runs away
 	plus("1", ahead)
 	plus("2", now)
-	for i, c := range []struct{ from, to time.Duration }{{ahead - time.Hour, now}, {ahead, ahead + time.Minute}, {ahead, ahead}, {ahead + time.Hour, now}} {
+	for i, c := range []struct {
+		from,
+		to time.Duration
+	}{{ahead - time.Hour, now}, {ahead, ahead + time.Minute}, {ahead, ahead}, {ahead + time.Hour, now}} {
 		if ans := set(fmt.Sprint("no", i), c.from, c.to); !strings.Contains(ans, `"fault":"conflict"`) {
 			t.Errorf("from %s to %s: %s", c.from, c.to, ans)
 		}
@@ -154,7 +157,8 @@ func TestTimeIsSetBack(t *testing.T) {
 	if ans := set("yes", at.Sub(start), now); strings.Contains(ans, "conflict") || !d.book.At().Equal(start.Add(now)) {
 		t.Fatalf("%s, the book's time is %s", ans, d.book.At())
 	}
-	if e := leaf(t, d.book, before); e.Kind != "book.time/1" || !e.At.Equal(start.Add(now)) || e.By != "node" || !strings.Contains(string(e.Body), "from") {
+	if e := leaf(t, d.book, before); e.Kind != "book.time/1" || !e.At.Equal(start.Add(now)) || e.By != "node" ||
+		!strings.Contains(string(e.Body), "from") {
 		t.Fatalf("on record: %+v", e)
 	}
 	// Request 0 was 4 minutes old, and another minute passed for the refused ones; 1 and 2 are of one moment of the book.

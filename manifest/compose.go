@@ -44,12 +44,16 @@ var (
 	topKeys     = []string{"name", "version", "services", "secrets", "x-demarc"}
 	serviceKeys = []string{"command", "environment", "secrets", "depends_on", "mem_limit", "cpus", "pids_limit", "x-demarc"}
 	why         = map[string]string{
-		"build": "a release carries artifacts by digest", "volumes": "the process runtime mounts nothing", "ports": "ports for end users stand in x-demarc",
-		"privileged": "nothing runs with more than it needs", "cap_add": "nothing runs with more than it needs", "devices": "nothing runs with more than it needs",
-		"network_mode": "services are wired by x-demarc", "networks": "services are wired by x-demarc", "env_file": "a file of the machine has no say",
-		"extends": "the file must be whole", "include": "the file must be whole", "healthcheck": "write health in x-demarc of the service",
+		"build": "a release carries artifacts by digest", "volumes": "the process runtime mounts nothing",
+		"ports":      "ports for end users stand in x-demarc",
+		"privileged": "nothing runs with more than it needs", "cap_add": "nothing runs with more than it needs",
+		"devices":      "nothing runs with more than it needs",
+		"network_mode": "services are wired by x-demarc", "networks": "services are wired by x-demarc",
+		"env_file": "a file of the machine has no say",
+		"extends":  "the file must be whole", "include": "the file must be whole", "healthcheck": "write health in x-demarc of the service",
 		"entrypoint": "write the whole command", "restart": "every service is kept running", "configs": "put the file into the artifact",
-		"image": "a release carries artifacts by digest: name the folder in x-demarc as artifact", "labels": "nothing reads them here: remove them",
+		"image":  "a release carries artifacts by digest: name the folder in x-demarc as artifact",
+		"labels": "nothing reads them here: remove them",
 	}
 	topXKeys     = []string{"app", "version", "ports", "secrets", "operations"}
 	serviceXKeys = []string{"artifact", "listen", "wire", "health"}
@@ -290,7 +294,8 @@ func extensions(root *yaml.Node) (xTop, map[string]xService, error) {
 	if err := decode(x, "x-demarc", &top); err != nil {
 		return top, nil, err
 	}
-	if err := each(child(x, "ports"), "ports", func(name string, n *yaml.Node) error { return whole("port "+name, child(n, "port")) }); err != nil {
+	if err := each(child(x, "ports"),
+		"ports", func(name string, n *yaml.Node) error { return whole("port "+name, child(n, "port")) }); err != nil {
 		return top, nil, err
 	}
 	err := each(child(root, "services"), "services", func(name string, n *yaml.Node) error {
@@ -336,13 +341,15 @@ func (s *Spec) fill(project *types.Project, top xTop, services map[string]xServi
 		return below(err, "x-demarc", "app")
 	}
 	if !versionForm.MatchString(s.Version) || !strings.ContainsAny(s.Version, "0123456789") {
-		return below(fault.New(op, fault.Invalid, "x-demarc version %.64q: use letters, digits and .+_-, with a digit: a release is one version for ever, and not the latest",
+		return below(fault.New(op, fault.Invalid, "x-demarc version %.64q: use letters, digits and .+_-, with a digit: a release is one "+
+			"version for ever, and not the latest",
 			s.Version), "x-demarc", "version")
 	}
 	names := map[string]bool{}
 	for _, f := range s.Operations {
 		if !templateFile.MatchString(f) || names[TemplateName(f)] || len(names) >= maxTemplates {
-			return below(fault.New(op, fault.Invalid, "operations: %.64q must be a relative path to a .yaml file, each name once, at most %d", f, maxTemplates),
+			return below(
+				fault.New(op, fault.Invalid, "operations: %.64q must be a relative path to a .yaml file, each name once, at most %d", f, maxTemplates),
 				"x-demarc", "operations", f)
 		}
 		names[TemplateName(f)] = true
@@ -353,7 +360,8 @@ func (s *Spec) fill(project *types.Project, top xTop, services map[string]xServi
 	for _, name := range slices.Sorted(maps.Keys(top.Secrets)) {
 		x := top.Secrets[name]
 		if len(x.Hint) > 512 || !project.Secrets[name].External {
-			return below(fault.New(op, fault.Invalid, "secret %.64q: its hint has at most 512 bytes, and in Compose's secrets it is external: true", name),
+			return below(
+				fault.New(op, fault.Invalid, "secret %.64q: its hint has at most 512 bytes, and in Compose's secrets it is external: true", name),
 				"x-demarc", "secrets", name)
 		}
 		s.secrets = append(s.secrets, Secret{Name: name, Store: name, Required: x.Required, Hint: x.Hint})
@@ -386,7 +394,8 @@ func (s *Spec) fill(project *types.Project, top xTop, services map[string]xServi
 		return err
 	}
 	// The plan's own check knows all the rest; the artifacts are not here yet.
-	whole := Plan{Version: PlanVersion, App: s.App, AppVersion: s.Version, Runtime: fleet.RuntimeProcess, Services: slices.Clone(s.plan), Ports: s.ports, Secrets: s.secrets}
+	whole := Plan{Version: PlanVersion, App: s.App, AppVersion: s.Version, Runtime: fleet.RuntimeProcess, Services: slices.Clone(s.plan),
+		Ports: s.ports, Secrets: s.secrets}
 	for i := range whole.Services {
 		whole.Services[i].Artifact = fleet.DigestOf(nil)
 	}
@@ -413,7 +422,8 @@ func service(c types.ServiceConfig, x xService) (Service, error) {
 		}
 		target := use.Target
 		if !envName.MatchString(target) {
-			return bad(at("secrets", use.Source), "secret %.64q: target %.64q must be the variable that holds the path of its file, for instance TOKEN_FILE", use.Source, target)
+			return bad(at("secrets", use.Source), "secret %.64q: target %.64q must be the variable that holds the path of its file, for instance "+
+				"TOKEN_FILE", use.Source, target)
 		}
 		s.Env = append(s.Env, Env{Name: target, Secret: use.Source})
 	}
@@ -475,8 +485,9 @@ func order(services map[string]Service) ([]Service, error) {
 					rest = append(rest, name)
 				}
 			}
-			return nil, below(fault.New(op, fault.Invalid, "the services %s wait for each other, or for one that is not there", strings.Join(rest, ", ")),
-				"services", rest[0], "depends_on")
+			return nil,
+				below(fault.New(op, fault.Invalid, "the services %s wait for each other, or for one that is not there", strings.Join(rest, ", ")),
+					"services", rest[0], "depends_on")
 		}
 	}
 	return out, nil

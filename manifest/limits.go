@@ -32,11 +32,14 @@ func limits(service *yaml.Node) error {
 		key, want string
 		right     func(v string) bool
 	}{
-		{"mem_limit", "write a whole number above zero with b, k, m or g, for instance 512m, at most 1 PiB; leave it out for no limit", wholeMemory},
-		{"cpus", "write a number above zero with at most three digits after the point, for instance 0.5, at most 1024; leave it out for no limit", func(v string) bool {
-			f, err := strconv.ParseFloat(v, 64)
-			return err == nil && decimalForm.MatchString(v) && f > 0 && f <= maxCPUs
-		}},
+		{"mem_limit", "write a whole number above zero with b, k, m or g, for instance 512m, at most 1 PiB; leave it out for no limit",
+			wholeMemory},
+		{"cpus",
+			"write a number above zero with at most three digits after the point, for instance 0.5, at most 1024; leave it out for no limit", func(
+				v string) bool {
+				f, err := strconv.ParseFloat(v, 64)
+				return err == nil && decimalForm.MatchString(v) && f > 0 && f <= maxCPUs
+			}},
 		{"pids_limit", "write a whole number from 1 to 4194304; leave it out for no limit", func(v string) bool {
 			n, err := strconv.ParseInt(v, 10, 64)
 			return err == nil && wholeForm.MatchString(v) && n <= maxPIDs

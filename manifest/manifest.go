@@ -132,9 +132,11 @@ func Compile(r Release, c Choices) (Plan, error) {
 		return Plan{}, fault.At(op, "", err)
 	}
 	if c.Runtime != fleet.RuntimeProcess {
-		return Plan{}, fault.New(op, fault.Invalid, "the runtime %.32q is not one that this build compiles for: use %s", c.Runtime, fleet.RuntimeProcess)
+		return Plan{}, fault.New(op, fault.Invalid, "the runtime %.32q is not one that this build compiles for: use %s", c.Runtime,
+			fleet.RuntimeProcess)
 	}
-	p := Plan{Version: PlanVersion, App: s.App, AppVersion: s.Version, Runtime: c.Runtime, Services: s.plan, Ports: s.ports, Secrets: slices.Clone(s.secrets)}
+	p := Plan{Version: PlanVersion, App: s.App, AppVersion: s.Version, Runtime: c.Runtime, Services: s.plan, Ports: s.ports,
+		Secrets: slices.Clone(s.secrets)}
 	for i := range p.Services {
 		p.Services[i].Artifact = r.Artifacts[p.Services[i].Name]
 	}

@@ -29,7 +29,8 @@ func notes(t testing.TB) string {
 }
 
 func release(t testing.TB) manifest.Release {
-	return manifest.Release{App: "notes", Version: "1.0.0", Compose: notes(t), Templates: map[string]string{"state": "version: demarc-template/1\n"},
+	return manifest.Release{App: "notes", Version: "1.0.0", Compose: notes(t),
+		Templates: map[string]string{"state": "version: demarc-template/1\n"},
 		Artifacts: map[string]fleet.Digest{"web": fleet.DigestOf([]byte("web")), "store": fleet.DigestOf([]byte("store"))}}
 }
 
@@ -103,7 +104,8 @@ func TestDigestBindsWhatRuns(t *testing.T) {
 	if p := compiled(t, r); p.Digest() == base.Digest() {
 		t.Error("another template, and the same digest")
 	}
-	p, err := manifest.Compile(release(t), manifest.Choices{Runtime: fleet.RuntimeProcess, Secrets: map[string]string{"store-token": "prod-token"}})
+	p, err := manifest.Compile(release(t),
+		manifest.Choices{Runtime: fleet.RuntimeProcess, Secrets: map[string]string{"store-token": "prod-token"}})
 	if err != nil || p.Secrets[0].Store != "prod-token" || p.Digest() == base.Digest() {
 		t.Errorf("%v %+v", err, p.Secrets)
 	}
@@ -116,37 +118,40 @@ func TestDigestBindsWhatRuns(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	for name, c := range map[string]struct{ old, new, want string }{
-		"privileged":                            {"    command: [\"bin/web\", \"--verbose\"]", "    privileged: true", "line 11"},
-		"build":                                 {"    command: [\"bin/web\", \"--verbose\"]", "    build: .", "artifacts by digest"},
-		"volumes":                               {"    command: [\"bin/web\", \"--verbose\"]", "    volumes: ['/:/host']", "mounts nothing"},
-		"ports":                                 {"    command: [\"bin/web\", \"--verbose\"]", "    ports: ['80:80']", "x-demarc"},
-		"host network":                          {"    command: [\"bin/web\", \"--verbose\"]", "    network_mode: host", "wired"},
-		"env_file":                              {"    command: [\"bin/web\", \"--verbose\"]", "    env_file: /etc/shadow", "no say"},
-		"extends":                               {"    command: [\"bin/web\", \"--verbose\"]", "    extends: {file: /etc/passwd, service: x}", "whole"},
-		"include":                               {"services:", "include: [/etc/passwd]\nservices:", "whole"},
-		"variable":                              {"LOG: plain", "LOG: \"${HOME}\"", "line 21: a variable"},
-		"short variable":                        {"LOG: plain", "LOG: $HOME", "a variable"},
-		"inherited variable":                    {"{LOG: plain, PRICE: \"5$$\"}", "[LOG]", "has no value"},
-		"preload":                               {"LOG: plain", "LD_PRELOAD: x.so", "LD_*"},
-		"the mark of a run":                     {"LOG: plain", "DEMARC_RUN: x", "DEMARC_*"}, // FAULTS.md B7: what is left over is found by it
-		"path":                                  {"LOG: plain", "PATH: /x", "PATH"},
-		"double variable":                       {"LOG: plain", "STORE_LISTEN: x", "each once"},
-		"anchor":                                {"{LOG: plain", "&a {LOG: plain", "anchors"},
-		"double key":                            {"  store:\n", "  web:\n", "twice"},
-		"unknown extension":                     {"artifact: store", "artefact: store", "artefact"},
-		"unknown in port":                       {"widest: public", "wide: public", "wide"},
-		"unknown widest":                        {"widest: public", "widest: open", "open"},
-		"artifact outside":                      {"artifact: store", "artifact: ../store", "beside the file"},
-		"artifact absolute":                     {"artifact: store", "artifact: /store", "beside the file"},
-		"program outside":                       {"bin/store --name", "../../bin/sh --name", "inside the artifact"},
-		"absolute program":                      {"bin/store --name", "/bin/sh --name", "inside the artifact"},
-		"wrong wire":                            {"store:9000", "store:9001", "does not have"},
-		"wire to nobody":                        {"\"store:9000\"", "\"169.254.169.254:80\"", "service:port"},
-		"cycle":                                 {"    mem_limit: 64m", "    depends_on: [web]", "store, web wait"},
-		"missing dependency":                    {"depends_on: [store]", "depends_on: [gone]", "wait for each other"},
-		"once finished":                         {"depends_on: [store]", "depends_on: {store: {condition: service_completed_successfully}}", "condition"},
-		"secret from file":                      {"{external: true}", "{file: /etc/shadow}", "external"},
-		"secret unlisted":                       {"  store-token: {external: true}", "  store-token: {external: true}\n  other: {external: true}", "not in x-demarc"},
+		"privileged":   {"    command: [\"bin/web\", \"--verbose\"]", "    privileged: true", "line 11"},
+		"build":        {"    command: [\"bin/web\", \"--verbose\"]", "    build: .", "artifacts by digest"},
+		"volumes":      {"    command: [\"bin/web\", \"--verbose\"]", "    volumes: ['/:/host']", "mounts nothing"},
+		"ports":        {"    command: [\"bin/web\", \"--verbose\"]", "    ports: ['80:80']", "x-demarc"},
+		"host network": {"    command: [\"bin/web\", \"--verbose\"]", "    network_mode: host", "wired"},
+		"env_file":     {"    command: [\"bin/web\", \"--verbose\"]", "    env_file: /etc/shadow", "no say"},
+		"extends": {"    command: [\"bin/web\", \"--verbose\"]", "    extends: {file: /etc/passwd, service: x}",
+			"whole"},
+		"include":            {"services:", "include: [/etc/passwd]\nservices:", "whole"},
+		"variable":           {"LOG: plain", "LOG: \"${HOME}\"", "line 21: a variable"},
+		"short variable":     {"LOG: plain", "LOG: $HOME", "a variable"},
+		"inherited variable": {"{LOG: plain, PRICE: \"5$$\"}", "[LOG]", "has no value"},
+		"preload":            {"LOG: plain", "LD_PRELOAD: x.so", "LD_*"},
+		"the mark of a run":  {"LOG: plain", "DEMARC_RUN: x", "DEMARC_*"}, // FAULTS.md B7: what is left over is found by it
+		"path":               {"LOG: plain", "PATH: /x", "PATH"},
+		"double variable":    {"LOG: plain", "STORE_LISTEN: x", "each once"},
+		"anchor":             {"{LOG: plain", "&a {LOG: plain", "anchors"},
+		"double key":         {"  store:\n", "  web:\n", "twice"},
+		"unknown extension":  {"artifact: store", "artefact: store", "artefact"},
+		"unknown in port":    {"widest: public", "wide: public", "wide"},
+		"unknown widest":     {"widest: public", "widest: open", "open"},
+		"artifact outside":   {"artifact: store", "artifact: ../store", "beside the file"},
+		"artifact absolute":  {"artifact: store", "artifact: /store", "beside the file"},
+		"program outside":    {"bin/store --name", "../../bin/sh --name", "inside the artifact"},
+		"absolute program":   {"bin/store --name", "/bin/sh --name", "inside the artifact"},
+		"wrong wire":         {"store:9000", "store:9001", "does not have"},
+		"wire to nobody":     {"\"store:9000\"", "\"169.254.169.254:80\"", "service:port"},
+		"cycle":              {"    mem_limit: 64m", "    depends_on: [web]", "store, web wait"},
+		"missing dependency": {"depends_on: [store]", "depends_on: [gone]", "wait for each other"},
+		"once finished": {"depends_on: [store]", "depends_on: {store: {condition: service_completed_successfully}}",
+			"condition"},
+		"secret from file": {"{external: true}", "{file: /etc/shadow}", "external"},
+		"secret unlisted": {"  store-token: {external: true}", "  store-token: {external: true}\n  other: {external: true}",
+			"not in x-demarc"},
 		"secret as path":                        {"target: STORE_TOKEN_FILE", "target: /run/secrets/x", "TOKEN_FILE"},
 		"health elsewhere":                      {"port: 8080}\n  store", "port: 22}\n  store", "does not listen"},
 		"health path":                           {"http: /healthz, port: 8080", "http: 'http://evil/', port: 8080", "begins with /"},

@@ -94,7 +94,8 @@ func loaderError(root *yaml.Node, err error) error {
 	text, _, _ = strings.Cut(text, "\n")
 	at := dotted.FindString(text)
 	path := strings.FieldsFunc(at, func(r rune) bool { return r == '.' || r == '[' || r == ']' })
-	return fault.Because(err, "manifest.load", fault.Invalid, "line %d: not a Compose file: %s", find(root, path).Line, fault.ClipTo(text, 300))
+	return fault.Because(err, "manifest.load", fault.Invalid, "line %d: not a Compose file: %s", find(root, path).Line,
+		fault.ClipTo(text, 300))
 }
 
 // decode reads a value that must be of its kind. An error of the decoder names the line.
@@ -116,9 +117,12 @@ func decode(n *yaml.Node, what string, v any) error {
 }
 
 // kinds says in YAML's words what Go's names mean.
-var kinds = strings.NewReplacer("cannot unmarshal", "wrong kind of value:", "!!str", "text", "!!int", "number", "!!float", "number", "!!bool", "true or false",
-	"!!seq", "list", "!!map", "mapping", "!!null", "nothing", "into bool", "where true or false is wanted", "into int", "where a whole number is wanted",
-	"into string", "where text is wanted", "into []string", "where a list of texts is wanted", "into map[string]string", "where a mapping of texts is wanted",
+var kinds = strings.NewReplacer("cannot unmarshal", "wrong kind of value:", "!!str", "text", "!!int", "number", "!!float", "number",
+	"!!bool", "true or false",
+	"!!seq", "list", "!!map", "mapping", "!!null", "nothing", "into bool", "where true or false is wanted", "into int",
+	"where a whole number is wanted",
+	"into string", "where text is wanted", "into []string", "where a list of texts is wanted", "into map[string]string",
+	"where a mapping of texts is wanted",
 	"into map[string]int", "where a mapping of whole numbers is wanted", "into manifest.x", "where a mapping is wanted: ",
 	"into map[string]manifest.x", "where a mapping is wanted: ", "into fleet.Exposure", "where text is wanted")
 

@@ -146,7 +146,8 @@ func (p Plan) Check() error {
 	if p.Version != PlanVersion {
 		return bad("version %.32q: this build reads %s", p.Version, PlanVersion)
 	}
-	if len(p.Services) == 0 || len(p.Services) > maxServices || len(p.Ports) > maxNames || len(p.Secrets) > maxNames || len(p.Operations) > maxTemplates {
+	if len(p.Services) == 0 || len(p.Services) > maxServices || len(p.Ports) > maxNames || len(p.Secrets) > maxNames ||
+		len(p.Operations) > maxTemplates {
 		return bad("a plan has 1 to %d services and at most %d ports, %d secrets, %d operations", maxServices, maxNames, maxNames, maxTemplates)
 	}
 	secrets := map[string]bool{}
@@ -325,7 +326,8 @@ func Diff(from, to Plan) []string {
 		var parts []part
 		for _, s := range p.Services {
 			name := s.Name
-			parts = append(parts, part{"service " + name + " artifact", "", s.Artifact.Short()}, part{"service " + name + " command", "", fmt.Sprintf("%q", s.Argv)})
+			parts = append(parts, part{"service " + name + " artifact", "", s.Artifact.Short()},
+				part{"service " + name + " command", "", fmt.Sprintf("%q", s.Argv)})
 			for _, e := range s.Env {
 				text := fmt.Sprintf("%q", e.Value)
 				if e.Secret != "" {

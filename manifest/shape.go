@@ -17,7 +17,8 @@ import (
 func shapes(root *yaml.Node, app string) (map[string]types.MappingWithEquals, error) {
 	const op = "manifest.shapes"
 	if n := child(root, "name"); n != nil && n.Value != app {
-		return nil, below(fault.New(op, fault.Invalid, "name %.64q is not what x-demarc calls the app, %.64q: leave it out", n.Value, app), "name")
+		return nil, below(fault.New(op, fault.Invalid, "name %.64q is not what x-demarc calls the app, %.64q: leave it out", n.Value, app),
+			"name")
 	}
 	err := each(child(root, "secrets"), "secrets", func(name string, n *yaml.Node) error { return only(n, "secret "+name, externalKeys) })
 	if err != nil {
@@ -61,7 +62,8 @@ func wholeCommand(n *yaml.Node) error {
 	}
 	p := shellwords.NewParser()
 	if _, err := p.Parse(n.Value); err != nil || p.Position >= 0 || strings.ContainsAny(n.Value, "`$\n") {
-		return bad(n, "there is no shell here, and this text has an open quote, a second row, or one of ; & | < > ` $: write the command as a list")
+		return bad(n, "there is no shell here, and this text has an open quote, a second row, or one of ; & | < > ` $: write the command as a "+
+			"list")
 	}
 	return nil
 }

@@ -41,10 +41,12 @@ func TestNothingIsLeftOutInSilence(t *testing.T) {
 		line  int
 		word  string
 	}{
-		"image":                      {"    command: [web]\n    image: example.invalid/a:1\n", 6, "by digest"},
-		"labels":                     {"    command: [web]\n    labels: {a: b}\n", 6, "labels"},
-		"depends_on required":        {"    command: [web]\n    depends_on:\n      db: {condition: service_started, required: false}\n", 7, "required"},
-		"depends_on restart":         {"    command: [web]\n    depends_on:\n      db: {condition: service_started, restart: true}\n", 7, "restart"},
+		"image":  {"    command: [web]\n    image: example.invalid/a:1\n", 6, "by digest"},
+		"labels": {"    command: [web]\n    labels: {a: b}\n", 6, "labels"},
+		"depends_on required": {"    command: [web]\n    depends_on:\n      db: {condition: service_started, required: false}\n", 7,
+			"required"},
+		"depends_on restart": {"    command: [web]\n    depends_on:\n      db: {condition: service_started, restart: true}\n", 7,
+			"restart"},
 		"a variable twice in a list": {"    command: [web]\n    environment: [A=1, A=2]\n", 6, "twice"},
 		"a variable without value":   {"    command: [web]\n    environment: {A: }\n", 6, "no value"},
 		"a command cut at ;":         {"    command: web --a; web --b\n", 5, "list"},
@@ -60,15 +62,18 @@ func TestNothingIsLeftOutInSilence(t *testing.T) {
 	} {
 		refusedAt(t, what, compose("", row.lines+artifact), row.line, row.word)
 	}
-	refusedAt(t, "name of a secret", compose(", secrets: {token: {required: true}}", "    command: [web]\n"+artifact)+"secrets:\n  token: {external: true, name: other}\n", 8, "name")
+	refusedAt(t, "name of a secret", compose(", secrets: {token: {required: true}}",
+		"    command: [web]\n"+artifact)+"secrets:\n  token: {external: true, name: other}\n", 8, "name")
 	refusedAt(t, "another name of the project", "name: other\n"+compose("", "    command: [web]\n"+artifact), 1, "other")
 }
 
 // FAULTS.md D3: a value in an environment is its own text; elsewhere a number has one reading.
 func TestANumberKeepsItsSpelling(t *testing.T) {
 	both := map[string]fleet.Digest{"web": fleet.DigestOf(nil), "db": fleet.DigestOf(nil)}
-	for _, v := range []string{"1.10", "010", "0x1F", "1_000", "1e3", "1.0", ".5", "0o17", "12345678901234567890", "100000000", "true", "yes", "2026-01-02", "-0", "+1", ".inf", "\"a=b\""} {
-		r := manifest.Release{App: "notes", Version: "1.0.0", Artifacts: both, Compose: compose("", "    command: [web]\n    environment: {A: "+v+"}\n"+artifact)}
+	for _, v := range []string{"1.10", "010", "0x1F", "1_000", "1e3", "1.0", ".5", "0o17", "12345678901234567890", "100000000", "true", "yes",
+		"2026-01-02", "-0", "+1", ".inf", "\"a=b\""} {
+		r := manifest.Release{App: "notes", Version: "1.0.0", Artifacts: both,
+			Compose: compose("", "    command: [web]\n    environment: {A: "+v+"}\n"+artifact)}
 		p, err := manifest.Compile(r, manifest.Choices{Runtime: fleet.RuntimeProcess})
 		if err != nil {
 			t.Errorf("%s: %v", v, err)
@@ -81,7 +86,8 @@ func TestANumberKeepsItsSpelling(t *testing.T) {
 	for _, v := range []string{"010", "0x50", "0o120", "8_0", "8e1", "+80"} {
 		refusedAt(t, v, compose("", "    command: [web]\n    x-demarc:\n      artifact: web\n      listen: {A: "+v+"}\n"), 8, v)
 	}
-	r := manifest.Release{App: "notes", Version: "1.10", Compose: strings.Replace(compose("", "    command: [web]\n"+artifact), "1.0.0", "1.10", 1), Artifacts: both}
+	r := manifest.Release{App: "notes", Version: "1.10",
+		Compose: strings.Replace(compose("", "    command: [web]\n"+artifact), "1.0.0", "1.10", 1), Artifacts: both}
 	if err := r.Check(); err != nil {
 		t.Errorf("version 1.10: %v", err)
 	}

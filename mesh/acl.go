@@ -53,7 +53,8 @@ func ACL(controlPort uint16, customers ...string) ([]byte, error) {
 		return nil, fault.New(op, fault.Invalid, "name the control plane's port on the tailnet")
 	}
 	if len(customers) > MaxACLCustomers {
-		return nil, fault.New(op, fault.Invalid, "%d customers: name %d at most, or none: the common tag keeps them apart as well", len(customers), MaxACLCustomers)
+		return nil, fault.New(op, fault.Invalid, "%d customers: name %d at most, or none: the common tag keeps them apart as well",
+			len(customers), MaxACLCustomers)
 	}
 	owners := map[string][]string{TagControl: {"autogroup:admin"}, TagAppliance: {"autogroup:admin", TagControl}}
 	tags := []string{TagAppliance}

@@ -33,7 +33,8 @@ func policy(t *testing.T, customers ...string) *meshtest.Policy {
 func TestACLDeniesBetweenAppliances(t *testing.T) {
 	p := policy(t, "globex", "initech", "acme")
 	tags := []string{mesh.TagAppliance, mesh.CustomerTag("acme"), mesh.CustomerTag("globex"), mesh.CustomerTag("initech")}
-	if len(p.ACLs) != 1 || !slices.Equal(p.ACLs[0].Src, tags) || !slices.Equal(p.ACLs[0].Dst, []string{mesh.TagControl + ":8443"}) || p.ACLs[0].Proto != "tcp" {
+	if len(p.ACLs) != 1 || !slices.Equal(p.ACLs[0].Src, tags) || !slices.Equal(p.ACLs[0].Dst, []string{mesh.TagControl + ":8443"}) ||
+		p.ACLs[0].Proto != "tcp" {
 		t.Errorf("the policy accepts more than appliance to control plane: %+v", p.ACLs)
 	}
 	for _, from := range append(tags, mesh.TagControl) { // no pair is forgotten in the tests
@@ -51,7 +52,8 @@ func TestACLDeniesBetweenAppliances(t *testing.T) {
 	for _, x := range []struct {
 		port      uint16
 		customers []string
-	}{{0, nil}, {1, []string{"Globex"}}, {1, []string{"a", "a"}}, {1, make([]string, mesh.MaxACLCustomers+1)}, {1, []string{"a:b"}}, {1, []string{""}}} {
+	}{{0, nil}, {1, []string{"Globex"}}, {1, []string{"a", "a"}}, {1, make([]string, mesh.MaxACLCustomers+1)}, {1, []string{"a:b"}},
+		{1, []string{""}}} {
 		if _, err := mesh.ACL(x.port, x.customers...); fault.Of(err) != fault.Invalid {
 			t.Errorf("ACL(%d, %q) = %v, want invalid", x.port, x.customers, err)
 		}
@@ -92,7 +94,8 @@ func TestACLTestsCatchWidening(t *testing.T) {
 			t.Errorf("%s: the policy's own tests do not notice", name)
 		}
 	}
-	for _, s := range []string{`{"ssh":[]}`, `{"autoApprovers":{}}`, `{"acls":[{"action":"accept","proto":"tcp","src":["tag:x"],"dst":["*:1"]}]}`, `{} {}`} {
+	for _, s := range []string{`{"ssh":[]}`, `{"autoApprovers":{}}`,
+		`{"acls":[{"action":"accept","proto":"tcp","src":["tag:x"],"dst":["*:1"]}]}`, `{} {}`} {
 		if _, err := meshtest.ParsePolicy([]byte(s)); err == nil {
 			t.Errorf("the evaluator takes %s", s)
 		}
@@ -140,10 +143,12 @@ func TestTailnetIsolation(t *testing.T) {
 	all := func(n *mesh.Node, port int) string {
 		return net.JoinHostPort(n.Addrs()[0].String(), strconv.Itoa(port))
 	}
-	control := join(t, tn, mesh.TailnetConfig{Hostname: "control", Doors: true, Tags: []string{mesh.TagControl}, Addresses: []string{"100.64.0.2:22", "100.64.0.3:22", "100.64.0.4:22"}, Wait: 30 * time.Second})
+	control := join(t, tn, mesh.TailnetConfig{Hostname: "control", Doors: true, Tags: []string{mesh.TagControl},
+		Addresses: []string{"100.64.0.2:22", "100.64.0.3:22", "100.64.0.4:22"}, Wait: 30 * time.Second})
 	b := join(t, tn, mesh.TailnetConfig{Hostname: "b", Doors: true, Tags: []string{mesh.CustomerTag("initech")}})
 	door, other, across := all(control, 8443), all(control, 22), all(b, 8443)
-	a := join(t, tn, mesh.TailnetConfig{Hostname: "a", Tags: []string{mesh.CustomerTag("globex")}, Addresses: []string{door, other, across, all(b, 22)}, Wait: 30 * time.Second})
+	a := join(t, tn, mesh.TailnetConfig{Hostname: "a", Tags: []string{mesh.CustomerTag("globex")},
+		Addresses: []string{door, other, across, all(b, 22)}, Wait: 30 * time.Second})
 	for _, n := range []*mesh.Node{control, b} {
 		hold(t, n, ":8443")
 		hold(t, n, ":22")

@@ -31,7 +31,8 @@ func TestCoordinatorComesBack(t *testing.T) {
 	b := join(t, tn, mesh.TailnetConfig{Hostname: "b", Doors: true, Tags: []string{mesh.CustomerTag("initech")}})
 	hold(t, b, ":8443")
 	to := net.JoinHostPort(b.Addrs()[0].String(), "8443")
-	a := join(t, tn, mesh.TailnetConfig{Hostname: "a", Addresses: []string{to}, Tags: []string{mesh.CustomerTag("globex")}, Wait: 30 * time.Second})
+	a := join(t, tn,
+		mesh.TailnetConfig{Hostname: "a", Addresses: []string{to}, Tags: []string{mesh.CustomerTag("globex")}, Wait: 30 * time.Second})
 	c, err := a.Dial(t.Context(), to)
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +60,8 @@ func TestCoordinatorComesBack(t *testing.T) {
 	if err := tn.StartCoordinator(); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(90 * time.Second); reach(t, a, to, time.Second) == nil; time.Sleep(300 * time.Millisecond) { // few connections: see endWait
+	for end := time.Now().Add(90 * time.Second); reach(t, a, to, time.Second) == nil; time.Sleep(300 * time.Millisecond) {
+		// few connections: see endWait
 		if time.Now().After(end) {
 			t.Fatal("90 s after the coordinator came back, b still accepts what the new policy forbids")
 		}
@@ -108,9 +110,11 @@ func TestACoordinatorHasNothingSent(t *testing.T) {
 		defer cancel()
 		return tn.Ping(ctx, at, types, b.Addrs()[0])
 	}
-	for _, at := range []string{plain.URL + "/", plain.URL + "/?action=delete", plain.URL + "/delete", plain.URL, secure.URL + "/", secure.URL + "/?action=delete",
+	for _, at := range []string{plain.URL + "/", plain.URL + "/?action=delete", plain.URL + "/delete", plain.URL, secure.URL + "/",
+		secure.URL + "/?action=delete",
 		strings.Replace(plain.URL, "http://", "http://u:p@", 1) + "/", strings.Replace(plain.URL, "127.0.0.1", "localhost", 1) + "/",
-		tn.URL + "/?action=delete", tn.URL + "/delete", strings.Replace(tn.URL, "http://", "http://u:p@", 1) + "/", "http://169.254.169.254/latest/meta-data/", "http://169.254.169.254/",
+		tn.URL + "/?action=delete", tn.URL + "/delete", strings.Replace(tn.URL, "http://", "http://u:p@", 1) + "/",
+		"http://169.254.169.254/latest/meta-data/", "http://169.254.169.254/",
 		"http://" + coordinator.Hostname() + ":1/"} {
 		for _, types := range []string{"", "disco", "TSMP"} {
 			if types != "" && at != plain.URL+"/" {
@@ -147,9 +151,9 @@ func TestACoordinatorHasNothingSent(t *testing.T) {
 	}
 }
 
-// TestWhatACoordinatorCanHaveSentByNoise holds what docs/tailnet.md says is left of FAULTS.md I11: asked by the protocol of the two, the library
-// sends HEAD, or POST of how a ping went, in HTTP/2 without TLS to any http:// address. If this fails since nothing arrives, the library has
-// mended it: take it out of the page.
+// TestWhatACoordinatorCanHaveSentByNoise holds what docs/tailnet.md says is left of FAULTS.md I11: asked by the protocol of the two, the
+// library sends HEAD, or POST of how a ping went, in HTTP/2 without TLS to any http:// address. If this fails since nothing arrives, the
+// library has mended it: take it out of the page.
 func TestWhatACoordinatorCanHaveSentByNoise(t *testing.T) {
 	tn, err := meshtest.Start("key-for-tests")
 	if err != nil {

@@ -48,7 +48,8 @@ func (f CredentialFiles) Read() (Credentials, error) {
 	for _, x := range []struct {
 		key, path string
 		to        *string
-	}{{"auth_key_file", f.AuthKey, &c.AuthKey}, {"oauth_client_file", f.ClientSecret, &c.ClientSecret}, {"id_token_file", f.IDToken, &c.Workload.IDToken}} {
+	}{{"auth_key_file", f.AuthKey, &c.AuthKey}, {"oauth_client_file", f.ClientSecret, &c.ClientSecret},
+		{"id_token_file", f.IDToken, &c.Workload.IDToken}} {
 		if x.path == "" {
 			continue
 		}

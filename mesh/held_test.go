@@ -24,7 +24,8 @@ const crowd = 2000
 // leaks are goroutines of this package's code and of the library's nodes; the tailnet of the test keeps its own.
 func leaks(t *testing.T, base goleak.Option) {
 	t.Helper()
-	if err := goleak.Find(base, goleak.IgnoreTopFunction("net/http.(*conn).serve"), goleak.IgnoreAnyFunction("tailscale.com/tstest/integration/testcontrol.(*Server).serveNoiseUpgrade"),
+	if err := goleak.Find(base, goleak.IgnoreTopFunction("net/http.(*conn).serve"),
+		goleak.IgnoreAnyFunction("tailscale.com/tstest/integration/testcontrol.(*Server).serveNoiseUpgrade"),
 		goleak.IgnoreAnyFunction("tailscale.com/derp/derpserver.(*Server).Accept")); err != nil {
 		t.Error(err)
 	}
@@ -99,9 +100,10 @@ func TestCrowdedNodeEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, x := range []struct {
-		name   string
-		before func(t *testing.T, tn *meshtest.Tailnet, a, b *mesh.Node, dialled, taken []net.Conn) // what happens before the node of the door ends
-		told   bool                                                                                 // the peer hears of the end
+		name string
+		// what happens before the node of the door ends
+		before func(t *testing.T, tn *meshtest.Tailnet, a, b *mesh.Node, dialled, taken []net.Conn)
+		told   bool // the peer hears of the end
 	}{
 		{"open", func(*testing.T, *meshtest.Tailnet, *mesh.Node, *mesh.Node, []net.Conn, []net.Conn) {}, true},
 		{"just closed", func(_ *testing.T, _ *meshtest.Tailnet, _, _ *mesh.Node, dialled, taken []net.Conn) {
@@ -129,13 +131,15 @@ func TestCrowdedNodeEnds(t *testing.T) {
 				t.Fatal(err)
 			}
 			base := goleak.IgnoreCurrent()
-			b := mustJoin(t, mesh.TailnetConfig{ControlURL: tn.URL, Credentials: key(tn.AuthKey), Hostname: "b", Dir: t.TempDir(), Doors: true, Addresses: []string{"a:1"}, Wait: time.Second})
+			b := mustJoin(t, mesh.TailnetConfig{ControlURL: tn.URL, Credentials: key(tn.AuthKey), Hostname: "b", Dir: t.TempDir(), Doors: true,
+				Addresses: []string{"a:1"}, Wait: time.Second})
 			l, err := b.Listen(t.Context(), ":80")
 			if err != nil {
 				t.Fatal(err)
 			}
 			to := net.JoinHostPort(b.Addrs()[0].String(), "80")
-			a := mustJoin(t, mesh.TailnetConfig{ControlURL: tn.URL, Credentials: key(tn.AuthKey), Hostname: "a", Dir: t.TempDir(), Addresses: []string{to}, Wait: 30 * time.Second})
+			a := mustJoin(t, mesh.TailnetConfig{ControlURL: tn.URL, Credentials: key(tn.AuthKey), Hostname: "a", Dir: t.TempDir(),
+				Addresses: []string{to}, Wait: 30 * time.Second})
 			from := time.Now()
 			dialled, taken := gather(t, a, l, to, crowd)
 			t.Logf("%d connections in %s", crowd, time.Since(from).Round(time.Millisecond))

@@ -244,7 +244,8 @@ func TestPQRequiredSendsNothingSmall(t *testing.T) {
 		x.swallow.Store(true)
 		for range 3 {
 			_, took, err := x.shake(t)
-			if mesh.ReasonOf(err) != mesh.HelloTooLarge || fault.Of(err) != fault.Unavailable || took != 11*time.Second || !strings.Contains(fault.Text(err), "pq: required") {
+			if mesh.ReasonOf(err) != mesh.HelloTooLarge || fault.Of(err) != fault.Unavailable || took != 11*time.Second ||
+				!strings.Contains(fault.Text(err), "pq: required") {
 				t.Errorf("%v after %s", err, took)
 			}
 		}
@@ -270,9 +271,11 @@ func TestOnlySwallowingMakesAHelloSmall(t *testing.T) {
 		reason  mesh.Reason
 	}{
 		"slow, but it speaks": {func(x *helloTest, _ *roadtest.CA) { x.late = 10 * time.Second }, true, 1, ""},
-		"nobody answers":      {func(x *helloTest, _ *roadtest.CA) { x.dead.Store(true) }, false, 2, mesh.Unreached}, // small, too: it is not the size
-		"another authority":   {func(x *helloTest, other *roadtest.CA) { x.cfg.RootCAs = other.Pool() }, false, 1, mesh.TLSOpened},
-		"small, of nobody":    {func(x *helloTest, other *roadtest.CA) { x.swallow.Store(true); x.cfg.RootCAs = other.Pool() }, false, 2, mesh.TLSOpened},
+		// small, too: it is not the size
+		"nobody answers":    {func(x *helloTest, _ *roadtest.CA) { x.dead.Store(true) }, false, 2, mesh.Unreached},
+		"another authority": {func(x *helloTest, other *roadtest.CA) { x.cfg.RootCAs = other.Pool() }, false, 1, mesh.TLSOpened},
+		"small, of nobody": {func(x *helloTest, other *roadtest.CA) { x.swallow.Store(true); x.cfg.RootCAs = other.Pool() }, false, 2,
+			mesh.TLSOpened},
 		"no common protocol": {func(x *helloTest, _ *roadtest.CA) {
 			x.server.NextProtos, x.cfg.NextProtos = []string{"a"}, []string{"b"}
 		}, false, 1, mesh.TLSOpened},
@@ -374,7 +377,8 @@ func TestEveryLayersHelloIsTriedSmall(t *testing.T) {
 
 	t.Run("outer", func(t *testing.T) {
 		at, r := swallowed(webServer(t, corp, innerEcho(inner)))
-		route, err := mesh.NewHTTPS(mesh.HTTPS{Addresses: []string{at}, Hello: hello, Wait: time.Minute, Inner: &mesh.Inner{URL: "wss://" + at + mesh.InnerPath, CAs: corp.Pool()}})
+		route, err := mesh.NewHTTPS(mesh.HTTPS{Addresses: []string{at}, Hello: hello, Wait: time.Minute,
+			Inner: &mesh.Inner{URL: "wss://" + at + mesh.InnerPath, CAs: corp.Pool()}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -406,7 +410,8 @@ func TestEveryLayersHelloIsTriedSmall(t *testing.T) {
 			if required {
 				h = mesh.NewHello(mesh.HelloConfig{Wait: 2 * time.Second, PQRequired: true})
 			}
-			route, err := mesh.NewHTTPS(mesh.HTTPS{Addresses: []string{up}, Hello: h, Wait: time.Minute, Proxy: &mesh.Proxy{URL: "https://" + at, CAs: corp.Pool()}})
+			route, err := mesh.NewHTTPS(
+				mesh.HTTPS{Addresses: []string{up}, Hello: h, Wait: time.Minute, Proxy: &mesh.Proxy{URL: "https://" + at, CAs: corp.Pool()}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -434,7 +439,8 @@ func TestAStaleSessionIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := &fake{name: "a"}
 		var stale atomic.Bool
-		s, err := mesh.NewSwitch(mesh.SwitchConfig{Routes: []mesh.Route{a}, Rand: func() float64 { return 0.5 }, Stale: func(string) bool { return stale.CompareAndSwap(true, false) }})
+		s, err := mesh.NewSwitch(mesh.SwitchConfig{Routes: []mesh.Route{a}, Rand: func() float64 { return 0.5 },
+			Stale: func(string) bool { return stale.CompareAndSwap(true, false) }})
 		if err != nil {
 			t.Fatal(err)
 		}

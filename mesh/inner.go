@@ -78,9 +78,11 @@ func (i *Inner) over(ctx context.Context, h *Hello, c net.Conn, again Dial) (net
 	if err != nil {
 		_ = outer.NetConn().Close()
 		if resp != nil {
-			return nil, fault.Because(err, op, fault.Unavailable, "what answers at inner_tls.url takes no upgrade to a WebSocket (status %d): the proxy drops it, or the path is not that of your vendor's inner door", resp.StatusCode)
+			return nil, fault.Because(err, op, fault.Unavailable, "what answers at inner_tls.url takes no upgrade to a WebSocket (status %d): the "+
+				"proxy drops it, or the path is not that of your vendor's inner door", resp.StatusCode)
 		}
-		return nil, fault.Because(err, op, fault.Unavailable, "the upgrade at inner_tls.url failed: the connection ended, or the answer is not HTTP or is longer than %d bytes", maxUpgrade)
+		return nil, fault.Because(err, op, fault.Unavailable, "the upgrade at inner_tls.url failed: the connection ended, or the answer is not "+
+			"HTTP or is longer than %d bytes", maxUpgrade)
 	}
 	return newStream(ws, path), nil
 }
@@ -88,7 +90,8 @@ func (i *Inner) over(ctx context.Context, h *Hello, c net.Conn, again Dial) (net
 func outerFault(err error) error {
 	const op = "mesh.Inner"
 	if cert, ok := stranger(err); ok {
-		return For(Settings, fault.Because(err, op, fault.Denied, "the outer certificate was issued by %s, which this machine does not trust: if that is your inspecting proxy, put its CA in inner_tls.ca_file", issuer(cert)))
+		return For(Settings, fault.Because(err, op, fault.Denied, "the outer certificate was issued by %s, which this machine does not trust: "+
+			"if that is your inspecting proxy, put its CA in inner_tls.ca_file", issuer(cert)))
 	}
 	var name x509.HostnameError
 	if errors.As(err, &name) {

@@ -74,7 +74,8 @@ func TestInnerThroughInspection(t *testing.T) {
 	defer ln.Close()
 	go p.Serve(ln)
 	route := func(inner *mesh.Inner) mesh.Route {
-		r, err := mesh.NewHTTPS(mesh.HTTPS{Addresses: []string{at}, Inner: inner, Proxy: &mesh.Proxy{URL: "http://" + ln.Addr().String(), User: "ann", Password: "pw"}})
+		r, err := mesh.NewHTTPS(
+			mesh.HTTPS{Addresses: []string{at}, Inner: inner, Proxy: &mesh.Proxy{URL: "http://" + ln.Addr().String(), User: "ann", Password: "pw"}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -150,8 +151,9 @@ func TestInnerRefused(t *testing.T) {
 		}, "", fault.Unavailable, "none of its"},
 		"100 MiB of headers": {raw("HTTP/1.1 101 Switching Protocols\r\n", true), "", fault.Unavailable, "none of its"},
 		"not HTTP":           {raw("SSH-2.0\r\n", false), "", fault.Unavailable, "none of its"},
-		"another accept":     {raw("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n", false), "", fault.Unavailable, "none of its"},
-		"of another host":    {http.NotFound, "wss://other.example/", fault.Denied, "not for the host"},
+		"another accept": {raw("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "+
+			"x\r\n\r\n", false), "", fault.Unavailable, "none of its"},
+		"of another host": {http.NotFound, "wss://other.example/", fault.Denied, "not for the host"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			at := webServer(t, web, tc.serve)

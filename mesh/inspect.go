@@ -23,19 +23,23 @@ func Explain(err error) error {
 	}
 	var expired x509.CertificateInvalidError
 	if errors.As(err, &expired) && expired.Reason == x509.Expired {
-		return For(ClockOff, fault.Because(err, op, fault.Expired, "the other side's certificate is not valid at this machine's time: check the clock first"))
+		return For(ClockOff, fault.Because(err, op, fault.Expired, "the other side's certificate is not valid at this machine's time: check "+
+			"the clock first"))
 	}
 	if cert, ok := stranger(err); ok {
-		return For(TLSOpened, fault.Because(err, op, fault.Denied, "the certificate was issued by %s, which is not your vendor: a proxy on the path opens TLS; "+
+		return For(TLSOpened, fault.Because(err, op, fault.Denied, "the certificate was issued by %s, which is not your vendor: a proxy on the "+
+			"path opens TLS; "+
 			"ask its administrator to let this address through unopened, or choose another route", issuer(cert)))
 	}
 	var record tls.RecordHeaderError
 	if errors.As(err, &record) {
-		return For(TLSOpened, fault.Because(err, op, fault.Denied, "what answers does not speak TLS: a portal or a proxy answers in the place of your vendor"))
+		return For(TLSOpened, fault.Because(err, op, fault.Denied, "what answers does not speak TLS: a portal or a proxy answers in the place "+
+			"of your vendor"))
 	}
 	var remote *net.OpError // crypto/tls keeps the type of an alert to itself
 	if errors.As(err, &remote) && remote.Op == "remote error" && remote.Err.Error() == "tls: no application protocol" {
-		return For(TLSOpened, fault.Because(err, op, fault.Denied, "what answers speaks TLS and not the vendor's protocol: a proxy on the path opens TLS, or the address is that of another service"))
+		return For(TLSOpened, fault.Because(err, op, fault.Denied,
+			"what answers speaks TLS and not the vendor's protocol: a proxy on the path opens TLS, or the address is that of another service"))
 	}
 	return fault.At(op, "", orUnavailable(err))
 }

@@ -62,13 +62,16 @@ func TestThreeWaysIn(t *testing.T) {
 		makes bool
 		says  string // "": it joins
 	}{
-		"auth key":       {files: mesh.CredentialFiles{AuthKey: write(t, tn.AuthKey)}},
-		"oauth client":   {files: mesh.CredentialFiles{ClientSecret: write(t, api.ClientSecret+"?baseURL="+tn.URL)}, tags: api.Tags, makes: true},
-		"workload":       {files: mesh.CredentialFiles{ClientID: api.ClientID, IDToken: write(t, api.IDToken)}, tags: api.Tags, makes: true},
-		"wrong secret":   {files: mesh.CredentialFiles{ClientSecret: write(t, "tskey-client-wrong?baseURL="+tn.URL)}, tags: api.Tags, says: "does not start"},
-		"wrong token":    {files: mesh.CredentialFiles{ClientID: api.ClientID, IDToken: write(t, "x")}, tags: api.Tags, says: "does not start"},
-		"wrong tag":      {files: mesh.CredentialFiles{ClientID: api.ClientID, IDToken: write(t, api.IDToken)}, tags: []string{mesh.TagControl}, says: "does not start"},
-		"two ways":       {files: mesh.CredentialFiles{AuthKey: write(t, "k"), ClientSecret: write(t, "tskey-client-k")}, tags: api.Tags, says: "exactly one"},
+		"auth key":     {files: mesh.CredentialFiles{AuthKey: write(t, tn.AuthKey)}},
+		"oauth client": {files: mesh.CredentialFiles{ClientSecret: write(t, api.ClientSecret+"?baseURL="+tn.URL)}, tags: api.Tags, makes: true},
+		"workload":     {files: mesh.CredentialFiles{ClientID: api.ClientID, IDToken: write(t, api.IDToken)}, tags: api.Tags, makes: true},
+		"wrong secret": {files: mesh.CredentialFiles{ClientSecret: write(t, "tskey-client-wrong?baseURL="+tn.URL)}, tags: api.Tags,
+			says: "does not start"},
+		"wrong token": {files: mesh.CredentialFiles{ClientID: api.ClientID, IDToken: write(t, "x")}, tags: api.Tags, says: "does not start"},
+		"wrong tag": {files: mesh.CredentialFiles{ClientID: api.ClientID, IDToken: write(t, api.IDToken)}, tags: []string{mesh.TagControl},
+			says: "does not start"},
+		"two ways": {files: mesh.CredentialFiles{AuthKey: write(t, "k"), ClientSecret: write(t, "tskey-client-k")}, tags: api.Tags,
+			says: "exactly one"},
 		"none":           {says: "exactly one"},
 		"no tags":        {files: mesh.CredentialFiles{ClientSecret: write(t, api.ClientSecret)}, says: "name tags"},
 		"no secret":      {files: mesh.CredentialFiles{ClientSecret: write(t, "tskey-auth-k")}, tags: api.Tags, says: "begins with"},
@@ -79,7 +82,8 @@ func TestThreeWaysIn(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			before, _ := api.Made()
-			n, err := tryJoin(t, mesh.TailnetConfig{ControlURL: tn.URL, Credentials: x.files.Read, Tags: x.tags, Hostname: "x", Dir: t.TempDir()}, 30*time.Second)
+			n, err := tryJoin(t, mesh.TailnetConfig{ControlURL: tn.URL, Credentials: x.files.Read, Tags: x.tags, Hostname: "x", Dir: t.TempDir()},
+				30*time.Second)
 			if err == nil {
 				t.Cleanup(func() { _ = n.Close() })
 			}
@@ -188,7 +192,9 @@ func TestNodeLeavesNothing(t *testing.T) {
 			_ = n.Close()
 		}
 	}
-	if err := goleak.Find(base, goleak.IgnoreTopFunction("net/http.(*conn).serve"), goleak.IgnoreAnyFunction("tailscale.com/tstest/integration/testcontrol.(*Server).serveNoiseUpgrade"), goleak.IgnoreAnyFunction("tailscale.com/derp/derpserver.(*Server).Accept")); err != nil {
+	if err := goleak.Find(base, goleak.IgnoreTopFunction("net/http.(*conn).serve"),
+		goleak.IgnoreAnyFunction("tailscale.com/tstest/integration/testcontrol.(*Server).serveNoiseUpgrade"),
+		goleak.IgnoreAnyFunction("tailscale.com/derp/derpserver.(*Server).Accept")); err != nil {
 		t.Error(err)
 	}
 }
@@ -202,7 +208,8 @@ func TestCoordinatorAway(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = ln.Close() }) // accepts, and never says a word
 	from := time.Now()
-	n, err := tryJoin(t, mesh.TailnetConfig{ControlURL: "http://" + ln.Addr().String(), Credentials: key("k"), Hostname: "x", Dir: t.TempDir()}, 700*time.Millisecond)
+	n, err := tryJoin(t, mesh.TailnetConfig{ControlURL: "http://" + ln.Addr().String(), Credentials: key("k"), Hostname: "x",
+		Dir: t.TempDir()}, 700*time.Millisecond)
 	if err == nil {
 		_ = n.Close()
 	}
@@ -249,7 +256,8 @@ func TestIdleNodeCost(t *testing.T) {
 	heap, routines := measure()
 	n := join(t, tn, mesh.TailnetConfig{Hostname: "idle"})
 	after, more := measure()
-	t.Logf("one idle node: %.1f MiB of heap, %d goroutines, the control server's side in this process included", float64(int64(after)-int64(heap))/(1<<20), more-routines)
+	t.Logf("one idle node: %.1f MiB of heap, %d goroutines, the control server's side in this process included",
+		float64(int64(after)-int64(heap))/(1<<20), more-routines)
 	if int64(after)-int64(heap) > 96<<20 || more-routines > 200 {
 		t.Errorf("one idle node costs %d bytes and %d goroutines", int64(after)-int64(heap), more-routines)
 	}

@@ -7,7 +7,8 @@
 // ordered list of routes; it fails over, fails back, and changes live: the new session is up before the old one ends.
 //
 // On the wire there is nothing of this package's own: TCP, an HTTP CONNECT where a proxy stands in the way, a WebSocket where
-// one opens TLS and the customer allows it, or WireGuard inside the process, with no interface on the host, no port mapping at the gateway and no log upload.
+// one opens TLS and the customer allows it, or WireGuard inside the process, with no interface on the host, no port mapping at the gateway
+// and no log upload.
 package mesh
 
 import (
@@ -158,7 +159,8 @@ func (d *direct) tcp(ctx context.Context, a string) (net.Conn, error) {
 }
 
 // dialList dials what is listed, and nothing else.
-func dialList(ctx context.Context, name, addr string, listed []string, wait time.Duration, dial func(context.Context, string) (net.Conn, error)) (net.Conn, error) {
+func dialList(ctx context.Context, name, addr string, listed []string, wait time.Duration,
+	dial func(context.Context, string) (net.Conn, error)) (net.Conn, error) {
 	const op = "mesh.Dial"
 	if addr != "" {
 		if !slices.Contains(listed, addr) {
@@ -189,7 +191,8 @@ func dialList(ctx context.Context, name, addr string, listed []string, wait time
 	for i, e := range errs {
 		met[i] = listed[i] + ": " + words(e, wait)
 	}
-	return nil, fault.Because(For(why, err), op, fault.Unavailable, "route %s: none of its %d addresses answers: %s", name, len(listed), strings.Join(met, "; "))
+	return nil, fault.Because(For(why, err), op, fault.Unavailable, "route %s: none of its %d addresses answers: %s", name, len(listed),
+		strings.Join(met, "; "))
 }
 
 // reasonsOf is the reason that all errors have, [Unreached] where they differ.

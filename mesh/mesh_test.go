@@ -192,7 +192,8 @@ func TestProxy(t *testing.T) {
 			says(t, c)
 		})
 	}
-	for _, bad := range []mesh.Proxy{{URL: ""}, {URL: "socks5://a:1"}, {URL: "http://u:p@a:1"}, {URL: "http://a:1/x"}, {URL: "http://a:1", User: "a:b"}, {URL: "http://a:1", User: "a", Password: "b\r\nX: y"}} {
+	for _, bad := range []mesh.Proxy{{URL: ""}, {URL: "socks5://a:1"}, {URL: "http://u:p@a:1"}, {URL: "http://a:1/x"},
+		{URL: "http://a:1", User: "a:b"}, {URL: "http://a:1", User: "a", Password: "b\r\nX: y"}} {
 		if _, err := mesh.NewHTTPS(mesh.HTTPS{Addresses: []string{up}, Proxy: &bad}); fault.Of(err) != fault.Invalid {
 			t.Errorf("%q: %v, want invalid", bad.URL, err)
 		}
@@ -235,16 +236,19 @@ func TestProxyOfAPrivateCA(t *testing.T) {
 		reason mesh.Reason
 		text   string
 	}{
-		"right":        {behind(ours, "127.0.0.1", time.Hour), ours.Pool(), "", "", ""},
-		"another CA":   {behind(other, "127.0.0.1", time.Hour), ours.Pool(), fault.Denied, mesh.Settings, `was issued by "Corp Other CA", which this machine does not trust`},
+		"right": {behind(ours, "127.0.0.1", time.Hour), ours.Pool(), "", "", ""},
+		"another CA": {behind(other, "127.0.0.1", time.Hour), ours.Pool(), fault.Denied, mesh.Settings,
+			`was issued by "Corp Other CA", which this machine does not trust`},
 		"the system's": {behind(ours, "127.0.0.1", time.Hour), nil, fault.Denied, mesh.Settings, "put its CA in ca_file of this transport"},
 		"another host": {behind(ours, "proxy.example", time.Hour), ours.Pool(), fault.Denied, mesh.Settings, "not for the host of proxy.url"},
 		"expired":      {behind(ours, "127.0.0.1", -time.Minute), ours.Pool(), fault.Expired, mesh.ClockOff, "check the clock first"},
-		"without TLS":  {"https://" + listen(t, func(c net.Conn) { _, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n"); _ = c.Close() }), ours.Pool(), fault.Denied, mesh.Settings, "does not speak TLS"},
-		"hangs up":     {"https://" + listen(t, func(c net.Conn) { _ = c.Close() }), ours.Pool(), fault.Unavailable, mesh.Unreached, "none of its"},
+		"without TLS": {"https://" + listen(t, func(c net.Conn) { _, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n"); _ = c.Close() }),
+			ours.Pool(), fault.Denied, mesh.Settings, "does not speak TLS"},
+		"hangs up": {"https://" + listen(t, func(c net.Conn) { _ = c.Close() }), ours.Pool(), fault.Unavailable, mesh.Unreached, "none of its"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r, err := mesh.NewHTTPS(mesh.HTTPS{Addresses: []string{up}, Proxy: &mesh.Proxy{URL: tc.at, User: "ann", Password: "s3cret", CAs: tc.cas}})
+			r, err := mesh.NewHTTPS(
+				mesh.HTTPS{Addresses: []string{up}, Proxy: &mesh.Proxy{URL: tc.at, User: "ann", Password: "s3cret", CAs: tc.cas}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -305,9 +309,11 @@ func authority(t *testing.T, issuer string, notAfter time.Time) (tls.Certificate
 		}
 	}
 	far := time.Now().Add(time.Hour)
-	caT := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: issuer}, NotAfter: far, IsCA: true, BasicConstraintsValid: true}
+	caT := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: issuer}, NotAfter: far, IsCA: true,
+		BasicConstraintsValid: true}
 	ca := make1(caT, caT, keys[0], keys[0])
-	leaf := make1(&x509.Certificate{SerialNumber: big.NewInt(2), DNSNames: []string{"control.example"}, NotAfter: notAfter}, ca, keys[1], keys[0])
+	leaf := make1(&x509.Certificate{SerialNumber: big.NewInt(2), DNSNames: []string{"control.example"}, NotAfter: notAfter}, ca, keys[1],
+		keys[0])
 	pool := x509.NewCertPool()
 	pool.AddCert(ca)
 	return tls.Certificate{Certificate: [][]byte{leaf.Raw, ca.Raw}, PrivateKey: keys[1]}, pool
@@ -328,12 +334,14 @@ func TestInspectionIsNamed(t *testing.T) {
 		kind  fault.Kind
 		text  string
 	}{
-		"vendor":    {serve(vendor), roots, "", ""},
-		"inspected": {serve(middle), roots, fault.Denied, `the certificate was issued by "Corp Inspect\nCA", which is not your vendor: a proxy on the path opens TLS`},
+		"vendor": {serve(vendor), roots, "", ""},
+		"inspected": {serve(middle), roots, fault.Denied,
+			`the certificate was issued by "Corp Inspect\nCA", which is not your vendor: a proxy on the path opens TLS`},
 		"long name": {serve(long), roots, fault.Denied, `issued by "` + strings.Repeat("z", 100) + `", which`},
 		"expired":   {serve(old), oldRoots, fault.Expired, "check the clock"},
-		"portal":    {listen(t, func(c net.Conn) { _, _ = io.WriteString(c, "HTTP/1.1 302 Found\r\n\r\n"); echo(c) }), roots, fault.Denied, "does not speak TLS"},
-		"hangs up":  {listen(t, func(c net.Conn) { _ = c.Close() }), roots, fault.Unavailable, ""},
+		"portal": {listen(t, func(c net.Conn) { _, _ = io.WriteString(c, "HTTP/1.1 302 Found\r\n\r\n"); echo(c) }), roots, fault.Denied,
+			"does not speak TLS"},
+		"hangs up": {listen(t, func(c net.Conn) { _ = c.Close() }), roots, fault.Unavailable, ""},
 	} {
 		for _, own := range []bool{false, true} { // verified by crypto/tls, or by the caller's own function
 			t.Run(fmt.Sprintf("%s own=%v", name, own), func(t *testing.T) {
@@ -388,10 +396,13 @@ func TestWhyNobodyAnswers(t *testing.T) {
 	}{
 		"nothing listens":   {[]string{shut}, nil, 0, mesh.ConnRefused, []string{shut + ": connection refused"}},
 		"nor at the second": {[]string{shut, shut}, nil, 0, mesh.ConnRefused, []string{"none of its 2 addresses"}},
-		"the name is none":  {[]string{"a.invalid:443"}, nil, 5 * time.Second, mesh.NameUnknown, []string{"a.invalid:443: the name does not resolve"}},
-		"one of each":       {[]string{shut, "a.invalid:443"}, nil, 5 * time.Second, mesh.Unreached, []string{"connection refused", "does not resolve"}},
-		"no answer":         {[]string{shut}, nil, time.Nanosecond, mesh.Unreached, []string{"no answer within 1ns"}},
-		"the proxy is away": {[]string{"node:443"}, &mesh.Proxy{URL: "http://" + shut}, 0, mesh.ProxyUnreached, []string{"the proxy does not answer: connection refused"}},
+		"the name is none": {[]string{"a.invalid:443"}, nil, 5 * time.Second, mesh.NameUnknown,
+			[]string{"a.invalid:443: the name does not resolve"}},
+		"one of each": {[]string{shut, "a.invalid:443"}, nil, 5 * time.Second, mesh.Unreached,
+			[]string{"connection refused", "does not resolve"}},
+		"no answer": {[]string{shut}, nil, time.Nanosecond, mesh.Unreached, []string{"no answer within 1ns"}},
+		"the proxy is away": {[]string{"node:443"}, &mesh.Proxy{URL: "http://" + shut}, 0, mesh.ProxyUnreached,
+			[]string{"the proxy does not answer: connection refused"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, err := mesh.NewHTTPS(mesh.HTTPS{Addresses: tc.addresses, Proxy: tc.proxy, Wait: tc.wait})

@@ -96,7 +96,8 @@ func (p *Proxy) dial(ctx context.Context, d *net.Dialer, h *Hello, addr string) 
 func proxyFault(err error) error {
 	const op = "mesh.Proxy"
 	if cert, ok := stranger(err); ok {
-		return For(Settings, fault.Because(err, op, fault.Denied, "the proxy's own certificate was issued by %s, which this machine does not trust: if that is your proxy, put its CA in ca_file of this transport", issuer(cert)))
+		return For(Settings, fault.Because(err, op, fault.Denied, "the proxy's own certificate was issued by %s, which this machine does not "+
+			"trust: if that is your proxy, put its CA in ca_file of this transport", issuer(cert)))
 	}
 	var name x509.HostnameError
 	if errors.As(err, &name) {
@@ -104,11 +105,13 @@ func proxyFault(err error) error {
 	}
 	var expired x509.CertificateInvalidError
 	if errors.As(err, &expired) && expired.Reason == x509.Expired {
-		return For(ClockOff, fault.Because(err, op, fault.Expired, "the proxy's own certificate is not valid at this machine's time: check the clock first"))
+		return For(ClockOff, fault.Because(err, op, fault.Expired, "the proxy's own certificate is not valid at this machine's time: check the "+
+			"clock first"))
 	}
 	var record tls.RecordHeaderError
 	if errors.As(err, &record) {
-		return For(Settings, fault.Because(err, op, fault.Denied, "what answers at proxy.url does not speak TLS: a proxy that is reached without it has a URL of http://"))
+		return For(Settings, fault.Because(err, op, fault.Denied, "what answers at proxy.url does not speak TLS: a proxy that is reached "+
+			"without it has a URL of http://"))
 	}
 	if r := ReasonOf(err); r == HelloTooLarge || errors.Is(err, errUnanswered) {
 		return fault.Because(For(r, err), op, fault.Unavailable, "to the proxy: %s", fault.Text(err))
@@ -138,9 +141,11 @@ func (p *Proxy) connect(c net.Conn, addr string) (net.Conn, error) {
 		if p.User == "" {
 			return nil, For(ProxyRefuses, fault.New(op, fault.Denied, "the proxy asks for authentication (%.32q): set proxy.auth_file", scheme))
 		}
-		return nil, For(ProxyRefuses, fault.New(op, fault.Denied, "the proxy refuses the user and password of proxy.auth_file (it asks for %.32q; Basic is sent)", scheme))
+		return nil, For(ProxyRefuses, fault.New(op, fault.Denied, "the proxy refuses the user and password of proxy.auth_file (it asks for "+
+			"%.32q; Basic is sent)", scheme))
 	case resp.StatusCode == http.StatusForbidden:
-		return nil, For(ProxyRefuses, fault.New(op, fault.Denied, "the proxy forbids %s: ask its administrator to allow CONNECT to that address", addr))
+		return nil, For(ProxyRefuses,
+			fault.New(op, fault.Denied, "the proxy forbids %s: ask its administrator to allow CONNECT to that address", addr))
 	case resp.StatusCode != http.StatusOK:
 		return nil, fault.New(op, fault.Unavailable, "the proxy answers %d to CONNECT %s", resp.StatusCode, addr)
 	}

@@ -28,7 +28,8 @@ import (
 // written once, before the first node. And the library would take credentials and its control server from there, which come
 // from the operator's file and from nowhere else.
 var silence = sync.OnceValue(func() error {
-	for _, name := range []string{"TS_AUTHKEY", "TS_AUTH_KEY", "TS_CLIENT_SECRET", "TS_CLIENT_ID", "TS_ID_TOKEN", "TS_AUDIENCE", "TS_CONTROL_URL", "TSNET_FORCE_LOGIN"} {
+	for _, name := range []string{"TS_AUTHKEY", "TS_AUTH_KEY", "TS_CLIENT_SECRET", "TS_CLIENT_ID", "TS_ID_TOKEN", "TS_AUDIENCE",
+		"TS_CONTROL_URL", "TSNET_FORCE_LOGIN"} {
 		_ = os.Unsetenv(name) // it fails for no name of this form
 	}
 	envknob.SetNoLogsNoSupport()

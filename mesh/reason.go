@@ -18,11 +18,12 @@ type Reason string
 
 // The reasons.
 const (
-	Unreached        Reason = "unreached"         // nobody answers at its addresses, or the line broke
-	ConnRefused      Reason = "conn_refused"      // the host at its address answers, and nothing listens there
-	NameUnknown      Reason = "name_unknown"      // the name of its address does not resolve
-	ProxyUnreached   Reason = "proxy_unreached"   // the proxy itself does not answer
-	VendorRefuses    Reason = "vendor_refuses"    // a node of the vendor's, which was proven, refuses this appliance: it is banned, not registered, or not who it must be
+	Unreached      Reason = "unreached"       // nobody answers at its addresses, or the line broke
+	ConnRefused    Reason = "conn_refused"    // the host at its address answers, and nothing listens there
+	NameUnknown    Reason = "name_unknown"    // the name of its address does not resolve
+	ProxyUnreached Reason = "proxy_unreached" // the proxy itself does not answer
+	// a node of the vendor's, which was proven, refuses this appliance: it is banned, not registered, or not who it must be
+	VendorRefuses    Reason = "vendor_refuses"
 	VendorUnready    Reason = "vendor_unready"    // a node of the vendor's, which was proven, does not take the channel now
 	NoProof          Reason = "no_proof"          // the platform gives no proof of this appliance's identity
 	ClockOff         Reason = "clock_off"         // a certificate is not valid at this host's time
@@ -48,25 +49,41 @@ type meaning struct {
 
 var reasons = []meaning{
 	{Unreached, "nobody answers at its addresses", "a firewall may drop, or the addresses may be wrong; it is tried again by itself", false},
-	{ConnRefused, "its address refuses the connection: the host answers, and nothing listens there", "ask the vendor whether the control plane runs, and compare the port; it is tried again by itself", false},
-	{NameUnknown, "the name of its address does not resolve", "see that this host's resolver answers, and that the name is right; it is tried again by itself", false},
-	{ProxyUnreached, "the proxy does not answer", "compare proxy.url with what the proxy's administrator says; it is tried again by itself", false},
-	{VendorRefuses, "the vendor's control plane refuses this appliance", "the vendor's operators see why and can change it: demarc appliance list, and their log, at the vendor", true},
-	{VendorUnready, "the vendor's control plane answers, and does not take the channel now", "it is tried again by itself; if it lasts, the vendor's operators see why in demarc control-plane members", false},
-	{NoProof, "the platform gives no proof of this appliance's identity", "correct the proof section of the file, or what it names (docs/identity.md); it is tried again by itself", true},
+	{ConnRefused, "its address refuses the connection: the host answers, and nothing listens there",
+		"ask the vendor whether the control plane runs, and compare the port; it is tried again by itself", false},
+	{NameUnknown, "the name of its address does not resolve", "see that this host's resolver answers, and that the name is right; it is " +
+		"tried again by itself", false},
+	{ProxyUnreached, "the proxy does not answer", "compare proxy.url with what the proxy's administrator says; it is tried again by itself",
+		false},
+	{VendorRefuses, "the vendor's control plane refuses this appliance",
+		"the vendor's operators see why and can change it: demarc appliance list, and their log, at the vendor", true},
+	{VendorUnready, "the vendor's control plane answers, and does not take the channel now",
+		"it is tried again by itself; if it lasts, the vendor's operators see why in demarc control-plane members", false},
+	{NoProof, "the platform gives no proof of this appliance's identity",
+		"correct the proof section of the file, or what it names (docs/identity.md); it is tried again by itself", true},
 	{ClockOff, "a certificate is not valid at this host's time", "compare this host's clock with the true time: is its NTP running?", true},
 	{OwnDisk, "the appliance's own disk takes nothing", "make space, or have the disk repaired (docs/disk.md); it goes on by itself", true},
-	{Settings, "the appliance's file, or a file that it names, can't be used", "correct the file; where it names the file of a credential, that is read again at the next try, anything else after a restart", true},
-	{ProxyRefuses, "the proxy does not let it through", "correct proxy.auth_file and restart the appliance, or have the proxy's administrator allow CONNECT to the vendor's address", true},
-	{TLSOpened, "somebody on the path opens TLS, or answers in the vendor's place", "have the address let through unopened, or list another road (docs/roads.md, TLS inspection)", true},
-	{HelloTooLarge, "a box on the path swallows a first message of TLS that does not fit one packet: it goes on without ML-KEM, or not at all " +
-		"where pq: required forbids that",
+	{Settings, "the appliance's file, or a file that it names, can't be used",
+		"correct the file; where it names the file of a credential, that is read again at the next try, anything else after a restart", true},
+	{ProxyRefuses, "the proxy does not let it through", "correct proxy.auth_file and restart the appliance, or have the proxy's " +
+		"administrator allow CONNECT to the vendor's address", true},
+	{TLSOpened, "somebody on the path opens TLS, or answers in the vendor's place",
+		"have the address let through unopened, or list another road (docs/roads.md, TLS inspection)", true},
+	{HelloTooLarge,
+		"a box on the path swallows a first message of TLS that does not fit one packet: it goes on without ML-KEM, or not at all " +
+			"where pq: required forbids that",
 		"have the owner of the box let such messages through (docs/roads.md, pq)", true},
-	{TailnetUnreached, "the tailnet's coordinator does not answer", "see that control_url is reached from this host; it is tried again by itself", false},
-	{TailnetKey, "the tailnet refuses the credentials of this node: they are wrong, expired, used up, or not for its tags", "make a new key and write it into the file that the tailnet section names: it is read at the next try, without a restart", true},
-	{TailnetApproval, "the tailnet's administrator has not approved this node", "have it approved in the tailnet's admin console, or use a key that approves; it is tried again by itself", true},
-	{TailnetExpired, "the key of this node has expired, and the credentials do not renew it", "make a new key and write it into the file that the tailnet section names, or have the node's expiry disabled: it is read at the next try, without a restart", true},
-	{TailnetLogs, "the tailnet wants its nodes to send logs, and this one never does", "have the tailnet's administrator switch that off for this node, or use another road", true},
+	{TailnetUnreached, "the tailnet's coordinator does not answer",
+		"see that control_url is reached from this host; it is tried again by itself", false},
+	{TailnetKey, "the tailnet refuses the credentials of this node: they are wrong, expired, used up, or not for its tags",
+		"make a new key and write it into the file that the tailnet section names: it is read at the next try, without a restart", true},
+	{TailnetApproval, "the tailnet's administrator has not approved this node",
+		"have it approved in the tailnet's admin console, or use a key that approves; it is tried again by itself", true},
+	{TailnetExpired, "the key of this node has expired, and the credentials do not renew it",
+		"make a new key and write it into the file that the tailnet section names, or have the node's expiry disabled: it is read at the next " +
+			"try, without a restart", true},
+	{TailnetLogs, "the tailnet wants its nodes to send logs, and this one never does",
+		"have the tailnet's administrator switch that off for this node, or use another road", true},
 	{Other, "it does not work", "the appliance's own log says why", false},
 }
 
@@ -152,7 +169,8 @@ func refusal(words string) Reason {
 	switch {
 	case has("logging to be enabled"):
 		return TailnetLogs
-	case has("authkey", "auth key", "api key", "invalid key", "key not found", "expired", "already been used", "already used", "tags", "tag:", "401", "403", "unauthorized", "forbidden"):
+	case has("authkey", "auth key", "api key", "invalid key", "key not found", "expired", "already been used", "already used", "tags", "tag:",
+		"401", "403", "unauthorized", "forbidden"):
 		return TailnetKey
 	}
 	return Other

@@ -28,7 +28,8 @@ func TestReasons(t *testing.T) {
 		err  error
 		want mesh.Reason
 	}{
-		{nil, ""}, {io.EOF, mesh.Other}, {fault.New("x", fault.Unavailable, "away"), mesh.Unreached}, {fault.New("x", fault.Invalid, "file"), mesh.Settings},
+		{nil, ""}, {io.EOF, mesh.Other}, {fault.New("x", fault.Unavailable, "away"), mesh.Unreached},
+		{fault.New("x", fault.Invalid, "file"), mesh.Settings},
 		{inner, mesh.ProxyRefuses}, {fault.Because(errors.Join(io.EOF, inner), "y", fault.Unavailable, "all"), mesh.ProxyRefuses},
 		{mesh.For(mesh.TailnetExpired, inner), mesh.TailnetExpired},
 	} {

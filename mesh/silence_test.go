@@ -145,7 +145,8 @@ func TestACoordinatorSendsNobodyElsewhere(t *testing.T) {
 			}
 		}
 	}
-	for _, at := range []string{"https://169.254.169.254", "http://[fd00:ec2::254]", "http://[fe80::1]", "http://[::ffff:169.254.169.254]", "ftp://a.test", "https://u:p@a.test", "https://a.test?x", "a.test"} {
+	for _, at := range []string{"https://169.254.169.254", "http://[fd00:ec2::254]", "http://[fe80::1]", "http://[::ffff:169.254.169.254]",
+		"ftp://a.test", "https://u:p@a.test", "https://a.test?x", "a.test"} {
 		if err := quiet(at); fault.Of(err) != fault.Invalid {
 			t.Errorf("control_url %s: %v, want invalid", at, err)
 		}

@@ -86,7 +86,8 @@ func NewSwitch(cfg SwitchConfig) (*Switch, error) {
 	for _, d := range []struct {
 		to *time.Duration
 		by time.Duration
-	}{{&cfg.Attempt, 20 * time.Second}, {&cfg.Base, 500 * time.Millisecond}, {&cfg.Cap, 30 * time.Second}, {&cfg.Stable, 10 * time.Second}, {&cfg.FailBack, time.Minute}} {
+	}{{&cfg.Attempt, 20 * time.Second}, {&cfg.Base, 500 * time.Millisecond}, {&cfg.Cap, 30 * time.Second}, {&cfg.Stable, 10 * time.Second},
+		{&cfg.FailBack, time.Minute}} {
 		if *d.to <= 0 {
 			*d.to = d.by
 		}
@@ -94,7 +95,8 @@ func NewSwitch(cfg SwitchConfig) (*Switch, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Switch{cfg: cfg, asks: make(chan ask), order: slices.Clone(cfg.Routes), last: map[string]error{}, changed: make(chan struct{})}, nil
+	return &Switch{cfg: cfg, asks: make(chan ask), order: slices.Clone(cfg.Routes), last: map[string]error{},
+		changed: make(chan struct{})}, nil
 }
 
 // Current names the route of the session that is up; "" when none is.
@@ -252,7 +254,8 @@ func (s *Switch) obey(ctx context.Context, work Session, live *session, a ask) *
 	if live == nil || live.route != want {
 		next, err := s.try(ctx, work, want)
 		if err != nil {
-			a.answer <- fault.Because(err, "mesh.Use", fault.Unavailable, "route %q does not work; the one of before stays: %s", want.Name(), fault.Text(err))
+			a.answer <- fault.Because(err, "mesh.Use", fault.Unavailable, "route %q does not work; the one of before stays: %s", want.Name(),
+				fault.Text(err))
 			return live
 		}
 		live = s.swap(live, next)

@@ -188,7 +188,8 @@ func TestBackoff(t *testing.T) {
 		a.fail(errors.New("cut"))
 		synctest.Wait()
 		// With half of full jitter the waits are 250 ms, 500 ms, 1 s, 2 s, 4 s, 8 s, and from then on half of the cap, 15 s (MUTANTS.md).
-		waits := []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 15 * time.Second, 15 * time.Second, 15 * time.Second}
+		waits := []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second,
+			15 * time.Second, 15 * time.Second, 15 * time.Second}
 		for i, wait := range waits {
 			before := a.dials.Load()
 			time.Sleep(wait - time.Millisecond)

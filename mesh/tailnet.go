@@ -80,12 +80,14 @@ func Join(ctx context.Context, cfg TailnetConfig) (*Node, error) {
 	if buildfeatures.HasPeerAPIServer {
 		// tsnet would open a TCP listener of its own on every address of the host, for services between peers that nobody
 		// here uses. No setting keeps it shut, only this tag does; a process that promises to listen to nobody must not start it.
-		return nil, fault.New(op, fault.Unavailable, "this build would listen on the host for the tailnet: build with the tag ts_omit_peerapiserver, as make does")
+		return nil, fault.New(op, fault.Unavailable, "this build would listen on the host for the tailnet: build with the tag "+
+			"ts_omit_peerapiserver, as make does")
 	}
 	if buildfeatures.HasC2N {
 		// The library would answer its coordinator's questions about the process: stack traces, a heap profile, counters. Nobody
 		// here asks them, no setting keeps them out, and the customer would not see that they were asked.
-		return nil, fault.New(op, fault.Unavailable, "this build would tell the tailnet's coordinator of this process: build with the tag ts_omit_c2n, as make does")
+		return nil, fault.New(op, fault.Unavailable, "this build would tell the tailnet's coordinator of this process: build with the tag "+
+			"ts_omit_c2n, as make does")
 	}
 	if cfg.Dir == "" || cfg.Hostname == "" || cfg.Credentials == nil {
 		return nil, fault.New(op, fault.Invalid, "a tailnet node needs a host name, credentials and a folder for its state")
@@ -128,7 +130,8 @@ func Join(ctx context.Context, cfg TailnetConfig) (*Node, error) {
 	}
 	n, err := bring(ctx, cfg, c)
 	if again && ReasonOf(err) == TailnetKey {
-		err = For(TailnetExpired, fault.Because(err, op, fault.Denied, "the key of this node has expired or was taken away, and the tailnet refuses the credentials to renew it: %s", fault.Text(err)))
+		err = For(TailnetExpired, fault.Because(err, op, fault.Denied,
+			"the key of this node has expired or was taken away, and the tailnet refuses the credentials to renew it: %s", fault.Text(err)))
 	}
 	return n, err
 }
@@ -142,7 +145,8 @@ func bring(ctx context.Context, cfg TailnetConfig, c Credentials) (*Node, error)
 		return nil, fault.New(op, fault.Unavailable, "another tailnet node is still using the folder of this one")
 	}
 	debug := func(format string, args ...any) { cfg.Logger.Debug("tailnet", "text", fmt.Sprintf(format, args...)) }
-	s := &tsnet.Server{Dir: cfg.Dir, Hostname: cfg.Hostname, ControlURL: cfg.ControlURL, Ephemeral: cfg.Ephemeral, AdvertiseTags: cfg.Tags, Logf: debug, UserLogf: debug}
+	s := &tsnet.Server{Dir: cfg.Dir, Hostname: cfg.Hostname, ControlURL: cfg.ControlURL, Ephemeral: cfg.Ephemeral, AdvertiseTags: cfg.Tags,
+		Logf: debug, UserLogf: debug}
 	c.put(s, cfg.Ephemeral)
 	n := &Node{cfg: cfg, server: s, watched: make(chan struct{}), gone: make(chan struct{}), held: held{most: cfg.MaxHeld}}
 	started := make(chan error, 1)
@@ -155,7 +159,8 @@ func bring(ctx context.Context, cfg TailnetConfig, c Credentials) (*Node, error)
 			<-started
 			_ = n.end()
 		}()
-		return nil, For(TailnetUnreached, fault.Because(ctx.Err(), op, fault.Unavailable, "the tailnet node does not start: whoever makes its key does not answer"))
+		return nil, For(TailnetUnreached, fault.Because(ctx.Err(), op, fault.Unavailable, "the tailnet node does not start: whoever makes its "+
+			"key does not answer"))
 	}
 	if err != nil {
 		err = unstarted(err)
@@ -179,7 +184,8 @@ const endWait = 20 * time.Second
 func unstarted(cause error) error {
 	const op = "mesh.Join"
 	if refusal(cause.Error()) == TailnetKey {
-		return For(TailnetKey, fault.Because(cause, op, fault.Denied, "the tailnet node does not start: whoever makes its key refuses to: %.300v", cause))
+		return For(TailnetKey,
+			fault.Because(cause, op, fault.Denied, "the tailnet node does not start: whoever makes its key refuses to: %.300v", cause))
 	}
 	return For(TailnetUnreached, fault.Because(cause, op, fault.Unavailable, "the tailnet node does not start: %.300v", cause))
 }
@@ -201,7 +207,8 @@ func (n *Node) end() error {
 	case err := <-ended:
 		return err
 	case <-time.After(endWait):
-		return fault.New("mesh.Close", fault.Unavailable, "the tailnet node does not end: its folder is taken until it does, or until the program ends")
+		return fault.New("mesh.Close", fault.Unavailable, "the tailnet node does not end: its folder is taken until it does, or until the "+
+			"program ends")
 	}
 }
 
@@ -274,7 +281,8 @@ func refused(words string) error {
 	case TailnetLogs:
 		return For(r, fault.New(op, fault.Denied, "the tailnet wants its nodes to send logs, which this one never does: it says %.200q", words))
 	case TailnetKey:
-		return For(r, fault.New(op, fault.Denied, "the tailnet does not let the node in: its auth key may be wrong, expired, used up, or not for its tags: it says %.200q", words))
+		return For(r, fault.New(op, fault.Denied, "the tailnet does not let the node in: its auth key may be wrong, expired, used up, or not "+
+			"for its tags: it says %.200q", words))
 	}
 	return For(Other, fault.New(op, fault.Denied, "the tailnet does not let the node in: it says %.200q", words))
 }
@@ -340,7 +348,8 @@ func (n *Node) notUp(cause error) error {
 	case status.BackendState == ipn.NeedsMachineAuth.String():
 		return For(TailnetApproval, fault.Because(cause, op, fault.Denied, "the tailnet waits for its administrator to approve the node"))
 	}
-	return For(TailnetUnreached, fault.Because(cause, op, fault.Unavailable, "the tailnet node is not up (%.32s): %.200s", status.BackendState, strings.Join(status.Health, "; ")))
+	return For(TailnetUnreached, fault.Because(cause, op, fault.Unavailable, "the tailnet node is not up (%.32s): %.200s", status.BackendState,
+		strings.Join(status.Health, "; ")))
 }
 
 // Name names the route.
@@ -354,7 +363,8 @@ func (n *Node) Addrs() []netip.Addr { return slices.Clone(n.addrs) }
 func (n *Node) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	select {
 	case <-n.gone:
-		return nil, For(TailnetExpired, fault.New("mesh.Dial", fault.Denied, "route tailscale: the key of this node has expired: it must join again"))
+		return nil, For(TailnetExpired, fault.New("mesh.Dial", fault.Denied, "route tailscale: the key of this node has expired: it must join "+
+			"again"))
 	default:
 	}
 	if err := n.held.room(); err != nil {
@@ -393,7 +403,8 @@ func (n *Node) await(ctx context.Context, host string) (netip.Addr, error) {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return netip.Addr{}, fault.Because(err, "mesh.Dial", fault.Unavailable, "route tailscale: the tailnet has no peer %.64q, or does not let this node see it", host)
+			return netip.Addr{}, fault.Because(err, "mesh.Dial", fault.Unavailable,
+				"route tailscale: the tailnet has no peer %.64q, or does not let this node see it", host)
 		}
 	}
 }

@@ -79,7 +79,8 @@ func TestTailnet(t *testing.T) {
 	greet(t, control, l)
 	to := net.JoinHostPort(control.Addrs()[0].String(), "8443")
 	closed := net.JoinHostPort(control.Addrs()[0].String(), "8444")
-	appliance := join(t, tn, mesh.TailnetConfig{Hostname: "appliance", Addresses: []string{to, net.JoinHostPort(control.Addrs()[0].String(), "9443"), "192.0.2.77:80"}, Wait: 30 * time.Second})
+	appliance := join(t, tn, mesh.TailnetConfig{Hostname: "appliance",
+		Addresses: []string{to, net.JoinHostPort(control.Addrs()[0].String(), "9443"), "192.0.2.77:80"}, Wait: 30 * time.Second})
 
 	c, err := appliance.Dial(t.Context(), to)
 	if err != nil {
@@ -175,7 +176,8 @@ func TestJoinRefused(t *testing.T) {
 	tn := tailnet(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
-	n, err := mesh.Join(ctx, mesh.TailnetConfig{ControlURL: tn.URL, Credentials: key("wrong"), Hostname: "x", Dir: t.TempDir(), Ephemeral: true})
+	n, err := mesh.Join(ctx,
+		mesh.TailnetConfig{ControlURL: tn.URL, Credentials: key("wrong"), Hostname: "x", Dir: t.TempDir(), Ephemeral: true})
 	if err == nil {
 		_ = n.Close()
 		t.Fatal("a wrong auth key joins")
@@ -183,7 +185,8 @@ func TestJoinRefused(t *testing.T) {
 	if fault.Of(err) != fault.Denied || !strings.Contains(fault.Text(err), "auth key") {
 		t.Errorf("Join = %v, want denied with a word on the auth key", err)
 	}
-	if _, err := mesh.Join(ctx, mesh.TailnetConfig{ControlURL: "http://127.0.0.1:1", Credentials: key("k"), Hostname: "x", Dir: t.TempDir()}); fault.Of(err) != fault.Unavailable {
+	if _, err := mesh.Join(ctx, mesh.TailnetConfig{ControlURL: "http://127.0.0.1:1", Credentials: key("k"), Hostname: "x",
+		Dir: t.TempDir()}); fault.Of(err) != fault.Unavailable {
 		t.Errorf("Join without a coordinator = %v, want unavailable", err)
 	}
 	if _, err := mesh.Join(ctx, mesh.TailnetConfig{}); fault.Of(err) != fault.Invalid {

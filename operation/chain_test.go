@@ -165,21 +165,32 @@ func TestEachBreachHasItsSentence(t *testing.T) {
 		{"other operation", "approval names another operation", [4][]byte{req, ap(func(a *operation.Approval) { a.ID = "op-2" })}},
 		{"other appliance", "approval names another appliance", [4][]byte{req, ap(func(a *operation.Approval) { a.Appliance = "eu-2" })}},
 		{"approved before", "approval is older", [4][]byte{req, ap(func(a *operation.Approval) { a.At = start.Add(-operation.Skew - 1) })}},
-		{"approved too late", "had run out when", [4][]byte{req, ap(func(a *operation.Approval) { a.At = start.Add(time.Hour); a.NotAfter = start.Add(2 * time.Hour) })}},
+		{"approved too late", "had run out when",
+			[4][]byte{req, ap(func(a *operation.Approval) { a.At = start.Add(time.Hour); a.NotAfter = start.Add(2 * time.Hour) })}},
 		{"result after a no", "had said no", [4][]byte{req, rejected, func() []byte { return sealed(t, result(req, rejected), box) }()}},
-		{"result of other request", "result is of another request", [4][]byte{req, app, re(func(r *operation.Result) { r.Request = fleet.DigestOf(nil) })}},
-		{"result of other approval", "result is of another approval", [4][]byte{req, app, re(func(r *operation.Result) { r.Approval = fleet.DigestOf(nil) })}},
+		{"result of other request", "result is of another request",
+			[4][]byte{req, app, re(func(r *operation.Result) { r.Request = fleet.DigestOf(nil) })}},
+		{"result of other approval", "result is of another approval",
+			[4][]byte{req, app, re(func(r *operation.Result) { r.Approval = fleet.DigestOf(nil) })}},
 		{"result of other operation", "result names another operation", [4][]byte{req, app, re(func(r *operation.Result) { r.ID = "op-2" })}},
-		{"result of other appliance", "result names another appliance", [4][]byte{req, app, re(func(r *operation.Result) { r.Appliance = "eu-2" })}},
-		{"other arguments", "the arguments differ", [4][]byte{req, app, re(func(r *operation.Result) { r.Argv = []string{"bin/store", "wipe"} })}},
-		{"began before the yes", "began before it was approved", [4][]byte{req, app, re(func(r *operation.Result) { r.Started = start.Add(time.Minute - operation.Skew - 1) })}},
-		{"began after the yes ran out", "the approval had run out", [4][]byte{req, app, re(func(r *operation.Result) { r.Started, r.Ended = start.Add(time.Hour), start.Add(time.Hour) })}},
+		{"result of other appliance", "result names another appliance",
+			[4][]byte{req, app, re(func(r *operation.Result) { r.Appliance = "eu-2" })}},
+		{"other arguments", "the arguments differ",
+			[4][]byte{req, app, re(func(r *operation.Result) { r.Argv = []string{"bin/store", "wipe"} })}},
+		{"began before the yes", "began before it was approved",
+			[4][]byte{req, app, re(func(r *operation.Result) { r.Started = start.Add(time.Minute - operation.Skew - 1) })}},
+		{"began after the yes ran out", "the approval had run out",
+			[4][]byte{req, app, re(func(r *operation.Result) { r.Started, r.Ended = start.Add(time.Hour), start.Add(time.Hour) })}},
 		{"began after the request ran out", "after the request had run out", [4][]byte{short, shortApp, sealed(t, result(short, shortApp), box)}},
-		{"release of other result", "release is of another result", [4][]byte{req, app, res, rl(res, func(l *operation.Release) { l.Result = fleet.DigestOf(nil) })}},
-		{"release of other operation", "release names another operation", [4][]byte{req, app, res, rl(res, func(l *operation.Release) { l.ID = "op-2" })}},
-		{"release of other appliance", "release names another appliance", [4][]byte{req, app, res, rl(res, func(l *operation.Release) { l.Appliance = "eu-2" })}},
+		{"release of other result", "release is of another result",
+			[4][]byte{req, app, res, rl(res, func(l *operation.Release) { l.Result = fleet.DigestOf(nil) })}},
+		{"release of other operation", "release names another operation",
+			[4][]byte{req, app, res, rl(res, func(l *operation.Release) { l.ID = "op-2" })}},
+		{"release of other appliance", "release names another appliance",
+			[4][]byte{req, app, res, rl(res, func(l *operation.Release) { l.Appliance = "eu-2" })}},
 		{"release of a failure", "is failed: it has no output", [4][]byte{req, app, failed, rl(failed, func(*operation.Release) {})}},
-		{"release before the end", "older than the end", [4][]byte{req, app, res, rl(res, func(l *operation.Release) { l.At = start.Add(3*time.Minute - operation.Skew - 1) })}},
+		{"release before the end", "older than the end",
+			[4][]byte{req, app, res, rl(res, func(l *operation.Release) { l.At = start.Add(3*time.Minute - operation.Skew - 1) })}},
 	} {
 		_, err := operation.VerifyChain(c.docs[0], c.docs[1], c.docs[2], c.docs[3], keys(t))
 		if !errors.Is(err, fault.Denied) || !strings.Contains(fault.Text(err), c.want) {
@@ -192,7 +203,8 @@ func TestEachBreachHasItsSentence(t *testing.T) {
 		seen[fault.Text(err)] = c.name
 	}
 	// What the clocks may differ is not a breach.
-	if _, err := operation.VerifyChain(req, ap(func(a *operation.Approval) { a.At = start.Add(-operation.Skew) }), nil, nil, keys(t)); err != nil {
+	if _, err := operation.VerifyChain(req, ap(func(a *operation.Approval) { a.At = start.Add(-operation.Skew) }), nil, nil,
+		keys(t)); err != nil {
 		t.Error(err)
 	}
 }
@@ -226,7 +238,8 @@ func TestNoKeySpeaksForTwo(t *testing.T) {
 		"under another name": {Operators: one, Customers: []seal.Key{{ID: "SHA256:mine", Public: operator.Public()}},
 			Appliance: public(t, box)},
 	} {
-		if _, err := operation.VerifyChain(req, nil, nil, nil, k); !errors.Is(err, fault.Denied) || !strings.Contains(err.Error(), "can't speak for both") {
+		if _, err := operation.VerifyChain(req, nil, nil, nil, k); !errors.Is(err, fault.Denied) ||
+			!strings.Contains(err.Error(), "can't speak for both") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -315,10 +328,12 @@ func TestVerifyOutput(t *testing.T) {
 
 func TestOutputHasOneEncoding(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		o := operation.Output{Stdout: rapid.SliceOf(rapid.Byte()).Draw(t, "stdout"), Stderr: rapid.SliceOf(rapid.Byte()).Draw(t, "stderr"), Truncated: rapid.Bool().Draw(t, "truncated")}
+		o := operation.Output{Stdout: rapid.SliceOf(rapid.Byte()).Draw(t, "stdout"), Stderr: rapid.SliceOf(rapid.Byte()).Draw(t, "stderr"),
+			Truncated: rapid.Bool().Draw(t, "truncated")}
 		copy(o.StdoutSalt[:], rapid.SliceOfN(rapid.Byte(), 32, 32).Draw(t, "salt"))
 		back, err := operation.ParseOutput(o.Encode())
-		if err != nil || !bytes.Equal(back.Stdout, o.Stdout) || !bytes.Equal(back.Stderr, o.Stderr) || back.Truncated != o.Truncated || back.StdoutSalt != o.StdoutSalt {
+		if err != nil || !bytes.Equal(back.Stdout, o.Stdout) || !bytes.Equal(back.Stderr, o.Stderr) || back.Truncated != o.Truncated ||
+			back.StdoutSalt != o.StdoutSalt {
 			t.Fatalf("%v, %v", back, err)
 		}
 	})

@@ -153,10 +153,11 @@ func (other) PayloadType() string { return "application/vnd.demarc.grant+json;v=
 
 func TestKindRefuses(t *testing.T) {
 	for name, b := range map[string][]byte{
-		"nothing":        nil,
-		"not sealed":     []byte(`{}`),
-		"other type":     sealed(t, other{}, operator),
-		"newer version":  sealed(t, foreign{Type: "https://in-toto.io/Statement/v1", PredicateType: "https://demarc.dev/operation/request/v2"}, operator),
+		"nothing":    nil,
+		"not sealed": []byte(`{}`),
+		"other type": sealed(t, other{}, operator),
+		"newer version": sealed(t, foreign{Type: "https://in-toto.io/Statement/v1",
+			PredicateType: "https://demarc.dev/operation/request/v2"}, operator),
 		"no statement":   sealed(t, foreign{Type: "https://in-toto.io/Statement/v0.1", PredicateType: operation.TypeRequest}, operator),
 		"strange type":   sealed(t, foreign{Type: "https://in-toto.io/Statement/v1", PredicateType: strings.Repeat("x", 4096)}, operator),
 		"without a type": sealed(t, foreign{Type: "https://in-toto.io/Statement/v1"}, operator),
@@ -190,12 +191,13 @@ func TestEachFieldIsChecked(t *testing.T) {
 		c    checked
 		want string
 	}{
-		"id":                       {rq(func(x *operation.Request) { x.ID = "Op 1" }), "operation name"},
-		"appliance":                {rq(func(x *operation.Request) { x.Appliance = "" }), "appliance name"},
-		"template":                 {rq(func(x *operation.Request) { x.Template = "../x" }), "template name"},
-		"template digest":          {rq(func(x *operation.Request) { x.TemplateDigest = "" }), "template_digest"},
-		"variable's name":          {rq(func(x *operation.Request) { x.Vars = map[string]string{"A": ""} }), `vars "A"`},
-		"value too long":           {rq(func(x *operation.Request) { x.Vars = map[string]string{"a": strings.Repeat("x", 4097)} }), "vars a: a value"},
+		"id":              {rq(func(x *operation.Request) { x.ID = "Op 1" }), "operation name"},
+		"appliance":       {rq(func(x *operation.Request) { x.Appliance = "" }), "appliance name"},
+		"template":        {rq(func(x *operation.Request) { x.Template = "../x" }), "template name"},
+		"template digest": {rq(func(x *operation.Request) { x.TemplateDigest = "" }), "template_digest"},
+		"variable's name": {rq(func(x *operation.Request) { x.Vars = map[string]string{"A": ""} }), `vars "A"`},
+		"value too long": {rq(func(x *operation.Request) { x.Vars = map[string]string{"a": strings.Repeat("x", 4097)} }),
+			"vars a: a value"},
 		"value that hides":         {rq(func(x *operation.Request) { x.Vars = map[string]string{"a": "\u202e"} }), "vars a: must be"},
 		"value no UTF-8":           {rq(func(x *operation.Request) { x.Vars = map[string]string{"a": "\xff"} }), "vars a: must be"},
 		"reason redraws":           {rq(func(x *operation.Request) { x.Reason = "\x1b[1A approved" }), "reason: must be"},
@@ -264,7 +266,8 @@ func TestInTotoShape(t *testing.T) {
 			t.Errorf("subject %s: %v", sub.Name, sub.Digest)
 		}
 	}
-	if len(s.Subject) != len(want) || s.Type != "https://in-toto.io/Statement/v1" || s.PredicateType != operation.TypeResult || s.Predicate["exit"] != 1.0 {
+	if len(s.Subject) != len(want) || s.Type != "https://in-toto.io/Statement/v1" || s.PredicateType != operation.TypeResult ||
+		s.Predicate["exit"] != 1.0 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -274,8 +277,10 @@ func TestNoFieldIsForgotten(t *testing.T) {
 	type checked interface{ Check() error }
 	req, app, res, _ := chain(t)
 	wrong := map[string][]string{
-		"ID": {"", "Op 1", "../x", strings.Repeat("x", 64)}, "Nonce": {"", "short", nonce + "\n", nonce + "é"}, "Reason": {"\x1b[2J", "\u202e", "\xff", strings.Repeat("x", 1025)},
-		"Signal": {"\x1b", strings.Repeat("x", 33)}, "Template": {"", "A"}, "Decision": {"", "yes", "Approve"}, "Recipient": {"", "age1", "AGE-SECRET-KEY-1"},
+		"ID": {"", "Op 1", "../x", strings.Repeat("x", 64)}, "Nonce": {"", "short", nonce + "\n", nonce + "é"},
+		"Reason": {"\x1b[2J", "\u202e", "\xff", strings.Repeat("x", 1025)},
+		"Signal": {"\x1b", strings.Repeat("x", 33)}, "Template": {"", "A"}, "Decision": {"", "yes", "Approve"},
+		"Recipient": {"", "age1", "AGE-SECRET-KEY-1"},
 	}
 	for _, doc := range []checked{request(), approval(req), result(req, app), released(res), called(req), plan()} {
 		typ := reflect.TypeOf(doc)
@@ -350,12 +355,18 @@ func TestStatementSaysWhatItIs(t *testing.T) {
 // TestWhatCannotBeSeenIsRefused (FAULTS.md A17): what shows nothing, or something else than it is, is no part of a text that a
 // person approves.
 func TestWhatCannotBeSeenIsRefused(t *testing.T) {
-	for name, r := range map[string]rune{"Hangul filler": 0x3164, "Hangul choseong filler": 0x115f, "Hangul jungseong filler": 0x1160, "halfwidth Hangul filler": 0xffa0,
-		"variation selector 1": 0xfe00, "variation selector 16": 0xfe0f, "variation selector 17": 0xe0100, "variation selector 256": 0xe01ef, "combining grapheme joiner": 0x34f,
-		"braille blank": 0x2800, "Khmer inherent vowel": 0x17b4, "Mongolian selector": 0x180b, "Mongolian vowel separator": 0x180e, "Mongolian selector 4": 0x180f,
-		"zero width space": 0x200b, "zero width joiner": 0x200d, "word joiner": 0x2060, "soft hyphen": 0xad, "byte order mark": 0xfeff, "right to left override": 0x202e,
-		"tag a": 0xe0061, "language tag": 0xe0001, "no-break space": 0xa0, "em space": 0x2003, "ideographic space": 0x3000, "line separator": 0x2028, "private use": 0xe000, "escape": 0x1b} {
-		a := operation.Approval{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf(nil), Decision: operation.DecisionApprove, At: start, NotAfter: start.Add(time.Hour), Nonce: nonce}
+	for name, r := range map[string]rune{"Hangul filler": 0x3164, "Hangul choseong filler": 0x115f, "Hangul jungseong filler": 0x1160,
+		"halfwidth Hangul filler": 0xffa0,
+		"variation selector 1":    0xfe00, "variation selector 16": 0xfe0f, "variation selector 17": 0xe0100, "variation selector 256": 0xe01ef,
+		"combining grapheme joiner": 0x34f,
+		"braille blank":             0x2800, "Khmer inherent vowel": 0x17b4, "Mongolian selector": 0x180b, "Mongolian vowel separator": 0x180e,
+		"Mongolian selector 4": 0x180f,
+		"zero width space":     0x200b, "zero width joiner": 0x200d, "word joiner": 0x2060, "soft hyphen": 0xad, "byte order mark": 0xfeff,
+		"right to left override": 0x202e,
+		"tag a":                  0xe0061, "language tag": 0xe0001, "no-break space": 0xa0, "em space": 0x2003, "ideographic space": 0x3000,
+		"line separator": 0x2028, "private use": 0xe000, "escape": 0x1b} {
+		a := operation.Approval{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf(nil), Decision: operation.DecisionApprove, At: start,
+			NotAfter: start.Add(time.Hour), Nonce: nonce}
 		a.Argv = []string{"bin/x", "a" + string(r) + "b"}
 		if err := a.Check(); !errors.Is(err, fault.Invalid) {
 			t.Errorf("%s in an argument: %v", name, err)
@@ -365,8 +376,10 @@ func TestWhatCannotBeSeenIsRefused(t *testing.T) {
 			t.Errorf("%s in a reason: %v", name, err)
 		}
 	}
-	for _, text := range []string{"plain text, two lines\nand\ta tab", "Stra\u00dfe", "\u6f22\u5b57", "\uac00", "e\u0301", "\U0001f600", "\u2801"} {
-		a := operation.Approval{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf(nil), Decision: operation.DecisionApprove, Argv: []string{"bin/x", text}, Reason: text,
+	for _, text := range []string{"plain text, two lines\nand\ta tab", "Stra\u00dfe", "\u6f22\u5b57", "\uac00", "e\u0301", "\U0001f600",
+		"\u2801"} {
+		a := operation.Approval{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf(nil), Decision: operation.DecisionApprove,
+			Argv: []string{"bin/x", text}, Reason: text,
 			At: start, NotAfter: start.Add(time.Hour), Nonce: nonce}
 		if err := a.Check(); err != nil {
 			t.Errorf("%q: %v", text, err)

@@ -279,7 +279,8 @@ func InForce(what string, notAfter, now time.Time) error {
 	case !now.Before(notAfter):
 		return fault.New(op, fault.Expired, "the %s was good until %s", what, notAfter.UTC().Format(time.RFC3339))
 	case notAfter.After(now.Add(fleet.MaxConsent + fleet.MaxSkew)):
-		return fault.New(op, fault.Invalid, "the %s ends at %s, more than %d days from now: sign one that ends sooner", what, notAfter.UTC().Format(time.RFC3339), fleet.MaxConsent/(24*time.Hour))
+		return fault.New(op, fault.Invalid, "the %s ends at %s, more than %d days from now: sign one that ends sooner", what,
+			notAfter.UTC().Format(time.RFC3339), fleet.MaxConsent/(24*time.Hour))
 	}
 	return nil
 }
@@ -289,7 +290,8 @@ func Dated(what string, at, now time.Time) error {
 	if !at.After(now.Add(fleet.MaxSkew)) {
 		return nil
 	}
-	return fault.New("operation.Dated", fault.Invalid, "the %s is dated %s, and it is %s here: set the clock of the one who signed it, or of this host, and sign it anew",
+	return fault.New("operation.Dated", fault.Invalid, "the %s is dated %s, and it is %s here: set the clock of the one who signed it, or "+
+		"of this host, and sign it anew",
 		what, at.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 }
 
@@ -315,7 +317,8 @@ func legible(s string) bool {
 // visible reports whether r leaves a mark of its own. What Unicode lets a program ignore (fillers, variation selectors, joiners,
 // tags) is printable to [unicode.IsPrint], and so is the empty cell of Braille.
 func visible(r rune) bool {
-	return unicode.IsPrint(r) && r != '\u2800' && !unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector, ignorable)
+	return unicode.IsPrint(r) && r != '\u2800' &&
+		!unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector, ignorable)
 }
 
 // ignorable is the rest of Default_Ignorable_Code_Point that is printable: the vowel signs that Khmer inherited, and the
@@ -376,7 +379,8 @@ func (r Result) Check() error {
 	c.digest("stderr", r.Stderr)
 	c.that(len(r.Argv) > 0, "argv: a result names the command that it is of")
 	c.argv(r.Argv)
-	c.that(slices.Contains([]State{Held, Failed, Cancelled}, r.State), "state: a result is held, failed or cancelled, not %q", fault.Clip(string(r.State)))
+	c.that(slices.Contains([]State{Held, Failed, Cancelled}, r.State), "state: a result is held, failed or cancelled, not %q",
+		fault.Clip(string(r.State)))
 	c.that(len(r.Signal) <= maxSignal && legible(r.Signal), "signal: its name in at most %d bytes", maxSignal)
 	c.that(r.Reason.Check() == nil, "reason: a word of boundary.proto")
 	c.that(!r.Started.IsZero() && !r.Ended.Before(r.Started), "ended: must not be before started")

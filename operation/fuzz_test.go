@@ -41,8 +41,9 @@ func FuzzArgv(f *testing.F) {
 	for _, s := range []string{"", "-x", "${b}", "a b", "a\nb", "\xff", "\u202e", strings.Repeat("x", 300)} {
 		f.Add(s)
 	}
-	tpl := operation.Template{Version: operation.TemplateVersion, Name: "p", About: "x", Kind: operation.KindScript, Tier: fleet.OperateRead, Timeout: "1s",
-		Run: []string{"x", "${v}", "--v=${v}"}, Vars: map[string]operation.Var{"v": {Type: operation.TypeString, Pattern: "^[^é]*$"}}}
+	tpl := operation.Template{Version: operation.TemplateVersion, Name: "p", About: "x", Kind: operation.KindScript, Tier: fleet.OperateRead,
+		Timeout: "1s",
+		Run:     []string{"x", "${v}", "--v=${v}"}, Vars: map[string]operation.Var{"v": {Type: operation.TypeString, Pattern: "^[^é]*$"}}}
 	f.Fuzz(func(t *testing.T, v string) {
 		argv, err := tpl.Argv(map[string]string{"v": v})
 		if err == nil && (len(argv) != 3 || argv[1] != v || argv[2] != "--v="+v || strings.HasPrefix(v, "-")) {
@@ -54,7 +55,8 @@ func FuzzArgv(f *testing.F) {
 // FuzzKind tries the bytes as an envelope, and as the payload of one that nobody signed: Kind looks before it is verified.
 func FuzzKind(f *testing.F) {
 	req, app, res, rel := chain(f)
-	for _, b := range [][]byte{req, app, res, rel, sealed(f, plan(), customer), sealed(f, called(req), customer), sealed(f, other{}, customer)} {
+	for _, b := range [][]byte{req, app, res, rel, sealed(f, plan(), customer), sealed(f, called(req), customer),
+		sealed(f, other{}, customer)} {
 		f.Add(b)
 	}
 	for _, v := range []json.Marshaler{request(), called(req), plan()} {
@@ -64,7 +66,10 @@ func FuzzKind(f *testing.F) {
 		}
 		f.Add(b)
 	}
-	if kind, err := operation.Kind(unsigned([]byte(`{"_type":"https://in-toto.io/Statement/v1","subject":null,"predicateType":"` + operation.TypeCancel + `","predicate":{}}`))); kind != operation.TypeCancel {
+	if kind, err := operation.Kind(
+		unsigned(
+			[]byte(`{"_type":"https://in-toto.io/Statement/v1","subject":null,"predicateType":"` + operation.TypeCancel +
+				`","predicate":{}}`))); kind != operation.TypeCancel {
 		f.Fatalf("the envelope of this test is not one: %v", err)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {

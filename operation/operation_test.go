@@ -53,27 +53,33 @@ const (
 )
 
 func request() operation.Request {
-	return operation.Request{ID: "op-1", Appliance: "eu-1", Operator: fleet.PrincipalOf("acme.example", fleet.Operator, "ann"), Template: "state",
+	return operation.Request{ID: "op-1", Appliance: "eu-1", Operator: fleet.PrincipalOf("acme.example", fleet.Operator, "ann"),
+		Template:       "state",
 		TemplateDigest: fleet.DigestOf([]byte("t")), Release: fleet.DigestOf([]byte("r")), Vars: map[string]string{"section": "a<b"},
 		Reason: "why", Recipient: recipient, At: start, NotAfter: start.Add(time.Hour), Nonce: nonce}
 }
 
 func approval(req []byte) operation.Approval {
-	return operation.Approval{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf(req), Decision: operation.DecisionApprove, Argv: []string{"bin/store", "state"},
+	return operation.Approval{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf(req), Decision: operation.DecisionApprove,
+		Argv:   []string{"bin/store", "state"},
 		Reason: "fine", At: start.Add(time.Minute), NotAfter: start.Add(time.Hour), Nonce: nonce}
 }
 
 // output is what the operation of the tests wrote.
-var output = operation.Output{Stdout: []byte("out"), Stderr: []byte("err!"), Truncated: true, StdoutSalt: [32]byte{1, 2, 3}, StderrSalt: [32]byte{4, 5, 6}}
+var output = operation.Output{Stdout: []byte("out"), Stderr: []byte("err!"), Truncated: true, StdoutSalt: [32]byte{1, 2, 3},
+	StderrSalt: [32]byte{4, 5, 6}}
 
 func result(req, app []byte) operation.Result {
 	stdout, stderr := output.Commitments()
-	return operation.Result{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf(req), Approval: fleet.DigestOf(app), Argv: []string{"bin/store", "state"},
-		State: operation.Held, Exit: 1, Signal: "none", Stdout: stdout, Stderr: stderr, Reason: "x", Started: start.Add(2 * time.Minute), Ended: start.Add(3 * time.Minute)}
+	return operation.Result{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf(req), Approval: fleet.DigestOf(app),
+		Argv:  []string{"bin/store", "state"},
+		State: operation.Held, Exit: 1, Signal: "none", Stdout: stdout, Stderr: stderr, Reason: "x", Started: start.Add(2 * time.Minute),
+		Ended: start.Add(3 * time.Minute)}
 }
 
 func released(res []byte) operation.Release {
-	return operation.Release{ID: "op-1", Appliance: "eu-1", Result: fleet.DigestOf(res), Decision: operation.DecisionRelease, Output: fleet.DigestOf([]byte("o")),
+	return operation.Release{ID: "op-1", Appliance: "eu-1", Result: fleet.DigestOf(res), Decision: operation.DecisionRelease,
+		Output: fleet.DigestOf([]byte("o")),
 		Reason: "ok", At: start.Add(4 * time.Minute), Nonce: nonce}
 }
 
@@ -84,8 +90,9 @@ func plan() operation.PlanApproval {
 
 func TestNext(t *testing.T) {
 	legal := map[string]operation.State{
-		"requested approve": operation.Approved, "requested reject": operation.Rejected, "requested expire": operation.Expired, "requested cancel": operation.Cancelled,
-		"approved start": operation.Running, "approved expire": operation.Expired, "approved cancel": operation.Cancelled,
+		"requested approve": operation.Approved, "requested reject": operation.Rejected, "requested expire": operation.Expired,
+		"requested cancel": operation.Cancelled,
+		"approved start":   operation.Running, "approved expire": operation.Expired, "approved cancel": operation.Cancelled,
 		"running finish": operation.Held, "running fail": operation.Failed, "running cancel": operation.Cancelled,
 		"held release": operation.Released, "held withhold": operation.Withheld,
 	}
@@ -145,7 +152,8 @@ func TestChainKnowsWhoseWordItIs(t *testing.T) {
 	req, app, res, rel := chain(t)
 	for i, wrong := range [][4][]byte{
 		{sealed(t, request(), customer), app, res, rel}, {req, sealed(t, approval(req), operator)}, {req, sealed(t, approval(req), box)},
-		{req, app, sealed(t, result(req, app), customer)}, {req, app, sealed(t, result(req, app), operator)}, {req, app, res, sealed(t, released(res), operator)},
+		{req, app, sealed(t, result(req, app), customer)}, {req, app, sealed(t, result(req, app), operator)},
+		{req, app, res, sealed(t, released(res), operator)},
 	} {
 		if _, err := operation.VerifyChain(wrong[0], wrong[1], wrong[2], wrong[3], keys(t)); !errors.Is(err, fault.Denied) {
 			t.Errorf("case %d: %v", i, err)

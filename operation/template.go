@@ -271,7 +271,8 @@ func (t Template) checkVars(bad func(string, ...any) error, used map[string]bool
 				return bad("vars %s: %s", name, fault.Text(err))
 			}
 			if v.Type == TypeString && unbounded(re) {
-				return bad("vars %s: pattern %q takes anything, and so says nothing: name the characters that a value has, for instance ^[a-z0-9-]+$", name, fault.Clip(v.Pattern))
+				return bad("vars %s: pattern %q takes anything, and so says nothing: name the characters that a value has, for instance ^[a-z0-9-]+$",
+					name, fault.Clip(v.Pattern))
 			}
 		}
 	}
@@ -301,7 +302,9 @@ func compile(p string) (*regexp.Regexp, error) {
 // knows no more than without it.
 func unbounded(re *regexp.Regexp) bool {
 	for n := 1; n <= 64; n++ {
-		if !slices.ContainsFunc([]string{";", " ", "'", "/", "\\", "$", "-", "=", "a", "Z", "7", "\u00e9", "\u6f22"}, func(c string) bool { return !re.MatchString(strings.Repeat(c, n)) }) {
+		if !slices.ContainsFunc([]string{";", " ", "'", "/", "\\", "$", "-", "=", "a", "Z", "7", "\u00e9", "\u6f22"}, func(c string) bool {
+			return !re.MatchString(strings.Repeat(c, n))
+		}) {
 			return true
 		}
 	}

@@ -67,12 +67,14 @@ func TestTemplateFiles(t *testing.T) {
 		"end of option's name":  {swap("--limit=${limit}", "--lim${limit}"), "a value would choose the option"},
 		"option left alone":     {swap(`"--limit=${limit}"`, `--limit, "${limit}"`), "left out, it would leave \"--limit\""},
 		"shell script":          {swap("[bin/store, state,", "[/bin/sh, -c, \"ls ${section}\","), "argv 2: a shell would read"},
-		"shell script later":    {swap("[bin/store, state,", "[env, A=b, bash, -eu, -o, pipefail, -xc, \"ls ${section}\","), "argv 7: a shell would read"},
+		"shell script later": {swap("[bin/store, state,", "[env, A=b, bash, -eu, -o, pipefail, -xc, \"ls ${section}\","),
+			"argv 7: a shell would read"},
 		"shell script after --": {swap("[bin/store, state,", "[sh, -c, --, \"ls ${section}\","), "argv 3: a shell would read"},
 		"writes beside":         {swap("operate.read", "operate.write"), ""},
-		"writes upwards":        {strings.Replace(swap("operate.read", "operate.write"), "{network: true}", "{writes: [/data/../etc]}", 1), "effects.writes"},
-		"writes everywhere":     {strings.Replace(swap("operate.read", "operate.write"), "{network: true}", "{writes: [//]}", 1), "effects.writes"},
-		"writes relative":       {strings.Replace(swap("operate.read", "operate.write"), "{network: true}", "{writes: [data]}", 1), "effects.writes"},
+		"writes upwards": {strings.Replace(swap("operate.read", "operate.write"), "{network: true}", "{writes: [/data/../etc]}", 1),
+			"effects.writes"},
+		"writes everywhere": {strings.Replace(swap("operate.read", "operate.write"), "{network: true}", "{writes: [//]}", 1), "effects.writes"},
+		"writes relative":   {strings.Replace(swap("operate.read", "operate.write"), "{network: true}", "{writes: [data]}", 1), "effects.writes"},
 	} {
 		_, err := operation.ParseTemplate([]byte(c.file))
 		switch {
@@ -152,8 +154,10 @@ func TestPatterns(t *testing.T) {
 
 // Two values that stand together can't begin an option together either.
 func TestNoOptionOutOfTwoValues(t *testing.T) {
-	tpl := operation.Template{Version: operation.TemplateVersion, Name: "p", About: "x", Kind: operation.KindScript, Tier: "operate.read", Timeout: "1s",
-		Run: []string{"x", "${a}${b}", "-n${b}"}, Vars: map[string]operation.Var{"a": {Type: operation.TypeString, Pattern: "^[^é]*$"}, "b": {Type: operation.TypeString, Pattern: "^[^é]*$"}}}
+	tpl := operation.Template{Version: operation.TemplateVersion, Name: "p", About: "x", Kind: operation.KindScript, Tier: "operate.read",
+		Timeout: "1s",
+		Run:     []string{"x", "${a}${b}", "-n${b}"}, Vars: map[string]operation.Var{"a": {Type: operation.TypeString, Pattern: "^[^é]*$"},
+			"b": {Type: operation.TypeString, Pattern: "^[^é]*$"}}}
 	for _, v := range []map[string]string{{"a": "", "b": "-x"}, {"a": "-", "b": "x"}, {"a": "--", "b": ""}} {
 		if got, err := tpl.Argv(v); err == nil {
 			t.Errorf("%q: %q", v, got)
@@ -165,8 +169,9 @@ func TestNoOptionOutOfTwoValues(t *testing.T) {
 }
 
 func TestArgvIsBounded(t *testing.T) {
-	tpl := operation.Template{Version: operation.TemplateVersion, Name: "p", About: "x", Kind: operation.KindScript, Tier: "operate.read", Timeout: "1s",
-		Run: []string{"x"}, Vars: map[string]operation.Var{"v": {Type: operation.TypeString, Pattern: "^<*$", Max: operation.MaxValue}}}
+	tpl := operation.Template{Version: operation.TemplateVersion, Name: "p", About: "x", Kind: operation.KindScript, Tier: "operate.read",
+		Timeout: "1s",
+		Run:     []string{"x"}, Vars: map[string]operation.Var{"v": {Type: operation.TypeString, Pattern: "^<*$", Max: operation.MaxValue}}}
 	fill := func(n int) error {
 		tpl.Run = append([]string{"x"}, slices.Repeat([]string{"${v}"}, n)...)
 		argv, err := tpl.Argv(map[string]string{"v": strings.Repeat("<", operation.MaxValue)})
@@ -194,13 +199,15 @@ func TestArgvIsBounded(t *testing.T) {
 // Whatever the values are: the program stays, no argument is added, none turns into an option, and a value stays within
 // the arguments that name it.
 func TestArgvHolds(t *testing.T) {
-	tpl := operation.Template{Version: operation.TemplateVersion, Name: "p", About: "x", Kind: operation.KindScript, Tier: "operate.read", Timeout: "1s",
-		Run: []string{"tool", "literal", "${a}", "--b=${b}", "${a}:${b}"}, Vars: map[string]operation.Var{
+	tpl := operation.Template{Version: operation.TemplateVersion, Name: "p", About: "x", Kind: operation.KindScript, Tier: "operate.read",
+		Timeout: "1s",
+		Run:     []string{"tool", "literal", "${a}", "--b=${b}", "${a}:${b}"}, Vars: map[string]operation.Var{
 			"a": {Type: operation.TypeString, Pattern: `^[^é]*$`}, "b": {Type: operation.TypeString, Pattern: `^[^é]*$`, Optional: true}}}
 	if err := tpl.Check(); err != nil {
 		t.Fatal(err)
 	}
-	value := rapid.OneOf(rapid.String(), rapid.SampledFrom([]string{"", "-", "--b=x", "${a}", "${b}", "$", "a b", "a\nb", "'; rm -rf /", "\x00"}))
+	value := rapid.OneOf(rapid.String(),
+		rapid.SampledFrom([]string{"", "-", "--b=x", "${a}", "${b}", "$", "a b", "a\nb", "'; rm -rf /", "\x00"}))
 	took := 0
 	rapid.Check(t, func(t *rapid.T) {
 		vars := map[string]string{"a": value.Draw(t, "a")}
@@ -254,8 +261,9 @@ func TestDigestCoversTheTemplate(t *testing.T) {
 
 func TestTemplateLimits(t *testing.T) {
 	whole := func() operation.Template {
-		return operation.Template{Version: operation.TemplateVersion, Name: "p", About: "x", Kind: operation.KindScript, Tier: "operate.write", Timeout: "1s",
-			Run: []string{"x", "${v}"}, Vars: map[string]operation.Var{"v": {Type: operation.TypeInt}}}
+		return operation.Template{Version: operation.TemplateVersion, Name: "p", About: "x", Kind: operation.KindScript, Tier: "operate.write",
+			Timeout: "1s",
+			Run:     []string{"x", "${v}"}, Vars: map[string]operation.Var{"v": {Type: operation.TypeInt}}}
 	}
 	if err := whole().Check(); err != nil {
 		t.Fatal(err)
@@ -285,10 +293,11 @@ func TestTemplateLimits(t *testing.T) {
 		"pattern hides":    {one(operation.Var{Type: operation.TypeString, Pattern: "^\u202ea$"}), "about and pattern"},
 		"negative max":     {one(operation.Var{Type: operation.TypeInt, Max: -1}), "max -1"},
 		"large max":        {one(operation.Var{Type: operation.TypeInt, Max: operation.MaxValue + 1}), "max 4097"},
-		"many writes":      {func(x *operation.Template) { x.Effects.Writes = slices.Repeat([]string{"/data"}, 65) }, "effects.writes: at most 64"},
-		"long about":       {func(x *operation.Template) { x.About = strings.Repeat("x", 2049) }, "about: say"},
-		"negative output":  {func(x *operation.Template) { x.Output = -1 }, "output -1"},
-		"kind":             {func(x *operation.Template) { x.Kind = "shell" }, `kind "shell"`},
+		"many writes": {func(x *operation.Template) { x.Effects.Writes = slices.Repeat([]string{"/data"}, 65) },
+			"effects.writes: at most 64"},
+		"long about":      {func(x *operation.Template) { x.About = strings.Repeat("x", 2049) }, "about: say"},
+		"negative output": {func(x *operation.Template) { x.Output = -1 }, "output -1"},
+		"kind":            {func(x *operation.Template) { x.Kind = "shell" }, `kind "shell"`},
 	} {
 		tpl := whole()
 		c.f(&tpl)
@@ -314,13 +323,15 @@ func TestTypesOfValues(t *testing.T) {
 		yes, no []string
 	}{
 		{operation.Var{Type: operation.TypeBool}, []string{"true", "false"}, []string{"", "True", "1", "yes", "true "}},
-		{operation.Var{Type: operation.TypeInt}, []string{"0", "-1", "9223372036854775807"}, []string{"", "00", "-0", "1e3", "0x1", "1.0", " 1", "9223372036854775808", "１"}},
+		{operation.Var{Type: operation.TypeInt}, []string{"0", "-1", "9223372036854775807"},
+			[]string{"", "00", "-0", "1e3", "0x1", "1.0", " 1", "9223372036854775808", "１"}},
 		{operation.Var{Type: operation.TypeInt, Pattern: "^[1-9]$"}, []string{"1"}, []string{"0", "10"}},
 		{operation.Var{Type: operation.TypeString, Pattern: "^a*$"}, []string{"", strings.Repeat("a", 256)}, []string{strings.Repeat("a", 257)}},
 		{operation.Var{Type: operation.TypeString, Pattern: "^a*$", Max: 2}, []string{"aa"}, []string{"aaa"}},
 	} {
-		tpl := operation.Template{Version: operation.TemplateVersion, Name: "p", About: "x", Kind: operation.KindScript, Tier: "operate.read", Timeout: "1s",
-			Run: []string{"x", "--v=${v}"}, Vars: map[string]operation.Var{"v": c.v}}
+		tpl := operation.Template{Version: operation.TemplateVersion, Name: "p", About: "x", Kind: operation.KindScript, Tier: "operate.read",
+			Timeout: "1s",
+			Run:     []string{"x", "--v=${v}"}, Vars: map[string]operation.Var{"v": c.v}}
 		for _, v := range c.yes {
 			if _, err := tpl.Argv(map[string]string{"v": v}); err != nil {
 				t.Errorf("%+v: %.20q: %v", c.v, v, err)

@@ -80,7 +80,8 @@ func plain(op string, n *yaml.Node, depth int) error {
 	for i, c := range n.Content {
 		if n.Kind == yaml.MappingNode && i%2 == 1 && c.Kind == yaml.ScalarNode {
 			if tag := c.ShortTag(); (tag == "!!int" || tag == "!!float") && !decimal.MatchString(c.Value) {
-				return fault.New(op, fault.Invalid, "line %d: %s: write a whole number in decimal digits, or quote what is text", c.Line, fault.Clip(c.Value))
+				return fault.New(op, fault.Invalid, "line %d: %s: write a whole number in decimal digits, or quote what is text", c.Line,
+					fault.Clip(c.Value))
 			}
 		}
 		if err := plain(op, c, depth+1); err != nil {

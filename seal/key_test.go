@@ -116,7 +116,8 @@ func second[T any](_ T, err error) error { return err }
 
 // TestKeyFileBoundsWork: a file can't make its reader work for minutes.
 func TestKeyFileBoundsWork(t *testing.T) {
-	file := "age-encryption.org/v1\n-> scrypt rF0/NwblUHHTpgQgRpe5CQ 30\ngUjEymFKMVXQEKdMMHL24oYexjE3TIC0O0zGSqJ2aUY\n--- IOXAh1fYkS0AfxRCYuFyqwbPqNXCGWuJ3JcXRoNvPe4\n"
+	file := "age-encryption.org/v1\n-> scrypt rF0/NwblUHHTpgQgRpe5CQ 30\ngUjEymFKMVXQEKdMMHL24oYexjE3TIC0O0zGSqJ2aUY\n--- " +
+		"IOXAh1fYkS0AfxRCYuFyqwbPqNXCGWuJ3JcXRoNvPe4\n"
 	armored := "-----BEGIN AGE ENCRYPTED FILE-----\n" + wrap64(file) + "-----END AGE ENCRYPTED FILE-----\n"
 	if _, err := seal.DecryptKey([]byte(armored), []byte("x")); !errors.Is(err, fault.Invalid) {
 		t.Errorf("DecryptKey = %v, want invalid", err)
@@ -158,9 +159,11 @@ func TestLooksReadable(t *testing.T) {
 		"openssh locked":   {pem.EncodeToMemory(locked), false},
 		"encrypted":        {enc, false},
 		"encrypted + open": {append(bytes.Clone(enc), p8...), true},
-		"legacy encrypted": {pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Headers: map[string]string{"Proc-Type": "4,ENCRYPTED"}, Bytes: []byte("x")}), false},
-		"jwk":              {[]byte(`{"kty":"OKP","d":"x"}`), true},
-		"public jwk":       {[]byte(`{"kty":"OKP","x":"x"}`), false},
+		"legacy encrypted": {
+			pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Headers: map[string]string{"Proc-Type": "4,ENCRYPTED"}, Bytes: []byte("x")}),
+			false},
+		"jwk":        {[]byte(`{"kty":"OKP","d":"x"}`), true},
+		"public jwk": {[]byte(`{"kty":"OKP","x":"x"}`), false},
 	} {
 		if got := seal.LooksReadable(tc.file); got != tc.want {
 			t.Errorf("%s: LooksReadable = %v, want %v", name, got, tc.want)
@@ -259,9 +262,13 @@ func same(t *testing.T, b []byte, fast, slow any) {
 }
 
 func FuzzStrictJSON(f *testing.F) {
-	for _, s := range []string{`{"a":"x","n":1,"f":1e3,"b":"AQI=","t":"2026-01-02T15:04:05Z","p":{"a":"y"},"l":[{"a":null},{}],"m":{"k":"v"},"r":{"x": [1]},"d":"sha256:00","ok":true,"OK":false}`,
-		`{"A":"x"}`, `{"A":"x","a":"y"}`, `{"n":1.0}`, `{"n":9223372036854775808}`, `{"b":"A"}`, `{"b":[1,2]}`, `{"b":null,"m":null,"r":null,"p":null}`, `{"t":"x"}`, `{"p":{"p":{"p":1}}}`,
-		`{"a":"\ud800"}`, `{"l":{}}`, `{"m":{"a":"1","a":"2"}}`, `{"f":1e999}`, `null`, `{"r":{"a":1,"a":2}}`, `{"a":[1,{"b":null}],"c":{"d":"e"}}`, `{"a":1,"a":2}`, `[]`, `"x" y`, `{"a":{"a":{}},"b":[[]]}`} {
+	for _, s := range []string{
+		`{"a":"x","n":1,"f":1e3,"b":"AQI=","t":"2026-01-02T15:04:05Z","p":{"a":"y"},` +
+			`"l":[{"a":null},{}],"m":{"k":"v"},"r":{"x": [1]},"d":"sha256:00","ok":true,"OK":false}`,
+		`{"A":"x"}`, `{"A":"x","a":"y"}`, `{"n":1.0}`, `{"n":9223372036854775808}`, `{"b":"A"}`, `{"b":[1,2]}`,
+		`{"b":null,"m":null,"r":null,"p":null}`, `{"t":"x"}`, `{"p":{"p":{"p":1}}}`,
+		`{"a":"\ud800"}`, `{"l":{}}`, `{"m":{"a":"1","a":"2"}}`, `{"f":1e999}`, `null`, `{"r":{"a":1,"a":2}}`,
+		`{"a":[1,{"b":null}],"c":{"d":"e"}}`, `{"a":1,"a":2}`, `[]`, `"x" y`, `{"a":{"a":{}},"b":[[]]}`} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {

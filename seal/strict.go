@@ -21,8 +21,8 @@ import (
 
 const maxDepth = 64 // nesting of a JSON document
 
-// StrictJSON reads exactly one JSON value into v. Unknown fields, fields in another letter case, a key that is given twice in one object, trailing
-// data, text that is not UTF-8 and nesting beyond 64 are refused, with line and column. The caller bounds the size.
+// StrictJSON reads exactly one JSON value into v. Unknown fields, fields in another letter case, a key that is given twice in one object,
+// trailing data, text that is not UTF-8 and nesting beyond 64 are refused, with line and column. The caller bounds the size.
 //
 // What is right is read once; what is not is read again, by slower code that decides alone and knows the place.
 func StrictJSON(b []byte, v any) error {
@@ -72,7 +72,8 @@ func placed(b []byte, v any) error {
 		at := d.InputOffset()
 		var te *json.UnmarshalTypeError
 		if errors.As(err, &te) {
-			return fault.Because(err, op, fault.Invalid, "%s: field %q can't hold a JSON %s", place(b, te.Offset), fault.Clip(te.Field), fault.Clip(te.Value))
+			return fault.Because(err, op, fault.Invalid, "%s: field %q can't hold a JSON %s", place(b, te.Offset), fault.Clip(te.Field),
+				fault.Clip(te.Value))
 		}
 		return fault.Because(err, op, fault.Invalid, "%s: %s", place(b, at), fault.ClipTo(strings.TrimPrefix(err.Error(), "json: "), 160))
 	}
@@ -88,7 +89,8 @@ func sameCase(op string, b []byte, v any) error {
 	if text, ok := written(err); ok {
 		return fault.Because(err, op, fault.Invalid, "%s", text)
 	}
-	return fault.Because(err, op, fault.Invalid, "%s: upper and lower case count in names", fault.ClipTo(strings.TrimPrefix(err.Error(), "json: "), 160))
+	return fault.Because(err, op, fault.Invalid, "%s: upper and lower case count in names",
+		fault.ClipTo(strings.TrimPrefix(err.Error(), "json: "), 160))
 }
 
 // written finds the sentence of a fault that a type's own UnmarshalJSON gave.

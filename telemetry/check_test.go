@@ -42,7 +42,8 @@ func TestReadiness(t *testing.T) {
 	wantAnswer("/healthz", 200, "ok\n")
 
 	// A cause stays in the process, and a sentence is one line however it is written.
-	disk = fault.Because(errors.New("/var/lib/secret-path"), "x", fault.Unavailable, "the disk\nraft: is well\x1b[2J %s", strings.Repeat("z", 1000))
+	disk = fault.Because(errors.New("/var/lib/secret-path"), "x", fault.Unavailable, "the disk\nraft: is well\x1b[2J %s",
+		strings.Repeat("z", 1000))
 	raft = errors.New("dial 10.0.0.1: password hunter2")
 	wantAnswer("/readyz", 503, "raft: an internal error; the log of the server has its cause\n"+
 		"disk: the disk raft: is well [2J "+strings.Repeat("z", 400-len("the disk raft: is well [2J "))+"...\n")

@@ -77,5 +77,6 @@ func pick(given map[string]bool) (string, error) {
 			return addr, nil
 		}
 	}
-	return "", fleet.Reason{Kind: fleet.NoPortFree}.With(fault.New("workload.address", fault.Unavailable, "no loopback port between %d and %d is free", lowPort, highPort))
+	return "", fleet.Reason{Kind: fleet.NoPortFree}.With(fault.New("workload.address", fault.Unavailable, "no loopback port between %d and "+
+		"%d is free", lowPort, highPort))
 }

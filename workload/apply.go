@@ -64,7 +64,8 @@ func (p *Process) goBack(from manifest.Plan, why error) error {
 		defer cancel()
 		if err := p.reach(ctx, good); err == nil {
 			told.Runs = fleet.RunsPrevious
-			return told.With(fault.Because(why, op, fault.Of(why), "%s; version %s, the last that was well, runs on", fault.Text(why), good.AppVersion))
+			return told.With(
+				fault.Because(why, op, fault.Of(why), "%s; version %s, the last that was well, runs on", fault.Text(why), good.AppVersion))
 		}
 		told.Runs = fleet.RunsUnknown
 		return told.With(fault.Because(why, op, fault.Of(why), "%s; and going back to version %s failed too", fault.Text(why), good.AppVersion))
@@ -97,7 +98,8 @@ func (p *Process) reach(ctx context.Context, plan manifest.Plan) error {
 		}
 		for _, program := range s.Programs() { // before anything is replaced
 			if err := artifact.CheckProgram(p.folder(s), program); err != nil {
-				return fleet.Reason{Kind: fleet.ProgramMissing, Service: s.Name}.With(fault.Because(err, "workload.Apply", fault.Invalid, "service %s: %s", s.Name, fault.Text(err)))
+				return fleet.Reason{Kind: fleet.ProgramMissing,
+					Service: s.Name}.With(fault.Because(err, "workload.Apply", fault.Invalid, "service %s: %s", s.Name, fault.Text(err)))
 			}
 		}
 	}
@@ -165,7 +167,8 @@ func (p *Process) place(ctx context.Context, plan manifest.Plan, s manifest.Serv
 	if old != nil {
 		old.stop(ctx)
 	}
-	u := &unit{p: p, def: s, key: string(key), env: env, dir: p.folder(s), listen: map[int]string{}, halt: make(chan struct{}), ended: make(chan struct{}),
+	u := &unit{p: p, def: s, key: string(key), env: env, dir: p.folder(s), listen: map[int]string{}, halt: make(chan struct{}),
+		ended:  make(chan struct{}),
 		status: ServiceStatus{Name: s.Name, Since: p.cfg.Now(), Reason: "is starting", Why: fleet.Reason{Kind: fleet.Starting, Service: s.Name}}}
 	if s.Limits != (manifest.Limits{}) {
 		u.note = "its limits are not enforced by this build"

@@ -28,7 +28,8 @@ import (
 // TestOnlyAGoodAnswerIsWell (MUTANTS.md: unit.go:261): to the health check any answer of 2xx is well, and no other.
 func TestOnlyAGoodAnswerIsWell(t *testing.T) {
 	w := newWorld(t)
-	for code, well := range map[int]bool{http.StatusNoContent: true, http.StatusFound: false, http.StatusNotFound: false, http.StatusTeapot: false,
+	for code, well := range map[int]bool{http.StatusNoContent: true, http.StatusFound: false, http.StatusNotFound: false,
+		http.StatusTeapot:              false,
 		http.StatusInternalServerError: false} {
 		p := w.plan("one")
 		p.Services, p.Secrets = p.Services[:1], nil

@@ -75,7 +75,8 @@ func (p *Process) Exec(ctx context.Context, service string, argv []string, l Lim
 	if err := p.start(cmd); err != nil {
 		stays := u.because(fleet.NotStarted, 0)
 		if !l.Network && (errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOSPC)) {
-			return res, stays.With(fault.Because(err, op, fault.Unavailable, "this host does not allow a program without network: declare the effect network, or allow user namespaces"))
+			return res, stays.With(fault.Because(err, op, fault.Unavailable,
+				"this host does not allow a program without network: declare the effect network, or allow user namespaces"))
 		}
 		return res, stays.With(fault.Because(err, op, fault.Unavailable, "the program can't be started: %s", clip(errors.Unwrap(err))))
 	}

@@ -105,7 +105,8 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(os.WriteFile(filepath.Join(folder, "app"), exe, 0o700), os.WriteFile(filepath.Join(folder, "text"), []byte("no program"), 0o600)); err != nil {
+	if err := errors.Join(os.WriteFile(filepath.Join(folder, "app"), exe, 0o700),
+		os.WriteFile(filepath.Join(folder, "text"), []byte("no program"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
@@ -123,7 +124,8 @@ func newWorld(t *testing.T) *world {
 func (w *world) open() {
 	w.t.Helper()
 	var err error
-	if w.p, err = workload.Open(workload.Config{Dir: filepath.Join(w.dir, "run"), Artifacts: w.store, Secrets: workload.NewFiles(w.secrets), Stop: 300 * time.Millisecond}); err != nil {
+	if w.p, err = workload.Open(workload.Config{Dir: filepath.Join(w.dir, "run"), Artifacts: w.store, Secrets: workload.NewFiles(w.secrets),
+		Stop: 300 * time.Millisecond}); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -140,9 +142,11 @@ func (w *world) plan(word string) manifest.Plan {
 	return manifest.Plan{Version: manifest.PlanVersion, App: "app", AppVersion: word, Runtime: fleet.RuntimeProcess,
 		Secrets: []manifest.Secret{{Name: "token", Store: "token", Required: true}},
 		Services: []manifest.Service{
-			{Name: "back", Artifact: w.app, Argv: []string{"app", "child", "serve", "a b", "$(c)"}, Listen: []manifest.Listen{{Env: "LISTEN", Port: 80}}, Health: health,
+			{Name: "back", Artifact: w.app, Argv: []string{"app", "child", "serve", "a b", "$(c)"},
+				Listen: []manifest.Listen{{Env: "LISTEN", Port: 80}}, Health: health,
 				Env: []manifest.Env{{Name: "TOKEN_FILE", Secret: "token"}, {Name: "WORD", Value: "same"}}},
-			{Name: "front", Artifact: w.app, Argv: []string{"app", "child", "serve"}, Listen: []manifest.Listen{{Env: "LISTEN", Port: 80}}, Health: health, DependsOn: []string{"back"},
+			{Name: "front", Artifact: w.app, Argv: []string{"app", "child", "serve"}, Listen: []manifest.Listen{{Env: "LISTEN", Port: 80}},
+				Health: health, DependsOn: []string{"back"},
 				Env: []manifest.Env{{Name: "PEER", Wire: "back:80"}, {Name: "WORD", Value: word}}},
 		}}
 }
@@ -235,7 +239,8 @@ func TestAFailedPlanGoesBack(t *testing.T) {
 		bad.Services[1].Argv = []string{"app", "child", how}
 		bad.Services[1].Health = &manifest.Health{HTTP: "/", Port: 80, IntervalMS: 100, TimeoutMS: 100, StartMS: 1000, Retries: 1}
 		err := w.p.Apply(t.Context(), bad)
-		if err == nil || !strings.Contains(fault.Text(err), "front") || !strings.Contains(fault.Text(err), "nothing runs") || len(w.p.Status().Services) != 0 {
+		if err == nil || !strings.Contains(fault.Text(err), "front") || !strings.Contains(fault.Text(err), "nothing runs") ||
+			len(w.p.Status().Services) != 0 {
 			t.Fatalf("%s, with nothing before: %v, %+v", how, err, w.p.Status())
 		}
 	}
@@ -281,7 +286,8 @@ func TestExec(t *testing.T) {
 	for _, credentials := range []bool{true, false} {
 		limits.Credentials = credentials
 		res, err = w.p.Exec(t.Context(), "back", []string{"app", "child", "env"}, limits)
-		if err != nil || strings.Contains(string(res.Stdout), "TOKEN_FILE=") != credentials || !strings.Contains(string(res.Stdout), "LISTEN=127.0.0.1:") {
+		if err != nil || strings.Contains(string(res.Stdout), "TOKEN_FILE=") != credentials ||
+			!strings.Contains(string(res.Stdout), "LISTEN=127.0.0.1:") {
 			t.Fatalf("credentials %v: %s, %v", credentials, res.Stdout, err)
 		}
 	}
@@ -375,7 +381,8 @@ func TestCloseLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	pids := []int{w.p.Status().Services[0].PID, w.p.Status().Services[1].PID}
-	if _, err := workload.Open(workload.Config{Dir: filepath.Join(w.dir, "run"), Artifacts: w.store, Secrets: workload.NewFiles(w.secrets)}); !errors.Is(err, fault.Conflict) {
+	if _, err := workload.Open(workload.Config{Dir: filepath.Join(w.dir, "run"), Artifacts: w.store,
+		Secrets: workload.NewFiles(w.secrets)}); !errors.Is(err, fault.Conflict) {
 		t.Fatal("two runtimes in one folder:", err)
 	}
 	w.close()

@@ -45,7 +45,8 @@ func (f *Files) Present(name string) (bool, error) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fault.Because(err, op, fault.Unavailable, "can't tell whether secret %q is present: look at the rights on the folder of secrets", name)
+		return false, fault.Because(err, op, fault.Unavailable, "can't tell whether secret %q is present: look at the rights on the folder of "+
+			"secrets", name)
 	}
 	return st.Mode().IsRegular() && st.Size() > 0, nil
 }

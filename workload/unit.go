@@ -283,7 +283,8 @@ func (u *unit) probe(ctx context.Context) (status int, err error) {
 		if err != nil {
 			return 0, fault.At(op, fault.Internal, err)
 		}
-		c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+		c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 		res, err := c.Do(req)
 		if err != nil {
 			return 0, fault.Because(err, op, fault.Unavailable, "no answer")

@@ -32,14 +32,16 @@ func TestReasonsAreAClosedSet(t *testing.T) {
 	}
 	const canary = "CANARY/etc/x"
 	out := channel.ReasonToWire(fleet.Reason{Kind: canary, Service: canary, Secret: canary, Runs: canary})
-	if b, err := proto.Marshal(out); err != nil || strings.Contains(string(b), "CANARY") || out.GetKind() != boundaryv1.ReasonKind_REASON_KIND_OTHER {
+	if b, err := proto.Marshal(out); err != nil || strings.Contains(string(b), "CANARY") ||
+		out.GetKind() != boundaryv1.ReasonKind_REASON_KIND_OTHER {
 		t.Errorf("%v: %q", err, b)
 	}
 	in := channel.ReasonFromWire(&boundaryv1.Reason{Kind: 9999, Service: canary, Secret: strings.Repeat("x", 1<<20), Runs: 77})
 	if in != (fleet.Reason{Kind: fleet.OtherReason}) {
 		t.Errorf("the vendor takes %+v", in)
 	}
-	if channel.ReasonToWire(fleet.Reason{}) != nil || channel.ReasonFromWire(nil) != (fleet.Reason{}) || channel.ReasonFromWire(&boundaryv1.Reason{Service: "web"}) != (fleet.Reason{}) {
+	if channel.ReasonToWire(fleet.Reason{}) != nil || channel.ReasonFromWire(nil) != (fleet.Reason{}) ||
+		channel.ReasonFromWire(&boundaryv1.Reason{Service: "web"}) != (fleet.Reason{}) {
 		t.Error("no reason is something")
 	}
 }

@@ -29,11 +29,12 @@ func TestWatch(t *testing.T) {
 		"silence":                   {15 * time.Minute, []step{{"listen", 0, 960}, {"heard", 100, 960}, {"listen", 100, 1060}}},
 		"who asks waits a minute":   {15 * time.Minute, []step{{"listen", 0, 960}, {"ask", 10, 70}}},
 		"more questions wait along": {15 * time.Minute, []step{{"listen", 0, 960}, {"ask", 10, 70}, {"ask", 30, 70}, {"ask", 69, 70}}},
-		"an answer begins anew":     {15 * time.Minute, []step{{"listen", 0, 960}, {"ask", 10, 70}, {"heard", 20, 70}, {"listen", 20, 980}, {"ask", 30, 90}}},
-		"no deadline is put off":    {25 * time.Second, []step{{"listen", 0, 75}, {"ask", 20, 75}, {"ask", 40, 75}, {"ask", 60, 75}}},
-		"asked before it listens":   {15 * time.Minute, []step{{"ask", 0, 60}, {"listen", 5, 65}}},
-		"a small fleet":             {5 * time.Second, []step{{"listen", 0, 15}, {"ask", 4, 15}, {"heard", 5, 15}, {"listen", 5, 20}}},
-		"asked between two reads":   {15 * time.Minute, []step{{"listen", 0, 960}, {"heard", 10, 960}, {"ask", 11, 71}, {"listen", 12, 72}}},
+		"an answer begins anew": {15 * time.Minute,
+			[]step{{"listen", 0, 960}, {"ask", 10, 70}, {"heard", 20, 70}, {"listen", 20, 980}, {"ask", 30, 90}}},
+		"no deadline is put off":  {25 * time.Second, []step{{"listen", 0, 75}, {"ask", 20, 75}, {"ask", 40, 75}, {"ask", 60, 75}}},
+		"asked before it listens": {15 * time.Minute, []step{{"ask", 0, 60}, {"listen", 5, 65}}},
+		"a small fleet":           {5 * time.Second, []step{{"listen", 0, 15}, {"ask", 4, 15}, {"heard", 5, 15}, {"listen", 5, 20}}},
+		"asked between two reads": {15 * time.Minute, []step{{"listen", 0, 960}, {"heard", 10, 960}, {"ask", 11, 71}, {"listen", 12, 72}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var w channel.Watch

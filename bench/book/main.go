@@ -164,7 +164,8 @@ func run(few, n, rounds int) error {
 
 // result prints a figure; a ratio above 1 means that ours is the better one.
 func result(what string, ours, peer float64, unit string) {
-	fmt.Printf("RESULT {\"bench\":\"book\",\"case\":%q,\"ours\":%.2f,\"peer\":%.2f,\"ratio\":%.2f,\"unit\":%q}\n", what, ours, peer, peer/ours, unit)
+	fmt.Printf("RESULT {\"bench\":\"book\",\"case\":%q,\"ours\":%.2f,\"peer\":%.2f,\"ratio\":%.2f,\"unit\":%q}\n", what, ours, peer, peer/ours,
+		unit)
 }
 
 func alone(what string, ours float64, unit string) {

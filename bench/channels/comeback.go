@@ -37,7 +37,8 @@ func (b comeback) last() time.Duration { return b.came[len(b.came)-1] }
 // print draws when the clients dialled, which shows the jitter, and when they were welcome.
 func (b comeback) print() {
 	width := 50 * time.Millisecond
-	for _, w := range []time.Duration{100 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 5 * time.Second, time.Minute} {
+	for _, w := range []time.Duration{100 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second,
+		5 * time.Second, time.Minute} {
 		if b.last() > 20*width {
 			width = w
 		}
@@ -45,7 +46,8 @@ func (b comeback) print() {
 	fmt.Printf("  %-16s %-36s %s\n", "after the kill", "dialled", "back")
 	for from := time.Duration(0); from <= b.last(); from += width {
 		d, c := within(b.dialled, from, from+width), within(b.came, from, from+width)
-		fmt.Printf("  %5.2f to %5.2f s %6d %-29s %6d %s\n", from.Seconds(), (from + width).Seconds(), d, bar(d, len(b.came)), c, bar(c, len(b.came)))
+		fmt.Printf("  %5.2f to %5.2f s %6d %-29s %6d %s\n", from.Seconds(), (from + width).Seconds(), d, bar(d, len(b.came)), c,
+			bar(c, len(b.came)))
 	}
 }
 

@@ -137,7 +137,8 @@ func (f *crowd) note(err error) {
 		return
 	}
 	name := err.Error()
-	for kind, of := range map[string]error{"refused": syscall.ECONNREFUSED, "reset": syscall.ECONNRESET, "timed out": os.ErrDeadlineExceeded, "ended by the server": io.EOF, "pipe broken": syscall.EPIPE} {
+	for kind, of := range map[string]error{"refused": syscall.ECONNREFUSED, "reset": syscall.ECONNRESET, "timed out": os.ErrDeadlineExceeded,
+		"ended by the server": io.EOF, "pipe broken": syscall.EPIPE} {
 		if errors.Is(err, of) {
 			name = kind
 		}

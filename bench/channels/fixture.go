@@ -68,7 +68,8 @@ func openFixture(dir, addr string) (*fixture, error) {
 	}
 	call := func(leaf *tls.Certificate, from net.IP) *http.Client {
 		d := &net.Dialer{LocalAddr: &net.TCPAddr{IP: from}}
-		return &http.Client{Transport: &http.Transport{DialContext: d.DialContext, ForceAttemptHTTP2: true, TLSClientConfig: identity.Client(identity.Fixed(leaf, f.roots), identity.WantNode(domain), "h2")}}
+		return &http.Client{Transport: &http.Transport{DialContext: d.DialContext, ForceAttemptHTTP2: true,
+			TLSClientConfig: identity.Client(identity.Fixed(leaf, f.roots), identity.WantNode(domain), "h2")}}
 	}
 	f.control = controlv1connect.NewControlClient(call(&ann, nil), "https://"+addr)
 	for i := range byte(strangers) { // each network has a budget of its own
@@ -90,7 +91,8 @@ func openFixture(dir, addr string) (*fixture, error) {
 		return nil, err
 	}
 	f.logKey = k.PEM()
-	_, err = f.control.RegisterCustomer(context.Background(), connect.NewRequest(&controlv1.RegisterCustomerRequest{RequestId: "customer", Name: "globex"}))
+	_, err = f.control.RegisterCustomer(context.Background(),
+		connect.NewRequest(&controlv1.RegisterCustomerRequest{RequestId: "customer", Name: "globex"}))
 	return f, err
 }
 
@@ -117,7 +119,8 @@ func (f *fixture) enrolAll(n int) ([]*tls.Certificate, error) {
 func (f *fixture) enrol(ctx context.Context, name string, boot bootstrap) (*tls.Certificate, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	_, err := f.control.RegisterAppliance(ctx, connect.NewRequest(&controlv1.RegisterApplianceRequest{RequestId: name, Name: name, Customer: "globex", Expect: f.expect}))
+	_, err := f.control.RegisterAppliance(ctx,
+		connect.NewRequest(&controlv1.RegisterApplianceRequest{RequestId: name, Name: name, Customer: "globex", Expect: f.expect}))
 	if err != nil {
 		return nil, err
 	}
@@ -164,7 +167,8 @@ func (f *fixture) once(ctx context.Context, boot bootstrap, name string, csr []b
 	if err := f.turn(ctx, boot); err != nil {
 		return nil, err
 	}
-	res, err := boot.Enrol(ctx, connect.NewRequest(&boundaryv1.EnrolRequest{Appliance: name, Nonce: ch.Msg.GetNonce(), Csr: csr, Token: token, LogKey: f.logKey}))
+	res, err := boot.Enrol(ctx,
+		connect.NewRequest(&boundaryv1.EnrolRequest{Appliance: name, Nonce: ch.Msg.GetNonce(), Csr: csr, Token: token, LogKey: f.logKey}))
 	if err != nil {
 		return nil, err
 	}
@@ -209,7 +213,8 @@ func (b *bench) load(path string, n int) (err error) {
 		return err
 	}
 	if len(in.Leaves) != n {
-		return fmt.Errorf("%s holds %d appliances, and memory a channel is counted over all of them: use -n %d or another -dir", path, len(in.Leaves), len(in.Leaves))
+		return fmt.Errorf("%s holds %d appliances, and memory a channel is counted over all of them: use -n %d or another -dir", path,
+			len(in.Leaves), len(in.Leaves))
 	}
 	b.at, b.empty = in.At, in.Empty
 	if b.roots, err = readPool(filepath.Join(b.vendor, "bundle.pem")); err != nil {

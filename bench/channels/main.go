@@ -243,7 +243,8 @@ func report(o options, ours, theirs *measured) {
 	}
 	result := func(what, unit string, f func(*measured) float64) {
 		peer, ratio := beside(f)
-		fmt.Printf("RESULT {\"bench\":\"channels\",\"case\":%q,\"n\":%d,\"ours\":%.4g,\"peer\":%s,\"ratio\":%s,\"unit\":%q}\n", what, o.n, f(ours), peer, ratio, unit)
+		fmt.Printf("RESULT {\"bench\":\"channels\",\"case\":%q,\"n\":%d,\"ours\":%.4g,\"peer\":%s,\"ratio\":%s,\"unit\":%q}\n", what, o.n,
+			f(ours), peer, ratio, unit)
 	}
 	result("all back after kill -9", "s", func(m *measured) float64 { return m.back.last().Seconds() })
 	result("half of them back", "s", func(m *measured) float64 { return m.back.came[len(m.back.came)/2].Seconds() })
@@ -266,8 +267,12 @@ func report(o options, ours, theirs *measured) {
 		}
 		without, with := m.without.of(cpuOf), m.with.of(cpuOf)
 		more, noise := median(with)-median(without), spread(without)
-		fmt.Printf("RESULT {\"bench\":\"channels\",\"case\":\"idle, %s\",\"n\":%d,\"with\":%.6f,\"without\":%.6f,\"difference\":%.6f,\"spread_without\":%.6f,\"measurable\":%t,\"wakes_with\":%.1f,\"wakes_without\":%.1f,\"windows\":%d,\"window_s\":%.0f,\"unit\":\"CPU s/s\"}\n",
-			who, o.n, median(with), median(without), more, noise, more > noise, median(m.with.of(wakesOf)), median(m.without.of(wakesOf)), o.windows, o.idle.Seconds())
+		fmt.Printf("RESULT {\"bench\":\"channels\",\"case\":\"idle, "+
+			"%s\",\"n\":%d,\"with\":%.6f,\"without\":%.6f,"+
+			"\"difference\":%.6f,\"spread_without\":%.6f,\"measurable\":%t,"+
+			"\"wakes_with\":%.1f,\"wakes_without\":%.1f,\"windows\":%d,\"window_s\":%.0f,\"unit\":\"CPU s/s\"}\n",
+			who, o.n, median(with), median(without), more, noise, more > noise, median(m.with.of(wakesOf)), median(m.without.of(wakesOf)), o.windows,
+			o.idle.Seconds())
 	}
 }
 
@@ -298,7 +303,8 @@ func free() string {
 func answers(addr string) error {
 	for limit := time.Now().Add(time.Minute); time.Now().Before(limit); time.Sleep(50 * time.Millisecond) {
 		d := &net.Dialer{Timeout: 5 * time.Second}
-		c, err := tls.DialWithDialer(d, "tcp", addr, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}) // it is only asked whether it is there
+		// it is only asked whether it is there
+		c, err := tls.DialWithDialer(d, "tcp", addr, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
 		if err == nil {
 			return c.Close()
 		}

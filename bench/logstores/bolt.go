@@ -144,7 +144,8 @@ func (b *bolt) Get(i uint64) (e wal.Entry, err error) {
 		}
 		ext := int(binary.BigEndian.Uint32(v[18:]))
 		rest := append([]byte(nil), v[22:]...)
-		e = wal.Entry{Index: i, Type: v[1], Term: binary.BigEndian.Uint64(v[2:]), At: int64(binary.BigEndian.Uint64(v[10:])), Ext: rest[:ext], Data: rest[ext:]}
+		e = wal.Entry{Index: i, Type: v[1], Term: binary.BigEndian.Uint64(v[2:]), At: int64(binary.BigEndian.Uint64(v[10:])), Ext: rest[:ext],
+			Data: rest[ext:]}
 		return nil
 	})
 	return e, err

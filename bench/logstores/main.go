@@ -48,6 +48,8 @@ func main() {
 			fmt.Printf("  %d times: %s\n", kinds[what], what)
 		}
 		found, silent, harmless := alter(s.open)
-		fmt.Printf("%s: of %d alterations of one byte: %d refused or told, %d changed an entry or a vote and nobody noticed, %d changed nothing\n", s.name, found+silent+harmless, found, silent, harmless)
+		fmt.Printf(
+			"%s: of %d alterations of one byte: %d refused or told, %d changed an entry or a vote and nobody noticed, %d changed nothing\n", s.name,
+			found+silent+harmless, found, silent, harmless)
 	}
 }

@@ -114,7 +114,8 @@ func (v vfs) OpenWriter(_, name string) (types.WritableFile, error) { return v.s
 type raftWAL struct{ *raftwal.WAL }
 
 func openRaftWAL(s *waltest.Script) (waltest.Store, error) {
-	l, err := raftwal.Open("scripted", raftwal.WithMetaStore(meta{s, contentOf(s)}), raftwal.WithSegmentFiler(segment.NewFiler("scripted", vfs{s})),
+	l, err := raftwal.Open("scripted", raftwal.WithMetaStore(meta{s, contentOf(s)}),
+		raftwal.WithSegmentFiler(segment.NewFiler("scripted", vfs{s})),
 		raftwal.WithSegmentSize(8<<10), raftwal.WithLogger(hclog.New(&hclog.LoggerOptions{Output: io.Discard})))
 	if err != nil {
 		return nil, err

@@ -41,9 +41,11 @@ func startEtcd(bin, dir string) (*peer, error) {
 		c, err := startProc(filepath.Join(bin, "etcd"), "--name", fmt.Sprintf("e%d", i), "--data-dir", filepath.Join(dir, fmt.Sprintf("e%d", i)),
 			"--listen-client-urls", "https://"+p.clients[i], "--advertise-client-urls", "https://"+p.clients[i],
 			"--listen-peer-urls", "https://"+peers[i], "--initial-advertise-peer-urls", "https://"+peers[i],
-			"--initial-cluster", strings.Join(cluster, ","), "--initial-cluster-state", "new", "--log-level", "error", "--quota-backend-bytes", "8000000000",
+			"--initial-cluster", strings.Join(cluster, ","), "--initial-cluster-state", "new", "--log-level", "error", "--quota-backend-bytes",
+			"8000000000",
 			"--client-cert-auth", "--trusted-ca-file", dir+"/ca.pem", "--cert-file", dir+"/server.pem", "--key-file", dir+"/server.key",
-			"--peer-client-cert-auth", "--peer-trusted-ca-file", dir+"/ca.pem", "--peer-cert-file", dir+"/server.pem", "--peer-key-file", dir+"/server.key")
+			"--peer-client-cert-auth", "--peer-trusted-ca-file", dir+"/ca.pem", "--peer-cert-file", dir+"/server.pem", "--peer-key-file",
+			dir+"/server.key")
 		if err != nil {
 			return p, err
 		}
@@ -88,8 +90,9 @@ func certificates(dir string) error {
 	if err != nil {
 		return err
 	}
-	ca := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "bench"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	ca := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "bench"}, NotBefore: time.Now().Add(-time.Hour),
+		NotAfter: time.Now().Add(24 * time.Hour),
+		IsCA:     true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
 	der, err := x509.CreateCertificate(rand.Reader, ca, ca, &caKey.PublicKey, caKey)
 	if err != nil {
 		return err
@@ -102,8 +105,10 @@ func certificates(dir string) error {
 		if err != nil {
 			return err
 		}
-		leaf := &x509.Certificate{SerialNumber: big.NewInt(int64(n + 2)), Subject: pkix.Name{CommonName: name}, NotBefore: ca.NotBefore, NotAfter: ca.NotAfter,
-			IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
+		leaf := &x509.Certificate{SerialNumber: big.NewInt(int64(n + 2)), Subject: pkix.Name{CommonName: name}, NotBefore: ca.NotBefore,
+			NotAfter:    ca.NotAfter,
+			IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature,
+			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
 		der, err := x509.CreateCertificate(rand.Reader, leaf, ca, &key.PublicKey, caKey)
 		if err != nil {
 			return err

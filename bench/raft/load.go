@@ -47,7 +47,8 @@ func dial(dir, addr string) (controlv1connect.ControlClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &http.Transport{ForceAttemptHTTP2: true, MaxIdleConns: 1, TLSClientConfig: identity.Client(identity.Fixed(&ann, roots), identity.WantNode(domain), "h2")}
+	t := &http.Transport{ForceAttemptHTTP2: true, MaxIdleConns: 1,
+		TLSClientConfig: identity.Client(identity.Fixed(&ann, roots), identity.WantNode(domain), "h2")}
 	return controlv1connect.NewControlClient(&http.Client{Transport: t}, "https://"+addr), nil
 }
 
@@ -56,7 +57,8 @@ func name(i int) string { return fmt.Sprintf("a-%05d", i%appliances) }
 // change is one of an operator: 256 bytes of body in the log, its record in the audit log included.
 func change(i int, request string) *connect.Request[controlv1.BanApplianceRequest] {
 	empty, _ := json.Marshal(map[string]string{"name": name(i), "reason": ""})
-	return connect.NewRequest(&controlv1.BanApplianceRequest{RequestId: request, Name: name(i), Reason: strings.Repeat("r", bodyBytes-len(empty))})
+	return connect.NewRequest(
+		&controlv1.BanApplianceRequest{RequestId: request, Name: name(i), Reason: strings.Repeat("r", bodyBytes-len(empty))})
 }
 
 // register fills the book with what the changes are about.
@@ -67,7 +69,8 @@ func register(dir, addr string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	if _, err := c.RegisterCustomer(ctx, connect.NewRequest(&controlv1.RegisterCustomerRequest{RequestId: "customer", Name: "globex"})); err != nil {
+	if _, err := c.RegisterCustomer(ctx,
+		connect.NewRequest(&controlv1.RegisterCustomerRequest{RequestId: "customer", Name: "globex"})); err != nil {
 		return err
 	}
 	issuer, err := identitytest.NewIssuer("https://issuer.bench.example")
@@ -85,7 +88,8 @@ func register(dir, addr string) error {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			_, errs[i] = c.RegisterAppliance(ctx, connect.NewRequest(&controlv1.RegisterApplianceRequest{RequestId: name(i), Name: name(i), Customer: "globex", Expect: expect}))
+			_, errs[i] = c.RegisterAppliance(ctx,
+				connect.NewRequest(&controlv1.RegisterApplianceRequest{RequestId: name(i), Name: name(i), Customer: "globex", Expect: expect}))
 		})
 	}
 	wg.Wait()

@@ -106,7 +106,8 @@ func run(o options) error {
 				return err
 			}
 			used := cpu(ours.procs)
-			m, err := turn(self, "-load", target, "-dir", ours.dir, "-clients", strconv.Itoa(c), "-seconds", strconv.Itoa(o.seconds), "-turn", fmt.Sprintf("%d-%d", c, t))
+			m, err := turn(self, "-load", target, "-dir", ours.dir, "-clients", strconv.Itoa(c), "-seconds", strconv.Itoa(o.seconds), "-turn",
+				fmt.Sprintf("%d-%d", c, t))
 			if err != nil {
 				return err
 			}
@@ -123,7 +124,8 @@ func run(o options) error {
 				}
 			}
 			used = cpu(theirs.procs)
-			if m, err = turn(filepath.Join(o.etcd, "etcd-load"), "-endpoints", target, "-certs", filepath.Join(dir, "etcd"), "-clients", strconv.Itoa(c), "-seconds", strconv.Itoa(o.seconds)); err != nil {
+			if m, err = turn(filepath.Join(o.etcd, "etcd-load"), "-endpoints", target, "-certs", filepath.Join(dir, "etcd"), "-clients",
+				strconv.Itoa(c), "-seconds", strconv.Itoa(o.seconds)); err != nil {
 				return err
 			}
 			m.cpu = cpu(theirs.procs) - used
@@ -153,16 +155,21 @@ func report(c int, ours, peer []measured) {
 	work := func(m measured) float64 { return m.cpu / m.Changes * 1e6 }
 	a, a99, work1 := median(ours, rate), median(ours, p99), median(ours, work)
 	if len(peer) == 0 {
-		fmt.Printf("RESULT {\"bench\":\"raft\",\"case\":\"c=%d throughput\",\"ours\":%.0f,\"peer\":null,\"ratio\":null,\"unit\":\"changes/s\"}\n", c, a)
+		fmt.Printf("RESULT {\"bench\":\"raft\",\"case\":\"c=%d throughput\",\"ours\":%.0f,\"peer\":null,\"ratio\":null,\"unit\":\"changes/s\"}\n",
+			c, a)
 		fmt.Printf("RESULT {\"bench\":\"raft\",\"case\":\"c=%d p99\",\"ours\":%.2f,\"peer\":null,\"ratio\":null,\"unit\":\"ms\"}\n", c, a99)
-		fmt.Printf("RESULT {\"bench\":\"raft\",\"case\":\"c=%d processor time of the three\",\"ours\":%.0f,\"peer\":null,\"ratio\":null,\"unit\":\"us a change\"}\n", c, work1)
+		fmt.Printf("RESULT {\"bench\":\"raft\",\"case\":\"c=%d processor time of the "+
+			"three\",\"ours\":%.0f,\"peer\":null,\"ratio\":null,\"unit\":\"us a change\"}\n", c, work1)
 		return
 	}
 	b, b99 := median(peer, rate), median(peer, p99)
-	fmt.Printf("RESULT {\"bench\":\"raft\",\"case\":\"c=%d throughput\",\"ours\":%.0f,\"peer\":%.0f,\"ratio\":%.2f,\"unit\":\"changes/s\"}\n", c, a, b, a/b)
-	fmt.Printf("RESULT {\"bench\":\"raft\",\"case\":\"c=%d p99\",\"ours\":%.2f,\"peer\":%.2f,\"ratio\":%.2f,\"unit\":\"ms\"}\n", c, a99, b99, b99/a99)
+	fmt.Printf("RESULT {\"bench\":\"raft\",\"case\":\"c=%d throughput\",\"ours\":%.0f,\"peer\":%.0f,\"ratio\":%.2f,\"unit\":\"changes/s\"}\n",
+		c, a, b, a/b)
+	fmt.Printf("RESULT {\"bench\":\"raft\",\"case\":\"c=%d p99\",\"ours\":%.2f,\"peer\":%.2f,\"ratio\":%.2f,\"unit\":\"ms\"}\n", c, a99, b99,
+		b99/a99)
 	work2 := median(peer, work)
-	fmt.Printf("RESULT {\"bench\":\"raft\",\"case\":\"c=%d processor time of the three\",\"ours\":%.0f,\"peer\":%.0f,\"ratio\":%.2f,\"unit\":\"us a change\"}\n", c, work1, work2, work2/work1)
+	fmt.Printf("RESULT {\"bench\":\"raft\",\"case\":\"c=%d processor time of the "+
+		"three\",\"ours\":%.0f,\"peer\":%.0f,\"ratio\":%.2f,\"unit\":\"us a change\"}\n", c, work1, work2, work2/work1)
 }
 
 // cpu is the time that processes have computed, in seconds.
@@ -212,7 +219,8 @@ func startOurs(bin, dir string) (*cluster, error) {
 		return c, fmt.Errorf("init: %w: %s", err, out)
 	}
 	for i := range 3 {
-		p, err := startProc(filepath.Join(bin, "demarcd"), "run", "-c", filepath.Join(dir, fmt.Sprintf("cp-%d", i+1), "node.yaml"), "--log-level", "error")
+		p, err := startProc(filepath.Join(bin, "demarcd"), "run", "-c", filepath.Join(dir, fmt.Sprintf("cp-%d", i+1), "node.yaml"), "--log-level",
+			"error")
 		if err != nil {
 			return c, err
 		}
@@ -295,7 +303,8 @@ func free() string {
 func answers(addr string) error {
 	for limit := time.Now().Add(time.Minute); time.Now().Before(limit); time.Sleep(50 * time.Millisecond) {
 		d := &net.Dialer{Timeout: 5 * time.Second}
-		c, err := tls.DialWithDialer(d, "tcp", addr, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}) // it is only asked whether it is there
+		// it is only asked whether it is there
+		c, err := tls.DialWithDialer(d, "tcp", addr, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
 		if err == nil {
 			return c.Close()
 		}

@@ -56,7 +56,8 @@ func (s *Server) load() error {
 		}
 		b, err := open(p, sealed)
 		if err != nil {
-			s.Log.Warn("the CAs that were kept are not used: the control plane is asked for them again", "control_plane", p.Name, "err", fault.Text(err))
+			s.Log.Warn("the CAs that were kept are not used: the control plane is asked for them again", "control_plane", p.Name, "err",
+				fault.Text(err))
 			continue
 		}
 		s.held[p.Name] = b
@@ -86,7 +87,8 @@ func (s *Server) repool() {
 // Bundle takes the CAs of a control plane. Who hands them over proves nothing and need not: the key that the file pins has signed them, for
 // one trust domain, and a number that is lower than the one that is held is refused. A bundle that is news is on the disk before it counts;
 // connections of nodes whose CA is not in it any more end at once.
-func (s *Server) Bundle(_ context.Context, req *connect.Request[managementv1.BundleRequest]) (*connect.Response[managementv1.BundleResponse], error) {
+func (s *Server) Bundle(_ context.Context,
+	req *connect.Request[managementv1.BundleRequest]) (*connect.Response[managementv1.BundleResponse], error) {
 	const op = "management.Bundle"
 	if !s.strangers.Allow() {
 		return nil, fault.New(op, fault.Busy, "too many bundles are handed over at once: try again in a few seconds")
@@ -103,7 +105,8 @@ func (s *Server) Bundle(_ context.Context, req *connect.Request[managementv1.Bun
 		}
 		return connect.NewResponse(&managementv1.BundleResponse{Number: number}), nil
 	}
-	return nil, fault.New(op, fault.Denied, "the bundle is not signed with the log key of a control plane that this management plane's file names, for its trust domain")
+	return nil, fault.New(op, fault.Denied, "the bundle is not signed with the log key of a control plane that this management plane's file "+
+		"names, for its trust domain")
 }
 
 func (s *Server) take(p Peer, b bundle, sealed []byte) (uint64, error) {
@@ -112,7 +115,8 @@ func (s *Server) take(p Peer, b bundle, sealed []byte) (uint64, error) {
 	defer s.mu.Unlock()
 	switch held := s.held[p.Name]; {
 	case b.number < held.number:
-		return 0, fault.New(op, fault.Conflict, "the bundle is number %d, and number %d is held already: an old one is not taken back", b.number, held.number)
+		return 0, fault.New(op, fault.Conflict, "the bundle is number %d, and number %d is held already: an old one is not taken back", b.number,
+			held.number)
 	case b.number == held.number:
 		return held.number, nil
 	}
@@ -140,7 +144,8 @@ func (s *Server) trusts(who fleet.Principal, issuer fleet.Digest) error {
 func (s *Server) trustsLocked(who fleet.Principal, issuer fleet.Digest) error {
 	td, _, _, _ := who.Split()
 	for _, p := range s.Peers {
-		if p.TrustDomain == td && slices.ContainsFunc(s.held[p.Name].cas, func(c *x509.Certificate) bool { return fleet.DigestOf(c.Raw) == issuer }) {
+		if p.TrustDomain == td &&
+			slices.ContainsFunc(s.held[p.Name].cas, func(c *x509.Certificate) bool { return fleet.DigestOf(c.Raw) == issuer }) {
 			return nil
 		}
 	}

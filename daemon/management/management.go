@@ -4,9 +4,9 @@
 // counts and the health of one closed message, and nothing more.
 //
 // A control plane proves itself with a node certificate of its own trust domain. The operator's file pins the key of its log, and nothing
-// else: the CAs of its nodes come as that key signed them (see bundle.go), and a change of CA needs nobody here. The name of a control plane
-// is the operator's, never the caller's word. Of reports nothing is stored: after a restart the next one of each control plane fills the
-// table again.
+// else: the CAs of its nodes come as that key signed them (see bundle.go), and a change of CA needs nobody here. The name of a control
+// plane is the operator's, never the caller's word. Of reports nothing is stored: after a restart the next one of each control plane fills
+// the table again.
 package management
 
 import (
@@ -83,7 +83,8 @@ func New(o Options) (*Server, error) {
 		}
 		domains[p.TrustDomain] = true
 	}
-	s := &Server{Options: o, strangers: rate.NewLimiter(strangerRate, strangerBurst), last: map[string]seen{}, held: map[string]bundle{}, conns: map[*watched]struct{}{}}
+	s := &Server{Options: o, strangers: rate.NewLimiter(strangerRate, strangerBurst), last: map[string]seen{}, held: map[string]bundle{},
+		conns: map[*watched]struct{}{}}
 	if err := s.load(); err != nil {
 		return nil, err
 	}
@@ -101,7 +102,8 @@ func (s *Server) peer(p fleet.Principal) (Peer, error) {
 	td, role, _, ok := p.Split()
 	i := slices.IndexFunc(s.Peers, func(x Peer) bool { return x.TrustDomain == td })
 	if !ok || role != fleet.Node || i < 0 {
-		return Peer{}, fault.New("management.Admit", fault.Denied, "the caller is not a node of a control plane that this management plane's file names")
+		return Peer{}, fault.New("management.Admit", fault.Denied,
+			"the caller is not a node of a control plane that this management plane's file names")
 	}
 	return s.Peers[i], nil
 }
@@ -109,7 +111,8 @@ func (s *Server) peer(p fleet.Principal) (Peer, error) {
 // Handler serves the control planes; it must be served with TLS by [identity.Server].
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(managementv1connect.NewManagementHandler(s, connect.WithInterceptors(api.Guard(nil)), connect.WithReadMaxBytes(2*identity.MaxBundle+4<<10)))
+	mux.Handle(managementv1connect.NewManagementHandler(s, connect.WithInterceptors(api.Guard(nil)),
+		connect.WithReadMaxBytes(2*identity.MaxBundle+4<<10)))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		who, err := s.caller(r.TLS)
 		if err != nil {
@@ -146,7 +149,8 @@ func (s *Server) OwnerHandler() http.Handler {
 }
 
 // Report takes the state of one control plane. A field that this build does not know is refused: the message is closed.
-func (s *Server) Report(ctx context.Context, req *connect.Request[managementv1.ReportRequest]) (*connect.Response[managementv1.ReportResponse], error) {
+func (s *Server) Report(ctx context.Context,
+	req *connect.Request[managementv1.ReportRequest]) (*connect.Response[managementv1.ReportResponse], error) {
 	const op = "management.Report"
 	p, err := s.peer(api.From(ctx).Principal)
 	if err != nil {

@@ -74,7 +74,8 @@ func unbound(t *testing.T, td string) *identity.Authority {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: td}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), URIs: []*url.URL{{Scheme: "spiffe", Host: td}},
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: td}, NotBefore: time.Now().Add(-time.Hour),
+		NotAfter: time.Now().Add(time.Hour), URIs: []*url.URL{{Scheme: "spiffe", Host: td}},
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
 	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
 	if err != nil {
@@ -98,8 +99,10 @@ func leaf(t *testing.T, ca *identity.Authority, who fleet.Principal) *tls.Certif
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), URIs: []*url.URL{id},
-		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}}
+	c := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Hour),
+		NotAfter: time.Now().Add(time.Hour), URIs: []*url.URL{id},
+		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}}
 	der, err := x509.CreateCertificate(rand.Reader, c, ca.Cert, key.Public(), ca.Key)
 	if err != nil {
 		t.Fatal(err)
@@ -223,8 +226,8 @@ func (p *plane) knocks(cert *tls.Certificate) error {
 	return err
 }
 
-// TestWhoMayReport: nodes of the control planes that the file names, in a message that is closed. Each that is refused is refused by its own
-// layer: in the handshake, by the rule of [management.Server.Admit], and by the table.
+// TestWhoMayReport: nodes of the control planes that the file names, in a message that is closed. Each that is refused is refused by its
+// own layer: in the handshake, by the rule of [management.Server.Admit], and by the table.
 func TestWhoMayReport(t *testing.T) {
 	acme, other := newVendor(t, "acme.example"), newVendor(t, "other.example")
 	acmeCA, otherCA, evilCA := authority(t, "acme.example"), authority(t, "other.example"), unbound(t, "other.example")
@@ -264,7 +267,8 @@ func TestWhoMayReport(t *testing.T) {
 			}
 		})
 	}
-	for class, may := range map[api.Caller]bool{api.Node: true, api.Operator: false, api.Appliance: false, api.Stranger: false, api.Owner: false} {
+	for class, may := range map[api.Caller]bool{api.Node: true, api.Operator: false, api.Appliance: false, api.Stranger: false,
+		api.Owner: false} {
 		if got := api.May(api.Who{Class: class, Rank: fleet.Admin}, managementv1connect.ManagementReportProcedure); got != may {
 			t.Errorf("the table lets a caller of the class %s report: %v", class, got)
 		}
@@ -337,7 +341,9 @@ func TestAnotherCAIsTakenFromTheLogKey(t *testing.T) {
 	takes(p, 2, acme.signs(2, one, two))
 	reports(p, old, true)
 	reports(p, next, true)
-	conn, err := tls.Dial("tcp", p.addr, &tls.Config{Certificates: []tls.Certificate{*old}, NextProtos: []string{"h2"}, InsecureSkipVerify: true}) // who answers is not the question here
+	// who answers is not the question here
+	conn, err := tls.Dial("tcp", p.addr,
+		&tls.Config{Certificates: []tls.Certificate{*old}, NextProtos: []string{"h2"}, InsecureSkipVerify: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,7 +41,8 @@ func Parts(cfg *configs.Management, build string, log *slog.Logger) ([]daemon.Pa
 	}
 	reg := telemetry.New(configs.RoleManagement, build)
 	reg.Gauge("demarc_control_planes", "Control planes that the file names.", func() float64 { return float64(len(peers)) })
-	reg.Gauge("demarc_control_planes_heard", "Control planes that reported within the last minute.", func() float64 { return float64(s.heard(time.Minute)) })
+	reg.Gauge("demarc_control_planes_heard",
+		"Control planes that reported within the last minute.", func() float64 { return float64(s.heard(time.Minute)) })
 
 	ln, err := net.Listen("tcp", cfg.Listen)
 	if err != nil {

@@ -21,7 +21,8 @@ func TestTheSampleCompiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := manifest.Release{App: s.App, Version: s.Version, Compose: string(compose), Artifacts: map[string]fleet.Digest{}, Templates: map[string]string{}}
+	r := manifest.Release{App: s.App, Version: s.Version, Compose: string(compose), Artifacts: map[string]fleet.Digest{},
+		Templates: map[string]string{}}
 	for _, sv := range s.Services {
 		r.Artifacts[sv.Name] = fleet.DigestOf([]byte(sv.Name))
 	}

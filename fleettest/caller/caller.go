@@ -52,14 +52,16 @@ func New(dir, domain string, nodes map[string]string, dial Dialer, total time.Du
 	}
 	slices.Sort(v.Names)
 	for _, name := range v.Names {
-		t := &http.Transport{TLSClientConfig: conf.Clone(), TLSHandshakeTimeout: 3 * time.Second, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-			defer cancel()
-			return dial(ctx, network, addr)
-		}, HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second}, Protocols: new(http.Protocols)}
+		t := &http.Transport{TLSClientConfig: conf.Clone(), TLSHandshakeTimeout: 3 * time.Second,
+			DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+				ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+				defer cancel()
+				return dial(ctx, network, addr)
+			}, HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second}, Protocols: new(http.Protocols)}
 		t.Protocols.SetHTTP2(true)
 		v.ways = append(v.ways, t)
-		v.Clients = append(v.Clients, controlv1connect.NewControlClient(&http.Client{Transport: t}, "https://"+nodes[name], connect.WithReadMaxBytes(64<<20)))
+		v.Clients = append(v.Clients,
+			controlv1connect.NewControlClient(&http.Client{Transport: t}, "https://"+nodes[name], connect.WithReadMaxBytes(64<<20)))
 	}
 	return v, nil
 }

@@ -83,9 +83,10 @@ func Command() {
 }
 
 func printToken(socket, account, audience string) error {
-	c := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", socket)
-	}}}
+	c := &http.Client{Timeout: 10 * time.Second,
+		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		}}}
 	res, err := c.Get("http://platform/?" + url.Values{"account": {account}, "audience": {audience}}.Encode())
 	if err != nil {
 		return err

@@ -178,7 +178,8 @@ func TestTheNodeThatTookTheUploadDies(t *testing.T) {
 	w := begin(t)
 	w.write("#!/bin/sh\nexec sleep 100000\n", 0o700, "app", "run", "bin", "app")
 	w.write(strings.Repeat("bytes of the application ", 100_000), 0o600, "app", "run", "data")
-	w.write("x-demarc: {app: notes, version: 1.0.0}\nservices:\n  run:\n    command: [bin/app]\n    x-demarc: {artifact: run}\n", 0o600, "app", "compose.yaml")
+	w.write("x-demarc: {app: notes, version: 1.0.0}\nservices:\n  run:\n    command: [bin/app]\n    x-demarc: {artifact: run}\n", 0o600, "app",
+		"compose.yaml")
 	_, notes := w.ok("release", "publish", "--compose", w.path("app", "compose.yaml"), "--appliance", "eu-1")
 	dead := w.node["cp-1"] // the first of the operator's file took the upload
 	w.must(dead.End(syscall.SIGKILL, time.Minute))

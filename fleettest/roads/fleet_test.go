@@ -149,9 +149,10 @@ func (p *pair) platform(issuer *identitytest.Issuer) error {
 
 // printToken is the appliance's token command: this binary, run as "token SOCKET AUDIENCE".
 func printToken(socket, audience string) error {
-	c := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", socket)
-	}}}
+	c := &http.Client{Timeout: 10 * time.Second,
+		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		}}}
 	req, err := http.NewRequest(http.MethodGet, "http://platform/", nil)
 	if err != nil {
 		return err
@@ -188,7 +189,8 @@ func (p *pair) begin(ctx context.Context, by proxy, inner bool, want string) err
 	if err := p.write(string(expect), "eu-1.json"); err != nil {
 		return err
 	}
-	if err := told(p.vendor(ctx, "control-plane", "init", "--dir", p.path("acme"), "--trust-domain", domain, "--node", "cp-1=127.0.0.1:7444,"+controlOnRoad+":"+port+",127.0.0.1:7480")); err != nil {
+	if err := told(p.vendor(ctx, "control-plane", "init", "--dir", p.path("acme"), "--trust-domain", domain, "--node",
+		"cp-1=127.0.0.1:7444,"+controlOnRoad+":"+port+",127.0.0.1:7480")); err != nil {
 		return err
 	}
 	if inner {
@@ -199,7 +201,8 @@ func (p *pair) begin(ctx context.Context, by proxy, inner bool, want string) err
 	if err := p.start("control-plane", p.net.control, p.path("acme", "cp-1", "node.yaml"), "DEMARC_LISTEN=0.0.0.0:"+port); err != nil {
 		return err
 	}
-	if err := until(ctx, time.Minute, "the control plane answers", func() bool { return p.vendor(ctx, "status", "--timeout", "5s").Run() == nil }); err != nil {
+	if err := until(ctx, time.Minute,
+		"the control plane answers", func() bool { return p.vendor(ctx, "status", "--timeout", "5s").Run() == nil }); err != nil {
 		return fmt.Errorf("%w: %s", err, p.tail("control-plane"))
 	}
 	if err := told(p.vendor(ctx, "customer", "add", "globex")); err != nil {
@@ -242,7 +245,8 @@ func (p *pair) applianceFile(proxied proxy, inner bool) error {
 	if p.first == "privatelink" { // by a name, as an endpoint has one
 		first, second, at = second, first, "\n    addresses: [\"vpce.road.test:"+port+"\"]"
 	}
-	return errors.Join(os.MkdirAll(p.path("customer", "secrets"), 0o700), p.write("ann:s3cret\n", "customer", "proxy.auth"), p.write(fmt.Sprintf(`version: demarc/1
+	return errors.Join(os.MkdirAll(p.path("customer", "secrets"), 0o700), p.write("ann:s3cret\n", "customer", "proxy.auth"),
+		p.write(fmt.Sprintf(`version: demarc/1
 role: appliance
 name: canary-eu-1
 customer: globex
@@ -283,7 +287,8 @@ func (p *pair) innerDoor() error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(p.write(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf.Certificate[0]})), "acme", "cp-1", "web.pem"),
+	return errors.Join(
+		p.write(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf.Certificate[0]})), "acme", "cp-1", "web.pem"),
 		p.write(string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})), "acme", "cp-1", "web.key"),
 		p.write(string(b)+"inner_tls: {listen: \"0.0.0.0:"+innerPort+"\", cert_file: web.pem, key_file: web.key}\n", "acme", "cp-1", "node.yaml"))
 }
@@ -349,7 +354,8 @@ func (p *pair) flow(ctx context.Context, stop <-chan struct{}) (all counts, err 
 }
 
 func (p *pair) probe(ctx context.Context, count string) (c counts, err error) {
-	cmd := p.vendor(ctx, "probe", "--appliance", appliance, "--count", count, "--rate", "20", "--watch", "--timeout", "100s", "--output", "json")
+	cmd := p.vendor(ctx, "probe", "--appliance", appliance, "--count", count, "--rate", "20", "--watch", "--timeout", "100s", "--output",
+		"json")
 	var out bytes.Buffer
 	cmd.Stdout = &out
 	watch, err := cmd.StderrPipe()

@@ -13,9 +13,9 @@ import (
 	"github.com/demarc-dev/demarc/mesh"
 )
 
-// TestKernelsFindADeadPath: two connections lead from one kernel's stack to the other's, as channels do. The path then drops all, both ways. Each
-// of the four ends is told by its kernel within the 21 s of docs/channel.md, whether nothing was on its way or what was sent is not acknowledged;
-// and it is told as silence.
+// TestKernelsFindADeadPath: two connections lead from one kernel's stack to the other's, as channels do. The path then drops all, both
+// ways. Each of the four ends is told by its kernel within the 21 s of docs/channel.md, whether nothing was on its way or what was sent is
+// not acknowledged; and it is told as silence.
 func TestKernelsFindADeadPath(t *testing.T) {
 	needs(t)
 	n, err := newTopology(len(faults)+3, none)

@@ -152,7 +152,8 @@ func (t *topology) stand(by proxy) error {
 	if err != nil {
 		return err
 	}
-	dial := func(ctx context.Context, network, addr string) (c net.Conn, err error) { // whatever host it is asked for, there is one control plane
+	dial := func(ctx context.Context, network, addr string) (c net.Conn, err error) {
+		// whatever host it is asked for, there is one control plane
 		_, at, err := net.SplitHostPort(addr)
 		if err != nil {
 			return nil, err
@@ -175,7 +176,8 @@ func (t *topology) stand(by proxy) error {
 		return t.own.Leaf("proxy.road.test")
 	}}
 	return inside(t.road, func() error {
-		for at, serve := range map[string]func(net.Listener){port: t.relay.Serve, "3128": t.proxy.Serve, "3130": func(l net.Listener) { t.proxy.Serve(tls.NewListener(l, sealed)) }} {
+		for at, serve := range map[string]func(net.Listener){
+			port: t.relay.Serve, "3128": t.proxy.Serve, "3130": func(l net.Listener) { t.proxy.Serve(tls.NewListener(l, sealed)) }} {
 			ln, err := net.Listen("tcp", net.JoinHostPort(roadToAppliance, at))
 			if err != nil {
 				return err
@@ -212,7 +214,8 @@ func (t *topology) resolve(pc net.PacketConn) {
 		case !strings.HasSuffix(q.Name.String(), ".road.test."):
 			m.RCode = dnsmessage.RCodeNameError
 		case q.Type == dnsmessage.TypeA:
-			m.Answers = []dnsmessage.Resource{{Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, Type: q.Type, TTL: 1}, Body: &dnsmessage.AResource{A: [4]byte{10, 77, 1, 1}}}}
+			m.Answers = []dnsmessage.Resource{{Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, Type: q.Type, TTL: 1},
+				Body: &dnsmessage.AResource{A: [4]byte{10, 77, 1, 1}}}}
 		}
 		if out, err := m.Pack(); err == nil {
 			_, _ = pc.WriteTo(out, from)
@@ -236,7 +239,8 @@ func (t *topology) lose(on bool) error {
 func (t *topology) tailnetRule(on bool, ways, how []string) error {
 	word := map[bool]string{true: "-A", false: "-D"}[on]
 	for _, way := range ways {
-		for _, what := range [][]string{{"udp", map[string]string{"INPUT": "--sport", "OUTPUT": "--dport"}[way], "53"}, {"tcp", map[string]string{"INPUT": "--sport", "OUTPUT": "--dport"}[way], port}} {
+		for _, what := range [][]string{{"udp", map[string]string{"INPUT": "--sport", "OUTPUT": "--dport"}[way], "53"},
+			{"tcp", map[string]string{"INPUT": "--sport", "OUTPUT": "--dport"}[way], port}} {
 			for _, tool := range []string{"iptables", "ip6tables"} {
 				args := []string{"netns", "exec", t.appliance, tool, "-w", "10", word, way, "-i", "road0"}
 				if way == "OUTPUT" {
@@ -257,11 +261,13 @@ func (t *topology) cut(ns string) error {
 	t.cable = ns
 	for _, s := range [][]string{
 		{"netns", "add", ns},
-		{"netns", "exec", ns, "sysctl", "-q", "-w", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"}, // it says nothing of its own
+		// it says nothing of its own
+		{"netns", "exec", ns, "sysctl", "-q", "-w", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"},
 		{"-n", t.road, "link", "set", "app0", "netns", ns, "name", "near"},
 		{"link", "add", "far", "netns", ns, "type", "veth", "peer", "name", "app0", "netns", t.road},
 		{"-n", ns, "link", "set", "near", "up"}, {"-n", ns, "link", "set", "far", "up"},
-		{"-n", t.road, "addr", "add", roadToAppliance + "/24", "dev", "app0"}, {"-n", t.road, "addr", "add", "fd77:1::1/64", "dev", "app0", "nodad"}, {"-n", t.road, "link", "set", "app0", "up"},
+		{"-n", t.road, "addr", "add", roadToAppliance + "/24", "dev", "app0"},
+		{"-n", t.road, "addr", "add", "fd77:1::1/64", "dev", "app0", "nodad"}, {"-n", t.road, "link", "set", "app0", "up"},
 	} {
 		if err := command("ip", s...); err != nil {
 			return err

@@ -60,13 +60,15 @@ func TestRefusedTailnet(t *testing.T) {
 	if err := until(ctx, 30*time.Second, "both sides are told", func() bool { return told(true) }); err != nil {
 		t.Fatalf("%v: %+v, %+v", err, local, vendor)
 	}
-	if r := local.Ways[0]; r.Kind != "tailscale" || r.Reason != "tailnet_key" || !strings.Contains(r.Said, "invalid authkey") || !strings.Contains(r.Do, "without a restart") || r.InUse {
+	if r := local.Ways[0]; r.Kind != "tailscale" || r.Reason != "tailnet_key" || !strings.Contains(r.Said, "invalid authkey") ||
+		!strings.Contains(r.Do, "without a restart") || r.InUse {
 		t.Errorf("the customer is told %+v", r)
 	}
 	if r := local.Ways[1]; r.Reason != "" || !r.InUse {
 		t.Errorf("of the road in use the customer is told %+v", r)
 	}
-	if len(vendor.Roads) != 1 || len(vendor.Roads[0]) != 2 || vendor.Roads[0]["kind"] != "tailscale" || vendor.Roads[0]["reason"] != "tailnet_key" {
+	if len(vendor.Roads) != 1 || len(vendor.Roads[0]) != 2 || vendor.Roads[0]["kind"] != "tailscale" ||
+		vendor.Roads[0]["reason"] != "tailnet_key" {
 		t.Errorf("the vendor is told %v", vendor.Roads)
 	}
 	for text, want := range map[string][]string{
@@ -88,7 +90,9 @@ func TestRefusedTailnet(t *testing.T) {
 	if err := p.seen(ctx, "tailscale", 20*time.Second); err != nil {
 		t.Fatal(err)
 	}
-	if err := until(ctx, 20*time.Second, "nobody is told of trouble any more", func() bool { return told(false) && local.Ways[0].InUse && local.Ways[0].Reason == "" }); err != nil {
+	if err := until(ctx, 20*time.Second, "nobody is told of trouble any more", func() bool {
+		return told(false) && local.Ways[0].InUse && local.Ways[0].Reason == ""
+	}); err != nil {
 		t.Errorf("%v: %+v, %+v", err, local, vendor)
 	}
 }

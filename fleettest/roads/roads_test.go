@@ -156,8 +156,9 @@ var faults = append(onRoads(), []fault{
 	{name: "half-open", inject: relay(roadtest.HalfOpen), heal: relay(roadtest.Pass), moves: true},
 	{name: "loss 30%", inject: func(t *topology) error { return t.lose(true) }, heal: func(t *topology) error { return t.lose(false) }},
 	{name: "latency 2 s", inject: relay(roadtest.Slow), heal: relay(roadtest.Pass), proof: waited},
-	{name: "large hello swallowed", inject: func(t *topology) error { t.relay.Set(roadtest.Swallow); t.relay.Cut(); return nil }, during: goesSmall,
-		heal: relay(roadtest.Pass)},
+	{name: "large hello swallowed", inject: func(t *topology) error { t.relay.Set(roadtest.Swallow); t.relay.Cut(); return nil },
+		during: goesSmall,
+		heal:   relay(roadtest.Pass)},
 	{name: "DNS failure", moves: true, inject: func(t *topology) error { t.dnsFails.Store(true); t.relay.Cut(); return nil },
 		heal: func(t *topology) error { t.dnsFails.Store(false); return nil }},
 	{name: "proxy 407", proxy: asks, moves: true, told: "refuses the user and password",
@@ -224,7 +225,8 @@ func onRoads() []fault {
 		{"loss 30%", []string{"INPUT", "OUTPUT"}, []string{"-m", "statistic", "--mode", "random", "--probability", "0.3", "-j", "DROP"}, false},
 	} {
 		all = append(all, fault{name: "tailscale, " + x.name, road: "tailscale", moves: x.moves,
-			inject: func(t *topology) error { return t.tailnetRule(true, x.ways, x.how) }, heal: func(t *topology) error { return t.tailnetRule(false, x.ways, x.how) }})
+			inject: func(t *topology) error { return t.tailnetRule(true, x.ways, x.how) },
+			heal:   func(t *topology) error { return t.tailnetRule(false, x.ways, x.how) }})
 	}
 	return append(all, ofTailnet()...)
 }
@@ -267,7 +269,8 @@ func TestLiveSwitchUnderFaults(t *testing.T) {
 		o := outcomes[i]
 		c := o.counts
 		lost := c.Sent - min(c.Sent, c.Echoed)
-		fmt.Printf("%-24s sent %d, echoed %d, lost %d, doubled %d, out of order %d, gap %s, in %s\n", f.name, c.Sent, c.Echoed, lost, c.Doubled, c.OutOfOrder, gap(c.gap), o.took.Round(time.Second))
+		fmt.Printf("%-24s sent %d, echoed %d, lost %d, doubled %d, out of order %d, gap %s, in %s\n", f.name, c.Sent, c.Echoed, lost, c.Doubled,
+			c.OutOfOrder, gap(c.gap), o.took.Round(time.Second))
 		t.Run(f.name, func(t *testing.T) {
 			if o.err != nil {
 				t.Error(o.err)

@@ -66,8 +66,10 @@ func newWorldOver(n int, wired bool) (_ *world, err error) {
 		{w.control, controlOnRoad, "cp0", roadToControl, "fd77:2::"},
 	} {
 		steps = append(steps, []string{"link", "add", "road0", "netns", l[0], "type", "veth", "peer", "name", l[2], "netns", w.road},
-			[]string{"-n", l[0], "addr", "add", l[1] + "/24", "dev", "road0"}, []string{"-n", l[0], "addr", "add", l[4] + "2/64", "dev", "road0", "nodad"}, []string{"-n", l[0], "link", "set", "road0", "up"},
-			[]string{"-n", w.road, "addr", "add", l[3] + "/24", "dev", l[2]}, []string{"-n", w.road, "addr", "add", l[4] + "1/64", "dev", l[2], "nodad"}, []string{"-n", w.road, "link", "set", l[2], "up"},
+			[]string{"-n", l[0], "addr", "add", l[1] + "/24", "dev", "road0"},
+			[]string{"-n", l[0], "addr", "add", l[4] + "2/64", "dev", "road0", "nodad"}, []string{"-n", l[0], "link", "set", "road0", "up"},
+			[]string{"-n", w.road, "addr", "add", l[3] + "/24", "dev", l[2]},
+			[]string{"-n", w.road, "addr", "add", l[4] + "1/64", "dev", l[2], "nodad"}, []string{"-n", w.road, "link", "set", l[2], "up"},
 			[]string{"-n", l[0], "route", "add", "default", "via", l[3]}, []string{"-n", l[0], "-6", "route", "add", "default", "via", l[4] + "1"})
 	}
 	steps = append(steps, []string{"-n", w.road, "addr", "add", worldAt + "/32", "dev", "lo"},
@@ -106,7 +108,8 @@ func (w *world) stand() error {
 	}
 	w.closers = append(w.closers, func() { _ = pc.Close() })
 	go w.resolve(pc)
-	if w.tailnet, err = meshtest.StartAt("key-for-tests", nil, meshtest.Place{IP: worldAt, Coordinator: coordinator, Relay: relayName}); err != nil {
+	if w.tailnet, err = meshtest.StartAt("key-for-tests", nil,
+		meshtest.Place{IP: worldAt, Coordinator: coordinator, Relay: relayName}); err != nil {
 		return err
 	}
 	w.closers = append(w.closers, func() { _ = w.tailnet.Close() })
@@ -139,7 +142,8 @@ func (w *world) resolve(pc net.PacketConn) {
 		case !ok:
 			m.RCode = dnsmessage.RCodeNameError
 		case q.Type == dnsmessage.TypeA:
-			m.Answers = []dnsmessage.Resource{{Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, Type: q.Type, TTL: 1}, Body: &dnsmessage.AResource{A: a}}}
+			m.Answers = []dnsmessage.Resource{
+				{Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, Type: q.Type, TTL: 1}, Body: &dnsmessage.AResource{A: a}}}
 		}
 		if out, err := m.Pack(); err == nil {
 			_, _ = pc.WriteTo(out, from)
@@ -186,18 +190,23 @@ func (p *pair) beginTailnet(ctx context.Context, w *world, key, want string) err
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(p.platform(issuer), p.write(string(expect), "eu-1.json"), p.write(w.tailnet.AuthKey, "tailnet.key"), p.write(key, "customer", "tailnet.key"),
-		told(p.vendor(ctx, "control-plane", "init", "--dir", p.path("acme"), "--trust-domain", domain, "--node", "cp-1="+raftListen+","+controlName+":"+port+","+metricsListen,
+	if err := errors.Join(p.platform(issuer), p.write(string(expect), "eu-1.json"), p.write(w.tailnet.AuthKey, "tailnet.key"),
+		p.write(key, "customer", "tailnet.key"),
+		told(p.vendor(ctx, "control-plane", "init", "--dir", p.path("acme"), "--trust-domain", domain, "--node",
+			"cp-1="+raftListen+","+controlName+":"+port+","+metricsListen,
 			"--tailnet-url", w.tailnet.URL, "--tailnet-auth-key-file", p.path("tailnet.key")))); err != nil {
 		return err
 	}
-	if err := p.start("control-plane", p.net.control, p.path("acme", "cp-1", "node.yaml"), "DEMARC_LISTEN="+controlOnRoad+":"+port); err != nil {
+	if err := p.start("control-plane", p.net.control, p.path("acme", "cp-1", "node.yaml"),
+		"DEMARC_LISTEN="+controlOnRoad+":"+port); err != nil {
 		return err
 	}
-	if err := until(ctx, time.Minute, "the control plane answers", func() bool { return p.vendor(ctx, "status", "--timeout", "5s").Run() == nil }); err != nil {
+	if err := until(ctx, time.Minute,
+		"the control plane answers", func() bool { return p.vendor(ctx, "status", "--timeout", "5s").Run() == nil }); err != nil {
 		return fmt.Errorf("%w: %s", err, p.tail("control-plane"))
 	}
-	if err := errors.Join(told(p.vendor(ctx, "customer", "add", "globex")), told(p.vendor(ctx, "appliance", "add", appliance, "--customer", "globex", "--expect", p.path("eu-1.json"))),
+	if err := errors.Join(told(p.vendor(ctx, "customer", "add", "globex")),
+		told(p.vendor(ctx, "appliance", "add", appliance, "--customer", "globex", "--expect", p.path("eu-1.json"))),
 		os.MkdirAll(p.path("customer", "secrets"), 0o700)); err != nil {
 		return err
 	}
@@ -219,9 +228,11 @@ proof:
   token_command: [%q, token, %q]
 secrets: {kind: files, dir: secrets}
 `
-	road := fmt.Sprintf("  - kind: tailscale\n    addresses: [\"cp-1:%s\"]\n    tailnet: {control_url: %q, auth_key_file: tailnet.key, hostname: %s}\n", port, w.tailnet.URL, hostname)
+	road := fmt.Sprintf("  - kind: tailscale\n    addresses: [\"cp-1:%s\"]\n    tailnet: {control_url: %q, auth_key_file: tailnet.key, "+
+		"hostname: %s}\n", port, w.tailnet.URL, hostname)
 	for name, r := range map[string]string{"appliance.yaml": road, "plain.yaml": ""} {
-		if err := p.write(fmt.Sprintf(file, appliance, domain, controlName, port, r, p.beside, self, p.path("platform.sock")), "customer", name); err != nil {
+		if err := p.write(fmt.Sprintf(file, appliance, domain, controlName, port, r, p.beside, self, p.path("platform.sock")), "customer",
+			name); err != nil {
 			return err
 		}
 	}
@@ -300,7 +311,8 @@ func TestTailnetDiscipline(t *testing.T) {
 	if err := p.start("again", w.appliance, p.path("customer", "appliance.yaml")); err != nil {
 		t.Fatal(err)
 	}
-	if err := until(ctx, 30*time.Second, "the coordinator is asked for again and again", func() bool { return w.questions(coordinator) > before+12 }); err != nil {
+	if err := until(ctx, 30*time.Second,
+		"the coordinator is asked for again and again", func() bool { return w.questions(coordinator) > before+12 }); err != nil {
 		t.Error(err)
 	}
 	phase("the resolver failed")
@@ -371,7 +383,8 @@ func (w *world) holdsPackets(t *testing.T) {
 		for _, f := range flows {
 			to := f.proto + " " + f.dst.String()
 			what, ok := allowed[to]
-			peer := f.dst.Addr().String() == applianceAt || f.dst.Addr().String() == controlOnRoad || strings.HasPrefix(f.dst.Addr().String(), "fd77:")
+			peer := f.dst.Addr().String() == applianceAt || f.dst.Addr().String() == controlOnRoad ||
+				strings.HasPrefix(f.dst.Addr().String(), "fd77:")
 			switch {
 			case ok:
 				seen[s.link+" "+what] = true
@@ -384,7 +397,8 @@ func (w *world) holdsPackets(t *testing.T) {
 			}
 		}
 	}
-	for _, want := range []string{"app0 resolver", "app0 coordinator", "app0 relay", "app0 STUN", "app0 control plane", "app0 peer", "cp0 resolver", "cp0 coordinator", "cp0 relay", "cp0 STUN"} {
+	for _, want := range []string{"app0 resolver", "app0 coordinator", "app0 relay", "app0 STUN", "app0 control plane", "app0 peer",
+		"cp0 resolver", "cp0 coordinator", "cp0 relay", "cp0 STUN"} {
 		if !seen[want] {
 			t.Errorf("no packet for %s is on record: the test shows nothing", want)
 		}

@@ -55,12 +55,15 @@ func checkWrites(by string, ops []op, entries []audit.Entry) []string {
 		e, ok := have[by+" "+o.Request]
 		switch {
 		case !ok && (o.Outcome == done || o.Outcome == refused):
-			bad = append(bad, fmt.Sprintf("lost: %s %s (request %s) was answered by node %s, and the log does not hold it", o.Kind, o.Key, o.Request, o.Node))
+			bad = append(bad,
+				fmt.Sprintf("lost: %s %s (request %s) was answered by node %s, and the log does not hold it", o.Kind, o.Key, o.Request, o.Node))
 		case ok && o.Outcome == undone:
-			bad = append(bad, fmt.Sprintf("every node said that %s %s (request %s) did not happen (%s), and it is entry %d of the log", o.Kind, o.Key, o.Request, o.Detail, e.at))
+			bad = append(bad, fmt.Sprintf("every node said that %s %s (request %s) did not happen (%s), and it is entry %d of the log", o.Kind,
+				o.Key, o.Request, o.Detail, e.at))
 		case !ok || o.Outcome == unknown:
 		case string(e.entry.Fault) != o.Fault:
-			bad = append(bad, fmt.Sprintf("%s %s (request %s) was answered %q, and entry %d of the log says %q", o.Kind, o.Key, o.Request, o.Fault, e.at, e.entry.Fault))
+			bad = append(bad, fmt.Sprintf("%s %s (request %s) was answered %q, and entry %d of the log says %q", o.Kind, o.Key, o.Request, o.Fault,
+				e.at, e.entry.Fault))
 		default:
 			order = append(order, placed{o, e.at})
 		}
@@ -69,7 +72,8 @@ func checkWrites(by string, ops []op, entries []audit.Entry) []string {
 	var latest placed // of those earlier in the log, the one that was begun last
 	for _, p := range order {
 		if latest.Request != "" && p.Return < latest.Call {
-			bad = append(bad, fmt.Sprintf("out of order: request %s was answered before %s was made, and comes after it in the log", p.Request, latest.Request))
+			bad = append(bad,
+				fmt.Sprintf("out of order: request %s was answered before %s was made, and comes after it in the log", p.Request, latest.Request))
 			break
 		}
 		if p.Call > latest.Call || latest.Request == "" {
@@ -92,7 +96,8 @@ func checkLooks(by string, looks []look, ops []op, log audit.Log, entries []audi
 		if err != nil {
 			bad = append(bad, fmt.Sprintf("node %s showed a log of %d entries, and at the end there are %d", l.Node, l.Size, log.Size()))
 		} else if hex.EncodeToString(root[:]) != l.Root {
-			bad = append(bad, fmt.Sprintf("the audit roots differ: node %s showed %.16s for %d entries, and the log at the end gives %.16s", l.Node, l.Root, l.Size, hex.EncodeToString(root[:])))
+			bad = append(bad, fmt.Sprintf("the audit roots differ: node %s showed %.16s for %d entries, and the log at the end gives %.16s", l.Node,
+				l.Root, l.Size, hex.EncodeToString(root[:])))
 		}
 	}
 	for _, o := range ops {

@@ -63,24 +63,29 @@ func TestLinearizable(t *testing.T) {
 	}{
 		{"nothing", nil, true},
 		{"a write is read", after(ready, at(4, 5, write("x")), at(6, 7, list("x", absent, absent))), true},
-		{"a read during a write may see either", after(ready, at(4, 9, write("x")), at(5, 6, list("", absent, absent)), at(7, 8, list("x", absent, absent))), true},
+		{"a read during a write may see either",
+			after(ready, at(4, 9, write("x")), at(5, 6, list("", absent, absent)), at(7, 8, list("x", absent, absent))), true},
 		{"a stale read", after(ready, at(4, 5, write("x")), at(6, 7, list("", absent, absent))), false},
 		{"a read goes back", after(ready, at(4, 9, write("x")), at(5, 6, list("x", absent, absent)), at(7, 8, list("", absent, absent))), false},
 		{"an acknowledged write is lost", after(ready, at(4, 5, write("x")), at(6, 7, write("y")), at(8, 9, list("x", absent, absent))), false},
-		{"a torn read", after(ready, at(4, 5, other(create)), at(6, 7, write("x")), at(8, 9, other(write("y"))), at(10, 11, list("", "y", absent))), false},
+		{"a torn read",
+			after(ready, at(4, 5, other(create)), at(6, 7, write("x")), at(8, 9, other(write("y"))), at(10, 11, list("", "y", absent))), false},
 		{"a value from nowhere", after(ready, at(4, 5, list("z", absent, absent))), false},
 		{"two create the same, and both are told that they did", after(ready, at(4, 5, create)), false},
 		{"two create the same, and one is refused", after(ready, at(4, 5, told(create, conflict))), true},
 		{"refused before it was there", []op{at(0, 1, found), at(2, 3, told(create, conflict)), at(4, 5, create)}, false},
-		{"of unknown end, and it happened late", after(ready, at(4, 5, ended(write("x"), unknown)), at(6, 7, list("", absent, absent)), at(8, 9, list("x", absent, absent))), true},
+		{"of unknown end, and it happened late",
+			after(ready, at(4, 5, ended(write("x"), unknown)), at(6, 7, list("", absent, absent)), at(8, 9, list("x", absent, absent))), true},
 		{"of unknown end, and it never happened", after(ready, at(4, 5, ended(write("x"), unknown)), at(6, 7, list("", absent, absent))), true},
-		{"of unknown end, and it happened and was taken back", after(ready, at(4, 5, ended(write("x"), unknown)), at(6, 7, list("x", absent, absent)), at(8, 9, list("", absent, absent))), false},
+		{"of unknown end, and it happened and was taken back",
+			after(ready, at(4, 5, ended(write("x"), unknown)), at(6, 7, list("x", absent, absent)), at(8, 9, list("", absent, absent))), false},
 		{"it did not happen, and it did", after(ready, at(4, 5, ended(write("x"), undone)), at(6, 7, list("x", absent, absent))), false},
 		{"a count", after(counted, at(2, 3, add(2)), at(4, 5, add(1)), at(6, 7, get(3))), true},
 		{"a change applied twice", after(counted, at(2, 3, add(2)), at(4, 5, add(1)), at(6, 7, get(5))), false},
 		{"a retry applied twice, of unknown end", after(counted, at(2, 3, ended(add(2), unknown)), at(4, 5, get(4))), false},
 		{"an addition lost", after(counted, at(2, 3, add(2)), at(4, 5, add(1)), at(6, 7, get(2))), false},
-		{"a new id begins at zero", after(counted, at(2, 3, add(2)), at(4, 5, c(op{Kind: opAsk, Value: "b", Add: 1})), at(6, 7, told(get(0), notFound))), true},
+		{"a new id begins at zero",
+			after(counted, at(2, 3, add(2)), at(4, 5, c(op{Kind: opAsk, Value: "b", Add: 1})), at(6, 7, told(get(0), notFound))), true},
 		{"no such probe, and there is", after(counted, at(2, 3, add(2)), at(4, 5, told(get(0), notFound))), false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -144,7 +149,8 @@ func TestChecksOfWrites(t *testing.T) {
 		{"it did not happen", []op{asked(0, 1, "a", undone, "unavailable")}, nil, ""},
 		{"answered otherwise", []op{asked(0, 1, "a", done, "")}, []audit.Entry{entry("a", fault.Conflict, "probe.send/1", `{}`)}, "was answered"},
 		{"out of order", []op{asked(0, 1, "a", done, ""), asked(2, 3, "b", done, "")}, log("b", "a"), "out of order"},
-		{"out of order, with others between", []op{asked(0, 9, "x", done, ""), asked(0, 1, "a", done, ""), asked(2, 3, "b", done, ""), asked(0, 9, "y", done, "")}, log("b", "x", "y", "a"), "out of order"},
+		{"out of order, with others between", []op{asked(0, 9, "x", done, ""), asked(0, 1, "a", done, ""), asked(2, 3, "b", done, ""),
+			asked(0, 9, "y", done, "")}, log("b", "x", "y", "a"), "out of order"},
 	} {
 		t.Run(tc.name, func(t *testing.T) { breached(t, tc.want, checkWrites(me, tc.ops, tc.entries)) })
 	}
@@ -250,15 +256,18 @@ func TestChecksOfTheRoster(t *testing.T) {
 		told    []change
 		want    string
 	}{
-		{"it comes, votes and goes", log(add, is, vote, gone), []change{{Do: "add", Name: "cp-4"}, {Do: "promote", Name: "cp-4"}, {Do: "remove", Name: "cp-4"}}, ""},
-		{"another takes its place", log(gone, `node.add/1 - {"name":"cp-5"}`), []change{{Do: "replace", Name: "cp-4"}, {Do: "add", Name: "cp-5"}}, ""},
+		{"it comes, votes and goes", log(add, is, vote, gone),
+			[]change{{Do: "add", Name: "cp-4"}, {Do: "promote", Name: "cp-4"}, {Do: "remove", Name: "cp-4"}}, ""},
+		{"another takes its place", log(gone, `node.add/1 - {"name":"cp-5"}`), []change{{Do: "replace", Name: "cp-4"}, {Do: "add", Name: "cp-5"}},
+			""},
 		{"it was done, and nobody was told", log(add, vote), nil, ""},
 		{"it was removed, and speaks", log(add, gone, is), nil, "was removed by entry 1, and entry 2 takes it back"},
 		{"it was removed, and is added", log(gone, add), nil, "takes it back"},
 		{"it was removed, and is refused", log(gone, strings.Replace(is, "-", "denied", 1)), nil, ""},
 		{"told, and not there", log(add), []change{{Do: "promote", Name: "cp-4"}}, "the log does not hold it"},
 		{"replaced, and not there", log(add), []change{{Do: "replace", Name: "cp-1"}}, "the log does not hold it"},
-		{"told twice, and there once", log(add, vote), []change{{Do: "promote", Name: "cp-4"}, {Do: "promote", Name: "cp-4"}}, "the log does not hold it"},
+		{"told twice, and there once", log(add, vote), []change{{Do: "promote", Name: "cp-4"}, {Do: "promote", Name: "cp-4"}},
+			"the log does not hold it"},
 		{"refused, and told", log(strings.Replace(add, "-", "denied", 1)), []change{{Do: "add", Name: "cp-4"}}, "the log does not hold it"},
 		{"leadership went to whom it could", log(`node.changed/1 - {"do":"transfer","name":""}`), []change{{Do: "transfer", Name: "cp-2"}}, ""},
 	} {
@@ -270,12 +279,17 @@ func TestChecksOfTheRoster(t *testing.T) {
 func TestChecksOfMembers(t *testing.T) {
 	want := map[string]string{"cp-1": "removed", "cp-2": "voter", "cp-4": "voter"}
 	for name, tc := range map[string]struct{ out, want string }{
-		"as it should be":    {`{"members":[{"name":"cp-2","role":"voter"},{"name":"cp-4","role":"voter"}],"removed":["cp-1"]}`, ""},
-		"it does not vote":   {`{"members":[{"name":"cp-2","role":"voter"},{"name":"cp-4","role":"non-voter"}],"removed":["cp-1"]}`, "cp-4 is"},
-		"it is not there":    {`{"members":[{"name":"cp-2","role":"voter"}],"removed":["cp-1"]}`, "cp-4 is"},
-		"it is not removed":  {`{"members":[{"name":"cp-1","role":"voter"},{"name":"cp-2","role":"voter"},{"name":"cp-4","role":"voter"}]}`, "cp-1 is"},
-		"removed and member": {`{"members":[{"name":"cp-1","role":"voter"},{"name":"cp-2","role":"voter"},{"name":"cp-4","role":"voter"}],"removed":["cp-1"]}`, "and is a member"},
-		"one too many":       {`{"members":[{"name":"cp-2","role":"voter"},{"name":"cp-4","role":"voter"},{"name":"cp-9","role":"voter"}],"removed":["cp-1"]}`, "cp-9 is a voter"},
+		"as it should be":  {`{"members":[{"name":"cp-2","role":"voter"},{"name":"cp-4","role":"voter"}],"removed":["cp-1"]}`, ""},
+		"it does not vote": {`{"members":[{"name":"cp-2","role":"voter"},{"name":"cp-4","role":"non-voter"}],"removed":["cp-1"]}`, "cp-4 is"},
+		"it is not there":  {`{"members":[{"name":"cp-2","role":"voter"}],"removed":["cp-1"]}`, "cp-4 is"},
+		"it is not removed": {`{"members":[{"name":"cp-1","role":"voter"},{"name":"cp-2","role":"voter"},{"name":"cp-4","role":"voter"}]}`,
+			"cp-1 is"},
+		"removed and member": {
+			`{"members":[{"name":"cp-1","role":"voter"},{"name":"cp-2","role":"voter"},{"name":"cp-4","role":"voter"}],"removed":["cp-1"]}`,
+			"and is a member"},
+		"one too many": {
+			`{"members":[{"name":"cp-2","role":"voter"},{"name":"cp-4","role":"voter"},{"name":"cp-9","role":"voter"}],"removed":["cp-1"]}`,
+			"cp-9 is a voter"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := checkMembers([]byte(tc.out), want)

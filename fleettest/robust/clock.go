@@ -93,7 +93,8 @@ func buildShifted(out, pkg string) error {
 	lay := func(name, over string, text []byte) (string, error) { // gives the file for -overlay
 		to := filepath.Join(dir, name+".go")
 		b, err := json.Marshal(map[string]map[string]string{"Replace": {over: to}})
-		return filepath.Join(dir, name+".json"), errors.Join(err, os.WriteFile(to, text, 0o600), os.WriteFile(filepath.Join(dir, name+".json"), b, 0o600))
+		return filepath.Join(dir,
+			name+".json"), errors.Join(err, os.WriteFile(to, text, 0o600), os.WriteFile(filepath.Join(dir, name+".json"), b, 0o600))
 	}
 	std, err := lay("time", file, now)
 	if err != nil {

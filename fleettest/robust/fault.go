@@ -48,7 +48,8 @@ var kinds = []kind{
 	{name: "pause", hold: short, inject: func(_ *run, n *node, _ step) (func() error, error) {
 		return func() error { return n.Signal(syscall.SIGCONT) }, n.Signal(syscall.SIGSTOP)
 	}},
-	{name: "cut off", hold: short, inject: func(r *run, n *node, _ step) (func() error, error) { // from the other nodes alone: clients still reach it
+	{name: "cut off", hold: short, inject: func(r *run, n *node, _ step) (func() error, error) {
+		// from the other nodes alone: clients still reach it
 		return r.block(r.peersOf(n), true, true, n)
 	}},
 	{name: "isolate", hold: short, inject: func(r *run, n *node, _ step) (func() error, error) {
@@ -113,7 +114,8 @@ func roll(r *run, _ *node, _ step) (func() error, error) {
 		if err := n.Start(); err != nil {
 			return nil, err
 		}
-		if err := process.Until(r.ctx, patience, n.Name+" answers after an orderly restart", func() bool { return r.status(n, 3*time.Second) == nil }); err != nil {
+		if err := process.Until(r.ctx, patience,
+			n.Name+" answers after an orderly restart", func() bool { return r.status(n, 3*time.Second) == nil }); err != nil {
 			return nil, err
 		}
 	}
@@ -243,7 +245,8 @@ func (r *run) play(s step) error {
 	}
 	r.h.acted(act{what, from, to})
 	w, d := r.h.acked(from, to)
-	fmt.Printf("%7s  %-46s %5s  %5d changes and %5d reads answered meanwhile\n", time.Duration(from).Round(100*time.Millisecond), what, time.Duration(to-from).Round(100*time.Millisecond), w, d)
+	fmt.Printf("%7s  %-46s %5s  %5d changes and %5d reads answered meanwhile\n", time.Duration(from).Round(100*time.Millisecond), what,
+		time.Duration(to-from).Round(100*time.Millisecond), w, d)
 	if err != nil {
 		return fmt.Errorf("end of %s: %w", what, err)
 	}

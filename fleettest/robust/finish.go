@@ -123,7 +123,8 @@ func (r *run) ban() error {
 	var e caller.Ending
 	err = process.Until(r.ctx, patience, "the ban of "+banned+" is answered", func() bool {
 		e = caller.Ask(r.ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) error {
-			_, err := c.BanAppliance(ctx, connect.NewRequest(&controlv1.BanApplianceRequest{RequestId: "ban-of-" + banned, Name: banned, Reason: "half way"}))
+			_, err := c.BanAppliance(ctx,
+				connect.NewRequest(&controlv1.BanApplianceRequest{RequestId: "ban-of-" + banned, Name: banned, Reason: "half way"}))
 			return err
 		})
 		return e.Outcome == done || e.Outcome == refused
@@ -149,7 +150,8 @@ func (r *run) recovered() error {
 		var last caller.Ending
 		if err := process.Until(r.ctx, patience, "a change goes through "+v.Names[0]+" after all faults have ended", func() bool {
 			last = caller.Ask(r.ctx, v, func(ctx context.Context, c controlv1connect.ControlClient) error {
-				_, err := c.RegisterCustomer(ctx, connect.NewRequest(&controlv1.RegisterCustomerRequest{RequestId: "after-" + v.Names[0], Name: "after-" + v.Names[0]}))
+				_, err := c.RegisterCustomer(ctx,
+					connect.NewRequest(&controlv1.RegisterCustomerRequest{RequestId: "after-" + v.Names[0], Name: "after-" + v.Names[0]}))
 				return err
 			})
 			return last.Outcome == done
@@ -203,7 +205,8 @@ func (r *run) lastReads() error {
 			}
 		}
 		for g := range groups {
-			r.h.add(op{Worker: r.workers + i, Key: g, Kind: opList, Node: n.Name, Tries: 1, Call: from, Return: to, Outcome: done, Group: groupOf(g, by[g])})
+			r.h.add(op{Worker: r.workers + i, Key: g, Kind: opList, Node: n.Name, Tries: 1, Call: from, Return: to, Outcome: done,
+				Group: groupOf(g, by[g])})
 		}
 	}
 	return nil
@@ -211,7 +214,8 @@ func (r *run) lastReads() error {
 
 // lasting checks that the appliance that stays is served: every message of a probe is echoed once.
 func (r *run) lasting() error {
-	if err := process.Until(r.ctx, patience, "appliance "+kept+" is online after all faults have ended", func() bool { return r.online(kept) }); err != nil {
+	if err := process.Until(r.ctx, patience,
+		"appliance "+kept+" is online after all faults have ended", func() bool { return r.online(kept) }); err != nil {
 		return err
 	}
 	out, err := r.demarc("", "probe", "--appliance", kept, "--count", "50", "--rate", "25", "--output", "json")
@@ -311,7 +315,8 @@ func (r *run) judge() (bad []string, summary string, err error) {
 	if writes < 20 || reads < 20 || terms == 0 {
 		bad = append(bad, fmt.Sprintf("nothing is shown: %d changes and %d reads were answered, in %d terms", writes, reads, terms))
 	}
-	return bad, fmt.Sprintf("%d calls (%d done, %d refused, %d did not happen, %d of unknown end) on %d keys; %d looks at the log, which has %d entries; %d leaders; %d changes of the members",
+	return bad, fmt.Sprintf("%d calls (%d done, %d refused, %d did not happen, %d of unknown end) on %d keys; %d looks at the log, which "+
+		"has %d entries; %d leaders; %d changes of the members",
 		len(r.h.ops), count[done], count[refused], count[undone], count[unknown], v.keys, len(r.h.looks), log.Size(), terms, len(r.h.turns)), nil
 }
 

@@ -124,7 +124,8 @@ func suite(ctx context.Context, o options) (err error) {
 		names = only
 	}
 	steps := plan(o.seed, o.duration, o.count, names)
-	fmt.Printf("seed %d, %d nodes, %s, %d faults of %d kinds (%s)\n", o.seed, o.count, o.duration, len(steps), len(names), strings.Join(names, ", "))
+	fmt.Printf("seed %d, %d nodes, %s, %d faults of %d kinds (%s)\n", o.seed, o.count, o.duration, len(steps), len(names),
+		strings.Join(names, ", "))
 	for _, s := range steps {
 		fmt.Println(s)
 	}

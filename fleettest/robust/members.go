@@ -122,7 +122,8 @@ func (r *run) hire() (*node, error) {
 	h := r.free[0]
 	r.free = r.free[1:]
 	r.mu.Unlock()
-	if err := r.insist("add", name, "add", name, "--dir", r.path("acme"), "--addr", fmt.Sprintf("%s:7444,%s:7443,127.0.0.1:7480", h.addr, h.addr)); err != nil {
+	if err := r.insist("add", name, "add", name, "--dir", r.path("acme"), "--addr",
+		fmt.Sprintf("%s:7444,%s:7443,127.0.0.1:7480", h.addr, h.addr)); err != nil {
 		return nil, err
 	}
 	n, err := r.newNode(name, h)

@@ -263,7 +263,8 @@ func (r *run) beginAppliance(name string) error {
 		return err
 	}
 	dir := r.path(name)
-	if err := errors.Join(os.MkdirAll(filepath.Join(dir, "secrets"), 0o700), os.WriteFile(filepath.Join(dir, "expect.json"), expect, 0o600)); err != nil {
+	if err := errors.Join(os.MkdirAll(filepath.Join(dir, "secrets"), 0o700),
+		os.WriteFile(filepath.Join(dir, "expect.json"), expect, 0o600)); err != nil {
 		return err
 	}
 	if _, err := r.demarc("", "appliance", "add", name, "--customer", customer, "--expect", filepath.Join(dir, "expect.json")); err != nil {
@@ -291,7 +292,8 @@ transports:
 `, name, customer, domain, filepath.Join(r.sockets, name), strings.Join(at, ", "), proof)), 0o600); err != nil {
 		return err
 	}
-	p := &process.Process{Name: name, Namespace: r.net.hosts[name].ns, Log: r.path(name + ".log"), Argv: []string{filepath.Join(r.bin, "demarcd"), "run", "-c", file}}
+	p := &process.Process{Name: name, Namespace: r.net.hosts[name].ns, Log: r.path(name + ".log"),
+		Argv: []string{filepath.Join(r.bin, "demarcd"), "run", "-c", file}}
 	r.apps = append(r.apps, p)
 	return p.Start()
 }

@@ -72,7 +72,8 @@ func unsound(steps []step, length time.Duration) string {
 // TestUnsound keeps the test above honest.
 func TestUnsound(t *testing.T) {
 	at := func(at, hold int, kind string, more ...bool) step {
-		return step{At: time.Duration(at) * time.Second, Hold: time.Duration(hold) * time.Second, Kind: kind, Target: "leader", Beside: len(more) > 0}
+		return step{At: time.Duration(at) * time.Second, Hold: time.Duration(hold) * time.Second, Kind: kind, Target: "leader",
+			Beside: len(more) > 0}
 	}
 	for name, tc := range map[string]struct {
 		steps []step

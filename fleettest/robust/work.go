@@ -170,12 +170,15 @@ func (w *worker) call(o *op) caller.Ending {
 			name, customer = o.Key, counters
 		}
 		return caller.Ask(ctx, w.v, func(ctx context.Context, c controlv1connect.ControlClient) error {
-			_, err := c.RegisterAppliance(ctx, connect.NewRequest(&controlv1.RegisterApplianceRequest{RequestId: o.Request, Name: name, Customer: customer, Expect: w.crew.run.expect}))
+			_, err := c.RegisterAppliance(ctx,
+				connect.NewRequest(
+					&controlv1.RegisterApplianceRequest{RequestId: o.Request, Name: name, Customer: customer, Expect: w.crew.run.expect}))
 			return err
 		})
 	case opBan:
 		return caller.Ask(ctx, w.v, func(ctx context.Context, c controlv1connect.ControlClient) error {
-			_, err := c.BanAppliance(ctx, connect.NewRequest(&controlv1.BanApplianceRequest{RequestId: o.Request, Name: applianceOf(o.Key, o.Name), Reason: o.Value}))
+			_, err := c.BanAppliance(ctx,
+				connect.NewRequest(&controlv1.BanApplianceRequest{RequestId: o.Request, Name: applianceOf(o.Key, o.Name), Reason: o.Value}))
 			return err
 		})
 	case opList:
@@ -188,7 +191,8 @@ func (w *worker) call(o *op) caller.Ending {
 		})
 	case opAsk:
 		return caller.Ask(ctx, w.v, func(ctx context.Context, c controlv1connect.ControlClient) error {
-			_, err := c.Probe(ctx, connect.NewRequest(&controlv1.ProbeRequest{RequestId: o.Request, Appliance: o.Key, Id: o.Value, Count: uint32(o.Add)}))
+			_, err := c.Probe(ctx,
+				connect.NewRequest(&controlv1.ProbeRequest{RequestId: o.Request, Appliance: o.Key, Id: o.Value, Count: uint32(o.Add)}))
 			return err
 		})
 	}

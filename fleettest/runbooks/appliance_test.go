@@ -32,9 +32,10 @@ func TestMain(m *testing.M) {
 
 // printToken is the appliance's token command: this binary, run as "token SOCKET AUDIENCE".
 func printToken(socket, audience string) error {
-	c := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", socket)
-	}}}
+	c := &http.Client{Timeout: 10 * time.Second,
+		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		}}}
 	req, err := http.NewRequest(http.MethodGet, "http://platform/", nil)
 	if err != nil {
 		return err

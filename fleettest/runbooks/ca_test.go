@@ -60,20 +60,24 @@ func (w *world) management(listen, metrics string) string {
 		return c, key
 	}
 	ca, signer := make(&x509.Certificate{SerialNumber: big.NewInt(1), IsCA: true, KeyUsage: x509.KeyUsageCertSign}, nil, nil)
-	leaf, key := make(&x509.Certificate{SerialNumber: big.NewInt(2), KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	leaf, key := make(&x509.Certificate{SerialNumber: big.NewInt(2), KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}, ca, signer)
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	w.ok(err)
 	put("ca.pem", "CERTIFICATE", ca.Raw)
 	put("cert.pem", "CERTIFICATE", leaf.Raw)
 	put("cert.key", "PRIVATE KEY", der)
-	w.ok(os.WriteFile(filepath.Join(dir, "node.yaml"), fmt.Appendf(nil, "version: demarc/1\nrole: management-plane\nname: platform\ndir: data\nlisten: %q\n"+
-		"certificate: {file: cert.pem, key: cert.key, bundle: ca.pem}\ncontrol_planes:\n  - {name: acme, trust_domain: acme.example, log_key_file: ../log.pub}\nsocket: m.sock\nmetrics: {listen: %q}\n", listen, metrics), 0o600))
+	w.ok(os.WriteFile(filepath.Join(dir, "node.yaml"), fmt.Appendf(nil, "version: demarc/1\nrole: management-plane\nname: platform\ndir: "+
+		"data\nlisten: %q\n"+
+		"certificate: {file: cert.pem, key: cert.key, bundle: ca.pem}\ncontrol_planes:\n  - {name: acme, trust_domain: acme.example, "+
+		"log_key_file: ../log.pub}\nsocket: m.sock\nmetrics: {listen: %q}\n", listen, metrics), 0o600))
 	w.platform = listen
 	return " --management-url https://" + listen + " --management-ca acme-platform/ca.pem --management-name acme"
 }
 
-// short moves the management plane's files to where its unit looks for them, and has certificates live short, so that appliances renew often.
+// short moves the management plane's files to where its unit looks for them, and has certificates live short, so that appliances renew
+// often.
 func (w *world) short() {
 	w.t.Helper()
 	w.ok(os.Rename(filepath.Join(w.dir, "acme-platform"), filepath.Join(w.dir, "acme", "management")))
@@ -91,7 +95,8 @@ func (w *world) operators(all string) {
 	w.t.Helper()
 	for one := range strings.FieldsSeq(all) {
 		name, role, _ := strings.Cut(one, "=")
-		w.run(fmt.Sprintf("demarc operator invite %s --role %s --valid 24h --out %s.invitation\ndemarc operator accept %s.invitation --out %s.yaml\n", name, role, name, name, name))
+		w.run(fmt.Sprintf("demarc operator invite %s --role %s --valid 24h --out %s.invitation\ndemarc operator accept %s.invitation --out "+
+			"%s.yaml\n", name, role, name, name, name))
 	}
 }
 
@@ -240,7 +245,8 @@ func (w *world) works(names ...string) {
 func (w *world) refused(name string) {
 	w.t.Helper()
 	out, err := w.shell("demarc --context " + name + ".yaml --timeout 10s status 2>&1\n")
-	if err == nil || !strings.Contains(out, "refused this operator's certificate") || !strings.Contains(out, "ask an admin for an invitation") {
+	if err == nil || !strings.Contains(out, "refused this operator's certificate") ||
+		!strings.Contains(out, "ask an admin for an invitation") {
 		w.t.Fatalf("%s: %v %s", name, err, out)
 	}
 	w.t.Logf("%s: %s", name, out)

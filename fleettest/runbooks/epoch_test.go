@@ -90,8 +90,8 @@ func (w *world) redo(name string) {
 	w.echoes(name + " 10")
 }
 
-// wake starts nodes that have the forgotten history, and a majority in it. They end by themselves, as removed ones, and what was done since is
-// still there. FAULTS.md I3.
+// wake starts nodes that have the forgotten history, and a majority in it. They end by themselves, as removed ones, and what was done since
+// is still there. FAULTS.md I3.
 func (w *world) wake(nodes ...string) {
 	w.t.Helper()
 	name := "after-" + nodes[0]

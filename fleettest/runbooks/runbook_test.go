@@ -71,7 +71,8 @@ name=${2#demarcd@}
 case $1 in
 start)
 	rm -f "$name.code"
-	setsid sh -c 'demarcd run -c "acme/$1/node.yaml" & echo $! >"$1.pid"; code=0; wait $! || code=$?; echo $code >"$1.code"' sh "$name" >>"$name.log" 2>&1 </dev/null &
+	setsid sh -c 'demarcd run -c "acme/$1/node.yaml" & echo $! >"$1.pid"; code=0; wait $! || code=$?; echo $code >"$1.code"' \
+		sh "$name" >>"$name.log" 2>&1 </dev/null &
 	i=0
 	while [ ! -s "$name.pid" ] || ! kill -0 "$(cat "$name.pid")" 2>/dev/null; do
 		[ -s "$name.code" ] && break
@@ -162,7 +163,8 @@ func begin(t *testing.T, bin string, managed bool) *world {
 		ports := strings.Split(at[7], ",")
 		flags = w.management(ports[0], ports[2])
 	}
-	w.run(fmt.Sprintf("demarc control-plane init --dir acme --trust-domain acme.example --operator ann --node cp-1=%s --node cp-2=%s --node cp-3=%s%s\n", at[0], at[1], at[2], flags))
+	w.run(fmt.Sprintf("demarc control-plane init --dir acme --trust-domain acme.example --operator ann --node cp-1=%s --node cp-2=%s --node "+
+		"cp-3=%s%s\n", at[0], at[1], at[2], flags))
 	if managed {
 		w.short()
 		w.run("systemctl start demarcd@management\n")
@@ -181,7 +183,7 @@ func begin(t *testing.T, bin string, managed bool) *world {
 	if err := os.WriteFile(file, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	w.run("systemctl start demarcd@cp-1\nsystemctl start demarcd@cp-2\nsystemctl start demarcd@cp-3\ndemarc --timeout 60s customer add globex\n")
+	w.run("for n in cp-1 cp-2 cp-3; do systemctl start demarcd@$n; done\ndemarc --timeout 60s customer add globex\n")
 	return w
 }
 
@@ -355,7 +357,8 @@ func (w *world) stolen(node string) {
 		if err != nil {
 			w.t.Fatal(err)
 		}
-		c, err := tls.Dial("tcp", addr, &tls.Config{Certificates: []tls.Certificate{leaf}, NextProtos: []string{proto}, InsecureSkipVerify: true}) // who answers is not the question here
+		// who answers is not the question here
+		c, err := tls.Dial("tcp", addr, &tls.Config{Certificates: []tls.Certificate{leaf}, NextProtos: []string{proto}, InsecureSkipVerify: true})
 		if err != nil {
 			return false
 		}
@@ -377,7 +380,8 @@ func (w *world) stolen(node string) {
 // sealed looks for a value in all that the nodes wrote: it is nowhere in the clear.
 func (w *world) sealed(value string) {
 	w.t.Helper()
-	forms := [][]byte{[]byte(value), []byte(hex.EncodeToString([]byte(value))), []byte(base64.StdEncoding.EncodeToString([]byte(value))[:len(value)])}
+	forms := [][]byte{[]byte(value), []byte(hex.EncodeToString([]byte(value))),
+		[]byte(base64.StdEncoding.EncodeToString([]byte(value))[:len(value)])}
 	files := 0
 	err := filepath.WalkDir(w.dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
@@ -398,7 +402,8 @@ func (w *world) sealed(value string) {
 }
 
 // runbooks are those whose blocks are run.
-var runbooks = []string{"runbook-ca.md", "runbook-members.md", "runbook-disaster.md", "runbook-admin.md", "runbook-secrets.md", "runbook-certify.md", "runbook-kek.md"}
+var runbooks = []string{"runbook-ca.md", "runbook-members.md", "runbook-disaster.md", "runbook-admin.md", "runbook-secrets.md",
+	"runbook-certify.md", "runbook-kek.md"}
 
 // The runbooks are run word for word: each block ends without an error, and after it the cluster is as the runbook says.
 func TestRunbooksWordForWord(t *testing.T) {

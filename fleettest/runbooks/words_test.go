@@ -11,7 +11,8 @@ import (
 
 // words is what a page may say to the test.
 var words = []string{"", "members", "lose", "customers", "through", "appliance", "forget", "sealed", "wipe", "stolen", "gone",
-	"again", "operators", "appliances", "renews", "renewed", "missing", "unused", "probes", "works", "refused", "managed", "thief", "holds", "power", "online", "back", "echoes", "since", "lost", "redo", "as", "wake"}
+	"again", "operators", "appliances", "renews", "renewed", "missing", "unused", "probes", "works", "refused", "managed", "thief", "holds",
+	"power", "online", "back", "echoes", "since", "lost", "redo", "as", "wake"}
 
 // A runbook that changed in a way that the test does not understand is found without running anything.
 func TestRunbooksAreUnderstood(t *testing.T) {
@@ -22,7 +23,8 @@ func TestRunbooksAreUnderstood(t *testing.T) {
 				t.Errorf("%s:%d: %q", name, s.line, s.do)
 			}
 			for line := range strings.Lines(s.shell) {
-				if first := strings.Fields(line); len(first) > 0 && !slices.Contains([]string{"export", "demarc", "systemctl", "printf", "rm"}, first[0]) {
+				if first := strings.Fields(line); len(first) > 0 &&
+					!slices.Contains([]string{"export", "demarc", "systemctl", "printf", "rm"}, first[0]) {
 					t.Errorf("%s:%d: %q is typed by nobody", name, s.line, line)
 				}
 			}

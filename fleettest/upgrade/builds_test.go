@@ -169,7 +169,8 @@ const laterKind = "upgrade.test/1"
 var laid = []struct{ file, was, is string }{
 	{"daemon/controlplane/node.go", "ledger.Learn[SetAutopilot](),", "ledger.Learn[SetAutopilot](), ledger.Learn[upgradeTest](),"},
 	{"daemon/controlplane/members.go", "SetAutopilot{p})", "upgradeTest{SetAutopilot{p}})"},
-	{"daemon/controlplane/upgrade_test_overlay.go", "", "package controlplane\n\ntype upgradeTest struct{ SetAutopilot }\n\nfunc (upgradeTest) Kind() string { return \"" + laterKind + "\" }\n"},
+	{"daemon/controlplane/upgrade_test_overlay.go", "", "package controlplane\n\ntype upgradeTest struct{ SetAutopilot }\n\nfunc " +
+		"(upgradeTest) Kind() string { return \"" + laterKind + "\" }\n"},
 }
 
 // newer builds the programs of this tree, with what is laid over it. The tree is not touched.

@@ -24,7 +24,8 @@ func stale(recorded []int, holds func(release int) bool) error {
 	slices.Sort(recorded)
 	for _, n := range recorded[:len(recorded)-1] {
 		if !holds(n) {
-			return fmt.Errorf("PREVIOUS is stale: release %d is recorded, and the commit that it holds does not even have release %d: make record-release moves it", recorded[len(recorded)-1], n)
+			return fmt.Errorf("PREVIOUS is stale: release %d is recorded, and the commit that it holds does not even have release %d: make "+
+				"record-release moves it", recorded[len(recorded)-1], n)
 		}
 	}
 	return nil

@@ -182,5 +182,6 @@ func (w *world) judge() {
 	if len(w.acked) < 200 {
 		w.t.Errorf("nothing is shown: %d changes were answered", len(w.acked))
 	}
-	w.t.Logf("%d changes were answered; the exports have %d, %d and %d entries", len(w.acked), len(exports[0].leaves), len(exports[1].leaves), len(exports[2].leaves))
+	w.t.Logf("%d changes were answered; the exports have %d, %d and %d entries", len(w.acked), len(exports[0].leaves), len(exports[1].leaves),
+		len(exports[2].leaves))
 }

@@ -267,12 +267,15 @@ func (w *world) served(a *process.Process) {
 	var last error
 	if err := process.Until(w.t.Context(), patience, a.Name+" is served", func() bool {
 		var out string
-		if out, last = w.demarc(w.b.now, "", "--timeout", "20s", "appliance", "show", a.Name, "--output", "json"); last == nil && !strings.Contains(strings.ReplaceAll(out, " ", ""), `"online":true`) {
+		if out, last = w.demarc(w.b.now, "", "--timeout", "20s", "appliance", "show", a.Name, "--output", "json"); last == nil &&
+			!strings.Contains(strings.ReplaceAll(out, " ", ""), `"online":true`) {
 			last = fmt.Errorf("it is not online: %s", out)
 		}
 		if last == nil {
-			if out, last = w.demarc(w.b.now, "", "--timeout", "20s", "probe", "--appliance", a.Name, "--count", "20", "--rate", "50", "--output", "json"); last == nil {
-				if s := strings.ReplaceAll(out, " ", ""); !strings.Contains(s, `"echoed":20`) || strings.Contains(s, `"doubled":`) && !strings.Contains(s, `"doubled":0`) {
+			if out, last = w.demarc(w.b.now, "", "--timeout", "20s", "probe", "--appliance", a.Name, "--count", "20", "--rate", "50", "--output",
+				"json"); last == nil {
+				if s := strings.ReplaceAll(out, " ", ""); !strings.Contains(s, `"echoed":20`) ||
+					strings.Contains(s, `"doubled":`) && !strings.Contains(s, `"doubled":0`) {
 					last = fmt.Errorf("probe: %s", out)
 				}
 			}

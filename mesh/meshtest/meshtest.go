@@ -94,10 +94,12 @@ func StartAt(authKey string, p *Policy, at Place) (*Tailnet, error) {
 	}
 	silent := log.New(io.Discard, "", 0)
 	t.derp = derpserver.New(key.NewNode(), func(string, ...any) {})
-	t.relay = &http.Server{Handler: derpserver.Handler(t.derp), ReadHeaderTimeout: 10 * time.Second, ErrorLog: silent, Protocols: new(http.Protocols)}
+	t.relay = &http.Server{Handler: derpserver.Handler(t.derp), ReadHeaderTimeout: 10 * time.Second, ErrorLog: silent,
+		Protocols: new(http.Protocols)}
 	t.relay.Protocols.SetHTTP1(true)
 	t.work.Go(func() {
-		_ = t.relay.Serve(tls.NewListener(relay, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}}))
+		_ = t.relay.Serve(tls.NewListener(relay,
+			&tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}}))
 	}) // it ends with Close
 
 	control, err := net.Listen("tcp4", net.JoinHostPort(at.IP, "0"))
@@ -110,15 +112,17 @@ func StartAt(authKey string, p *Policy, at Place) (*Tailnet, error) {
 		return nil, errors.Join(fault.At(op, fault.Internal, err), control.Close(), t.Close())
 	}
 	t.URL = "http://" + net.JoinHostPort(at.Coordinator, port)
-	node := &tailcfg.DERPNode{Name: "1a", RegionID: 1, HostName: at.Relay, IPv4: at.IP, IPv6: "none", InsecureForTests: true, STUNTestIP: at.IP,
-		DERPPort: relay.Addr().(*net.TCPAddr).Port, STUNPort: t.stun.LocalAddr().(*net.UDPAddr).Port}
+	node := &tailcfg.DERPNode{Name: "1a", RegionID: 1, HostName: at.Relay, IPv4: at.IP, IPv6: "none", InsecureForTests: true,
+		STUNTestIP: at.IP,
+		DERPPort:   relay.Addr().(*net.TCPAddr).Port, STUNPort: t.stun.LocalAddr().(*net.UDPAddr).Port}
 	handler := &testcontrol.Server{
 		Logf:            func(string, ...any) {},
 		ExplicitBaseURL: t.URL,
 		RequireAuthKey:  authKey,
 		AllOnline:       true,
 		MagicDNSDomain:  "tailnet.test",
-		DERPMap:         &tailcfg.DERPMap{OmitDefaultRegions: true, Regions: map[int]*tailcfg.DERPRegion{1: {RegionID: 1, RegionCode: "loopback", Nodes: []*tailcfg.DERPNode{node}}}},
+		DERPMap: &tailcfg.DERPMap{OmitDefaultRegions: true,
+			Regions: map[int]*tailcfg.DERPRegion{1: {RegionID: 1, RegionCode: "loopback", Nodes: []*tailcfg.DERPNode{node}}}},
 	}
 	handler.MaybeRateLimitRegister = func() (bool, string, string) {
 		t.keyed.Lock() // what SetAuthKey wrote is seen
@@ -179,7 +183,8 @@ func selfSigned() (tls.Certificate, error) {
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, NotAfter: time.Now().Add(24 * time.Hour)}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotAfter: time.Now().Add(24 * time.Hour)}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, k.Public(), k)
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: k}, err
 }

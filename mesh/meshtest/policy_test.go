@@ -32,7 +32,8 @@ func TestTheEvaluatorAgreesWithTheFilter(t *testing.T) {
 	for range 500 {
 		p := &Policy{TagOwners: owners}
 		for range rng.IntN(4) {
-			p.ACLs = append(p.ACLs, Rule{Action: "accept", Proto: pick([]string{"", "tcp", "udp"}), Src: []string{pick(append(tags, "*"))}, Dst: []string{pick(append(tags, "*")) + ":" + pick(ports)}})
+			p.ACLs = append(p.ACLs, Rule{Action: "accept", Proto: pick([]string{"", "tcp", "udp"}), Src: []string{pick(append(tags, "*"))},
+				Dst: []string{pick(append(tags, "*")) + ":" + pick(ports)}})
 		}
 		if err := p.check(); err != nil {
 			t.Fatal(err)

@@ -224,7 +224,8 @@ func (t *Tailnet) Ask(ctx context.Context, path string) (asked, answered int64) 
 	token := "ask" + strings.ReplaceAll(path, "/", "-")
 	var came atomic.Int64
 	t.handler.C2NResponses.Store(token, func(*http.Response) { came.Add(1) })
-	q := &question{ping: tailcfg.PingRequest{URL: "https://unused/c2n/" + token, Types: "c2n", Payload: []byte("GET " + path + " HTTP/1.1\r\nHost: node\r\n\r\n")}}
+	q := &question{ping: tailcfg.PingRequest{URL: "https://unused/c2n/" + token, Types: "c2n",
+		Payload: []byte("GET " + path + " HTTP/1.1\r\nHost: node\r\n\r\n")}}
 	t.mu.Lock()
 	t.question = q
 	t.mu.Unlock()

@@ -169,7 +169,8 @@ func (p *Proxy) serve(down net.Conn) {
 	req.Header.Set("Authorization", req.Header.Get("Proxy-Authorization"))
 	u, pw, _ := req.BasicAuth()
 	if p.Refuses.Load() || u != p.User || pw != p.Password {
-		_, _ = io.WriteString(down, "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"road\"\r\nContent-Length: 0\r\n\r\n")
+		_, _ = io.WriteString(down, "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"road\"\r\nContent-Length: "+
+			"0\r\n\r\n")
 		return
 	}
 	dial := p.Dial
@@ -193,12 +194,13 @@ func (p *Proxy) serve(down net.Conn) {
 		return
 	}
 	host, _, _ := net.SplitHostPort(req.Host)
-	in := tls.Server(&ahead{down, r}, &tls.Config{NextProtos: p.Protos, GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
-		if h.ServerName != "" {
-			return p.CA.Leaf(h.ServerName)
-		}
-		return p.CA.Leaf(host)
-	}})
+	in := tls.Server(&ahead{down, r},
+		&tls.Config{NextProtos: p.Protos, GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if h.ServerName != "" {
+				return p.CA.Leaf(h.ServerName)
+			}
+			return p.CA.Leaf(host)
+		}})
 	if err := in.HandshakeContext(ctx); err != nil {
 		return
 	}

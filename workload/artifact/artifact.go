@@ -5,8 +5,8 @@
 // # Promise
 //
 // What [Store.Get] and [Store.Unpack] give has the digest that was asked for: it was checked when it came in, while it was
-// streamed, and nothing is kept of what did not match. What [Store.Durable] tells of outlasts a loss of power. An archive can't write outside of its own folder, make a link or a
-// device, or grow beyond its bounds.
+// streamed, and nothing is kept of what did not match. What [Store.Durable] tells of outlasts a loss of power. An archive can't write
+// outside of its own folder, make a link or a device, or grow beyond its bounds.
 //
 // # On disk
 //
@@ -76,7 +76,8 @@ func Open(dir string) (*Store, error) {
 // full explains a write that failed because the disk has no room, and passes other errors on.
 func full(op string, err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fault.Because(err, op, fault.Unavailable, "the disk that keeps artifacts is full: nothing of this artifact was kept, make space and try again")
+		return fault.Because(err, op, fault.Unavailable, "the disk that keeps artifacts is full: nothing of this artifact was kept, make space "+
+			"and try again")
 	}
 	return fault.At(op, fault.Unavailable, err)
 }

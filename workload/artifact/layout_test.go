@@ -148,7 +148,8 @@ func TestBombs(t *testing.T) {
 		many[i] = &tar.Header{Name: "a/", Typeflag: tar.TypeDir}
 	}
 	for name, b := range map[string][]byte{
-		"sparse": sparse(t), "many entries": archive(t, many...), "deep": archive(t, &tar.Header{Name: strings.Repeat("d/", 400), Typeflag: tar.TypeDir}),
+		"sparse": sparse(t), "many entries": archive(t, many...),
+		"deep":       archive(t, &tar.Header{Name: strings.Repeat("d/", 400), Typeflag: tar.TypeDir}),
 		"attributes": archive(t, &tar.Header{Name: "a", Typeflag: tar.TypeReg, PAXRecords: map[string]string{"SCHILY.xattr.user.x": "y"}}),
 		"cut short":  archive(t, &tar.Header{Name: "a", Typeflag: tar.TypeReg, Size: 4096})[:1500],
 	} {

@@ -92,7 +92,8 @@ func checkName(name string) error {
 		bad = bad || len(part) > 255
 	}
 	if bad {
-		return fault.New("artifact.checkName", fault.Invalid, "%.64q can't be the name of a file in an artifact: use a relative path of at most %d parts, without .., backslash or control characters", name, maxDepth)
+		return fault.New("artifact.checkName", fault.Invalid, "%.64q can't be the name of a file in an artifact: use a relative path of at "+
+			"most %d parts, without .., backslash or control characters", name, maxDepth)
 	}
 	return nil
 }

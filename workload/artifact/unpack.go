@@ -91,7 +91,8 @@ func extract(r io.Reader, d fleet.Digest, into place) error {
 		return fault.At(op, fault.Unavailable, err)
 	}
 	if got := fleet.Digest("sha256:" + hex.EncodeToString(sum.Sum(nil))); got != d {
-		return fault.New(op, fault.Internal, "artifact %s changed on the disk: its digest is %s; remove it and fetch it again", d.Short(), got.Short())
+		return fault.New(op, fault.Internal, "artifact %s changed on the disk: its digest is %s; remove it and fetch it again", d.Short(),
+			got.Short())
 	}
 	return nil
 }

@@ -124,7 +124,8 @@ func FuzzUnpack(f *testing.F) {
 	f.Add(archive(&tar.Header{Name: "noted", Typeflag: tar.TypeReg, PAXRecords: map[string]string{"comment": "x"}}), false)
 	f.Add(archive(&tar.Header{Name: "link", Typeflag: tar.TypeLink, Linkname: "/etc/passwd"}), false)
 	f.Add(archive(&tar.Header{Name: "../up", Typeflag: tar.TypeReg}), true)
-	f.Add(archive(&tar.Header{Name: "link", Typeflag: tar.TypeSymlink, Linkname: "/etc"}, &tar.Header{Name: "link/a", Typeflag: tar.TypeReg}), true)
+	f.Add(archive(&tar.Header{Name: "link", Typeflag: tar.TypeSymlink, Linkname: "/etc"}, &tar.Header{Name: "link/a", Typeflag: tar.TypeReg}),
+		true)
 	f.Fuzz(func(t *testing.T, b []byte, mend bool) {
 		if mend {
 			b = mended(b)
@@ -197,7 +198,8 @@ func TestWhatIsUnpackedIsBounded(t *testing.T) {
 		s := newShelf()
 		u := &unpacker{into: s, tar: tar.NewReader(&b), left: 10, made: map[string]bool{".": true}}
 		err := u.run()
-		if refused := errors.Is(err, fault.Invalid) && strings.Contains(fault.Text(err), "unpacks to more than"); refused == row.want || (err == nil) != row.want {
+		if refused := errors.Is(err, fault.Invalid) && strings.Contains(fault.Text(err), "unpacks to more than"); refused == row.want ||
+			(err == nil) != row.want {
 			t.Errorf("%s: %v", name, err)
 		}
 		held := 0
@@ -225,7 +227,8 @@ func mended(b []byte) []byte {
 		if sum == ' '*(end-at) { // the end of an archive
 			break
 		}
-		copy(head[at:end], []byte{'0' + byte(sum>>15&7), '0' + byte(sum>>12&7), '0' + byte(sum>>9&7), '0' + byte(sum>>6&7), '0' + byte(sum>>3&7), '0' + byte(sum&7), 0, ' '})
+		copy(head[at:end], []byte{'0' + byte(sum>>15&7), '0' + byte(sum>>12&7), '0' + byte(sum>>9&7), '0' + byte(sum>>6&7), '0' + byte(sum>>3&7),
+			'0' + byte(sum&7), 0, ' '})
 		n := 0
 		for _, c := range head[size : size+11] {
 			if c < '0' || c > '7' || n > len(b) {

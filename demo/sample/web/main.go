@@ -25,7 +25,8 @@ import (
 // Version is set when the sample is built: -ldflags "-X main.Version=1.1.0".
 var Version = "1.0.0"
 
-var page = template.Must(template.New("page").Parse(`<!doctype html><title>notes</title><h1>notes {{.Version}}</h1><p>{{len .Notes}} notes</p><ul>{{range .Notes}}<li>{{.}}{{end}}</ul>
+var page = template.Must(template.New("page").Parse(
+	`<!doctype html><title>notes</title><h1>notes {{.Version}}</h1><p>{{len .Notes}} notes</p><ul>{{range .Notes}}<li>{{.}}{{end}}</ul>
 `))
 
 type web struct {

@@ -85,5 +85,6 @@ func run(clients, seconds, bytes, keys int, endpoints []string, dir string) erro
 		all = append(all, took[i]...)
 	}
 	sort.Float64s(all)
-	return json.NewEncoder(os.Stdout).Encode(map[string]float64{"changes": float64(len(all)), "seconds": elapsed, "p50": all[len(all)/2], "p99": all[len(all)*99/100]})
+	return json.NewEncoder(os.Stdout).Encode(
+		map[string]float64{"changes": float64(len(all)), "seconds": elapsed, "p50": all[len(all)/2], "p99": all[len(all)*99/100]})
 }
