@@ -27,16 +27,14 @@ func Alone(t testing.TB, dir string, run Runtime, now func() time.Time) *Applian
 	a := &Appliance{cfg: cfg, now: now, log: slog.New(slog.DiscardHandler), run: run, secret: workload.NewFiles(t.TempDir()),
 		signer: ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))}
 	a.running.live = map[string]*act{}
-	a.book = NewBook("eu-1", "globex")
 	f, err := os.OpenFile(filepath.Join(dir, "book"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = f.Close() })
-	if a.local, _, err = ledger.OpenLocal(unsynced{f}, a.book); err != nil {
+	if a.book, err = NewStore(unsynced{f}, StoreConfig{Appliance: "eu-1", Customer: "globex", Clock: now}); err != nil {
 		t.Fatal(err)
 	}
-	a.clock.begin(now().UTC(), a.book.At())
 	if a.store, err = artifact.Open(filepath.Join(dir, "artifacts")); err != nil {
 		t.Fatal(err)
 	}
@@ -67,11 +65,11 @@ func (a *Appliance) Acked(ctx context.Context, upto uint64) error {
 }
 
 // Hint is the vendor's time, as a channel tells it.
-func (a *Appliance) Hint(at time.Time) { a.clock.hint(at) }
+func (a *Appliance) Hint(at time.Time) { a.book.VendorTime(at) }
 
 // Put makes a change as the appliance itself does, by its own stamp.
 func Put[R any](ctx context.Context, a *Appliance, c ledger.Change[State, R]) (R, error) {
-	return submit(ctx, a, c)
+	return Submit(ctx, a.book, c)
 }
 
 // Loops are those that watch the book and act.

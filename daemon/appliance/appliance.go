@@ -5,15 +5,12 @@ package appliance
 import (
 	"context"
 	"crypto/ed25519"
-	"crypto/rand"
-	"encoding/hex"
 	"log/slog"
 	mrand "math/rand/v2"
 	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/demarc-dev/demarc/configs"
@@ -21,7 +18,6 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/ingress"
-	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/manifest"
 	"github.com/demarc-dev/demarc/mesh"
 	"github.com/demarc-dev/demarc/telemetry"
@@ -46,8 +42,7 @@ type Appliance struct {
 	build  string
 	log    *slog.Logger
 	now    func() time.Time
-	book   *ledger.Book[State]
-	local  *ledger.Local[State]
+	book   *Store
 	wallet *wallet
 	signer ed25519.PrivateKey
 	store  *artifact.Store
@@ -66,9 +61,7 @@ type Appliance struct {
 	hush    hush
 	epochs  epochRefusals
 	running runner
-	refused refusals
 	intake  intake
-	clock   bookTime
 	plans   plans
 	door    sync.Mutex // one change of doors at a time
 	ill     sickness
@@ -76,17 +69,6 @@ type Appliance struct {
 
 	doorCert   *ingress.Files // of the doors; nil: none
 	turnedAway atomic.Pointer[telemetry.CounterVec]
-
-	file *os.File
-	disk bookDisk
-}
-
-// NewBook makes the customer's book with every change that this build knows.
-func NewBook(name fleet.ApplianceID, customer fleet.CustomerID) *ledger.Book[State] {
-	return ledger.NewBook(NewState(name, customer), ledger.Learn[SetSite](), ledger.Learn[MeetVendor](), ledger.Learn[Pin](), ledger.Learn[SetPosture](),
-		ledger.Learn[UseTransport](), ledger.Learn[ReportsDone](), ledger.Learn[Observe](), ledger.Learn[ObserveRoads](), ledger.Learn[Checkpointed](), ledger.Learn[Take](),
-		ledger.Learn[Unsaid](), ledger.Learn[ledger.SetTime[State]](), ledger.Learn[Consent](), ledger.Learn[BeginDeploy](), ledger.Learn[EndDeploy](), ledger.Learn[Start](), ledger.Learn[Finish](), ledger.Learn[Expire](),
-		ledger.Learn[MeetEpoch](), ledger.Learn[RefuseEpoch]())
 }
 
 // Options is what a test puts in the place of the world. The zero value is the world.
@@ -110,7 +92,6 @@ func New(ctx context.Context, cfg *configs.Appliance, build string, log *slog.Lo
 	a := &Appliance{cfg: cfg, build: build, log: log, now: opts.Now, opts: opts, linked: make(chan struct{}, 1), nudge: make(chan struct{}, 1),
 		routes: map[string]mesh.Route{}, hellos: map[string]*mesh.Hello{}}
 	a.running.live = map[string]*act{}
-	a.disk.wake = make(chan struct{}, 1)
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "can't make the directory %s", cfg.Dir)
 	}
@@ -124,43 +105,23 @@ func New(ctx context.Context, cfg *configs.Appliance, build string, log *slog.Lo
 	return a, nil
 }
 
-// openBook locks and replays the book, and puts the file's decisions into it.
+// openBook opens the book, and puts the file's decisions into it.
 func (a *Appliance) openBook(ctx context.Context) error {
 	const op = "appliance.openBook"
-	path := filepath.Join(a.cfg.Dir, "book")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return fault.Because(err, op, fault.Unavailable, "the book can't be opened: %s", path)
-	}
-	a.file = f
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		f.Close()
-		return fault.Because(err, op, fault.Conflict, "another process has the book %s: one appliance, one process", path)
-	}
-	a.book = NewBook(fleet.ApplianceID(a.cfg.Name), fleet.CustomerID(a.cfg.Customer))
-	local, rec, err := ledger.OpenLocal(f, a.book)
-	if err != nil {
-		f.Close()
-		return fault.At(op, "", err)
-	}
-	a.local = local
-	a.clock.begin(a.now().UTC(), a.book.At())
-	if rec.Cut > 0 {
-		a.log.Warn("the book ended in a write that nobody was told of: it was cut off", "bytes", rec.Cut)
-	}
 	site, err := siteOf(a.cfg)
 	if err != nil {
 		return fault.At(op, "", err)
 	}
-	if s := a.book.View().Site; !sameSite(s, site) {
-		a.disk.site = &site
-		if err := a.settle(ctx); err != nil {
-			if a.local.Failed() == nil {
-				return err
-			}
-			a.disk.failed(a.now()) // the application does not wait for space; whatever the vendor asks does
-		}
+	store, err := OpenStore(filepath.Join(a.cfg.Dir, "book"), StoreConfig{Appliance: fleet.ApplianceID(a.cfg.Name),
+		Customer: fleet.CustomerID(a.cfg.Customer), Clock: a.now, Logger: a.log})
+	if err != nil {
+		return err
 	}
+	if err := store.Begin(ctx, site); err != nil {
+		_ = store.Close()
+		return err
+	}
+	a.book = store
 	return nil
 }
 
@@ -223,46 +184,7 @@ func (a *Appliance) Close(ctx context.Context) {
 			a.log.Warn("the application did not stop cleanly", "err", err)
 		}
 	}
-	if a.file != nil {
-		_ = a.file.Close()
-	}
-}
-
-// submit stamps a change of the appliance itself and puts it into the customer's book. While the book's disk takes nothing,
-// it is refused at once: whoever looks again later does so by [State].
-func submit[R any](ctx context.Context, a *Appliance, c ledger.Change[State, R]) (R, error) {
-	if err := a.local.Failed(); err != nil {
-		var none R
-		return none, mesh.For(mesh.OwnDisk, err)
-	}
-	return submitAs(ctx, a, drawID(), c)
-}
-
-// submitAs is submit with a request id of the caller.
-func submitAs[R any](ctx context.Context, a *Appliance, id fleet.RequestID, c ledger.Change[State, R]) (R, error) {
-	if id == "" {
-		id = drawID()
-	}
-	var r R
-	err := a.settle(ctx)
-	if err == nil { // what is in the book must not depend on whether a connection lives
-		r, err = ledger.Submit(context.WithoutCancel(ctx), a.local, a.meta(id), c)
-	}
-	if err != nil && a.local.Failed() != nil {
-		a.disk.failed(a.now())
-		err = mesh.For(mesh.OwnDisk, err)
-	}
-	return r, err
-}
-
-func (a *Appliance) meta(id fleet.RequestID) ledger.Meta {
-	return ledger.Meta{At: a.stamp(), By: fleet.Local, Request: id}
-}
-
-func drawID() fleet.RequestID {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // crypto/rand.Read never fails
-	return fleet.RequestID(hex.EncodeToString(b[:]))
+	_ = a.book.Close()
 }
 
 // setLink makes l the connection for artifacts and renewals.

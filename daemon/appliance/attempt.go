@@ -48,29 +48,29 @@ func (r *refusals) news(key string) (bool, uint64) {
 	return true, unsaid
 }
 
-// attempt is submit for a change that is tried until it is taken. What the book would refuse is written once, and not at each
+// Attempt is [Submit] for a change that is tried until it is taken. What the book would refuse is written once, and not at each
 // try: an entry wakes whoever watches the book, and so the next try. What was left out is counted, and goes on record with the
 // next refusal of another kind.
-func attempt[R any](ctx context.Context, a *Appliance, c ledger.Change[State, R]) (R, error) {
-	out, refused := foresee(a, c)
+func Attempt[R any](ctx context.Context, s *Store, c ledger.Change[State, R]) (R, error) {
+	out, refused := DryRun(s, c)
 	if refused == nil {
-		return submit(ctx, a, c)
+		return Submit(ctx, s, c)
 	}
-	now, unsaid := a.refused.news(c.Kind() + "\n" + string(fault.Of(refused)) + "\n" + fault.Text(refused))
+	now, unsaid := s.refused.news(c.Kind() + "\n" + string(fault.Of(refused)) + "\n" + fault.Text(refused))
 	if !now {
 		return out, refused
 	}
 	if unsaid > 0 {
-		if _, err := submit(ctx, a, Unsaid{Count: unsaid}); err != nil {
+		if _, err := Submit(ctx, s, Unsaid{Count: unsaid}); err != nil {
 			return out, err
 		}
 	}
-	return submit(ctx, a, c)
+	return Submit(ctx, s, c)
 }
 
-// foresee returns what the book would answer to a change of the appliance itself.
-func foresee[R any](a *Appliance, c ledger.Change[State, R]) (R, error) {
-	return ledger.Foresee(a.book, a.meta(drawID()), c)
+// DryRun returns what the book would answer to a change of the appliance itself.
+func DryRun[R any](s *Store, c ledger.Change[State, R]) (R, error) {
+	return ledger.Foresee(s.book, s.Meta(drawID()), c)
 }
 
 // Unsaid records how many refusals were not written one by one, since they were as the ones before them or too many.

@@ -306,8 +306,8 @@ func (a *Appliance) acked(ctx context.Context, epoch fleet.Epoch, upto uint64) e
 	if upto <= a.book.View().ReportsDone {
 		return nil
 	}
-	_, err := attempt(ctx, a, ReportsDone{Upto: upto, Epoch: epoch.Number})
-	if a.local.Failed() != nil {
+	_, err := Attempt(ctx, a.book, ReportsDone{Upto: upto, Epoch: epoch.Number})
+	if a.book.Failed() != nil {
 		return nil // the vendor says it again; a channel need not end for it
 	}
 	return err

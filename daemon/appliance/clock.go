@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	localv1 "github.com/demarc-dev/demarc/api/local/v1"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ledger"
 )
@@ -132,50 +131,61 @@ func (b *bookTime) reason() string {
 }
 
 // stamp is the time of a change that is made now.
-func (a *Appliance) stamp() time.Time { return a.clock.now(a.now()) }
+func (s *Store) stamp() time.Time { return s.time.now(s.host()) }
 
-// tendTime sets the book's time back, on record, once the host's clock is right again after it was ahead. What the book decided
-// meanwhile stays decided; a grant whose end has not come by the host's clock counts again.
-func (a *Appliance) tendTime(ctx context.Context, ready func()) error {
-	ready()
+// VendorTime takes the vendor's time: a hint for [Store.TendTime] that moves no end by itself.
+func (s *Store) VendorTime(at time.Time) { s.time.hint(at) }
+
+// Lead is by how much the book's time is later than the host's clock, 0 if that is little, and why it is not set back yet.
+func (s *Store) Lead() (time.Duration, string) {
+	if lead := s.Now().Sub(s.host()); lead > clockLimit {
+		return lead, s.time.reason()
+	}
+	return 0, ""
+}
+
+// TendTime sets the book's time back, on record, once the host's clock is right again after it was ahead, until ctx ends. What the book
+// decided meanwhile stays decided; a grant whose end has not come by the host's clock counts again.
+func (s *Store) TendTime(ctx context.Context) {
 	tick := time.NewTicker(clockEvery)
 	defer tick.Stop()
 	said := false
 	for {
-		host := a.now().UTC()
-		set := a.clock.look(host, a.moment(), a.book.View().Vouched)
-		if why := a.clock.reason(); why != "" && !said {
-			a.log.Warn("the book's time is ahead of this host's clock: grants and approvals are judged by the later one", "book", a.moment(), "host", host, "next", why)
+		host := s.host().UTC()
+		set := s.time.look(host, s.Now(), s.View().Vouched)
+		if why := s.time.reason(); why != "" && !said {
+			s.log.Warn("the book's time is ahead of this host's clock: grants and approvals are judged by the later one",
+				"book", s.Now(), "host", host, "next", why)
 		}
-		said = a.clock.reason() != ""
+		said = s.time.reason() != ""
 		if set {
-			from := a.moment()
-			if err := a.setBack(ctx, host); err != nil {
-				a.log.Warn("the book's time is not set back", "err", err)
+			from := s.Now()
+			if err := s.setBack(ctx, host); err != nil {
+				s.log.Warn("the book's time is not set back", "err", err)
 			} else {
-				a.log.Warn("the book's time is set back", "from", from, "to", host)
+				s.log.Warn("the book's time is set back", "from", from, "to", host)
 			}
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-tick.C:
 		}
 	}
 }
 
 // setBack sets the book's time to the host's. A change that is made at the same moment may come in between: then it is tried again.
-func (a *Appliance) setBack(ctx context.Context, host time.Time) error {
+func (s *Store) setBack(ctx context.Context, host time.Time) error {
 	for try := 0; ; try++ {
-		from := a.book.At()
+		from := s.book.At()
 		if !from.After(host) {
 			break
 		}
 		c := ledger.SetTime[State]{From: from, To: host}
 		m := c.Meta(fleet.Local, drawID())
-		_, err := ledger.Foresee(a.book, m, c)
+		_, err := ledger.Foresee(s.book, m, c)
 		if err == nil {
-			_, err = ledger.Submit(context.WithoutCancel(ctx), a.local, m, c)
+			_, err = ledger.Submit(context.WithoutCancel(ctx), s.local, m, c)
 		}
 		if err == nil {
 			break
@@ -184,18 +194,8 @@ func (a *Appliance) setBack(ctx context.Context, host time.Time) error {
 			return err
 		}
 	}
-	a.clock.back(host)
+	s.time.back(host)
 	return nil
-}
-
-// bookTimeWire tells the customer the time by which the book judges.
-func (a *Appliance) bookTimeWire() *localv1.BookTime {
-	host, at := a.now(), a.moment()
-	w := &localv1.BookTime{AtUnix: at.Unix()}
-	if ahead := at.Sub(host); ahead > clockLimit {
-		w.AheadMs, w.Said = ahead.Milliseconds(), a.clock.reason()
-	}
-	return w
 }
 
 // vouch remembers the latest time that a document of the customer's and the stamp of its change have both shown. The book's time

@@ -33,10 +33,10 @@ func (a *Appliance) reconcile(ctx context.Context, ready func()) error {
 	r := &rounds{a: a}
 	for ctx.Err() == nil {
 		changed, moved := a.book.Changed(), a.run.Changed()
-		if err := r.round(ctx); a.odd(ctx, err) {
+		if err := r.round(ctx); a.book.Reportable(ctx, err) {
 			a.log.Error("the deployment can't go on for now", "err", err)
 		}
-		if err := a.observe(ctx); a.odd(ctx, err) {
+		if err := a.observe(ctx); a.book.Reportable(ctx, err) {
 			a.log.Error("the status is not on record", "err", err)
 		}
 		if err := a.followDoors(ctx); err != nil && ctx.Err() == nil {
@@ -153,7 +153,7 @@ func (r *rounds) again(ctx context.Context, page State) error {
 
 // advance does the next step towards an approved plan.
 func (r *rounds) advance(ctx context.Context, page State, next Approved) error {
-	if d := r.refused; d.approval == next.ID && d.index == r.a.book.Index() && time.Now().Before(d.until) && r.a.moment().Before(next.NotAfter) {
+	if d := r.refused; d.approval == next.ID && d.index == r.a.book.Index() && time.Now().Before(d.until) && r.a.book.Now().Before(next.NotAfter) {
 		return nil
 	}
 	if page.Deploy.Approval != next.ID || page.Deploy.State != fleet.StateDeploying { // what runs goes on until this one begins
@@ -161,7 +161,7 @@ func (r *rounds) advance(ctx context.Context, page State, next Approved) error {
 			return err
 		}
 	}
-	if !r.a.moment().Before(next.NotAfter) {
+	if !r.a.book.Now().Before(next.NotAfter) {
 		return r.begin(ctx, page, next) // refused there, on record: it waits for nothing any more
 	}
 	plan, rel, _, err := r.a.plan(page, next.Release)
@@ -203,13 +203,13 @@ func (r *rounds) advance(ctx context.Context, page State, next Approved) error {
 // once, as the reason for that. The refusal itself is not: it would wake this loop, which would ask again.
 func (r *rounds) begin(ctx context.Context, page State, next Approved) error {
 	index := r.a.book.Index()
-	_, err := foresee(r.a, BeginDeploy{Approval: next.ID})
+	_, err := DryRun(r.a.book, BeginDeploy{Approval: next.ID})
 	if err == nil {
-		_, err = submit(ctx, r.a, BeginDeploy{Approval: next.ID})
+		_, err = Submit(ctx, r.a.book, BeginDeploy{Approval: next.ID})
 	}
 	interrupted := page.Deploy.Approval == next.ID && page.Deploy.State == fleet.StateDeploying
 	why := grounds{fleet.ReasonOf(err), fault.Text(err)}
-	if _, now := (BeginDeploy{Approval: next.ID}).Apply(&page, r.a.meta("")); now != nil { // an answer of the book has no reason
+	if _, now := (BeginDeploy{Approval: next.ID}).Apply(&page, r.a.book.Meta("")); now != nil { // an answer of the book has no reason
 		why.why = fleet.ReasonOf(now)
 	}
 	switch kind := fault.Of(err); {
@@ -262,7 +262,7 @@ func (r *rounds) tell(ctx context.Context, approval string, state fleet.State, g
 	if d.Approval == approval && d.State == state && d.Reason == g.said {
 		return nil
 	}
-	_, err := attempt(ctx, r.a, EndDeploy{Approval: approval, State: state, Reason: g.said, Why: r.a.names(page).reason(g.why)})
+	_, err := Attempt(ctx, r.a.book, EndDeploy{Approval: approval, State: state, Reason: g.said, Why: r.a.names(page).reason(g.why)})
 	return err
 }
 
@@ -367,9 +367,9 @@ func (a *Appliance) observe(ctx context.Context) error {
 	}
 	var err error
 	if len(page.Status.Roads)+len(now.Roads) == 0 {
-		_, err = attempt(ctx, a, Observe{Status: now})
+		_, err = Attempt(ctx, a.book, Observe{Status: now})
 	} else {
-		_, err = attempt(ctx, a, ObserveRoads{Status: now})
+		_, err = Attempt(ctx, a.book, ObserveRoads{Status: now})
 	}
 	return err
 }

@@ -62,24 +62,23 @@ func (d *bookDisk) wait() <-chan struct{} {
 	return d.failing
 }
 
-// tendBook closes the book at the end. Until then it probes a book that takes no changes: what waits goes on by itself when
-// there is space, and nobody has to start this process again.
-func (a *Appliance) tendBook(ctx context.Context, ready func()) error {
-	ready()
-	wait := probeFirst
-	for ctx.Err() == nil {
+// Tend probes a book that takes no changes, until ctx ends: what waits continues by itself when there is space, and nobody has to
+// start this process again.
+func (s *Store) Tend(ctx context.Context) {
+	for {
 		select {
 		case <-ctx.Done():
-			continue
-		case <-a.disk.wake:
+			return
+		case <-s.disk.wake:
 		}
-		if err := a.local.Failed(); err != nil {
-			a.log.Error("the book takes no changes: the application and its doors go on, the vendor can start nothing, and it goes on by itself", "err", err)
+		if err := s.local.Failed(); err != nil {
+			s.log.Error("the book takes no changes: the application and its doors stay as they are, the vendor can start nothing, "+
+				"and the book takes changes again by itself", "err", err)
 		}
-		for wait = probeFirst; ctx.Err() == nil; wait = min(2*wait, probeLast) {
-			if a.local.Probe() == nil && a.settle(ctx) == nil {
-				a.log.Warn("the book takes changes again")
-				a.disk.healed()
+		for wait := probeFirst; ctx.Err() == nil; wait = min(2*wait, probeLast) {
+			if s.local.Probe() == nil && s.settle(ctx) == nil {
+				s.log.Warn("the book takes changes again")
+				s.disk.healed()
 				break
 			}
 			t := time.NewTimer(wait)
@@ -90,43 +89,39 @@ func (a *Appliance) tendBook(ctx context.Context, ready func()) error {
 			t.Stop()
 		}
 	}
-	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWait)
-	defer cancel()
-	a.Close(stop)
-	return nil
 }
 
 // settle puts the file's decisions into the book, if the disk did not take them at the start: before anything else, since
 // what comes after is decided by them.
-func (a *Appliance) settle(ctx context.Context) error {
-	a.disk.mu.Lock()
-	site := a.disk.site
-	a.disk.mu.Unlock()
+func (s *Store) settle(ctx context.Context) error {
+	s.disk.mu.Lock()
+	site := s.disk.site
+	s.disk.mu.Unlock()
 	if site == nil {
 		return nil
 	}
 	// A file that the book refuses is told to whoever starts this program, again and again perhaps, and is no entry.
-	if _, err := foresee(a, SetSite{Site: *site}); err != nil {
+	if _, err := DryRun(s, SetSite{Site: *site}); err != nil {
 		return err
 	}
-	if _, err := ledger.Submit(context.WithoutCancel(ctx), a.local, a.meta(drawID()), SetSite{Site: *site}); err != nil {
+	if _, err := ledger.Submit(context.WithoutCancel(ctx), s.local, s.Meta(drawID()), SetSite{Site: *site}); err != nil {
 		return err
 	}
-	a.disk.mu.Lock()
-	a.disk.site = nil
-	a.disk.mu.Unlock()
+	s.disk.mu.Lock()
+	s.disk.site = nil
+	s.disk.mu.Unlock()
 	return nil
 }
 
-// persist submits a change that must not be lost: while the book's disk takes nothing, it waits.
-func persist[R any](ctx context.Context, a *Appliance, c ledger.Change[State, R]) (R, error) {
+// Persist submits a change that must not be lost: while the book's disk takes nothing, it waits.
+func Persist[R any](ctx context.Context, s *Store, c ledger.Change[State, R]) (R, error) {
 	id := drawID()
 	for {
-		r, err := submitAs(ctx, a, id, c)
-		if err == nil || a.local.Failed() == nil {
+		r, err := SubmitAs(ctx, s, id, c)
+		if err == nil || s.local.Failed() == nil {
 			return r, err
 		}
-		if healed := a.disk.wait(); healed != nil {
+		if healed := s.disk.wait(); healed != nil {
 			select {
 			case <-ctx.Done():
 				return r, err
@@ -136,8 +131,8 @@ func persist[R any](ctx context.Context, a *Appliance, c ledger.Change[State, R]
 	}
 }
 
-// odd reports whether an error of a part's own loop is news: neither the end, nor a book that takes no changes, of which
-// tendBook tells once.
-func (a *Appliance) odd(ctx context.Context, err error) bool {
-	return err != nil && ctx.Err() == nil && a.local.Failed() == nil
+// Reportable reports whether an error of a loop is news: neither the end of its context, nor a book that takes no changes, which
+// [Store.Tend] logs once.
+func (s *Store) Reportable(ctx context.Context, err error) bool {
+	return err != nil && ctx.Err() == nil && s.local.Failed() == nil
 }

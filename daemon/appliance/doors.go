@@ -142,7 +142,7 @@ func (a *Appliance) setPosture(ctx context.Context, id fleet.RequestID, p fleet.
 	if err := a.gate.Set(ctx, plan); err != nil {
 		return err
 	}
-	if _, err := submitAs(ctx, a, id, SetPosture{Posture: p}); err != nil {
+	if _, err := SubmitAs(ctx, a.book, id, SetPosture{Posture: p}); err != nil {
 		if back := a.gate.Set(context.WithoutCancel(ctx), was); back != nil {
 			a.log.Error("the old doors could not be opened again", "err", back)
 		}

@@ -87,6 +87,17 @@ func (d deadline) Err() error {
 	}
 }
 
+// newStore is a book that holds nothing.
+func newStore(t *testing.T) *Store {
+	t.Helper()
+	s, err := OpenStore(filepath.Join(t.TempDir(), "book"), StoreConfig{Appliance: "eu-1", Customer: "globex"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
 // asker is an appliance that has what it needs to ask for a certificate.
 func asker(t *testing.T) *Appliance {
 	t.Helper()
@@ -94,7 +105,7 @@ func asker(t *testing.T) *Appliance {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &Appliance{cfg: &configs.Appliance{Name: "eu-1", TrustDomain: testDomain}, book: NewBook("eu-1", "globex"), log: slog.New(slog.DiscardHandler), now: time.Now}
+	a := &Appliance{cfg: &configs.Appliance{Name: "eu-1", TrustDomain: testDomain}, book: newStore(t), log: slog.New(slog.DiscardHandler), now: time.Now}
 	token := func(context.Context, string) (string, error) { return "token", nil }
 	a.opts.Proof = token
 	a.opts.Keys = func(context.Context) ([]byte, func(context.Context, string) (string, error), error) {

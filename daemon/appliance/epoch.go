@@ -259,7 +259,7 @@ func (a *Appliance) meet(ctx context.Context, w *boundaryv1.Welcome) (fleet.Epoc
 		c := MeetEpoch{Epoch: now, Cause: r.GetCause(), LogKept: r.GetLogKept(), OrdersKnown: r.GetOrdersKnown(), ReportsKnown: r.GetReportsKnown(), Witnessed: r.GetWitnessed()}
 		if err = page.mayMeet(c, a.now().UTC()); err == nil {
 			c.Lost = page.lost(c)
-			if _, err = submit(ctx, a, c); fault.Of(err) == fault.Conflict && try < 8 {
+			if _, err = Submit(ctx, a.book, c); fault.Of(err) == fault.Conflict && try < 8 {
 				continue // a report was written meanwhile
 			}
 		}
@@ -293,7 +293,7 @@ func (a *Appliance) refuseEpoch(ctx context.Context, e fleet.Epoch, node string,
 	a.epochs.next, a.epochs.left = a.now().Add(epochRetry), 0
 	a.epochs.mu.Unlock()
 	a.log.Error("a node of the vendor's is refused: its book has an epoch that is not taken", "node", node, "epoch", e.String(), "err", fault.Text(why))
-	if _, err := submit(ctx, a, c); err != nil {
+	if _, err := Submit(ctx, a.book, c); err != nil {
 		a.log.Error("that an epoch was refused is not on record", "err", err)
 	}
 }

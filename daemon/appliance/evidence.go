@@ -49,7 +49,7 @@ func (a *Appliance) witness(ctx context.Context, ready func()) error {
 		case <-tick.C:
 		case <-a.linked:
 		}
-		if err := a.askWitness(ctx, &p); a.odd(ctx, err) {
+		if err := a.askWitness(ctx, &p); a.book.Reportable(ctx, err) {
 			a.log.Warn("could not ask for a countersignature", "err", err)
 		}
 	}
@@ -107,7 +107,7 @@ func (a *Appliance) askWitness(ctx context.Context, p *patience) error {
 	if !p.asks(time.Now(), c.From) {
 		return nil
 	}
-	_, err = attempt(ctx, a, Checkpointed{Checkpoint: c})
+	_, err = Attempt(ctx, a.book, Checkpointed{Checkpoint: c})
 	return err
 }
 

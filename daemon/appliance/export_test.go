@@ -17,7 +17,7 @@ import (
 
 // Bare is an appliance of nothing but a book, a runtime and a clock.
 func Bare(b *ledger.Book[State], r Runtime, now func() time.Time) *Appliance {
-	return &Appliance{book: b, run: r, now: now}
+	return &Appliance{book: &Store{book: b, host: now}, run: r, now: now}
 }
 
 // SetRuntime puts a runtime of a test in the place of the real one.
@@ -32,11 +32,11 @@ func (a *Appliance) SetSecrets(around func(workload.Secrets) workload.Secrets) {
 }
 
 // Book is the appliance's own.
-func (a *Appliance) Book() *ledger.Book[State] { return a.book }
+func (a *Appliance) Book() *ledger.Book[State] { return a.book.Book() }
 
 // Propose puts a proposal into the appliance's book.
 func (a *Appliance) Propose(ctx context.Context, data []byte) ([]byte, error) {
-	return a.local.Propose(ctx, data)
+	return a.book.local.Propose(ctx, data)
 }
 
 // Store takes an artifact.

@@ -21,7 +21,6 @@ import (
 	"github.com/demarc-dev/demarc/api/channel"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
-	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/mesh"
 )
 
@@ -33,8 +32,8 @@ func talker(t *testing.T) *Appliance {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = f.Close() })
-	a := &Appliance{book: NewBook("eu-1", "globex"), now: time.Now, log: slog.New(slog.DiscardHandler)}
-	if a.local, _, err = ledger.OpenLocal(f, a.book); err != nil {
+	a := &Appliance{now: time.Now, log: slog.New(slog.DiscardHandler)}
+	if a.book, err = NewStore(f, StoreConfig{Appliance: "eu-1", Customer: "globex"}); err != nil {
 		t.Fatal(err)
 	}
 	return a
@@ -105,7 +104,7 @@ func (a *Appliance) chatter(ctx context.Context, t *testing.T, first, every time
 			return
 		case <-time.After(wait):
 		}
-		if _, err := submit(ctx, a, Checkpointed{Checkpoint: Checkpoint{Note: []byte("note")}}); err != nil {
+		if _, err := Submit(ctx, a.book, Checkpointed{Checkpoint: Checkpoint{Note: []byte("note")}}); err != nil {
 			t.Error(err)
 			return
 		}

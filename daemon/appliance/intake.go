@@ -53,10 +53,10 @@ func (a *Appliance) takeOrder(ctx context.Context, o *boundaryv1.Order) (uint64,
 		return done, nil
 	}
 	t := a.take(o)
-	took, err := foresee(a, t)
+	took, err := DryRun(a.book, t)
 	if err != nil {
 		t.leaveOut(o, owing(err))
-		took, err = attempt(ctx, a, t)
+		took, err = Attempt(ctx, a.book, t)
 		return took.Done, err
 	}
 	if took.Reason != "" {
@@ -66,7 +66,7 @@ func (a *Appliance) takeOrder(ctx context.Context, o *boundaryv1.Order) (uint64,
 	if err := a.intake.wait(ctx, t.size(), t.Refused != ""); err != nil {
 		return 0, err
 	}
-	took, err = persist(ctx, a, t) // nothing is acknowledged before it is written
+	took, err = Persist(ctx, a.book, t) // nothing is acknowledged before it is written
 	return took.Done, err
 }
 

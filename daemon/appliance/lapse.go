@@ -14,15 +14,6 @@ import (
 // checkEvery bounds how late a step of the host's clock is noticed while an act runs.
 const checkEvery = time.Second
 
-// moment is now by the time that the book judges by: see [bookTime], but never before the book's last entry.
-func (a *Appliance) moment() time.Time {
-	now := a.stamp()
-	if at := a.book.At(); at.After(now) {
-		return at
-	}
-	return now
-}
-
 // while derives the context of an act that was counted on grants. It ends, with the error as its cause, as soon as may returns
 // one: may is asked at each change of the book, when the first of the grants ends, and each second, because the host's clock can
 // be set. The end of a grant counts on the monotonic clock too, whichever comes first: to set the clock back gives nobody more
@@ -34,7 +25,7 @@ func (a *Appliance) while(ctx context.Context, grants []string, may func(now tim
 	wg.Go(func() {
 		for {
 			changed := a.book.Changed()
-			now := a.moment()
+			now := a.book.Now()
 			if !end.IsZero() && !time.Now().Before(end) && now.Before(until) {
 				now = until // the host's clock was set back
 			}
@@ -73,7 +64,7 @@ func (a *Appliance) firstEnd(grants []string) (end, until time.Time) {
 	if until.IsZero() {
 		return time.Time{}, until
 	}
-	return time.Now().Add(until.Sub(a.moment())), until
+	return time.Now().Add(until.Sub(a.book.Now())), until
 }
 
 // lapsed reports that the grant of a running operation has ended, as the cause of the end of its context.

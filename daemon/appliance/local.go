@@ -49,8 +49,8 @@ func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) 
 	out := &localv1.StatusResponse{Appliance: string(page.Appliance), Customer: string(page.Customer), TrustDomain: page.Site.TrustDomain, Route: l.sw.Current(),
 		State: string(page.Deploy.State), Reason: page.Deploy.Reason, Release: string(page.Deploy.Release), Version: page.Deploy.Version,
 		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:]), ProbesSeen: page.ProbesSeen, VendorEpoch: page.epochStatus()}
-	if err := l.local.Failed(); err != nil {
-		out.BookFailed, out.BookFailedUnix = fault.Text(err), l.disk.failedSince().Unix()
+	if err := l.book.Failed(); err != nil {
+		out.BookFailed, out.BookFailedUnix = fault.Text(err), l.book.FailedSince().Unix()
 	}
 	if k := l.link.Load(); k != nil {
 		out.Connected, out.Node = true, k.node
@@ -62,7 +62,7 @@ func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) 
 	if l.private != nil {
 		out.Door = way("ingress", configs.Tailscale, l.private.standing() != nil, l.private.refused())
 	}
-	out.BookTime = l.bookTimeWire()
+	out.BookTime = l.bookTime()
 	if apart := l.wallet.measured(); apart != nil {
 		out.Clock = &localv1.Clock{VendorAheadMs: apart.Milliseconds(), TrustedMs: clockTrusted.Milliseconds()}
 	}
@@ -73,7 +73,7 @@ func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) 
 		out.Services = append(out.Services, &localv1.Service{Name: s.Name, Healthy: s.Healthy, Restarts: uint32(s.Restarts), Pid: int32(s.PID),
 			Reason: s.Reason, Kind: string(s.Why.Kind), Number: s.Why.Number, SinceUnix: unix(s.Since)})
 	}
-	out.Waits, out.Endings = page.waitsFor(l.moment()), page.endings(l.moment())
+	out.Waits, out.Endings = page.waitsFor(l.book.Now()), page.endings(l.book.Now())
 	for _, p := range page.Pinned {
 		out.Pinned = append(out.Pinned, string(p.ID))
 	}
@@ -93,6 +93,15 @@ func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) 
 	return connect.NewResponse(out), nil
 }
 
+// bookTime tells the customer the time by which the book judges.
+func (l local) bookTime() *localv1.BookTime {
+	w := &localv1.BookTime{AtUnix: l.book.Now().Unix()}
+	if lead, why := l.book.Lead(); lead > 0 {
+		w.AheadMs, w.Said = lead.Milliseconds(), why
+	}
+	return w
+}
+
 // Pin pins a key. It refuses one whose private half it can read: such a key proves nothing about the customer.
 func (l local) Pin(ctx context.Context, req *connect.Request[localv1.PinRequest]) (*connect.Response[localv1.PinResponse], error) {
 	m := req.Msg
@@ -102,7 +111,7 @@ func (l local) Pin(ctx context.Context, req *connect.Request[localv1.PinRequest]
 	if at := l.readableKey(); at != "" {
 		return nil, fault.New("appliance.Pin", fault.Denied, "a private key lies readable in %s: keep it on a workstation, encrypted (demarc key create), and never on the appliance", at)
 	}
-	id, err := submitAs(ctx, l.Appliance, fleet.RequestID(m.GetRequestId()), Pin{Public: m.GetPublicKey(), Recipient: m.GetRecipient(), Endorsement: m.GetEndorsement()})
+	id, err := SubmitAs(ctx, l.book, fleet.RequestID(m.GetRequestId()), Pin{Public: m.GetPublicKey(), Recipient: m.GetRecipient(), Endorsement: m.GetEndorsement()})
 	return connect.NewResponse(&localv1.PinResponse{KeyId: string(id)}), err
 }
 
@@ -133,7 +142,7 @@ func (l local) readableKey() string {
 func (l local) Submit(ctx context.Context, req *connect.Request[localv1.SubmitRequest]) (*connect.Response[localv1.SubmitResponse], error) {
 	began := time.Now()
 	m := req.Msg
-	done, err := submitAs(ctx, l.Appliance, fleet.RequestID(m.GetRequestId()), Consent{Document: m.GetDocument(), Output: m.GetOutput()})
+	done, err := SubmitAs(ctx, l.book, fleet.RequestID(m.GetRequestId()), Consent{Document: m.GetDocument(), Output: m.GetOutput()})
 	if err != nil {
 		return nil, err
 	}
@@ -178,8 +187,8 @@ func (l local) Access(_ context.Context, req *connect.Request[localv1.AccessRequ
 			return nil, err
 		}
 	}
-	out := &localv1.AccessResponse{BookTime: l.bookTimeWire()}
-	for _, d := range page.Grants.Access(page.Appliance, l.moment()) {
+	out := &localv1.AccessResponse{BookTime: l.bookTime()}
+	for _, d := range page.Grants.Access(page.Appliance, l.book.Now()) {
 		if want != "" && d.Phase != want {
 			continue
 		}
@@ -254,7 +263,7 @@ func (l local) SetTransport(ctx context.Context, req *connect.Request[localv1.Se
 	if err := l.sw.Use(ctx, name); err != nil {
 		return nil, err
 	}
-	_, err := submitAs(ctx, l.Appliance, fleet.RequestID(req.Msg.GetRequestId()), UseTransport{Name: name})
+	_, err := SubmitAs(ctx, l.book, fleet.RequestID(req.Msg.GetRequestId()), UseTransport{Name: name})
 	return connect.NewResponse(&localv1.SetTransportResponse{Kind: l.sw.Current()}), err
 }
 

@@ -56,7 +56,7 @@ func (a *Appliance) operate(ctx context.Context, ready func()) error {
 	for _, o := range a.book.View().Operations() {
 		if o.State == operation.Running { // of an earlier process: its own processes are gone
 			a.running.wg.Go(func() {
-				if err := a.finish(ctx, o, workload.ExecResult{}, ending{failed: grounds{fleet.Reason{Kind: fleet.Restarted}, "the appliance was started anew while it ran"}}); a.odd(ctx, err) {
+				if err := a.finish(ctx, o, workload.ExecResult{}, ending{failed: grounds{fleet.Reason{Kind: fleet.Restarted}, "the appliance was started anew while it ran"}}); a.book.Reportable(ctx, err) {
 					a.log.Error("the end of an operation is not on record", "id", o.ID, "err", err)
 				}
 			})
@@ -69,7 +69,7 @@ func (a *Appliance) operate(ctx context.Context, ready func()) error {
 	for ctx.Err() == nil {
 		changed := a.book.Changed()
 		for _, o := range a.book.View().Operations() {
-			if err := a.step(ctx, o); a.odd(ctx, err) {
+			if err := a.step(ctx, o); a.book.Reportable(ctx, err) {
 				a.log.Error("an operation can't go on", "id", o.ID, "err", err)
 			}
 		}
@@ -95,12 +95,12 @@ func (a *Appliance) step(ctx context.Context, o Operation) error {
 		if err != nil {
 			return err
 		}
-		if !a.moment().Before(r.NotAfter) {
-			_, err = attempt(ctx, a, Expire{ID: o.ID})
+		if !a.book.Now().Before(r.NotAfter) {
+			_, err = Attempt(ctx, a.book, Expire{ID: o.ID})
 		}
 		return err
 	case operation.Approved:
-		state, err := attempt(ctx, a, Start{ID: o.ID})
+		state, err := Attempt(ctx, a.book, Start{ID: o.ID})
 		if err != nil || state != operation.Running {
 			return err
 		}
@@ -200,7 +200,7 @@ func (a *Appliance) finish(ctx context.Context, o Operation, res workload.ExecRe
 		end.failed = grounds{fleet.Reason{Kind: fleet.OutputNotKept}, fault.Text(kept)}
 		why = end.failed.why
 	}
-	_, err = persist(ctx, a, Finish{ID: o.ID, Result: sealed, Output: hidden, Failed: end.failed.said, Lapsed: end.lapsed.said, Why: a.names(a.book.View()).reason(why)})
+	_, err = Persist(ctx, a.book, Finish{ID: o.ID, Result: sealed, Output: hidden, Failed: end.failed.said, Lapsed: end.lapsed.said, Why: a.names(a.book.View()).reason(why)})
 	return err
 }
 

@@ -68,6 +68,22 @@ func (a *Appliance) Link() []daemon.Part {
 // Witness is the part that asks the vendor to countersign the customer's log.
 func (a *Appliance) Witness() daemon.Part { return daemon.Func("witness", a.witness) }
 
+// tendBook looks after the book, and closes it at the end.
+func (a *Appliance) tendBook(ctx context.Context, ready func()) error {
+	ready()
+	a.book.Tend(ctx)
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWait)
+	defer cancel()
+	a.Close(stop)
+	return nil
+}
+
+func (a *Appliance) tendTime(ctx context.Context, ready func()) error {
+	ready()
+	a.book.TendTime(ctx)
+	return nil
+}
+
 // channel keeps the channel up over the customer's list of routes.
 func (a *Appliance) channel(ctx context.Context, ready func()) error {
 	ready()
@@ -170,5 +186,5 @@ func (a *Appliance) describe(r *telemetry.Registry) {
 		}
 		return 0
 	})
-	r.Check("book", func(context.Context) error { return a.local.Failed() }) // not Alive: to start again makes no space, and ends the application
+	r.Check("book", func(context.Context) error { return a.book.Failed() }) // not Alive: to start again makes no space, and ends the application
 }

@@ -252,7 +252,7 @@ func (a *Appliance) prove(ctx context.Context, route string, c net.Conn) error {
 		return later{err, wait}
 	}
 	if !bytes.Equal(a.book.View().VendorLogKey, logKey) { // the first time; another key later is refused by the book
-		if _, err := attempt(ctx, a, MeetVendor{LogKey: logKey}); err != nil {
+		if _, err := Attempt(ctx, a.book, MeetVendor{LogKey: logKey}); err != nil {
 			return err
 		}
 	}
@@ -337,7 +337,7 @@ func (a *Appliance) welcomed(w *boundaryv1.Welcome) {
 }
 
 func (a *Appliance) setClock(at time.Time) bool {
-	a.clock.hint(at)
+	a.book.VendorTime(at)
 	off, news := a.wallet.heard(at)
 	if news {
 		a.log.Warn("this host's clock differs from the vendor's: certificates are judged by the vendor's", "difference", off.Round(time.Second))

@@ -111,12 +111,12 @@ func TestOnlySignedCAsAfterTheFirst(t *testing.T) {
 	_, other := public()
 	w, _, err := openWallet(filepath.Join(t.TempDir(), "wallet.json"), testDomain, []*x509.Certificate{first.Cert}, nil, time.Now)
 	ok(err)
-	a := &Appliance{cfg: &configs.Appliance{Name: "eu-1", TrustDomain: testDomain}, wallet: w, book: NewBook("eu-1", "globex"), signer: own, log: slog.New(slog.DiscardHandler),
+	a := &Appliance{cfg: &configs.Appliance{Name: "eu-1", TrustDomain: testDomain}, wallet: w, book: newStore(t), signer: own, log: slog.New(slog.DiscardHandler),
 		opts: Options{Proof: func(context.Context, string) (string, error) { return "token", nil }}}
 	e := &thief{ca: first, bundle: [][]byte{evil.Cert.Raw}, logKey: vendor}
 	l := &link{cc: io.NopCloser(nil), http: &http.Client{Transport: e}}
 
-	_, err = ledger.Submit(t.Context(), straight{a.book}, ledger.Meta{At: time.Now(), By: fleet.Local, Request: "r"}, MeetVendor{LogKey: vendor})
+	_, err = ledger.Submit(t.Context(), straight{a.book.Book()}, ledger.Meta{At: time.Now(), By: fleet.Local, Request: "r"}, MeetVendor{LogKey: vendor})
 	ok(err)
 	for what, ask := range map[string]func() error{
 		"enrol": func() error { _, err := a.enrol(t.Context(), l); return err },

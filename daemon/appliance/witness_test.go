@@ -63,7 +63,7 @@ func puts[R any](t *testing.T, a *Appliance, n uint64, c ledger.Change[State, R]
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := a.book.Apply(n, data); err != nil {
+	if _, err := a.book.Book().Apply(n, data); err != nil {
 		t.Fatal(err)
 	}
 }
