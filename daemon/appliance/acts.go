@@ -257,3 +257,13 @@ func (c Expire) Apply(s *State, m ledger.Meta) (none, error) {
 	}
 	return none{}, s.move(&o, operation.Expire, grounds{fleet.Reason{Kind: fleet.NotAnswered}, "nobody answered in time"}, m, nil, nil)
 }
+
+// lapsed reports that the grant of a running operation has ended, as the cause of the end of its context.
+func (s State) lapsed(grant string, now time.Time) error {
+	for _, h := range s.Grants.Held {
+		if u := h.Grant.Until; h.ID == grant && !u.IsZero() && !now.Before(u) {
+			return consentEnded.With(fault.New("appliance.exec", fault.Expired, "its grant ended at %s while it ran: it was killed", u.UTC().Format(time.RFC3339)))
+		}
+	}
+	return nil
+}

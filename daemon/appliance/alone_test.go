@@ -11,13 +11,12 @@ import (
 	"testing"
 	"time"
 
+	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/local/v1/localv1connect"
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/workload"
 	"github.com/demarc-dev/demarc/workload/artifact"
-
-	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 )
 
 // Alone is an appliance with its book in dir and a runtime of the test's, and nothing that connects it to anybody.

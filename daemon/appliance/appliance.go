@@ -62,7 +62,7 @@ type Appliance struct {
 	epochs  epochRefusals
 	running runner
 	intake  intake
-	plans   plans
+	plans   Plans
 	door    sync.Mutex // one change of doors at a time
 	ill     sickness
 	private *privateSide // nil: the file names no tailnet of the customer's

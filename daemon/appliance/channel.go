@@ -358,7 +358,7 @@ func (a *Appliance) speak(ctx context.Context, t net.Conn, beat time.Duration, o
 		}
 		out.sent = max(out.sent, page.ReportsDone)
 		for out.sent < page.ReportsSent() {
-			m := a.sendable(page.Reports[out.sent-page.ReportsDone].toWire(out.sent + 1))
+			m := a.sendable(reportToWire(page.Reports[out.sent-page.ReportsDone], out.sent+1))
 			out.watch.Ask(t, time.Now())
 			if err := say(m); err != nil {
 				return err

@@ -16,7 +16,7 @@ func (a *Appliance) names(page State) (n names) {
 		if d == "" {
 			continue
 		}
-		plan, _, _, err := a.plan(page, d)
+		plan, _, _, err := a.plans.Plan(page, d)
 		if err != nil {
 			continue // of that one nothing runs
 		}

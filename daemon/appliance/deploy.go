@@ -140,7 +140,7 @@ func (r *rounds) hold(ctx context.Context, page State) error {
 
 // again has the last good plan run, as after a restart.
 func (r *rounds) again(ctx context.Context, page State) error {
-	plan, _, _, err := r.a.plan(page, page.Good.Release)
+	plan, _, _, err := r.a.plans.Plan(page, page.Good.Release)
 	if err != nil {
 		return err
 	}
@@ -164,7 +164,7 @@ func (r *rounds) advance(ctx context.Context, page State, next Approved) error {
 	if !r.a.book.Now().Before(next.NotAfter) {
 		return r.begin(ctx, page, next) // refused there, on record: it waits for nothing any more
 	}
-	plan, rel, _, err := r.a.plan(page, next.Release)
+	plan, rel, _, err := r.a.plans.Plan(page, next.Release)
 	if err != nil {
 		return r.tell(ctx, next.ID, fleet.StateWaiting, owing(err))
 	}
@@ -228,7 +228,7 @@ func (r *rounds) keepGood(ctx context.Context, page State) error {
 	if page.Good.ID == "" || r.applied == page.Good.ID {
 		return nil
 	}
-	plan, _, _, err := r.a.plan(page, page.Good.Release)
+	plan, _, _, err := r.a.plans.Plan(page, page.Good.Release)
 	if err == nil {
 		err = r.a.run.Apply(ctx, plan)
 	}
@@ -348,7 +348,7 @@ func (a *Appliance) observe(ctx context.Context) error {
 		now.Services = append(now.Services, h)
 	}
 	if d := page.current(); d != "" {
-		plan, _, _, err := a.plan(page, d)
+		plan, _, _, err := a.plans.Plan(page, d)
 		if err != nil {
 			return err
 		}
@@ -372,18 +372,4 @@ func (a *Appliance) observe(ctx context.Context) error {
 		_, err = Attempt(ctx, a.book, ObserveRoads{Status: now})
 	}
 	return err
-}
-
-// waits returns the newest offer if it waits for the customer's approval.
-func (s State) waits() (Offer, bool) {
-	o, err := s.Offer("")
-	return o, err == nil && o.Digest != s.Approved.Release && o.Digest != s.Good.Release
-}
-
-// current is the release whose secrets matter: the one that is being deployed, or the one that runs.
-func (s State) current() fleet.Digest {
-	if s.Approved.ID != "" {
-		return s.Approved.Release
-	}
-	return s.Good.Release
 }

@@ -49,7 +49,7 @@ func (a *Appliance) doorPlan(p fleet.Posture) (ingress.Plan, error) {
 	page := a.book.View()
 	var ports []ingress.Port
 	if page.Good.Release != "" {
-		plan, _, _, err := a.plan(page, page.Good.Release)
+		plan, _, _, err := a.plans.Plan(page, page.Good.Release)
 		if err != nil {
 			return ingress.Plan{}, err
 		}

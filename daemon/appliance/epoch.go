@@ -3,16 +3,12 @@
 package appliance
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
-	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
-	localv1 "github.com/demarc-dev/demarc/api/local/v1"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ledger"
@@ -20,13 +16,12 @@ import (
 
 // Bounds on what the vendor can do by saying that its book has another epoch.
 const (
-	maxEpochs   = 32               // that are remembered; the oldest goes first
-	epochsEach  = 8                // epochs within epochEvery; more are refused until some are older
-	epochEvery  = 24 * time.Hour   // by the time of the customer's book
-	epochRetry  = 10 * time.Minute // between two entries about refused ones
-	maxResent   = 256              // acknowledged reports that are kept to be sent again
-	resentBytes = 256 << 10        // of them, at most
-	maxForgot   = 64               // heads of former epochs that are kept as evidence
+	maxEpochs   = 32             // that are remembered; the oldest goes first
+	epochsEach  = 8              // epochs within epochEvery; more are refused until some are older
+	epochEvery  = 24 * time.Hour // by the time of the customer's book
+	maxResent   = 256            // acknowledged reports that are kept to be sent again
+	resentBytes = 256 << 10      // of them, at most
+	maxForgot   = 64             // heads of former epochs that are kept as evidence
 )
 
 // Met is an epoch of the vendor's book, as this appliance met it.
@@ -231,73 +226,6 @@ func (c RefuseEpoch) Apply(s *State, m ledger.Meta) (none, error) {
 	return none{}, nil
 }
 
-// epochOf reads an epoch from the wire.
-func epochOf(w *boundaryv1.Epoch) (fleet.Epoch, error) {
-	e := fleet.Epoch{Number: w.GetNumber(), ID: w.GetId()}
-	return e, e.Check()
-}
-
-func epochToWire(e fleet.Epoch) *boundaryv1.Epoch {
-	if e == (fleet.Epoch{}) {
-		return nil
-	}
-	return &boundaryv1.Epoch{Number: e.Number, Id: e.ID}
-}
-
-// meet compares the epoch of a welcome with the one that was met last, and gives the one that the channel is of.
-func (a *Appliance) meet(ctx context.Context, w *boundaryv1.Welcome) (fleet.Epoch, error) {
-	now, err := epochOf(w.GetEpoch())
-	if err != nil {
-		return now, err
-	}
-	for try := 0; ; try++ {
-		page := a.book.View()
-		if now == page.Epoch {
-			return now, nil
-		}
-		r := w.GetRestart()
-		c := MeetEpoch{Epoch: now, Cause: r.GetCause(), LogKept: r.GetLogKept(), OrdersKnown: r.GetOrdersKnown(), ReportsKnown: r.GetReportsKnown(), Witnessed: r.GetWitnessed()}
-		if err = page.mayMeet(c, a.now().UTC()); err == nil {
-			c.Lost = page.lost(c)
-			if _, err = Submit(ctx, a.book, c); fault.Of(err) == fault.Conflict && try < 8 {
-				continue // a report was written meanwhile
-			}
-		}
-		if err == nil {
-			a.log.Warn("the vendor's book has begun another epoch: what it forgot is on record", "epoch", now.String(), "cause", c.Cause, "lost", c.Lost.sentences())
-			return now, nil
-		}
-		a.refuseEpoch(ctx, now, w.GetNode(), err)
-		return now, err
-	}
-}
-
-// refusals of epochs are on record one in epochRetry.
-type epochRefusals struct {
-	mu   sync.Mutex
-	next time.Time
-	left int
-}
-
-func (a *Appliance) refuseEpoch(ctx context.Context, e fleet.Epoch, node string, why error) {
-	if k := fault.Of(why); k == fault.Unavailable || k == fault.Internal {
-		return // it is this appliance's own trouble
-	}
-	a.epochs.mu.Lock()
-	if a.now().Before(a.epochs.next) {
-		a.epochs.left++
-		a.epochs.mu.Unlock()
-		return
-	}
-	c := RefuseEpoch{Epoch: e, Node: fault.Clip(node), Reason: fault.Text(why), Left: a.epochs.left}
-	a.epochs.next, a.epochs.left = a.now().Add(epochRetry), 0
-	a.epochs.mu.Unlock()
-	a.log.Error("a node of the vendor's is refused: its book has an epoch that is not taken", "node", node, "epoch", e.String(), "err", fault.Text(why))
-	if _, err := Submit(ctx, a.book, c); err != nil {
-		a.log.Error("that an epoch was refused is not on record", "err", err)
-	}
-}
-
 // sentences says what is lost, and what is sent again.
 func (l Lost) sentences() []string {
 	var out []string
@@ -310,18 +238,5 @@ func (l Lost) sentences() []string {
 	add(l.Reports, "reports %s were acknowledged, are not in the vendor's book, and are not kept here")
 	add(l.Again, "reports %s were acknowledged, were not in the vendor's book, and are sent again")
 	add(l.Log, "entries %s of the vendor's log were countersigned here, and are not in it: it goes on in another way from the one before them")
-	return out
-}
-
-// epochStatus is what the customer is told; nil in the first epoch of a vendor's book that was never another one.
-func (s State) epochStatus() *localv1.VendorEpoch {
-	if len(s.Epochs) == 0 && s.EpochRefused == "" {
-		return nil
-	}
-	out := &localv1.VendorEpoch{Number: s.Epoch.Number, Id: s.Epoch.ID, Refused: s.EpochRefused}
-	if n := len(s.Epochs); n > 0 {
-		e := s.Epochs[n-1]
-		out.Cause, out.MetUnix, out.Lost = e.Cause, e.At.Unix(), e.Lost.sentences()
-	}
 	return out
 }

@@ -5,9 +5,7 @@ package appliance
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"encoding/json"
-	"iter"
 	"slices"
 	"time"
 
@@ -15,7 +13,6 @@ import (
 
 	localv1 "github.com/demarc-dev/demarc/api/local/v1"
 	"github.com/demarc-dev/demarc/audit"
-	"github.com/demarc-dev/demarc/seal"
 )
 
 // Timing of evidence: how often the vendor is asked to countersign this log where it has news.
@@ -88,7 +85,7 @@ func (a *Appliance) askWitness(ctx context.Context, p *patience) error {
 	}
 	c := Checkpoint{Note: cp}
 	if page.VendorHolds != nil {
-		if err := c.from(log, min(*page.VendorHolds, log.Size())); err != nil {
+		if err := prove(&c, log, min(*page.VendorHolds, log.Size())); err != nil {
 			return err
 		}
 	}
@@ -99,7 +96,7 @@ func (a *Appliance) askWitness(ctx context.Context, p *patience) error {
 		if !news(log, last.Size) {
 			return nil
 		}
-		if err := c.from(log, last.Size); err != nil {
+		if err := prove(&c, log, last.Size); err != nil {
 			return err
 		}
 		break
@@ -111,8 +108,8 @@ func (a *Appliance) askWitness(ctx context.Context, p *patience) error {
 	return err
 }
 
-// from proves that the log only grew since it had that size.
-func (c *Checkpoint) from(log audit.Log, size int64) error {
+// prove proves that the log only grew since it had that size.
+func prove(c *Checkpoint, log audit.Log, size int64) error {
 	proof, err := log.Consistency(size, log.Size())
 	if err != nil {
 		return err
@@ -147,35 +144,6 @@ func news(log audit.Log, from int64) bool {
 		}
 	}
 	return false
-}
-
-// vouchedHead is a head that the vendor countersigned.
-type vouchedHead struct {
-	audit.Head
-	note []byte
-}
-
-// vouched yields the vendor's countersignatures that verify, the newest first: a book may hold others.
-func (s State) vouched(own crypto.PublicKey) iter.Seq[vouchedHead] {
-	return func(yield func(vouchedHead) bool) {
-		k, err := seal.ParseKey(s.VendorLogKey)
-		if err != nil {
-			return // the vendor was not met yet
-		}
-		log, err := audit.NoteVerifier(audit.CustomerOrigin(s.Site.TrustDomain, s.Appliance), own)
-		if err != nil {
-			return
-		}
-		witness, err := audit.CosignVerifier(audit.VendorOrigin(s.Site.TrustDomain), k.Public)
-		if err != nil {
-			return
-		}
-		for _, b := range slices.Backward(s.Cosigned) {
-			if h, _, err := audit.OpenCosigned(b, log, witness); err == nil && !yield(vouchedHead{h, b}) {
-				return
-			}
-		}
-	}
 }
 
 // ExportEvidence streams the customer's log with its countersignatures, the vendor's heads that this appliance witnessed,

@@ -79,11 +79,11 @@ func (a *Appliance) SetPosture(ctx context.Context, p fleet.Posture) error {
 func (a *Appliance) Doors() []ingress.Door { return a.gate.Plan().Doors }
 
 // ToWire is the message of a report.
-func (r Report) ToWire(number uint64) *boundaryv1.Report { return r.toWire(number) }
+func ToWire(r Report, number uint64) *boundaryv1.Report { return reportToWire(r, number) }
 
 // PlanOf is the plan of an offered release, as the loops have it.
 func (a *Appliance) PlanOf(d fleet.Digest) manifest.Plan {
-	p, _, _, _ := a.plan(a.book.View(), d)
+	p, _, _, _ := a.plans.Plan(a.book.View(), d)
 	return p
 }
 

@@ -55,15 +55,15 @@ func (a *Appliance) takeOrder(ctx context.Context, o *boundaryv1.Order) (uint64,
 	t := a.take(o)
 	took, err := DryRun(a.book, t)
 	if err != nil {
-		t.leaveOut(o, owing(err))
+		leaveOut(&t, o, owing(err))
 		took, err = Attempt(ctx, a.book, t)
 		return took.Done, err
 	}
 	if took.Reason != "" {
-		t.leaveOut(o, grounds{took.Why, took.Reason})
+		leaveOut(&t, o, grounds{took.Why, took.Reason})
 		a.log.Warn("an order came to nothing", "number", o.GetNumber(), "reason", took.Reason)
 	}
-	if err := a.intake.wait(ctx, t.size(), t.Refused != ""); err != nil {
+	if err := a.intake.wait(ctx, sizeOfTake(t), t.Refused != ""); err != nil {
 		return 0, err
 	}
 	took, err = Persist(ctx, a.book, t) // nothing is acknowledged before it is written
@@ -75,7 +75,7 @@ func (a *Appliance) takeOrder(ctx context.Context, o *boundaryv1.Order) (uint64,
 func (a *Appliance) take(o *boundaryv1.Order) Take {
 	t := Take{Number: o.GetNumber(), Epoch: o.GetEpoch().GetNumber()}
 	refuse := func(format string, args ...any) Take {
-		t.leaveOut(o, owing(fault.New("appliance.take", fault.Invalid, format, args...)))
+		leaveOut(&t, o, owing(fault.New("appliance.take", fault.Invalid, format, args...)))
 		return t
 	}
 	switch body := o.GetBody().(type) {
@@ -120,7 +120,7 @@ func (a *Appliance) take(o *boundaryv1.Order) Take {
 }
 
 // leaveOut makes the change one that says why nothing comes of the order, and names its body in place of holding it.
-func (t *Take) leaveOut(o *boundaryv1.Order, b grounds) {
+func leaveOut(t *Take, o *boundaryv1.Order, b grounds) {
 	if t.Left != nil {
 		return
 	}
@@ -147,8 +147,8 @@ func (t *Take) leaveOut(o *boundaryv1.Order, b grounds) {
 	}
 }
 
-// size is about what the change takes in the book, in bytes, beside [entryCost].
-func (t Take) size() int {
+// sizeOfTake is about what the change takes in the book, in bytes, beside [entryCost].
+func sizeOfTake(t Take) int {
 	n := len(t.Release) + len(t.Operation) + len(t.Witnessed) + len(t.Cosigned)
 	return n + n/3 + len(t.Cancel) + len(t.Refused)
 }

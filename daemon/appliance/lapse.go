@@ -7,8 +7,6 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/demarc-dev/demarc/fault"
 )
 
 // checkEvery bounds how late a step of the host's clock is noticed while an act runs.
@@ -65,14 +63,4 @@ func (a *Appliance) firstEnd(grants []string) (end, until time.Time) {
 		return time.Time{}, until
 	}
 	return time.Now().Add(until.Sub(a.book.Now())), until
-}
-
-// lapsed reports that the grant of a running operation has ended, as the cause of the end of its context.
-func (s State) lapsed(grant string, now time.Time) error {
-	for _, h := range s.Grants.Held {
-		if u := h.Grant.Until; h.ID == grant && !u.IsZero() && !now.Before(u) {
-			return consentEnded.With(fault.New("appliance.exec", fault.Expired, "its grant ended at %s while it ran: it was killed", u.UTC().Format(time.RFC3339)))
-		}
-	}
-	return nil
 }

@@ -48,7 +48,7 @@ func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) 
 	root := log.Root()
 	out := &localv1.StatusResponse{Appliance: string(page.Appliance), Customer: string(page.Customer), TrustDomain: page.Site.TrustDomain, Route: l.sw.Current(),
 		State: string(page.Deploy.State), Reason: page.Deploy.Reason, Release: string(page.Deploy.Release), Version: page.Deploy.Version,
-		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:]), ProbesSeen: page.ProbesSeen, VendorEpoch: page.epochStatus()}
+		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:]), ProbesSeen: page.ProbesSeen, VendorEpoch: epochStatus(page)}
 	if err := l.book.Failed(); err != nil {
 		out.BookFailed, out.BookFailedUnix = fault.Text(err), l.book.FailedSince().Unix()
 	}
@@ -73,12 +73,12 @@ func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) 
 		out.Services = append(out.Services, &localv1.Service{Name: s.Name, Healthy: s.Healthy, Restarts: uint32(s.Restarts), Pid: int32(s.PID),
 			Reason: s.Reason, Kind: string(s.Why.Kind), Number: s.Why.Number, SinceUnix: unix(s.Since)})
 	}
-	out.Waits, out.Endings = page.waitsFor(l.book.Now()), page.endings(l.book.Now())
+	out.Waits, out.Endings = waitsFor(page, l.book.Now()), endings(page, l.book.Now())
 	for _, p := range page.Pinned {
 		out.Pinned = append(out.Pinned, string(p.ID))
 	}
 	if d := page.current(); d != "" {
-		plan, _, _, err := l.plan(page, d)
+		plan, _, _, err := l.plans.Plan(page, d)
 		if err != nil {
 			return nil, err
 		}
@@ -160,13 +160,13 @@ func (l local) Submit(ctx context.Context, req *connect.Request[localv1.SubmitRe
 // Review compiles what would run, and how it differs from what runs.
 func (l local) Review(_ context.Context, req *connect.Request[localv1.ReviewRequest]) (*connect.Response[localv1.ReviewResponse], error) {
 	page := l.book.View()
-	plan, _, o, err := l.plan(page, fleet.Digest(req.Msg.GetRelease()))
+	plan, _, o, err := l.plans.Plan(page, fleet.Digest(req.Msg.GetRelease()))
 	if err != nil {
 		return nil, err
 	}
 	var old manifest.Plan
 	if page.Good.Release != "" {
-		if old, _, _, err = l.plan(page, page.Good.Release); err != nil {
+		if old, _, _, err = l.plans.Plan(page, page.Good.Release); err != nil {
 			return nil, err
 		}
 	}

@@ -14,9 +14,9 @@ import (
 // maxPlans is how many compiled plans are kept: the last good one, the approved one, and those that somebody reviews.
 const maxPlans = 8
 
-// plans keeps compiled plans. A release is named by its digest, so its plan never changes. The loops ask every few seconds, and to read
+// Plans is a cache of compiled plans. A release is named by its digest, so its plan never changes. The loops ask every few seconds, and to read
 // a Compose file takes milliseconds.
-type plans struct {
+type Plans struct {
 	mu sync.Mutex
 	of map[planKey]manifest.Plan
 }
@@ -26,8 +26,8 @@ type planKey struct {
 	choices string // as JSON, which sorts the keys of maps
 }
 
-// plan is [State.Plan], and remembers what it compiled. Callers must not change the plan. It may be called from several goroutines.
-func (a *Appliance) plan(page State, d fleet.Digest) (manifest.Plan, manifest.Release, Offer, error) {
+// Plan is [State.Plan], and remembers what it compiled. Callers must not change the plan. It may be called concurrently.
+func (c *Plans) Plan(page State, d fleet.Digest) (manifest.Plan, manifest.Release, Offer, error) {
 	rel, o, err := page.release(d)
 	if err != nil {
 		return manifest.Plan{}, rel, o, err
@@ -38,18 +38,18 @@ func (a *Appliance) plan(page State, d fleet.Digest) (manifest.Plan, manifest.Re
 		return manifest.Plan{}, rel, o, fault.At("appliance.plan", fault.Internal, err)
 	}
 	key := planKey{o.Digest, string(text)}
-	a.plans.mu.Lock()
-	defer a.plans.mu.Unlock()
-	if p, ok := a.plans.of[key]; ok {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p, ok := c.of[key]; ok {
 		return p, rel, o, nil
 	}
 	p, err := manifest.Compile(rel, chosen)
 	if err != nil {
 		return p, rel, o, err
 	}
-	if a.plans.of == nil || len(a.plans.of) >= maxPlans {
-		a.plans.of = map[planKey]manifest.Plan{}
+	if c.of == nil || len(c.of) >= maxPlans {
+		c.of = map[planKey]manifest.Plan{}
 	}
-	a.plans.of[key] = p
+	c.of[key] = p
 	return p, rel, o, nil
 }

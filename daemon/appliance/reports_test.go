@@ -77,7 +77,7 @@ func (a *ailing) Exec(ctx context.Context, s string, argv []string, l workload.L
 func (p *place) crossed() (out []fleet.Reason) {
 	p.t.Helper()
 	for i, r := range p.o.book.View().Reports {
-		w := r.ToWire(uint64(i + 1))
+		w := appliance.ToWire(r, uint64(i+1))
 		b, err := proto.Marshal(w)
 		if err != nil {
 			p.t.Fatal(err)

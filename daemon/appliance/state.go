@@ -15,6 +15,7 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/grant"
 	"github.com/demarc-dev/demarc/ledger"
+	"github.com/demarc-dev/demarc/mesh"
 	"github.com/demarc-dev/demarc/operation"
 	"github.com/demarc-dev/demarc/seal"
 )
@@ -406,4 +407,24 @@ func (s *State) UnmarshalJSON(b []byte) error {
 	}
 	*s = n
 	return nil
+}
+
+// waits returns the newest offer if it waits for the customer's approval.
+func (s State) waits() (Offer, bool) {
+	o, err := s.Offer("")
+	return o, err == nil && o.Digest != s.Approved.Release && o.Digest != s.Good.Release
+}
+
+// current is the release whose secrets matter: the one that is being deployed, or the one that runs.
+func (s State) current() fleet.Digest {
+	if s.Approved.ID != "" {
+		return s.Approved.Release
+	}
+	return s.Good.Release
+}
+
+// Trouble is a road that does not work, as far as the vendor may know it: two words of closed sets.
+type Trouble struct {
+	Kind   string      `json:"kind"`
+	Reason mesh.Reason `json:"reason"`
 }

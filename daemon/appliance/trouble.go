@@ -12,12 +12,6 @@ import (
 	"github.com/demarc-dev/demarc/mesh"
 )
 
-// Trouble is a road that does not work, as far as the vendor may know it: two words of closed sets.
-type Trouble struct {
-	Kind   string      `json:"kind"`
-	Reason mesh.Reason `json:"reason"`
-}
-
 // maxTroubles bounds what is reported: as many as a vendor takes.
 const maxTroubles = 32
 

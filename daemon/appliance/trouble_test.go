@@ -62,7 +62,7 @@ func TestWhichTroublesTheVendorHears(t *testing.T) {
 	if w := way("c", configs.Tailscale, true, refused); w.GetReason() != "" {
 		t.Errorf("a road in use has trouble: %v", w)
 	}
-	r := Report{At: at, Status: &Status{Roads: []Trouble{{configs.Tailscale, mesh.TailnetKey}}}}.toWire(1).GetStatus().GetRoads()
+	r := reportToWire(Report{At: at, Status: &Status{Roads: []Trouble{{configs.Tailscale, mesh.TailnetKey}}}}, 1).GetStatus().GetRoads()
 	if len(r) != 1 || r[0].GetKind() != "tailscale" || r[0].GetReason() != "tailnet_key" {
 		t.Errorf("%v", r)
 	}

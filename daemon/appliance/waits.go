@@ -16,7 +16,7 @@ import (
 const endingSoon = 72 * time.Hour
 
 // waitsFor says which release waits for the customer, and for what: an approval, or a grant. It returns nil if none does.
-func (s State) waitsFor(now time.Time) *localv1.Waiting {
+func waitsFor(s State, now time.Time) *localv1.Waiting {
 	if o, ok := s.waits(); ok {
 		return &localv1.Waiting{Release: string(o.Digest), Version: o.Version, SinceUnix: unix(o.At), Why: "it is offered, and not approved",
 			Do: "demarc review --release " + string(o.Digest)}
@@ -28,11 +28,11 @@ func (s State) waitsFor(now time.Time) *localv1.Waiting {
 	if err != nil {
 		return nil
 	}
-	return &localv1.Waiting{Release: string(o.Digest), Version: o.Version, SinceUnix: unix(o.At), Why: "it is approved, and not granted: " + s.Deploy.Reason, Do: "demarc grant " + string(s.lacking(now))}
+	return &localv1.Waiting{Release: string(o.Digest), Version: o.Version, SinceUnix: unix(o.At), Why: "it is approved, and not granted: " + s.Deploy.Reason, Do: "demarc grant " + string(lacking(s, now))}
 }
 
 // lacking is the first phase that the deploy needs and that is not granted.
-func (s State) lacking(now time.Time) fleet.Phase {
+func lacking(s State, now time.Time) fleet.Phase {
 	phases := s.phases()
 	for _, p := range phases {
 		if !s.may(p, now).Allow {
@@ -43,7 +43,7 @@ func (s State) lacking(now time.Time) fleet.Phase {
 }
 
 // endings lists what of the customer's consent ends soon: grants in force, and the approval of a plan whose deploy has not begun.
-func (s State) endings(now time.Time) []*localv1.Ending {
+func endings(s State, now time.Time) []*localv1.Ending {
 	soon := func(from, at time.Time) bool {
 		return !at.IsZero() && now.Before(at) && at.Sub(now) <= min(endingSoon, at.Sub(from)/4)
 	}
@@ -58,5 +58,18 @@ func (s State) endings(now time.Time) []*localv1.Ending {
 		out = append(out, &localv1.Ending{What: "approval of plan " + a.Plan.Short(), Id: a.ID, AtUnix: a.NotAfter.Unix(), Do: "demarc review --release " + string(a.Release)})
 	}
 	slices.SortStableFunc(out, func(a, b *localv1.Ending) int { return cmp.Compare(a.AtUnix, b.AtUnix) })
+	return out
+}
+
+// epochStatus is what the customer is told; nil in the first epoch of a vendor's book that was never another one.
+func epochStatus(s State) *localv1.VendorEpoch {
+	if len(s.Epochs) == 0 && s.EpochRefused == "" {
+		return nil
+	}
+	out := &localv1.VendorEpoch{Number: s.Epoch.Number, Id: s.Epoch.ID, Refused: s.EpochRefused}
+	if n := len(s.Epochs); n > 0 {
+		e := s.Epochs[n-1]
+		out.Cause, out.MetUnix, out.Lost = e.Cause, e.At.Unix(), e.Lost.sentences()
+	}
 	return out
 }

@@ -10,9 +10,9 @@ import (
 	"github.com/demarc-dev/demarc/fault"
 )
 
-// toWire turns a report into its message. What has no field there does not leave. Each text is UTF-8, and each field has the
+// reportToWire turns a report into its message. What has no field there does not leave. Each text is UTF-8, and each field has the
 // size that the vendor takes: a report that could not be encoded, or was refused, would hold back all that follow it.
-func (r Report) toWire(number uint64) *boundaryv1.Report {
+func reportToWire(r Report, number uint64) *boundaryv1.Report {
 	w := &boundaryv1.Report{Number: number, AtUnixMs: r.At.UnixMilli()}
 	switch {
 	case r.Deploy != nil:
@@ -30,14 +30,14 @@ func (r Report) toWire(number uint64) *boundaryv1.Report {
 	case r.Cosigned != nil:
 		w.Body = &boundaryv1.Report_Cosigned{Cosigned: r.Cosigned}
 	case r.Status != nil:
-		w.Body = &boundaryv1.Report_Status{Status: r.Status.toWire()}
+		w.Body = &boundaryv1.Report_Status{Status: statusToWire(*r.Status)}
 	case r.Withdrawn:
 		w.Body = &boundaryv1.Report_Withdrawn{Withdrawn: true}
 	}
 	return w
 }
 
-func (s Status) toWire() *boundaryv1.StatusReport {
+func statusToWire(s Status) *boundaryv1.StatusReport {
 	w := &boundaryv1.StatusReport{Posture: clipName(string(s.Posture))}
 	for _, h := range s.Services[:min(len(s.Services), channel.MaxServices)] {
 		w.Services = append(w.Services, &boundaryv1.ServiceHealth{Name: clipName(h.Name), Healthy: h.Healthy, Restarts: h.Restarts, Reason: channel.ReasonToWire(h.Why)})

@@ -44,7 +44,7 @@ func TestEachReportCanBeEncoded(t *testing.T) {
 			"probe":     {Probe: &ProbeIndex{ID: s}},
 			"status":    {Status: status},
 		} {
-			m := r.toWire(7)
+			m := reportToWire(r, 7)
 			b, err := proto.Marshal(m)
 			if err != nil {
 				t.Fatalf("%s with %.20q: %v", what, s, err)
@@ -87,7 +87,7 @@ func TestAReportThatCantBeSentBlocksNobody(t *testing.T) {
 		}
 	}
 	good := Report{At: time.Unix(1, 0), Probe: &ProbeIndex{ID: "p", Index: 4}}
-	if p := a.sendable(good.toWire(3)).GetReport().GetProbe(); p.GetId() != "p" || p.GetIndex() != 4 {
+	if p := a.sendable(reportToWire(good, 3)).GetReport().GetProbe(); p.GetId() != "p" || p.GetIndex() != 4 {
 		t.Errorf("a good report became %v", p)
 	}
 }

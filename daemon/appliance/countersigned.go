@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package appliance
+
+import (
+	"crypto"
+	"iter"
+	"slices"
+
+	"github.com/demarc-dev/demarc/audit"
+	"github.com/demarc-dev/demarc/seal"
+)
+
+// vouchedHead is a head that the vendor countersigned.
+type vouchedHead struct {
+	audit.Head
+	note []byte
+}
+
+// vouched yields the vendor's countersignatures that verify, the newest first: a book may hold others.
+func (s State) vouched(own crypto.PublicKey) iter.Seq[vouchedHead] {
+	return func(yield func(vouchedHead) bool) {
+		k, err := seal.ParseKey(s.VendorLogKey)
+		if err != nil {
+			return // the vendor was not met yet
+		}
+		log, err := audit.NoteVerifier(audit.CustomerOrigin(s.Site.TrustDomain, s.Appliance), own)
+		if err != nil {
+			return
+		}
+		witness, err := audit.CosignVerifier(audit.VendorOrigin(s.Site.TrustDomain), k.Public)
+		if err != nil {
+			return
+		}
+		for _, b := range slices.Backward(s.Cosigned) {
+			if h, _, err := audit.OpenCosigned(b, log, witness); err == nil && !yield(vouchedHead{h, b}) {
+				return
+			}
+		}
+	}
+}
