@@ -36,7 +36,7 @@ func (c BeginDeploy) Apply(s *State, m ledger.Meta) (none, error) {
 			"the approval of this plan ended at %s, before the deploy began: look at it again (demarc review) and approve it anew", s.Approved.NotAfter.UTC().Format(time.RFC3339)))
 	}
 	if s.Deploy.Approval == c.Approval && s.Deploy.State == fleet.StateDeploying {
-		if why := s.deployEnds(m.At); why != "" {
+		if why := s.DeployEnds(m.At); why != "" {
 			return none{}, consentEnded.With(fault.New(op, fault.Denied, "%s", why))
 		}
 		return none{}, nil
@@ -74,9 +74,9 @@ var (
 	tooManyOpen  = fleet.Reason{Kind: fleet.TooManyOpen}
 )
 
-// deployEnds says why the deploy that began may not go on, "" if it may: one of the grants that it was counted on was revoked or
+// DeployEnds says why the deploy that began may not go on, "" if it may: one of the grants that it was counted on was revoked or
 // has ended, or a deny forbids it.
-func (s State) deployEnds(at time.Time) string {
+func (s State) DeployEnds(at time.Time) string {
 	own := counted(s.Grants, s.Approved.Grants...)
 	for _, p := range s.phases() {
 		if d := grant.Decide(grant.Input{Appliance: s.Appliance, Phase: p, Now: at}, own); !d.Allow {
@@ -124,13 +124,13 @@ func (c EndDeploy) Apply(s *State, m ledger.Meta) (none, error) {
 func (s *State) deployed(d Deploy, m ledger.Meta) error {
 	was := s.Deploy
 	s.Deploy = d
-	if was.told() == d.told() {
+	if was.ForVendor() == d.ForVendor() {
 		return nil
 	}
 	if !s.may(fleet.Observe, m.At).Allow {
 		return nil
 	}
-	s.tellDeploy(m)
+	s.reportDeploy(m)
 	return nil
 }
 
@@ -159,10 +159,10 @@ func (c Start) Apply(s *State, m ledger.Meta) (operation.State, error) {
 		return "", fault.At(op, fault.Internal, err)
 	}
 	if unnamed != nil {
-		return operation.Cancelled, s.move(&o, operation.Stop, owing(unnamed), m, nil, nil)
+		return operation.Cancelled, s.move(&o, operation.Stop, GroundsOf(unnamed), m, nil, nil)
 	}
 	if !m.At.Before(r.NotAfter) || !m.At.Before(a.NotAfter) {
-		err := s.move(&o, operation.Expire, grounds{fleet.Reason{Kind: fleet.RequestEnded}, "its time ran out before it began"}, m, nil, nil)
+		err := s.move(&o, operation.Expire, Grounds{fleet.Reason{Kind: fleet.RequestEnded}, "its time ran out before it began"}, m, nil, nil)
 		return operation.Expired, err
 	}
 	t, err := s.template(r)
@@ -172,10 +172,10 @@ func (c Start) Apply(s *State, m ledger.Meta) (operation.State, error) {
 			err = notGranted.With(fault.New(op, fault.Denied, "%s", d.Why))
 		} else if s.Grants, err = s.Grants.Use(d.Grant, m.At); err == nil {
 			o.Grant, o.Started = d.Grant, m.At
-			return operation.Running, s.move(&o, operation.Start, grounds{}, m, nil, nil)
+			return operation.Running, s.move(&o, operation.Start, Grounds{}, m, nil, nil)
 		}
 	}
-	return operation.Cancelled, s.move(&o, operation.Stop, owing(err), m, nil, nil)
+	return operation.Cancelled, s.move(&o, operation.Stop, GroundsOf(err), m, nil, nil)
 }
 
 // Finish records the sealed result of an operation, and its output, encrypted to the customer.
@@ -226,12 +226,12 @@ func (c Finish) Apply(s *State, m ledger.Meta) (operation.State, error) {
 		s.report(Report{At: m.At, Operation: &OperationReport{ID: o.ID, State: string(o.State), Statement: c.Result}})
 		return o.State, nil
 	case c.Lapsed != "":
-		return operation.Cancelled, s.move(&o, operation.Stop, grounds{c.Why, c.Lapsed}, m, c.Result, nil)
+		return operation.Cancelled, s.move(&o, operation.Stop, Grounds{c.Why, c.Lapsed}, m, c.Result, nil)
 	case c.Failed != "":
-		return operation.Failed, s.move(&o, operation.Fail, grounds{c.Why, c.Failed}, m, c.Result, nil)
+		return operation.Failed, s.move(&o, operation.Fail, Grounds{c.Why, c.Failed}, m, c.Result, nil)
 	}
 	o.Output = c.Output
-	return operation.Held, s.move(&o, operation.Finish, grounds{}, m, c.Result, nil)
+	return operation.Held, s.move(&o, operation.Finish, Grounds{}, m, c.Result, nil)
 }
 
 // Expire ends what waited too long for an answer.
@@ -255,11 +255,11 @@ func (c Expire) Apply(s *State, m ledger.Meta) (none, error) {
 	if m.At.Before(r.NotAfter) {
 		return none{}, fault.New("operation.expire", fault.Conflict, "it is good until %s", r.NotAfter.Format(time.RFC3339))
 	}
-	return none{}, s.move(&o, operation.Expire, grounds{fleet.Reason{Kind: fleet.NotAnswered}, "nobody answered in time"}, m, nil, nil)
+	return none{}, s.move(&o, operation.Expire, Grounds{fleet.Reason{Kind: fleet.NotAnswered}, "nobody answered in time"}, m, nil, nil)
 }
 
-// lapsed reports that the grant of a running operation has ended, as the cause of the end of its context.
-func (s State) lapsed(grant string, now time.Time) error {
+// Lapsed reports that the grant of a running operation has ended, as the cause of the end of its context.
+func (s State) Lapsed(grant string, now time.Time) error {
 	for _, h := range s.Grants.Held {
 		if u := h.Grant.Until; h.ID == grant && !u.IsZero() && !now.Before(u) {
 			return consentEnded.With(fault.New("appliance.exec", fault.Expired, "its grant ended at %s while it ran: it was killed", u.UTC().Format(time.RFC3339)))

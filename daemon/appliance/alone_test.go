@@ -25,7 +25,7 @@ func Alone(t testing.TB, dir string, run Runtime, now func() time.Time) *Applian
 	cfg := &configs.Appliance{Dir: dir, Name: "eu-1", Customer: "globex", TrustDomain: "acme.example"}
 	a := &Appliance{cfg: cfg, now: now, log: slog.New(slog.DiscardHandler), run: run, secret: workload.NewFiles(t.TempDir()),
 		signer: ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))}
-	a.running.live = map[string]*act{}
+	a.running.live = map[string]*execution{}
 	f, err := os.OpenFile(filepath.Join(dir, "book"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		t.Fatal(err)

@@ -55,16 +55,16 @@ type Appliance struct {
 
 	link    atomic.Pointer[link]
 	linked  chan struct{} // holds one token each time a channel comes up
-	nudge   chan struct{} // holds one token each time the renewal has something to look at
+	wake    chan struct{} // holds one token each time the renewal has something to look at
 	opts    Options
 	proving proving
-	hush    hush
+	idle    idleTolerance
 	epochs  epochRefusals
 	running runner
 	intake  intake
 	plans   Plans
 	door    sync.Mutex // one change of doors at a time
-	ill     sickness
+	health  transportHealth
 	private *privateSide // nil: the file names no tailnet of the customer's
 
 	doorCert   *ingress.Files // of the doors; nil: none
@@ -89,9 +89,9 @@ func New(ctx context.Context, cfg *configs.Appliance, build string, log *slog.Lo
 	if opts.Rand == nil {
 		opts.Rand = mrand.Float64
 	}
-	a := &Appliance{cfg: cfg, build: build, log: log, now: opts.Now, opts: opts, linked: make(chan struct{}, 1), nudge: make(chan struct{}, 1),
+	a := &Appliance{cfg: cfg, build: build, log: log, now: opts.Now, opts: opts, linked: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 		routes: map[string]mesh.Route{}, hellos: map[string]*mesh.Hello{}}
-	a.running.live = map[string]*act{}
+	a.running.live = map[string]*execution{}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "can't make the directory %s", cfg.Dir)
 	}
@@ -194,13 +194,13 @@ func (a *Appliance) setLink(l *link) {
 	case a.linked <- struct{}{}:
 	default:
 	}
-	a.look()
+	a.wakeRenewal()
 }
 
-// look has the renewal look at the wallet again.
-func (a *Appliance) look() {
+// wakeRenewal has the renewal look at the wallet again.
+func (a *Appliance) wakeRenewal() {
 	select {
-	case a.nudge <- struct{}{}:
+	case a.wake <- struct{}{}:
 	default:
 	}
 }

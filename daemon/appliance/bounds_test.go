@@ -195,18 +195,18 @@ func TestAPlanThatIsKeptIsTheReleases(t *testing.T) {
 		for i := range 12 {
 			offer(t, a, o, fmt.Sprintf("1.%d.0", i+1))
 		}
-		page, seen := a.Book().View(), map[fleet.Digest]bool{}
+		st, seen := a.Book().View(), map[fleet.Digest]bool{}
 		for range 2 {
-			for _, x := range page.Offers {
+			for _, x := range st.Offers {
 				got := a.PlanOf(x.Digest).Digest()
-				if want := page.PlanOf(x.Digest).Digest(); got != want {
+				if want := st.PlanOf(x.Digest).Digest(); got != want {
 					t.Errorf("release %s %s: plan %s, want %s", x.App, x.Version, got.Short(), want.Short())
 				}
 				seen[got] = true
 			}
 		}
 		if len(seen) < 12 {
-			t.Errorf("%d plans of %d releases", len(seen), len(page.Offers))
+			t.Errorf("%d plans of %d releases", len(seen), len(st.Offers))
 		}
 	})
 }
@@ -414,13 +414,13 @@ func TestRefusedOrdersCostLittle(t *testing.T) {
 		if info, err := os.Stat(filepath.Join(dir, "book")); err != nil || info.Size() > 256<<10 {
 			t.Errorf("the book has %d bytes: %v", info.Size(), err)
 		}
-		page, log := a.Book().Both()
+		st, log := a.Book().Both()
 		for i := range log.Size() {
 			if _, err := audit.ParseEntry(log.Entry(i)); err != nil {
 				t.Errorf("entry %d: %v", i, err)
 			}
 		}
-		if x, err := page.Operation("op-1"); err != nil || x.State != operation.Rejected || x.Request != nil || x.Left == nil || x.Left.Size < 500_000 {
+		if x, err := st.Operation("op-1"); err != nil || x.State != operation.Rejected || x.Request != nil || x.Left == nil || x.Left.Size < 500_000 {
 			t.Errorf("the refused operation: %+v, %v", x.Left, err)
 		}
 		again := appliance.Alone(t, dir, newIdle(), time.Now)

@@ -185,19 +185,21 @@ func (c Observe) Apply(s *State, m ledger.Meta) (none, error) {
 	if !s.may(fleet.Observe, m.At).Allow {
 		return none{}, nil
 	}
-	s.tellStatus(m)
-	s.tellAgain(m) // a grant may have begun, or a deny ended, by its own time
+	s.reportStatus(m)
+	s.reportDeployAgain(m) // a grant may have begun, or a deny ended, by its own time
 	return none{}, nil
 }
 
-// ObserveRoads is [Observe] where roads do not work, or did not: what came before it had no word for them.
-type ObserveRoads Observe
+// ObserveTransports is [Observe] where roads do not work, or did not: what came before it had no word for them.
+type ObserveTransports Observe
 
 // Kind names the change in the log.
-func (ObserveRoads) Kind() string { return "status/2" }
+func (ObserveTransports) Kind() string { return "status/2" }
 
 // Apply is that of [Observe].
-func (c ObserveRoads) Apply(s *State, m ledger.Meta) (none, error) { return Observe(c).Apply(s, m) }
+func (c ObserveTransports) Apply(s *State, m ledger.Meta) (none, error) {
+	return Observe(c).Apply(s, m)
+}
 
 // Checkpointed queues a head of this log for the vendor to countersign.
 type Checkpointed struct {
@@ -219,29 +221,29 @@ func (c Checkpointed) Apply(s *State, m ledger.Meta) (none, error) {
 	return none{}, nil
 }
 
-// keep appends to what is kept of one kind; the oldest goes first.
-func keep(kept [][]byte, b []byte) [][]byte {
+// appendBounded appends to what is kept of one kind; the oldest goes first.
+func appendBounded(kept [][]byte, b []byte) [][]byte {
 	kept = append(slices.Clip(kept), b)
 	return kept[max(0, len(kept)-MaxWitnessed):]
 }
 
-// grounds are why an operation is as it is: what the vendor is told, and the sentence of the customer's side.
-type grounds struct {
-	why  fleet.Reason
-	said string
+// Grounds are why an operation is as it is: what the vendor is told, and the sentence of the customer's side.
+type Grounds struct {
+	Why      fleet.Reason
+	Sentence string
 }
 
-// owing is the reason that an error has.
-func owing(err error) grounds { return grounds{fleet.ReasonOf(err), fault.Text(err)} }
+// GroundsOf is the reason that an error has.
+func GroundsOf(err error) Grounds { return Grounds{fleet.ReasonOf(err), fault.Text(err)} }
 
 // move makes the next state of an operation, and reports it with a statement where there is one.
-func (s *State) move(o *Operation, e operation.Event, b grounds, m ledger.Meta, statement, output []byte) error {
+func (s *State) move(o *Operation, e operation.Event, b Grounds, m ledger.Meta, statement, output []byte) error {
 	next, err := operation.Next(o.State, e)
 	if err != nil {
 		return err
 	}
-	o.State, o.Reason = next, b.said
+	o.State, o.Reason = next, b.Sentence
 	s.operations = s.operations.Set(o.ID, *o)
-	s.report(Report{At: m.At, Operation: &OperationReport{ID: o.ID, State: string(next), Why: b.why.Clipped(), Statement: statement, Output: output}})
+	s.report(Report{At: m.At, Operation: &OperationReport{ID: o.ID, State: string(next), Why: b.Why.Clipped(), Statement: statement, Output: output}})
 	return nil
 }

@@ -53,7 +53,7 @@ func (a *Appliance) carry(ctx context.Context, route string, c net.Conn, up func
 	l, bulk := a.bulk(route, t)
 	defer bulk.CloseIdleConnections()
 
-	welcome, err := a.greet(ctx, route, told, a.hush.of(route, c))
+	welcome, err := a.greet(ctx, route, told, a.idle.tolerated(route, c))
 	if err != nil {
 		return err
 	}
@@ -97,8 +97,8 @@ func (a *Appliance) stale(route string) bool {
 	return l != nil && l.at == route && l.classical && !a.hellos[route].Small(mesh.LayerChannel)
 }
 
-// roadErr is the last outcome of a route. Of one that works without ML-KEM it says so.
-func (a *Appliance) roadErr(route string) error {
+// transportErr is the last outcome of a route. Of one that works without ML-KEM it says so.
+func (a *Appliance) transportErr(route string) error {
 	if err := a.sw.Last(route); err != nil {
 		return err
 	}
@@ -135,9 +135,9 @@ func (a *Appliance) bulk(route string, c io.Closer) (*link, *http2.Transport) {
 func (a *Appliance) greet(ctx context.Context, route string, t net.Conn, quiet time.Duration) (*boundaryv1.Welcome, error) {
 	const op = "appliance.greet"
 	_ = t.SetDeadline(time.Now().Add(welcomeWait))
-	page := a.book.View()
-	hello := &boundaryv1.Hello{Epoch: epochToWire(page.Epoch), ReportsDone: page.ReportsDone, ReportsFrom: page.oldest(), LogHeads: page.heads(), LogLeast: page.LeastKept,
-		Build: a.build, OrdersDone: page.OrdersDone, BundleHeld: a.wallet.kept(), Route: kindOf(a.cfg.Transports, route), QuietMs: uint32(quiet.Milliseconds())}
+	st := a.book.View()
+	hello := &boundaryv1.Hello{Epoch: epochToWire(st.Epoch), ReportsDone: st.ReportsDone, ReportsFrom: st.OldestReport(), LogHeads: st.WitnessedSizes(), LogLeast: st.LeastKept,
+		Build: a.build, OrdersDone: st.OrdersDone, BundleHeld: a.wallet.kept(), Route: kindOf(a.cfg.Transports, route), QuietMs: uint32(quiet.Milliseconds())}
 	failed := channel.Write(t, &boundaryv1.Up{Body: &boundaryv1.Up_Hello{Hello: hello}}, channel.MaxHello)
 	var first boundaryv1.Down
 	if err := channel.Read(t, &first, channel.MaxDown); err != nil {
@@ -193,12 +193,12 @@ func (a *Appliance) converse(ctx context.Context, route string, t net.Conn, welc
 		var down boundaryv1.Down
 		if err := channel.Read(t, &down, channel.MaxDown); err != nil {
 			if ctx.Err() == nil {
-				a.hush.ended(route, time.Since(since))
+				a.idle.dropped(route, time.Since(since))
 			}
 			return because(ctx, err)
 		}
 		out.watch.Heard()
-		a.hush.bore(route, time.Since(since))
+		a.idle.lasted(route, time.Since(since))
 		if err := a.hear(ctx, &down, out); err != nil {
 			return err
 		}
@@ -315,21 +315,21 @@ func (a *Appliance) acked(ctx context.Context, epoch fleet.Epoch, upto uint64) e
 
 // countersign checks that the vendor's checkpoint continues the last one, and adds this appliance's line.
 func (a *Appliance) countersign(c *boundaryv1.Checkpoint) ([]byte, error) {
-	page := a.book.View()
+	st := a.book.View()
 	if len(c.GetNote()) > channel.MaxNote || len(c.GetProof()) > channel.MaxProof {
 		return nil, fault.New("appliance.countersign", fault.Invalid, "a checkpoint has at most %d bytes and a proof of %d hashes", channel.MaxNote, channel.MaxProof)
 	}
-	k, err := seal.ParseKey(page.VendorLogKey)
+	k, err := seal.ParseKey(st.VendorLogKey)
 	if err != nil {
 		return nil, err
 	}
-	v, err := audit.NoteVerifier(audit.VendorOrigin(page.Site.TrustDomain), k.Public)
+	v, err := audit.NoteVerifier(audit.VendorOrigin(st.Site.TrustDomain), k.Public)
 	if err != nil {
 		return nil, err
 	}
 	var last []byte
-	if n := len(page.Witnessed); n > 0 {
-		last = page.Witnessed[n-1]
+	if n := len(st.Witnessed); n > 0 {
+		last = st.Witnessed[n-1]
 		if head, err := audit.OpenCheckpoint(last, v); err == nil && c.GetFrom() < head.Size {
 			return last, nil // the vendor did not take it, and what it proves next must begin there
 		}
@@ -337,7 +337,7 @@ func (a *Appliance) countersign(c *boundaryv1.Checkpoint) ([]byte, error) {
 	if _, err := audit.Continues(c.GetNote(), c.GetProof(), v, last); err != nil {
 		return nil, err
 	}
-	return audit.Cosign(c.GetNote(), audit.CustomerOrigin(page.Site.TrustDomain, page.Appliance), a.signer, a.now())
+	return audit.Cosign(c.GetNote(), audit.CustomerOrigin(st.Site.TrustDomain, st.Appliance), a.signer, a.now())
 }
 
 // speak is the one function through which anything leaves on the channel: reports of the book in order, and
@@ -352,13 +352,13 @@ func (a *Appliance) speak(ctx context.Context, t net.Conn, beat time.Duration, o
 	var acked, held uint64
 	for {
 		changed := a.book.Changed()
-		page := a.book.View()
-		if page.Epoch != out.epoch {
+		st := a.book.View()
+		if st.Epoch != out.epoch {
 			return fault.New("appliance.speak", fault.Unavailable, "another epoch of the vendor's book was met on another channel")
 		}
-		out.sent = max(out.sent, page.ReportsDone)
-		for out.sent < page.ReportsSent() {
-			m := a.sendable(reportToWire(page.Reports[out.sent-page.ReportsDone], out.sent+1))
+		out.sent = max(out.sent, st.ReportsDone)
+		for out.sent < st.ReportsSent() {
+			m := a.sendable(reportToWire(st.Reports[out.sent-st.ReportsDone], out.sent+1))
 			out.watch.Ask(t, time.Now())
 			if err := say(m); err != nil {
 				return err

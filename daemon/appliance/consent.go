@@ -80,7 +80,7 @@ func (c Consent) Apply(s *State, m ledger.Meta) (Consented, error) {
 	out, err := do(c, s, keys, m)
 	if err == nil {
 		s.vouch(c.Document, m.At)
-		s.tellAgain(m) // the document may have let observing begin again
+		s.reportDeployAgain(m) // the document may have let observing begin again
 	}
 	return out, err
 }
@@ -186,7 +186,7 @@ func (s *State) settle(out Consented, m ledger.Meta) (Consented, error) {
 		if o.State == operation.Running {
 			out.Stopped = append(out.Stopped, o.ID)
 		}
-		if err := s.move(&o, event, grounds{fleet.Reason{Kind: fleet.ConsentRevoked}, "the customer revoked the consent: " + d.Why}, m, nil, nil); err != nil {
+		if err := s.move(&o, event, Grounds{fleet.Reason{Kind: fleet.ConsentRevoked}, "the customer revoked the consent: " + d.Why}, m, nil, nil); err != nil {
 			return out, err
 		}
 	}
@@ -275,7 +275,7 @@ func approve(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented, er
 	}
 	if a.Decision == operation.DecisionReject {
 		o.Approval = c.Document
-		return out, s.move(&o, operation.Reject, grounds{fleet.Reason{Kind: fleet.Rejected}, a.Reason}, m, c.Document, nil)
+		return out, s.move(&o, operation.Reject, Grounds{fleet.Reason{Kind: fleet.Rejected}, a.Reason}, m, c.Document, nil)
 	}
 	if err := operation.InForce("approval", a.NotAfter, m.At); err != nil {
 		return out, fault.At(op, "", err)
@@ -290,7 +290,7 @@ func approve(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented, er
 		return out, err
 	}
 	o.Approval = c.Document
-	return out, s.move(&o, operation.Approve, grounds{}, m, c.Document, nil)
+	return out, s.move(&o, operation.Approve, Grounds{}, m, c.Document, nil)
 }
 
 // verifiable refuses an approval whose chain an auditor would refuse later: a link by the wrong party, times that contradict
@@ -323,12 +323,12 @@ func release(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented, er
 	}
 	o.Release, o.Output = c.Document, nil
 	if r.Decision == operation.DecisionWithhold {
-		return out, s.move(&o, operation.Withhold, grounds{fleet.Reason{Kind: fleet.Withheld}, r.Reason}, m, c.Document, nil)
+		return out, s.move(&o, operation.Withhold, Grounds{fleet.Reason{Kind: fleet.Withheld}, r.Reason}, m, c.Document, nil)
 	}
 	if len(c.Output) == 0 || len(c.Output) > MaxOutput || fleet.DigestOf(c.Output) != r.Output {
 		return out, fault.New(op, fault.Conflict, "the output that came along is not the one that the document binds, or is larger than %d bytes", MaxOutput)
 	}
-	return out, s.move(&o, operation.LetOut, grounds{said: r.Reason}, m, c.Document, c.Output)
+	return out, s.move(&o, operation.LetOut, Grounds{Sentence: r.Reason}, m, c.Document, c.Output)
 }
 
 func cancel(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented, error) {
@@ -347,5 +347,5 @@ func cancel(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented, err
 	if o.State == operation.Running {
 		out.Stopped = []string{o.ID}
 	}
-	return out, s.move(&o, operation.Stop, grounds{fleet.Reason{Kind: fleet.CancelledByCustomer}, "cancelled by the customer"}, m, nil, nil)
+	return out, s.move(&o, operation.Stop, Grounds{fleet.Reason{Kind: fleet.CancelledByCustomer}, "cancelled by the customer"}, m, nil, nil)
 }

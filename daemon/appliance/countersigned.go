@@ -11,15 +11,15 @@ import (
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// vouchedHead is a head that the vendor countersigned.
-type vouchedHead struct {
+// CosignedHead is a head that the vendor countersigned.
+type CosignedHead struct {
 	audit.Head
-	note []byte
+	Note []byte
 }
 
-// vouched yields the vendor's countersignatures that verify, the newest first: a book may hold others.
-func (s State) vouched(own crypto.PublicKey) iter.Seq[vouchedHead] {
-	return func(yield func(vouchedHead) bool) {
+// VerifiedCosigned yields the vendor's countersignatures that verify, the newest first: a book may hold others.
+func (s State) VerifiedCosigned(own crypto.PublicKey) iter.Seq[CosignedHead] {
+	return func(yield func(CosignedHead) bool) {
 		k, err := seal.ParseKey(s.VendorLogKey)
 		if err != nil {
 			return // the vendor was not met yet
@@ -33,7 +33,7 @@ func (s State) vouched(own crypto.PublicKey) iter.Seq[vouchedHead] {
 			return
 		}
 		for _, b := range slices.Backward(s.Cosigned) {
-			if h, _, err := audit.OpenCosigned(b, log, witness); err == nil && !yield(vouchedHead{h, b}) {
+			if h, _, err := audit.OpenCosigned(b, log, witness); err == nil && !yield(CosignedHead{h, b}) {
 				return
 			}
 		}

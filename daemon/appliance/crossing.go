@@ -11,12 +11,12 @@ import (
 // names are what the vendor's own manifests call things: those of the release that runs, and of the one that was approved.
 type names struct{ services, secrets []string }
 
-func (a *Appliance) names(page State) (n names) {
-	for _, d := range []fleet.Digest{page.Good.Release, page.Approved.Release} {
+func (a *Appliance) names(st State) (n names) {
+	for _, d := range []fleet.Digest{st.Good.Release, st.Approved.Release} {
 		if d == "" {
 			continue
 		}
-		plan, _, _, err := a.plans.Plan(page, d)
+		plan, _, _, err := a.plans.Plan(st, d)
 		if err != nil {
 			continue // of that one nothing runs
 		}
@@ -41,8 +41,8 @@ func (n names) reason(r fleet.Reason) fleet.Reason {
 	return r.Clipped()
 }
 
-// told is what of a status the vendor may know: of a service or a secret that no manifest of the vendor's has, nothing.
-func (n names) told(in Status) Status {
+// forVendor is what of a status the vendor may know: of a service or a secret that no manifest of the vendor's has, nothing.
+func (n names) forVendor(in Status) Status {
 	out := in
 	out.Services, out.Secrets = nil, nil
 	for _, h := range in.Services {

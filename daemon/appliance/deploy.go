@@ -103,83 +103,83 @@ func (r *rounds) bring(ctx context.Context, approval string, rel manifest.Releas
 }
 
 func (r *rounds) round(ctx context.Context) error {
-	page := r.a.book.View()
-	next := page.Approved
-	failed := page.Deploy.Approval == next.ID && page.Deploy.State == fleet.StateFailed
-	if next.ID == "" || next.ID == page.Good.ID || failed {
-		return r.hold(ctx, page)
+	st := r.a.book.View()
+	next := st.Approved
+	failed := st.Deploy.Approval == next.ID && st.Deploy.State == fleet.StateFailed
+	if next.ID == "" || next.ID == st.Good.ID || failed {
+		return r.hold(ctx, st)
 	}
-	return r.advance(ctx, page, next)
+	return r.advance(ctx, st, next)
 }
 
 // hold keeps the last good plan running: after a restart of this process, and while a newer one can't be deployed. It
 // needs no grant: the customer approved it, and the application does not need the vendor.
-func (r *rounds) hold(ctx context.Context, page State) error {
-	if page.Good.ID == "" {
+func (r *rounds) hold(ctx context.Context, st State) error {
+	if st.Good.ID == "" {
 		return nil
 	}
-	if r.applied != page.Good.ID {
-		if err := r.again(ctx, page); err != nil {
-			if ctx.Err() != nil || page.Deploy.Approval != page.Good.ID {
+	if r.applied != st.Good.ID {
+		if err := r.again(ctx, st); err != nil {
+			if ctx.Err() != nil || st.Deploy.Approval != st.Good.ID {
 				return err
 			}
-			return errors.Join(err, r.tell(ctx, page.Good.ID, fleet.StateDegraded, owing(err)))
+			return errors.Join(err, r.tell(ctx, st.Good.ID, fleet.StateDegraded, GroundsOf(err)))
 		}
-		r.applied = page.Good.ID
+		r.applied = st.Good.ID
 	}
-	if page.Deploy.Approval != page.Good.ID {
+	if st.Deploy.Approval != st.Good.ID {
 		return nil // a newer one failed: that is what is to be told
 	}
 	for _, s := range r.a.run.Status().Services {
 		if !s.Healthy {
-			return r.tell(ctx, page.Good.ID, fleet.StateDegraded, grounds{ill(s), fmt.Sprintf("service %s is not healthy: %s", s.Name, s.Reason)})
+			return r.tell(ctx, st.Good.ID, fleet.StateDegraded, Grounds{unhealthy(s), fmt.Sprintf("service %s is not healthy: %s", s.Name, s.Reason)})
 		}
 	}
-	return r.tell(ctx, page.Good.ID, fleet.StateDeployed, grounds{})
+	return r.tell(ctx, st.Good.ID, fleet.StateDeployed, Grounds{})
 }
 
 // again has the last good plan run, as after a restart.
-func (r *rounds) again(ctx context.Context, page State) error {
-	plan, _, _, err := r.a.plans.Plan(page, page.Good.Release)
+func (r *rounds) again(ctx context.Context, st State) error {
+	plan, _, _, err := r.a.plans.Plan(st, st.Good.Release)
 	if err != nil {
 		return err
 	}
-	if plan.Digest() != page.Good.Plan {
+	if plan.Digest() != st.Good.Plan {
 		return planChanged.With(fault.New("appliance.hold", fault.Internal,
-			"this build compiles release %s to another plan than the one that was approved: approve it again", page.Good.Release.Short()))
+			"this build compiles release %s to another plan than the one that was approved: approve it again", st.Good.Release.Short()))
 	}
 	return r.a.run.Apply(ctx, plan)
 }
 
 // advance does the next step towards an approved plan.
-func (r *rounds) advance(ctx context.Context, page State, next Approved) error {
+func (r *rounds) advance(ctx context.Context, st State, next Approved) error {
 	if d := r.refused; d.approval == next.ID && d.index == r.a.book.Index() && time.Now().Before(d.until) && r.a.book.Now().Before(next.NotAfter) {
 		return nil
 	}
-	if page.Deploy.Approval != next.ID || page.Deploy.State != fleet.StateDeploying { // what runs goes on until this one begins
-		if err := r.keepGood(ctx, page); err != nil {
+	if st.Deploy.Approval != next.ID || st.Deploy.State != fleet.StateDeploying { // what runs goes on until this one begins
+		if err := r.keepGood(ctx, st); err != nil {
 			return err
 		}
 	}
 	if !r.a.book.Now().Before(next.NotAfter) {
-		return r.begin(ctx, page, next) // refused there, on record: it waits for nothing any more
+		return r.begin(ctx, st, next) // refused there, on record: it waits for nothing any more
 	}
-	plan, rel, _, err := r.a.plans.Plan(page, next.Release)
+	plan, rel, _, err := r.a.plans.Plan(st, next.Release)
 	if err != nil {
-		return r.tell(ctx, next.ID, fleet.StateWaiting, owing(err))
+		return r.tell(ctx, next.ID, fleet.StateWaiting, GroundsOf(err))
 	}
 	if err := r.bring(ctx, next.ID, rel); err != nil {
-		return r.tell(ctx, next.ID, fleet.StateWaiting, owing(err))
+		return r.tell(ctx, next.ID, fleet.StateWaiting, GroundsOf(err))
 	}
 	missing, err := r.a.run.Missing(plan)
 	if err != nil {
-		return r.tell(ctx, next.ID, fleet.StateWaiting, grounds{fleet.Reason{Kind: fleet.SecretUnknown}, fault.Text(err)})
+		return r.tell(ctx, next.ID, fleet.StateWaiting, Grounds{fleet.Reason{Kind: fleet.SecretUnknown}, fault.Text(err)})
 	}
 	if len(missing) > 0 {
 		why := fleet.Reason{Kind: fleet.SecretMissing, Secret: missing[0].Name, Number: int32(len(missing))}
-		return r.tell(ctx, next.ID, fleet.StateWaiting, grounds{why, r.a.missingSentence(missing)})
+		return r.tell(ctx, next.ID, fleet.StateWaiting, Grounds{why, r.a.missingSentence(missing)})
 	}
-	if err := r.begin(ctx, page, next); err != nil {
+	if err := r.begin(ctx, st, next); err != nil {
 		return err
 	}
 	if now := r.a.book.View(); now.Approved.ID != next.ID || now.Deploy.Approval != next.ID || now.Deploy.State != fleet.StateDeploying {
@@ -192,25 +192,25 @@ func (r *rounds) advance(ctx context.Context, page State, next Approved) error {
 	r.applied = ""
 	if err != nil {
 		r.a.log.Warn("a deploy failed", "version", rel.Version, "err", err)
-		return r.tell(ctx, next.ID, fleet.StateFailed, owing(err))
+		return r.tell(ctx, next.ID, fleet.StateFailed, GroundsOf(err))
 	}
 	r.applied = next.ID
-	return r.tell(ctx, next.ID, fleet.StateDeployed, grounds{})
+	return r.tell(ctx, next.ID, fleet.StateDeployed, Grounds{})
 }
 
 // begin asks the book whether a deploy may begin, and tells why it may not. What a grant could still allow waits; an approval
 // that has ended, and a deploy that was interrupted and whose consent has ended since, have failed. Why it may not is on record
 // once, as the reason for that. The refusal itself is not: it would wake this loop, which would ask again.
-func (r *rounds) begin(ctx context.Context, page State, next Approved) error {
+func (r *rounds) begin(ctx context.Context, st State, next Approved) error {
 	index := r.a.book.Index()
 	_, err := DryRun(r.a.book, BeginDeploy{Approval: next.ID})
 	if err == nil {
 		_, err = Submit(ctx, r.a.book, BeginDeploy{Approval: next.ID})
 	}
-	interrupted := page.Deploy.Approval == next.ID && page.Deploy.State == fleet.StateDeploying
-	why := grounds{fleet.ReasonOf(err), fault.Text(err)}
-	if _, now := (BeginDeploy{Approval: next.ID}).Apply(&page, r.a.book.Meta("")); now != nil { // an answer of the book has no reason
-		why.why = fleet.ReasonOf(now)
+	interrupted := st.Deploy.Approval == next.ID && st.Deploy.State == fleet.StateDeploying
+	why := Grounds{fleet.ReasonOf(err), fault.Text(err)}
+	if _, now := (BeginDeploy{Approval: next.ID}).Apply(&st, r.a.book.Meta("")); now != nil { // an answer of the book has no reason
+		why.Why = fleet.ReasonOf(now)
 	}
 	switch kind := fault.Of(err); {
 	case err == nil:
@@ -224,25 +224,25 @@ func (r *rounds) begin(ctx context.Context, page State, next Approved) error {
 	return err
 }
 
-func (r *rounds) keepGood(ctx context.Context, page State) error {
-	if page.Good.ID == "" || r.applied == page.Good.ID {
+func (r *rounds) keepGood(ctx context.Context, st State) error {
+	if st.Good.ID == "" || r.applied == st.Good.ID {
 		return nil
 	}
-	plan, _, _, err := r.a.plans.Plan(page, page.Good.Release)
+	plan, _, _, err := r.a.plans.Plan(st, st.Good.Release)
 	if err == nil {
 		err = r.a.run.Apply(ctx, plan)
 	}
 	if err == nil {
-		r.applied = page.Good.ID
+		r.applied = st.Good.ID
 	}
 	return err
 }
 
 // apply runs the plan, and stops at once if the consent ends in the middle of it: taken back, forbidden, or at its own end.
 func (r *rounds) apply(ctx context.Context, plan manifest.Plan) error {
-	page := r.a.book.View()
-	ctx, stop := r.a.while(ctx, page.Approved.Grants, func(now time.Time) error {
-		if why := r.a.book.View().deployEnds(now); why != "" {
+	st := r.a.book.View()
+	ctx, stop := r.a.while(ctx, st.Approved.Grants, func(now time.Time) error {
+		if why := r.a.book.View().DeployEnds(now); why != "" {
 			return consentEnded.With(fault.New("appliance.apply", fault.Denied, "%s", why))
 		}
 		return nil
@@ -256,18 +256,18 @@ func (r *rounds) apply(ctx context.Context, plan manifest.Plan) error {
 }
 
 // tell puts an edge on record where it is one.
-func (r *rounds) tell(ctx context.Context, approval string, state fleet.State, g grounds) error {
-	page := r.a.book.View()
-	d := page.Deploy
-	if d.Approval == approval && d.State == state && d.Reason == g.said {
+func (r *rounds) tell(ctx context.Context, approval string, state fleet.State, g Grounds) error {
+	st := r.a.book.View()
+	d := st.Deploy
+	if d.Approval == approval && d.State == state && d.Reason == g.Sentence {
 		return nil
 	}
-	_, err := Attempt(ctx, r.a.book, EndDeploy{Approval: approval, State: state, Reason: g.said, Why: r.a.names(page).reason(g.why)})
+	_, err := Attempt(ctx, r.a.book, EndDeploy{Approval: approval, State: state, Reason: g.Sentence, Why: r.a.names(st).reason(g.Why)})
 	return err
 }
 
-// ill is the reason of a service that is not healthy.
-func ill(s workload.ServiceStatus) fleet.Reason {
+// unhealthy is the reason of a service that is not healthy.
+func unhealthy(s workload.ServiceStatus) fleet.Reason {
 	if s.Why.Kind == "" {
 		return fleet.Reason{Kind: fleet.Unhealthy, Service: s.Name}
 	}
@@ -335,20 +335,20 @@ func (a *Appliance) fetch(ctx context.Context, d fleet.Digest) error {
 
 // observe puts a change of health, presence or posture on record.
 func (a *Appliance) observe(ctx context.Context) error {
-	page := a.book.View()
-	now := Status{Posture: page.Posture.Exposure, Roads: a.ill.look(a.cfg.Transports, a.roadErr, a.now())}
-	if o, ok := page.waits(); ok {
+	st := a.book.View()
+	now := Status{Posture: st.Posture.Exposure, Transports: a.health.failures(a.cfg.Transports, a.transportErr, a.now())}
+	if o, ok := st.Unapproved(); ok {
 		now.Offer = OfferWaits{Release: o.Digest, Why: fleet.Reason{Kind: fleet.NotApproved}}
 	}
 	for _, s := range a.run.Status().Services {
 		h := ServiceHealth{Name: s.Name, Healthy: s.Healthy, Restarts: uint32(s.Restarts), Why: s.Why}
 		if !s.Healthy {
-			h.Why = ill(s)
+			h.Why = unhealthy(s)
 		}
 		now.Services = append(now.Services, h)
 	}
-	if d := page.current(); d != "" {
-		plan, _, _, err := a.plans.Plan(page, d)
+	if d := st.CurrentRelease(); d != "" {
+		plan, _, _, err := a.plans.Plan(st, d)
 		if err != nil {
 			return err
 		}
@@ -360,16 +360,16 @@ func (a *Appliance) observe(ctx context.Context) error {
 			now.Secrets = append(now.Secrets, Presence{s.Name, there})
 		}
 	}
-	now = a.names(page).told(now)
-	if page.Status.Posture == now.Posture && slices.Equal(page.Status.Services, now.Services) && slices.Equal(page.Status.Secrets, now.Secrets) && slices.Equal(page.Status.Roads, now.Roads) &&
-		page.Status.Offer == now.Offer && !page.unsaid(a.now()) {
+	now = a.names(st).forVendor(now)
+	if st.Status.Posture == now.Posture && slices.Equal(st.Status.Services, now.Services) && slices.Equal(st.Status.Secrets, now.Secrets) && slices.Equal(st.Status.Transports, now.Transports) &&
+		st.Status.Offer == now.Offer && !st.DeployUnreported(a.now()) {
 		return nil
 	}
 	var err error
-	if len(page.Status.Roads)+len(now.Roads) == 0 {
+	if len(st.Status.Transports)+len(now.Transports) == 0 {
 		_, err = Attempt(ctx, a.book, Observe{Status: now})
 	} else {
-		_, err = Attempt(ctx, a.book, ObserveRoads{Status: now})
+		_, err = Attempt(ctx, a.book, ObserveTransports{Status: now})
 	}
 	return err
 }

@@ -16,8 +16,8 @@ const (
 	probeLast  = 5 * time.Second
 )
 
-// bookDisk is what the parts of an appliance know of the disk under the book. The zero value is ready for use.
-type bookDisk struct {
+// diskState is what the parts of an appliance know of the disk under the book. The zero value is ready for use.
+type diskState struct {
 	mu      sync.Mutex
 	failing chan struct{} // closed when the book takes changes again; nil while it does
 	since   time.Time
@@ -26,7 +26,7 @@ type bookDisk struct {
 }
 
 // failed notes that the book takes no changes.
-func (d *bookDisk) failed(at time.Time) {
+func (d *diskState) failed(at time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.failing == nil {
@@ -39,7 +39,7 @@ func (d *bookDisk) failed(at time.Time) {
 }
 
 // healed wakes who waits.
-func (d *bookDisk) healed() {
+func (d *diskState) healed() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.failing != nil {
@@ -49,14 +49,14 @@ func (d *bookDisk) healed() {
 }
 
 // failedSince returns when it began.
-func (d *bookDisk) failedSince() time.Time {
+func (d *diskState) failedSince() time.Time {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.since
 }
 
 // wait returns a channel that is closed when the book takes changes, nil if it does now.
-func (d *bookDisk) wait() <-chan struct{} {
+func (d *diskState) wait() <-chan struct{} {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.failing

@@ -46,10 +46,10 @@ func (a *Appliance) openGate() error {
 
 // doorPlan compiles a posture and what runs into the plan of doors.
 func (a *Appliance) doorPlan(p fleet.Posture) (ingress.Plan, error) {
-	page := a.book.View()
+	st := a.book.View()
 	var ports []ingress.Port
-	if page.Good.Release != "" {
-		plan, _, _, err := a.plans.Plan(page, page.Good.Release)
+	if st.Good.Release != "" {
+		plan, _, _, err := a.plans.Plan(st, st.Good.Release)
 		if err != nil {
 			return ingress.Plan{}, err
 		}

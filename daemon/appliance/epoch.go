@@ -62,10 +62,10 @@ func (c MeetEpoch) Apply(s *State, m ledger.Meta) (none, error) {
 	if c.Epoch == s.Epoch {
 		return none{}, nil
 	}
-	if err := s.mayMeet(c, m.At); err != nil {
+	if err := s.CheckEpoch(c, m.At); err != nil {
 		return none{}, err
 	}
-	if c.Lost != s.lost(c) {
+	if c.Lost != s.LossOf(c) {
 		return none{}, fault.New(op, fault.Conflict, "the book went on since the entry was made: come again")
 	}
 	s.Epoch = c.Epoch
@@ -81,8 +81,8 @@ func (c MeetEpoch) Apply(s *State, m ledger.Meta) (none, error) {
 	return none{}, nil
 }
 
-// mayMeet tells whether the vendor's book may be taken to be in this epoch.
-func (s State) mayMeet(c MeetEpoch, at time.Time) error {
+// CheckEpoch tells whether the vendor's book may be taken to be in this epoch.
+func (s State) CheckEpoch(c MeetEpoch, at time.Time) error {
 	const op = "vendor.epoch"
 	if err := s.Epoch.CheckNext(c.Epoch); err != nil {
 		return err
@@ -117,8 +117,8 @@ func sizeOf(head []byte) int64 {
 	return n
 }
 
-// heads is the sizes of the heads of the vendor's log that were countersigned here.
-func (s State) heads() []int64 {
+// WitnessedSizes is the sizes of the heads of the vendor's log that were countersigned here.
+func (s State) WitnessedSizes() []int64 {
 	out := make([]int64, 0, len(s.Witnessed))
 	for _, w := range s.Witnessed {
 		out = append(out, sizeOf(w))
@@ -126,16 +126,16 @@ func (s State) heads() []int64 {
 	return out
 }
 
-// oldest is the number of the oldest report that can still be sent.
-func (s State) oldest() uint64 { return s.ReportsDone - uint64(len(s.Resend)) + 1 }
+// OldestReport is the number of the oldest report that can still be sent.
+func (s State) OldestReport() uint64 { return s.ReportsDone - uint64(len(s.Resend)) + 1 }
 
-// lost is what is lost where the vendor's book is what it says.
-func (s State) lost(c MeetEpoch) Lost {
+// LossOf is what is lost where the vendor's book is what it says.
+func (s State) LossOf(c MeetEpoch) Lost {
 	seen := uint64(0)
 	if n := len(s.Witnessed); n > 0 {
 		seen = uint64(max(sizeOf(s.Witnessed[n-1]), 0))
 	}
-	first := max(c.ReportsKnown+1, s.oldest())
+	first := max(c.ReportsKnown+1, s.OldestReport())
 	return Lost{Orders: fleet.SpanOf(c.OrdersKnown+1, s.OrdersDone), Reports: fleet.SpanOf(c.ReportsKnown+1, first-1), Again: fleet.SpanOf(first, s.ReportsDone),
 		Log: fleet.SpanOf(uint64(c.LogKept)+1, seen)}
 }
@@ -146,8 +146,8 @@ func (s *State) rewind(known uint64) {
 		s.acknowledge(known)
 		return
 	}
-	first := max(known+1, s.oldest())
-	i := first - s.oldest()
+	first := max(known+1, s.OldestReport())
+	i := first - s.OldestReport()
 	s.Reports = slices.Concat(s.Resend[i:], s.Reports)
 	s.Resend = slices.Clone(s.Resend[:i])
 	s.ReportsDone = first - 1
@@ -182,7 +182,7 @@ func (r Report) bytes() int {
 		n += 512 + len(r.Deploy.Reason)
 	}
 	if r.Status != nil {
-		n += 64 * (len(r.Status.Services) + len(r.Status.Secrets) + len(r.Status.Roads))
+		n += 64 * (len(r.Status.Services) + len(r.Status.Secrets) + len(r.Status.Transports))
 	}
 	return n
 }
@@ -226,8 +226,8 @@ func (c RefuseEpoch) Apply(s *State, m ledger.Meta) (none, error) {
 	return none{}, nil
 }
 
-// sentences says what is lost, and what is sent again.
-func (l Lost) sentences() []string {
+// Sentences says what is lost, and what is sent again.
+func (l Lost) Sentences() []string {
 	var out []string
 	add := func(s fleet.Span, text string) {
 		if s.Len() > 0 {

@@ -35,20 +35,20 @@ func (a *Appliance) meet(ctx context.Context, w *boundaryv1.Welcome) (fleet.Epoc
 		return now, err
 	}
 	for try := 0; ; try++ {
-		page := a.book.View()
-		if now == page.Epoch {
+		st := a.book.View()
+		if now == st.Epoch {
 			return now, nil
 		}
 		r := w.GetRestart()
 		c := MeetEpoch{Epoch: now, Cause: r.GetCause(), LogKept: r.GetLogKept(), OrdersKnown: r.GetOrdersKnown(), ReportsKnown: r.GetReportsKnown(), Witnessed: r.GetWitnessed()}
-		if err = page.mayMeet(c, a.now().UTC()); err == nil {
-			c.Lost = page.lost(c)
+		if err = st.CheckEpoch(c, a.now().UTC()); err == nil {
+			c.Lost = st.LossOf(c)
 			if _, err = Submit(ctx, a.book, c); fault.Of(err) == fault.Conflict && try < 8 {
 				continue // a report was written meanwhile
 			}
 		}
 		if err == nil {
-			a.log.Warn("the vendor's book has begun another epoch: what it forgot is on record", "epoch", now.String(), "cause", c.Cause, "lost", c.Lost.sentences())
+			a.log.Warn("the vendor's book has begun another epoch: what it forgot is on record", "epoch", now.String(), "cause", c.Cause, "lost", c.Lost.Sentences())
 			return now, nil
 		}
 		a.refuseEpoch(ctx, now, w.GetNode(), err)

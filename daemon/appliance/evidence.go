@@ -23,8 +23,8 @@ const (
 
 // head signs the present head of the customer's log.
 func (a *Appliance) head() (audit.Log, []byte, error) {
-	page, log := a.book.Both()
-	origin := audit.CustomerOrigin(page.Site.TrustDomain, page.Appliance)
+	st, log := a.book.Both()
+	origin := audit.CustomerOrigin(st.Site.TrustDomain, st.Appliance)
 	signer, err := audit.NoteSigner(origin, a.signer)
 	if err != nil {
 		return log, nil, err
@@ -38,7 +38,7 @@ func (a *Appliance) witness(ctx context.Context, ready func()) error {
 	ready()
 	tick := time.NewTicker(witnessEvery)
 	defer tick.Stop()
-	var p patience
+	var p backoff
 	for {
 		select {
 		case <-ctx.Done():
@@ -52,16 +52,16 @@ func (a *Appliance) witness(ctx context.Context, ready func()) error {
 	}
 }
 
-// patience waits longer from question to question for as long as the vendor's countersignatures don't come: each question
+// backoff waits longer from question to question for as long as the vendor's countersignatures don't come: each question
 // costs entries of both logs.
-type patience struct {
+type backoff struct {
 	answered int64 // size of the newest head that the vendor countersigned
 	wait     time.Duration
 	next     time.Time
 }
 
-// asks reports whether it is time for the next question, and counts it as asked.
-func (p *patience) asks(now time.Time, answered int64) bool {
+// due reports whether it is time for the next question, and counts it as asked.
+func (p *backoff) due(now time.Time, answered int64) bool {
 	if answered != p.answered || p.wait == 0 {
 		p.answered, p.wait, p.next = answered, witnessEvery, time.Time{}
 	}
@@ -72,9 +72,9 @@ func (p *patience) asks(now time.Time, answered int64) bool {
 	return true
 }
 
-func (a *Appliance) askWitness(ctx context.Context, p *patience) error {
-	page := a.book.View()
-	for _, r := range page.Reports {
+func (a *Appliance) askWitness(ctx context.Context, p *backoff) error {
+	st := a.book.View()
+	for _, r := range st.Reports {
 		if r.Checkpoint != nil {
 			return nil // one is on its way
 		}
@@ -84,13 +84,13 @@ func (a *Appliance) askWitness(ctx context.Context, p *patience) error {
 		return err
 	}
 	c := Checkpoint{Note: cp}
-	if page.VendorHolds != nil {
-		if err := prove(&c, log, min(*page.VendorHolds, log.Size())); err != nil {
+	if st.VendorHolds != nil {
+		if err := prove(&c, log, min(*st.VendorHolds, log.Size())); err != nil {
 			return err
 		}
 	}
-	for last := range page.vouched(a.signer.Public()) {
-		if page.VendorHolds != nil {
+	for last := range st.VerifiedCosigned(a.signer.Public()) {
+		if st.VendorHolds != nil {
 			break
 		}
 		if !news(log, last.Size) {
@@ -101,7 +101,7 @@ func (a *Appliance) askWitness(ctx context.Context, p *patience) error {
 		}
 		break
 	}
-	if !p.asks(time.Now(), c.From) {
+	if !p.due(time.Now(), c.From) {
 		return nil
 	}
 	_, err = Attempt(ctx, a.book, Checkpointed{Checkpoint: c})
@@ -149,22 +149,22 @@ func news(log audit.Log, from int64) bool {
 // ExportEvidence streams the customer's log with its countersignatures, the vendor's heads that this appliance witnessed,
 // and every document that the log names.
 func (l local) ExportEvidence(ctx context.Context, _ *connect.Request[localv1.ExportEvidenceRequest], stream *connect.ServerStream[localv1.ExportEvidenceResponse]) error {
-	page := l.book.View()
+	st := l.book.View()
 	log, cp, err := l.head()
 	if err != nil {
 		return err
 	}
 	var cosigned [][]byte
-	for h := range page.vouched(l.signer.Public()) {
-		cosigned = append(cosigned, h.note)
+	for h := range st.VerifiedCosigned(l.signer.Public()) {
+		cosigned = append(cosigned, h.Note)
 	}
 	slices.Reverse(cosigned)
-	e, err := audit.Collect(audit.CustomerOrigin(page.Site.TrustDomain, page.Appliance), l.signer.Public(), log, [][]byte{cp}, cosigned)
+	e, err := audit.Collect(audit.CustomerOrigin(st.Site.TrustDomain, st.Appliance), l.signer.Public(), log, [][]byte{cp}, cosigned)
 	if err != nil {
 		return err
 	}
 	b := audit.Bundle{Version: audit.BundleVersion, Logs: []audit.LogEvidence{e}, Witnessed: []string{}, Documents: []string{}}
-	for _, w := range slices.Concat(page.Forgotten, page.Witnessed) {
+	for _, w := range slices.Concat(st.Forgotten, st.Witnessed) {
 		b.Witnessed = append(b.Witnessed, string(w))
 	}
 	record, err := ReadRecord(log)

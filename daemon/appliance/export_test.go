@@ -61,8 +61,8 @@ func (a *Appliance) Work() []daemon.Part {
 }
 
 // Hold keeps the good plan of a page running, as after a restart.
-func (a *Appliance) Hold(ctx context.Context, page State) error {
-	return (&rounds{a: a}).hold(ctx, page)
+func (a *Appliance) Hold(ctx context.Context, st State) error {
+	return (&rounds{a: a}).hold(ctx, st)
 }
 
 // While is what bounds the context of a running act.

@@ -11,50 +11,50 @@ import (
 	"github.com/demarc-dev/demarc/mesh"
 )
 
-// hush is what is known of how long each road bears silence. Where the kernels watch the whole path, beats may be rare;
+// idleTolerance is what is known of how long each road bears silence. Where the kernels watch the whole path, beats may be rare;
 // but no host sees a proxy that stands at the other end, or one that a network puts in the way unasked, and such a
 // proxy may drop what is silent. Two channels in a row that broke off after more silence than [channel.KnownQuiet],
 // with none between that lived through as much, make a road one of which nothing is known, until this program starts anew.
-type hush struct {
+type idleTolerance struct {
 	mu    sync.Mutex
-	broke map[string]int // by the name of the road
+	drops map[string]int // by the name of the road
 }
 
-// breaks is how many channels in a row a silence must have broken: one may be a node that was killed.
-const breaks = 2
+// maxDrops is how many channels in a row a silence must have broken: one may be a node that was killed.
+const maxDrops = 2
 
-// of tells how long the road bears silence, for hello.
-func (q *hush) of(road string, c net.Conn) time.Duration {
+// tolerated tells how long the road bears silence, for hello.
+func (q *idleTolerance) tolerated(road string, c net.Conn) time.Duration {
 	if !mesh.Straight(c) {
 		return channel.KnownQuiet
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.broke[road] >= breaks {
+	if q.drops[road] >= maxDrops {
 		return channel.KnownQuiet
 	}
 	return channel.MaxQuiet
 }
 
-// bore notes that something was heard after a silence.
-func (q *hush) bore(road string, silent time.Duration) {
+// lasted notes that something was heard after a silence.
+func (q *idleTolerance) lasted(road string, silent time.Duration) {
 	if silent <= channel.KnownQuiet {
 		return
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	delete(q.broke, road)
+	delete(q.drops, road)
 }
 
-// ended notes that a channel broke off after a silence, without a word.
-func (q *hush) ended(road string, silent time.Duration) {
+// dropped notes that a channel broke off after a silence, without a word.
+func (q *idleTolerance) dropped(road string, silent time.Duration) {
 	if silent <= channel.KnownQuiet {
 		return
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.broke == nil {
-		q.broke = map[string]int{}
+	if q.drops == nil {
+		q.drops = map[string]int{}
 	}
-	q.broke[road] = min(q.broke[road]+1, breaks)
+	q.drops[road] = min(q.drops[road]+1, maxDrops)
 }

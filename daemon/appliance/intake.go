@@ -55,12 +55,12 @@ func (a *Appliance) takeOrder(ctx context.Context, o *boundaryv1.Order) (uint64,
 	t := a.take(o)
 	took, err := DryRun(a.book, t)
 	if err != nil {
-		leaveOut(&t, o, owing(err))
+		leaveOut(&t, o, GroundsOf(err))
 		took, err = Attempt(ctx, a.book, t)
 		return took.Done, err
 	}
 	if took.Reason != "" {
-		leaveOut(&t, o, grounds{took.Why, took.Reason})
+		leaveOut(&t, o, Grounds{took.Why, took.Reason})
 		a.log.Warn("an order came to nothing", "number", o.GetNumber(), "reason", took.Reason)
 	}
 	if err := a.intake.wait(ctx, sizeOfTake(t), t.Refused != ""); err != nil {
@@ -75,7 +75,7 @@ func (a *Appliance) takeOrder(ctx context.Context, o *boundaryv1.Order) (uint64,
 func (a *Appliance) take(o *boundaryv1.Order) Take {
 	t := Take{Number: o.GetNumber(), Epoch: o.GetEpoch().GetNumber()}
 	refuse := func(format string, args ...any) Take {
-		leaveOut(&t, o, owing(fault.New("appliance.take", fault.Invalid, format, args...)))
+		leaveOut(&t, o, GroundsOf(fault.New("appliance.take", fault.Invalid, format, args...)))
 		return t
 	}
 	switch body := o.GetBody().(type) {
@@ -107,8 +107,8 @@ func (a *Appliance) take(o *boundaryv1.Order) Take {
 		}
 		t.Witnessed = c
 	case *boundaryv1.Order_Cosigned:
-		if page := a.book.View(); page.countersigned(body.Cosigned) != nil || len(body.Cosigned) == 0 {
-			return refuse("%s", fault.Text(page.countersigned(body.Cosigned)))
+		if st := a.book.View(); st.countersigned(body.Cosigned) != nil || len(body.Cosigned) == 0 {
+			return refuse("%s", fault.Text(st.countersigned(body.Cosigned)))
 		}
 		t.Cosigned = body.Cosigned
 	case *boundaryv1.Order_Withdrawn:
@@ -120,11 +120,11 @@ func (a *Appliance) take(o *boundaryv1.Order) Take {
 }
 
 // leaveOut makes the change one that says why nothing comes of the order, and names its body in place of holding it.
-func leaveOut(t *Take, o *boundaryv1.Order, b grounds) {
+func leaveOut(t *Take, o *boundaryv1.Order, b Grounds) {
 	if t.Left != nil {
 		return
 	}
-	*t = Take{Number: t.Number, Epoch: t.Epoch, Refused: fault.ClipTo(b.said, channel.MaxSentence-cut), Why: b.why}
+	*t = Take{Number: t.Number, Epoch: t.Epoch, Refused: fault.ClipTo(b.Sentence, channel.MaxSentence-cut), Why: b.Why}
 	left := func(what string, b []byte) {
 		t.Left = &LeftOut{What: what, Digest: fleet.DigestOf(b), Size: len(b)}
 	}

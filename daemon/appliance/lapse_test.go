@@ -262,24 +262,24 @@ func TestAnActIsEndedInTime(t *testing.T) {
 func TestWhatIsCarriedOutIsWhatWasApproved(t *testing.T) {
 	o := offered(t, "1.1.0")
 	id := must(t, o, consent(t, o.approval(t, ""), customer)).ID
-	page := o.book.View()
+	st := o.book.View()
 	m := ledger.Meta{At: o.now(), By: fleet.Local, Request: "r"}
-	if _, err := (appliance.BeginDeploy{Approval: id}).Apply(&page, m); err != nil {
+	if _, err := (appliance.BeginDeploy{Approval: id}).Apply(&st, m); err != nil {
 		t.Fatal(err)
 	}
-	page = o.book.View()
-	page.Approved.Plan = fleet.DigestOf([]byte("another plan"))
-	if _, err := (appliance.BeginDeploy{Approval: id}).Apply(&page, m); !errors.Is(err, fault.Conflict) || page.Deploy.Approval == id {
-		t.Errorf("%v, %+v", err, page.Deploy)
+	st = o.book.View()
+	st.Approved.Plan = fleet.DigestOf([]byte("another plan"))
+	if _, err := (appliance.BeginDeploy{Approval: id}).Apply(&st, m); !errors.Is(err, fault.Conflict) || st.Deploy.Approval == id {
+		t.Errorf("%v, %+v", err, st.Deploy)
 	}
-	page = o.book.View()
+	st = o.book.View()
 	run := newFakeRun()
-	if err := appliance.Bare(o.book, run, o.now).Hold(t.Context(), page); err != nil || len(run.plans()) != 1 {
+	if err := appliance.Bare(o.book, run, o.now).Hold(t.Context(), st); err != nil || len(run.plans()) != 1 {
 		t.Fatalf("%v, %d plans", err, len(run.plans()))
 	}
-	page.Good.Plan, page.Deploy.Approval = fleet.DigestOf([]byte("another plan")), "a newer one"
+	st.Good.Plan, st.Deploy.Approval = fleet.DigestOf([]byte("another plan")), "a newer one"
 	run = newFakeRun()
-	if err := appliance.Bare(o.book, run, o.now).Hold(t.Context(), page); err == nil || len(run.plans()) != 0 {
+	if err := appliance.Bare(o.book, run, o.now).Hold(t.Context(), st); err == nil || len(run.plans()) != 0 {
 		t.Errorf("%v, %d plans", err, len(run.plans()))
 	}
 }

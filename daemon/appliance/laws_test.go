@@ -340,7 +340,7 @@ func TestObservingCanBeSwitchedOff(t *testing.T) {
 	must(t, o, consent(t, grant.Revoke{Appliance: "eu-1", Phase: fleet.Observe, At: start, Nonce: nonce()}, customer))
 	before := o.book.View().ReportsSent()
 	must(t, o, appliance.Observe{Status: appliance.Status{Posture: fleet.Public}})
-	must(t, o, appliance.ObserveRoads{Status: appliance.Status{Roads: []appliance.Trouble{{Kind: "tailscale", Reason: mesh.TailnetKey}}}})
+	must(t, o, appliance.ObserveTransports{Status: appliance.Status{Transports: []appliance.TransportFailure{{Kind: "tailscale", Reason: mesh.TailnetKey}}}})
 	// Edges of the deployment are on record all the same (MUTANTS.md: acts.go:96).
 	must(t, o, appliance.EndDeploy{Approval: o.book.View().Good.ID, State: fleet.StateDegraded, Reason: "service web is not healthy"})
 	take(t, o, appliance.Take{Release: sealed(t, release(t, "1.1.0"), vendor)})

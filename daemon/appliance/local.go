@@ -44,11 +44,11 @@ func (a *Appliance) Handler() http.Handler {
 
 // Status tells everything: it is the customer's own.
 func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) (*connect.Response[localv1.StatusResponse], error) {
-	page, log := l.book.Both()
+	st, log := l.book.Both()
 	root := log.Root()
-	out := &localv1.StatusResponse{Appliance: string(page.Appliance), Customer: string(page.Customer), TrustDomain: page.Site.TrustDomain, Route: l.sw.Current(),
-		State: string(page.Deploy.State), Reason: page.Deploy.Reason, Release: string(page.Deploy.Release), Version: page.Deploy.Version,
-		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:]), ProbesSeen: page.ProbesSeen, VendorEpoch: epochStatus(page)}
+	out := &localv1.StatusResponse{Appliance: string(st.Appliance), Customer: string(st.Customer), TrustDomain: st.Site.TrustDomain, Route: l.sw.Current(),
+		State: string(st.Deploy.State), Reason: st.Deploy.Reason, Release: string(st.Deploy.Release), Version: st.Deploy.Version,
+		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:]), ProbesSeen: st.ProbesSeen, VendorEpoch: epochStatus(st)}
 	if err := l.book.Failed(); err != nil {
 		out.BookFailed, out.BookFailedUnix = fault.Text(err), l.book.FailedSince().Unix()
 	}
@@ -57,10 +57,10 @@ func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) 
 	}
 	for _, t := range l.cfg.Transports {
 		out.Routes = append(out.Routes, t.Name)
-		out.Ways = append(out.Ways, way(t.Name, t.Kind, t.Name == out.Route, l.roadErr(t.Name)))
+		out.Ways = append(out.Ways, transportStatus(t.Name, t.Kind, t.Name == out.Route, l.transportErr(t.Name)))
 	}
 	if l.private != nil {
-		out.Door = way("ingress", configs.Tailscale, l.private.standing() != nil, l.private.refused())
+		out.Door = transportStatus("ingress", configs.Tailscale, l.private.standing() != nil, l.private.refused())
 	}
 	out.BookTime = l.bookTime()
 	if apart := l.wallet.measured(); apart != nil {
@@ -73,12 +73,12 @@ func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) 
 		out.Services = append(out.Services, &localv1.Service{Name: s.Name, Healthy: s.Healthy, Restarts: uint32(s.Restarts), Pid: int32(s.PID),
 			Reason: s.Reason, Kind: string(s.Why.Kind), Number: s.Why.Number, SinceUnix: unix(s.Since)})
 	}
-	out.Waits, out.Endings = waitsFor(page, l.book.Now()), endings(page, l.book.Now())
-	for _, p := range page.Pinned {
+	out.Waits, out.Endings = waitsFor(st, l.book.Now()), endings(st, l.book.Now())
+	for _, p := range st.Pinned {
 		out.Pinned = append(out.Pinned, string(p.ID))
 	}
-	if d := page.current(); d != "" {
-		plan, _, _, err := l.plans.Plan(page, d)
+	if d := st.CurrentRelease(); d != "" {
+		plan, _, _, err := l.plans.Plan(st, d)
 		if err != nil {
 			return nil, err
 		}
@@ -159,19 +159,19 @@ func (l local) Submit(ctx context.Context, req *connect.Request[localv1.SubmitRe
 
 // Review compiles what would run, and how it differs from what runs.
 func (l local) Review(_ context.Context, req *connect.Request[localv1.ReviewRequest]) (*connect.Response[localv1.ReviewResponse], error) {
-	page := l.book.View()
-	plan, _, o, err := l.plans.Plan(page, fleet.Digest(req.Msg.GetRelease()))
+	st := l.book.View()
+	plan, _, o, err := l.plans.Plan(st, fleet.Digest(req.Msg.GetRelease()))
 	if err != nil {
 		return nil, err
 	}
 	var old manifest.Plan
-	if page.Good.Release != "" {
-		if old, _, _, err = l.plans.Plan(page, page.Good.Release); err != nil {
+	if st.Good.Release != "" {
+		if old, _, _, err = l.plans.Plan(st, st.Good.Release); err != nil {
 			return nil, err
 		}
 	}
 	var phases []string
-	for _, p := range page.phases() {
+	for _, p := range st.phases() {
 		phases = append(phases, string(p))
 	}
 	return connect.NewResponse(&localv1.ReviewResponse{Release: string(o.Digest), Version: o.Version, PlanDigest: string(plan.Digest()), Plan: plan.JSON(),
@@ -180,7 +180,7 @@ func (l local) Review(_ context.Context, req *connect.Request[localv1.ReviewRequ
 
 // Access tells what the vendor can do right now, why, and until when.
 func (l local) Access(_ context.Context, req *connect.Request[localv1.AccessRequest]) (*connect.Response[localv1.AccessResponse], error) {
-	page := l.book.View()
+	st := l.book.View()
 	want := fleet.Phase(req.Msg.GetPhase())
 	if want != "" {
 		if err := want.Check(); err != nil {
@@ -188,7 +188,7 @@ func (l local) Access(_ context.Context, req *connect.Request[localv1.AccessRequ
 		}
 	}
 	out := &localv1.AccessResponse{BookTime: l.bookTime()}
-	for _, d := range page.Grants.Access(page.Appliance, l.book.Now()) {
+	for _, d := range st.Grants.Access(st.Appliance, l.book.Now()) {
 		if want != "" && d.Phase != want {
 			continue
 		}
@@ -269,10 +269,10 @@ func (l local) SetTransport(ctx context.Context, req *connect.Request[localv1.Se
 
 // ListOperations tells what the vendor asked for and what became of it.
 func (l local) ListOperations(_ context.Context, req *connect.Request[localv1.ListOperationsRequest]) (*connect.Response[localv1.ListOperationsResponse], error) {
-	page := l.book.View()
-	ops := page.Operations()
+	st := l.book.View()
+	ops := st.Operations()
 	if id := req.Msg.GetId(); id != "" {
-		o, err := page.Operation(id)
+		o, err := st.Operation(id)
 		if err != nil {
 			return nil, err
 		}
@@ -283,16 +283,16 @@ func (l local) ListOperations(_ context.Context, req *connect.Request[localv1.Li
 		return nil, err
 	}
 	out := &localv1.ListOperationsResponse{LogKey: own.PEM()}
-	for _, o := range page.Site.Operators {
+	for _, o := range st.Site.Operators {
 		out.OperatorKeys = append(out.OperatorKeys, o.Keys...)
 	}
-	for _, p := range page.Pinned {
+	for _, p := range st.Pinned {
 		out.CustomerKeys = append(out.CustomerKeys, p.Public)
 	}
 	for _, o := range ops {
 		x := &localv1.Operation{Id: o.ID, State: string(o.State), Reason: o.Reason, Request: o.Request, Statements: o.statements(), Argv: o.Argv, Tier: string(o.Phase), Service: o.Service}
 		if r, err := seal.Peek[operation.Request](o.Request); err == nil {
-			if t, err := page.template(r); err == nil { // gone with its release: then the request alone is shown
+			if t, err := st.template(r); err == nil { // gone with its release: then the request alone is shown
 				x.Effects, x.About, x.LimitSeconds = declared(t), t.About, int64(t.Limit()/time.Second)
 			}
 		}

@@ -25,12 +25,12 @@ const maxPlain = 3 << 20
 // runner holds the operations that run now.
 type runner struct {
 	mu   sync.Mutex
-	live map[string]*act
+	live map[string]*execution
 	wg   sync.WaitGroup
 }
 
-// act is one operation that runs.
-type act struct {
+// execution is one operation that runs.
+type execution struct {
 	cancel context.CancelFunc
 	ended  chan struct{} // closed when its processes are gone
 }
@@ -56,7 +56,7 @@ func (a *Appliance) operate(ctx context.Context, ready func()) error {
 	for _, o := range a.book.View().Operations() {
 		if o.State == operation.Running { // of an earlier process: its own processes are gone
 			a.running.wg.Go(func() {
-				if err := a.finish(ctx, o, workload.ExecResult{}, ending{failed: grounds{fleet.Reason{Kind: fleet.Restarted}, "the appliance was started anew while it ran"}}); a.book.Reportable(ctx, err) {
+				if err := a.finish(ctx, o, workload.ExecResult{}, ending{failed: Grounds{fleet.Reason{Kind: fleet.Restarted}, "the appliance was started anew while it ran"}}); a.book.Reportable(ctx, err) {
 					a.log.Error("the end of an operation is not on record", "id", o.ID, "err", err)
 				}
 			})
@@ -112,7 +112,7 @@ func (a *Appliance) step(ctx context.Context, o Operation) error {
 // begin runs an operation whose use was counted.
 func (a *Appliance) begin(all context.Context, id string) {
 	ctx, cancel := context.WithCancel(all)
-	l := &act{cancel: cancel, ended: make(chan struct{})}
+	l := &execution{cancel: cancel, ended: make(chan struct{})}
 	a.running.mu.Lock()
 	a.running.live[id] = l
 	a.running.mu.Unlock()
@@ -134,7 +134,7 @@ func (a *Appliance) begin(all context.Context, id string) {
 }
 
 // exec runs an operation until ctx ends, and puts its result on record before all does.
-func (a *Appliance) exec(ctx, all context.Context, o Operation, l *act) error {
+func (a *Appliance) exec(ctx, all context.Context, o Operation, l *execution) error {
 	ended := sync.OnceFunc(func() { close(l.ended) })
 	defer ended()
 	r, err := seal.Peek[operation.Request](o.Request)
@@ -147,7 +147,7 @@ func (a *Appliance) exec(ctx, all context.Context, o Operation, l *act) error {
 	if o.State != operation.Running {
 		err = fleet.Reason{Kind: fleet.ConsentRevoked}.With(fault.New("appliance.exec", fault.Denied, "the consent was revoked before it began"))
 	}
-	ctx, stop := a.while(ctx, []string{o.Grant}, func(now time.Time) error { return a.book.View().lapsed(o.Grant, now) })
+	ctx, stop := a.while(ctx, []string{o.Grant}, func(now time.Time) error { return a.book.View().Lapsed(o.Grant, now) })
 	defer stop()
 	if err == nil {
 		res, err = a.run.Exec(ctx, t.Service, o.Argv, workload.Limits{Timeout: t.Limit(), Output: min(t.Output, maxPlain), Network: t.Effects.Network,
@@ -157,19 +157,19 @@ func (a *Appliance) exec(ctx, all context.Context, o Operation, l *act) error {
 	var end ending
 	switch cause := context.Cause(ctx); {
 	case fault.Of(cause) == fault.Expired && (err != nil || res.Killed):
-		end.lapsed = owing(cause)
+		end.lapsed = GroundsOf(cause)
 	case err != nil:
-		end.failed = owing(err)
+		end.failed = GroundsOf(err)
 	case res.TimedOut:
-		end.failed = grounds{fleet.Reason{Kind: fleet.TimedOut}, "its time was up: it was killed"}
+		end.failed = Grounds{fleet.Reason{Kind: fleet.TimedOut}, "its time was up: it was killed"}
 	case res.Killed:
-		end.failed = grounds{fleet.Reason{Kind: fleet.WasKilled}, "it was killed"}
+		end.failed = Grounds{fleet.Reason{Kind: fleet.WasKilled}, "it was killed"}
 	}
 	return a.finish(all, o, res, end)
 }
 
 // ending is why an operation did not come to its own end: it failed, or its grant lapsed.
-type ending struct{ failed, lapsed grounds }
+type ending struct{ failed, lapsed Grounds }
 
 // finish signs the result of an operation that came to its end, failed, or was killed because its grant lapsed, encrypts the
 // output to the customer, and puts both into the book, as soon as its disk takes them.
@@ -180,12 +180,12 @@ func (a *Appliance) finish(ctx context.Context, o Operation, res workload.ExecRe
 		now = began // the clock was set back while it ran
 	}
 	state := operation.Held
-	why := end.failed.why
-	if end.failed.said != "" {
+	why := end.failed.Why
+	if end.failed.Sentence != "" {
 		state = operation.Failed
 	}
-	if end.lapsed.said != "" {
-		state, why = operation.Cancelled, end.lapsed.why
+	if end.lapsed.Sentence != "" {
+		state, why = operation.Cancelled, end.lapsed.Why
 	}
 	if cur, err := a.book.View().Operation(o.ID); err == nil && cur.State == operation.Cancelled {
 		state = operation.Cancelled
@@ -197,10 +197,10 @@ func (a *Appliance) finish(ctx context.Context, o Operation, res workload.ExecRe
 		return err
 	}
 	if kept != nil {
-		end.failed = grounds{fleet.Reason{Kind: fleet.OutputNotKept}, fault.Text(kept)}
-		why = end.failed.why
+		end.failed = Grounds{fleet.Reason{Kind: fleet.OutputNotKept}, fault.Text(kept)}
+		why = end.failed.Why
 	}
-	_, err = Persist(ctx, a.book, Finish{ID: o.ID, Result: sealed, Output: hidden, Failed: end.failed.said, Lapsed: end.lapsed.said, Why: a.names(a.book.View()).reason(why)})
+	_, err = Persist(ctx, a.book, Finish{ID: o.ID, Result: sealed, Output: hidden, Failed: end.failed.Sentence, Lapsed: end.lapsed.Sentence, Why: a.names(a.book.View()).reason(why)})
 	return err
 }
 

@@ -87,7 +87,7 @@ func (c Take) Apply(s *State, m ledger.Meta) (Took, error) {
 	case c.Cosigned != nil:
 		err = s.countersigned(c.Cosigned)
 	case c.Left != nil && c.Left.What == ofOperation:
-		s.refuseOperation(*c.Left, grounds{c.Why, c.Refused}, m)
+		s.refuseOperation(*c.Left, Grounds{c.Why, c.Refused}, m)
 	}
 	out := Took{Done: c.Number, Reason: c.Refused, Why: c.Why}
 	if err != nil {
@@ -120,7 +120,7 @@ func (s *State) witnessed(note []byte, m ledger.Meta) error {
 		return fault.New(op, fault.Busy, "%d countersigned checkpoints wait for the vendor already: this one is not countersigned", n)
 	}
 	if n := len(s.Witnessed); n == 0 || !bytes.Equal(s.Witnessed[n-1], note) { // else it is sent again: the vendor did not have it
-		s.Witnessed = keep(s.Witnessed, note)
+		s.Witnessed = appendBounded(s.Witnessed, note)
 	}
 	s.report(Report{At: m.At, Cosigned: note})
 	return nil
@@ -141,7 +141,7 @@ func (s *State) countersigned(b []byte) error {
 	if err != nil {
 		return err
 	}
-	s.Cosigned, s.Asked, s.VendorHolds = keep(s.Cosigned, b), slices.Clone(s.Asked[i+1:]), nil
+	s.Cosigned, s.Asked, s.VendorHolds = appendBounded(s.Cosigned, b), slices.Clone(s.Asked[i+1:]), nil
 	return nil
 }
 
@@ -225,7 +225,7 @@ func (s *State) request(sealed []byte, m ledger.Meta) error {
 		s.operations = s.operations.Set(o.ID, o)
 		return nil
 	}
-	if err := s.move(&o, operation.Reject, owing(why), m, nil, nil); err != nil {
+	if err := s.move(&o, operation.Reject, GroundsOf(why), m, nil, nil); err != nil {
 		return err
 	}
 	return why
@@ -369,7 +369,7 @@ func (s *State) evict() {
 }
 
 // refuseOperation lists a request that was refused before it was put on record, without its text, and tells the vendor.
-func (s *State) refuseOperation(l LeftOut, b grounds, m ledger.Meta) {
+func (s *State) refuseOperation(l LeftOut, b Grounds, m ledger.Meta) {
 	if fleet.CheckName("operation", l.ID) != nil {
 		return
 	}
@@ -377,10 +377,10 @@ func (s *State) refuseOperation(l LeftOut, b grounds, m ledger.Meta) {
 		return
 	}
 	s.evict()
-	o := Operation{ID: l.ID, State: operation.Rejected, Reason: fault.ClipTo(b.said, channel.MaxSentence), Left: &l, At: m.At}
+	o := Operation{ID: l.ID, State: operation.Rejected, Reason: fault.ClipTo(b.Sentence, channel.MaxSentence), Left: &l, At: m.At}
 	s.operations = s.operations.Set(o.ID, o)
 	if s.waiting(func(r Report) bool { return r.Operation != nil }) < 2*MaxOperationEdges {
-		s.report(Report{At: m.At, Operation: &OperationReport{ID: o.ID, State: string(o.State), Why: b.why.Clipped()}})
+		s.report(Report{At: m.At, Operation: &OperationReport{ID: o.ID, State: string(o.State), Why: b.Why.Clipped()}})
 	}
 }
 
@@ -393,5 +393,5 @@ func (s *State) cancel(id string, m ledger.Meta) error {
 	if err != nil {
 		return err
 	}
-	return s.move(&o, operation.Stop, grounds{fleet.Reason{Kind: fleet.CancelledByVendor}, "cancelled by the vendor"}, m, nil, nil)
+	return s.move(&o, operation.Stop, Grounds{fleet.Reason{Kind: fleet.CancelledByVendor}, "cancelled by the vendor"}, m, nil, nil)
 }

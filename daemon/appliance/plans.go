@@ -27,12 +27,12 @@ type planKey struct {
 }
 
 // Plan is [State.Plan], and remembers what it compiled. Callers must not change the plan. It may be called concurrently.
-func (c *Plans) Plan(page State, d fleet.Digest) (manifest.Plan, manifest.Release, Offer, error) {
-	rel, o, err := page.release(d)
+func (c *Plans) Plan(st State, d fleet.Digest) (manifest.Plan, manifest.Release, Offer, error) {
+	rel, o, err := st.release(d)
 	if err != nil {
 		return manifest.Plan{}, rel, o, err
 	}
-	chosen := page.choices()
+	chosen := st.choices()
 	text, err := json.Marshal(chosen)
 	if err != nil {
 		return manifest.Plan{}, rel, o, fault.At("appliance.plan", fault.Internal, err)

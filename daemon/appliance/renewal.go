@@ -63,7 +63,7 @@ func (a *Appliance) renewal(ctx context.Context, ready func()) error {
 			t.Stop()
 			return nil
 		case <-t.C:
-		case <-a.nudge:
+		case <-a.wake:
 			t.Stop()
 		}
 	}

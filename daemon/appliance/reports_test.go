@@ -315,13 +315,13 @@ func TestAReleaseThatWaitsIsTold(t *testing.T) {
 	var heard []appliance.OfferWaits
 	hears := func(want appliance.OfferWaits) func() bool {
 		return func() bool {
-			page := p.o.book.View()
-			for _, r := range page.Reports {
+			st := p.o.book.View()
+			for _, r := range st.Reports {
 				if r.Status != nil {
 					heard = append(heard, r.Status.Offer)
 				}
 			}
-			must(t, p.o, appliance.ReportsDone{Upto: page.ReportsSent()})
+			must(t, p.o, appliance.ReportsDone{Upto: st.ReportsSent()})
 			return len(heard) > 0 && heard[len(heard)-1] == want
 		}
 	}

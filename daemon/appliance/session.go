@@ -228,7 +228,7 @@ func (a *Appliance) prove(ctx context.Context, route string, c net.Conn) error {
 	}
 	p.mu.Unlock()
 
-	l, err := a.open(ctx, route, c, stranger{a.wallet})
+	l, err := a.open(ctx, route, c, anonymous{a.wallet})
 	if err != nil {
 		return err // nothing was proven to anybody: it does not count
 	}
@@ -324,7 +324,7 @@ func (a *Appliance) takeBundle(b identity.SignedBundle, sealed []byte) (bool, er
 	news, err := a.wallet.trust(b, sealed)
 	if err == nil && news {
 		a.log.Info("the vendor's CAs changed", "bundle", b.Number, "certificates", len(b.CAs))
-		a.look()
+		a.wakeRenewal()
 	}
 	return news, err
 }
@@ -341,7 +341,7 @@ func (a *Appliance) setClock(at time.Time) bool {
 	off, news := a.wallet.heard(at)
 	if news {
 		a.log.Warn("this host's clock differs from the vendor's: certificates are judged by the vendor's", "difference", off.Round(time.Second))
-		a.look()
+		a.wakeRenewal()
 	}
 	return news
 }

@@ -159,19 +159,19 @@ type Deploy struct {
 	Why      fleet.Reason `json:"why,omitzero"`     // what the vendor is told of it
 }
 
-// told is what of it the vendor may know.
-func (d Deploy) told() Deploy {
+// ForVendor is what of it the vendor may know.
+func (d Deploy) ForVendor() Deploy {
 	d.Reason = ""
 	return d
 }
 
 // Status is the health that the vendor was told last.
 type Status struct {
-	Posture  fleet.Exposure  `json:"posture,omitempty"`
-	Services []ServiceHealth `json:"services,omitempty"`
-	Secrets  []Presence      `json:"secrets,omitempty"`
-	Roads    []Trouble       `json:"roads,omitempty"` // only in a change of the kind status/2
-	Offer    OfferWaits      `json:"offer,omitzero"`
+	Posture    fleet.Exposure     `json:"posture,omitempty"`
+	Services   []ServiceHealth    `json:"services,omitempty"`
+	Secrets    []Presence         `json:"secrets,omitempty"`
+	Transports []TransportFailure `json:"roads,omitempty"` // only in a change of the kind status/2
+	Offer      OfferWaits         `json:"offer,omitzero"`
 }
 
 // OfferWaits is the newest release on offer that the customer has not approved.
@@ -335,32 +335,32 @@ func (s State) waiting(of func(Report) bool) int {
 func (r Report) ofStatus() bool { return r.Status != nil }
 func (r Report) ofDeploy() bool { return r.Deploy != nil }
 
-// tellStatus reports the status. While one waits, the newest follows it when that one is acknowledged.
-func (s *State) tellStatus(m ledger.Meta) {
+// reportStatus reports the status. While one waits, the newest follows it when that one is acknowledged.
+func (s *State) reportStatus(m ledger.Meta) {
 	if s.StatusLate = s.waiting(Report.ofStatus) > 0; !s.StatusLate {
 		status := s.Status
 		s.report(Report{At: m.At, Status: &status})
 	}
 }
 
-// tellDeploy reports an edge of the deployment. While many wait, only the newest follows them.
-func (s *State) tellDeploy(m ledger.Meta) {
+// reportDeploy reports an edge of the deployment. While many wait, only the newest follows them.
+func (s *State) reportDeploy(m ledger.Meta) {
 	if s.DeployLate = s.waiting(Report.ofDeploy) >= MaxDeployEdges; !s.DeployLate {
-		d := s.Deploy.told()
+		d := s.Deploy.ForVendor()
 		s.report(Report{At: m.At, Deploy: &d})
 		s.DeployTold = d
 	}
 }
 
-// unsaid reports whether the vendor may know where the deployment stands, and was not told: observing was off meanwhile.
-func (s State) unsaid(at time.Time) bool {
-	return !s.DeployLate && s.DeployTold != s.Deploy.told() && s.may(fleet.Observe, at).Allow
+// DeployUnreported reports whether the vendor may know where the deployment stands, and was not told: observing was off meanwhile.
+func (s State) DeployUnreported(at time.Time) bool {
+	return !s.DeployLate && s.DeployTold != s.Deploy.ForVendor() && s.may(fleet.Observe, at).Allow
 }
 
-// tellAgain reports where the deployment stands if that is unsaid: once, and nothing of what came before it.
-func (s *State) tellAgain(m ledger.Meta) {
-	if s.unsaid(m.At) {
-		s.tellDeploy(m)
+// reportDeployAgain reports where the deployment stands if that is unsaid: once, and nothing of what came before it.
+func (s *State) reportDeployAgain(m ledger.Meta) {
+	if s.DeployUnreported(m.At) {
+		s.reportDeploy(m)
 	}
 }
 
@@ -374,10 +374,10 @@ func (s *State) catchUp(m ledger.Meta) {
 		return
 	}
 	if s.DeployLate {
-		s.tellDeploy(m)
+		s.reportDeploy(m)
 	}
 	if s.StatusLate {
-		s.tellStatus(m)
+		s.reportStatus(m)
 	}
 }
 
@@ -386,17 +386,19 @@ func (s State) ReportsSent() uint64 { return s.ReportsDone + uint64(len(s.Report
 
 type plain State // without methods
 
-type page struct {
+type stateJSON struct {
 	plain
 	Operations []Operation
 }
 
 // MarshalJSON writes the page in a canonical order.
-func (s State) MarshalJSON() ([]byte, error) { return json.Marshal(page{plain(s), s.Operations()}) }
+func (s State) MarshalJSON() ([]byte, error) {
+	return json.Marshal(stateJSON{plain(s), s.Operations()})
+}
 
 // UnmarshalJSON reads a page strictly.
 func (s *State) UnmarshalJSON(b []byte) error {
-	var p page
+	var p stateJSON
 	if err := seal.StrictJSON(b, &p); err != nil {
 		return fault.At("appliance.State", "", err)
 	}
@@ -409,22 +411,22 @@ func (s *State) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// waits returns the newest offer if it waits for the customer's approval.
-func (s State) waits() (Offer, bool) {
+// Unapproved returns the newest offer if it waits for the customer's approval.
+func (s State) Unapproved() (Offer, bool) {
 	o, err := s.Offer("")
 	return o, err == nil && o.Digest != s.Approved.Release && o.Digest != s.Good.Release
 }
 
-// current is the release whose secrets matter: the one that is being deployed, or the one that runs.
-func (s State) current() fleet.Digest {
+// CurrentRelease is the release whose secrets matter: the one that is being deployed, or the one that runs.
+func (s State) CurrentRelease() fleet.Digest {
 	if s.Approved.ID != "" {
 		return s.Approved.Release
 	}
 	return s.Good.Release
 }
 
-// Trouble is a road that does not work, as far as the vendor may know it: two words of closed sets.
-type Trouble struct {
+// TransportFailure is a road that does not work, as far as the vendor may know it: two words of closed sets.
+type TransportFailure struct {
 	Kind   string      `json:"kind"`
 	Reason mesh.Reason `json:"reason"`
 }

@@ -12,24 +12,24 @@ import (
 	"github.com/demarc-dev/demarc/mesh"
 )
 
-// maxTroubles bounds what is reported: as many as a vendor takes.
-const maxTroubles = 32
+// maxFailures bounds what is reported: as many as a vendor takes.
+const maxFailures = 32
 
-// sickTime is how long a road must have failed before the vendor is told of what may pass by itself. What needs a human is told at once.
-const sickTime = time.Minute
+// failureDelay is how long a road must have failed before the vendor is told of what may pass by itself. What needs a human is told at once.
+const failureDelay = time.Minute
 
-// sickness remembers since when roads fail. It belongs to the goroutine that observes.
-type sickness struct {
+// transportHealth remembers since when roads fail. It belongs to the goroutine that observes.
+type transportHealth struct {
 	since map[string]time.Time // by name
 }
 
-// look gives the troubles that the vendor is to know, without doubles, in the order of the list. A road that is not tried keeps the
+// failures gives the troubles that the vendor is to know, without doubles, in the order of the list. A road that is not tried keeps the
 // outcome of the last time.
-func (s *sickness) look(roads []configs.Transport, last func(string) error, now time.Time) []Trouble {
+func (s *transportHealth) failures(roads []configs.Transport, last func(string) error, now time.Time) []TransportFailure {
 	if s.since == nil {
 		s.since = map[string]time.Time{}
 	}
-	var out []Trouble
+	var out []TransportFailure
 	for _, t := range roads {
 		reason := mesh.ReasonOf(last(t.Name))
 		if reason == "" {
@@ -39,16 +39,16 @@ func (s *sickness) look(roads []configs.Transport, last func(string) error, now 
 		if _, ill := s.since[t.Name]; !ill {
 			s.since[t.Name] = now
 		}
-		tr := Trouble{t.Kind, reason}
-		if (reason.NeedsHuman() || now.Sub(s.since[t.Name]) >= sickTime) && !slices.Contains(out, tr) && len(out) < maxTroubles {
+		tr := TransportFailure{t.Kind, reason}
+		if (reason.NeedsHuman() || now.Sub(s.since[t.Name]) >= failureDelay) && !slices.Contains(out, tr) && len(out) < maxFailures {
 			out = append(out, tr)
 		}
 	}
 	return out
 }
 
-// way tells the customer of a road.
-func way(name, kind string, inUse bool, err error) *localv1.Road {
+// transportStatus tells the customer of a road.
+func transportStatus(name, kind string, inUse bool, err error) *localv1.Road {
 	w := &localv1.Road{Name: name, Kind: kind, InUse: inUse}
 	if r := mesh.ReasonOf(err); r != "" && (!inUse || r == mesh.HelloTooLarge) { // a road may be in use and still be in trouble
 		_, w.Do = r.Sentence()

@@ -28,22 +28,22 @@ func TestWhichTroublesTheVendorHears(t *testing.T) {
 	away := fault.New("x", fault.Unavailable, "no answer from 10.1.2.3")
 	refused := mesh.For(mesh.TailnetKey, fault.New("x", fault.Denied, "it says %q", "s3cret"))
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	var s sickness
+	var s transportHealth
 	for i, x := range []struct {
 		after time.Duration
 		last  map[string]error
-		want  []Trouble
+		want  []TransportFailure
 	}{
 		{0, nil, nil},
 		{0, map[string]error{"a": away}, nil},
-		{59 * time.Second, map[string]error{"a": away, "b": away, "c": refused}, []Trouble{{configs.Tailscale, mesh.TailnetKey}}},
-		{time.Second, map[string]error{"a": away, "b": away}, []Trouble{{configs.HTTPS, mesh.Unreached}}},
-		{time.Minute, map[string]error{"a": away, "b": away}, []Trouble{{configs.HTTPS, mesh.Unreached}}}, // once
+		{59 * time.Second, map[string]error{"a": away, "b": away, "c": refused}, []TransportFailure{{configs.Tailscale, mesh.TailnetKey}}},
+		{time.Second, map[string]error{"a": away, "b": away}, []TransportFailure{{configs.HTTPS, mesh.Unreached}}},
+		{time.Minute, map[string]error{"a": away, "b": away}, []TransportFailure{{configs.HTTPS, mesh.Unreached}}}, // once
 		{0, nil, nil},
 		{time.Second, map[string]error{"a": io.EOF}, nil}, // it begins anew
 	} {
 		at = at.Add(x.after)
-		if got := s.look(roads, func(name string) error { return x.last[name] }, at); !slices.Equal(got, x.want) {
+		if got := s.failures(roads, func(name string) error { return x.last[name] }, at); !slices.Equal(got, x.want) {
 			t.Errorf("%d: %v, want %v", i, got, x.want)
 		}
 	}
@@ -53,16 +53,16 @@ func TestWhichTroublesTheVendorHears(t *testing.T) {
 			many = append(many, configs.Transport{Name: string(r), Kind: k})
 		}
 	}
-	if got := s.look(many, func(name string) error { return mesh.For(mesh.Reason(name), away) }, at.Add(time.Hour)); len(got) > maxTroubles {
+	if got := s.failures(many, func(name string) error { return mesh.For(mesh.Reason(name), away) }, at.Add(time.Hour)); len(got) > maxFailures {
 		t.Errorf("%d troubles", len(got))
 	}
-	if w := way("c", configs.Tailscale, false, refused); w.GetReason() != "tailnet_key" || w.GetSaid() != `it says "s3cret"` || w.GetDo() == "" {
+	if w := transportStatus("c", configs.Tailscale, false, refused); w.GetReason() != "tailnet_key" || w.GetSaid() != `it says "s3cret"` || w.GetDo() == "" {
 		t.Errorf("%v", w)
 	}
-	if w := way("c", configs.Tailscale, true, refused); w.GetReason() != "" {
+	if w := transportStatus("c", configs.Tailscale, true, refused); w.GetReason() != "" {
 		t.Errorf("a road in use has trouble: %v", w)
 	}
-	r := reportToWire(Report{At: at, Status: &Status{Roads: []Trouble{{configs.Tailscale, mesh.TailnetKey}}}}, 1).GetStatus().GetRoads()
+	r := reportToWire(Report{At: at, Status: &Status{Transports: []TransportFailure{{configs.Tailscale, mesh.TailnetKey}}}}, 1).GetStatus().GetRoads()
 	if len(r) != 1 || r[0].GetKind() != "tailscale" || r[0].GetReason() != "tailnet_key" {
 		t.Errorf("%v", r)
 	}
@@ -71,13 +71,13 @@ func TestWhichTroublesTheVendorHears(t *testing.T) {
 // TestARoadWithoutMLKEMIsTold: a road that is in use in the small form of TLS says so on both sides, at once (FAULTS.md F1).
 func TestARoadWithoutMLKEMIsTold(t *testing.T) {
 	small := mesh.For(mesh.HelloTooLarge, errors.New("a box on the path"))
-	w := way("a", configs.HTTPS, true, small)
+	w := transportStatus("a", configs.HTTPS, true, small)
 	if w.GetReason() != "hello_too_large" || !w.GetInUse() || w.GetDo() == "" {
 		t.Errorf("the customer is told %v", w)
 	}
-	var s sickness
-	got := s.look([]configs.Transport{{Name: "a", Kind: configs.HTTPS}}, func(string) error { return small }, time.Now())
-	if want := []Trouble{{configs.HTTPS, "hello_too_large"}}; !slices.Equal(got, want) {
+	var s transportHealth
+	got := s.failures([]configs.Transport{{Name: "a", Kind: configs.HTTPS}}, func(string) error { return small }, time.Now())
+	if want := []TransportFailure{{configs.HTTPS, "hello_too_large"}}; !slices.Equal(got, want) {
 		t.Errorf("the vendor is told %v, want %v", got, want)
 	}
 }
@@ -98,12 +98,12 @@ func TestATokenCommandIsTold(t *testing.T) {
 	} {
 		a := &Appliance{cfg: &configs.Appliance{Proof: configs.Proof{Kind: configs.ProofKubernetes, TokenCommand: x.argv}}}
 		_, err := a.proof(x.ctx, "audience", time.Now())
-		w := way("https", configs.HTTPS, false, later{err, time.Second})
+		w := transportStatus("https", configs.HTTPS, false, later{err, time.Second})
 		if w.GetReason() != "no_proof" || !strings.Contains(w.GetSaid(), x.said) || !strings.HasPrefix(w.GetSaid(), "proof.token_command gave no token") || strings.Contains(w.GetSaid(), "s3cret") {
 			t.Errorf("%s: %v", name, w)
 		}
 		again := (&proving{why: err}).again(4 * time.Second)
-		if w := way("https", configs.HTTPS, false, again); w.GetReason() != "no_proof" || !strings.Contains(w.GetSaid(), x.said) || !strings.Contains(w.GetSaid(), "again in 4s") {
+		if w := transportStatus("https", configs.HTTPS, false, again); w.GetReason() != "no_proof" || !strings.Contains(w.GetSaid(), x.said) || !strings.Contains(w.GetSaid(), "again in 4s") {
 			t.Errorf("%s, while it waits: %v", name, w)
 		}
 	}
@@ -114,7 +114,7 @@ func TestATokenCommandIsTold(t *testing.T) {
 func TestARefusedCertificateKeepsTheSentence(t *testing.T) {
 	alert := errors.New("remote error: tls: bad certificate")
 	said := func(p *proving) string {
-		w := way("a", configs.HTTPS, false, p.refusal(alert))
+		w := transportStatus("a", configs.HTTPS, false, p.refusal(alert))
 		if w.GetReason() != "vendor_refuses" {
 			t.Errorf("%v", w)
 		}
@@ -147,7 +147,7 @@ func TestEachCauseIsToldApart(t *testing.T) {
 		{&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}, "conn_refused", ""},
 		{&net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", Name: "node"}}, "name_unknown", ""},
 	} {
-		w := way("a", configs.HTTPS, false, x.err)
+		w := transportStatus("a", configs.HTTPS, false, x.err)
 		if w.GetReason() != x.want || !strings.Contains(w.GetSaid(), x.said) || w.GetDo() == "" {
 			t.Errorf("%v: %v, want %s", x.err, w, x.want)
 		}

@@ -17,7 +17,7 @@ const endingSoon = 72 * time.Hour
 
 // waitsFor says which release waits for the customer, and for what: an approval, or a grant. It returns nil if none does.
 func waitsFor(s State, now time.Time) *localv1.Waiting {
-	if o, ok := s.waits(); ok {
+	if o, ok := s.Unapproved(); ok {
 		return &localv1.Waiting{Release: string(o.Digest), Version: o.Version, SinceUnix: unix(o.At), Why: "it is offered, and not approved",
 			Do: "demarc review --release " + string(o.Digest)}
 	}
@@ -69,7 +69,7 @@ func epochStatus(s State) *localv1.VendorEpoch {
 	out := &localv1.VendorEpoch{Number: s.Epoch.Number, Id: s.Epoch.ID, Refused: s.EpochRefused}
 	if n := len(s.Epochs); n > 0 {
 		e := s.Epochs[n-1]
-		out.Cause, out.MetUnix, out.Lost = e.Cause, e.At.Unix(), e.Lost.sentences()
+		out.Cause, out.MetUnix, out.Lost = e.Cause, e.At.Unix(), e.Lost.Sentences()
 	}
 	return out
 }

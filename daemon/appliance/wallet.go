@@ -277,11 +277,11 @@ func (w *wallet) Roots() *x509.CertPool {
 	return w.roots
 }
 
-// stranger is the wallet without its certificate: to enrol, nothing is shown.
-type stranger struct{ *wallet }
+// anonymous is the wallet without its certificate: to enrol, nothing is shown.
+type anonymous struct{ *wallet }
 
 // Leaf implements [identity.Source].
-func (stranger) Leaf() (*tls.Certificate, error) { return nil, nil }
+func (anonymous) Leaf() (*tls.Certificate, error) { return nil, nil }
 
 // good tells whether there is a certificate that has not run out.
 func (w *wallet) good() bool {

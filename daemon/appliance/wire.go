@@ -45,7 +45,7 @@ func statusToWire(s Status) *boundaryv1.StatusReport {
 	for _, p := range s.Secrets[:min(len(s.Secrets), channel.MaxSecrets)] {
 		w.Secrets = append(w.Secrets, &boundaryv1.SecretPresence{Name: clipName(p.Name), Present: p.Present})
 	}
-	for _, t := range s.Roads[:min(len(s.Roads), channel.MaxTroubles)] {
+	for _, t := range s.Transports[:min(len(s.Transports), channel.MaxTroubles)] {
 		w.Roads = append(w.Roads, &boundaryv1.RoadTrouble{Kind: clipName(t.Kind), Reason: clipName(string(t.Reason))})
 	}
 	if s.Offer.Release != "" {

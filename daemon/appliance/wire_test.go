@@ -36,7 +36,7 @@ func TestEachReportCanBeEncoded(t *testing.T) {
 		for range 1000 {
 			status.Services = append(status.Services, ServiceHealth{Name: s, Why: why})
 			status.Secrets = append(status.Secrets, Presence{Name: s})
-			status.Roads = append(status.Roads, Trouble{s, mesh.Reason(s)})
+			status.Transports = append(status.Transports, TransportFailure{s, mesh.Reason(s)})
 		}
 		for what, r := range map[string]Report{
 			"deploy":    {Deploy: &Deploy{Release: "sha256:x", Version: s, State: "failed", Reason: s, Why: why}},

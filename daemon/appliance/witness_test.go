@@ -138,10 +138,10 @@ func TestRubbishInPlaceOfACountersignatureStaysOutOfTheLog(t *testing.T) {
 
 // TestUnansweredQuestionsBecomeRarer: each costs entries of both logs, so a vendor that never answers is asked less and less.
 func TestUnansweredQuestionsBecomeRarer(t *testing.T) {
-	var p patience
+	var p backoff
 	now, asked := time.Unix(0, 0), 0
 	for range 24 * 360 { // a day of ticks
-		if p.asks(now, 0) {
+		if p.due(now, 0) {
 			asked++
 		}
 		now = now.Add(witnessEvery)
@@ -149,7 +149,7 @@ func TestUnansweredQuestionsBecomeRarer(t *testing.T) {
 	if asked < 24 || asked > 40 {
 		t.Errorf("asked %d times in a day without an answer", asked)
 	}
-	if !p.asks(now, 5) || p.asks(now, 5) || !p.asks(now.Add(witnessEvery), 5) {
+	if !p.due(now, 5) || p.due(now, 5) || !p.due(now.Add(witnessEvery), 5) {
 		t.Error("after an answer the next question waits")
 	}
 }
