@@ -50,7 +50,7 @@ func (c BeginDeploy) Apply(s *State, m ledger.Meta) (none, error) {
 	}
 	grants := s.Grants
 	var used []string
-	for _, p := range s.phases() {
+	for _, p := range s.deployPhases() {
 		d := grant.Decide(grant.Input{Appliance: s.Appliance, Phase: p, Now: m.At}, grants)
 		if !d.Allow {
 			return none{}, notGranted.With(fault.New(op, fault.Denied, "%s", d.Why))
@@ -78,7 +78,7 @@ var (
 // has ended, or a deny forbids it.
 func (s State) DeployEnds(at time.Time) string {
 	own := counted(s.Grants, s.Approved.Grants...)
-	for _, p := range s.phases() {
+	for _, p := range s.deployPhases() {
 		if d := grant.Decide(grant.Input{Appliance: s.Appliance, Phase: p, Now: at}, own); !d.Allow {
 			return "the consent ended while it was being deployed: " + d.Why
 		}
@@ -127,7 +127,7 @@ func (s *State) deployed(d Deploy, m ledger.Meta) error {
 	if was.ForVendor() == d.ForVendor() {
 		return nil
 	}
-	if !s.may(fleet.Observe, m.At).Allow {
+	if !s.decision(fleet.Observe, m.At).Allow {
 		return nil
 	}
 	s.reportDeploy(m)

@@ -199,7 +199,11 @@ func TestAPlanThatIsKeptIsTheReleases(t *testing.T) {
 		for range 2 {
 			for _, x := range st.Offers {
 				got := a.PlanOf(x.Digest).Digest()
-				if want := st.PlanOf(x.Digest).Digest(); got != want {
+				compiled, _, _, err := st.Plan(x.Digest)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if want := compiled.Digest(); got != want {
 					t.Errorf("release %s %s: plan %s, want %s", x.App, x.Version, got.Short(), want.Short())
 				}
 				seen[got] = true

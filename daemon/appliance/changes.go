@@ -182,7 +182,7 @@ func (Observe) Kind() string { return "status/1" }
 // Apply reports it, unless the customer has switched observation off.
 func (c Observe) Apply(s *State, m ledger.Meta) (none, error) {
 	s.Status = c.Status
-	if !s.may(fleet.Observe, m.At).Allow {
+	if !s.decision(fleet.Observe, m.At).Allow {
 		return none{}, nil
 	}
 	s.reportStatus(m)

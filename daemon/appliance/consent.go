@@ -207,8 +207,8 @@ func counted(g grant.State, ids ...string) grant.State {
 	return g
 }
 
-// phases lists what a deploy needs: install for the first one, deploy for each.
-func (s State) phases() []fleet.Phase {
+// deployPhases lists what a deploy needs: install for the first one, deploy for each.
+func (s State) deployPhases() []fleet.Phase {
 	if s.Good.Release == "" {
 		return []fleet.Phase{fleet.Install, fleet.Deploy}
 	}
@@ -234,7 +234,7 @@ func approvePlan(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented
 	if plan.Digest() != a.Plan {
 		return Consented{}, fault.New(op, fault.Conflict, "the approval binds plan %s, and the release compiles to %s now: review again", a.Plan.Short(), plan.Digest().Short())
 	}
-	for _, p := range s.phases() {
+	for _, p := range s.deployPhases() {
 		if !slices.Contains(a.Phases, p) {
 			return Consented{}, fault.New(op, fault.Denied, "this deploy needs the phase %s, and the approval does not name it", p)
 		}

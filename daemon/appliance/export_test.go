@@ -17,7 +17,7 @@ import (
 
 // Bare is an appliance of nothing but a book, a runtime and a clock.
 func Bare(b *ledger.Book[State], r Runtime, now func() time.Time) *Appliance {
-	return &Appliance{book: &Store{book: b, host: now}, run: r, now: now}
+	return &Appliance{book: ReadOnly(b, now), run: r, now: now}
 }
 
 // SetRuntime puts a runtime of a test in the place of the real one.
@@ -36,7 +36,7 @@ func (a *Appliance) Book() *ledger.Book[State] { return a.book.Book() }
 
 // Propose puts a proposal into the appliance's book.
 func (a *Appliance) Propose(ctx context.Context, data []byte) ([]byte, error) {
-	return a.book.local.Propose(ctx, data)
+	return a.book.Propose(ctx, data)
 }
 
 // Store takes an artifact.
@@ -84,11 +84,5 @@ func ToWire(r Report, number uint64) *boundaryv1.Report { return reportToWire(r,
 // PlanOf is the plan of an offered release, as the loops have it.
 func (a *Appliance) PlanOf(d fleet.Digest) manifest.Plan {
 	p, _, _, _ := a.plans.Plan(a.book.View(), d)
-	return p
-}
-
-// PlanOf is the plan of an offered release, compiled anew.
-func (s State) PlanOf(d fleet.Digest) manifest.Plan {
-	p, _, _, _ := s.Plan(d)
 	return p
 }

@@ -130,20 +130,20 @@ func leaveOut(t *Take, o *boundaryv1.Order, b Grounds) {
 	}
 	switch body := o.GetBody().(type) {
 	case *boundaryv1.Order_Release:
-		left(ofRelease, body.Release)
+		left(orderRelease, body.Release)
 	case *boundaryv1.Order_Operation:
-		left(ofOperation, body.Operation)
+		left(orderOperation, body.Operation)
 		if r, err := seal.Peek[operation.Request](body.Operation); err == nil && fleet.CheckName("operation", r.ID) == nil {
 			t.Left.ID = r.ID
 		}
 	case *boundaryv1.Order_Cancel:
-		left(ofCancel, []byte(body.Cancel))
+		left(orderCancel, []byte(body.Cancel))
 	case *boundaryv1.Order_Probe:
-		left(ofProbe, []byte(body.Probe.GetId()))
+		left(orderProbe, []byte(body.Probe.GetId()))
 	case *boundaryv1.Order_Checkpoint:
-		left(ofCheckpoint, body.Checkpoint.GetNote())
+		left(orderCheckpoint, body.Checkpoint.GetNote())
 	case *boundaryv1.Order_Cosigned:
-		left(ofCosigned, body.Cosigned)
+		left(orderCosigned, body.Cosigned)
 	}
 }
 

@@ -171,7 +171,7 @@ func (l local) Review(_ context.Context, req *connect.Request[localv1.ReviewRequ
 		}
 	}
 	var phases []string
-	for _, p := range st.phases() {
+	for _, p := range st.deployPhases() {
 		phases = append(phases, string(p))
 	}
 	return connect.NewResponse(&localv1.ReviewResponse{Release: string(o.Digest), Version: o.Version, PlanDigest: string(plan.Digest()), Plan: plan.JSON(),

@@ -38,12 +38,12 @@ type Take struct {
 
 // What an order is, in [LeftOut].
 const (
-	ofRelease    = "release"
-	ofOperation  = "operation"
-	ofCancel     = "cancel"
-	ofProbe      = "probe"
-	ofCheckpoint = "checkpoint"
-	ofCosigned   = "cosigned"
+	orderRelease    = "release"
+	orderOperation  = "operation"
+	orderCancel     = "cancel"
+	orderProbe      = "probe"
+	orderCheckpoint = "checkpoint"
+	orderCosigned   = "cosigned"
 )
 
 const maxProbeID = 64 // bytes
@@ -86,7 +86,7 @@ func (c Take) Apply(s *State, m ledger.Meta) (Took, error) {
 		err = s.witnessed(c.Witnessed, m)
 	case c.Cosigned != nil:
 		err = s.countersigned(c.Cosigned)
-	case c.Left != nil && c.Left.What == ofOperation:
+	case c.Left != nil && c.Left.What == orderOperation:
 		s.refuseOperation(*c.Left, Grounds{c.Why, c.Refused}, m)
 	}
 	out := Took{Done: c.Number, Reason: c.Refused, Why: c.Why}
@@ -198,8 +198,8 @@ func (s State) Plan(d fleet.Digest) (manifest.Plan, manifest.Release, Offer, err
 // choices is what the customer chose that a plan depends on.
 func (s State) choices() manifest.Choices { return manifest.Choices{Runtime: s.Site.Runtime} }
 
-// may tells whether a phase is granted at all now.
-func (s State) may(p fleet.Phase, at time.Time) grant.Decision {
+// decision tells whether a phase is granted at all now.
+func (s State) decision(p fleet.Phase, at time.Time) grant.Decision {
 	return grant.Decide(grant.Input{Appliance: s.Appliance, Phase: p, Now: at}, s.Grants)
 }
 

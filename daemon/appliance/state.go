@@ -354,7 +354,7 @@ func (s *State) reportDeploy(m ledger.Meta) {
 
 // DeployUnreported reports whether the vendor may know where the deployment stands, and was not told: observing was off meanwhile.
 func (s State) DeployUnreported(at time.Time) bool {
-	return !s.DeployLate && s.DeployTold != s.Deploy.ForVendor() && s.may(fleet.Observe, at).Allow
+	return !s.DeployLate && s.DeployTold != s.Deploy.ForVendor() && s.decision(fleet.Observe, at).Allow
 }
 
 // reportDeployAgain reports where the deployment stands if that is unsaid: once, and nothing of what came before it.
@@ -369,7 +369,7 @@ func (s *State) catchUp(m ledger.Meta) {
 	if !s.StatusLate && !s.DeployLate {
 		return
 	}
-	if !s.may(fleet.Observe, m.At).Allow {
+	if !s.decision(fleet.Observe, m.At).Allow {
 		s.StatusLate, s.DeployLate = false, false
 		return
 	}

@@ -43,7 +43,7 @@ type Store struct {
 	time    bookTime
 	disk    diskState
 	refused refusals
-	file    *os.File // nil if the caller of [New] has it
+	file    *os.File // nil if the caller of [NewStore] closes it
 }
 
 // NewStore replays the book in a file. The caller closes the file after its last use.
@@ -86,6 +86,16 @@ func OpenStore(path string, cfg StoreConfig) (*Store, error) {
 	}
 	s.file = f
 	return s, nil
+}
+
+// ReadOnly is a Store of a book that is written elsewhere. Nothing may be submitted.
+func ReadOnly(b *ledger.Book[State], clock func() time.Time) *Store {
+	return &Store{book: b, host: clock, log: slog.New(slog.DiscardHandler)}
+}
+
+// Propose implements [ledger.Proposer].
+func (s *Store) Propose(ctx context.Context, data []byte) ([]byte, error) {
+	return s.local.Propose(ctx, data)
 }
 
 // Close closes the file. Nothing may be submitted any more.

@@ -33,9 +33,9 @@ func waitsFor(s State, now time.Time) *localv1.Waiting {
 
 // lacking is the first phase that the deploy needs and that is not granted.
 func lacking(s State, now time.Time) fleet.Phase {
-	phases := s.phases()
+	phases := s.deployPhases()
 	for _, p := range phases {
-		if !s.may(p, now).Allow {
+		if !s.decision(p, now).Allow {
 			return p
 		}
 	}
