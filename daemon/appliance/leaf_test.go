@@ -15,10 +15,10 @@ import (
 
 // TestEachKindOfChangeGivesALeafThatIsVerified: FAULTS.md C1. At the bound of what a change may have, the leaf can be read.
 func TestEachKindOfChangeGivesALeafThatIsVerified(t *testing.T) {
-	book := appliance.NewBook("eu-1", "globex")
-	n := ledgertest.LeavesAtTheBound(t, book)
-	if n < len(book.Kinds()) {
-		t.Errorf("%d entries of %d kinds", n, len(book.Kinds()))
+	b := appliance.NewBook("eu-1", "globex")
+	n := ledgertest.LeavesAtTheBound(t, b)
+	if n < len(b.Kinds()) {
+		t.Errorf("%d entries of %d kinds", n, len(b.Kinds()))
 	}
 }
 
