@@ -14,6 +14,7 @@ import (
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/local/v1/localv1connect"
 	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/workload"
 	"github.com/demarc-dev/demarc/workload/artifact"
@@ -31,7 +32,7 @@ func Alone(t testing.TB, dir string, run Runtime, now func() time.Time) *Applian
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = f.Close() })
-	if a.book, err = NewStore(unsynced{f}, StoreConfig{Appliance: "eu-1", Customer: "globex", Clock: now}); err != nil {
+	if a.book, err = book.New(unsynced{f}, book.Config{Appliance: "eu-1", Customer: "globex", Clock: now}); err != nil {
 		t.Fatal(err)
 	}
 	if a.store, err = artifact.Open(filepath.Join(dir, "artifacts")); err != nil {
@@ -67,8 +68,8 @@ func (a *Appliance) Acked(ctx context.Context, upto uint64) error {
 func (a *Appliance) Hint(at time.Time) { a.book.VendorTime(at) }
 
 // Put makes a change as the appliance itself does, by its own stamp.
-func Put[R any](ctx context.Context, a *Appliance, c ledger.Change[State, R]) (R, error) {
-	return Submit(ctx, a.book, c)
+func Put[R any](ctx context.Context, a *Appliance, c ledger.Change[book.State, R]) (R, error) {
+	return book.Submit(ctx, a.book, c)
 }
 
 // Loops are those that watch the book and act.

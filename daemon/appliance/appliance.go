@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+// Package appliance is the customer's role: it dials out, keeps the customer's own book, and does only what the
+// customer's signed grants allow. What the control plane sends is a request; package book decides.
 package appliance
 
 import (
@@ -14,6 +16,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -42,7 +45,7 @@ type Appliance struct {
 	build  string
 	log    *slog.Logger
 	now    func() time.Time
-	book   *Store
+	book   *book.Store
 	wallet *wallet
 	signer ed25519.PrivateKey
 	store  *artifact.Store
@@ -62,7 +65,7 @@ type Appliance struct {
 	epochs  epochRefusals
 	running runner
 	intake  intake
-	plans   Plans
+	plans   book.Plans
 	door    sync.Mutex // one change of doors at a time
 	health  transportHealth
 	private *privateSide // nil: the file names no tailnet of the customer's
@@ -112,7 +115,7 @@ func (a *Appliance) openBook(ctx context.Context) error {
 	if err != nil {
 		return fault.At(op, "", err)
 	}
-	store, err := OpenStore(filepath.Join(a.cfg.Dir, "book"), StoreConfig{Appliance: fleet.ApplianceID(a.cfg.Name),
+	store, err := book.Open(filepath.Join(a.cfg.Dir, "book"), book.Config{Appliance: fleet.ApplianceID(a.cfg.Name),
 		Customer: fleet.CustomerID(a.cfg.Customer), Clock: a.now, Logger: a.log})
 	if err != nil {
 		return err

@@ -16,7 +16,7 @@ import (
 
 	localv1 "github.com/demarc-dev/demarc/api/local/v1"
 	"github.com/demarc-dev/demarc/api/local/v1/localv1connect"
-	"github.com/demarc-dev/demarc/daemon/appliance"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/grant"
@@ -29,7 +29,7 @@ import (
 func TestAnEndorsementLetsOneKeyInAtOneAppliance(t *testing.T) {
 	second := key(5)
 	o := newBook(t)
-	must(t, o, appliance.Pin{Public: pem(t, customer)})
+	must(t, o, book.Pin{Public: pem(t, customer)})
 	of := func(at fleet.ApplianceID, k ed25519.PrivateKey) operation.Endorsement {
 		return operation.Endorsement{Appliance: at, Key: keyOf(t, k)[0].ID}
 	}
@@ -45,23 +45,23 @@ func TestAnEndorsementLetsOneKeyInAtOneAppliance(t *testing.T) {
 		"by itself":             {of("eu-1", second), second},
 		"by the vendor":         {of("eu-1", second), vendor},
 	} {
-		_, err := put(t, o, appliance.Pin{Public: pem(t, second), Endorsement: sealed(t, c.e, c.by)})
+		_, err := put(t, o, book.Pin{Public: pem(t, second), Endorsement: sealed(t, c.e, c.by)})
 		if fault.Of(err) != fault.Denied || len(o.book.View().Pinned) != 1 {
 			t.Errorf("an endorsement %s: %v, %d keys are pinned", name, err, len(o.book.View().Pinned))
 		}
 	}
-	must(t, o, appliance.Pin{Public: pem(t, second), Endorsement: sealed(t, of("eu-1", second), customer)})
+	must(t, o, book.Pin{Public: pem(t, second), Endorsement: sealed(t, of("eu-1", second), customer)})
 	must(t, o, consent(t, granted(fleet.Deploy, 1), second))
 }
 
 // TestTheVendorsLogHasOneKey (MUTANTS.md: changes.go:55): it is that of the first meeting.
 func TestTheVendorsLogHasOneKey(t *testing.T) {
 	o := newBook(t)
-	refused(t, o, fault.Invalid, appliance.MeetVendor{LogKey: []byte("no key")})
-	must(t, o, appliance.MeetVendor{LogKey: pem(t, key(6))})
-	must(t, o, appliance.MeetVendor{LogKey: pem(t, key(6))})
+	refused(t, o, fault.Invalid, book.MeetVendor{LogKey: []byte("no key")})
+	must(t, o, book.MeetVendor{LogKey: pem(t, key(6))})
+	must(t, o, book.MeetVendor{LogKey: pem(t, key(6))})
 	for _, other := range [][]byte{pem(t, key(7)), []byte("no key"), nil} {
-		refused(t, o, fault.Denied, appliance.MeetVendor{LogKey: other})
+		refused(t, o, fault.Denied, book.MeetVendor{LogKey: other})
 	}
 }
 
@@ -82,13 +82,13 @@ func TestARequestBindsTheTextOfItsTemplate(t *testing.T) {
 			t.Fatal("the text is not another one")
 		}
 		r.TemplateDigest = d
-		if why := take(t, o, appliance.Take{Operation: sealed(t, r, ann)}); why == "" || o.state(t, id) != operation.Rejected {
+		if why := take(t, o, book.Take{Operation: sealed(t, r, ann)}); why == "" || o.state(t, id) != operation.Rejected {
 			t.Errorf("%s: %q, %s", id, why, o.state(t, id))
 		} else if d != "" && !strings.Contains(why, "binds another text") {
 			t.Errorf("%s: %q", id, why)
 		}
 	}
-	if why := take(t, o, appliance.Take{Operation: o.request(t, "its-text")}); why != "" {
+	if why := take(t, o, book.Take{Operation: o.request(t, "its-text")}); why != "" {
 		t.Error(why)
 	}
 }
@@ -96,20 +96,20 @@ func TestARequestBindsTheTextOfItsTemplate(t *testing.T) {
 // TestADenySpeaksOfEffects (MUTANTS.md: orders.go:228): a deny meets the operations whose template declares the effect, when they
 // are asked for and when they would begin.
 func TestADenySpeaksOfEffects(t *testing.T) {
-	deny := func(effect string) appliance.Consent {
+	deny := func(effect string) book.Consent {
 		policy := `forbid (principal, action, resource) when { context.effects.contains("` + effect + `") };`
 		return consent(t, grant.Deny{Appliance: "eu-1", Name: "no-" + effect, Cedar: policy, At: start, Nonce: nonce()}, customer)
 	}
 	for effect, declared := range map[string]bool{"credentials": true, "network": true, "writes": false} { // by the sample's template
 		o := deployed(t)
 		must(t, o, consent(t, granted(fleet.OperateRead, 0), customer))
-		take(t, o, appliance.Take{Operation: o.request(t, "op-1")})
+		take(t, o, book.Take{Operation: o.request(t, "op-1")})
 		must(t, o, deny(effect))
 		want := operation.Requested
 		if declared {
 			want = operation.Rejected
 		}
-		why := take(t, o, appliance.Take{Operation: o.request(t, "op-2")})
+		why := take(t, o, book.Take{Operation: o.request(t, "op-2")})
 		before, after := o.state(t, "op-1"), o.state(t, "op-2")
 		if strings.Contains(why, "forbidden by no-"+effect) != declared || before != want || after != want {
 			t.Errorf("%s is denied: %q; the one from before is %s, the one from after %s, want %s", effect, why, before, after, want)
@@ -127,7 +127,7 @@ func TestPresenceOfASecretIsTold(t *testing.T) {
 	told := func(there bool) {
 		t.Helper()
 		p.until("the presence of the secret is on record", func() bool {
-			return slices.Equal(p.o.book.View().Status.Secrets, []appliance.Presence{{Name: "store-token", Present: there}})
+			return slices.Equal(p.o.book.View().Status.Secrets, []book.Presence{{Name: "store-token", Present: there}})
 		})
 		m, err := client.Status(t.Context(), connect.NewRequest(&localv1.StatusRequest{}))
 		if err != nil {

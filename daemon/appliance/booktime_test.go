@@ -15,6 +15,7 @@ import (
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	localv1 "github.com/demarc-dev/demarc/api/local/v1"
 	"github.com/demarc-dev/demarc/daemon/appliance"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/grant"
 )
@@ -56,8 +57,8 @@ func newHost(t *testing.T) *host {
 	h := &host{dir: t.TempDir()}
 	h.start(t)
 	o := &order{book: h.Book(), to: h.Appliance, clock: h.now}
-	must(t, o, appliance.SetSite{Site: fileOf(t)})
-	must(t, o, appliance.Pin{Public: pem(t, customer)})
+	must(t, o, book.SetSite{Site: fileOf(t)})
+	must(t, o, book.Pin{Public: pem(t, customer)})
 	must(t, o, consent(t, grant.Grant{Appliance: "eu-1", Phase: fleet.Deploy, From: h.now(), Until: h.now().Add(24 * time.Hour), Nonce: nonce()}, customer))
 	must(t, o, consent(t, grant.Grant{Appliance: "eu-1", Phase: fleet.OperateRead, From: h.now(), Until: h.now().Add(time.Minute), Nonce: nonce()}, customer))
 	return h
@@ -200,7 +201,7 @@ func TestAnEndComesWhileTheClockIsBehind(t *testing.T) {
 		if x, _ := h.access(t, fleet.Deploy); x.GetAllowed() {
 			t.Errorf("an hour after its end: %v", x)
 		}
-		_, err := appliance.Put(t.Context(), h.Appliance, appliance.BeginDeploy{Approval: "x"})
+		_, err := appliance.Put(t.Context(), h.Appliance, book.BeginDeploy{Approval: "x"})
 		if err == nil || !h.Book().At().After(time.Now().Add(-time.Minute)) {
 			t.Errorf("%v; the book's time is %s, and it is %s", err, h.Book().At(), time.Now())
 		}

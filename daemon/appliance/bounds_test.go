@@ -20,6 +20,7 @@ import (
 	localv1 "github.com/demarc-dev/demarc/api/local/v1"
 	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/daemon/appliance"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/grant"
@@ -82,8 +83,8 @@ func whole(t *testing.T, run appliance.Runtime) (*appliance.Appliance, *order) {
 	t.Helper()
 	a := appliance.Alone(t, t.TempDir(), run, time.Now)
 	o := &order{book: a.Book(), to: a, clock: time.Now}
-	must(t, o, appliance.SetSite{Site: fileOf(t)})
-	must(t, o, appliance.Pin{Public: pem(t, customer)})
+	must(t, o, book.SetSite{Site: fileOf(t)})
+	must(t, o, book.Pin{Public: pem(t, customer)})
 	offer(t, a, o, "1.0.0")
 	return a, o
 }
@@ -96,7 +97,7 @@ func offer(t *testing.T, a *appliance.Appliance, o *order, version string) {
 			t.Fatal(err)
 		}
 	}
-	if why := take(t, o, appliance.Take{Release: sealed(t, rel, vendor)}); why != "" {
+	if why := take(t, o, book.Take{Release: sealed(t, rel, vendor)}); why != "" {
 		t.Fatal(why)
 	}
 }
@@ -241,7 +242,7 @@ func TestAVendorCausesNoEntriesWithoutEnd(t *testing.T) {
 // running starts an operation, which runs until it is ended.
 func running(t *testing.T, a *appliance.Appliance, o *order, run *idle, id string) {
 	t.Helper()
-	if why := take(t, o, appliance.Take{Operation: o.request(t, id)}); why != "" {
+	if why := take(t, o, book.Take{Operation: o.request(t, id)}); why != "" {
 		t.Fatal(why)
 	}
 	must(t, o, o.approve(t, id))
@@ -260,8 +261,8 @@ func TestTheCustomersWordHasRoom(t *testing.T) {
 		must(t, o, consent(t, grant.Grant{Appliance: "eu-1", Phase: p, From: time.Now().Add(-time.Minute), Until: time.Now().Add(24 * time.Hour), Nonce: nonce()}, customer))
 	}
 	id := must(t, o, consent(t, o.approval(t, ""), customer)).ID
-	must(t, o, appliance.BeginDeploy{Approval: id})
-	must(t, o, appliance.EndDeploy{Approval: id, State: fleet.StateDeployed})
+	must(t, o, book.BeginDeploy{Approval: id})
+	must(t, o, book.EndDeploy{Approval: id, State: fleet.StateDeployed})
 	begin(t, a, "operations")
 	for _, op := range []string{"op-1", "op-2", "op-3", "op-4"} {
 		running(t, a, o, run, op)
@@ -270,20 +271,20 @@ func TestTheCustomersWordHasRoom(t *testing.T) {
 	mem := &order{book: a.Book(), to: a, clock: time.Now, n: 1 << 20, sent: o.sent}
 	for i := range 6_000 {
 		// The foreseen way of the channel is in other tests: here are as many as possible in little time.
-		if take(t, mem, appliance.Take{Probe: &appliance.ProbeIndex{ID: "p", Index: uint64(i)}}) != "" {
+		if take(t, mem, book.Take{Probe: &book.ProbeIndex{ID: "p", Index: uint64(i)}}) != "" {
 			refused++
 		}
 		if i%20 == 0 {
-			must(t, mem, appliance.Observe{Status: appliance.Status{Services: []appliance.ServiceHealth{{Name: "web", Restarts: uint32(i)}}}})
-			must(t, mem, appliance.EndDeploy{Approval: id, State: fleet.StateDegraded, Why: fleet.Reason{Kind: fleet.Exited, Number: int32(i)}})
-			take(t, mem, appliance.Take{Witnessed: []byte("note")})
-			take(t, mem, appliance.Take{Operation: []byte("nonsense")})
+			must(t, mem, book.Observe{Status: book.Status{Services: []book.ServiceHealth{{Name: "web", Restarts: uint32(i)}}}})
+			must(t, mem, book.EndDeploy{Approval: id, State: fleet.StateDegraded, Why: fleet.Reason{Kind: fleet.Exited, Number: int32(i)}})
+			take(t, mem, book.Take{Witnessed: []byte("note")})
+			take(t, mem, book.Take{Operation: []byte("nonsense")})
 		}
 	}
-	if refused != 6_000-appliance.MaxEchoes {
-		t.Errorf("%d probes were refused, want %d", refused, 6_000-appliance.MaxEchoes)
+	if refused != 6_000-book.MaxEchoes {
+		t.Errorf("%d probes were refused, want %d", refused, 6_000-book.MaxEchoes)
 	}
-	call := func(doc appliance.Consent) {
+	call := func(doc book.Consent) {
 		t.Helper()
 		if _, err := a.Customer().Submit(t.Context(), connect.NewRequest(&localv1.SubmitRequest{Document: doc.Document})); err != nil {
 			t.Fatalf("the customer's word: %v", err)
@@ -296,7 +297,7 @@ func TestTheCustomersWordHasRoom(t *testing.T) {
 	call(consent(t, operation.Cancel{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf(op1.Request), At: time.Now(), Nonce: nonce()}, customer))
 	<-run.ended
 	call(consent(t, grant.Deny{Appliance: "eu-1", Name: "none", Cedar: `forbid (principal, action, resource) when { context.operation == "nothing" };`, At: time.Now(), Nonce: nonce()}, customer))
-	must(t, mem, appliance.Finish{ID: "op-2", Result: []byte("result"), Output: []byte("x")})
+	must(t, mem, book.Finish{ID: "op-2", Result: []byte("result"), Output: []byte("x")})
 	call(consent(t, grant.Revoke{Appliance: "eu-1", All: true, At: time.Now(), Nonce: nonce()}, customer))
 	<-run.ended
 	<-run.ended
@@ -306,7 +307,7 @@ func TestTheCustomersWordHasRoom(t *testing.T) {
 		}
 	}
 	s := a.Book().View()
-	if n := len(s.Reports); n > appliance.MaxEchoes+appliance.MaxDeployEdges+appliance.MaxHeads+100 {
+	if n := len(s.Reports); n > book.MaxEchoes+book.MaxDeployEdges+book.MaxHeads+100 {
 		t.Errorf("%d reports wait", n)
 	}
 	if got := s.Reports[len(s.Reports)-1]; got.Operation == nil {
@@ -318,12 +319,12 @@ func TestTheCustomersWordHasRoom(t *testing.T) {
 func TestTheNewestIsToldAtLast(t *testing.T) {
 	o := deployed(t)
 	id := o.book.View().Good.ID
-	for i := range 2 * appliance.MaxDeployEdges {
-		must(t, o, appliance.Observe{Status: appliance.Status{Services: []appliance.ServiceHealth{{Name: "web", Restarts: uint32(i)}}}})
-		must(t, o, appliance.EndDeploy{Approval: id, State: fleet.StateDegraded, Why: fleet.Reason{Kind: fleet.Exited, Number: int32(i)}})
+	for i := range 2 * book.MaxDeployEdges {
+		must(t, o, book.Observe{Status: book.Status{Services: []book.ServiceHealth{{Name: "web", Restarts: uint32(i)}}}})
+		must(t, o, book.EndDeploy{Approval: id, State: fleet.StateDegraded, Why: fleet.Reason{Kind: fleet.Exited, Number: int32(i)}})
 	}
 	before := o.book.View().ReportsSent()
-	must(t, o, appliance.ReportsDone{Upto: before})
+	must(t, o, book.ReportsDone{Upto: before})
 	var restarts uint32
 	var reason int32
 	for _, r := range o.book.View().Reports {
@@ -334,17 +335,17 @@ func TestTheNewestIsToldAtLast(t *testing.T) {
 			reason = r.Deploy.Why.Number
 		}
 	}
-	if n := len(o.book.View().Reports); n != 2 || restarts != 2*appliance.MaxDeployEdges-1 || reason != 2*appliance.MaxDeployEdges-1 {
+	if n := len(o.book.View().Reports); n != 2 || restarts != 2*book.MaxDeployEdges-1 || reason != 2*book.MaxDeployEdges-1 {
 		t.Errorf("%d reports, %d restarts, %d", n, restarts, reason)
 	}
-	must(t, o, appliance.ReportsDone{Upto: before + 2})
+	must(t, o, book.ReportsDone{Upto: before + 2})
 	if n := len(o.book.View().Reports); n != 0 {
 		t.Errorf("%d reports at rest", n)
 	}
-	must(t, o, appliance.Observe{Status: appliance.Status{Posture: fleet.Public}})
-	must(t, o, appliance.Observe{Status: appliance.Status{Posture: fleet.Closed}})
+	must(t, o, book.Observe{Status: book.Status{Posture: fleet.Public}})
+	must(t, o, book.Observe{Status: book.Status{Posture: fleet.Closed}})
 	must(t, o, consent(t, grant.Revoke{Appliance: "eu-1", Phase: fleet.Observe, At: start, Nonce: nonce()}, customer))
-	must(t, o, appliance.ReportsDone{Upto: before + 3})
+	must(t, o, book.ReportsDone{Upto: before + 3})
 	if n := len(o.book.View().Reports); n != 0 {
 		t.Error("what was held back was told after observing was switched off")
 	}
@@ -355,20 +356,20 @@ func TestTheNewestIsToldAtLast(t *testing.T) {
 func TestHeldOperationsHoldUpNothing(t *testing.T) {
 	o := deployed(t)
 	must(t, o, consent(t, granted(fleet.OperateRead, 0), customer))
-	for i := range appliance.MaxHeld {
+	for i := range book.MaxHeld {
 		id := fmt.Sprintf("op-%d", i)
-		if why := take(t, o, appliance.Take{Operation: o.request(t, id)}); why != "" {
+		if why := take(t, o, book.Take{Operation: o.request(t, id)}); why != "" {
 			t.Fatal(why)
 		}
 		must(t, o, o.approve(t, id))
-		must(t, o, appliance.Start{ID: id})
-		must(t, o, appliance.Finish{ID: id, Result: sealed(t, operation.Result{ID: id, Appliance: "eu-1", State: operation.Held, Started: o.now(), Ended: o.now()}, thief), Output: []byte("x")})
+		must(t, o, book.Start{ID: id})
+		must(t, o, book.Finish{ID: id, Result: sealed(t, operation.Result{ID: id, Appliance: "eu-1", State: operation.Held, Started: o.now(), Ended: o.now()}, thief), Output: []byte("x")})
 	}
-	why := take(t, o, appliance.Take{Operation: o.request(t, "one-more")})
+	why := take(t, o, book.Take{Operation: o.request(t, "one-more")})
 	if !strings.Contains(why, "64") || o.book.View().OrdersDone != o.sent {
 		t.Fatalf("%q, %d of %d orders", why, o.book.View().OrdersDone, o.sent)
 	}
-	if why := take(t, o, appliance.Take{Probe: &appliance.ProbeIndex{ID: "p", Index: 1}}); why != "" {
+	if why := take(t, o, book.Take{Probe: &book.ProbeIndex{ID: "p", Index: 1}}); why != "" {
 		t.Errorf("what lies behind it: %s", why)
 	}
 	x, err := o.book.View().Operation("op-7")
@@ -376,13 +377,13 @@ func TestHeldOperationsHoldUpNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	must(t, o, consent(t, operation.Release{ID: "op-7", Appliance: "eu-1", Result: fleet.DigestOf(x.Result), Decision: operation.DecisionWithhold, At: o.now(), Nonce: nonce()}, customer))
-	if why := take(t, o, appliance.Take{Operation: o.request(t, "one-more")}); why != "" {
+	if why := take(t, o, book.Take{Operation: o.request(t, "one-more")}); why != "" {
 		t.Errorf("when one is withheld: %s", why)
 	}
-	for i := range appliance.MaxActive {
-		why = take(t, o, appliance.Take{Operation: o.request(t, fmt.Sprintf("waits-%d", i))})
+	for i := range book.MaxActive {
+		why = take(t, o, book.Take{Operation: o.request(t, fmt.Sprintf("waits-%d", i))})
 	}
-	if !strings.Contains(why, fmt.Sprint(appliance.MaxActive)) {
+	if !strings.Contains(why, fmt.Sprint(book.MaxActive)) {
 		t.Errorf("operations that wait for the customer have no bound: %q", why)
 	}
 }
@@ -394,7 +395,7 @@ func TestRefusedOrdersCostLittle(t *testing.T) {
 		dir := t.TempDir()
 		a := appliance.Alone(t, dir, newIdle(), time.Now)
 		o := &order{book: a.Book(), to: a, clock: time.Now}
-		must(t, o, appliance.SetSite{Site: fileOf(t)})
+		must(t, o, book.SetSite{Site: fileOf(t)})
 		long := strings.Repeat("x", 7<<20)
 		bodies := []*boundaryv1.Order{
 			{Body: &boundaryv1.Order_Cancel{Cancel: long}},

@@ -12,6 +12,7 @@ import (
 
 	"filippo.io/age"
 
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/operation"
 	"github.com/demarc-dev/demarc/seal"
@@ -34,7 +35,7 @@ func TestAHeldOutputCantBeGuessed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	puts(t, a, 1, Pin{Public: pin.PEM(), Recipient: reader.Recipient().String()})
+	puts(t, a, 1, book.Pin{Public: pin.PEM(), Recipient: reader.Recipient().String()})
 	now := time.Unix(1_700_000_000, 0)
 	base := operation.Result{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf([]byte("q")), Approval: fleet.DigestOf([]byte("a")), Argv: []string{"x"},
 		State: operation.Held, Started: now, Ended: now}

@@ -21,6 +21,7 @@ import (
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/channel"
 	"github.com/demarc-dev/demarc/audit"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -306,7 +307,7 @@ func (a *Appliance) acked(ctx context.Context, epoch fleet.Epoch, upto uint64) e
 	if upto <= a.book.View().ReportsDone {
 		return nil
 	}
-	_, err := Attempt(ctx, a.book, ReportsDone{Upto: upto, Epoch: epoch.Number})
+	_, err := book.Attempt(ctx, a.book, book.ReportsDone{Upto: upto, Epoch: epoch.Number})
 	if a.book.Failed() != nil {
 		return nil // the vendor says it again; a channel need not end for it
 	}

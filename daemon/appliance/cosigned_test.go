@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/audit"
-	"github.com/demarc-dev/demarc/daemon/appliance"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/operation"
 )
@@ -35,7 +35,7 @@ func (o *order) head(t *testing.T, own ed25519.PrivateKey) []byte {
 func (o *order) asks(t *testing.T, own ed25519.PrivateKey) []byte {
 	t.Helper()
 	cp := o.head(t, own)
-	must(t, o, appliance.Checkpointed{Checkpoint: appliance.Checkpoint{Note: cp}})
+	must(t, o, book.Checkpointed{Checkpoint: book.Checkpoint{Note: cp}})
 	return cp
 }
 
@@ -53,7 +53,7 @@ func cosign(t *testing.T, cp []byte, name string, by ed25519.PrivateKey) []byte 
 func TestTheVendorsRubbishIsNoCountersignature(t *testing.T) {
 	own, log := key(7), key(8)
 	o := newBook(t)
-	must(t, o, appliance.MeetVendor{LogKey: pem(t, log)})
+	must(t, o, book.MeetVendor{LogKey: pem(t, log)})
 	first := o.asks(t, own)
 	for name, b := range map[string][]byte{
 		"rubbish":                    []byte("rubbish"),
@@ -62,7 +62,7 @@ func TestTheVendorsRubbishIsNoCountersignature(t *testing.T) {
 		"our own key":                cosign(t, first, ownLog, own),
 		"a head that we did not ask": cosign(t, o.head(t, own), vendorLog, log), // the log grew since
 	} {
-		why := take(t, o, appliance.Take{Cosigned: b})
+		why := take(t, o, book.Take{Cosigned: b})
 		if !strings.Contains(why, string(fleet.DigestOf(b))) {
 			t.Errorf("%s: %q", name, why)
 		}
@@ -72,22 +72,22 @@ func TestTheVendorsRubbishIsNoCountersignature(t *testing.T) {
 	}
 	second := o.asks(t, own)
 	good := cosign(t, second, vendorLog, log)
-	if why := take(t, o, appliance.Take{Cosigned: good}); why != "" {
+	if why := take(t, o, book.Take{Cosigned: good}); why != "" {
 		t.Fatal(why)
 	}
 	if s := o.book.View(); len(s.Cosigned) != 1 || len(s.Asked) != 0 {
 		t.Fatalf("%d are kept, %d are asked for", len(s.Cosigned), len(s.Asked))
 	}
 	for name, b := range map[string][]byte{"the same again": good, "an older question": cosign(t, first, vendorLog, log)} {
-		if why := take(t, o, appliance.Take{Cosigned: b}); why == "" || len(o.book.View().Cosigned) != 1 {
+		if why := take(t, o, book.Take{Cosigned: b}); why == "" || len(o.book.View().Cosigned) != 1 {
 			t.Errorf("%s is taken", name)
 		}
 	}
-	for range 2 * appliance.MaxAsked {
+	for range 2 * book.MaxAsked {
 		o.asks(t, own)
 	}
-	if n := len(o.book.View().Asked); n != appliance.MaxAsked {
-		t.Errorf("%d questions are kept, want %d", n, appliance.MaxAsked)
+	if n := len(o.book.View().Asked); n != book.MaxAsked {
+		t.Errorf("%d questions are kept, want %d", n, book.MaxAsked)
 	}
 }
 
@@ -95,7 +95,7 @@ func TestTheVendorsRubbishIsNoCountersignature(t *testing.T) {
 func TestAWitnessedHeadThatIsSentAgainIsKeptOnce(t *testing.T) {
 	o := newBook(t)
 	for range 2 {
-		take(t, o, appliance.Take{Witnessed: []byte("a head")})
+		take(t, o, book.Take{Witnessed: []byte("a head")})
 	}
 	s := o.book.View()
 	if len(s.Witnessed) != 1 || len(s.Reports) != 2 {
@@ -109,7 +109,7 @@ func TestAWitnessedHeadThatIsSentAgainIsKeptOnce(t *testing.T) {
 func TestNoApprovalThatAnAuditorWouldRefuse(t *testing.T) {
 	o := deployed(t)
 	must(t, o, consent(t, granted(fleet.OperateRead, 1), customer))
-	take(t, o, appliance.Take{Operation: o.request(t, "op-1")})
+	take(t, o, book.Take{Operation: o.request(t, "op-1")})
 	x, err := o.book.View().Operation("op-1")
 	if err != nil {
 		t.Fatal(err)
@@ -123,7 +123,7 @@ func TestNoApprovalThatAnAuditorWouldRefuse(t *testing.T) {
 	}
 	must(t, o, o.approve(t, "op-1"))
 	began := o.now()
-	must(t, o, appliance.Start{ID: "op-1"})
+	must(t, o, book.Start{ID: "op-1"})
 	if x, err = o.book.View().Operation("op-1"); err != nil || !x.Started.Equal(began) {
 		t.Errorf("it began at %s, want %s: %v", x.Started, began, err)
 	}

@@ -5,13 +5,14 @@ package appliance
 import (
 	"slices"
 
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fleet"
 )
 
 // names are what the vendor's own manifests call things: those of the release that runs, and of the one that was approved.
 type names struct{ services, secrets []string }
 
-func (a *Appliance) names(st State) (n names) {
+func (a *Appliance) names(st book.State) (n names) {
 	for _, d := range []fleet.Digest{st.Good.Release, st.Approved.Release} {
 		if d == "" {
 			continue
@@ -42,7 +43,7 @@ func (n names) reason(r fleet.Reason) fleet.Reason {
 }
 
 // forVendor is what of a status the vendor may know: of a service or a secret that no manifest of the vendor's has, nothing.
-func (n names) forVendor(in Status) Status {
+func (n names) forVendor(in book.Status) book.Status {
 	out := in
 	out.Services, out.Secrets = nil, nil
 	for _, h := range in.Services {

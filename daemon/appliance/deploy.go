@@ -15,6 +15,7 @@ import (
 
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/manifest"
@@ -114,7 +115,7 @@ func (r *rounds) round(ctx context.Context) error {
 
 // hold keeps the last good plan running: after a restart of this process, and while a newer one can't be deployed. It
 // needs no grant: the customer approved it, and the application does not need the vendor.
-func (r *rounds) hold(ctx context.Context, st State) error {
+func (r *rounds) hold(ctx context.Context, st book.State) error {
 	if st.Good.ID == "" {
 		return nil
 	}
@@ -123,7 +124,7 @@ func (r *rounds) hold(ctx context.Context, st State) error {
 			if ctx.Err() != nil || st.Deploy.Approval != st.Good.ID {
 				return err
 			}
-			return errors.Join(err, r.tell(ctx, st.Good.ID, fleet.StateDegraded, GroundsOf(err)))
+			return errors.Join(err, r.tell(ctx, st.Good.ID, fleet.StateDegraded, book.GroundsOf(err)))
 		}
 		r.applied = st.Good.ID
 	}
@@ -132,27 +133,27 @@ func (r *rounds) hold(ctx context.Context, st State) error {
 	}
 	for _, s := range r.a.run.Status().Services {
 		if !s.Healthy {
-			return r.tell(ctx, st.Good.ID, fleet.StateDegraded, Grounds{unhealthy(s), fmt.Sprintf("service %s is not healthy: %s", s.Name, s.Reason)})
+			return r.tell(ctx, st.Good.ID, fleet.StateDegraded, book.Grounds{Why: unhealthy(s), Sentence: fmt.Sprintf("service %s is not healthy: %s", s.Name, s.Reason)})
 		}
 	}
-	return r.tell(ctx, st.Good.ID, fleet.StateDeployed, Grounds{})
+	return r.tell(ctx, st.Good.ID, fleet.StateDeployed, book.Grounds{})
 }
 
 // again has the last good plan run, as after a restart.
-func (r *rounds) again(ctx context.Context, st State) error {
+func (r *rounds) again(ctx context.Context, st book.State) error {
 	plan, _, _, err := r.a.plans.Plan(st, st.Good.Release)
 	if err != nil {
 		return err
 	}
 	if plan.Digest() != st.Good.Plan {
-		return planChanged.With(fault.New("appliance.hold", fault.Internal,
+		return book.PlanChanged.With(fault.New("appliance.hold", fault.Internal,
 			"this build compiles release %s to another plan than the one that was approved: approve it again", st.Good.Release.Short()))
 	}
 	return r.a.run.Apply(ctx, plan)
 }
 
 // advance does the next step towards an approved plan.
-func (r *rounds) advance(ctx context.Context, st State, next Approved) error {
+func (r *rounds) advance(ctx context.Context, st book.State, next book.Approved) error {
 	if d := r.refused; d.approval == next.ID && d.index == r.a.book.Index() && time.Now().Before(d.until) && r.a.book.Now().Before(next.NotAfter) {
 		return nil
 	}
@@ -166,18 +167,18 @@ func (r *rounds) advance(ctx context.Context, st State, next Approved) error {
 	}
 	plan, rel, _, err := r.a.plans.Plan(st, next.Release)
 	if err != nil {
-		return r.tell(ctx, next.ID, fleet.StateWaiting, GroundsOf(err))
+		return r.tell(ctx, next.ID, fleet.StateWaiting, book.GroundsOf(err))
 	}
 	if err := r.bring(ctx, next.ID, rel); err != nil {
-		return r.tell(ctx, next.ID, fleet.StateWaiting, GroundsOf(err))
+		return r.tell(ctx, next.ID, fleet.StateWaiting, book.GroundsOf(err))
 	}
 	missing, err := r.a.run.Missing(plan)
 	if err != nil {
-		return r.tell(ctx, next.ID, fleet.StateWaiting, Grounds{fleet.Reason{Kind: fleet.SecretUnknown}, fault.Text(err)})
+		return r.tell(ctx, next.ID, fleet.StateWaiting, book.Grounds{Why: fleet.Reason{Kind: fleet.SecretUnknown}, Sentence: fault.Text(err)})
 	}
 	if len(missing) > 0 {
 		why := fleet.Reason{Kind: fleet.SecretMissing, Secret: missing[0].Name, Number: int32(len(missing))}
-		return r.tell(ctx, next.ID, fleet.StateWaiting, Grounds{why, r.a.missingSentence(missing)})
+		return r.tell(ctx, next.ID, fleet.StateWaiting, book.Grounds{Why: why, Sentence: r.a.missingSentence(missing)})
 	}
 	if err := r.begin(ctx, st, next); err != nil {
 		return err
@@ -192,24 +193,24 @@ func (r *rounds) advance(ctx context.Context, st State, next Approved) error {
 	r.applied = ""
 	if err != nil {
 		r.a.log.Warn("a deploy failed", "version", rel.Version, "err", err)
-		return r.tell(ctx, next.ID, fleet.StateFailed, GroundsOf(err))
+		return r.tell(ctx, next.ID, fleet.StateFailed, book.GroundsOf(err))
 	}
 	r.applied = next.ID
-	return r.tell(ctx, next.ID, fleet.StateDeployed, Grounds{})
+	return r.tell(ctx, next.ID, fleet.StateDeployed, book.Grounds{})
 }
 
 // begin asks the book whether a deploy may begin, and tells why it may not. What a grant could still allow waits; an approval
 // that has ended, and a deploy that was interrupted and whose consent has ended since, have failed. Why it may not is on record
 // once, as the reason for that. The refusal itself is not: it would wake this loop, which would ask again.
-func (r *rounds) begin(ctx context.Context, st State, next Approved) error {
+func (r *rounds) begin(ctx context.Context, st book.State, next book.Approved) error {
 	index := r.a.book.Index()
-	_, err := DryRun(r.a.book, BeginDeploy{Approval: next.ID})
+	_, err := book.DryRun(r.a.book, book.BeginDeploy{Approval: next.ID})
 	if err == nil {
-		_, err = Submit(ctx, r.a.book, BeginDeploy{Approval: next.ID})
+		_, err = book.Submit(ctx, r.a.book, book.BeginDeploy{Approval: next.ID})
 	}
 	interrupted := st.Deploy.Approval == next.ID && st.Deploy.State == fleet.StateDeploying
-	why := Grounds{fleet.ReasonOf(err), fault.Text(err)}
-	if _, now := (BeginDeploy{Approval: next.ID}).Apply(&st, r.a.book.Meta("")); now != nil { // an answer of the book has no reason
+	why := book.Grounds{Why: fleet.ReasonOf(err), Sentence: fault.Text(err)}
+	if _, now := (book.BeginDeploy{Approval: next.ID}).Apply(&st, r.a.book.Meta("")); now != nil { // an answer of the book has no reason
 		why.Why = fleet.ReasonOf(now)
 	}
 	switch kind := fault.Of(err); {
@@ -224,7 +225,7 @@ func (r *rounds) begin(ctx context.Context, st State, next Approved) error {
 	return err
 }
 
-func (r *rounds) keepGood(ctx context.Context, st State) error {
+func (r *rounds) keepGood(ctx context.Context, st book.State) error {
 	if st.Good.ID == "" || r.applied == st.Good.ID {
 		return nil
 	}
@@ -243,7 +244,7 @@ func (r *rounds) apply(ctx context.Context, plan manifest.Plan) error {
 	st := r.a.book.View()
 	ctx, stop := r.a.while(ctx, st.Approved.Grants, func(now time.Time) error {
 		if why := r.a.book.View().DeployEnds(now); why != "" {
-			return consentEnded.With(fault.New("appliance.apply", fault.Denied, "%s", why))
+			return book.ConsentEnded.With(fault.New("appliance.apply", fault.Denied, "%s", why))
 		}
 		return nil
 	})
@@ -256,13 +257,13 @@ func (r *rounds) apply(ctx context.Context, plan manifest.Plan) error {
 }
 
 // tell puts an edge on record where it is one.
-func (r *rounds) tell(ctx context.Context, approval string, state fleet.State, g Grounds) error {
+func (r *rounds) tell(ctx context.Context, approval string, state fleet.State, g book.Grounds) error {
 	st := r.a.book.View()
 	d := st.Deploy
 	if d.Approval == approval && d.State == state && d.Reason == g.Sentence {
 		return nil
 	}
-	_, err := Attempt(ctx, r.a.book, EndDeploy{Approval: approval, State: state, Reason: g.Sentence, Why: r.a.names(st).reason(g.Why)})
+	_, err := book.Attempt(ctx, r.a.book, book.EndDeploy{Approval: approval, State: state, Reason: g.Sentence, Why: r.a.names(st).reason(g.Why)})
 	return err
 }
 
@@ -336,12 +337,12 @@ func (a *Appliance) fetch(ctx context.Context, d fleet.Digest) error {
 // observe puts a change of health, presence or posture on record.
 func (a *Appliance) observe(ctx context.Context) error {
 	st := a.book.View()
-	now := Status{Posture: st.Posture.Exposure, Transports: a.health.failures(a.cfg.Transports, a.transportErr, a.now())}
+	now := book.Status{Posture: st.Posture.Exposure, Transports: a.health.failures(a.cfg.Transports, a.transportErr, a.now())}
 	if o, ok := st.Unapproved(); ok {
-		now.Offer = OfferWaits{Release: o.Digest, Why: fleet.Reason{Kind: fleet.NotApproved}}
+		now.Offer = book.OfferWaits{Release: o.Digest, Why: fleet.Reason{Kind: fleet.NotApproved}}
 	}
 	for _, s := range a.run.Status().Services {
-		h := ServiceHealth{Name: s.Name, Healthy: s.Healthy, Restarts: uint32(s.Restarts), Why: s.Why}
+		h := book.ServiceHealth{Name: s.Name, Healthy: s.Healthy, Restarts: uint32(s.Restarts), Why: s.Why}
 		if !s.Healthy {
 			h.Why = unhealthy(s)
 		}
@@ -357,7 +358,7 @@ func (a *Appliance) observe(ctx context.Context) error {
 			if err != nil {
 				continue // that it can't be told is the reason of the deployment, and on the customer's own page
 			}
-			now.Secrets = append(now.Secrets, Presence{s.Name, there})
+			now.Secrets = append(now.Secrets, book.Presence{Name: s.Name, Present: there})
 		}
 	}
 	now = a.names(st).forVendor(now)
@@ -367,9 +368,9 @@ func (a *Appliance) observe(ctx context.Context) error {
 	}
 	var err error
 	if len(st.Status.Transports)+len(now.Transports) == 0 {
-		_, err = Attempt(ctx, a.book, Observe{Status: now})
+		_, err = book.Attempt(ctx, a.book, book.Observe{Status: now})
 	} else {
-		_, err = Attempt(ctx, a.book, ObserveTransports{Status: now})
+		_, err = book.Attempt(ctx, a.book, book.ObserveTransports{Status: now})
 	}
 	return err
 }

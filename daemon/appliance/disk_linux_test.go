@@ -26,6 +26,7 @@ import (
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon"
 	"github.com/demarc-dev/demarc/daemon/appliance"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/grant"
 	"github.com/demarc-dev/demarc/identity"
@@ -122,7 +123,7 @@ func (s *small) history() {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	o := newBookOn(t, func(b *ledger.Book[appliance.State]) ledger.Proposer {
+	o := newBookOn(t, func(b *ledger.Book[book.State]) ledger.Proposer {
 		local, _, err := ledger.OpenLocal(f, b)
 		if err != nil {
 			t.Fatal(err)
@@ -131,15 +132,15 @@ func (s *small) history() {
 	})
 	rel := manifest.Release{App: "sleeper", Version: "1.0.0", Artifacts: map[string]fleet.Digest{"app": digest},
 		Compose: "x-demarc: {app: sleeper, version: 1.0.0}\nservices:\n  app:\n    command: [run]\n    x-demarc: {artifact: app}\n"}
-	must(t, o, appliance.Pin{Public: pem(t, customer)})
-	if why := take(t, o, appliance.Take{Release: sealed(t, rel, vendor)}); why != "" {
+	must(t, o, book.Pin{Public: pem(t, customer)})
+	if why := take(t, o, book.Take{Release: sealed(t, rel, vendor)}); why != "" {
 		t.Fatal(why)
 	}
 	must(t, o, consent(t, granted(fleet.Install, 0), customer))
 	must(t, o, consent(t, granted(fleet.Deploy, 0), customer))
 	id := must(t, o, consent(t, o.approval(t, ""), customer)).ID
-	must(t, o, appliance.BeginDeploy{Approval: id})
-	must(t, o, appliance.EndDeploy{Approval: id, State: fleet.StateDeployed})
+	must(t, o, book.BeginDeploy{Approval: id})
+	must(t, o, book.EndDeploy{Approval: id, State: fleet.StateDeployed})
 }
 
 // begin starts the program.
@@ -275,7 +276,7 @@ func TestItStartsOnAFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	log, err := s.local.ListLog(t.Context(), connect.NewRequest(&localv1.ListLogRequest{From: before.GetAuditSize() - 1, Limit: 10}))
-	if err != nil || !bytes.Contains(bytes.Join(log.Msg.GetEntries(), nil), []byte((appliance.SetSite{}).Kind())) {
+	if err != nil || !bytes.Contains(bytes.Join(log.Msg.GetEntries(), nil), []byte((book.SetSite{}).Kind())) {
 		t.Fatalf("the file's keys are not on record before what came after: %v, %q", err, log.Msg.GetEntries())
 	}
 	if strings.Contains(s.log.text(), "panic") {

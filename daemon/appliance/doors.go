@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/daemon"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ingress"
@@ -142,7 +143,7 @@ func (a *Appliance) setPosture(ctx context.Context, id fleet.RequestID, p fleet.
 	if err := a.gate.Set(ctx, plan); err != nil {
 		return err
 	}
-	if _, err := SubmitAs(ctx, a.book, id, SetPosture{Posture: p}); err != nil {
+	if _, err := book.SubmitAs(ctx, a.book, id, book.SetPosture{Posture: p}); err != nil {
 		if back := a.gate.Set(context.WithoutCancel(ctx), was); back != nil {
 			a.log.Error("the old doors could not be opened again", "err", back)
 		}

@@ -23,6 +23,7 @@ import (
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
 )
@@ -88,9 +89,9 @@ func (d deadline) Err() error {
 }
 
 // newStore is a book that holds nothing.
-func newStore(t *testing.T) *Store {
+func newStore(t *testing.T) *book.Store {
 	t.Helper()
-	s, err := OpenStore(filepath.Join(t.TempDir(), "book"), StoreConfig{Appliance: "eu-1", Customer: "globex"})
+	s, err := book.Open(filepath.Join(t.TempDir(), "book"), book.Config{Appliance: "eu-1", Customer: "globex"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 )
@@ -40,10 +41,10 @@ func (a *Appliance) meet(ctx context.Context, w *boundaryv1.Welcome) (fleet.Epoc
 			return now, nil
 		}
 		r := w.GetRestart()
-		c := MeetEpoch{Epoch: now, Cause: r.GetCause(), LogKept: r.GetLogKept(), OrdersKnown: r.GetOrdersKnown(), ReportsKnown: r.GetReportsKnown(), Witnessed: r.GetWitnessed()}
+		c := book.MeetEpoch{Epoch: now, Cause: r.GetCause(), LogKept: r.GetLogKept(), OrdersKnown: r.GetOrdersKnown(), ReportsKnown: r.GetReportsKnown(), Witnessed: r.GetWitnessed()}
 		if err = st.CheckEpoch(c, a.now().UTC()); err == nil {
 			c.Lost = st.LossOf(c)
-			if _, err = Submit(ctx, a.book, c); fault.Of(err) == fault.Conflict && try < 8 {
+			if _, err = book.Submit(ctx, a.book, c); fault.Of(err) == fault.Conflict && try < 8 {
 				continue // a report was written meanwhile
 			}
 		}
@@ -73,11 +74,11 @@ func (a *Appliance) refuseEpoch(ctx context.Context, e fleet.Epoch, node string,
 		a.epochs.mu.Unlock()
 		return
 	}
-	c := RefuseEpoch{Epoch: e, Node: fault.Clip(node), Reason: fault.Text(why), Left: a.epochs.left}
+	c := book.RefuseEpoch{Epoch: e, Node: fault.Clip(node), Reason: fault.Text(why), Left: a.epochs.left}
 	a.epochs.next, a.epochs.left = a.now().Add(epochRetry), 0
 	a.epochs.mu.Unlock()
 	a.log.Error("a node of the vendor's is refused: its book has an epoch that is not taken", "node", node, "epoch", e.String(), "err", fault.Text(why))
-	if _, err := Submit(ctx, a.book, c); err != nil {
+	if _, err := book.Submit(ctx, a.book, c); err != nil {
 		a.log.Error("that an epoch was refused is not on record", "err", err)
 	}
 }

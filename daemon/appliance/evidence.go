@@ -13,6 +13,7 @@ import (
 
 	localv1 "github.com/demarc-dev/demarc/api/local/v1"
 	"github.com/demarc-dev/demarc/audit"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 )
 
 // Timing of evidence: how often the vendor is asked to countersign this log where it has news.
@@ -83,7 +84,7 @@ func (a *Appliance) askWitness(ctx context.Context, p *backoff) error {
 	if err != nil {
 		return err
 	}
-	c := Checkpoint{Note: cp}
+	c := book.Checkpoint{Note: cp}
 	if st.VendorHolds != nil {
 		if err := prove(&c, log, min(*st.VendorHolds, log.Size())); err != nil {
 			return err
@@ -104,12 +105,12 @@ func (a *Appliance) askWitness(ctx context.Context, p *backoff) error {
 	if !p.due(time.Now(), c.From) {
 		return nil
 	}
-	_, err = Attempt(ctx, a.book, Checkpointed{Checkpoint: c})
+	_, err = book.Attempt(ctx, a.book, book.Checkpointed{Checkpoint: c})
 	return err
 }
 
 // prove proves that the log only grew since it had that size.
-func prove(c *Checkpoint, log audit.Log, size int64) error {
+func prove(c *book.Checkpoint, log audit.Log, size int64) error {
 	proof, err := log.Consistency(size, log.Size())
 	if err != nil {
 		return err
@@ -137,8 +138,8 @@ func news(log audit.Log, from int64) bool {
 			return true
 		}
 		switch {
-		case e.Kind == Checkpointed{}.Kind(), e.Kind == ReportsDone{}.Kind():
-		case e.Kind == Take{}.Kind() && (e.Body.Witnessed != nil || e.Body.Cosigned != nil || e.Body.Refused != ""):
+		case e.Kind == book.Checkpointed{}.Kind(), e.Kind == book.ReportsDone{}.Kind():
+		case e.Kind == book.Take{}.Kind() && (e.Body.Witnessed != nil || e.Body.Cosigned != nil || e.Body.Refused != ""):
 		default:
 			return true
 		}
@@ -167,7 +168,7 @@ func (l local) ExportEvidence(ctx context.Context, _ *connect.Request[localv1.Ex
 	for _, w := range slices.Concat(st.Forgotten, st.Witnessed) {
 		b.Witnessed = append(b.Witnessed, string(w))
 	}
-	record, err := ReadRecord(log)
+	record, err := book.ReadRecord(log)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/daemon"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ingress"
 	"github.com/demarc-dev/demarc/ledger"
@@ -16,8 +17,8 @@ import (
 )
 
 // Bare is an appliance of nothing but a book, a runtime and a clock.
-func Bare(b *ledger.Book[State], r Runtime, now func() time.Time) *Appliance {
-	return &Appliance{book: ReadOnly(b, now), run: r, now: now}
+func Bare(b *ledger.Book[book.State], r Runtime, now func() time.Time) *Appliance {
+	return &Appliance{book: book.ReadOnly(b, now), run: r, now: now}
 }
 
 // SetRuntime puts a runtime of a test in the place of the real one.
@@ -32,7 +33,7 @@ func (a *Appliance) SetSecrets(around func(workload.Secrets) workload.Secrets) {
 }
 
 // Book is the appliance's own.
-func (a *Appliance) Book() *ledger.Book[State] { return a.book.Book() }
+func (a *Appliance) Book() *ledger.Book[book.State] { return a.book.Book() }
 
 // Propose puts a proposal into the appliance's book.
 func (a *Appliance) Propose(ctx context.Context, data []byte) ([]byte, error) {
@@ -61,7 +62,7 @@ func (a *Appliance) Work() []daemon.Part {
 }
 
 // Hold keeps the good plan of a page running, as after a restart.
-func (a *Appliance) Hold(ctx context.Context, st State) error {
+func (a *Appliance) Hold(ctx context.Context, st book.State) error {
 	return (&rounds{a: a}).hold(ctx, st)
 }
 
@@ -79,7 +80,7 @@ func (a *Appliance) SetPosture(ctx context.Context, p fleet.Posture) error {
 func (a *Appliance) Doors() []ingress.Door { return a.gate.Plan().Doors }
 
 // ToWire is the message of a report.
-func ToWire(r Report, number uint64) *boundaryv1.Report { return reportToWire(r, number) }
+func ToWire(r book.Report, number uint64) *boundaryv1.Report { return reportToWire(r, number) }
 
 // PlanOf is the plan of an offered release, as the loops have it.
 func (a *Appliance) PlanOf(d fleet.Digest) manifest.Plan {

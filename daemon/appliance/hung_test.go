@@ -19,6 +19,7 @@ import (
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/channel"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/mesh"
@@ -33,7 +34,7 @@ func talker(t *testing.T) *Appliance {
 	}
 	t.Cleanup(func() { _ = f.Close() })
 	a := &Appliance{now: time.Now, log: slog.New(slog.DiscardHandler)}
-	if a.book, err = NewStore(f, StoreConfig{Appliance: "eu-1", Customer: "globex"}); err != nil {
+	if a.book, err = book.New(f, book.Config{Appliance: "eu-1", Customer: "globex"}); err != nil {
 		t.Fatal(err)
 	}
 	return a
@@ -104,7 +105,7 @@ func (a *Appliance) chatter(ctx context.Context, t *testing.T, first, every time
 			return
 		case <-time.After(wait):
 		}
-		if _, err := Submit(ctx, a.book, Checkpointed{Checkpoint: Checkpoint{Note: []byte("note")}}); err != nil {
+		if _, err := book.Submit(ctx, a.book, book.Checkpointed{Checkpoint: book.Checkpoint{Note: []byte("note")}}); err != nil {
 			t.Error(err)
 			return
 		}

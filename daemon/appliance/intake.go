@@ -10,6 +10,7 @@ import (
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/channel"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/operation"
@@ -53,29 +54,29 @@ func (a *Appliance) takeOrder(ctx context.Context, o *boundaryv1.Order) (uint64,
 		return done, nil
 	}
 	t := a.take(o)
-	took, err := DryRun(a.book, t)
+	took, err := book.DryRun(a.book, t)
 	if err != nil {
-		leaveOut(&t, o, GroundsOf(err))
-		took, err = Attempt(ctx, a.book, t)
+		leaveOut(&t, o, book.GroundsOf(err))
+		took, err = book.Attempt(ctx, a.book, t)
 		return took.Done, err
 	}
 	if took.Reason != "" {
-		leaveOut(&t, o, Grounds{took.Why, took.Reason})
+		leaveOut(&t, o, book.Grounds{Why: took.Why, Sentence: took.Reason})
 		a.log.Warn("an order came to nothing", "number", o.GetNumber(), "reason", took.Reason)
 	}
 	if err := a.intake.wait(ctx, sizeOfTake(t), t.Refused != ""); err != nil {
 		return 0, err
 	}
-	took, err = Persist(ctx, a.book, t) // nothing is acknowledged before it is written
+	took, err = book.Persist(ctx, a.book, t) // nothing is acknowledged before it is written
 	return took.Done, err
 }
 
 // take turns an order into a change of the book. Each field has a bound, and what is larger is refused here. A checkpoint is
 // looked at here, since to countersign takes a clock.
-func (a *Appliance) take(o *boundaryv1.Order) Take {
-	t := Take{Number: o.GetNumber(), Epoch: o.GetEpoch().GetNumber()}
-	refuse := func(format string, args ...any) Take {
-		leaveOut(&t, o, GroundsOf(fault.New("appliance.take", fault.Invalid, format, args...)))
+func (a *Appliance) take(o *boundaryv1.Order) book.Take {
+	t := book.Take{Number: o.GetNumber(), Epoch: o.GetEpoch().GetNumber()}
+	refuse := func(format string, args ...any) book.Take {
+		leaveOut(&t, o, book.GroundsOf(fault.New("appliance.take", fault.Invalid, format, args...)))
 		return t
 	}
 	switch body := o.GetBody().(type) {
@@ -95,10 +96,10 @@ func (a *Appliance) take(o *boundaryv1.Order) Take {
 		}
 		t.Cancel = body.Cancel
 	case *boundaryv1.Order_Probe:
-		if len(body.Probe.GetId()) > maxProbeID {
-			return refuse("a probe's id has at most %d bytes", maxProbeID)
+		if len(body.Probe.GetId()) > book.MaxProbeID {
+			return refuse("a probe's id has at most %d bytes", book.MaxProbeID)
 		}
-		t.Probe = &ProbeIndex{ID: body.Probe.GetId(), Index: body.Probe.GetIndex()}
+		t.Probe = &book.ProbeIndex{ID: body.Probe.GetId(), Index: body.Probe.GetIndex()}
 	case *boundaryv1.Order_Checkpoint:
 		c, err := a.countersign(body.Checkpoint)
 		if err != nil {
@@ -107,8 +108,8 @@ func (a *Appliance) take(o *boundaryv1.Order) Take {
 		}
 		t.Witnessed = c
 	case *boundaryv1.Order_Cosigned:
-		if st := a.book.View(); st.countersigned(body.Cosigned) != nil || len(body.Cosigned) == 0 {
-			return refuse("%s", fault.Text(st.countersigned(body.Cosigned)))
+		if st := a.book.View(); st.Countersigned(body.Cosigned) != nil || len(body.Cosigned) == 0 {
+			return refuse("%s", fault.Text(st.Countersigned(body.Cosigned)))
 		}
 		t.Cosigned = body.Cosigned
 	case *boundaryv1.Order_Withdrawn:
@@ -120,35 +121,35 @@ func (a *Appliance) take(o *boundaryv1.Order) Take {
 }
 
 // leaveOut makes the change one that says why nothing comes of the order, and names its body in place of holding it.
-func leaveOut(t *Take, o *boundaryv1.Order, b Grounds) {
+func leaveOut(t *book.Take, o *boundaryv1.Order, b book.Grounds) {
 	if t.Left != nil {
 		return
 	}
-	*t = Take{Number: t.Number, Epoch: t.Epoch, Refused: fault.ClipTo(b.Sentence, channel.MaxSentence-cut), Why: b.Why}
+	*t = book.Take{Number: t.Number, Epoch: t.Epoch, Refused: fault.ClipTo(b.Sentence, channel.MaxSentence-cut), Why: b.Why}
 	left := func(what string, b []byte) {
-		t.Left = &LeftOut{What: what, Digest: fleet.DigestOf(b), Size: len(b)}
+		t.Left = &book.LeftOut{What: what, Digest: fleet.DigestOf(b), Size: len(b)}
 	}
 	switch body := o.GetBody().(type) {
 	case *boundaryv1.Order_Release:
-		left(orderRelease, body.Release)
+		left(book.OrderRelease, body.Release)
 	case *boundaryv1.Order_Operation:
-		left(orderOperation, body.Operation)
+		left(book.OrderOperation, body.Operation)
 		if r, err := seal.Peek[operation.Request](body.Operation); err == nil && fleet.CheckName("operation", r.ID) == nil {
 			t.Left.ID = r.ID
 		}
 	case *boundaryv1.Order_Cancel:
-		left(orderCancel, []byte(body.Cancel))
+		left(book.OrderCancel, []byte(body.Cancel))
 	case *boundaryv1.Order_Probe:
-		left(orderProbe, []byte(body.Probe.GetId()))
+		left(book.OrderProbe, []byte(body.Probe.GetId()))
 	case *boundaryv1.Order_Checkpoint:
-		left(orderCheckpoint, body.Checkpoint.GetNote())
+		left(book.OrderCheckpoint, body.Checkpoint.GetNote())
 	case *boundaryv1.Order_Cosigned:
-		left(orderCosigned, body.Cosigned)
+		left(book.OrderCosigned, body.Cosigned)
 	}
 }
 
 // sizeOfTake is about what the change takes in the book, in bytes, beside [entryCost].
-func sizeOfTake(t Take) int {
+func sizeOfTake(t book.Take) int {
 	n := len(t.Release) + len(t.Operation) + len(t.Witnessed) + len(t.Cosigned)
 	return n + n/3 + len(t.Cancel) + len(t.Refused)
 }

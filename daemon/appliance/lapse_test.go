@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/daemon/appliance"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/grant"
@@ -27,7 +28,7 @@ func edited[T any](v T, edit func(*T)) T { edit(&v); return v }
 // offered is a book in which version 1.0.0 runs and the next is offered.
 func offered(t *testing.T, version string) *order {
 	o := deployed(t)
-	take(t, o, appliance.Take{Release: sealed(t, release(t, version), vendor)})
+	take(t, o, book.Take{Release: sealed(t, release(t, version), vendor)})
 	return o
 }
 
@@ -55,11 +56,11 @@ func TestAPlanApprovalEnds(t *testing.T) {
 		must(t, o, consent(t, g, customer))
 		id := must(t, o, consent(t, o.approval(t, ""), customer)).ID
 		if c.began {
-			must(t, o, appliance.BeginDeploy{Approval: id})
+			must(t, o, book.BeginDeploy{Approval: id})
 		}
 		o.later(c.wait)
 		before := o.book.View()
-		_, err := put(t, o, appliance.BeginDeploy{Approval: id})
+		_, err := put(t, o, book.BeginDeploy{Approval: id})
 		if !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
 		}
@@ -76,10 +77,10 @@ func TestAPlanApprovalEnds(t *testing.T) {
 // or was approved, and not when more approvals came than are remembered.
 func TestAnOldPlanApprovalNeverCountsAgain(t *testing.T) {
 	o := newBook(t)
-	must(t, o, appliance.Pin{Public: pem(t, customer)})
+	must(t, o, book.Pin{Public: pem(t, customer)})
 	must(t, o, consent(t, granted(fleet.Install, 0), customer))
 	must(t, o, consent(t, granted(fleet.Deploy, 0), customer))
-	var papers []appliance.Consent
+	var papers []book.Consent
 	old := func() {
 		t.Helper()
 		for i, c := range papers {
@@ -89,7 +90,7 @@ func TestAnOldPlanApprovalNeverCountsAgain(t *testing.T) {
 		}
 	}
 	for _, version := range []string{"1.0.0", "1.1.0", "1.2.0"} {
-		take(t, o, appliance.Take{Release: sealed(t, release(t, version), vendor)})
+		take(t, o, book.Take{Release: sealed(t, release(t, version), vendor)})
 		for _, end := range []fleet.State{"", fleet.StateFailed, fleet.StateDeployed} { // one is never begun, one fails, one runs
 			a := edited(o.approval(t, ""), func(a *operation.PlanApproval) { a.NotAfter = start.Add(90 * 24 * time.Hour) })
 			papers = append(papers, consent(t, a, customer))
@@ -98,17 +99,17 @@ func TestAnOldPlanApprovalNeverCountsAgain(t *testing.T) {
 			if end == "" {
 				continue
 			}
-			must(t, o, appliance.BeginDeploy{Approval: id})
+			must(t, o, book.BeginDeploy{Approval: id})
 			old()
-			must(t, o, appliance.EndDeploy{Approval: id, State: end})
+			must(t, o, book.EndDeploy{Approval: id, State: end})
 			old()
 		}
 	}
-	for range appliance.MaxCounted + 1 {
+	for range book.MaxCounted + 1 {
 		o.later(time.Second)
 		must(t, o, consent(t, edited(o.approval(t, ""), func(a *operation.PlanApproval) { a.At = o.now(); a.NotAfter = o.now().Add(time.Hour) }), customer))
 	}
-	if n := len(o.book.View().Counted); n != appliance.MaxCounted {
+	if n := len(o.book.View().Counted); n != book.MaxCounted {
 		t.Errorf("%d approvals are remembered", n)
 	}
 	old()
@@ -145,15 +146,15 @@ func TestADeployEndsWithItsGrants(t *testing.T) {
 		}, true},
 	} {
 		o := newBook(t)
-		must(t, o, appliance.Pin{Public: pem(t, customer)})
-		take(t, o, appliance.Take{Release: sealed(t, release(t, "1.0.0"), vendor)})
+		must(t, o, book.Pin{Public: pem(t, customer)})
+		take(t, o, book.Take{Release: sealed(t, release(t, "1.0.0"), vendor)})
 		install := must(t, o, consent(t, granted(fleet.Install, 1), customer)).ID
 		deploy := must(t, o, consent(t, edited(granted(fleet.Deploy, 1), func(g *grant.Grant) { g.Until = start.Add(30 * time.Minute) }), customer)).ID
 		a := edited(o.approval(t, ""), func(a *operation.PlanApproval) { a.NotAfter = start.Add(24 * time.Hour) })
 		id := must(t, o, consent(t, a, customer)).ID
-		must(t, o, appliance.BeginDeploy{Approval: id})
+		must(t, o, book.BeginDeploy{Approval: id})
 		c.event(t, o, install, deploy)
-		_, err := put(t, o, appliance.BeginDeploy{Approval: id}) // begun anew by a process that was started in the middle of it
+		_, err := put(t, o, book.BeginDeploy{Approval: id}) // begun anew by a process that was started in the middle of it
 		if (err != nil) != c.stops || err != nil && !errors.Is(err, fault.Denied) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -168,31 +169,31 @@ func TestWhatOutlastsItsGrantIsNotBegun(t *testing.T) {
 	o := deployed(t)
 	must(t, o, consent(t, until(time.Minute), customer))
 	for _, id := range []string{"op-1", "op-2"} {
-		if why := take(t, o, appliance.Take{Operation: o.request(t, id)}); why != "" {
+		if why := take(t, o, book.Take{Operation: o.request(t, id)}); why != "" {
 			t.Fatal(why)
 		}
 		must(t, o, o.approve(t, id))
 	}
-	if s := must(t, o, appliance.Start{ID: "op-1"}); s != operation.Running {
+	if s := must(t, o, book.Start{ID: "op-1"}); s != operation.Running {
 		t.Fatal(s)
 	}
 	o.past = start.Add(51 * time.Second).Sub(o.at(0))
-	if s := must(t, o, appliance.Start{ID: "op-2"}); s != operation.Cancelled {
+	if s := must(t, o, book.Start{ID: "op-2"}); s != operation.Cancelled {
 		t.Fatal(s)
 	}
 	x, _ := o.book.View().Operation("op-2")
 	if !strings.Contains(x.Reason, "may take 10s, and operate.read is granted for 9s more") {
 		t.Errorf("%q", x.Reason)
 	}
-	if why := take(t, o, appliance.Take{Operation: o.request(t, "op-3")}); !strings.Contains(why, "not begun") {
+	if why := take(t, o, book.Take{Operation: o.request(t, "op-3")}); !strings.Contains(why, "not begun") {
 		t.Errorf("%q", why)
 	}
 	long := must(t, o, consent(t, edited(until(time.Hour), func(g *grant.Grant) { g.Uses = 1 }), customer)).ID
-	if why := take(t, o, appliance.Take{Operation: o.request(t, "op-4")}); why != "" {
+	if why := take(t, o, book.Take{Operation: o.request(t, "op-4")}); why != "" {
 		t.Fatal(why)
 	}
 	must(t, o, o.approve(t, "op-4"))
-	if s := must(t, o, appliance.Start{ID: "op-4"}); s != operation.Running {
+	if s := must(t, o, book.Start{ID: "op-4"}); s != operation.Running {
 		t.Fatal(s)
 	}
 	if x, _ := o.book.View().Operation("op-4"); x.Grant != long {
@@ -204,9 +205,9 @@ func TestWhatOutlastsItsGrantIsNotBegun(t *testing.T) {
 func TestARunningOperationEndsWithItsOwnGrant(t *testing.T) {
 	o := deployed(t)
 	own := must(t, o, consent(t, granted(fleet.OperateRead, 0), customer)).ID
-	take(t, o, appliance.Take{Operation: o.request(t, "op-1")})
+	take(t, o, book.Take{Operation: o.request(t, "op-1")})
 	must(t, o, o.approve(t, "op-1"))
-	must(t, o, appliance.Start{ID: "op-1"})
+	must(t, o, book.Start{ID: "op-1"})
 	beside := must(t, o, consent(t, granted(fleet.OperateRead, 0), customer)).ID
 	if done := must(t, o, consent(t, grant.Revoke{Appliance: "eu-1", Grant: beside, At: start, Nonce: nonce()}, customer)); len(done.Stopped) != 0 {
 		t.Fatalf("%+v", done)
@@ -233,7 +234,7 @@ func TestAnActIsEndedInTime(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			o := newBook(t)
 			o.still = true
-			must(t, o, appliance.Pin{Public: pem(t, customer)})
+			must(t, o, book.Pin{Public: pem(t, customer)})
 			id := must(t, o, consent(t, grant.Grant{Appliance: "eu-1", Phase: fleet.OperateRead, From: start.Add(-time.Minute), Until: start.Add(time.Hour), Nonce: nonce()}, customer)).ID
 			var step atomic.Int64 // nanoseconds
 			began := time.Now()
@@ -264,12 +265,12 @@ func TestWhatIsCarriedOutIsWhatWasApproved(t *testing.T) {
 	id := must(t, o, consent(t, o.approval(t, ""), customer)).ID
 	st := o.book.View()
 	m := ledger.Meta{At: o.now(), By: fleet.Local, Request: "r"}
-	if _, err := (appliance.BeginDeploy{Approval: id}).Apply(&st, m); err != nil {
+	if _, err := (book.BeginDeploy{Approval: id}).Apply(&st, m); err != nil {
 		t.Fatal(err)
 	}
 	st = o.book.View()
 	st.Approved.Plan = fleet.DigestOf([]byte("another plan"))
-	if _, err := (appliance.BeginDeploy{Approval: id}).Apply(&st, m); !errors.Is(err, fault.Conflict) || st.Deploy.Approval == id {
+	if _, err := (book.BeginDeploy{Approval: id}).Apply(&st, m); !errors.Is(err, fault.Conflict) || st.Deploy.Approval == id {
 		t.Errorf("%v, %+v", err, st.Deploy)
 	}
 	st = o.book.View()

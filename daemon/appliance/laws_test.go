@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/demarc-dev/demarc/daemon/appliance"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/grant"
@@ -54,7 +54,7 @@ func sealed[T seal.Body](t *testing.T, v T, by ed25519.PrivateKey) []byte {
 
 // order puts changes into a book: straight, or through what has the book, if to is set.
 type order struct {
-	book *ledger.Book[appliance.State]
+	book *ledger.Book[book.State]
 	on   ledger.Proposer // nil: only memory
 	n    uint64
 	sent uint64 // orders of the vendor
@@ -95,12 +95,12 @@ func (o *order) at(past time.Duration) time.Time {
 	return start.Add(past)
 }
 
-func put[R any](t *testing.T, o *order, c ledger.Change[appliance.State, R]) (R, error) {
+func put[R any](t *testing.T, o *order, c ledger.Change[book.State, R]) (R, error) {
 	t.Helper()
 	return ledger.Submit(t.Context(), o, ledger.Meta{At: o.now(), By: fleet.Local, Request: fleet.RequestID(fmt.Sprint(o.n))}, c)
 }
 
-func must[R any](t *testing.T, o *order, c ledger.Change[appliance.State, R]) R {
+func must[R any](t *testing.T, o *order, c ledger.Change[book.State, R]) R {
 	t.Helper()
 	r, err := put(t, o, c)
 	if err != nil {
@@ -109,7 +109,7 @@ func must[R any](t *testing.T, o *order, c ledger.Change[appliance.State, R]) R 
 	return r
 }
 
-func refused[R any](t *testing.T, o *order, k fault.Kind, c ledger.Change[appliance.State, R]) {
+func refused[R any](t *testing.T, o *order, k fault.Kind, c ledger.Change[book.State, R]) {
 	t.Helper()
 	before, _ := json.Marshal(o.book.View())
 	if _, err := put(t, o, c); !errors.Is(err, k) {
@@ -121,7 +121,7 @@ func refused[R any](t *testing.T, o *order, k fault.Kind, c ledger.Change[applia
 }
 
 // take is an order of the vendor; it says why nothing came of it.
-func take(t *testing.T, o *order, c appliance.Take) string {
+func take(t *testing.T, o *order, c book.Take) string {
 	t.Helper()
 	o.sent++
 	c.Number = o.sent
@@ -130,20 +130,20 @@ func take(t *testing.T, o *order, c appliance.Take) string {
 
 // newBook is a book whose file trusts the vendor's keys; nobody is pinned and nothing is granted.
 func newBook(t *testing.T) *order {
-	return newBookOn(t, func(*ledger.Book[appliance.State]) ledger.Proposer { return nil })
+	return newBookOn(t, func(*ledger.Book[book.State]) ledger.Proposer { return nil })
 }
 
-func newBookOn(t *testing.T, on func(*ledger.Book[appliance.State]) ledger.Proposer) *order {
-	o := &order{book: appliance.NewBook("eu-1", "globex")}
+func newBookOn(t *testing.T, on func(*ledger.Book[book.State]) ledger.Proposer) *order {
+	o := &order{book: book.NewBook("eu-1", "globex")}
 	o.on = on(o.book)
-	must(t, o, appliance.SetSite{Site: fileOf(t)})
+	must(t, o, book.SetSite{Site: fileOf(t)})
 	return o
 }
 
 // fileOf is a file that trusts the vendor's keys, each for its own purpose.
-func fileOf(t *testing.T) appliance.Site {
+func fileOf(t *testing.T) book.Site {
 	t.Helper()
-	return appliance.Site{TrustDomain: "acme.example", Runtime: fleet.RuntimeProcess, ReleaseKeys: [][]byte{pem(t, vendor)}, Operators: []appliance.Operator{{Name: "ann", Keys: [][]byte{pem(t, ann)}}, {Name: "ben", Keys: [][]byte{pem(t, ben)}}}}
+	return book.Site{TrustDomain: "acme.example", Runtime: fleet.RuntimeProcess, ReleaseKeys: [][]byte{pem(t, vendor)}, Operators: []book.Operator{{Name: "ann", Keys: [][]byte{pem(t, ann)}}, {Name: "ben", Keys: [][]byte{pem(t, ben)}}}}
 }
 
 func release(t *testing.T, version string) manifest.Release {
@@ -174,8 +174,8 @@ func (o *order) approval(t *testing.T, d fleet.Digest) operation.PlanApproval {
 	return operation.PlanApproval{Appliance: "eu-1", Release: offer.Digest, Plan: plan.Digest(), Phases: []fleet.Phase{fleet.Install, fleet.Deploy}, At: o.now(), NotAfter: o.now().Add(time.Hour), Nonce: nonce()}
 }
 
-func consent[T seal.Body](t *testing.T, v T, by ed25519.PrivateKey) appliance.Consent {
-	return appliance.Consent{Document: sealed(t, v, by)}
+func consent[T seal.Body](t *testing.T, v T, by ed25519.PrivateKey) book.Consent {
+	return book.Consent{Document: sealed(t, v, by)}
 }
 
 func granted(p fleet.Phase, uses int) grant.Grant {
@@ -184,16 +184,16 @@ func granted(p fleet.Phase, uses int) grant.Grant {
 
 func TestNothingRunsUnapproved(t *testing.T) {
 	o := newBook(t)
-	if why := take(t, o, appliance.Take{Release: sealed(t, release(t, "1.0.0"), thief)}); why == "" || len(o.book.View().Offers) != 0 {
+	if why := take(t, o, book.Take{Release: sealed(t, release(t, "1.0.0"), thief)}); why == "" || len(o.book.View().Offers) != 0 {
 		t.Fatal("a release of an unknown key is on offer")
 	}
-	if why := take(t, o, appliance.Take{Release: sealed(t, release(t, "1.0.0"), vendor)}); why != "" {
+	if why := take(t, o, book.Take{Release: sealed(t, release(t, "1.0.0"), vendor)}); why != "" {
 		t.Fatal(why)
 	}
 	a := o.approval(t, "")
 	refused(t, o, fault.Denied, consent(t, a, customer)) // nobody is pinned
-	must(t, o, appliance.Pin{Public: pem(t, customer)})
-	refused(t, o, fault.Denied, appliance.Pin{Public: pem(t, thief)}) // a second key needs the first
+	must(t, o, book.Pin{Public: pem(t, customer)})
+	refused(t, o, fault.Denied, book.Pin{Public: pem(t, thief)}) // a second key needs the first
 	for _, by := range []ed25519.PrivateKey{vendor, thief} {
 		refused(t, o, fault.Denied, consent(t, a, by))
 		refused(t, o, fault.Denied, consent(t, granted(fleet.Deploy, 0), by))
@@ -214,31 +214,31 @@ func TestNothingRunsUnapproved(t *testing.T) {
 	signed := consent(t, a, customer)
 	id := must(t, o, signed).ID
 	refused(t, o, fault.Conflict, signed) // the same paper twice
-	refused(t, o, fault.Denied, appliance.BeginDeploy{Approval: id})
+	refused(t, o, fault.Denied, book.BeginDeploy{Approval: id})
 	must(t, o, consent(t, granted(fleet.Install, 1), customer))
-	refused(t, o, fault.Denied, appliance.BeginDeploy{Approval: id})
+	refused(t, o, fault.Denied, book.BeginDeploy{Approval: id})
 	must(t, o, consent(t, granted(fleet.Deploy, 1), customer))
-	must(t, o, appliance.BeginDeploy{Approval: id})
-	must(t, o, appliance.EndDeploy{Approval: id, State: fleet.StateDeployed})
+	must(t, o, book.BeginDeploy{Approval: id})
+	must(t, o, book.EndDeploy{Approval: id, State: fleet.StateDeployed})
 	if d := o.book.View().Deploy; d.State != fleet.StateDeployed || d.Version != "1.0.0" {
 		t.Fatalf("%+v", d)
 	}
 	// The one use of the grant is spent: the next release waits for another.
-	take(t, o, appliance.Take{Release: sealed(t, release(t, "1.1.0"), vendor)})
+	take(t, o, book.Take{Release: sealed(t, release(t, "1.1.0"), vendor)})
 	next := must(t, o, consent(t, o.approval(t, ""), customer)).ID
-	refused(t, o, fault.Denied, appliance.BeginDeploy{Approval: next})
+	refused(t, o, fault.Denied, book.BeginDeploy{Approval: next})
 }
 
 // deployed is a book in which version 1.0.0 runs.
 func deployed(t *testing.T) *order {
 	o := newBook(t)
-	must(t, o, appliance.Pin{Public: pem(t, customer)})
-	take(t, o, appliance.Take{Release: sealed(t, release(t, "1.0.0"), vendor)})
+	must(t, o, book.Pin{Public: pem(t, customer)})
+	take(t, o, book.Take{Release: sealed(t, release(t, "1.0.0"), vendor)})
 	must(t, o, consent(t, granted(fleet.Install, 0), customer))
 	must(t, o, consent(t, granted(fleet.Deploy, 0), customer))
 	id := must(t, o, consent(t, o.approval(t, ""), customer)).ID
-	must(t, o, appliance.BeginDeploy{Approval: id})
-	must(t, o, appliance.EndDeploy{Approval: id, State: fleet.StateDeployed})
+	must(t, o, book.BeginDeploy{Approval: id})
+	must(t, o, book.EndDeploy{Approval: id, State: fleet.StateDeployed})
 	return o
 }
 
@@ -267,7 +267,7 @@ func (o *order) template(t *testing.T) string {
 	return r.Templates["state"]
 }
 
-func (o *order) approve(t *testing.T, id string) appliance.Consent {
+func (o *order) approve(t *testing.T, id string) book.Consent {
 	t.Helper()
 	x, err := o.book.View().Operation(id)
 	if err != nil {
@@ -287,21 +287,21 @@ func (o *order) state(t *testing.T, id string) operation.State {
 
 func TestAnOperationNeedsAGrantAndAnApproval(t *testing.T) {
 	o := deployed(t)
-	if why := take(t, o, appliance.Take{Operation: o.request(t, "op-1")}); why == "" || o.state(t, "op-1") != operation.Rejected {
+	if why := take(t, o, book.Take{Operation: o.request(t, "op-1")}); why == "" || o.state(t, "op-1") != operation.Rejected {
 		t.Fatalf("without a grant: %q, %s", why, o.state(t, "op-1"))
 	}
 	must(t, o, consent(t, granted(fleet.OperateRead, 1), customer))
 	for _, id := range []string{"op-2", "op-3"} {
-		if why := take(t, o, appliance.Take{Operation: o.request(t, id)}); why != "" {
+		if why := take(t, o, book.Take{Operation: o.request(t, id)}); why != "" {
 			t.Fatal(why)
 		}
-		refused(t, o, fault.Conflict, appliance.Start{ID: id}) // not approved
+		refused(t, o, fault.Conflict, book.Start{ID: id}) // not approved
 		must(t, o, o.approve(t, id))
 	}
-	if s := must(t, o, appliance.Start{ID: "op-2"}); s != operation.Running {
+	if s := must(t, o, book.Start{ID: "op-2"}); s != operation.Running {
 		t.Fatal(s)
 	}
-	if s := must(t, o, appliance.Start{ID: "op-3"}); s == operation.Running {
+	if s := must(t, o, book.Start{ID: "op-3"}); s == operation.Running {
 		t.Fatal("two operations took the last use")
 	}
 	// An unrelated revocation leaves what runs alone; that of its own grant ends it, in the same change.
@@ -312,7 +312,7 @@ func TestAnOperationNeedsAGrantAndAnApproval(t *testing.T) {
 	if len(done.Stopped) != 1 || done.Stopped[0] != "op-2" || o.state(t, "op-2") != operation.Cancelled {
 		t.Fatalf("%+v, %s", done, o.state(t, "op-2"))
 	}
-	take(t, o, appliance.Take{Operation: o.request(t, "op-4")})
+	take(t, o, book.Take{Operation: o.request(t, "op-4")})
 	if o.state(t, "op-4") != operation.Rejected {
 		t.Fatal("after the revocation")
 	}
@@ -320,16 +320,16 @@ func TestAnOperationNeedsAGrantAndAnApproval(t *testing.T) {
 
 func TestOrdersAreTakenOnceAndInOrder(t *testing.T) {
 	o := newBook(t)
-	take(t, o, appliance.Take{Probe: &appliance.ProbeIndex{ID: "p", Index: 1}})
-	if took := must(t, o, appliance.Take{Number: 1, Probe: &appliance.ProbeIndex{ID: "p", Index: 1}}); took.Done != 1 {
+	take(t, o, book.Take{Probe: &book.ProbeIndex{ID: "p", Index: 1}})
+	if took := must(t, o, book.Take{Number: 1, Probe: &book.ProbeIndex{ID: "p", Index: 1}}); took.Done != 1 {
 		t.Fatalf("%+v", took)
 	}
-	refused(t, o, fault.Conflict, appliance.Take{Number: 3, Probe: &appliance.ProbeIndex{ID: "p", Index: 3}})
+	refused(t, o, fault.Conflict, book.Take{Number: 3, Probe: &book.ProbeIndex{ID: "p", Index: 3}})
 	if s := o.book.View(); s.ProbesSeen != 1 || len(s.Reports) != 1 {
 		t.Fatalf("%d probes, %d reports", s.ProbesSeen, len(s.Reports))
 	}
-	must(t, o, appliance.ReportsDone{Upto: 1})
-	refused(t, o, fault.Conflict, appliance.ReportsDone{Upto: 2})
+	must(t, o, book.ReportsDone{Upto: 1})
+	refused(t, o, fault.Conflict, book.ReportsDone{Upto: 2})
 	if s := o.book.View(); len(s.Reports) != 0 || s.ReportsSent() != 1 {
 		t.Fatalf("%+v", s.Reports)
 	}
@@ -339,14 +339,14 @@ func TestObservingCanBeSwitchedOff(t *testing.T) {
 	o := deployed(t)
 	must(t, o, consent(t, grant.Revoke{Appliance: "eu-1", Phase: fleet.Observe, At: start, Nonce: nonce()}, customer))
 	before := o.book.View().ReportsSent()
-	must(t, o, appliance.Observe{Status: appliance.Status{Posture: fleet.Public}})
-	must(t, o, appliance.ObserveTransports{Status: appliance.Status{Transports: []appliance.TransportFailure{{Kind: "tailscale", Reason: mesh.TailnetKey}}}})
+	must(t, o, book.Observe{Status: book.Status{Posture: fleet.Public}})
+	must(t, o, book.ObserveTransports{Status: book.Status{Transports: []book.TransportFailure{{Kind: "tailscale", Reason: mesh.TailnetKey}}}})
 	// Edges of the deployment are on record all the same (MUTANTS.md: acts.go:96).
-	must(t, o, appliance.EndDeploy{Approval: o.book.View().Good.ID, State: fleet.StateDegraded, Reason: "service web is not healthy"})
-	take(t, o, appliance.Take{Release: sealed(t, release(t, "1.1.0"), vendor)})
+	must(t, o, book.EndDeploy{Approval: o.book.View().Good.ID, State: fleet.StateDegraded, Reason: "service web is not healthy"})
+	take(t, o, book.Take{Release: sealed(t, release(t, "1.1.0"), vendor)})
 	id := must(t, o, consent(t, o.approval(t, ""), customer)).ID
-	must(t, o, appliance.BeginDeploy{Approval: id})
-	must(t, o, appliance.EndDeploy{Approval: id, State: fleet.StateDeployed})
+	must(t, o, book.BeginDeploy{Approval: id})
+	must(t, o, book.EndDeploy{Approval: id, State: fleet.StateDeployed})
 	if d := o.book.View().Deploy; d.Version != "1.1.0" || d.State != fleet.StateDeployed {
 		t.Errorf("on record: %+v", d)
 	}
@@ -354,7 +354,7 @@ func TestObservingCanBeSwitchedOff(t *testing.T) {
 		t.Fatal("the vendor was told")
 	}
 	must(t, o, consent(t, granted(fleet.Observe, 0), customer))
-	must(t, o, appliance.EndDeploy{Approval: id, State: fleet.StateDegraded})
+	must(t, o, book.EndDeploy{Approval: id, State: fleet.StateDegraded})
 	if after := o.book.View().ReportsSent(); after != before+2 {
 		t.Fatalf("%d reports after observing is granted again, want 2: where the deployment stands, and its next edge", after-before)
 	}

@@ -19,6 +19,7 @@ import (
 	localv1 "github.com/demarc-dev/demarc/api/local/v1"
 	"github.com/demarc-dev/demarc/api/local/v1/localv1connect"
 	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ingress"
@@ -111,7 +112,7 @@ func (l local) Pin(ctx context.Context, req *connect.Request[localv1.PinRequest]
 	if at := l.readableKey(); at != "" {
 		return nil, fault.New("appliance.Pin", fault.Denied, "a private key lies readable in %s: keep it on a workstation, encrypted (demarc key create), and never on the appliance", at)
 	}
-	id, err := SubmitAs(ctx, l.book, fleet.RequestID(m.GetRequestId()), Pin{Public: m.GetPublicKey(), Recipient: m.GetRecipient(), Endorsement: m.GetEndorsement()})
+	id, err := book.SubmitAs(ctx, l.book, fleet.RequestID(m.GetRequestId()), book.Pin{Public: m.GetPublicKey(), Recipient: m.GetRecipient(), Endorsement: m.GetEndorsement()})
 	return connect.NewResponse(&localv1.PinResponse{KeyId: string(id)}), err
 }
 
@@ -142,7 +143,7 @@ func (l local) readableKey() string {
 func (l local) Submit(ctx context.Context, req *connect.Request[localv1.SubmitRequest]) (*connect.Response[localv1.SubmitResponse], error) {
 	began := time.Now()
 	m := req.Msg
-	done, err := SubmitAs(ctx, l.book, fleet.RequestID(m.GetRequestId()), Consent{Document: m.GetDocument(), Output: m.GetOutput()})
+	done, err := book.SubmitAs(ctx, l.book, fleet.RequestID(m.GetRequestId()), book.Consent{Document: m.GetDocument(), Output: m.GetOutput()})
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +172,7 @@ func (l local) Review(_ context.Context, req *connect.Request[localv1.ReviewRequ
 		}
 	}
 	var phases []string
-	for _, p := range st.deployPhases() {
+	for _, p := range st.DeployPhases() {
 		phases = append(phases, string(p))
 	}
 	return connect.NewResponse(&localv1.ReviewResponse{Release: string(o.Digest), Version: o.Version, PlanDigest: string(plan.Digest()), Plan: plan.JSON(),
@@ -263,7 +264,7 @@ func (l local) SetTransport(ctx context.Context, req *connect.Request[localv1.Se
 	if err := l.sw.Use(ctx, name); err != nil {
 		return nil, err
 	}
-	_, err := SubmitAs(ctx, l.book, fleet.RequestID(req.Msg.GetRequestId()), UseTransport{Name: name})
+	_, err := book.SubmitAs(ctx, l.book, fleet.RequestID(req.Msg.GetRequestId()), book.UseTransport{Name: name})
 	return connect.NewResponse(&localv1.SetTransportResponse{Kind: l.sw.Current()}), err
 }
 
@@ -276,7 +277,7 @@ func (l local) ListOperations(_ context.Context, req *connect.Request[localv1.Li
 		if err != nil {
 			return nil, err
 		}
-		ops = []Operation{o}
+		ops = []book.Operation{o}
 	}
 	own, err := seal.KeyOf(l.signer.Public())
 	if err != nil {
@@ -290,9 +291,9 @@ func (l local) ListOperations(_ context.Context, req *connect.Request[localv1.Li
 		out.CustomerKeys = append(out.CustomerKeys, p.Public)
 	}
 	for _, o := range ops {
-		x := &localv1.Operation{Id: o.ID, State: string(o.State), Reason: o.Reason, Request: o.Request, Statements: o.statements(), Argv: o.Argv, Tier: string(o.Phase), Service: o.Service}
+		x := &localv1.Operation{Id: o.ID, State: string(o.State), Reason: o.Reason, Request: o.Request, Statements: o.Statements(), Argv: o.Argv, Tier: string(o.Phase), Service: o.Service}
 		if r, err := seal.Peek[operation.Request](o.Request); err == nil {
-			if t, err := st.template(r); err == nil { // gone with its release: then the request alone is shown
+			if t, err := st.Template(r); err == nil { // gone with its release: then the request alone is shown
 				x.Effects, x.About, x.LimitSeconds = declared(t), t.About, int64(t.Limit()/time.Second)
 			}
 		}

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/demarc-dev/demarc/daemon/appliance"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/grant"
 	"github.com/demarc-dev/demarc/ledger"
@@ -21,7 +21,7 @@ func observeOff(t *testing.T, o *order) {
 }
 
 // edges lists what waits for the vendor of the deployment, after the first n reports.
-func edges(s appliance.State, n int) (out []appliance.Deploy) {
+func edges(s book.State, n int) (out []book.Deploy) {
 	for _, r := range s.Reports[n:] {
 		if r.Deploy != nil {
 			out = append(out, *r.Deploy)
@@ -33,10 +33,10 @@ func edges(s appliance.State, n int) (out []appliance.Deploy) {
 // another deploys release 1.1.0, by way of an edge that nobody needs to hear of.
 func another(t *testing.T, o *order) {
 	t.Helper()
-	take(t, o, appliance.Take{Release: sealed(t, release(t, "1.1.0"), vendor)})
+	take(t, o, book.Take{Release: sealed(t, release(t, "1.1.0"), vendor)})
 	id := must(t, o, consent(t, o.approval(t, ""), customer)).ID
-	must(t, o, appliance.BeginDeploy{Approval: id})
-	must(t, o, appliance.EndDeploy{Approval: id, State: fleet.StateDeployed})
+	must(t, o, book.BeginDeploy{Approval: id})
+	must(t, o, book.EndDeploy{Approval: id, State: fleet.StateDeployed})
 }
 
 // FAULTS.md G6, A8: the vendor's view comes again with observe, once, and the same from a snapshot of the book.
@@ -55,7 +55,7 @@ func TestTheDeploymentIsToldWhenObserveIsOnAgain(t *testing.T) {
 	if got := edges(s, n); len(got) != 1 || got[0].Version != "1.1.0" || got[0].State != fleet.StateDeployed || got[0].Release != s.Good.Release {
 		t.Fatalf("told: %+v", got)
 	}
-	var kept appliance.State
+	var kept book.State
 	if err := json.Unmarshal(b, &kept); err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func TestTheDeploymentIsToldWhenObserveIsOnAgain(t *testing.T) {
 	if !reflect.DeepEqual(edges(kept, n), edges(s, n)) {
 		t.Errorf("from the snapshot: %+v", edges(kept, n))
 	}
-	must(t, o, appliance.Observe{Status: appliance.Status{Posture: fleet.Public}})
+	must(t, o, book.Observe{Status: book.Status{Posture: fleet.Public}})
 	observeOff(t, o)
 	must(t, o, consent(t, granted(fleet.Observe, 0), customer))
 	if got := edges(o.book.View(), n); len(got) != 1 {
@@ -83,7 +83,7 @@ func TestTheDeploymentIsToldWhenObserveBegins(t *testing.T) {
 	later.From = o.now().Add(time.Hour)
 	must(t, o, consent(t, later, customer))
 	s := o.book.View()
-	look := appliance.Observe{Status: s.Status}
+	look := book.Observe{Status: s.Status}
 	for _, c := range []struct {
 		after time.Duration
 		want  int
@@ -101,17 +101,17 @@ func TestTheDeploymentIsToldWhenObserveBegins(t *testing.T) {
 func TestTheDeploymentIsToldAfterTheEdgesThatWait(t *testing.T) {
 	o := deployed(t)
 	id := o.book.View().Good.ID
-	for i := range 2 * appliance.MaxDeployEdges {
-		must(t, o, appliance.EndDeploy{Approval: id, State: fleet.StateDegraded, Why: fleet.Reason{Kind: fleet.Exited, Number: int32(i)}})
+	for i := range 2 * book.MaxDeployEdges {
+		must(t, o, book.EndDeploy{Approval: id, State: fleet.StateDegraded, Why: fleet.Reason{Kind: fleet.Exited, Number: int32(i)}})
 	}
 	observeOff(t, o)
 	another(t, o)
 	must(t, o, consent(t, granted(fleet.Observe, 0), customer))
-	if got := edges(o.book.View(), 0); len(got) != appliance.MaxDeployEdges {
+	if got := edges(o.book.View(), 0); len(got) != book.MaxDeployEdges {
 		t.Fatalf("%d edges wait", len(got))
 	}
 	observeOff(t, o)
-	must(t, o, appliance.ReportsDone{Upto: o.book.View().ReportsSent()}) // what was held back is dropped
+	must(t, o, book.ReportsDone{Upto: o.book.View().ReportsSent()}) // what was held back is dropped
 	if got := edges(o.book.View(), 0); len(got) != 0 {
 		t.Fatalf("told while observing is off: %+v", got)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"filippo.io/age"
 
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/operation"
@@ -56,7 +57,7 @@ func (a *Appliance) operate(ctx context.Context, ready func()) error {
 	for _, o := range a.book.View().Operations() {
 		if o.State == operation.Running { // of an earlier process: its own processes are gone
 			a.running.wg.Go(func() {
-				if err := a.finish(ctx, o, workload.ExecResult{}, ending{failed: Grounds{fleet.Reason{Kind: fleet.Restarted}, "the appliance was started anew while it ran"}}); a.book.Reportable(ctx, err) {
+				if err := a.finish(ctx, o, workload.ExecResult{}, ending{failed: book.Grounds{Why: fleet.Reason{Kind: fleet.Restarted}, Sentence: "the appliance was started anew while it ran"}}); a.book.Reportable(ctx, err) {
 					a.log.Error("the end of an operation is not on record", "id", o.ID, "err", err)
 				}
 			})
@@ -82,7 +83,7 @@ func (a *Appliance) operate(ctx context.Context, ready func()) error {
 	return nil
 }
 
-func (a *Appliance) step(ctx context.Context, o Operation) error {
+func (a *Appliance) step(ctx context.Context, o book.Operation) error {
 	switch o.State {
 	case operation.Cancelled:
 		a.running.mu.Lock()
@@ -96,11 +97,11 @@ func (a *Appliance) step(ctx context.Context, o Operation) error {
 			return err
 		}
 		if !a.book.Now().Before(r.NotAfter) {
-			_, err = Attempt(ctx, a.book, Expire{ID: o.ID})
+			_, err = book.Attempt(ctx, a.book, book.Expire{ID: o.ID})
 		}
 		return err
 	case operation.Approved:
-		state, err := Attempt(ctx, a.book, Start{ID: o.ID})
+		state, err := book.Attempt(ctx, a.book, book.Start{ID: o.ID})
 		if err != nil || state != operation.Running {
 			return err
 		}
@@ -134,14 +135,14 @@ func (a *Appliance) begin(all context.Context, id string) {
 }
 
 // exec runs an operation until ctx ends, and puts its result on record before all does.
-func (a *Appliance) exec(ctx, all context.Context, o Operation, l *execution) error {
+func (a *Appliance) exec(ctx, all context.Context, o book.Operation, l *execution) error {
 	ended := sync.OnceFunc(func() { close(l.ended) })
 	defer ended()
 	r, err := seal.Peek[operation.Request](o.Request)
 	if err != nil {
 		return err
 	}
-	t, err := a.book.View().template(r)
+	t, err := a.book.View().Template(r)
 	var res workload.ExecResult
 	// The act is registered by now: a revocation that came earlier is seen here, a later one finds it.
 	if o.State != operation.Running {
@@ -157,23 +158,23 @@ func (a *Appliance) exec(ctx, all context.Context, o Operation, l *execution) er
 	var end ending
 	switch cause := context.Cause(ctx); {
 	case fault.Of(cause) == fault.Expired && (err != nil || res.Killed):
-		end.lapsed = GroundsOf(cause)
+		end.lapsed = book.GroundsOf(cause)
 	case err != nil:
-		end.failed = GroundsOf(err)
+		end.failed = book.GroundsOf(err)
 	case res.TimedOut:
-		end.failed = Grounds{fleet.Reason{Kind: fleet.TimedOut}, "its time was up: it was killed"}
+		end.failed = book.Grounds{Why: fleet.Reason{Kind: fleet.TimedOut}, Sentence: "its time was up: it was killed"}
 	case res.Killed:
-		end.failed = Grounds{fleet.Reason{Kind: fleet.WasKilled}, "it was killed"}
+		end.failed = book.Grounds{Why: fleet.Reason{Kind: fleet.WasKilled}, Sentence: "it was killed"}
 	}
 	return a.finish(all, o, res, end)
 }
 
 // ending is why an operation did not come to its own end: it failed, or its grant lapsed.
-type ending struct{ failed, lapsed Grounds }
+type ending struct{ failed, lapsed book.Grounds }
 
 // finish signs the result of an operation that came to its end, failed, or was killed because its grant lapsed, encrypts the
 // output to the customer, and puts both into the book, as soon as its disk takes them.
-func (a *Appliance) finish(ctx context.Context, o Operation, res workload.ExecResult, end ending) error {
+func (a *Appliance) finish(ctx context.Context, o book.Operation, res workload.ExecResult, end ending) error {
 	began := o.Started.UTC()
 	now := a.now().UTC()
 	if now.Before(began) {
@@ -197,10 +198,10 @@ func (a *Appliance) finish(ctx context.Context, o Operation, res workload.ExecRe
 		return err
 	}
 	if kept != nil {
-		end.failed = Grounds{fleet.Reason{Kind: fleet.OutputNotKept}, fault.Text(kept)}
+		end.failed = book.Grounds{Why: fleet.Reason{Kind: fleet.OutputNotKept}, Sentence: fault.Text(kept)}
 		why = end.failed.Why
 	}
-	_, err = Persist(ctx, a.book, Finish{ID: o.ID, Result: sealed, Output: hidden, Failed: end.failed.Sentence, Lapsed: end.lapsed.Sentence, Why: a.names(a.book.View()).reason(why)})
+	_, err = book.Persist(ctx, a.book, book.Finish{ID: o.ID, Result: sealed, Output: hidden, Failed: end.failed.Sentence, Lapsed: end.lapsed.Sentence, Why: a.names(a.book.View()).reason(why)})
 	return err
 }
 

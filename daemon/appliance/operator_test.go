@@ -14,6 +14,7 @@ import (
 
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon/appliance"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/grant"
@@ -76,7 +77,7 @@ func TestWhoAsksIsTheFilesWord(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		why := take(t, o, appliance.Take{Operation: signed})
+		why := take(t, o, book.Take{Operation: signed})
 		want := operation.Requested
 		if c.want != "" {
 			want = operation.Rejected
@@ -88,11 +89,11 @@ func TestWhoAsksIsTheFilesWord(t *testing.T) {
 }
 
 // site is what the file of newBook says, with an edit.
-func site(t *testing.T, edit func(*appliance.Site)) appliance.SetSite {
-	s := appliance.Site{TrustDomain: "acme.example", Runtime: fleet.RuntimeProcess, ReleaseKeys: [][]byte{pem(t, vendor)},
-		Operators: []appliance.Operator{{Name: "ann", Keys: [][]byte{pem(t, ann)}}, {Name: "ben", Keys: [][]byte{pem(t, ben)}}}}
+func site(t *testing.T, edit func(*book.Site)) book.SetSite {
+	s := book.Site{TrustDomain: "acme.example", Runtime: fleet.RuntimeProcess, ReleaseKeys: [][]byte{pem(t, vendor)},
+		Operators: []book.Operator{{Name: "ann", Keys: [][]byte{pem(t, ann)}}, {Name: "ben", Keys: [][]byte{pem(t, ben)}}}}
 	edit(&s)
-	return appliance.SetSite{Site: s}
+	return book.SetSite{Site: s}
 }
 
 // TestAnOperatorWhoIsNamedNoMore: what was asked by somebody whom the file does not name any more does not begin.
@@ -100,11 +101,11 @@ func TestAnOperatorWhoIsNamedNoMore(t *testing.T) {
 	o := deployed(t)
 	must(t, o, consent(t, granted(fleet.OperateRead, 0), customer))
 	for _, id := range []string{"op-1", "op-2"} {
-		take(t, o, appliance.Take{Operation: o.request(t, id)})
+		take(t, o, book.Take{Operation: o.request(t, id)})
 	}
 	must(t, o, o.approve(t, "op-1"))
-	must(t, o, site(t, func(s *appliance.Site) { s.Operators = s.Operators[1:] }))
-	if s := must(t, o, appliance.Start{ID: "op-1"}); s != operation.Cancelled {
+	must(t, o, site(t, func(s *book.Site) { s.Operators = s.Operators[1:] }))
+	if s := must(t, o, book.Start{ID: "op-1"}); s != operation.Cancelled {
 		t.Errorf("op-1 is %s", s)
 	}
 	refused(t, o, fault.Denied, o.approve(t, "op-2"))
@@ -114,29 +115,29 @@ func TestAnOperatorWhoIsNamedNoMore(t *testing.T) {
 // the vendor and the customer.
 func TestAKeySpeaksForOne(t *testing.T) {
 	o := newBook(t)
-	must(t, o, site(t, func(*appliance.Site) {}))
+	must(t, o, site(t, func(*book.Site) {}))
 	spaced := append([]byte("\n"), pem(t, vendor)...) // another file, the same key
-	for name, edit := range map[string]func(*appliance.Site){
-		"releases and requests":           func(s *appliance.Site) { s.Operators[0].Keys = [][]byte{pem(t, vendor)} },
-		"the same, in another file":       func(s *appliance.Site) { s.Operators[0].Keys = [][]byte{pem(t, ann), spaced} },
-		"two people":                      func(s *appliance.Site) { s.Operators[1].Keys = [][]byte{pem(t, ann)} },
-		"twice for releases":              func(s *appliance.Site) { s.ReleaseKeys = append(s.ReleaseKeys, spaced) },
-		"a person named twice":            func(s *appliance.Site) { s.Operators[1].Name = "ann" },
-		"a person without a key":          func(s *appliance.Site) { s.Operators[1].Keys = nil },
-		"no name":                         func(s *appliance.Site) { s.Operators[1].Name = "" },
-		"a name that is a whole identity": func(s *appliance.Site) { s.Operators[1].Name = "spiffe://acme.example/operator/ben" },
-		"no key":                          func(s *appliance.Site) { s.Operators[1].Keys = [][]byte{[]byte("x")} },
+	for name, edit := range map[string]func(*book.Site){
+		"releases and requests":           func(s *book.Site) { s.Operators[0].Keys = [][]byte{pem(t, vendor)} },
+		"the same, in another file":       func(s *book.Site) { s.Operators[0].Keys = [][]byte{pem(t, ann), spaced} },
+		"two people":                      func(s *book.Site) { s.Operators[1].Keys = [][]byte{pem(t, ann)} },
+		"twice for releases":              func(s *book.Site) { s.ReleaseKeys = append(s.ReleaseKeys, spaced) },
+		"a person named twice":            func(s *book.Site) { s.Operators[1].Name = "ann" },
+		"a person without a key":          func(s *book.Site) { s.Operators[1].Keys = nil },
+		"no name":                         func(s *book.Site) { s.Operators[1].Name = "" },
+		"a name that is a whole identity": func(s *book.Site) { s.Operators[1].Name = "spiffe://acme.example/operator/ben" },
+		"no key":                          func(s *book.Site) { s.Operators[1].Keys = [][]byte{[]byte("x")} },
 	} {
 		if _, err := put(t, o, site(t, edit)); !errors.Is(err, fault.Invalid) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	refused(t, o, fault.Denied, appliance.Pin{Public: pem(t, vendor)})
-	refused(t, o, fault.Denied, appliance.Pin{Public: pem(t, ann)})
-	must(t, o, appliance.Pin{Public: pem(t, customer)})
-	refused(t, o, fault.Denied, site(t, func(s *appliance.Site) { s.Operators[0].Keys = [][]byte{pem(t, customer)} }))
-	refused(t, o, fault.Denied, site(t, func(s *appliance.Site) { s.ReleaseKeys = [][]byte{pem(t, customer)} }))
-	if why := take(t, o, appliance.Take{Release: sealed(t, release(t, "1.0.0"), ann)}); why == "" || len(o.book.View().Offers) != 0 {
+	refused(t, o, fault.Denied, book.Pin{Public: pem(t, vendor)})
+	refused(t, o, fault.Denied, book.Pin{Public: pem(t, ann)})
+	must(t, o, book.Pin{Public: pem(t, customer)})
+	refused(t, o, fault.Denied, site(t, func(s *book.Site) { s.Operators[0].Keys = [][]byte{pem(t, customer)} }))
+	refused(t, o, fault.Denied, site(t, func(s *book.Site) { s.ReleaseKeys = [][]byte{pem(t, customer)} }))
+	if why := take(t, o, book.Take{Release: sealed(t, release(t, "1.0.0"), ann)}); why == "" || len(o.book.View().Offers) != 0 {
 		t.Error("a release that an operator signed is on offer")
 	}
 }

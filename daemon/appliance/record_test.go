@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/audit"
-	"github.com/demarc-dev/demarc/daemon/appliance"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/grant"
@@ -38,7 +38,7 @@ func (s *story) name() fleet.ApplianceID {
 }
 
 // wrote adds a change to the log.
-func wrote[R any](s *story, c ledger.Change[appliance.State, R]) {
+func wrote[R any](s *story, c ledger.Change[book.State, R]) {
 	s.t.Helper()
 	body, err := json.Marshal(c)
 	if err != nil {
@@ -50,8 +50,8 @@ func wrote[R any](s *story, c ledger.Change[appliance.State, R]) {
 // begun is a log with the keys of both parties.
 func begun(t *testing.T) *story {
 	s := &story{t: t}
-	wrote(s, appliance.SetSite{Site: appliance.Site{TrustDomain: "acme.example", Operators: []appliance.Operator{{Name: "ann", Keys: [][]byte{pem(t, vendor)}}}}})
-	wrote(s, appliance.Pin{Public: pem(t, customer)})
+	wrote(s, book.SetSite{Site: book.Site{TrustDomain: "acme.example", Operators: []book.Operator{{Name: "ann", Keys: [][]byte{pem(t, vendor)}}}}})
+	wrote(s, book.Pin{Public: pem(t, customer)})
 	return s
 }
 
@@ -59,7 +59,7 @@ func (s *story) asks(id string, by ed25519.PrivateKey) []byte {
 	b := sealed(s.t, operation.Request{ID: id, Appliance: s.name(), Operator: fleet.PrincipalOf("acme.example", fleet.Operator, "ann"), Template: "state",
 		TemplateDigest: fleet.DigestOf([]byte("t")), Release: fleet.DigestOf([]byte("r")), Recipient: "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p",
 		At: start, NotAfter: start.Add(time.Hour), Nonce: nonce()}, by)
-	wrote(s, appliance.Take{Number: 1, Operation: b})
+	wrote(s, book.Take{Number: 1, Operation: b})
 	return b
 }
 
@@ -71,7 +71,7 @@ func (s *story) decides(id, decision string, request []byte, by ed25519.PrivateK
 		a.Argv = argv
 	}
 	b := sealed(s.t, a, by)
-	wrote(s, appliance.Consent{Document: b})
+	wrote(s, book.Consent{Document: b})
 	return b
 }
 
@@ -84,7 +84,7 @@ func (s *story) ran(id string, request, approval []byte, by ed25519.PrivateKey, 
 		e(&r)
 	}
 	b := sealed(s.t, r, by)
-	wrote(s, appliance.Finish{ID: id, Result: b})
+	wrote(s, book.Finish{ID: id, Result: b})
 	return b
 }
 
@@ -94,7 +94,7 @@ func (s *story) lets(id, decision string, result []byte, by ed25519.PrivateKey) 
 		r.Output = fleet.DigestOf([]byte("o"))
 	}
 	b := sealed(s.t, r, by)
-	wrote(s, appliance.Consent{Document: b})
+	wrote(s, book.Consent{Document: b})
 	return b
 }
 
@@ -116,9 +116,9 @@ func keyOf(t *testing.T, k ed25519.PrivateKey) []seal.Key {
 }
 
 // verify has the log's own record of keys count, and then keys that the auditor brought along.
-func (s *story) verify(edit func([]string) []string) (out []appliance.Verified, recorded, given error) {
+func (s *story) verify(edit func([]string) []string) (out []book.Verified, recorded, given error) {
 	s.t.Helper()
-	r, err := appliance.ReadRecord(s.log)
+	r, err := book.ReadRecord(s.log)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -126,10 +126,10 @@ func (s *story) verify(edit func([]string) []string) (out []appliance.Verified, 
 	if edit != nil {
 		documents = edit(documents)
 	}
-	c := appliance.Case{Origin: ownLog, Record: r, Trust: appliance.Trust{Appliance: keyOf(s.t, ownKey)}}
-	out, recorded = appliance.VerifyDocuments([]appliance.Case{c}, documents)
+	c := book.Case{Origin: ownLog, Record: r, Trust: book.Trust{Appliance: keyOf(s.t, ownKey)}}
+	out, recorded = book.VerifyDocuments([]book.Case{c}, documents)
 	c.Trust.Operators, c.Trust.Customers = keyOf(s.t, vendor), keyOf(s.t, customer)
-	_, given = appliance.VerifyDocuments([]appliance.Case{c}, documents)
+	_, given = book.VerifyDocuments([]book.Case{c}, documents)
 	return out, recorded, given
 }
 
@@ -142,16 +142,16 @@ func TestDocumentsOfALogThatIsWell(t *testing.T) {
 	approval := s.decides("op-3", operation.DecisionApprove, request, customer)
 	s.lets("op-3", operation.DecisionWithhold, s.ran("op-3", request, approval, ownKey), customer)
 	s.asks("op-4", vendor)
-	wrote(s, appliance.Consent{Document: sealed(t, granted(fleet.OperateRead, 1), customer)})
-	wrote(s, appliance.Consent{Document: sealed(t, grant.Revoke{Appliance: "eu-1", Phase: fleet.OperateRead, At: start, Nonce: nonce()}, customer)})
-	s.asks("op-5", thief)                             // it is on record, and nothing came of it
-	wrote(s, appliance.Take{Operation: []byte("{}")}) // nor of that
-	wrote(s, appliance.Take{Operation: sealed(t, granted(fleet.OperateAdmin, 0), vendor)})
-	wrote(s, appliance.Take{Operation: sealed(t, operation.Approval{ID: "op-4"}, vendor)})
-	wrote(s, appliance.Pin{Public: pem(t, key(5)), Endorsement: sealed(t, operation.Endorsement{Appliance: "eu-1", Key: keyOf(t, key(5))[0].ID}, customer)})
+	wrote(s, book.Consent{Document: sealed(t, granted(fleet.OperateRead, 1), customer)})
+	wrote(s, book.Consent{Document: sealed(t, grant.Revoke{Appliance: "eu-1", Phase: fleet.OperateRead, At: start, Nonce: nonce()}, customer)})
+	s.asks("op-5", thief)                        // it is on record, and nothing came of it
+	wrote(s, book.Take{Operation: []byte("{}")}) // nor of that
+	wrote(s, book.Take{Operation: sealed(t, granted(fleet.OperateAdmin, 0), vendor)})
+	wrote(s, book.Take{Operation: sealed(t, operation.Approval{ID: "op-4"}, vendor)})
+	wrote(s, book.Pin{Public: pem(t, key(5)), Endorsement: sealed(t, operation.Endorsement{Appliance: "eu-1", Key: keyOf(t, key(5))[0].ID}, customer)})
 	request = s.asks("op-6", vendor)
 	s.decides("op-6", operation.DecisionApprove, request, key(5))
-	wrote(s, appliance.SetSite{Site: appliance.Site{TrustDomain: "acme.example", Operators: []appliance.Operator{{Name: "cal", Keys: [][]byte{pem(t, key(6))}}}}}) // op-1 was asked before
+	wrote(s, book.SetSite{Site: book.Site{TrustDomain: "acme.example", Operators: []book.Operator{{Name: "cal", Keys: [][]byte{pem(t, key(6))}}}}}) // op-1 was asked before
 	out, recorded, given := s.verify(nil)
 	if recorded != nil || given != nil {
 		t.Fatalf("%v, %v", recorded, given)
@@ -233,15 +233,15 @@ func TestDocumentsThatAreNoChain(t *testing.T) {
 			s.ran("a", q, s.decides("a", approve, q, customer), ownKey)
 		}, nil, audit.Unchained, "a second approval"},
 		"a grant of the vendor": {func(s *story) {
-			wrote(s, appliance.Consent{Document: sealed(s.t, granted(fleet.OperateAdmin, 0), vendor)})
+			wrote(s, book.Consent{Document: sealed(s.t, granted(fleet.OperateAdmin, 0), vendor)})
 		}, nil, audit.Unchained, "which the customer signs"},
 		"a plan's approval of the appliance": {func(s *story) {
-			wrote(s, appliance.Consent{Document: sealed(s.t, operation.PlanApproval{Appliance: "eu-1", Release: fleet.DigestOf(nil), Plan: fleet.DigestOf(nil),
+			wrote(s, book.Consent{Document: sealed(s.t, operation.PlanApproval{Appliance: "eu-1", Release: fleet.DigestOf(nil), Plan: fleet.DigestOf(nil),
 				Phases: []fleet.Phase{fleet.Deploy}, At: start, NotAfter: start.Add(time.Hour), Nonce: nonce()}, ownKey)})
 		}, nil, audit.Unchained, "which the customer signs"},
 		"a key of the customer's that is pinned after its approval": {func(s *story) {
 			s.decides("a", approve, s.asks("a", vendor), key(5))
-			wrote(s, appliance.Pin{Public: pem(s.t, key(5)), Endorsement: sealed(s.t, operation.Endorsement{Appliance: "eu-1", Key: keyOf(s.t, key(5))[0].ID}, customer)})
+			wrote(s, book.Pin{Public: pem(s.t, key(5)), Endorsement: sealed(s.t, operation.Endorsement{Appliance: "eu-1", Key: keyOf(s.t, key(5))[0].ID}, customer)})
 		}, nil, audit.Unchained, "the approval, which the customer signs"},
 		"a chain of another appliance": {func(s *story) {
 			s.other = "us-1"
@@ -276,25 +276,25 @@ func TestDocumentsThatAreNoChain(t *testing.T) {
 // customer's key; the same for the vendor's.
 func TestGivenKeysGoBeforeTheRecord(t *testing.T) {
 	s := begun(t)
-	wrote(s, appliance.Pin{Public: pem(t, thief)}) // nobody endorsed it
+	wrote(s, book.Pin{Public: pem(t, thief)}) // nobody endorsed it
 	s.decides("a", operation.DecisionApprove, s.asks("a", vendor), thief)
 	if _, recorded, given := s.verify(nil); recorded != nil || !errors.Is(given, audit.Unchained) {
 		t.Errorf("%v, %v", recorded, given)
 	}
 	s = begun(t)
-	wrote(s, appliance.SetSite{Site: appliance.Site{TrustDomain: "acme.example", Operators: []appliance.Operator{{Name: "ann", Keys: [][]byte{pem(t, thief)}}}}})
+	wrote(s, book.SetSite{Site: book.Site{TrustDomain: "acme.example", Operators: []book.Operator{{Name: "ann", Keys: [][]byte{pem(t, thief)}}}}})
 	s.decides("a", operation.DecisionApprove, s.asks("a", thief), customer)
 	if _, recorded, given := s.verify(nil); recorded != nil || !errors.Is(given, audit.Unchained) {
 		t.Errorf("%v, %v", recorded, given)
 	}
 	s = begun(t)
-	wrote(s, appliance.SetSite{Site: appliance.Site{TrustDomain: "acme.example", Operators: []appliance.Operator{{Name: "bob", Keys: [][]byte{pem(t, vendor)}}}}})
+	wrote(s, book.SetSite{Site: book.Site{TrustDomain: "acme.example", Operators: []book.Operator{{Name: "bob", Keys: [][]byte{pem(t, vendor)}}}}})
 	s.decides("a", operation.DecisionApprove, s.asks("a", vendor), customer) // the request says that ann asks
 	if _, recorded, given := s.verify(nil); !errors.Is(recorded, audit.Unchained) || given != nil {
 		t.Errorf("in another's name: %v, %v", recorded, given)
 	}
 	s = begun(t)
-	wrote(s, appliance.SetSite{Site: appliance.Site{TrustDomain: "acme.example", Operators: []appliance.Operator{{Name: "ann", Keys: [][]byte{pem(t, customer)}}}}})
+	wrote(s, book.SetSite{Site: book.Site{TrustDomain: "acme.example", Operators: []book.Operator{{Name: "ann", Keys: [][]byte{pem(t, customer)}}}}})
 	s.decides("a", operation.DecisionApprove, s.asks("a", customer), customer)
 	if _, recorded, _ := s.verify(nil); !errors.Is(recorded, audit.Unchained) || !strings.Contains(fault.Text(recorded), "can't speak for both") {
 		t.Errorf("one key asks and decides: %v", recorded)

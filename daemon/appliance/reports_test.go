@@ -24,6 +24,7 @@ import (
 
 	localv1 "github.com/demarc-dev/demarc/api/local/v1"
 	"github.com/demarc-dev/demarc/daemon/appliance"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/grant"
@@ -121,7 +122,7 @@ func (p *place) approved(grants bool, edit func(*manifest.Release)) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	must(t, o, appliance.Pin{Public: pem(t, customer), Recipient: id.Recipient().String()})
+	must(t, o, book.Pin{Public: pem(t, customer), Recipient: id.Recipient().String()})
 	p.offer("1.0.0", edit)
 	if grants {
 		must(t, o, consent(t, granted(fleet.Install, 0), customer))
@@ -199,11 +200,11 @@ func TestNothingOfTheCustomersCrossesInAReason(t *testing.T) {
 		}, after: func(p *place) { p.runs("op-1", operation.Failed) }, want: reason(fleet.TimedOut)},
 		"an operation that no grant allows": {after: func(p *place) {
 			must(p.t, p.o, consent(p.t, grant.Deny{Appliance: "eu-1", Name: canary, Cedar: `forbid (principal, action == Action::"operate.read", resource);`, At: start, Nonce: nonce()}, customer))
-			take(p.t, p.o, appliance.Take{Operation: p.o.request(p.t, "op-1")})
+			take(p.t, p.o, book.Take{Operation: p.o.request(p.t, "op-1")})
 		}, want: reason(fleet.NotGranted)},
 		"a deny ends what waits": {after: func(p *place) {
 			must(p.t, p.o, consent(p.t, granted(fleet.OperateRead, 0), customer))
-			take(p.t, p.o, appliance.Take{Operation: p.o.request(p.t, "op-1")})
+			take(p.t, p.o, book.Take{Operation: p.o.request(p.t, "op-1")})
 			must(p.t, p.o, consent(p.t, grant.Deny{Appliance: "eu-1", Name: canary, Cedar: `forbid (principal, action == Action::"operate.read", resource);`, At: start, Nonce: nonce()}, customer))
 		}, want: reason(fleet.ConsentRevoked)},
 	}
@@ -237,7 +238,7 @@ func (p *place) runs(id string, end operation.State) {
 	t, o := p.t, p.o
 	t.Helper()
 	must(t, o, consent(t, granted(fleet.OperateRead, 0), customer))
-	if why := take(t, o, appliance.Take{Operation: o.request(t, id)}); why != "" {
+	if why := take(t, o, book.Take{Operation: o.request(t, id)}); why != "" {
 		t.Fatal(why)
 	}
 	must(t, o, o.approve(t, id))
@@ -311,9 +312,9 @@ func TestAReleaseThatWaitsIsTold(t *testing.T) {
 	p.deployed()
 	p.offer("1.1.0", func(*manifest.Release) {})
 	d := p.o.book.View().Offers[1].Digest
-	waits := appliance.OfferWaits{Release: d, Why: fleet.Reason{Kind: fleet.NotApproved}}
-	var heard []appliance.OfferWaits
-	hears := func(want appliance.OfferWaits) func() bool {
+	waits := book.OfferWaits{Release: d, Why: fleet.Reason{Kind: fleet.NotApproved}}
+	var heard []book.OfferWaits
+	hears := func(want book.OfferWaits) func() bool {
 		return func() bool {
 			st := p.o.book.View()
 			for _, r := range st.Reports {
@@ -321,14 +322,14 @@ func TestAReleaseThatWaitsIsTold(t *testing.T) {
 					heard = append(heard, r.Status.Offer)
 				}
 			}
-			must(t, p.o, appliance.ReportsDone{Upto: st.ReportsSent()})
+			must(t, p.o, book.ReportsDone{Upto: st.ReportsSent()})
 			return len(heard) > 0 && heard[len(heard)-1] == want
 		}
 	}
 	p.until("the vendor hears that it waits", hears(waits))
 	must(t, p.o, consent(t, granted(fleet.Deploy, 0), customer))
 	must(t, p.o, consent(t, p.o.approval(t, ""), customer))
-	p.until("and that it waits no more", hears(appliance.OfferWaits{}))
+	p.until("and that it waits no more", hears(book.OfferWaits{}))
 	must(t, p.o, consent(t, grant.Revoke{Appliance: "eu-1", Phase: fleet.Observe, At: start, Nonce: nonce()}, customer))
 	p.offer("1.2.0", func(*manifest.Release) {})
 	waits.Release = p.o.book.View().Offers[2].Digest

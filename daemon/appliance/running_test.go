@@ -27,6 +27,7 @@ import (
 	"github.com/demarc-dev/demarc/api/local/v1/localv1connect"
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon/appliance"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/grant"
@@ -239,7 +240,7 @@ func (p *place) offer(version string, edit func(*manifest.Release)) {
 			p.t.Fatal(err)
 		}
 	}
-	if why := take(p.t, p.o, appliance.Take{Release: sealed(p.t, r, vendor)}); why != "" {
+	if why := take(p.t, p.o, book.Take{Release: sealed(p.t, r, vendor)}); why != "" {
 		p.t.Fatal(why)
 	}
 }
@@ -254,7 +255,7 @@ func (p *place) deployed() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	must(t, o, appliance.Pin{Public: pem(t, customer), Recipient: id.Recipient().String()})
+	must(t, o, book.Pin{Public: pem(t, customer), Recipient: id.Recipient().String()})
 	p.offer("1.0.0", func(*manifest.Release) {})
 	must(t, o, consent(t, granted(fleet.Install, 1), customer))
 	must(t, o, consent(t, granted(fleet.Deploy, 1), customer))
@@ -334,7 +335,7 @@ func (p *place) operating(network bool) {
 		must(t, p.o, consent(t, p.o.approval(t, ""), customer))
 		p.until("1.1.0 runs", func() bool { return p.o.book.View().Good.Release == p.o.book.View().Approved.Release })
 	}
-	if why := take(t, p.o, appliance.Take{Operation: p.o.request(t, "op-1")}); why != "" {
+	if why := take(t, p.o, book.Take{Operation: p.o.request(t, "op-1")}); why != "" {
 		t.Fatal(why)
 	}
 }
@@ -394,10 +395,10 @@ func TestARevocationIsAnsweredWhenTheProcessesAreGone(t *testing.T) {
 func TestOperationsAfterARestart(t *testing.T) {
 	p := newPlace(t)
 	p.operating(true)
-	take(t, p.o, appliance.Take{Operation: p.o.request(t, "op-2")})
+	take(t, p.o, book.Take{Operation: p.o.request(t, "op-2")})
 	p.restart() // nothing works: what comes now is of a process that is killed
 	must(t, p.o, p.o.approve(t, "op-1"))
-	must(t, p.o, appliance.Start{ID: "op-1"})
+	must(t, p.o, book.Start{ID: "op-1"})
 	p.restart()
 	p.begin()
 	p.until("what ran has failed", func() bool { return p.o.state(t, "op-1") == operation.Failed })
@@ -454,7 +455,7 @@ func TestWhatAnApprovalAndAReleaseBind(t *testing.T) {
 	o := deployed(t)
 	must(t, o, consent(t, granted(fleet.OperateRead, 0), customer))
 	for _, id := range []string{"op-1", "op-2"} {
-		take(t, o, appliance.Take{Operation: o.request(t, id)})
+		take(t, o, book.Take{Operation: o.request(t, id)})
 	}
 	x, err := o.book.View().Operation("op-1")
 	if err != nil {
@@ -471,19 +472,19 @@ func TestWhatAnApprovalAndAReleaseBind(t *testing.T) {
 	}
 	must(t, o, consent(t, edited(a, func(a *operation.Approval) { a.NotAfter = o.now().Add(10 * time.Minute) }), customer))
 	must(t, o, o.approve(t, "op-2"))
-	must(t, o, appliance.Start{ID: "op-2"})
+	must(t, o, book.Start{ID: "op-2"})
 	o.later(11 * time.Minute)
-	if s := must(t, o, appliance.Start{ID: "op-1"}); s != operation.Expired {
+	if s := must(t, o, book.Start{ID: "op-1"}); s != operation.Expired {
 		t.Errorf("an approval that ran out is %s", s)
 	}
 	result := sealed(t, operation.Result{ID: "op-2"}, vendor)
-	must(t, o, appliance.Finish{ID: "op-2", Result: result, Output: []byte("hidden")})
+	must(t, o, book.Finish{ID: "op-2", Result: result, Output: []byte("hidden")})
 	r := operation.Release{ID: "op-2", Appliance: "eu-1", Result: fleet.DigestOf(result), Decision: operation.DecisionRelease, Output: fleet.DigestOf([]byte("what was read")), At: o.now(), Nonce: nonce()}
-	for _, out := range [][]byte{nil, []byte("another one"), bytes.Repeat([]byte("x"), appliance.MaxOutput+1)} {
-		refused(t, o, fault.Conflict, appliance.Consent{Document: sealed(t, r, customer), Output: out})
+	for _, out := range [][]byte{nil, []byte("another one"), bytes.Repeat([]byte("x"), book.MaxOutput+1)} {
+		refused(t, o, fault.Conflict, book.Consent{Document: sealed(t, r, customer), Output: out})
 	}
-	refused(t, o, fault.Conflict, appliance.Consent{Document: sealed(t, edited(r, func(r *operation.Release) { r.Result = fleet.DigestOf([]byte("x")) }), customer), Output: []byte("what was read")})
-	must(t, o, appliance.Consent{Document: sealed(t, r, customer), Output: []byte("what was read")})
+	refused(t, o, fault.Conflict, book.Consent{Document: sealed(t, edited(r, func(r *operation.Release) { r.Result = fleet.DigestOf([]byte("x")) }), customer), Output: []byte("what was read")})
+	must(t, o, book.Consent{Document: sealed(t, r, customer), Output: []byte("what was read")})
 	if s := o.state(t, "op-2"); s != operation.Released {
 		t.Error(s)
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/mesh"
@@ -252,7 +253,7 @@ func (a *Appliance) prove(ctx context.Context, route string, c net.Conn) error {
 		return later{err, wait}
 	}
 	if !bytes.Equal(a.book.View().VendorLogKey, logKey) { // the first time; another key later is refused by the book
-		if _, err := Attempt(ctx, a.book, MeetVendor{LogKey: logKey}); err != nil {
+		if _, err := book.Attempt(ctx, a.book, book.MeetVendor{LogKey: logKey}); err != nil {
 			return err
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 )
 
@@ -20,8 +21,8 @@ func Check(cfg *configs.Appliance) error {
 }
 
 // siteOf reads the part of the file that decisions rest on.
-func siteOf(cfg *configs.Appliance) (Site, error) {
-	s := Site{TrustDomain: cfg.TrustDomain, Runtime: cfg.Runtime.Kind}
+func siteOf(cfg *configs.Appliance) (book.Site, error) {
+	s := book.Site{TrustDomain: cfg.TrustDomain, Runtime: cfg.Runtime.Kind}
 	var err error
 	if s.ReleaseKeys, err = readAll(cfg.ControlPlane.ReleaseKeys); err != nil {
 		return s, err
@@ -31,7 +32,7 @@ func siteOf(cfg *configs.Appliance) (Site, error) {
 		if err != nil {
 			return s, err
 		}
-		s.Operators = append(s.Operators, Operator{Name: o.Name, Keys: keys})
+		s.Operators = append(s.Operators, book.Operator{Name: o.Name, Keys: keys})
 	}
 	return s, nil
 }

@@ -8,6 +8,7 @@ import (
 
 	localv1 "github.com/demarc-dev/demarc/api/local/v1"
 	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/mesh"
 )
@@ -25,11 +26,11 @@ type transportHealth struct {
 
 // failures gives the troubles that the vendor is to know, without doubles, in the order of the list. A road that is not tried keeps the
 // outcome of the last time.
-func (s *transportHealth) failures(roads []configs.Transport, last func(string) error, now time.Time) []TransportFailure {
+func (s *transportHealth) failures(roads []configs.Transport, last func(string) error, now time.Time) []book.TransportFailure {
 	if s.since == nil {
 		s.since = map[string]time.Time{}
 	}
-	var out []TransportFailure
+	var out []book.TransportFailure
 	for _, t := range roads {
 		reason := mesh.ReasonOf(last(t.Name))
 		if reason == "" {
@@ -39,7 +40,7 @@ func (s *transportHealth) failures(roads []configs.Transport, last func(string) 
 		if _, ill := s.since[t.Name]; !ill {
 			s.since[t.Name] = now
 		}
-		tr := TransportFailure{t.Kind, reason}
+		tr := book.TransportFailure{Kind: t.Kind, Reason: reason}
 		if (reason.NeedsHuman() || now.Sub(s.since[t.Name]) >= failureDelay) && !slices.Contains(out, tr) && len(out) < maxFailures {
 			out = append(out, tr)
 		}

@@ -17,6 +17,7 @@ import (
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/mesh"
 )
@@ -32,13 +33,13 @@ func TestWhichTroublesTheVendorHears(t *testing.T) {
 	for i, x := range []struct {
 		after time.Duration
 		last  map[string]error
-		want  []TransportFailure
+		want  []book.TransportFailure
 	}{
 		{0, nil, nil},
 		{0, map[string]error{"a": away}, nil},
-		{59 * time.Second, map[string]error{"a": away, "b": away, "c": refused}, []TransportFailure{{configs.Tailscale, mesh.TailnetKey}}},
-		{time.Second, map[string]error{"a": away, "b": away}, []TransportFailure{{configs.HTTPS, mesh.Unreached}}},
-		{time.Minute, map[string]error{"a": away, "b": away}, []TransportFailure{{configs.HTTPS, mesh.Unreached}}}, // once
+		{59 * time.Second, map[string]error{"a": away, "b": away, "c": refused}, []book.TransportFailure{{Kind: configs.Tailscale, Reason: mesh.TailnetKey}}},
+		{time.Second, map[string]error{"a": away, "b": away}, []book.TransportFailure{{Kind: configs.HTTPS, Reason: mesh.Unreached}}},
+		{time.Minute, map[string]error{"a": away, "b": away}, []book.TransportFailure{{Kind: configs.HTTPS, Reason: mesh.Unreached}}}, // once
 		{0, nil, nil},
 		{time.Second, map[string]error{"a": io.EOF}, nil}, // it begins anew
 	} {
@@ -62,7 +63,7 @@ func TestWhichTroublesTheVendorHears(t *testing.T) {
 	if w := transportStatus("c", configs.Tailscale, true, refused); w.GetReason() != "" {
 		t.Errorf("a road in use has trouble: %v", w)
 	}
-	r := reportToWire(Report{At: at, Status: &Status{Transports: []TransportFailure{{configs.Tailscale, mesh.TailnetKey}}}}, 1).GetStatus().GetRoads()
+	r := reportToWire(book.Report{At: at, Status: &book.Status{Transports: []book.TransportFailure{{Kind: configs.Tailscale, Reason: mesh.TailnetKey}}}}, 1).GetStatus().GetRoads()
 	if len(r) != 1 || r[0].GetKind() != "tailscale" || r[0].GetReason() != "tailnet_key" {
 		t.Errorf("%v", r)
 	}
@@ -77,7 +78,7 @@ func TestARoadWithoutMLKEMIsTold(t *testing.T) {
 	}
 	var s transportHealth
 	got := s.failures([]configs.Transport{{Name: "a", Kind: configs.HTTPS}}, func(string) error { return small }, time.Now())
-	if want := []TransportFailure{{configs.HTTPS, "hello_too_large"}}; !slices.Equal(got, want) {
+	if want := []book.TransportFailure{{Kind: configs.HTTPS, Reason: "hello_too_large"}}; !slices.Equal(got, want) {
 		t.Errorf("the vendor is told %v, want %v", got, want)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	localv1 "github.com/demarc-dev/demarc/api/local/v1"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fleet"
 )
 
@@ -16,7 +17,7 @@ import (
 const endingSoon = 72 * time.Hour
 
 // waitsFor says which release waits for the customer, and for what: an approval, or a grant. It returns nil if none does.
-func waitsFor(s State, now time.Time) *localv1.Waiting {
+func waitsFor(s book.State, now time.Time) *localv1.Waiting {
 	if o, ok := s.Unapproved(); ok {
 		return &localv1.Waiting{Release: string(o.Digest), Version: o.Version, SinceUnix: unix(o.At), Why: "it is offered, and not approved",
 			Do: "demarc review --release " + string(o.Digest)}
@@ -32,10 +33,10 @@ func waitsFor(s State, now time.Time) *localv1.Waiting {
 }
 
 // lacking is the first phase that the deploy needs and that is not granted.
-func lacking(s State, now time.Time) fleet.Phase {
-	phases := s.deployPhases()
+func lacking(s book.State, now time.Time) fleet.Phase {
+	phases := s.DeployPhases()
 	for _, p := range phases {
-		if !s.decision(p, now).Allow {
+		if !s.Decision(p, now).Allow {
 			return p
 		}
 	}
@@ -43,7 +44,7 @@ func lacking(s State, now time.Time) fleet.Phase {
 }
 
 // endings lists what of the customer's consent ends soon: grants in force, and the approval of a plan whose deploy has not begun.
-func endings(s State, now time.Time) []*localv1.Ending {
+func endings(s book.State, now time.Time) []*localv1.Ending {
 	soon := func(from, at time.Time) bool {
 		return !at.IsZero() && now.Before(at) && at.Sub(now) <= min(endingSoon, at.Sub(from)/4)
 	}
@@ -62,7 +63,7 @@ func endings(s State, now time.Time) []*localv1.Ending {
 }
 
 // epochStatus is what the customer is told; nil in the first epoch of a vendor's book that was never another one.
-func epochStatus(s State) *localv1.VendorEpoch {
+func epochStatus(s book.State) *localv1.VendorEpoch {
 	if len(s.Epochs) == 0 && s.EpochRefused == "" {
 		return nil
 	}

@@ -23,6 +23,7 @@ import (
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -78,7 +79,7 @@ func (e *thief) RoundTrip(r *http.Request) (*http.Response, error) {
 	return w.Result(), nil
 }
 
-type straight struct{ book *ledger.Book[State] }
+type straight struct{ book *ledger.Book[book.State] }
 
 func (o straight) Propose(_ context.Context, data []byte) ([]byte, error) {
 	return o.book.Apply(1, data)
@@ -116,7 +117,7 @@ func TestOnlySignedCAsAfterTheFirst(t *testing.T) {
 	e := &thief{ca: first, bundle: [][]byte{evil.Cert.Raw}, logKey: vendor}
 	l := &link{cc: io.NopCloser(nil), http: &http.Client{Transport: e}}
 
-	_, err = ledger.Submit(t.Context(), straight{a.book.Book()}, ledger.Meta{At: time.Now(), By: fleet.Local, Request: "r"}, MeetVendor{LogKey: vendor})
+	_, err = ledger.Submit(t.Context(), straight{a.book.Book()}, ledger.Meta{At: time.Now(), By: fleet.Local, Request: "r"}, book.MeetVendor{LogKey: vendor})
 	ok(err)
 	for what, ask := range map[string]func() error{
 		"enrol": func() error { _, err := a.enrol(t.Context(), l); return err },

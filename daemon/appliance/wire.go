@@ -7,12 +7,13 @@ import (
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/channel"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 )
 
 // reportToWire turns a report into its message. What has no field there does not leave. Each text is UTF-8, and each field has the
 // size that the vendor takes: a report that could not be encoded, or was refused, would hold back all that follow it.
-func reportToWire(r Report, number uint64) *boundaryv1.Report {
+func reportToWire(r book.Report, number uint64) *boundaryv1.Report {
 	w := &boundaryv1.Report{Number: number, AtUnixMs: r.At.UnixMilli()}
 	switch {
 	case r.Deploy != nil:
@@ -37,7 +38,7 @@ func reportToWire(r Report, number uint64) *boundaryv1.Report {
 	return w
 }
 
-func statusToWire(s Status) *boundaryv1.StatusReport {
+func statusToWire(s book.Status) *boundaryv1.StatusReport {
 	w := &boundaryv1.StatusReport{Posture: clipName(string(s.Posture))}
 	for _, h := range s.Services[:min(len(s.Services), channel.MaxServices)] {
 		w.Services = append(w.Services, &boundaryv1.ServiceHealth{Name: clipName(h.Name), Healthy: h.Healthy, Restarts: h.Restarts, Reason: channel.ReasonToWire(h.Why)})

@@ -13,6 +13,7 @@ import (
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/channel"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/mesh"
 )
@@ -32,16 +33,16 @@ func texts() []string {
 // ended at it.
 func TestEachReportCanBeEncoded(t *testing.T) {
 	for _, s := range texts() {
-		status, why := &Status{}, fleet.Reason{Kind: fleet.ReasonKind(s), Service: s, Secret: s, Runs: fleet.Runs(s)}
+		status, why := &book.Status{}, fleet.Reason{Kind: fleet.ReasonKind(s), Service: s, Secret: s, Runs: fleet.Runs(s)}
 		for range 1000 {
-			status.Services = append(status.Services, ServiceHealth{Name: s, Why: why})
-			status.Secrets = append(status.Secrets, Presence{Name: s})
-			status.Transports = append(status.Transports, TransportFailure{s, mesh.Reason(s)})
+			status.Services = append(status.Services, book.ServiceHealth{Name: s, Why: why})
+			status.Secrets = append(status.Secrets, book.Presence{Name: s})
+			status.Transports = append(status.Transports, book.TransportFailure{Kind: s, Reason: mesh.Reason(s)})
 		}
-		for what, r := range map[string]Report{
-			"deploy":    {Deploy: &Deploy{Release: "sha256:x", Version: s, State: "failed", Reason: s, Why: why}},
-			"operation": {Operation: &OperationReport{ID: s, State: s, Why: why}},
-			"probe":     {Probe: &ProbeIndex{ID: s}},
+		for what, r := range map[string]book.Report{
+			"deploy":    {Deploy: &book.Deploy{Release: "sha256:x", Version: s, State: "failed", Reason: s, Why: why}},
+			"operation": {Operation: &book.OperationReport{ID: s, State: s, Why: why}},
+			"probe":     {Probe: &book.ProbeIndex{ID: s}},
 			"status":    {Status: status},
 		} {
 			m := reportToWire(r, 7)
@@ -86,7 +87,7 @@ func TestAReportThatCantBeSentBlocksNobody(t *testing.T) {
 			t.Fatalf("%s: %v, %v", what, &up, err)
 		}
 	}
-	good := Report{At: time.Unix(1, 0), Probe: &ProbeIndex{ID: "p", Index: 4}}
+	good := book.Report{At: time.Unix(1, 0), Probe: &book.ProbeIndex{ID: "p", Index: 4}}
 	if p := a.sendable(reportToWire(good, 3)).GetReport().GetProbe(); p.GetId() != "p" || p.GetIndex() != 4 {
 		t.Errorf("a good report became %v", p)
 	}

@@ -14,6 +14,7 @@ import (
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/audit"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/seal"
@@ -57,7 +58,7 @@ func (h history) asks(t *testing.T, from int64) *boundaryv1.Order {
 }
 
 // puts puts a change straight into the book.
-func puts[R any](t *testing.T, a *Appliance, n uint64, c ledger.Change[State, R]) {
+func puts[R any](t *testing.T, a *Appliance, n uint64, c ledger.Change[book.State, R]) {
 	t.Helper()
 	data, err := ledger.Encode(ledger.Meta{At: time.Unix(1_700_000_000, 0), By: fleet.Local, Request: fleet.RequestID(fmt.Sprint(n))}, c)
 	if err != nil {
@@ -69,7 +70,7 @@ func puts[R any](t *testing.T, a *Appliance, n uint64, c ledger.Change[State, R]
 }
 
 // watches is an appliance that met the vendor whose log this is.
-func watches(t *testing.T, h history) (*Appliance, func(*boundaryv1.Order) Take) {
+func watches(t *testing.T, h history) (*Appliance, func(*boundaryv1.Order) book.Take) {
 	t.Helper()
 	a := asker(t)
 	k, err := seal.KeyOf(h.key.Public())
@@ -78,9 +79,9 @@ func watches(t *testing.T, h history) (*Appliance, func(*boundaryv1.Order) Take)
 	}
 	n, orders := uint64(0), uint64(0)
 	next := func() uint64 { n++; return n }
-	puts(t, a, next(), SetSite{Site: Site{TrustDomain: testDomain}})
-	puts(t, a, next(), MeetVendor{LogKey: k.PEM()})
-	return a, func(o *boundaryv1.Order) Take {
+	puts(t, a, next(), book.SetSite{Site: book.Site{TrustDomain: testDomain}})
+	puts(t, a, next(), book.MeetVendor{LogKey: k.PEM()})
+	return a, func(o *boundaryv1.Order) book.Take {
 		t.Helper()
 		orders++
 		o.Number = orders
@@ -162,12 +163,12 @@ func TestALogAtRestIsNotAskedFor(t *testing.T) {
 	take(h.asks(t, 0))
 	take(&boundaryv1.Order{Body: &boundaryv1.Order_Cosigned{Cosigned: []byte("rubbish")}})
 	n := a.book.View().OrdersDone + 2
-	puts(t, a, n+1, Checkpointed{Checkpoint: Checkpoint{Note: []byte("a head")}})
-	puts(t, a, n+2, ReportsDone{Upto: 1})
+	puts(t, a, n+1, book.Checkpointed{Checkpoint: book.Checkpoint{Note: []byte("a head")}})
+	puts(t, a, n+2, book.ReportsDone{Upto: 1})
 	if news(a.book.Log(), from) {
 		t.Error("countersigning is news to itself")
 	}
-	puts(t, a, n+3, Take{Number: n - 1, Probe: &ProbeIndex{ID: "p", Index: 1}})
+	puts(t, a, n+3, book.Take{Number: n - 1, Probe: &book.ProbeIndex{ID: "p", Index: 1}})
 	if !news(a.book.Log(), from) || news(a.book.Log(), a.book.Log().Size()) {
 		t.Error("a probe is no news, or an empty stretch is")
 	}

@@ -20,7 +20,7 @@ import (
 
 	localv1 "github.com/demarc-dev/demarc/api/local/v1"
 	"github.com/demarc-dev/demarc/api/local/v1/localv1connect"
-	"github.com/demarc-dev/demarc/daemon/appliance"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/grant"
@@ -33,15 +33,15 @@ func started(t *testing.T, id string) *order {
 	t.Helper()
 	o := deployed(t)
 	must(t, o, consent(t, granted(fleet.OperateRead, 0), customer))
-	take(t, o, appliance.Take{Operation: o.request(t, id)})
+	take(t, o, book.Take{Operation: o.request(t, id)})
 	must(t, o, o.approve(t, id))
-	if s := must(t, o, appliance.Start{ID: id}); s != operation.Running {
+	if s := must(t, o, book.Start{ID: id}); s != operation.Running {
 		t.Fatal(s)
 	}
 	return o
 }
 
-func (o *order) one(t *testing.T, id string) appliance.Operation {
+func (o *order) one(t *testing.T, id string) book.Operation {
 	t.Helper()
 	x, err := o.book.View().Operation(id)
 	if err != nil {
@@ -63,7 +63,7 @@ func TestACancelBindsItsRequest(t *testing.T) {
 		t.Fatalf("%+v, %s", done, o.state(t, "op-1"))
 	}
 	result := sealed(t, operation.Result{ID: "op-1"}, vendor)
-	must(t, o, appliance.Finish{ID: "op-1", Result: result, Output: []byte("hidden")})
+	must(t, o, book.Finish{ID: "op-1", Result: result, Output: []byte("hidden")})
 	if x := o.one(t, "op-1"); x.State != operation.Cancelled || len(x.Output) != 0 || !bytes.Equal(x.Result, result) {
 		t.Errorf("%s, an output of %d bytes, a result of %d", x.State, len(x.Output), len(x.Result))
 	}
@@ -73,12 +73,12 @@ func TestACancelBindsItsRequest(t *testing.T) {
 func TestWhatIsWithheldIsGone(t *testing.T) {
 	o := started(t, "op-1")
 	result := sealed(t, operation.Result{ID: "op-1", Ended: o.now().Add(time.Hour)}, vendor)
-	must(t, o, appliance.Finish{ID: "op-1", Result: result, Output: []byte("hidden")})
+	must(t, o, book.Finish{ID: "op-1", Result: result, Output: []byte("hidden")})
 	r := operation.Release{ID: "op-1", Appliance: "eu-1", Result: fleet.DigestOf(result), Decision: operation.DecisionWithhold, At: o.now(), Nonce: nonce()}
 	early := edited(r, func(r *operation.Release) {
 		r.Decision, r.Output = operation.DecisionRelease, fleet.DigestOf([]byte("hidden"))
 	})
-	refused(t, o, fault.Conflict, appliance.Consent{Document: sealed(t, early, customer), Output: []byte("hidden")})
+	refused(t, o, fault.Conflict, book.Consent{Document: sealed(t, early, customer), Output: []byte("hidden")})
 	o.later(time.Hour)
 	r.At = o.now()
 	must(t, o, consent(t, r, customer))

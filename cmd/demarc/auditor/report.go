@@ -12,7 +12,7 @@ import (
 
 	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/cmd/demarc/cli"
-	"github.com/demarc-dev/demarc/daemon/appliance"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 )
 
@@ -73,7 +73,7 @@ type restartDoc struct {
 }
 
 // describe makes the document of one bundle, of which err is what is wrong.
-func describe(file string, documents int, r audit.Report, chains []appliance.Verified, err error) bundleDoc {
+func describe(file string, documents int, r audit.Report, chains []book.Verified, err error) bundleDoc {
 	d := bundleDoc{File: file, OK: err == nil}
 	if err != nil {
 		var b audit.Breach

@@ -17,7 +17,7 @@ import (
 	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/cmd/demarc/cli"
 	"github.com/demarc-dev/demarc/cmd/demarc/evidence"
-	"github.com/demarc-dev/demarc/daemon/appliance"
+	"github.com/demarc-dev/demarc/daemon/appliance/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/seal"
 )
@@ -141,7 +141,7 @@ func (p trusted) unpinned(b audit.Bundle) []string {
 }
 
 // check verifies one bundle whole: its logs, then its documents with what the logs say of them.
-func (p trusted) check(file []byte) (audit.Report, []appliance.Verified, error) {
+func (p trusted) check(file []byte) (audit.Report, []book.Verified, error) {
 	r, err := audit.Verify(file, p.Pins)
 	if err != nil {
 		return r, nil, err
@@ -150,13 +150,13 @@ func (p trusted) check(file []byte) (audit.Report, []appliance.Verified, error) 
 	if err != nil {
 		return r, nil, err
 	}
-	var cases []appliance.Case
+	var cases []book.Case
 	for _, l := range b.Logs {
 		var log audit.Log
 		for _, e := range l.Entries {
 			log = log.AppendLeaf([]byte(e))
 		}
-		record, err := appliance.ReadRecord(log)
+		record, err := book.ReadRecord(log)
 		if err != nil {
 			return r, nil, err
 		}
@@ -164,10 +164,10 @@ func (p trusted) check(file []byte) (audit.Report, []appliance.Verified, error) 
 		if err != nil {
 			return r, nil, err
 		}
-		cases = append(cases, appliance.Case{Origin: l.Origin, Record: record,
-			Trust: appliance.Trust{Operators: p.operators, Customers: p.customers[l.Origin], Appliance: []seal.Key{own}}})
+		cases = append(cases, book.Case{Origin: l.Origin, Record: record,
+			Trust: book.Trust{Operators: p.operators, Customers: p.customers[l.Origin], Appliance: []seal.Key{own}}})
 	}
-	chains, err := appliance.VerifyDocuments(cases, b.Documents)
+	chains, err := book.VerifyDocuments(cases, b.Documents)
 	return r, chains, err
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package appliance
+package book
 
 import (
 	"bytes"
@@ -38,15 +38,15 @@ type Take struct {
 
 // What an order is, in [LeftOut].
 const (
-	orderRelease    = "release"
-	orderOperation  = "operation"
-	orderCancel     = "cancel"
-	orderProbe      = "probe"
-	orderCheckpoint = "checkpoint"
-	orderCosigned   = "cosigned"
+	OrderRelease    = "release"
+	OrderOperation  = "operation"
+	OrderCancel     = "cancel"
+	OrderProbe      = "probe"
+	OrderCheckpoint = "checkpoint"
+	OrderCosigned   = "cosigned"
 )
 
-const maxProbeID = 64 // bytes
+const MaxProbeID = 64 // bytes
 
 // Took says what became of an order.
 type Took struct {
@@ -85,8 +85,8 @@ func (c Take) Apply(s *State, m ledger.Meta) (Took, error) {
 	case c.Witnessed != nil:
 		err = s.witnessed(c.Witnessed, m)
 	case c.Cosigned != nil:
-		err = s.countersigned(c.Cosigned)
-	case c.Left != nil && c.Left.What == orderOperation:
+		err = s.Countersigned(c.Cosigned)
+	case c.Left != nil && c.Left.What == OrderOperation:
 		s.refuseOperation(*c.Left, Grounds{c.Why, c.Refused}, m)
 	}
 	out := Took{Done: c.Number, Reason: c.Refused, Why: c.Why}
@@ -99,8 +99,8 @@ func (c Take) Apply(s *State, m ledger.Meta) (Took, error) {
 // echo answers one message of a probe.
 func (s *State) echo(p ProbeIndex, m ledger.Meta) error {
 	const op = "order.probe"
-	if len(p.ID) > maxProbeID {
-		return fault.New(op, fault.Invalid, "a probe's id has at most %d bytes", maxProbeID)
+	if len(p.ID) > MaxProbeID {
+		return fault.New(op, fault.Invalid, "a probe's id has at most %d bytes", MaxProbeID)
 	}
 	if n := s.waiting(func(r Report) bool { return r.Probe != nil }); n >= MaxEchoes {
 		return fault.New(op, fault.Busy, "%d echoes of probes wait for the vendor already: it is not answered", n)
@@ -126,9 +126,9 @@ func (s *State) witnessed(note []byte, m ledger.Meta) error {
 	return nil
 }
 
-// countersigned keeps the vendor's countersignature of a head that it was asked about, and forgets the questions that it
+// Countersigned keeps the vendor's countersignature of a head that it was asked about, and forgets the questions that it
 // answers. Whatever else the vendor sends is refused: it is no evidence of anything, and would spoil what is exported.
-func (s *State) countersigned(b []byte) error {
+func (s *State) Countersigned(b []byte) error {
 	k, err := seal.ParseKey(s.VendorLogKey)
 	if err != nil {
 		return err
@@ -198,8 +198,8 @@ func (s State) Plan(d fleet.Digest) (manifest.Plan, manifest.Release, Offer, err
 // choices is what the customer chose that a plan depends on.
 func (s State) choices() manifest.Choices { return manifest.Choices{Runtime: s.Site.Runtime} }
 
-// decision tells whether a phase is granted at all now.
-func (s State) decision(p fleet.Phase, at time.Time) grant.Decision {
+// Decision tells whether a phase is granted at all now.
+func (s State) Decision(p fleet.Phase, at time.Time) grant.Decision {
 	return grant.Decide(grant.Input{Appliance: s.Appliance, Phase: p, Now: at}, s.Grants)
 }
 
@@ -254,7 +254,7 @@ func (s State) admit(o *Operation, at time.Time) error {
 	if err := operation.Dated("request", r.At, at); err != nil {
 		return wrongTime.With(fault.At(op, "", err))
 	}
-	t, err := s.template(r)
+	t, err := s.Template(r)
 	if err != nil {
 		return err
 	}
@@ -268,8 +268,8 @@ func (s State) admit(o *Operation, at time.Time) error {
 	return nil
 }
 
-// template finds the template that a request names in the release that runs.
-func (s State) template(r operation.Request) (operation.Template, error) {
+// Template finds the template that a request names in the release that runs.
+func (s State) Template(r operation.Request) (operation.Template, error) {
 	const op = "order.operation"
 	unknown := fleet.Reason{Kind: fleet.TemplateUnknown}
 	if s.Good.Release == "" || s.Good.Release != r.Release {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package appliance
+package book
 
 import (
 	"bytes"
@@ -182,7 +182,7 @@ func (Observe) Kind() string { return "status/1" }
 // Apply reports it, unless the customer has switched observation off.
 func (c Observe) Apply(s *State, m ledger.Meta) (none, error) {
 	s.Status = c.Status
-	if !s.decision(fleet.Observe, m.At).Allow {
+	if !s.Decision(fleet.Observe, m.At).Allow {
 		return none{}, nil
 	}
 	s.reportStatus(m)

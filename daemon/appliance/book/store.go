@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package appliance
+package book
 
 import (
 	"context"
@@ -26,8 +26,8 @@ func NewBook(name fleet.ApplianceID, customer fleet.CustomerID) *ledger.Book[Sta
 		ledger.Learn[MeetEpoch](), ledger.Learn[RefuseEpoch]())
 }
 
-// StoreConfig is what a [Store] is made of.
-type StoreConfig struct {
+// Config is what a [Store] is made of.
+type Config struct {
 	Appliance fleet.ApplianceID
 	Customer  fleet.CustomerID
 	Clock     func() time.Time // of the host; nil: time.Now
@@ -43,11 +43,11 @@ type Store struct {
 	time    bookTime
 	disk    diskState
 	refused refusals
-	file    *os.File // nil if the caller of [NewStore] closes it
+	file    *os.File // nil if the caller of [New] closes it
 }
 
-// NewStore replays the book in a file. The caller closes the file after its last use.
-func NewStore(f ledger.File, cfg StoreConfig) (*Store, error) {
+// New replays the book in a file. The caller closes the file after its last use.
+func New(f ledger.File, cfg Config) (*Store, error) {
 	s := &Store{book: NewBook(cfg.Appliance, cfg.Customer), host: cfg.Clock, log: cfg.Logger}
 	if s.host == nil {
 		s.host = time.Now
@@ -68,8 +68,8 @@ func NewStore(f ledger.File, cfg StoreConfig) (*Store, error) {
 	return s, nil
 }
 
-// OpenStore locks and replays the book at path; it is made if there is none. It fails with fault.Conflict if another process has it.
-func OpenStore(path string, cfg StoreConfig) (*Store, error) {
+// Open locks and replays the book at path; it is made if there is none. It fails with fault.Conflict if another process has it.
+func Open(path string, cfg Config) (*Store, error) {
 	const op = "appliance.openBook"
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -79,7 +79,7 @@ func OpenStore(path string, cfg StoreConfig) (*Store, error) {
 		f.Close()
 		return nil, fault.Because(err, op, fault.Conflict, "another process has the book %s: one appliance, one process", path)
 	}
-	s, err := NewStore(f, cfg)
+	s, err := New(f, cfg)
 	if err != nil {
 		f.Close()
 		return nil, err

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package appliance
+package book
 
 import (
 	"time"
@@ -37,7 +37,7 @@ func (c BeginDeploy) Apply(s *State, m ledger.Meta) (none, error) {
 	}
 	if s.Deploy.Approval == c.Approval && s.Deploy.State == fleet.StateDeploying {
 		if why := s.DeployEnds(m.At); why != "" {
-			return none{}, consentEnded.With(fault.New(op, fault.Denied, "%s", why))
+			return none{}, ConsentEnded.With(fault.New(op, fault.Denied, "%s", why))
 		}
 		return none{}, nil
 	}
@@ -46,11 +46,11 @@ func (c BeginDeploy) Apply(s *State, m ledger.Meta) (none, error) {
 		return none{}, fault.At(op, "", err)
 	}
 	if plan.Digest() != s.Approved.Plan {
-		return none{}, planChanged.With(fault.New(op, fault.Conflict, "the release compiles to another plan than the one that was approved: review again"))
+		return none{}, PlanChanged.With(fault.New(op, fault.Conflict, "the release compiles to another plan than the one that was approved: review again"))
 	}
 	grants := s.Grants
 	var used []string
-	for _, p := range s.deployPhases() {
+	for _, p := range s.DeployPhases() {
 		d := grant.Decide(grant.Input{Appliance: s.Appliance, Phase: p, Now: m.At}, grants)
 		if !d.Allow {
 			return none{}, notGranted.With(fault.New(op, fault.Denied, "%s", d.Why))
@@ -66,9 +66,9 @@ func (c BeginDeploy) Apply(s *State, m ledger.Meta) (none, error) {
 
 // Reasons that are met in more than one place.
 var (
-	consentEnded = fleet.Reason{Kind: fleet.ConsentEnded}
+	ConsentEnded = fleet.Reason{Kind: fleet.ConsentEnded}
 	notGranted   = fleet.Reason{Kind: fleet.NotGranted}
-	planChanged  = fleet.Reason{Kind: fleet.PlanChanged}
+	PlanChanged  = fleet.Reason{Kind: fleet.PlanChanged}
 	wrongTime    = fleet.Reason{Kind: fleet.WrongTime}
 	askerUnknown = fleet.Reason{Kind: fleet.AskerUnknown}
 	tooManyOpen  = fleet.Reason{Kind: fleet.TooManyOpen}
@@ -78,7 +78,7 @@ var (
 // has ended, or a deny forbids it.
 func (s State) DeployEnds(at time.Time) string {
 	own := counted(s.Grants, s.Approved.Grants...)
-	for _, p := range s.deployPhases() {
+	for _, p := range s.DeployPhases() {
 		if d := grant.Decide(grant.Input{Appliance: s.Appliance, Phase: p, Now: at}, own); !d.Allow {
 			return "the consent ended while it was being deployed: " + d.Why
 		}
@@ -127,7 +127,7 @@ func (s *State) deployed(d Deploy, m ledger.Meta) error {
 	if was.ForVendor() == d.ForVendor() {
 		return nil
 	}
-	if !s.decision(fleet.Observe, m.At).Allow {
+	if !s.Decision(fleet.Observe, m.At).Allow {
 		return nil
 	}
 	s.reportDeploy(m)
@@ -165,7 +165,7 @@ func (c Start) Apply(s *State, m ledger.Meta) (operation.State, error) {
 		err := s.move(&o, operation.Expire, Grounds{fleet.Reason{Kind: fleet.RequestEnded}, "its time ran out before it began"}, m, nil, nil)
 		return operation.Expired, err
 	}
-	t, err := s.template(r)
+	t, err := s.Template(r)
 	if err == nil {
 		d := s.decide(r, who, t, m.At, t.Limit())
 		if !d.Allow {
@@ -262,7 +262,7 @@ func (c Expire) Apply(s *State, m ledger.Meta) (none, error) {
 func (s State) Lapsed(grant string, now time.Time) error {
 	for _, h := range s.Grants.Held {
 		if u := h.Grant.Until; h.ID == grant && !u.IsZero() && !now.Before(u) {
-			return consentEnded.With(fault.New("appliance.exec", fault.Expired, "its grant ended at %s while it ran: it was killed", u.UTC().Format(time.RFC3339)))
+			return ConsentEnded.With(fault.New("appliance.exec", fault.Expired, "its grant ended at %s while it ran: it was killed", u.UTC().Format(time.RFC3339)))
 		}
 	}
 	return nil

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package appliance
+package book
 
 import (
 	"slices"
@@ -167,7 +167,7 @@ func (s *State) settle(out Consented, m ledger.Meta) (Consented, error) {
 		var d grant.Decision
 		var t operation.Template
 		if err == nil {
-			t, err = s.template(r)
+			t, err = s.Template(r)
 		}
 		if err == nil {
 			with := *s
@@ -207,8 +207,8 @@ func counted(g grant.State, ids ...string) grant.State {
 	return g
 }
 
-// deployPhases lists what a deploy needs: install for the first one, deploy for each.
-func (s State) deployPhases() []fleet.Phase {
+// DeployPhases lists what a deploy needs: install for the first one, deploy for each.
+func (s State) DeployPhases() []fleet.Phase {
 	if s.Good.Release == "" {
 		return []fleet.Phase{fleet.Install, fleet.Deploy}
 	}
@@ -234,7 +234,7 @@ func approvePlan(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented
 	if plan.Digest() != a.Plan {
 		return Consented{}, fault.New(op, fault.Conflict, "the approval binds plan %s, and the release compiles to %s now: review again", a.Plan.Short(), plan.Digest().Short())
 	}
-	for _, p := range s.deployPhases() {
+	for _, p := range s.DeployPhases() {
 		if !slices.Contains(a.Phases, p) {
 			return Consented{}, fault.New(op, fault.Denied, "this deploy needs the phase %s, and the approval does not name it", p)
 		}

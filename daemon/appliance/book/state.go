@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package appliance is the customer's role: it dials out, keeps the customer's own book, and does only what the
-// customer's signed grants allow. What the control plane sends is a request; this package decides.
-package appliance
+// Package book is the customer's book: its state, the closed set of changes, and the file that holds it. What the vendor sends becomes
+// a change only as far as the customer's signed grants allow: this package decides.
+package book
 
 import (
 	"encoding/json"
@@ -20,7 +20,7 @@ import (
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// State is one page of the customer's book. A copy by assignment is a copy.
+// State is one state of the customer's book. A copy by assignment is a copy.
 type State struct {
 	Appliance fleet.ApplianceID
 	Customer  fleet.CustomerID
@@ -214,8 +214,8 @@ type Operation struct {
 	At       time.Time       `json:"at"`
 }
 
-// statements lists those that there are, oldest first.
-func (o Operation) statements() [][]byte {
+// Statements lists those that there are, oldest first.
+func (o Operation) Statements() [][]byte {
 	var out [][]byte
 	for _, b := range [][]byte{o.Approval, o.Result, o.Release} {
 		if b != nil {
@@ -354,7 +354,7 @@ func (s *State) reportDeploy(m ledger.Meta) {
 
 // DeployUnreported reports whether the vendor may know where the deployment stands, and was not told: observing was off meanwhile.
 func (s State) DeployUnreported(at time.Time) bool {
-	return !s.DeployLate && s.DeployTold != s.Deploy.ForVendor() && s.decision(fleet.Observe, at).Allow
+	return !s.DeployLate && s.DeployTold != s.Deploy.ForVendor() && s.Decision(fleet.Observe, at).Allow
 }
 
 // reportDeployAgain reports where the deployment stands if that is unsaid: once, and nothing of what came before it.
@@ -369,7 +369,7 @@ func (s *State) catchUp(m ledger.Meta) {
 	if !s.StatusLate && !s.DeployLate {
 		return
 	}
-	if !s.decision(fleet.Observe, m.At).Allow {
+	if !s.Decision(fleet.Observe, m.At).Allow {
 		s.StatusLate, s.DeployLate = false, false
 		return
 	}
