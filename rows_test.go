@@ -29,6 +29,7 @@ var rows = map[string]map[string]int{
 		"clock": 0, "forward": 0, "wal": 0,
 		"store": 1, "transport": 1,
 		"": 2, // runs hashicorp/raft on them
+	},
 	"daemon/appliance": {
 		"book": 0, "platform": 0,
 		"": 9,

@@ -74,5 +74,6 @@ func Put[R any](ctx context.Context, a *Appliance, c ledger.Change[book.State, R
 
 // Loops are those that watch the book and act.
 func (a *Appliance) Loops() map[string]func(context.Context, func()) error {
-	return map[string]func(context.Context, func()) error{"deploy": a.reconcile, "operations": a.operate, "witness": a.witness, "clock": a.tendTime}
+	return map[string]func(context.Context, func()) error{"deploy": a.reconcile, "operations": a.operate, "witness": a.witness,
+		"clock": a.tendTime}
 }

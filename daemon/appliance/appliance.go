@@ -79,8 +79,10 @@ type Options struct {
 	Now    func() time.Time      // the host's clock
 	Routes map[string]mesh.Route // by the name of the transport, in the place of those that the file describes
 	Proof  func(ctx context.Context, audience string) (string, error)
-	Keys   func(ctx context.Context) (jwks []byte, token func(ctx context.Context, audience string) (string, error), err error) // see platform.Keys
-	Rand   func() float64                                                                                                       // jitter, from 0 to 1
+	// see platform.Keys
+	Keys func(ctx context.Context) (jwks []byte, token func(ctx context.Context, audience string) (string, error), err error)
+	// jitter, from 0 to 1
+	Rand func() float64
 }
 
 // New opens the customer's book, the keys and the runtime. Close gives them back.
@@ -140,7 +142,8 @@ func (a *Appliance) openRest(ctx context.Context) error {
 		return fault.At(op, "", err)
 	}
 	var damage []error
-	if a.wallet, damage, err = openWallet(filepath.Join(cfg.Dir, "wallet.json"), cfg.TrustDomain, cas, a.book.View().VendorLogKey, a.now); err != nil {
+	if a.wallet, damage, err = openWallet(filepath.Join(cfg.Dir, "wallet.json"), cfg.TrustDomain, cas, a.book.View().VendorLogKey,
+		a.now); err != nil {
 		return err
 	}
 	for _, bad := range damage {
@@ -154,7 +157,8 @@ func (a *Appliance) openRest(ctx context.Context) error {
 	}
 	files := workload.NewFiles(cfg.Secrets.Dir)
 	a.secret = files
-	run, err := workload.Open(workload.Config{Dir: filepath.Join(cfg.Dir, "run"), Artifacts: a.store, Secrets: files, Logger: a.log, Now: a.now})
+	run, err := workload.Open(workload.Config{Dir: filepath.Join(cfg.Dir, "run"), Artifacts: a.store, Secrets: files, Logger: a.log,
+		Now: a.now})
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@
 package appliance_test
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"net/http"
 	"net/http/httptest"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -147,4 +149,48 @@ func TestPresenceOfASecretIsTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	told(false)
+}
+
+// TestWhatAnApprovalAndAReleaseBind (MUTANTS.md consent.go:237 and 275, acts.go:128).
+func TestWhatAnApprovalAndAReleaseBind(t *testing.T) {
+	o := deployed(t)
+	must(t, o, consent(t, granted(fleet.OperateRead, 0), customer))
+	for _, id := range []string{"op-1", "op-2"} {
+		take(t, o, book.Take{Operation: o.request(t, id)})
+	}
+	x, err := o.book.View().Operation("op-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := operation.Approval{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf(x.Request), Decision: operation.DecisionApprove,
+		Argv: x.Argv, At: o.now(), NotAfter: o.now().Add(time.Hour), Nonce: nonce()}
+	for name, bad := range map[string]operation.Approval{
+		// the same id, signed again
+		"another request": edited(a, func(a *operation.Approval) { a.Request = fleet.DigestOf(o.request(t, "op-1")) }),
+		"another command": edited(a, func(a *operation.Approval) { a.Argv = append(slices.Clone(a.Argv), "--all") }),
+	} {
+		if _, err := put(t, o, consent(t, bad, customer)); fault.Of(err) != fault.Conflict || o.state(t, "op-1") != operation.Requested {
+			t.Errorf("%s: %v, %s", name, err, o.state(t, "op-1"))
+		}
+	}
+	must(t, o, consent(t, edited(a, func(a *operation.Approval) { a.NotAfter = o.now().Add(10 * time.Minute) }), customer))
+	must(t, o, o.approve(t, "op-2"))
+	must(t, o, book.Start{ID: "op-2"})
+	o.later(11 * time.Minute)
+	if s := must(t, o, book.Start{ID: "op-1"}); s != operation.Expired {
+		t.Errorf("an approval that ran out is %s", s)
+	}
+	result := sealed(t, operation.Result{ID: "op-2"}, vendor)
+	must(t, o, book.Finish{ID: "op-2", Result: result, Output: []byte("hidden")})
+	r := operation.Release{ID: "op-2", Appliance: "eu-1", Result: fleet.DigestOf(result), Decision: operation.DecisionRelease,
+		Output: fleet.DigestOf([]byte("what was read")), At: o.now(), Nonce: nonce()}
+	for _, out := range [][]byte{nil, []byte("another one"), bytes.Repeat([]byte("x"), book.MaxOutput+1)} {
+		refused(t, o, fault.Conflict, book.Consent{Document: sealed(t, r, customer), Output: out})
+	}
+	refused(t, o, fault.Conflict, book.Consent{Document: sealed(t,
+		edited(r, func(r *operation.Release) { r.Result = fleet.DigestOf([]byte("x")) }), customer), Output: []byte("what was read")})
+	must(t, o, book.Consent{Document: sealed(t, r, customer), Output: []byte("what was read")})
+	if s := o.state(t, "op-2"); s != operation.Released {
+		t.Error(s)
+	}
 }

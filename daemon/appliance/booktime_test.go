@@ -46,7 +46,8 @@ func (h *host) access(t *testing.T, phase fleet.Phase) (*localv1.Access, *localv
 func (h *host) probe(t *testing.T) {
 	t.Helper()
 	n := h.Book().View().OrdersDone + 1
-	if _, err := h.TakeOrder(t.Context(), &boundaryv1.Order{Number: n, Body: &boundaryv1.Order_Probe{Probe: &boundaryv1.ProbeOrder{Id: "p", Index: n}}}); err != nil {
+	if _, err := h.TakeOrder(t.Context(), &boundaryv1.Order{Number: n,
+		Body: &boundaryv1.Order_Probe{Probe: &boundaryv1.ProbeOrder{Id: "p", Index: n}}}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -59,8 +60,10 @@ func newHost(t *testing.T) *host {
 	o := &order{book: h.Book(), to: h.Appliance, clock: h.now}
 	must(t, o, book.SetSite{Site: fileOf(t)})
 	must(t, o, book.Pin{Public: pem(t, customer)})
-	must(t, o, consent(t, grant.Grant{Appliance: "eu-1", Phase: fleet.Deploy, From: h.now(), Until: h.now().Add(24 * time.Hour), Nonce: nonce()}, customer))
-	must(t, o, consent(t, grant.Grant{Appliance: "eu-1", Phase: fleet.OperateRead, From: h.now(), Until: h.now().Add(time.Minute), Nonce: nonce()}, customer))
+	must(t, o, consent(t, grant.Grant{Appliance: "eu-1", Phase: fleet.Deploy, From: h.now(), Until: h.now().Add(24 * time.Hour),
+		Nonce: nonce()}, customer))
+	must(t, o, consent(t, grant.Grant{Appliance: "eu-1", Phase: fleet.OperateRead, From: h.now(), Until: h.now().Add(time.Minute),
+		Nonce: nonce()}, customer))
 	return h
 }
 

@@ -132,7 +132,8 @@ func TestALastingRefusalIsOneEntry(t *testing.T) {
 		},
 		"denied": func(t *testing.T, o *order) {
 			both(t, o, nil)
-			must(t, o, consent(t, grant.Deny{Appliance: "eu-1", Name: "none", Cedar: `forbid (principal, action == Action::"deploy", resource);`, At: now(), Nonce: nonce()}, customer))
+			must(t, o, consent(t, grant.Deny{Appliance: "eu-1", Name: "none", Cedar: `forbid (principal, action == Action::"deploy", resource);`,
+				At: now(), Nonce: nonce()}, customer))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -173,7 +174,8 @@ func TestASpentGrantIsOneEntry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, o := whole(t, newIdle())
 		for _, p := range []fleet.Phase{fleet.Install, fleet.Deploy} {
-			must(t, o, consent(t, grant.Grant{Appliance: "eu-1", Phase: p, From: time.Now(), Until: time.Now().Add(24 * time.Hour), Uses: 1, Nonce: nonce()}, customer))
+			must(t, o, consent(t, grant.Grant{Appliance: "eu-1", Phase: p, From: time.Now(), Until: time.Now().Add(24 * time.Hour), Uses: 1,
+				Nonce: nonce()}, customer))
 		}
 		must(t, o, consent(t, o.approval(t, ""), customer))
 		begin(t, a, "deploy", "witness")
@@ -226,10 +228,12 @@ func TestAVendorCausesNoEntriesWithoutEnd(t *testing.T) {
 			if err := a.Acked(t.Context(), uint64(1000+i)); fault.Of(err) != fault.Conflict {
 				t.Fatalf("an acknowledgement of what was never sent: %v", err)
 			}
-			if _, err := a.TakeOrder(t.Context(), &boundaryv1.Order{Number: uint64(1000 + i), Body: &boundaryv1.Order_Release{Release: make([]byte, 1000)}}); fault.Of(err) != fault.Conflict {
+			if _, err := a.TakeOrder(t.Context(), &boundaryv1.Order{Number: uint64(1000 + i),
+				Body: &boundaryv1.Order_Release{Release: make([]byte, 1000)}}); fault.Of(err) != fault.Conflict {
 				t.Fatalf("a gap: %v", err)
 			}
-			if done, err := a.TakeOrder(t.Context(), &boundaryv1.Order{Number: 1, Body: &boundaryv1.Order_Cancel{Cancel: "x"}}); err != nil || done != o.sent {
+			if done, err := a.TakeOrder(t.Context(), &boundaryv1.Order{Number: 1, Body: &boundaryv1.Order_Cancel{Cancel: "x"}}); err != nil ||
+				done != o.sent {
 				t.Fatalf("an order of before: %d, %v", done, err)
 			}
 		}
@@ -258,7 +262,8 @@ func TestTheCustomersWordHasRoom(t *testing.T) {
 	run := newIdle()
 	a, o := whole(t, run)
 	for _, p := range []fleet.Phase{fleet.Install, fleet.Deploy, fleet.OperateRead} {
-		must(t, o, consent(t, grant.Grant{Appliance: "eu-1", Phase: p, From: time.Now().Add(-time.Minute), Until: time.Now().Add(24 * time.Hour), Nonce: nonce()}, customer))
+		must(t, o, consent(t, grant.Grant{Appliance: "eu-1", Phase: p, From: time.Now().Add(-time.Minute),
+			Until: time.Now().Add(24 * time.Hour), Nonce: nonce()}, customer))
 	}
 	id := must(t, o, consent(t, o.approval(t, ""), customer)).ID
 	must(t, o, book.BeginDeploy{Approval: id})
@@ -294,14 +299,17 @@ func TestTheCustomersWordHasRoom(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	call(consent(t, operation.Cancel{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf(op1.Request), At: time.Now(), Nonce: nonce()}, customer))
+	call(consent(t, operation.Cancel{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf(op1.Request), At: time.Now(), Nonce: nonce()},
+		customer))
 	<-run.ended
-	call(consent(t, grant.Deny{Appliance: "eu-1", Name: "none", Cedar: `forbid (principal, action, resource) when { context.operation == "nothing" };`, At: time.Now(), Nonce: nonce()}, customer))
+	call(consent(t, grant.Deny{Appliance: "eu-1", Name: "none",
+		Cedar: `forbid (principal, action, resource) when { context.operation == "nothing" };`, At: time.Now(), Nonce: nonce()}, customer))
 	must(t, mem, book.Finish{ID: "op-2", Result: []byte("result"), Output: []byte("x")})
 	call(consent(t, grant.Revoke{Appliance: "eu-1", All: true, At: time.Now(), Nonce: nonce()}, customer))
 	<-run.ended
 	<-run.ended
-	for op, want := range map[string]operation.State{"op-1": operation.Cancelled, "op-2": operation.Held, "op-3": operation.Cancelled, "op-4": operation.Cancelled} {
+	for op, want := range map[string]operation.State{"op-1": operation.Cancelled, "op-2": operation.Held, "op-3": operation.Cancelled,
+		"op-4": operation.Cancelled} {
 		if got := o.state(t, op); got != want {
 			t.Errorf("%s is %s, want %s", op, got, want)
 		}
@@ -363,7 +371,8 @@ func TestHeldOperationsHoldUpNothing(t *testing.T) {
 		}
 		must(t, o, o.approve(t, id))
 		must(t, o, book.Start{ID: id})
-		must(t, o, book.Finish{ID: id, Result: sealed(t, operation.Result{ID: id, Appliance: "eu-1", State: operation.Held, Started: o.now(), Ended: o.now()}, thief), Output: []byte("x")})
+		must(t, o, book.Finish{ID: id, Result: sealed(t, operation.Result{ID: id, Appliance: "eu-1", State: operation.Held, Started: o.now(),
+			Ended: o.now()}, thief), Output: []byte("x")})
 	}
 	why := take(t, o, book.Take{Operation: o.request(t, "one-more")})
 	if !strings.Contains(why, "64") || o.book.View().OrdersDone != o.sent {
@@ -376,7 +385,8 @@ func TestHeldOperationsHoldUpNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	must(t, o, consent(t, operation.Release{ID: "op-7", Appliance: "eu-1", Result: fleet.DigestOf(x.Result), Decision: operation.DecisionWithhold, At: o.now(), Nonce: nonce()}, customer))
+	must(t, o, consent(t, operation.Release{ID: "op-7", Appliance: "eu-1", Result: fleet.DigestOf(x.Result),
+		Decision: operation.DecisionWithhold, At: o.now(), Nonce: nonce()}, customer))
 	if why := take(t, o, book.Take{Operation: o.request(t, "one-more")}); why != "" {
 		t.Errorf("when one is withheld: %s", why)
 	}
@@ -425,7 +435,8 @@ func TestRefusedOrdersCostLittle(t *testing.T) {
 				t.Errorf("entry %d: %v", i, err)
 			}
 		}
-		if x, err := st.Operation("op-1"); err != nil || x.State != operation.Rejected || x.Request != nil || x.Left == nil || x.Left.Size < 500_000 {
+		if x, err := st.Operation("op-1"); err != nil || x.State != operation.Rejected || x.Request != nil || x.Left == nil ||
+			x.Left.Size < 500_000 {
 			t.Errorf("the refused operation: %+v, %v", x.Left, err)
 		}
 		again := appliance.Alone(t, dir, newIdle(), time.Now)
@@ -443,7 +454,8 @@ func TestRefusedOrdersHaveARate(t *testing.T) {
 		ctx, stop := context.WithTimeout(t.Context(), 10*time.Minute)
 		defer stop()
 		for n := o.sent + 1; ctx.Err() == nil; n++ {
-			if _, err := a.TakeOrder(ctx, &boundaryv1.Order{Number: n, Body: &boundaryv1.Order_Release{Release: bytes.Repeat([]byte{1}, 1000)}}); err != nil {
+			if _, err := a.TakeOrder(ctx, &boundaryv1.Order{Number: n, Body: &boundaryv1.Order_Release{Release: bytes.Repeat([]byte{1},
+				1000)}}); err != nil {
 				break
 			}
 			if n > 1<<20 {

@@ -37,7 +37,8 @@ func TestAHeldOutputCantBeGuessed(t *testing.T) {
 	}
 	puts(t, a, 1, book.Pin{Public: pin.PEM(), Recipient: reader.Recipient().String()})
 	now := time.Unix(1_700_000_000, 0)
-	base := operation.Result{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf([]byte("q")), Approval: fleet.DigestOf([]byte("a")), Argv: []string{"x"},
+	base := operation.Result{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf([]byte("q")), Approval: fleet.DigestOf([]byte("a")),
+		Argv:  []string{"x"},
 		State: operation.Held, Started: now, Ended: now}
 	var said []fleet.Digest
 	var lengths []int

@@ -137,8 +137,10 @@ func (a *Appliance) greet(ctx context.Context, route string, t net.Conn, quiet t
 	const op = "appliance.greet"
 	_ = t.SetDeadline(time.Now().Add(welcomeWait))
 	st := a.book.View()
-	hello := &boundaryv1.Hello{Epoch: epochToWire(st.Epoch), ReportsDone: st.ReportsDone, ReportsFrom: st.OldestReport(), LogHeads: st.WitnessedSizes(), LogLeast: st.LeastKept,
-		Build: a.build, OrdersDone: st.OrdersDone, BundleHeld: a.wallet.kept(), Route: kindOf(a.cfg.Transports, route), QuietMs: uint32(quiet.Milliseconds())}
+	hello := &boundaryv1.Hello{Epoch: epochToWire(st.Epoch), ReportsDone: st.ReportsDone, ReportsFrom: st.OldestReport(),
+		LogHeads: st.WitnessedSizes(), LogLeast: st.LeastKept,
+		Build: a.build, OrdersDone: st.OrdersDone, BundleHeld: a.wallet.kept(), Route: kindOf(a.cfg.Transports,
+			route), QuietMs: uint32(quiet.Milliseconds())}
 	failed := channel.Write(t, &boundaryv1.Up{Body: &boundaryv1.Up_Hello{Hello: hello}}, channel.MaxHello)
 	var first boundaryv1.Down
 	if err := channel.Read(t, &first, channel.MaxDown); err != nil {
@@ -291,7 +293,8 @@ func (a *Appliance) hear(ctx context.Context, down *boundaryv1.Down, out *outbox
 		return nil
 	case *boundaryv1.Down_Order:
 		if e, err := epochOf(body.Order.GetEpoch()); err != nil || e != out.epoch {
-			return fault.New("appliance.hear", fault.Conflict, "order %d is of another epoch of the vendor's book than its channel", body.Order.GetNumber())
+			return fault.New("appliance.hear", fault.Conflict, "order %d is of another epoch of the vendor's book than its channel",
+				body.Order.GetNumber())
 		}
 		done, err := a.takeOrder(ctx, body.Order)
 		if err != nil {
@@ -318,7 +321,8 @@ func (a *Appliance) acked(ctx context.Context, epoch fleet.Epoch, upto uint64) e
 func (a *Appliance) countersign(c *boundaryv1.Checkpoint) ([]byte, error) {
 	st := a.book.View()
 	if len(c.GetNote()) > channel.MaxNote || len(c.GetProof()) > channel.MaxProof {
-		return nil, fault.New("appliance.countersign", fault.Invalid, "a checkpoint has at most %d bytes and a proof of %d hashes", channel.MaxNote, channel.MaxProof)
+		return nil, fault.New("appliance.countersign", fault.Invalid, "a checkpoint has at most %d bytes and a proof of %d hashes",
+			channel.MaxNote, channel.MaxProof)
 	}
 	k, err := seal.ParseKey(st.VendorLogKey)
 	if err != nil {

@@ -115,8 +115,9 @@ func TestNoApprovalThatAnAuditorWouldRefuse(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, at := range map[string]time.Time{"before the request": o.now().Add(-time.Hour), "an hour from now": o.now().Add(time.Hour)} {
-		a := operation.Approval{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf(x.Request), Decision: operation.DecisionApprove, Argv: x.Argv,
-			At: at, NotAfter: at.Add(3 * time.Hour), Nonce: nonce()}
+		a := operation.Approval{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf(x.Request), Decision: operation.DecisionApprove,
+			Argv: x.Argv,
+			At:   at, NotAfter: at.Add(3 * time.Hour), Nonce: nonce()}
 		if _, err := put(t, o, consent(t, a, customer)); err == nil || o.state(t, "op-1") != operation.Requested {
 			t.Errorf("%s: %v, %s", name, err, o.state(t, "op-1"))
 		}

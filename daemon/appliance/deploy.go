@@ -133,7 +133,8 @@ func (r *rounds) hold(ctx context.Context, st book.State) error {
 	}
 	for _, s := range r.a.run.Status().Services {
 		if !s.Healthy {
-			return r.tell(ctx, st.Good.ID, fleet.StateDegraded, book.Grounds{Why: unhealthy(s), Sentence: fmt.Sprintf("service %s is not healthy: %s", s.Name, s.Reason)})
+			return r.tell(ctx, st.Good.ID, fleet.StateDegraded, book.Grounds{Why: unhealthy(s),
+				Sentence: fmt.Sprintf("service %s is not healthy: %s", s.Name, s.Reason)})
 		}
 	}
 	return r.tell(ctx, st.Good.ID, fleet.StateDeployed, book.Grounds{})
@@ -154,7 +155,8 @@ func (r *rounds) again(ctx context.Context, st book.State) error {
 
 // advance does the next step towards an approved plan.
 func (r *rounds) advance(ctx context.Context, st book.State, next book.Approved) error {
-	if d := r.refused; d.approval == next.ID && d.index == r.a.book.Index() && time.Now().Before(d.until) && r.a.book.Now().Before(next.NotAfter) {
+	if d := r.refused; d.approval == next.ID && d.index == r.a.book.Index() && time.Now().Before(d.until) &&
+		r.a.book.Now().Before(next.NotAfter) {
 		return nil
 	}
 	if st.Deploy.Approval != next.ID || st.Deploy.State != fleet.StateDeploying { // what runs goes on until this one begins
@@ -263,7 +265,8 @@ func (r *rounds) tell(ctx context.Context, approval string, state fleet.State, g
 	if d.Approval == approval && d.State == state && d.Reason == g.Sentence {
 		return nil
 	}
-	_, err := book.Attempt(ctx, r.a.book, book.EndDeploy{Approval: approval, State: state, Reason: g.Sentence, Why: r.a.names(st).reason(g.Why)})
+	_, err := book.Attempt(ctx, r.a.book, book.EndDeploy{Approval: approval, State: state, Reason: g.Sentence,
+		Why: r.a.names(st).reason(g.Why)})
 	return err
 }
 
@@ -362,7 +365,8 @@ func (a *Appliance) observe(ctx context.Context) error {
 		}
 	}
 	now = a.names(st).forVendor(now)
-	if st.Status.Posture == now.Posture && slices.Equal(st.Status.Services, now.Services) && slices.Equal(st.Status.Secrets, now.Secrets) && slices.Equal(st.Status.Transports, now.Transports) &&
+	if st.Status.Posture == now.Posture && slices.Equal(st.Status.Services, now.Services) && slices.Equal(st.Status.Secrets, now.Secrets) &&
+		slices.Equal(st.Status.Transports, now.Transports) &&
 		st.Status.Offer == now.Offer && !st.DeployUnreported(a.now()) {
 		return nil
 	}

@@ -70,7 +70,8 @@ func newSmall(t *testing.T) *small {
 		return p
 	}
 	keys := file("vendor.pub", pem(t, vendor))
-	s := &small{t: t, log: &lines{}, cfg: &configs.Appliance{Name: "eu-1", Customer: "globex", TrustDomain: "acme.example", Dir: filepath.Join(disk, "state"),
+	s := &small{t: t, log: &lines{}, cfg: &configs.Appliance{Name: "eu-1", Customer: "globex", TrustDomain: "acme.example",
+		Dir:    filepath.Join(disk, "state"),
 		Socket: filepath.Join(disk, "state", "appliance.sock"),
 		ControlPlane: configs.Vendor{Addresses: []string{"127.0.0.1:1"}, BundleFile: file("bundle.pem", bundle(t)),
 			ReleaseKeys: []string{keys}, Operators: []configs.Operator{{Name: "ann", Keys: []string{file("ann.pub", pem(t, ann))}}}},
@@ -80,7 +81,8 @@ func newSmall(t *testing.T) *small {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", s.cfg.Socket)
 	}
-	s.local = localv1connect.NewLocalClient(&http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}, "http://local")
+	s.local = localv1connect.NewLocalClient(&http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}},
+		"http://local")
 	s.history()
 	t.Cleanup(s.end)
 	return s
@@ -237,7 +239,10 @@ func TestAFullDiskIsOverWhenThereIsSpace(t *testing.T) {
 				t.Fatalf("round %d, %d: the customer is told %v", round, i, err)
 			}
 		}
-		full := s.until("status says why", func(m *localv1.StatusResponse) bool { return strings.Contains(m.GetBookFailed(), "the disk is full") })
+		full := s.until("status says why", func(m *localv1.StatusResponse) bool {
+			return strings.Contains(m.GetBookFailed(),
+				"the disk is full")
+		})
 		if !runs(full) || full.GetServices()[0].GetPid() != pid {
 			t.Fatalf("the application did not go on: %v", full)
 		}

@@ -33,7 +33,8 @@ type nonces struct {
 	boundaryv1connect.UnimplementedBootstrapHandler
 }
 
-func (nonces) Challenge(context.Context, *connect.Request[boundaryv1.ChallengeRequest]) (*connect.Response[boundaryv1.ChallengeResponse], error) {
+func (nonces) Challenge(context.Context, *connect.Request[boundaryv1.ChallengeRequest]) (*connect.Response[boundaryv1.ChallengeResponse],
+	error) {
 	return connect.NewResponse(&boundaryv1.ChallengeResponse{Nonce: "nonce", TrustDomain: testDomain, ServerTimeUnix: time.Now().Unix()}), nil
 }
 
@@ -106,7 +107,8 @@ func asker(t *testing.T) *Appliance {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &Appliance{cfg: &configs.Appliance{Name: "eu-1", TrustDomain: testDomain}, book: newStore(t), log: slog.New(slog.DiscardHandler), now: time.Now}
+	a := &Appliance{cfg: &configs.Appliance{Name: "eu-1", TrustDomain: testDomain}, book: newStore(t), log: slog.New(slog.DiscardHandler),
+		now: time.Now}
 	token := func(context.Context, string) (string, error) { return "token", nil }
 	a.opts.Proof = token
 	a.opts.Keys = func(context.Context) ([]byte, func(context.Context, string) (string, error), error) {
@@ -115,7 +117,8 @@ func asker(t *testing.T) *Appliance {
 	if _, a.signer, err = ed25519.GenerateKey(rand.Reader); err != nil {
 		t.Fatal(err)
 	}
-	if a.wallet, _, err = openWallet(filepath.Join(t.TempDir(), "wallet.json"), testDomain, []*x509.Certificate{ca.Cert}, nil, time.Now); err != nil {
+	if a.wallet, _, err = openWallet(filepath.Join(t.TempDir(), "wallet.json"), testDomain, []*x509.Certificate{ca.Cert}, nil,
+		time.Now); err != nil {
 		t.Fatal(err)
 	}
 	return a

@@ -41,7 +41,8 @@ func (a *Appliance) meet(ctx context.Context, w *boundaryv1.Welcome) (fleet.Epoc
 			return now, nil
 		}
 		r := w.GetRestart()
-		c := book.MeetEpoch{Epoch: now, Cause: r.GetCause(), LogKept: r.GetLogKept(), OrdersKnown: r.GetOrdersKnown(), ReportsKnown: r.GetReportsKnown(), Witnessed: r.GetWitnessed()}
+		c := book.MeetEpoch{Epoch: now, Cause: r.GetCause(), LogKept: r.GetLogKept(), OrdersKnown: r.GetOrdersKnown(),
+			ReportsKnown: r.GetReportsKnown(), Witnessed: r.GetWitnessed()}
 		if err = st.CheckEpoch(c, a.now().UTC()); err == nil {
 			c.Lost = st.LossOf(c)
 			if _, err = book.Submit(ctx, a.book, c); fault.Of(err) == fault.Conflict && try < 8 {
@@ -49,7 +50,8 @@ func (a *Appliance) meet(ctx context.Context, w *boundaryv1.Welcome) (fleet.Epoc
 			}
 		}
 		if err == nil {
-			a.log.Warn("the vendor's book has begun another epoch: what it forgot is on record", "epoch", now.String(), "cause", c.Cause, "lost", c.Lost.Sentences())
+			a.log.Warn("the vendor's book has begun another epoch: what it forgot is on record", "epoch", now.String(), "cause", c.Cause, "lost",
+				c.Lost.Sentences())
 			return now, nil
 		}
 		a.refuseEpoch(ctx, now, w.GetNode(), err)
@@ -77,7 +79,8 @@ func (a *Appliance) refuseEpoch(ctx context.Context, e fleet.Epoch, node string,
 	c := book.RefuseEpoch{Epoch: e, Node: fault.Clip(node), Reason: fault.Text(why), Left: a.epochs.left}
 	a.epochs.next, a.epochs.left = a.now().Add(epochRetry), 0
 	a.epochs.mu.Unlock()
-	a.log.Error("a node of the vendor's is refused: its book has an epoch that is not taken", "node", node, "epoch", e.String(), "err", fault.Text(why))
+	a.log.Error("a node of the vendor's is refused: its book has an epoch that is not taken", "node", node, "epoch", e.String(), "err",
+		fault.Text(why))
 	if _, err := book.Submit(ctx, a.book, c); err != nil {
 		a.log.Error("that an epoch was refused is not on record", "err", err)
 	}

@@ -149,7 +149,8 @@ func news(log audit.Log, from int64) bool {
 
 // ExportEvidence streams the customer's log with its countersignatures, the vendor's heads that this appliance witnessed,
 // and every document that the log names.
-func (l local) ExportEvidence(ctx context.Context, _ *connect.Request[localv1.ExportEvidenceRequest], stream *connect.ServerStream[localv1.ExportEvidenceResponse]) error {
+func (l local) ExportEvidence(ctx context.Context, _ *connect.Request[localv1.ExportEvidenceRequest],
+	stream *connect.ServerStream[localv1.ExportEvidenceResponse]) error {
 	st := l.book.View()
 	log, cp, err := l.head()
 	if err != nil {

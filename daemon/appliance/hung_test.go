@@ -153,8 +153,8 @@ func slowVendor(c net.Conn, after time.Duration) {
 	}
 }
 
-// TestWhatTheCustomerMayExpect holds the second table of docs/channel.md: how soon an appliance leaves a node whose program hangs. The beats
-// are those that the control plane tells fleets of 100, 1,000 and 10,000 (daemon/controlplane.TestWhatTheVendorMayExpect).
+// TestWhatTheCustomerMayExpect holds the second table of docs/channel.md: how soon an appliance leaves a node whose program hangs. The
+// beats are those that the control plane tells fleets of 100, 1,000 and 10,000 (daemon/controlplane.TestWhatTheVendorMayExpect).
 func TestWhatTheCustomerMayExpect(t *testing.T) {
 	const second = "| What broke at the vendor |"
 	b, err := os.ReadFile("../../docs/channel.md")
@@ -221,9 +221,10 @@ func TestSilenceIsToldOnEachRoad(t *testing.T) {
 		"our deadline":           {&net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}, true},
 		"the kernel's":           {&net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ETIMEDOUT)}, true},
 		"that of a tailnet node": {&net.OpError{Op: "read", Err: late{}}, true},
-		"within a frame":         {fault.Because(&net.OpError{Op: "read", Err: late{}}, "channel.Read", fault.Unavailable, "the channel ended within a frame"), true},
-		"a reset":                {&net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}, false},
-		"the end":                {io.EOF, false},
+		"within a frame": {fault.Because(&net.OpError{Op: "read", Err: late{}}, "channel.Read", fault.Unavailable,
+			"the channel ended within a frame"), true},
+		"a reset": {&net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}, false},
+		"the end": {io.EOF, false},
 	} {
 		var dead mesh.Silent
 		if got := errors.As(because(t.Context(), c.err), &dead); got != c.silent {

@@ -131,7 +131,8 @@ func (w *wallet) kept() uint64 {
 }
 
 func damaged(path string, err error) error {
-	return fault.Because(err, "appliance.wallet", fault.Invalid, "%s is not what this appliance wrote, and nothing in it is used: %s", path, fault.Text(err))
+	return fault.Because(err, "appliance.wallet", fault.Invalid, "%s is not what this appliance wrote, and nothing in it is used: %s", path,
+		fault.Text(err))
 }
 
 func sameCAs(a, b [][]byte) bool {

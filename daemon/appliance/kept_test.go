@@ -33,7 +33,8 @@ type shelf struct {
 
 func newShelf(t testing.TB) *shelf {
 	t.Helper()
-	s := &shelf{dir: t.TempDir(), ours: fixedCA(t, testDomain, 3), evil: fixedCA(t, testDomain, 4), other: fixedCA(t, "other.example", 5), key: ed25519.NewKeyFromSeed(bytes.Repeat([]byte{1}, 32)), thief: ed25519.NewKeyFromSeed(bytes.Repeat([]byte{2}, 32))}
+	s := &shelf{dir: t.TempDir(), ours: fixedCA(t, testDomain, 3), evil: fixedCA(t, testDomain, 4), other: fixedCA(t, "other.example", 5),
+		key: ed25519.NewKeyFromSeed(bytes.Repeat([]byte{1}, 32)), thief: ed25519.NewKeyFromSeed(bytes.Repeat([]byte{2}, 32))}
 	k, err := seal.KeyOf(s.key.Public())
 	if err != nil {
 		t.Fatal(err)
@@ -48,7 +49,8 @@ func newShelf(t testing.TB) *shelf {
 	if err != nil {
 		t.Fatal(err)
 	}
-	leaf, err := s.ours.Issue(csr, fleet.PrincipalOf(testDomain, fleet.Appliance, "eu-1"), time.Now(), time.Hour, identity.IssueOptions{Rand: rand.Reader})
+	leaf, err := s.ours.Issue(csr, fleet.PrincipalOf(testDomain, fleet.Appliance, "eu-1"), time.Now(), time.Hour,
+		identity.IssueOptions{Rand: rand.Reader})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +72,8 @@ func newShelf(t testing.TB) *shelf {
 func fixedCA(t testing.TB, domain string, seed byte) *identity.Authority {
 	t.Helper()
 	key := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{seed}, 32))
-	c := &x509.Certificate{SerialNumber: big.NewInt(int64(seed)), Subject: pkix.Name{CommonName: fmt.Sprint("CA ", seed)}, NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0),
+	c := &x509.Certificate{SerialNumber: big.NewInt(int64(seed)), Subject: pkix.Name{CommonName: fmt.Sprint("CA ", seed)},
+		NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0),
 		URIs: []*url.URL{{Scheme: "spiffe", Host: domain}}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
 	der, err := x509.CreateCertificate(nil, c, c, key.Public(), key)
 	if err != nil {
@@ -84,7 +87,8 @@ func fixedCA(t testing.TB, domain string, seed byte) *identity.Authority {
 
 func (s *shelf) sealed(t testing.TB, domain string, number uint64, ca *identity.Authority, key ed25519.PrivateKey) []byte {
 	t.Helper()
-	b, err := seal.Seal(identity.SignedBundle{TrustDomain: domain, Number: number, CAs: [][]byte{ca.Cert.Raw}, Issuer: fleet.DigestOf(ca.Cert.Raw), At: time.Now().UTC()}, key)
+	b, err := seal.Seal(identity.SignedBundle{TrustDomain: domain, Number: number, CAs: [][]byte{ca.Cert.Raw},
+		Issuer: fleet.DigestOf(ca.Cert.Raw), At: time.Now().UTC()}, key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,17 +159,35 @@ func TestKeptCAsAreVerified(t *testing.T) {
 		"signed: oversized": {signed(func(_ *testing.T, _ *shelf, b []byte) []byte {
 			return append(b, bytes.Repeat([]byte{' '}, 4*identity.MaxBundle)...)
 		}), "more than", false, true},
-		"signed: of another domain":                    {signed(func(t *testing.T, s *shelf, _ []byte) []byte { return s.sealed(t, "other.example", 9, s.other, s.key) }), "other.example", false, true},
-		"signed: CAs of another domain":                {signed(func(t *testing.T, s *shelf, _ []byte) []byte { return s.sealed(t, testDomain, 9, s.other, s.key) }), "other.example", false, true},
-		"signed: by a thief":                           {signed(func(t *testing.T, s *shelf, _ []byte) []byte { return s.sealed(t, testDomain, 9, s.evil, s.thief) }), signedName, false, true},
-		"signed: newer than the wallet, after a crash": {signed(func(t *testing.T, s *shelf, _ []byte) []byte { return s.sealed(t, testDomain, 8, s.ours, s.key) }), "", true, true},
-		"wallet: another CA":                           {wallet(func(h *held) { h.Bundle = [][]byte{nil} }), "", true, true},
-		"wallet: a number that no bundle reaches":      {wallet(func(h *held) { h.Number = 1 << 62 }), "", true, true},
-		"wallet: its certificate":                      {wallet(func(h *held) { h.Certificate[40] ^= 1 }), "wallet.json", true, false},
-		"wallet: its key":                              {wallet(func(h *held) { h.Key = h.Key[:20] }), "wallet.json", true, false},
-		"wallet: truncated":                            {func(t *testing.T, s *shelf) { s.file(t, "wallet.json", func(b []byte) []byte { return b[:len(b)/2] }) }, "wallet.json", true, false},
-		"wallet: oversized":                            {func(t *testing.T, s *shelf) { s.file(t, "wallet.json", put(bytes.Repeat([]byte{' '}, maxWallet+1))) }, "wallet.json", true, false},
-		"wallet: of another build":                     {wallet(func(h *held) { h.Version = "demarc-wallet/9" }), "wallet.json", true, false},
+		"signed: of another domain": {signed(func(t *testing.T, s *shelf,
+			_ []byte) []byte {
+			return s.sealed(t, "other.example", 9, s.other, s.key)
+		}), "other.example", false, true},
+		"signed: CAs of another domain": {signed(func(t *testing.T, s *shelf,
+			_ []byte) []byte {
+			return s.sealed(t, testDomain, 9, s.other, s.key)
+		}), "other.example", false, true},
+		"signed: by a thief": {signed(func(t *testing.T, s *shelf,
+			_ []byte) []byte {
+			return s.sealed(t, testDomain, 9, s.evil, s.thief)
+		}), signedName, false, true},
+		"signed: newer than the wallet, after a crash": {signed(func(t *testing.T, s *shelf,
+			_ []byte) []byte {
+			return s.sealed(t, testDomain, 8, s.ours, s.key)
+		}), "", true, true},
+		"wallet: another CA":                      {wallet(func(h *held) { h.Bundle = [][]byte{nil} }), "", true, true},
+		"wallet: a number that no bundle reaches": {wallet(func(h *held) { h.Number = 1 << 62 }), "", true, true},
+		"wallet: its certificate":                 {wallet(func(h *held) { h.Certificate[40] ^= 1 }), "wallet.json", true, false},
+		"wallet: its key":                         {wallet(func(h *held) { h.Key = h.Key[:20] }), "wallet.json", true, false},
+		"wallet: truncated": {func(t *testing.T,
+			s *shelf) {
+			s.file(t, "wallet.json", func(b []byte) []byte { return b[:len(b)/2] })
+		}, "wallet.json", true, false},
+		"wallet: oversized": {func(t *testing.T,
+			s *shelf) {
+			s.file(t, "wallet.json", put(bytes.Repeat([]byte{' '}, maxWallet+1)))
+		}, "wallet.json", true, false},
+		"wallet: of another build": {wallet(func(h *held) { h.Version = "demarc-wallet/9" }), "wallet.json", true, false},
 		"both": {func(t *testing.T, s *shelf) {
 			s.file(t, "wallet.json", put([]byte("x")))
 			s.file(t, signedName, put([]byte("x")))

@@ -107,7 +107,8 @@ func TestAnOldPlanApprovalNeverCountsAgain(t *testing.T) {
 	}
 	for range book.MaxCounted + 1 {
 		o.later(time.Second)
-		must(t, o, consent(t, edited(o.approval(t, ""), func(a *operation.PlanApproval) { a.At = o.now(); a.NotAfter = o.now().Add(time.Hour) }), customer))
+		must(t, o, consent(t, edited(o.approval(t, ""),
+			func(a *operation.PlanApproval) { a.At = o.now(); a.NotAfter = o.now().Add(time.Hour) }), customer))
 	}
 	if n := len(o.book.View().Counted); n != book.MaxCounted {
 		t.Errorf("%d approvals are remembered", n)
@@ -127,7 +128,8 @@ func TestADeployEndsWithItsGrants(t *testing.T) {
 			must(t, o, consent(t, grant.Revoke{Appliance: "eu-1", Phase: fleet.OperateAdmin, At: start, Nonce: nonce()}, customer))
 		}, false},
 		"deploy is denied": {func(t *testing.T, o *order, _, _ string) {
-			must(t, o, consent(t, grant.Deny{Appliance: "eu-1", Name: "stop", Cedar: `forbid (principal, action == Action::"deploy", resource);`, At: start, Nonce: nonce()}, customer))
+			must(t, o, consent(t, grant.Deny{Appliance: "eu-1", Name: "stop", Cedar: `forbid (principal, action == Action::"deploy", resource);`,
+				At: start, Nonce: nonce()}, customer))
 		}, true},
 		"install is revoked": {func(t *testing.T, o *order, _, _ string) {
 			must(t, o, consent(t, grant.Revoke{Appliance: "eu-1", Phase: fleet.Install, At: start, Nonce: nonce()}, customer))
@@ -149,7 +151,8 @@ func TestADeployEndsWithItsGrants(t *testing.T) {
 		must(t, o, book.Pin{Public: pem(t, customer)})
 		take(t, o, book.Take{Release: sealed(t, release(t, "1.0.0"), vendor)})
 		install := must(t, o, consent(t, granted(fleet.Install, 1), customer)).ID
-		deploy := must(t, o, consent(t, edited(granted(fleet.Deploy, 1), func(g *grant.Grant) { g.Until = start.Add(30 * time.Minute) }), customer)).ID
+		deploy := must(t, o, consent(t, edited(granted(fleet.Deploy, 1), func(g *grant.Grant) { g.Until = start.Add(30 * time.Minute) }),
+			customer)).ID
 		a := edited(o.approval(t, ""), func(a *operation.PlanApproval) { a.NotAfter = start.Add(24 * time.Hour) })
 		id := must(t, o, consent(t, a, customer)).ID
 		must(t, o, book.BeginDeploy{Approval: id})
@@ -209,11 +212,13 @@ func TestARunningOperationEndsWithItsOwnGrant(t *testing.T) {
 	must(t, o, o.approve(t, "op-1"))
 	must(t, o, book.Start{ID: "op-1"})
 	beside := must(t, o, consent(t, granted(fleet.OperateRead, 0), customer)).ID
-	if done := must(t, o, consent(t, grant.Revoke{Appliance: "eu-1", Grant: beside, At: start, Nonce: nonce()}, customer)); len(done.Stopped) != 0 {
+	if done := must(t, o, consent(t, grant.Revoke{Appliance: "eu-1", Grant: beside, At: start, Nonce: nonce()},
+		customer)); len(done.Stopped) != 0 {
 		t.Fatalf("%+v", done)
 	}
 	must(t, o, consent(t, granted(fleet.OperateRead, 0), customer))
-	if done := must(t, o, consent(t, grant.Revoke{Appliance: "eu-1", Grant: own, At: start, Nonce: nonce()}, customer)); len(done.Stopped) != 1 || o.state(t, "op-1") != operation.Cancelled {
+	if done := must(t, o, consent(t, grant.Revoke{Appliance: "eu-1", Grant: own, At: start, Nonce: nonce()},
+		customer)); len(done.Stopped) != 1 || o.state(t, "op-1") != operation.Cancelled {
 		t.Fatalf("%+v, %s", done, o.state(t, "op-1"))
 	}
 }
@@ -235,7 +240,8 @@ func TestAnActIsEndedInTime(t *testing.T) {
 			o := newBook(t)
 			o.still = true
 			must(t, o, book.Pin{Public: pem(t, customer)})
-			id := must(t, o, consent(t, grant.Grant{Appliance: "eu-1", Phase: fleet.OperateRead, From: start.Add(-time.Minute), Until: start.Add(time.Hour), Nonce: nonce()}, customer)).ID
+			id := must(t, o, consent(t, grant.Grant{Appliance: "eu-1", Phase: fleet.OperateRead, From: start.Add(-time.Minute),
+				Until: start.Add(time.Hour), Nonce: nonce()}, customer)).ID
 			var step atomic.Int64 // nanoseconds
 			began := time.Now()
 			a := appliance.Bare(o.book, nil, func() time.Time { return start.Add(time.Since(began) + time.Duration(step.Load())) })

@@ -143,7 +143,8 @@ func newBookOn(t *testing.T, on func(*ledger.Book[book.State]) ledger.Proposer) 
 // fileOf is a file that trusts the vendor's keys, each for its own purpose.
 func fileOf(t *testing.T) book.Site {
 	t.Helper()
-	return book.Site{TrustDomain: "acme.example", Runtime: fleet.RuntimeProcess, ReleaseKeys: [][]byte{pem(t, vendor)}, Operators: []book.Operator{{Name: "ann", Keys: [][]byte{pem(t, ann)}}, {Name: "ben", Keys: [][]byte{pem(t, ben)}}}}
+	return book.Site{TrustDomain: "acme.example", Runtime: fleet.RuntimeProcess, ReleaseKeys: [][]byte{pem(t, vendor)},
+		Operators: []book.Operator{{Name: "ann", Keys: [][]byte{pem(t, ann)}}, {Name: "ben", Keys: [][]byte{pem(t, ben)}}}}
 }
 
 func release(t *testing.T, version string) manifest.Release {
@@ -157,7 +158,8 @@ func release(t *testing.T, version string) manifest.Release {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return manifest.Release{App: "notes", Version: version, Compose: strings.Replace(string(compose), "1.0.0", version, 1), Templates: map[string]string{"state": string(state)},
+	return manifest.Release{App: "notes", Version: version, Compose: strings.Replace(string(compose), "1.0.0", version, 1),
+		Templates: map[string]string{"state": string(state)},
 		Artifacts: map[string]fleet.Digest{"web": fleet.DigestOf([]byte("web" + version)), "store": fleet.DigestOf([]byte("store"))}}
 }
 
@@ -171,7 +173,8 @@ func (o *order) approval(t *testing.T, d fleet.Digest) operation.PlanApproval {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return operation.PlanApproval{Appliance: "eu-1", Release: offer.Digest, Plan: plan.Digest(), Phases: []fleet.Phase{fleet.Install, fleet.Deploy}, At: o.now(), NotAfter: o.now().Add(time.Hour), Nonce: nonce()}
+	return operation.PlanApproval{Appliance: "eu-1", Release: offer.Digest, Plan: plan.Digest(),
+		Phases: []fleet.Phase{fleet.Install, fleet.Deploy}, At: o.now(), NotAfter: o.now().Add(time.Hour), Nonce: nonce()}
 }
 
 func consent[T seal.Body](t *testing.T, v T, by ed25519.PrivateKey) book.Consent {
@@ -179,7 +182,8 @@ func consent[T seal.Body](t *testing.T, v T, by ed25519.PrivateKey) book.Consent
 }
 
 func granted(p fleet.Phase, uses int) grant.Grant {
-	return grant.Grant{Appliance: "eu-1", Phase: p, From: start.Add(-time.Hour), Until: start.Add(30 * 24 * time.Hour), Uses: grant.Count(uses), Nonce: nonce()}
+	return grant.Grant{Appliance: "eu-1", Phase: p, From: start.Add(-time.Hour), Until: start.Add(30 * 24 * time.Hour),
+		Uses: grant.Count(uses), Nonce: nonce()}
 }
 
 func TestNothingRunsUnapproved(t *testing.T) {
@@ -248,7 +252,8 @@ func (o *order) request(t *testing.T, id string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return sealed(t, operation.Request{ID: id, Appliance: "eu-1", Operator: fleet.PrincipalOf("acme.example", fleet.Operator, "ann"), Template: "state", TemplateDigest: tpl.Digest(),
+	return sealed(t, operation.Request{ID: id, Appliance: "eu-1", Operator: fleet.PrincipalOf("acme.example", fleet.Operator, "ann"),
+		Template: "state", TemplateDigest: tpl.Digest(),
 		Release: o.book.View().Good.Release, Vars: map[string]string{"section": "summary"}, Recipient: "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p",
 		At: o.now(), NotAfter: o.now().Add(time.Hour), Nonce: nonce()}, ann)
 }
@@ -273,7 +278,8 @@ func (o *order) approve(t *testing.T, id string) book.Consent {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return consent(t, operation.Approval{ID: id, Appliance: "eu-1", Request: fleet.DigestOf(x.Request), Decision: operation.DecisionApprove, Argv: x.Argv, At: o.now(), NotAfter: o.now().Add(time.Hour), Nonce: nonce()}, customer)
+	return consent(t, operation.Approval{ID: id, Appliance: "eu-1", Request: fleet.DigestOf(x.Request), Decision: operation.DecisionApprove,
+		Argv: x.Argv, At: o.now(), NotAfter: o.now().Add(time.Hour), Nonce: nonce()}, customer)
 }
 
 func (o *order) state(t *testing.T, id string) operation.State {
@@ -305,7 +311,8 @@ func TestAnOperationNeedsAGrantAndAnApproval(t *testing.T) {
 		t.Fatal("two operations took the last use")
 	}
 	// An unrelated revocation leaves what runs alone; that of its own grant ends it, in the same change.
-	if done := must(t, o, consent(t, grant.Revoke{Appliance: "eu-1", Phase: fleet.OperateAdmin, At: start, Nonce: nonce()}, customer)); len(done.Stopped) != 0 || o.state(t, "op-2") != operation.Running {
+	if done := must(t, o, consent(t, grant.Revoke{Appliance: "eu-1", Phase: fleet.OperateAdmin, At: start, Nonce: nonce()},
+		customer)); len(done.Stopped) != 0 || o.state(t, "op-2") != operation.Running {
 		t.Fatalf("%+v", done)
 	}
 	done := must(t, o, consent(t, grant.Revoke{Appliance: "eu-1", Phase: fleet.OperateRead, At: start, Nonce: nonce()}, customer))

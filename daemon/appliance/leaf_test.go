@@ -32,7 +32,8 @@ func TestAnOperationsOutputAtItsLimitIsVerified(t *testing.T) {
 	out := bytes.Repeat([]byte{7}, book.MaxOutput)
 	result := sealed(t, operation.Result{ID: "op-1", Appliance: "eu-1", State: operation.Held, Started: o.now(), Ended: o.now()}, thief)
 	must(t, o, book.Finish{ID: "op-1", Result: result, Output: out})
-	must(t, o, book.Consent{Document: sealed(t, operation.Release{ID: "op-1", Appliance: "eu-1", Result: fleet.DigestOf(result), Decision: operation.DecisionRelease, Output: fleet.DigestOf(out), At: o.now(), Nonce: nonce()}, customer), Output: out})
+	must(t, o, book.Consent{Document: sealed(t, operation.Release{ID: "op-1", Appliance: "eu-1", Result: fleet.DigestOf(result),
+		Decision: operation.DecisionRelease, Output: fleet.DigestOf(out), At: o.now(), Nonce: nonce()}, customer), Output: out})
 	log := o.book.Log()
 	for i := range log.Size() {
 		e, err := audit.ParseEntry(log.Entry(i))

@@ -47,7 +47,8 @@ func (a *Appliance) Handler() http.Handler {
 func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) (*connect.Response[localv1.StatusResponse], error) {
 	st, log := l.book.Both()
 	root := log.Root()
-	out := &localv1.StatusResponse{Appliance: string(st.Appliance), Customer: string(st.Customer), TrustDomain: st.Site.TrustDomain, Route: l.sw.Current(),
+	out := &localv1.StatusResponse{Appliance: string(st.Appliance), Customer: string(st.Customer), TrustDomain: st.Site.TrustDomain,
+		Route: l.sw.Current(),
 		State: string(st.Deploy.State), Reason: st.Deploy.Reason, Release: string(st.Deploy.Release), Version: st.Deploy.Version,
 		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:]), ProbesSeen: st.ProbesSeen, VendorEpoch: epochStatus(st)}
 	if err := l.book.Failed(); err != nil {
@@ -110,9 +111,11 @@ func (l local) Pin(ctx context.Context, req *connect.Request[localv1.PinRequest]
 		return nil, fault.New("appliance.Pin", fault.Invalid, "the key is larger than any key")
 	}
 	if at := l.readableKey(); at != "" {
-		return nil, fault.New("appliance.Pin", fault.Denied, "a private key lies readable in %s: keep it on a workstation, encrypted (demarc key create), and never on the appliance", at)
+		return nil, fault.New("appliance.Pin", fault.Denied,
+			"a private key lies readable in %s: keep it on a workstation, encrypted (demarc key create), and never on the appliance", at)
 	}
-	id, err := book.SubmitAs(ctx, l.book, fleet.RequestID(m.GetRequestId()), book.Pin{Public: m.GetPublicKey(), Recipient: m.GetRecipient(), Endorsement: m.GetEndorsement()})
+	id, err := book.SubmitAs(ctx, l.book, fleet.RequestID(m.GetRequestId()),
+		book.Pin{Public: m.GetPublicKey(), Recipient: m.GetRecipient(), Endorsement: m.GetEndorsement()})
 	return connect.NewResponse(&localv1.PinResponse{KeyId: string(id)}), err
 }
 
@@ -175,7 +178,8 @@ func (l local) Review(_ context.Context, req *connect.Request[localv1.ReviewRequ
 	for _, p := range st.DeployPhases() {
 		phases = append(phases, string(p))
 	}
-	return connect.NewResponse(&localv1.ReviewResponse{Release: string(o.Digest), Version: o.Version, PlanDigest: string(plan.Digest()), Plan: plan.JSON(),
+	return connect.NewResponse(&localv1.ReviewResponse{Release: string(o.Digest), Version: o.Version, PlanDigest: string(plan.Digest()),
+		Plan: plan.JSON(),
 		Diff: manifest.Diff(old, plan), Phase: strings.Join(phases, ",")}), nil
 }
 
@@ -198,7 +202,8 @@ func (l local) Access(_ context.Context, req *connect.Request[localv1.AccessRequ
 			x.UntilUnix, x.UsesLeft = unix(d.Until), int64(d.UsesLeft)
 		}
 		for _, r := range d.Reach {
-			x.Reach = append(x.Reach, &localv1.Reach{Operations: r.Scope.Operations, Services: r.Scope.Services, FromUnix: unix(r.From), UntilUnix: unix(r.Until), UsesLeft: int64(r.UsesLeft), Grants: r.Grants})
+			x.Reach = append(x.Reach, &localv1.Reach{Operations: r.Scope.Operations, Services: r.Scope.Services, FromUnix: unix(r.From),
+				UntilUnix: unix(r.Until), UsesLeft: int64(r.UsesLeft), Grants: r.Grants})
 		}
 		out.Access = append(out.Access, x)
 	}
@@ -214,7 +219,8 @@ func unix(t time.Time) int64 {
 }
 
 // SetPosture opens and shuts doors.
-func (l local) SetPosture(ctx context.Context, req *connect.Request[localv1.SetPostureRequest]) (*connect.Response[localv1.SetPostureResponse], error) {
+func (l local) SetPosture(ctx context.Context,
+	req *connect.Request[localv1.SetPostureRequest]) (*connect.Response[localv1.SetPostureResponse], error) {
 	p := fleet.Posture{Exposure: fleet.Exposure(req.Msg.GetExposure())}
 	for _, s := range req.Msg.GetAllow() {
 		if len(p.Allow) >= 256 {
@@ -234,7 +240,8 @@ func (l local) SetPosture(ctx context.Context, req *connect.Request[localv1.SetP
 }
 
 // GetPosture tells which doors stand open, and why the others are shut.
-func (l local) GetPosture(context.Context, *connect.Request[localv1.GetPostureRequest]) (*connect.Response[localv1.GetPostureResponse], error) {
+func (l local) GetPosture(context.Context, *connect.Request[localv1.GetPostureRequest]) (*connect.Response[localv1.GetPostureResponse],
+	error) {
 	p := l.book.View().Posture
 	out := &localv1.GetPostureResponse{Exposure: string(p.Exposure)}
 	for _, n := range p.Allow {
@@ -259,7 +266,8 @@ func (l local) GetPosture(context.Context, *connect.Request[localv1.GetPostureRe
 }
 
 // SetTransport moves the channel to another route of the customer's list. The old channel ends when the new one is up.
-func (l local) SetTransport(ctx context.Context, req *connect.Request[localv1.SetTransportRequest]) (*connect.Response[localv1.SetTransportResponse], error) {
+func (l local) SetTransport(ctx context.Context,
+	req *connect.Request[localv1.SetTransportRequest]) (*connect.Response[localv1.SetTransportResponse], error) {
 	name := req.Msg.GetKind()
 	if err := l.sw.Use(ctx, name); err != nil {
 		return nil, err
@@ -269,7 +277,8 @@ func (l local) SetTransport(ctx context.Context, req *connect.Request[localv1.Se
 }
 
 // ListOperations tells what the vendor asked for and what became of it.
-func (l local) ListOperations(_ context.Context, req *connect.Request[localv1.ListOperationsRequest]) (*connect.Response[localv1.ListOperationsResponse], error) {
+func (l local) ListOperations(_ context.Context,
+	req *connect.Request[localv1.ListOperationsRequest]) (*connect.Response[localv1.ListOperationsResponse], error) {
 	st := l.book.View()
 	ops := st.Operations()
 	if id := req.Msg.GetId(); id != "" {
@@ -291,7 +300,8 @@ func (l local) ListOperations(_ context.Context, req *connect.Request[localv1.Li
 		out.CustomerKeys = append(out.CustomerKeys, p.Public)
 	}
 	for _, o := range ops {
-		x := &localv1.Operation{Id: o.ID, State: string(o.State), Reason: o.Reason, Request: o.Request, Statements: o.Statements(), Argv: o.Argv, Tier: string(o.Phase), Service: o.Service}
+		x := &localv1.Operation{Id: o.ID, State: string(o.State), Reason: o.Reason, Request: o.Request, Statements: o.Statements(),
+			Argv: o.Argv, Tier: string(o.Phase), Service: o.Service}
 		if r, err := seal.Peek[operation.Request](o.Request); err == nil {
 			if t, err := st.Template(r); err == nil { // gone with its release: then the request alone is shown
 				x.Effects, x.About, x.LimitSeconds = declared(t), t.About, int64(t.Limit()/time.Second)
@@ -321,7 +331,8 @@ func declared(t operation.Template) []string {
 }
 
 // ListLog gives a stretch of the customer's log.
-func (l local) ListLog(_ context.Context, req *connect.Request[localv1.ListLogRequest]) (*connect.Response[localv1.ListLogResponse], error) {
+func (l local) ListLog(_ context.Context, req *connect.Request[localv1.ListLogRequest]) (*connect.Response[localv1.ListLogResponse],
+	error) {
 	log := l.book.Log()
 	from := min(max(req.Msg.GetFrom(), 0), log.Size())
 	n := int64(req.Msg.GetLimit())

@@ -29,7 +29,8 @@ func TestFirstMeetingSaysWhatToDo(t *testing.T) {
 		}
 	}
 	err = a.lost(t.Context(), "https", &seen{}, fault.New("mesh", fault.Expired, "the certificate ran out"))
-	if text := fault.Text(err); !strings.Contains(text, "clock must be right") || strings.Contains(text, "bundle_file") || fault.Of(err) != fault.Expired {
+	if text := fault.Text(err); !strings.Contains(text, "clock must be right") || strings.Contains(text, "bundle_file") ||
+		fault.Of(err) != fault.Expired {
 		t.Errorf("%q, %s", text, fault.Of(err))
 	}
 }
@@ -71,7 +72,8 @@ func TestANewBundleFileCountsUntilTheFirstEnrolment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	leaf, err := cas[1].Issue(csr, fleet.PrincipalOf(testDomain, fleet.Appliance, "eu-1"), time.Now(), time.Hour, identity.IssueOptions{Rand: rand.Reader})
+	leaf, err := cas[1].Issue(csr, fleet.PrincipalOf(testDomain, fleet.Appliance, "eu-1"), time.Now(), time.Hour,
+		identity.IssueOptions{Rand: rand.Reader})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +92,8 @@ func TestClockIsMeasured(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, _, err := openWallet(filepath.Join(t.TempDir(), "wallet.json"), testDomain, []*x509.Certificate{ca.Cert}, nil, func() time.Time { return host })
+	w, _, err := openWallet(filepath.Join(t.TempDir(), "wallet.json"), testDomain, []*x509.Certificate{ca.Cert}, nil,
+		func() time.Time { return host })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -52,7 +52,8 @@ func TestTheDeploymentIsToldWhenObserveIsOnAgain(t *testing.T) {
 	on := consent(t, granted(fleet.Observe, 0), customer)
 	must(t, o, on)
 	s := o.book.View()
-	if got := edges(s, n); len(got) != 1 || got[0].Version != "1.1.0" || got[0].State != fleet.StateDeployed || got[0].Release != s.Good.Release {
+	if got := edges(s, n); len(got) != 1 || got[0].Version != "1.1.0" || got[0].State != fleet.StateDeployed ||
+		got[0].Release != s.Good.Release {
 		t.Fatalf("told: %+v", got)
 	}
 	var kept book.State

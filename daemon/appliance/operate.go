@@ -57,7 +57,8 @@ func (a *Appliance) operate(ctx context.Context, ready func()) error {
 	for _, o := range a.book.View().Operations() {
 		if o.State == operation.Running { // of an earlier process: its own processes are gone
 			a.running.wg.Go(func() {
-				if err := a.finish(ctx, o, workload.ExecResult{}, ending{failed: book.Grounds{Why: fleet.Reason{Kind: fleet.Restarted}, Sentence: "the appliance was started anew while it ran"}}); a.book.Reportable(ctx, err) {
+				if err := a.finish(ctx, o, workload.ExecResult{}, ending{failed: book.Grounds{Why: fleet.Reason{Kind: fleet.Restarted},
+					Sentence: "the appliance was started anew while it ran"}}); a.book.Reportable(ctx, err) {
 					a.log.Error("the end of an operation is not on record", "id", o.ID, "err", err)
 				}
 			})
@@ -151,7 +152,8 @@ func (a *Appliance) exec(ctx, all context.Context, o book.Operation, l *executio
 	ctx, stop := a.while(ctx, []string{o.Grant}, func(now time.Time) error { return a.book.View().Lapsed(o.Grant, now) })
 	defer stop()
 	if err == nil {
-		res, err = a.run.Exec(ctx, t.Service, o.Argv, workload.Limits{Timeout: t.Limit(), Output: min(t.Output, maxPlain), Network: t.Effects.Network,
+		res, err = a.run.Exec(ctx, t.Service, o.Argv, workload.Limits{Timeout: t.Limit(), Output: min(t.Output, maxPlain),
+			Network:     t.Effects.Network,
 			Credentials: t.Effects.Credentials, Writes: t.Effects.Writes})
 	}
 	ended()
@@ -191,8 +193,9 @@ func (a *Appliance) finish(ctx context.Context, o book.Operation, res workload.E
 	if cur, err := a.book.View().Operation(o.ID); err == nil && cur.State == operation.Cancelled {
 		state = operation.Cancelled
 	}
-	r := operation.Result{ID: o.ID, Appliance: a.book.View().Appliance, Request: fleet.DigestOf(o.Request), Approval: fleet.DigestOf(o.Approval),
-		Argv: o.Argv, State: state, Exit: res.Exit, Signal: res.Signal, Reason: why.Kind, Started: began, Ended: now}
+	r := operation.Result{ID: o.ID, Appliance: a.book.View().Appliance, Request: fleet.DigestOf(o.Request),
+		Approval: fleet.DigestOf(o.Approval),
+		Argv:     o.Argv, State: state, Exit: res.Exit, Signal: res.Signal, Reason: why.Kind, Started: began, Ended: now}
 	sealed, hidden, kept, err := a.result(r, res)
 	if err != nil {
 		return err
@@ -201,7 +204,8 @@ func (a *Appliance) finish(ctx context.Context, o book.Operation, res workload.E
 		end.failed = book.Grounds{Why: fleet.Reason{Kind: fleet.OutputNotKept}, Sentence: fault.Text(kept)}
 		why = end.failed.Why
 	}
-	_, err = book.Persist(ctx, a.book, book.Finish{ID: o.ID, Result: sealed, Output: hidden, Failed: end.failed.Sentence, Lapsed: end.lapsed.Sentence, Why: a.names(a.book.View()).reason(why)})
+	_, err = book.Persist(ctx, a.book, book.Finish{ID: o.ID, Result: sealed, Output: hidden, Failed: end.failed.Sentence,
+		Lapsed: end.lapsed.Sentence, Why: a.names(a.book.View()).reason(why)})
 	return err
 }
 

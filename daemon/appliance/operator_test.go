@@ -56,11 +56,13 @@ func TestWhoAsksIsTheFilesWord(t *testing.T) {
 		{"a key of nobody", nothing, []crypto.Signer{thief}, "not signed by any"},
 		{"the customer's key", nothing, []crypto.Signer{customer}, "not signed by any"},
 		{"dated a minute ahead", func(r *operation.Request, now time.Time) { r.At = now.Add(time.Minute) }, []crypto.Signer{ann}, ""},
-		{"dated an hour ahead", func(r *operation.Request, now time.Time) { r.At, r.NotAfter = now.Add(time.Hour), now.Add(2*time.Hour) }, []crypto.Signer{ann}, "dated"},
+		{"dated an hour ahead", func(r *operation.Request, now time.Time) { r.At, r.NotAfter = now.Add(time.Hour), now.Add(2*time.Hour) },
+			[]crypto.Signer{ann}, "dated"},
 		{"dated a hundred years ahead", func(r *operation.Request, now time.Time) {
 			r.At, r.NotAfter = now.AddDate(100, 0, 0), now.AddDate(100, 0, 1)
 		}, []crypto.Signer{ann}, "days from now"},
-		{"good for a hundred years", func(r *operation.Request, now time.Time) { r.NotAfter = now.AddDate(100, 0, 0) }, []crypto.Signer{ann}, "90 days"},
+		{"good for a hundred years", func(r *operation.Request, now time.Time) { r.NotAfter = now.AddDate(100, 0, 0) }, []crypto.Signer{ann},
+			"90 days"},
 		{"out of time", func(r *operation.Request, now time.Time) {
 			r.At, r.NotAfter = now.Add(-2*time.Hour), now.Add(-time.Hour)
 		}, []crypto.Signer{ann}, "was good until"},

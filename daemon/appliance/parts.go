@@ -156,7 +156,8 @@ func (a *Appliance) describe(r *telemetry.Registry) {
 		return 0
 	})
 	r.Gauge("demarc_audit_entries", "Entries of the customer's audit log.", func() float64 { return float64(a.book.Log().Size()) })
-	r.Gauge("demarc_reports_waiting", "Reports that the control plane has not acknowledged.", func() float64 { return float64(len(a.book.View().Reports)) })
+	r.Gauge("demarc_reports_waiting", "Reports that the control plane has not acknowledged.",
+		func() float64 { return float64(len(a.book.View().Reports)) })
 	r.Gauge("demarc_services_healthy", "Services of the application that are healthy.", func() float64 {
 		n := 0
 		for _, s := range a.run.Status().Services {
@@ -186,5 +187,6 @@ func (a *Appliance) describe(r *telemetry.Registry) {
 		}
 		return 0
 	})
-	r.Check("book", func(context.Context) error { return a.book.Failed() }) // not Alive: to start again makes no space, and ends the application
+	// not Alive: to start again makes no space, and ends the application
+	r.Check("book", func(context.Context) error { return a.book.Failed() })
 }

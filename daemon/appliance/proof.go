@@ -27,7 +27,8 @@ func awsToWire(s *identity.SignedIdentity) *boundaryv1.SignedIdentity {
 	if s == nil {
 		return nil
 	}
-	return &boundaryv1.SignedIdentity{Region: s.Region, Date: s.Date, AccessKeyId: s.AccessKeyID, SessionToken: s.SessionToken, Signature: s.Signature}
+	return &boundaryv1.SignedIdentity{Region: s.Region, Date: s.Date, AccessKeyId: s.AccessKeyID, SessionToken: s.SessionToken,
+		Signature: s.Signature}
 }
 
 // clusterKeys tells the control plane when the cluster has rotated the keys that it pinned, so that the next proof is
@@ -81,7 +82,8 @@ func (a *Appliance) tellKeys(ctx context.Context, l *link, told []byte) ([]byte,
 	if err != nil {
 		return told, err
 	}
-	res, err := l.boundary(64<<10).RollKeys(ctx, connect.NewRequest(&boundaryv1.RollKeysRequest{Jwks: jwks, Token: t, Nonce: ch.Msg.GetNonce()}))
+	res, err := l.boundary(64<<10).RollKeys(ctx, connect.NewRequest(&boundaryv1.RollKeysRequest{Jwks: jwks, Token: t,
+		Nonce: ch.Msg.GetNonce()}))
 	if err != nil {
 		return told, api.FromWire(op, err)
 	}

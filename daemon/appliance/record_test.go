@@ -50,13 +50,15 @@ func wrote[R any](s *story, c ledger.Change[book.State, R]) {
 // begun is a log with the keys of both parties.
 func begun(t *testing.T) *story {
 	s := &story{t: t}
-	wrote(s, book.SetSite{Site: book.Site{TrustDomain: "acme.example", Operators: []book.Operator{{Name: "ann", Keys: [][]byte{pem(t, vendor)}}}}})
+	wrote(s, book.SetSite{Site: book.Site{TrustDomain: "acme.example",
+		Operators: []book.Operator{{Name: "ann", Keys: [][]byte{pem(t, vendor)}}}}})
 	wrote(s, book.Pin{Public: pem(t, customer)})
 	return s
 }
 
 func (s *story) asks(id string, by ed25519.PrivateKey) []byte {
-	b := sealed(s.t, operation.Request{ID: id, Appliance: s.name(), Operator: fleet.PrincipalOf("acme.example", fleet.Operator, "ann"), Template: "state",
+	b := sealed(s.t, operation.Request{ID: id, Appliance: s.name(), Operator: fleet.PrincipalOf("acme.example", fleet.Operator, "ann"),
+		Template:       "state",
 		TemplateDigest: fleet.DigestOf([]byte("t")), Release: fleet.DigestOf([]byte("r")), Recipient: "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p",
 		At: start, NotAfter: start.Add(time.Hour), Nonce: nonce()}, by)
 	wrote(s, book.Take{Number: 1, Operation: b})
@@ -66,7 +68,8 @@ func (s *story) asks(id string, by ed25519.PrivateKey) []byte {
 var argv = []string{"bin/store", "state"}
 
 func (s *story) decides(id, decision string, request []byte, by ed25519.PrivateKey) []byte {
-	a := operation.Approval{ID: id, Appliance: s.name(), Request: fleet.DigestOf(request), Decision: decision, At: start.Add(time.Minute), NotAfter: start.Add(time.Hour), Nonce: nonce()}
+	a := operation.Approval{ID: id, Appliance: s.name(), Request: fleet.DigestOf(request), Decision: decision, At: start.Add(time.Minute),
+		NotAfter: start.Add(time.Hour), Nonce: nonce()}
 	if decision == operation.DecisionApprove {
 		a.Argv = argv
 	}
@@ -77,7 +80,8 @@ func (s *story) decides(id, decision string, request []byte, by ed25519.PrivateK
 
 func (s *story) ran(id string, request, approval []byte, by ed25519.PrivateKey, edit ...func(*operation.Result)) []byte {
 	out := operation.Output{Stdout: []byte(id)}
-	r := operation.Result{ID: id, Appliance: s.name(), Request: fleet.DigestOf(request), Approval: fleet.DigestOf(approval), Argv: argv, State: operation.Held,
+	r := operation.Result{ID: id, Appliance: s.name(), Request: fleet.DigestOf(request), Approval: fleet.DigestOf(approval), Argv: argv,
+		State:   operation.Held,
 		Started: start.Add(2 * time.Minute), Ended: start.Add(3 * time.Minute)}
 	r.Stdout, r.Stderr = out.Commitments()
 	for _, e := range edit {
@@ -89,7 +93,8 @@ func (s *story) ran(id string, request, approval []byte, by ed25519.PrivateKey, 
 }
 
 func (s *story) lets(id, decision string, result []byte, by ed25519.PrivateKey) []byte {
-	r := operation.Release{ID: id, Appliance: s.name(), Result: fleet.DigestOf(result), Decision: decision, At: start.Add(4 * time.Minute), Nonce: nonce()}
+	r := operation.Release{ID: id, Appliance: s.name(), Result: fleet.DigestOf(result), Decision: decision, At: start.Add(4 * time.Minute),
+		Nonce: nonce()}
 	if decision == operation.DecisionRelease {
 		r.Output = fleet.DigestOf([]byte("o"))
 	}
@@ -148,10 +153,13 @@ func TestDocumentsOfALogThatIsWell(t *testing.T) {
 	wrote(s, book.Take{Operation: []byte("{}")}) // nor of that
 	wrote(s, book.Take{Operation: sealed(t, granted(fleet.OperateAdmin, 0), vendor)})
 	wrote(s, book.Take{Operation: sealed(t, operation.Approval{ID: "op-4"}, vendor)})
-	wrote(s, book.Pin{Public: pem(t, key(5)), Endorsement: sealed(t, operation.Endorsement{Appliance: "eu-1", Key: keyOf(t, key(5))[0].ID}, customer)})
+	wrote(s, book.Pin{Public: pem(t, key(5)), Endorsement: sealed(t, operation.Endorsement{Appliance: "eu-1", Key: keyOf(t, key(5))[0].ID},
+		customer)})
 	request = s.asks("op-6", vendor)
 	s.decides("op-6", operation.DecisionApprove, request, key(5))
-	wrote(s, book.SetSite{Site: book.Site{TrustDomain: "acme.example", Operators: []book.Operator{{Name: "cal", Keys: [][]byte{pem(t, key(6))}}}}}) // op-1 was asked before
+	// op-1 was asked before
+	wrote(s, book.SetSite{Site: book.Site{TrustDomain: "acme.example",
+		Operators: []book.Operator{{Name: "cal", Keys: [][]byte{pem(t, key(6))}}}}})
 	out, recorded, given := s.verify(nil)
 	if recorded != nil || given != nil {
 		t.Fatalf("%v, %v", recorded, given)
@@ -160,7 +168,8 @@ func TestDocumentsOfALogThatIsWell(t *testing.T) {
 	for _, v := range out {
 		got = append(got, v.ID+" "+string(v.State))
 	}
-	if want := []string{"op-1 released", "op-2 rejected", "op-3 withheld", "op-4 requested", " rejected", "op-6 approved"}; !slices.Equal(got, want) {
+	if want := []string{"op-1 released", "op-2 rejected", "op-3 withheld", "op-4 requested", " rejected",
+		"op-6 approved"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
 	if out[4].Refused == "" {
@@ -216,8 +225,10 @@ func TestDocumentsThatAreNoChain(t *testing.T) {
 			q := s.asks("a", vendor)
 			s.lets("a", operation.DecisionRelease, s.ran("a", q, s.decides("a", approve, q, customer), ownKey), ownKey)
 		}, nil, audit.Unchained, "the release, which the customer signs"},
-		"a result without request":  {func(s *story) { s.ran("a", []byte("q"), []byte("a"), ownKey) }, nil, audit.Unchained, "the result is of something that is not on record"},
-		"a result without approval": {func(s *story) { s.ran("a", s.asks("a", vendor), []byte("a"), ownKey) }, nil, audit.Unchained, "no approval"},
+		"a result without request": {func(s *story) { s.ran("a", []byte("q"), []byte("a"), ownKey) }, nil, audit.Unchained,
+			"the result is of something that is not on record"},
+		"a result without approval": {func(s *story) { s.ran("a", s.asks("a", vendor), []byte("a"), ownKey) }, nil, audit.Unchained,
+			"no approval"},
 		"an approval without request": {func(s *story) { s.decides("a", approve, []byte("q"), customer) }, nil, audit.Unchained,
 			"the approval is of something that is not on record"},
 		"a release without result": {func(s *story) { s.lets("a", operation.DecisionRelease, []byte("r"), customer) }, nil, audit.Unchained,
@@ -236,21 +247,25 @@ func TestDocumentsThatAreNoChain(t *testing.T) {
 			wrote(s, book.Consent{Document: sealed(s.t, granted(fleet.OperateAdmin, 0), vendor)})
 		}, nil, audit.Unchained, "which the customer signs"},
 		"a plan's approval of the appliance": {func(s *story) {
-			wrote(s, book.Consent{Document: sealed(s.t, operation.PlanApproval{Appliance: "eu-1", Release: fleet.DigestOf(nil), Plan: fleet.DigestOf(nil),
+			wrote(s, book.Consent{Document: sealed(s.t, operation.PlanApproval{Appliance: "eu-1", Release: fleet.DigestOf(nil),
+				Plan:   fleet.DigestOf(nil),
 				Phases: []fleet.Phase{fleet.Deploy}, At: start, NotAfter: start.Add(time.Hour), Nonce: nonce()}, ownKey)})
 		}, nil, audit.Unchained, "which the customer signs"},
 		"a key of the customer's that is pinned after its approval": {func(s *story) {
 			s.decides("a", approve, s.asks("a", vendor), key(5))
-			wrote(s, book.Pin{Public: pem(s.t, key(5)), Endorsement: sealed(s.t, operation.Endorsement{Appliance: "eu-1", Key: keyOf(s.t, key(5))[0].ID}, customer)})
+			wrote(s, book.Pin{Public: pem(s.t, key(5)), Endorsement: sealed(s.t,
+				operation.Endorsement{Appliance: "eu-1", Key: keyOf(s.t, key(5))[0].ID}, customer)})
 		}, nil, audit.Unchained, "the approval, which the customer signs"},
 		"a chain of another appliance": {func(s *story) {
 			s.other = "us-1"
 			s.whole("a")
 		}, nil, audit.Unchained, "are of appliance"},
-		"a document left out": {func(s *story) { s.whole("a") }, func(d []string) []string { return slices.Delete(d, 1, 2) }, audit.Omitted, "was left out"},
-		"the last left out":   {func(s *story) { s.whole("a") }, func(d []string) []string { return d[:3] }, audit.Omitted, "was left out"},
-		"all left out":        {func(s *story) { s.whole("a") }, func(d []string) []string { return nil }, audit.Omitted, "was left out"},
-		"a document twice":    {func(s *story) { s.whole("a") }, func(d []string) []string { return append(d, d[0]) }, audit.Unknown, "once more"},
+		"a document left out": {func(s *story) { s.whole("a") }, func(d []string) []string { return slices.Delete(d, 1, 2) }, audit.Omitted,
+			"was left out"},
+		"the last left out": {func(s *story) { s.whole("a") }, func(d []string) []string { return d[:3] }, audit.Omitted, "was left out"},
+		"all left out":      {func(s *story) { s.whole("a") }, func(d []string) []string { return nil }, audit.Omitted, "was left out"},
+		"a document twice": {func(s *story) { s.whole("a") }, func(d []string) []string { return append(d, d[0]) }, audit.Unknown,
+			"once more"},
 		"a document that no log names": {func(s *story) { s.whole("a") }, func(d []string) []string {
 			return append(d, string((&story{t: t}).decides("a", approve, []byte("q"), customer)))
 		}, audit.Unknown, "in none of the logs"},
@@ -282,21 +297,25 @@ func TestGivenKeysGoBeforeTheRecord(t *testing.T) {
 		t.Errorf("%v, %v", recorded, given)
 	}
 	s = begun(t)
-	wrote(s, book.SetSite{Site: book.Site{TrustDomain: "acme.example", Operators: []book.Operator{{Name: "ann", Keys: [][]byte{pem(t, thief)}}}}})
+	wrote(s, book.SetSite{Site: book.Site{TrustDomain: "acme.example",
+		Operators: []book.Operator{{Name: "ann", Keys: [][]byte{pem(t, thief)}}}}})
 	s.decides("a", operation.DecisionApprove, s.asks("a", thief), customer)
 	if _, recorded, given := s.verify(nil); recorded != nil || !errors.Is(given, audit.Unchained) {
 		t.Errorf("%v, %v", recorded, given)
 	}
 	s = begun(t)
-	wrote(s, book.SetSite{Site: book.Site{TrustDomain: "acme.example", Operators: []book.Operator{{Name: "bob", Keys: [][]byte{pem(t, vendor)}}}}})
+	wrote(s, book.SetSite{Site: book.Site{TrustDomain: "acme.example",
+		Operators: []book.Operator{{Name: "bob", Keys: [][]byte{pem(t, vendor)}}}}})
 	s.decides("a", operation.DecisionApprove, s.asks("a", vendor), customer) // the request says that ann asks
 	if _, recorded, given := s.verify(nil); !errors.Is(recorded, audit.Unchained) || given != nil {
 		t.Errorf("in another's name: %v, %v", recorded, given)
 	}
 	s = begun(t)
-	wrote(s, book.SetSite{Site: book.Site{TrustDomain: "acme.example", Operators: []book.Operator{{Name: "ann", Keys: [][]byte{pem(t, customer)}}}}})
+	wrote(s, book.SetSite{Site: book.Site{TrustDomain: "acme.example",
+		Operators: []book.Operator{{Name: "ann", Keys: [][]byte{pem(t, customer)}}}}})
 	s.decides("a", operation.DecisionApprove, s.asks("a", customer), customer)
-	if _, recorded, _ := s.verify(nil); !errors.Is(recorded, audit.Unchained) || !strings.Contains(fault.Text(recorded), "can't speak for both") {
+	if _, recorded, _ := s.verify(nil); !errors.Is(recorded, audit.Unchained) ||
+		!strings.Contains(fault.Text(recorded), "can't speak for both") {
 		t.Errorf("one key asks and decides: %v", recorded)
 	}
 }

@@ -95,6 +95,7 @@ func (a *Appliance) renew(ctx context.Context, l *link) error {
 		return err
 	}
 	a.log.Info("certificate renewed")
-	_ = l.cc.Close() // where it is not closed already; the switch dials again at once, with the new certificate; what is under way is sent again
+	// where it is not closed already; the switch dials again at once, with the new certificate; what is under way is sent again
+	_ = l.cc.Close()
 	return nil
 }

@@ -163,12 +163,15 @@ func TestNothingOfTheCustomersCrossesInAReason(t *testing.T) {
 		"the store does not answer": {run: func(a *ailing) {
 			a.missing = func() ([]manifest.Secret, error) { return nil, text(fault.Unavailable) }
 		}, want: reason(fleet.SecretUnknown), local: func(*place) string { return canary }},
-		"an artifact is not here": {edit: func(r *manifest.Release) { r.Artifacts["web"] = fleet.DigestOf([]byte("elsewhere")) }, want: reason(fleet.ArtifactMissing)},
-		"the plan is refused":     {edit: func(r *manifest.Release) {}, run: func(a *ailing) { a.apply = func() error { return text(fault.Invalid) } }, want: reason(fleet.IsInvalid)},
+		"an artifact is not here": {edit: func(r *manifest.Release) { r.Artifacts["web"] = fleet.DigestOf([]byte("elsewhere")) },
+			want: reason(fleet.ArtifactMissing)},
+		"the plan is refused": {edit: func(r *manifest.Release) {},
+			run: func(a *ailing) { a.apply = func() error { return text(fault.Invalid) } }, want: reason(fleet.IsInvalid)},
 		"the disk is full": {run: func(a *ailing) {
 			a.apply = func() error { return fault.Because(path, "x", fault.Unavailable, "%s is full", path.Path) }
 		}, want: reason(fleet.DiskFull), local: func(*place) string { return canary }},
-		"an error without a kind":     {run: func(a *ailing) { a.apply = func() error { return errors.New(path.Path) } }, want: reason(fleet.IsInternal)},
+		"an error without a kind": {run: func(a *ailing) { a.apply = func() error { return errors.New(path.Path) } },
+			want: reason(fleet.IsInternal)},
 		"the runtime is told to wait": {run: func(a *ailing) { a.apply = func() error { return text(fault.Busy) } }, want: reason(fleet.IsBusy)},
 		"the runtime has a new reason": {run: func(a *ailing) {
 			a.apply = func() error {
@@ -182,11 +185,17 @@ func TestNothingOfTheCustomersCrossesInAReason(t *testing.T) {
 		}, want: fleet.Reason{Kind: fleet.Exited, Number: 3}},
 		"nothing is granted": {denied: true, want: reason(fleet.NotGranted)},
 		"a service is not healthy": {run: func(a *ailing) {
-			a.status = []workload.ServiceStatus{{Name: "web", Reason: "it ended: /srv/" + canary, Why: fleet.Reason{Kind: fleet.Signalled, Service: "web", Number: 9}}}
+			a.status = []workload.ServiceStatus{{Name: "web", Reason: "it ended: /srv/" + canary,
+				Why: fleet.Reason{Kind: fleet.Signalled, Service: "web", Number: 9}}}
 		}, after: func(*place) {}, want: fleet.Reason{Kind: fleet.Signalled, Service: "web", Number: 9}, local: func(*place) string { return canary }},
 		"a service of which nothing is known": {run: func(a *ailing) { a.status = []workload.ServiceStatus{{Name: "web", Reason: canary}} },
 			after: func(*place) {}, want: fleet.Reason{Kind: fleet.Unhealthy, Service: "web"}},
-		"an operation can't be started": {run: func(a *ailing) { a.exec = func() (workload.ExecResult, error) { return workload.ExecResult{}, path } },
+		"an operation can't be started": {run: func(a *ailing) {
+			a.exec = func() (workload.ExecResult, error) {
+				return workload.ExecResult{},
+					path
+			}
+		},
 			after: func(p *place) { p.runs("op-1", operation.Failed) }, want: reason(fleet.DiskFull)},
 		"an operation is killed": {run: func(a *ailing) {
 			a.exec = func() (workload.ExecResult, error) {
@@ -199,13 +208,15 @@ func TestNothingOfTheCustomersCrossesInAReason(t *testing.T) {
 			}
 		}, after: func(p *place) { p.runs("op-1", operation.Failed) }, want: reason(fleet.TimedOut)},
 		"an operation that no grant allows": {after: func(p *place) {
-			must(p.t, p.o, consent(p.t, grant.Deny{Appliance: "eu-1", Name: canary, Cedar: `forbid (principal, action == Action::"operate.read", resource);`, At: start, Nonce: nonce()}, customer))
+			must(p.t, p.o, consent(p.t, grant.Deny{Appliance: "eu-1", Name: canary,
+				Cedar: `forbid (principal, action == Action::"operate.read", resource);`, At: start, Nonce: nonce()}, customer))
 			take(p.t, p.o, book.Take{Operation: p.o.request(p.t, "op-1")})
 		}, want: reason(fleet.NotGranted)},
 		"a deny ends what waits": {after: func(p *place) {
 			must(p.t, p.o, consent(p.t, granted(fleet.OperateRead, 0), customer))
 			take(p.t, p.o, book.Take{Operation: p.o.request(p.t, "op-1")})
-			must(p.t, p.o, consent(p.t, grant.Deny{Appliance: "eu-1", Name: canary, Cedar: `forbid (principal, action == Action::"operate.read", resource);`, At: start, Nonce: nonce()}, customer))
+			must(p.t, p.o, consent(p.t, grant.Deny{Appliance: "eu-1", Name: canary,
+				Cedar: `forbid (principal, action == Action::"operate.read", resource);`, At: start, Nonce: nonce()}, customer))
 		}, want: reason(fleet.ConsentRevoked)},
 	}
 	for name, w := range ways {
@@ -254,11 +265,16 @@ func TestAServiceThatDoesNotStartIsToldByItsKind(t *testing.T) {
 		want  fleet.Reason
 		said  string
 	}{
-		"it exits":                {map[string]string{"bin/store": listens + "exit 3\n"}, fleet.Reason{Kind: fleet.Exited, Service: "store", Number: 3, Runs: fleet.RunsNothing}, "exit status 3"},
-		"it dies":                 {map[string]string{"bin/store": listens + "kill -9 $$\n"}, fleet.Reason{Kind: fleet.Signalled, Service: "store", Number: 9, Runs: fleet.RunsNothing}, "killed"},
-		"its health check fails":  {map[string]string{"bin/store": listens + "exec sleep 60\n"}, fleet.Reason{Kind: fleet.HealthFails, Service: "store", Runs: fleet.RunsNothing}, "health check fails"},
-		"its interpreter is none": {map[string]string{"bin/store": "#!/srv/" + canary + "/none\n"}, fleet.Reason{Kind: fleet.NotStarted, Service: "store", Runs: fleet.RunsNothing}, "can't be started"},
-		"its program is none":     {map[string]string{"bin/" + canary: "x"}, fleet.Reason{Kind: fleet.ProgramMissing, Service: "store", Runs: fleet.RunsNothing}, "no file"},
+		"it exits": {map[string]string{"bin/store": listens + "exit 3\n"},
+			fleet.Reason{Kind: fleet.Exited, Service: "store", Number: 3, Runs: fleet.RunsNothing}, "exit status 3"},
+		"it dies": {map[string]string{"bin/store": listens + "kill -9 $$\n"},
+			fleet.Reason{Kind: fleet.Signalled, Service: "store", Number: 9, Runs: fleet.RunsNothing}, "killed"},
+		"its health check fails": {map[string]string{"bin/store": listens + "exec sleep 60\n"},
+			fleet.Reason{Kind: fleet.HealthFails, Service: "store", Runs: fleet.RunsNothing}, "health check fails"},
+		"its interpreter is none": {map[string]string{"bin/store": "#!/srv/" + canary + "/none\n"},
+			fleet.Reason{Kind: fleet.NotStarted, Service: "store", Runs: fleet.RunsNothing}, "can't be started"},
+		"its program is none": {map[string]string{"bin/" + canary: "x"},
+			fleet.Reason{Kind: fleet.ProgramMissing, Service: "store", Runs: fleet.RunsNothing}, "no file"},
 		"its artifact is damaged": {nil, fleet.Reason{Kind: fleet.ArtifactDamaged, Service: "store", Runs: fleet.RunsNothing}, "not a tar"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -291,7 +307,8 @@ func (p *place) pack(files map[string]string) fleet.Digest {
 	p.t.Helper()
 	dir := p.t.TempDir()
 	for name, text := range files {
-		if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o700), os.WriteFile(filepath.Join(dir, name), []byte(text), 0o700)); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o700),
+			os.WriteFile(filepath.Join(dir, name), []byte(text), 0o700)); err != nil {
 			p.t.Fatal(err)
 		}
 	}
@@ -359,7 +376,8 @@ func TestTheCustomersPageSaysWhatWaits(t *testing.T) {
 	}
 	p.offer("1.1.0", func(*manifest.Release) {})
 	d := p.o.book.View().Offers[1].Digest
-	if w := p.status().GetWaits(); w.GetVersion() != "1.1.0" || w.GetRelease() != string(d) || w.GetDo() != "demarc review --release "+string(d) || w.GetSinceUnix() == 0 {
+	if w := p.status().GetWaits(); w.GetVersion() != "1.1.0" || w.GetRelease() != string(d) ||
+		w.GetDo() != "demarc review --release "+string(d) || w.GetSinceUnix() == 0 {
 		t.Errorf("not approved: %v", w)
 	}
 	must(t, p.o, consent(t, p.o.approval(t, ""), customer))
@@ -372,7 +390,8 @@ func TestTheCustomersPageSaysWhatWaits(t *testing.T) {
 	if w := m.GetWaits(); !strings.Contains(w.GetWhy(), "not granted") || w.GetDo() != "demarc grant deploy" {
 		t.Errorf("not granted: %v", w)
 	}
-	if e := m.GetEndings(); len(e) != 1 || !strings.HasPrefix(e[0].GetWhat(), "approval of plan") || e[0].GetAtUnix() != p.o.book.View().Approved.NotAfter.Unix() {
+	if e := m.GetEndings(); len(e) != 1 || !strings.HasPrefix(e[0].GetWhat(), "approval of plan") ||
+		e[0].GetAtUnix() != p.o.book.View().Approved.NotAfter.Unix() {
 		t.Errorf("its approval is good for an hour: %v", e)
 	}
 	short := granted(fleet.Deploy, 0)
@@ -381,7 +400,8 @@ func TestTheCustomersPageSaysWhatWaits(t *testing.T) {
 	p.until("it runs", func() bool { return p.deployState() == fleet.StateDeployed })
 	p.pass(90 * time.Minute)
 	m = p.status()
-	if e := m.GetEndings(); m.GetWaits() != nil || len(e) != 1 || e[0].GetWhat() != "grant of deploy" || e[0].GetDo() != "demarc grant deploy" || e[0].GetAtUnix() != short.Until.Unix() {
+	if e := m.GetEndings(); m.GetWaits() != nil || len(e) != 1 || e[0].GetWhat() != "grant of deploy" ||
+		e[0].GetDo() != "demarc grant deploy" || e[0].GetAtUnix() != short.Until.Unix() {
 		t.Errorf("its grant ends in two hours: %v, %v", m.GetWaits(), e)
 	}
 	p.pass(3 * time.Hour)
@@ -394,8 +414,9 @@ func TestTheCustomersPageSaysWhatWaits(t *testing.T) {
 // does not answer, too.
 func TestTheCustomersPageSaysWhyAServiceDoesNotStart(t *testing.T) {
 	p := newPlace(t)
-	run := &ailing{fakeRun: p.run, status: []workload.ServiceStatus{{Name: "web", Restarts: 4, Since: start, Reason: "it ended: exit status 3 (/srv/" + canary + ")",
-		Why: fleet.Reason{Kind: fleet.Exited, Service: "web", Number: 3}}}}
+	run := &ailing{fakeRun: p.run, status: []workload.ServiceStatus{{Name: "web", Restarts: 4, Since: start,
+		Reason: "it ended: exit status 3 (/srv/" + canary + ")",
+		Why:    fleet.Reason{Kind: fleet.Exited, Service: "web", Number: 3}}}}
 	p.app.SetRuntime(run)
 	store := &silent{}
 	p.app.SetSecrets(func(s workload.Secrets) workload.Secrets { store.Secrets = s; return store })
@@ -404,7 +425,8 @@ func TestTheCustomersPageSaysWhyAServiceDoesNotStart(t *testing.T) {
 	p.until("it is told", func() bool { return p.deployState() == fleet.StateDegraded })
 	store.is.Store(true)
 	m := p.status()
-	if s := m.GetServices(); len(s) != 1 || s[0].GetKind() != "exited" || s[0].GetNumber() != 3 || s[0].GetRestarts() != 4 || s[0].GetSinceUnix() != start.Unix() ||
+	if s := m.GetServices(); len(s) != 1 || s[0].GetKind() != "exited" || s[0].GetNumber() != 3 || s[0].GetRestarts() != 4 ||
+		s[0].GetSinceUnix() != start.Unix() ||
 		!strings.Contains(s[0].GetReason(), "/srv/"+canary) {
 		t.Errorf("%v", s)
 	}

@@ -3,7 +3,6 @@
 package appliance_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	enc "encoding/pem"
@@ -54,7 +53,8 @@ type fakeRun struct {
 }
 
 func newFakeRun() *fakeRun {
-	f := &fakeRun{addr: "127.0.0.1:9", running: make(chan struct{}, 16), dying: make(chan struct{}, 16), dead: make(chan struct{}), changed: make(chan struct{})}
+	f := &fakeRun{addr: "127.0.0.1:9", running: make(chan struct{}, 16), dying: make(chan struct{}, 16), dead: make(chan struct{}),
+		changed: make(chan struct{})}
 	return f
 }
 
@@ -145,11 +145,14 @@ func newPlaceIn(t *testing.T, dir string, with ...func(*place)) *place {
 		return p
 	}
 	bundle := enc.EncodeToMemory(&enc.Block{Type: "CERTIFICATE", Bytes: ca.Cert.Raw})
-	p := &place{t: t, cfg: &configs.Appliance{Name: "eu-1", Customer: "globex", TrustDomain: "acme.example", Dir: filepath.Join(dir, "state"), Socket: filepath.Join(dir, "socket", "s"),
-		ControlPlane: configs.Vendor{Addresses: []string{"node:1"}, BundleFile: file("bundle.pem", bundle), ReleaseKeys: []string{file("release.pub", pem(t, vendor))},
-			Operators: []configs.Operator{{Name: "ann", Keys: []string{file("ann.pub", pem(t, ann))}}}},
+	p := &place{t: t, cfg: &configs.Appliance{Name: "eu-1", Customer: "globex", TrustDomain: "acme.example",
+		Dir: filepath.Join(dir, "state"), Socket: filepath.Join(dir, "socket", "s"),
+		ControlPlane: configs.Vendor{Addresses: []string{"node:1"}, BundleFile: file("bundle.pem", bundle),
+			ReleaseKeys: []string{file("release.pub", pem(t, vendor))},
+			Operators:   []configs.Operator{{Name: "ann", Keys: []string{file("ann.pub", pem(t, ann))}}}},
 		Transports: []configs.Transport{{Name: "https", Kind: configs.HTTPS}}, Runtime: configs.Runtime{Kind: configs.RuntimeProcess},
-		Secrets: configs.Secrets{Kind: configs.SecretsFiles, Dir: dir}, Ingress: configs.Ingress{Host: "127.0.0.1", Ports: map[string]string{"web": "127.0.0.1:0"}}}}
+		Secrets: configs.Secrets{Kind: configs.SecretsFiles, Dir: dir}, Ingress: configs.Ingress{Host: "127.0.0.1",
+			Ports: map[string]string{"web": "127.0.0.1:0"}}}}
 	for _, w := range with {
 		w(p)
 	}
@@ -168,7 +171,8 @@ func (nowhere) Dial(context.Context, string) (net.Conn, error) { return nil, os.
 // open opens the appliance with what is on its disk; nothing works until begin.
 func (p *place) open() {
 	p.t.Helper()
-	app, err := appliance.New(p.t.Context(), p.cfg, "test", slog.New(slog.DiscardHandler), appliance.Options{Now: p.now, Routes: map[string]mesh.Route{"https": nowhere{}}})
+	app, err := appliance.New(p.t.Context(), p.cfg, "test", slog.New(slog.DiscardHandler),
+		appliance.Options{Now: p.now, Routes: map[string]mesh.Route{"https": nowhere{}}})
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -298,7 +302,8 @@ func TestADeployIsCalledOff(t *testing.T) {
 	for name, event := range map[string]func(p *place){
 		"its grant ends": func(p *place) { p.pass(40 * time.Minute) },
 		"it is denied": func(p *place) {
-			must(t, p.o, consent(t, grant.Deny{Appliance: "eu-1", Name: "stop", Cedar: `forbid (principal, action, resource);`, At: start, Nonce: nonce()}, customer))
+			must(t, p.o, consent(t, grant.Deny{Appliance: "eu-1", Name: "stop", Cedar: `forbid (principal, action, resource);`, At: start,
+				Nonce: nonce()}, customer))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -448,44 +453,4 @@ func TestDoorsAfterARestartAndAMove(t *testing.T) {
 	p.run.addr = "127.0.0.1:10"
 	p.run.mu.Unlock()
 	p.until("the door follows", to("127.0.0.1:10"))
-}
-
-// TestWhatAnApprovalAndAReleaseBind (MUTANTS.md consent.go:237 and 275, acts.go:128).
-func TestWhatAnApprovalAndAReleaseBind(t *testing.T) {
-	o := deployed(t)
-	must(t, o, consent(t, granted(fleet.OperateRead, 0), customer))
-	for _, id := range []string{"op-1", "op-2"} {
-		take(t, o, book.Take{Operation: o.request(t, id)})
-	}
-	x, err := o.book.View().Operation("op-1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := operation.Approval{ID: "op-1", Appliance: "eu-1", Request: fleet.DigestOf(x.Request), Decision: operation.DecisionApprove, Argv: x.Argv, At: o.now(), NotAfter: o.now().Add(time.Hour), Nonce: nonce()}
-	for name, bad := range map[string]operation.Approval{
-		"another request": edited(a, func(a *operation.Approval) { a.Request = fleet.DigestOf(o.request(t, "op-1")) }), // the same id, signed again
-		"another command": edited(a, func(a *operation.Approval) { a.Argv = append(slices.Clone(a.Argv), "--all") }),
-	} {
-		if _, err := put(t, o, consent(t, bad, customer)); fault.Of(err) != fault.Conflict || o.state(t, "op-1") != operation.Requested {
-			t.Errorf("%s: %v, %s", name, err, o.state(t, "op-1"))
-		}
-	}
-	must(t, o, consent(t, edited(a, func(a *operation.Approval) { a.NotAfter = o.now().Add(10 * time.Minute) }), customer))
-	must(t, o, o.approve(t, "op-2"))
-	must(t, o, book.Start{ID: "op-2"})
-	o.later(11 * time.Minute)
-	if s := must(t, o, book.Start{ID: "op-1"}); s != operation.Expired {
-		t.Errorf("an approval that ran out is %s", s)
-	}
-	result := sealed(t, operation.Result{ID: "op-2"}, vendor)
-	must(t, o, book.Finish{ID: "op-2", Result: result, Output: []byte("hidden")})
-	r := operation.Release{ID: "op-2", Appliance: "eu-1", Result: fleet.DigestOf(result), Decision: operation.DecisionRelease, Output: fleet.DigestOf([]byte("what was read")), At: o.now(), Nonce: nonce()}
-	for _, out := range [][]byte{nil, []byte("another one"), bytes.Repeat([]byte("x"), book.MaxOutput+1)} {
-		refused(t, o, fault.Conflict, book.Consent{Document: sealed(t, r, customer), Output: out})
-	}
-	refused(t, o, fault.Conflict, book.Consent{Document: sealed(t, edited(r, func(r *operation.Release) { r.Result = fleet.DigestOf([]byte("x")) }), customer), Output: []byte("what was read")})
-	must(t, o, book.Consent{Document: sealed(t, r, customer), Output: []byte("what was read")})
-	if s := o.state(t, "op-2"); s != operation.Released {
-		t.Error(s)
-	}
 }

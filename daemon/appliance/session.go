@@ -122,7 +122,8 @@ func refusal(err error) bool {
 	if !errors.As(err, &remote) || remote.Op != "remote error" {
 		return false
 	}
-	for _, alert := range []tls.AlertError{42, 43, 44, 45, 46, 48, 49} { // bad, unsupported, revoked, expired, unknown certificate; unknown CA; access denied
+	// bad, unsupported, revoked, expired, unknown certificate; unknown CA; access denied
+	for _, alert := range []tls.AlertError{42, 43, 44, 45, 46, 48, 49} {
 		if remote.Err.Error() == alert.Error() {
 			return true
 		}
@@ -151,7 +152,8 @@ func (p *proving) again(wait time.Duration) error {
 	if p.why == nil {
 		return fault.New(op, fault.Busy, "the platform identity is proven again in %s", wait.Round(time.Second))
 	}
-	return mesh.For(mesh.ReasonOf(p.why), fault.Because(p.why, op, fault.Busy, "%s; it is tried again in %s", fault.Text(p.why), wait.Round(time.Second)))
+	return mesh.For(mesh.ReasonOf(p.why), fault.Because(p.why, op, fault.Busy, "%s; it is tried again in %s", fault.Text(p.why),
+		wait.Round(time.Second)))
 }
 
 // refusal is the refusal of a certificate, which comes without a sentence: what the vendor said to the last proof stands, if it was a
@@ -277,7 +279,8 @@ func (a *Appliance) lost(ctx context.Context, route string, s *seen, err error) 
 			}
 			a.proving.wanted, a.proving.why = true, err
 			a.proving.mu.Unlock()
-			a.log.Warn("the certificate was refused: the platform identity is proven again, the certificate is kept until then", "route", route, "err", err)
+			a.log.Warn("the certificate was refused: the platform identity is proven again, the certificate is kept until then", "route", route,
+				"err", err)
 		}
 		return err
 	}
@@ -286,7 +289,8 @@ func (a *Appliance) lost(ctx context.Context, route string, s *seen, err error) 
 		return err
 	}
 	if a.book.View().VendorLogKey == nil {
-		return fault.Because(err, "appliance.session", fault.Of(err), "%s", firstMeeting(foreign, err)) // the customer's bundle file is all that can be trusted
+		// the customer's bundle file is all that can be trusted
+		return fault.Because(err, "appliance.session", fault.Of(err), "%s", firstMeeting(foreign, err))
 	}
 	news, again := a.recover(ctx, route)
 	if again != nil {
@@ -295,7 +299,8 @@ func (a *Appliance) lost(ctx context.Context, route string, s *seen, err error) 
 	if again != nil || !news {
 		return err
 	}
-	return fault.Because(err, "appliance.session", fault.Unavailable, "the CAs or the clock were behind and were set right by the vendor's signature: dialling again")
+	return fault.Because(err, "appliance.session", fault.Unavailable,
+		"the CAs or the clock were behind and were set right by the vendor's signature: dialling again")
 }
 
 // firstMeeting says what to do where an appliance that never enrolled does not recognise who answers.

@@ -93,7 +93,8 @@ func (r *tailnetNode) up(ctx context.Context) (*mesh.Node, error) {
 			if err := r.refused(); mesh.ReasonOf(err).NeedsHuman() {
 				return nil, err // of the last try: this one may end in the same way
 			}
-			return nil, mesh.For(mesh.TailnetUnreached, fault.Because(ctx.Err(), op, fault.Unavailable, "%s is not joined yet: its coordinator does not answer, or does not let the node in", r.whose))
+			return nil, mesh.For(mesh.TailnetUnreached, fault.Because(ctx.Err(), op, fault.Unavailable,
+				"%s is not joined yet: its coordinator does not answer, or does not let the node in", r.whose))
 		}
 	}
 }

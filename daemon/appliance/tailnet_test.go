@@ -38,7 +38,8 @@ func TestTailnetRoute(t *testing.T) {
 	put(tn.AuthKey)
 	files := mesh.CredentialFiles{AuthKey: path}
 
-	away := newTailnetRoute(mesh.TailnetConfig{ControlURL: "http://" + silent.Addr().String(), Credentials: files.Read, Hostname: "a", Dir: t.TempDir()})
+	away := newTailnetRoute(mesh.TailnetConfig{ControlURL: "http://" + silent.Addr().String(), Credentials: files.Read, Hostname: "a",
+		Dir: t.TempDir()})
 	ends := make(chan error, 4)
 	from := time.Now()
 	for range cap(ends) {
@@ -62,7 +63,8 @@ func TestTailnetRoute(t *testing.T) {
 		t.Errorf("Dial after close = %v", err)
 	}
 
-	vendor, err := mesh.Join(t.Context(), mesh.TailnetConfig{ControlURL: tn.URL, Credentials: files.Read, Hostname: "cp", Dir: t.TempDir(), Doors: true})
+	vendor, err := mesh.Join(t.Context(), mesh.TailnetConfig{ControlURL: tn.URL, Credentials: files.Read, Hostname: "cp", Dir: t.TempDir(),
+		Doors: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +83,8 @@ func TestTailnetRoute(t *testing.T) {
 		}
 	}()
 	to := net.JoinHostPort(vendor.Addrs()[0].String(), "7443")
-	r := newTailnetRoute(mesh.TailnetConfig{ControlURL: tn.URL, Credentials: files.Read, Hostname: "a", Dir: t.TempDir(), Addresses: []string{to}, Wait: 30 * time.Second})
+	r := newTailnetRoute(mesh.TailnetConfig{ControlURL: tn.URL, Credentials: files.Read, Hostname: "a", Dir: t.TempDir(),
+		Addresses: []string{to}, Wait: 30 * time.Second})
 	defer r.close()
 	put("spent")
 	if _, err := r.Dial(t.Context(), ""); fault.Of(err) != fault.Denied {

@@ -69,7 +69,8 @@ func TestTwoTailnets(t *testing.T) {
 	}
 	dir := t.TempDir()
 	for name, tn := range tailnets { // what a process keeps for good
-		n, err := mesh.Join(t.Context(), mesh.TailnetConfig{ControlURL: tn.URL, Credentials: authKey(tn.AuthKey), Hostname: "warm", Dir: filepath.Join(dir, "warm-"+name)})
+		n, err := mesh.Join(t.Context(), mesh.TailnetConfig{ControlURL: tn.URL, Credentials: authKey(tn.AuthKey), Hostname: "warm",
+			Dir: filepath.Join(dir, "warm-"+name)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -81,7 +82,8 @@ func TestTwoTailnets(t *testing.T) {
 	others := map[string]*mesh.Node{}
 	var to string // where both cp answer
 	for name, tn := range tailnets {
-		n, err := mesh.Join(t.Context(), mesh.TailnetConfig{ControlURL: tn.URL, Credentials: authKey(tn.AuthKey), Hostname: "cp", Dir: filepath.Join(dir, "cp-"+name), Doors: true,
+		n, err := mesh.Join(t.Context(), mesh.TailnetConfig{ControlURL: tn.URL, Credentials: authKey(tn.AuthKey), Hostname: "cp",
+			Dir: filepath.Join(dir, "cp-"+name), Doors: true,
 			Addresses: []string{"appliance:80"}, Wait: 30 * time.Second})
 		if err != nil {
 			t.Fatal(err)
@@ -100,8 +102,10 @@ func TestTwoTailnets(t *testing.T) {
 		to = at
 	}
 	vendor, customer := tailnets["vendor"], tailnets["customer"]
-	route := newTailnetRoute(mesh.TailnetConfig{ControlURL: vendor.URL, Credentials: authKey(vendor.AuthKey), Hostname: "appliance", Dir: filepath.Join(dir, "transport"), Addresses: []string{to}, Wait: 30 * time.Second})
-	private := newPrivateSide(mesh.TailnetConfig{ControlURL: customer.URL, Credentials: authKey(customer.AuthKey), Hostname: "appliance", Dir: filepath.Join(dir, "ingress")})
+	route := newTailnetRoute(mesh.TailnetConfig{ControlURL: vendor.URL, Credentials: authKey(vendor.AuthKey), Hostname: "appliance",
+		Dir: filepath.Join(dir, "transport"), Addresses: []string{to}, Wait: 30 * time.Second})
+	private := newPrivateSide(mesh.TailnetConfig{ControlURL: customer.URL, Credentials: authKey(customer.AuthKey), Hostname: "appliance",
+		Dir: filepath.Join(dir, "ingress")})
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	if _, err := private.up(ctx); err != nil {
@@ -150,7 +154,8 @@ func TestTwoTailnets(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if err := goleak.Find(base, goleak.IgnoreTopFunction("net/http.(*conn).serve"), goleak.IgnoreAnyFunction("tailscale.com/tstest/integration/testcontrol.(*Server).serveNoiseUpgrade"),
+	if err := goleak.Find(base, goleak.IgnoreTopFunction("net/http.(*conn).serve"),
+		goleak.IgnoreAnyFunction("tailscale.com/tstest/integration/testcontrol.(*Server).serveNoiseUpgrade"),
 		goleak.IgnoreAnyFunction("tailscale.com/derp/derpserver.(*Server).Accept")); err != nil {
 		t.Error(err)
 	}
@@ -164,7 +169,8 @@ func TestPrivateSideHoldsNobodyUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = silent.Close() }()
-	a := &Appliance{private: newPrivateSide(mesh.TailnetConfig{ControlURL: "http://" + silent.Addr().String(), Credentials: authKey("k"), Hostname: "a", Dir: t.TempDir()})}
+	a := &Appliance{private: newPrivateSide(mesh.TailnetConfig{ControlURL: "http://" + silent.Addr().String(), Credentials: authKey("k"),
+		Hostname: "a", Dir: t.TempDir()})}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	joins := make(chan error, 1)
@@ -186,10 +192,12 @@ func TestPrivateSideHoldsNobodyUp(t *testing.T) {
 	}
 	a.door.Unlock()
 	from := time.Now()
-	if _, err := a.private.WhoIs(ctx, netip.MustParseAddrPort("100.64.0.1:1")); fault.Of(err) != fault.NotFound || time.Since(from) > time.Second {
+	if _, err := a.private.WhoIs(ctx, netip.MustParseAddrPort("100.64.0.1:1")); fault.Of(err) != fault.NotFound ||
+		time.Since(from) > time.Second {
 		t.Errorf("WhoIs = %v after %s", err, time.Since(from))
 	}
-	if _, err := a.private.Open(ctx, ":80"); fault.Of(err) != fault.Unavailable || !strings.Contains(err.Error(), "customer's tailnet is not joined yet") || time.Since(from) > 2*openWait {
+	if _, err := a.private.Open(ctx, ":80"); fault.Of(err) != fault.Unavailable ||
+		!strings.Contains(err.Error(), "customer's tailnet is not joined yet") || time.Since(from) > 2*openWait {
 		t.Errorf("Open = %v after %s", err, time.Since(from))
 	}
 	if err := a.ready(ctx, ingress.Plan{Doors: []ingress.Door{{Side: ingress.Host}}}); err != nil {

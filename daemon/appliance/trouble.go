@@ -16,7 +16,8 @@ import (
 // maxFailures bounds what is reported: as many as a vendor takes.
 const maxFailures = 32
 
-// failureDelay is how long a road must have failed before the vendor is told of what may pass by itself. What needs a human is told at once.
+// failureDelay is how long a road must have failed before the vendor is told of what may pass by itself. What needs a human is told at
+// once.
 const failureDelay = time.Minute
 
 // transportHealth remembers since when roads fail. It belongs to the goroutine that observes.

@@ -37,7 +37,8 @@ func TestWhichTroublesTheVendorHears(t *testing.T) {
 	}{
 		{0, nil, nil},
 		{0, map[string]error{"a": away}, nil},
-		{59 * time.Second, map[string]error{"a": away, "b": away, "c": refused}, []book.TransportFailure{{Kind: configs.Tailscale, Reason: mesh.TailnetKey}}},
+		{59 * time.Second, map[string]error{"a": away, "b": away, "c": refused},
+			[]book.TransportFailure{{Kind: configs.Tailscale, Reason: mesh.TailnetKey}}},
 		{time.Second, map[string]error{"a": away, "b": away}, []book.TransportFailure{{Kind: configs.HTTPS, Reason: mesh.Unreached}}},
 		{time.Minute, map[string]error{"a": away, "b": away}, []book.TransportFailure{{Kind: configs.HTTPS, Reason: mesh.Unreached}}}, // once
 		{0, nil, nil},
@@ -54,16 +55,19 @@ func TestWhichTroublesTheVendorHears(t *testing.T) {
 			many = append(many, configs.Transport{Name: string(r), Kind: k})
 		}
 	}
-	if got := s.failures(many, func(name string) error { return mesh.For(mesh.Reason(name), away) }, at.Add(time.Hour)); len(got) > maxFailures {
+	if got := s.failures(many, func(name string) error { return mesh.For(mesh.Reason(name), away) },
+		at.Add(time.Hour)); len(got) > maxFailures {
 		t.Errorf("%d troubles", len(got))
 	}
-	if w := transportStatus("c", configs.Tailscale, false, refused); w.GetReason() != "tailnet_key" || w.GetSaid() != `it says "s3cret"` || w.GetDo() == "" {
+	if w := transportStatus("c", configs.Tailscale, false, refused); w.GetReason() != "tailnet_key" || w.GetSaid() != `it says "s3cret"` ||
+		w.GetDo() == "" {
 		t.Errorf("%v", w)
 	}
 	if w := transportStatus("c", configs.Tailscale, true, refused); w.GetReason() != "" {
 		t.Errorf("a road in use has trouble: %v", w)
 	}
-	r := reportToWire(book.Report{At: at, Status: &book.Status{Transports: []book.TransportFailure{{Kind: configs.Tailscale, Reason: mesh.TailnetKey}}}}, 1).GetStatus().GetRoads()
+	r := reportToWire(book.Report{At: at, Status: &book.Status{Transports: []book.TransportFailure{{Kind: configs.Tailscale,
+		Reason: mesh.TailnetKey}}}}, 1).GetStatus().GetRoads()
 	if len(r) != 1 || r[0].GetKind() != "tailscale" || r[0].GetReason() != "tailnet_key" {
 		t.Errorf("%v", r)
 	}
@@ -92,7 +96,8 @@ func TestATokenCommandIsTold(t *testing.T) {
 		argv []string
 		said string
 	}{
-		"it is not there":   {t.Context(), []string{"/nowhere/token"}, "it can't be started (fork/exec /nowhere/token: no such file or directory)"},
+		"it is not there": {t.Context(), []string{"/nowhere/token"},
+			"it can't be started (fork/exec /nowhere/token: no such file or directory)"},
 		"not in the path":   {t.Context(), []string{"demarc-no-such-program"}, "executable file not found"},
 		"it fails":          {t.Context(), []string{"/bin/sh", "-c", "echo s3cret; exit 7"}, "it ended with exit status 7"},
 		"it is interrupted": {slow, []string{"/bin/sh", "-c", "exit 0"}, "it did not end in time"},
@@ -100,11 +105,13 @@ func TestATokenCommandIsTold(t *testing.T) {
 		a := &Appliance{cfg: &configs.Appliance{Proof: configs.Proof{Kind: configs.ProofKubernetes, TokenCommand: x.argv}}}
 		_, err := a.proof(x.ctx, "audience", time.Now())
 		w := transportStatus("https", configs.HTTPS, false, later{err, time.Second})
-		if w.GetReason() != "no_proof" || !strings.Contains(w.GetSaid(), x.said) || !strings.HasPrefix(w.GetSaid(), "proof.token_command gave no token") || strings.Contains(w.GetSaid(), "s3cret") {
+		if w.GetReason() != "no_proof" || !strings.Contains(w.GetSaid(), x.said) ||
+			!strings.HasPrefix(w.GetSaid(), "proof.token_command gave no token") || strings.Contains(w.GetSaid(), "s3cret") {
 			t.Errorf("%s: %v", name, w)
 		}
 		again := (&proving{why: err}).again(4 * time.Second)
-		if w := transportStatus("https", configs.HTTPS, false, again); w.GetReason() != "no_proof" || !strings.Contains(w.GetSaid(), x.said) || !strings.Contains(w.GetSaid(), "again in 4s") {
+		if w := transportStatus("https", configs.HTTPS, false, again); w.GetReason() != "no_proof" || !strings.Contains(w.GetSaid(), x.said) ||
+			!strings.Contains(w.GetSaid(), "again in 4s") {
 			t.Errorf("%s, while it waits: %v", name, w)
 		}
 	}
@@ -127,7 +134,8 @@ func TestARefusedCertificateKeepsTheSentence(t *testing.T) {
 	if got := said(&proving{why: answered(fault.New("x", fault.Denied, "it is banned"))}); got != "it is banned" {
 		t.Errorf("%q", got)
 	}
-	if got := said(&proving{why: mesh.For(mesh.NoProof, fault.New("x", fault.Unavailable, "no token"))}); !strings.Contains(got, "refuses this") {
+	if got := said(&proving{why: mesh.For(mesh.NoProof, fault.New("x", fault.Unavailable, "no token"))}); !strings.Contains(got,
+		"refuses this") {
 		t.Errorf("%q", got)
 	}
 }

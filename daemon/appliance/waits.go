@@ -29,7 +29,8 @@ func waitsFor(s book.State, now time.Time) *localv1.Waiting {
 	if err != nil {
 		return nil
 	}
-	return &localv1.Waiting{Release: string(o.Digest), Version: o.Version, SinceUnix: unix(o.At), Why: "it is approved, and not granted: " + s.Deploy.Reason, Do: "demarc grant " + string(lacking(s, now))}
+	return &localv1.Waiting{Release: string(o.Digest), Version: o.Version, SinceUnix: unix(o.At),
+		Why: "it is approved, and not granted: " + s.Deploy.Reason, Do: "demarc grant " + string(lacking(s, now))}
 }
 
 // lacking is the first phase that the deploy needs and that is not granted.
@@ -51,12 +52,14 @@ func endings(s book.State, now time.Time) []*localv1.Ending {
 	var out []*localv1.Ending
 	for _, h := range s.Grants.Held {
 		if g := h.Grant; soon(g.From, g.Until) && !now.Before(g.From) && (g.Uses == 0 || int(g.Uses) > h.Used) {
-			out = append(out, &localv1.Ending{What: fmt.Sprintf("grant of %s", g.Phase), Id: h.ID, AtUnix: g.Until.Unix(), Do: "demarc grant " + string(g.Phase)})
+			out = append(out, &localv1.Ending{What: fmt.Sprintf("grant of %s", g.Phase), Id: h.ID, AtUnix: g.Until.Unix(),
+				Do: "demarc grant " + string(g.Phase)})
 		}
 	}
 	begun := s.Deploy.Approval == s.Approved.ID && s.Deploy.State != fleet.StateWaiting
 	if a := s.Approved; a.ID != "" && a.ID != s.Good.ID && !begun && soon(a.At, a.NotAfter) {
-		out = append(out, &localv1.Ending{What: "approval of plan " + a.Plan.Short(), Id: a.ID, AtUnix: a.NotAfter.Unix(), Do: "demarc review --release " + string(a.Release)})
+		out = append(out, &localv1.Ending{What: "approval of plan " + a.Plan.Short(), Id: a.ID, AtUnix: a.NotAfter.Unix(),
+			Do: "demarc review --release " + string(a.Release)})
 	}
 	slices.SortStableFunc(out, func(a, b *localv1.Ending) int { return cmp.Compare(a.AtUnix, b.AtUnix) })
 	return out

@@ -62,7 +62,8 @@ const walletVersion = "demarc-wallet/1"
 
 // openWallet reads the wallet. Before the first enrolment there is none, and the CAs are those of the customer's file.
 // pinned is the key of the vendor's log, PEM, nil before it is known. damage is what on the disk was not used; see load.
-func openWallet(path, domain string, first []*x509.Certificate, pinned []byte, clock func() time.Time) (w *wallet, damage []error, err error) {
+func openWallet(path, domain string, first []*x509.Certificate, pinned []byte, clock func() time.Time) (w *wallet, damage []error,
+	err error) {
 	w = &wallet{path: path, domain: domain, clock: clock}
 	damage, err = w.load(first, pinned)
 	return w, damage, err
@@ -300,7 +301,8 @@ func (a *Appliance) enrol(ctx context.Context, c *link) ([]byte, error) {
 		return nil, refusedBy(op, err)
 	}
 	if td := ch.Msg.GetTrustDomain(); td != a.cfg.TrustDomain {
-		return nil, fault.New(op, fault.Denied, "the control plane is of the trust domain %.64q, the customer's file says %q", td, a.cfg.TrustDomain)
+		return nil, fault.New(op, fault.Denied, "the control plane is of the trust domain %.64q, the customer's file says %q", td,
+			a.cfg.TrustDomain)
 	}
 	key, request, err := a.wallet.pending()
 	if err != nil {
@@ -318,7 +320,8 @@ func (a *Appliance) enrol(ctx context.Context, c *link) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	res, err := client.Enrol(ctx, connect.NewRequest(&boundaryv1.EnrolRequest{Appliance: a.cfg.Name, Nonce: ch.Msg.GetNonce(), Csr: request, Token: proof.Token, Aws: awsToWire(proof.AWS), LogKey: own.PEM()}))
+	res, err := client.Enrol(ctx, connect.NewRequest(&boundaryv1.EnrolRequest{Appliance: a.cfg.Name, Nonce: ch.Msg.GetNonce(), Csr: request,
+		Token: proof.Token, Aws: awsToWire(proof.AWS), LogKey: own.PEM()}))
 	if err != nil {
 		return nil, refusedBy(op, err)
 	}

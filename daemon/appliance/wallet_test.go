@@ -43,7 +43,8 @@ type thief struct {
 	logKey []byte
 }
 
-func (e *thief) Challenge(context.Context, *connect.Request[boundaryv1.ChallengeRequest]) (*connect.Response[boundaryv1.ChallengeResponse], error) {
+func (e *thief) Challenge(context.Context,
+	*connect.Request[boundaryv1.ChallengeRequest]) (*connect.Response[boundaryv1.ChallengeResponse], error) {
 	return connect.NewResponse(&boundaryv1.ChallengeResponse{Nonce: "n", TrustDomain: testDomain, ServerTimeUnix: time.Now().Unix()}), nil
 }
 
@@ -52,7 +53,8 @@ func (e *thief) leaf(der []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	leaf, err := e.ca.Issue(csr, fleet.PrincipalOf(testDomain, fleet.Appliance, "eu-1"), time.Now(), time.Hour, identity.IssueOptions{Rand: rand.Reader})
+	leaf, err := e.ca.Issue(csr, fleet.PrincipalOf(testDomain, fleet.Appliance, "eu-1"), time.Now(), time.Hour,
+		identity.IssueOptions{Rand: rand.Reader})
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +63,8 @@ func (e *thief) leaf(der []byte) ([]byte, error) {
 
 func (e *thief) Enrol(_ context.Context, r *connect.Request[boundaryv1.EnrolRequest]) (*connect.Response[boundaryv1.EnrolResponse], error) {
 	leaf, err := e.leaf(r.Msg.GetCsr())
-	return connect.NewResponse(&boundaryv1.EnrolResponse{Certificate: leaf, Bundle: e.bundle, BundleNumber: math.MaxUint64, LogKey: e.logKey}), err
+	return connect.NewResponse(&boundaryv1.EnrolResponse{Certificate: leaf, Bundle: e.bundle, BundleNumber: math.MaxUint64,
+		LogKey: e.logKey}), err
 }
 
 func (e *thief) Renew(_ context.Context, r *connect.Request[boundaryv1.RenewRequest]) (*connect.Response[boundaryv1.RenewResponse], error) {
@@ -112,12 +115,14 @@ func TestOnlySignedCAsAfterTheFirst(t *testing.T) {
 	_, other := public()
 	w, _, err := openWallet(filepath.Join(t.TempDir(), "wallet.json"), testDomain, []*x509.Certificate{first.Cert}, nil, time.Now)
 	ok(err)
-	a := &Appliance{cfg: &configs.Appliance{Name: "eu-1", TrustDomain: testDomain}, wallet: w, book: newStore(t), signer: own, log: slog.New(slog.DiscardHandler),
+	a := &Appliance{cfg: &configs.Appliance{Name: "eu-1", TrustDomain: testDomain}, wallet: w, book: newStore(t), signer: own,
+		log:  slog.New(slog.DiscardHandler),
 		opts: Options{Proof: func(context.Context, string) (string, error) { return "token", nil }}}
 	e := &thief{ca: first, bundle: [][]byte{evil.Cert.Raw}, logKey: vendor}
 	l := &link{cc: io.NopCloser(nil), http: &http.Client{Transport: e}}
 
-	_, err = ledger.Submit(t.Context(), straight{a.book.Book()}, ledger.Meta{At: time.Now(), By: fleet.Local, Request: "r"}, book.MeetVendor{LogKey: vendor})
+	_, err = ledger.Submit(t.Context(), straight{a.book.Book()}, ledger.Meta{At: time.Now(), By: fleet.Local, Request: "r"},
+		book.MeetVendor{LogKey: vendor})
 	ok(err)
 	for what, ask := range map[string]func() error{
 		"enrol": func() error { _, err := a.enrol(t.Context(), l); return err },

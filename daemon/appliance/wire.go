@@ -18,11 +18,13 @@ func reportToWire(r book.Report, number uint64) *boundaryv1.Report {
 	switch {
 	case r.Deploy != nil:
 		d := r.Deploy
-		w.Body = &boundaryv1.Report_Deploy{Deploy: &boundaryv1.DeployReport{Release: clipName(string(d.Release)), Version: clipName(d.Version), State: clipName(string(d.State)),
-			Plan: clipName(string(d.Plan)), Reason: channel.ReasonToWire(d.Why)}}
+		w.Body = &boundaryv1.Report_Deploy{Deploy: &boundaryv1.DeployReport{Release: clipName(string(d.Release)), Version: clipName(d.Version),
+			State: clipName(string(d.State)),
+			Plan:  clipName(string(d.Plan)), Reason: channel.ReasonToWire(d.Why)}}
 	case r.Operation != nil:
 		o := r.Operation
-		w.Body = &boundaryv1.Report_Operation{Operation: &boundaryv1.OperationReport{Id: clipName(o.ID), State: clipName(o.State), Reason: channel.ReasonToWire(o.Why), Statement: o.Statement, Output: o.Output}}
+		w.Body = &boundaryv1.Report_Operation{Operation: &boundaryv1.OperationReport{Id: clipName(o.ID), State: clipName(o.State),
+			Reason: channel.ReasonToWire(o.Why), Statement: o.Statement, Output: o.Output}}
 	case r.Probe != nil:
 		w.Body = &boundaryv1.Report_Probe{Probe: &boundaryv1.ProbeReport{Id: clipName(r.Probe.ID), Index: r.Probe.Index}}
 	case r.Checkpoint != nil:
@@ -41,7 +43,8 @@ func reportToWire(r book.Report, number uint64) *boundaryv1.Report {
 func statusToWire(s book.Status) *boundaryv1.StatusReport {
 	w := &boundaryv1.StatusReport{Posture: clipName(string(s.Posture))}
 	for _, h := range s.Services[:min(len(s.Services), channel.MaxServices)] {
-		w.Services = append(w.Services, &boundaryv1.ServiceHealth{Name: clipName(h.Name), Healthy: h.Healthy, Restarts: h.Restarts, Reason: channel.ReasonToWire(h.Why)})
+		w.Services = append(w.Services, &boundaryv1.ServiceHealth{Name: clipName(h.Name), Healthy: h.Healthy, Restarts: h.Restarts,
+			Reason: channel.ReasonToWire(h.Why)})
 	}
 	for _, p := range s.Secrets[:min(len(s.Secrets), channel.MaxSecrets)] {
 		w.Secrets = append(w.Secrets, &boundaryv1.SecretPresence{Name: clipName(p.Name), Present: p.Present})

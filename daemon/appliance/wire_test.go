@@ -64,7 +64,8 @@ func TestEachReportCanBeEncoded(t *testing.T) {
 					t.Errorf("%s: a name of %d bytes", what, len(x))
 				}
 			}
-			if n := got.GetStatus(); len(n.GetServices()) > channel.MaxServices || len(n.GetSecrets()) > channel.MaxSecrets || len(n.GetRoads()) > channel.MaxTroubles {
+			if n := got.GetStatus(); len(n.GetServices()) > channel.MaxServices || len(n.GetSecrets()) > channel.MaxSecrets ||
+				len(n.GetRoads()) > channel.MaxTroubles {
 				t.Errorf("%s: more than the vendor takes", what)
 			}
 		}

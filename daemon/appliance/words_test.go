@@ -59,7 +59,8 @@ func TestACancelBindsItsRequest(t *testing.T) {
 	refused(t, o, fault.Conflict, consent(t, edited(c, func(c *operation.Cancel) { c.Request = fleet.DigestOf(other) }), customer))
 	refused(t, o, fault.Denied, consent(t, edited(c, func(c *operation.Cancel) { c.Appliance = "us-1" }), customer))
 	refused(t, o, fault.Denied, consent(t, c, vendor))
-	if done := must(t, o, consent(t, c, customer)); !slices.Equal(done.Stopped, []string{"op-1"}) || o.state(t, "op-1") != operation.Cancelled {
+	if done := must(t, o, consent(t, c, customer)); !slices.Equal(done.Stopped, []string{"op-1"}) ||
+		o.state(t, "op-1") != operation.Cancelled {
 		t.Fatalf("%+v, %s", done, o.state(t, "op-1"))
 	}
 	result := sealed(t, operation.Result{ID: "op-1"}, vendor)
@@ -74,7 +75,8 @@ func TestWhatIsWithheldIsGone(t *testing.T) {
 	o := started(t, "op-1")
 	result := sealed(t, operation.Result{ID: "op-1", Ended: o.now().Add(time.Hour)}, vendor)
 	must(t, o, book.Finish{ID: "op-1", Result: result, Output: []byte("hidden")})
-	r := operation.Release{ID: "op-1", Appliance: "eu-1", Result: fleet.DigestOf(result), Decision: operation.DecisionWithhold, At: o.now(), Nonce: nonce()}
+	r := operation.Release{ID: "op-1", Appliance: "eu-1", Result: fleet.DigestOf(result), Decision: operation.DecisionWithhold, At: o.now(),
+		Nonce: nonce()}
 	early := edited(r, func(r *operation.Release) {
 		r.Decision, r.Output = operation.DecisionRelease, fleet.DigestOf([]byte("hidden"))
 	})
@@ -127,7 +129,8 @@ func TestNoReadablePrivateKeyIsLeftAtTheAppliance(t *testing.T) {
 	}
 }
 
-// TestWhatEndsConsentIsReceipted: a revocation, a deny and a cancel are answered with a receipt that the appliance signed for that document.
+// TestWhatEndsConsentIsReceipted: a revocation, a deny and a cancel are answered with a receipt that the appliance signed for that
+// document.
 func TestWhatEndsConsentIsReceipted(t *testing.T) {
 	p := newPlace(t)
 	p.operating(true)
@@ -147,11 +150,13 @@ func TestWhatEndsConsentIsReceipted(t *testing.T) {
 		document []byte
 		receipt  bool
 	}{
-		"a grant":      {sealed(t, granted(fleet.OperateAdmin, 1), customer), false},
-		"a cancel":     {sealed(t, operation.Cancel{ID: op.ID, Appliance: "eu-1", Request: fleet.DigestOf(op.Request), At: p.now(), Nonce: nonce()}, customer), true},
+		"a grant": {sealed(t, granted(fleet.OperateAdmin, 1), customer), false},
+		"a cancel": {sealed(t, operation.Cancel{ID: op.ID, Appliance: "eu-1", Request: fleet.DigestOf(op.Request), At: p.now(),
+			Nonce: nonce()}, customer), true},
 		"a revocation": {sealed(t, grant.Revoke{Appliance: "eu-1", Phase: fleet.OperateAdmin, At: start, Nonce: nonce()}, customer), true},
-		"a deny": {sealed(t, grant.Deny{Appliance: "eu-1", Name: "no-admin", Cedar: `forbid (principal, action == Action::"operate.admin", resource);`,
-			At: start, Nonce: nonce()}, customer), true},
+		"a deny": {sealed(t, grant.Deny{Appliance: "eu-1", Name: "no-admin",
+			Cedar: `forbid (principal, action == Action::"operate.admin", resource);`,
+			At:    start, Nonce: nonce()}, customer), true},
 	} {
 		m, err := client.Submit(t.Context(), connect.NewRequest(&localv1.SubmitRequest{RequestId: nonce(), Document: c.document}))
 		if err != nil {

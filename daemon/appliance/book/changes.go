@@ -30,14 +30,16 @@ func (SetSite) Kind() string { return "site.set/1" }
 func (c SetSite) Apply(s *State, _ ledger.Meta) (none, error) {
 	const op = "site.set"
 	if s.Site.TrustDomain != "" && s.Site.TrustDomain != c.Site.TrustDomain {
-		return none{}, fault.New(op, fault.Conflict, "this book belongs to the vendor %q: another vendor needs an appliance of its own", s.Site.TrustDomain)
+		return none{}, fault.New(op, fault.Conflict, "this book belongs to the vendor %q: another vendor needs an appliance of its own",
+			s.Site.TrustDomain)
 	}
 	if err := c.Site.Check(); err != nil {
 		return none{}, fault.At(op, fault.Invalid, err)
 	}
 	for _, p := range s.Pinned {
 		if who := c.Site.owner(p.ID); who != "" {
-			return none{}, fault.New(op, fault.Denied, "key %s is pinned as the customer's, and the file has it as that of %s: nobody speaks for both sides", p.ID, who)
+			return none{}, fault.New(op, fault.Denied,
+				"key %s is pinned as the customer's, and the file has it as that of %s: nobody speaks for both sides", p.ID, who)
 		}
 	}
 	s.Site = c.Site
@@ -56,7 +58,8 @@ func (MeetVendor) Kind() string { return "vendor.meet/1" }
 func (c MeetVendor) Apply(s *State, _ ledger.Meta) (none, error) {
 	const op = "vendor.meet"
 	if s.VendorLogKey != nil && !bytes.Equal(s.VendorLogKey, c.LogKey) {
-		return none{}, fault.New(op, fault.Denied, "the vendor's log has another key than at the first enrolment: its evidence would not continue")
+		return none{}, fault.New(op, fault.Denied,
+			"the vendor's log has another key than at the first enrolment: its evidence would not continue")
 	}
 	if _, err := seal.ParseKey(c.LogKey); err != nil {
 		return none{}, fault.At(op, fault.Invalid, err)
@@ -102,7 +105,8 @@ func (c Pin) Apply(s *State, m ledger.Meta) (seal.KeyID, error) {
 			return "", err
 		}
 		if c.Endorsement == nil {
-			return "", fault.New(op, fault.Denied, "a key is pinned already: another one needs an endorsement signed with it (demarc local pin --endorse-with KEY)")
+			return "", fault.New(op, fault.Denied,
+				"a key is pinned already: another one needs an endorsement signed with it (demarc local pin --endorse-with KEY)")
 		}
 		e, _, err := seal.Open[operation.Endorsement](c.Endorsement, keys)
 		if err != nil {
@@ -159,10 +163,12 @@ func (ReportsDone) Kind() string { return "reports.done/1" }
 // Apply refuses an acknowledgement of what was never sent, and that of another epoch; an old one changes nothing.
 func (c ReportsDone) Apply(s *State, m ledger.Meta) (none, error) {
 	if c.Epoch != s.Epoch.Number {
-		return none{}, fault.New("reports.done", fault.Conflict, "epoch %d of the vendor's book acknowledges, and epoch %d is the one that was met", c.Epoch, s.Epoch.Number)
+		return none{}, fault.New("reports.done", fault.Conflict,
+			"epoch %d of the vendor's book acknowledges, and epoch %d is the one that was met", c.Epoch, s.Epoch.Number)
 	}
 	if c.Upto > s.ReportsSent() {
-		return none{}, fault.New("reports.done", fault.Conflict, "the vendor acknowledges report %d, and %d is the last that was written", c.Upto, s.ReportsSent())
+		return none{}, fault.New("reports.done", fault.Conflict, "the vendor acknowledges report %d, and %d is the last that was written",
+			c.Upto, s.ReportsSent())
 	}
 	if c.Upto > s.ReportsDone {
 		s.acknowledge(c.Upto)
@@ -244,6 +250,7 @@ func (s *State) move(o *Operation, e operation.Event, b Grounds, m ledger.Meta, 
 	}
 	o.State, o.Reason = next, b.Sentence
 	s.operations = s.operations.Set(o.ID, *o)
-	s.report(Report{At: m.At, Operation: &OperationReport{ID: o.ID, State: string(next), Why: b.Why.Clipped(), Statement: statement, Output: output}})
+	s.report(Report{At: m.At, Operation: &OperationReport{ID: o.ID, State: string(next), Why: b.Why.Clipped(), Statement: statement,
+		Output: output}})
 	return nil
 }

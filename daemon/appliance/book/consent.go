@@ -186,7 +186,8 @@ func (s *State) settle(out Consented, m ledger.Meta) (Consented, error) {
 		if o.State == operation.Running {
 			out.Stopped = append(out.Stopped, o.ID)
 		}
-		if err := s.move(&o, event, Grounds{fleet.Reason{Kind: fleet.ConsentRevoked}, "the customer revoked the consent: " + d.Why}, m, nil, nil); err != nil {
+		if err := s.move(&o, event, Grounds{fleet.Reason{Kind: fleet.ConsentRevoked}, "the customer revoked the consent: " + d.Why}, m, nil,
+			nil); err != nil {
 			return out, err
 		}
 	}
@@ -225,14 +226,16 @@ func approvePlan(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented
 		return Consented{}, fault.At(op, "", err)
 	}
 	if s.counted(id, a.At) {
-		return Consented{}, fault.New(op, fault.Conflict, "this approval was used before, or is older than those that are remembered: sign a new one")
+		return Consented{}, fault.New(op, fault.Conflict,
+			"this approval was used before, or is older than those that are remembered: sign a new one")
 	}
 	plan, _, o, err := s.Plan(a.Release)
 	if err != nil {
 		return Consented{}, fault.At(op, "", err)
 	}
 	if plan.Digest() != a.Plan {
-		return Consented{}, fault.New(op, fault.Conflict, "the approval binds plan %s, and the release compiles to %s now: review again", a.Plan.Short(), plan.Digest().Short())
+		return Consented{}, fault.New(op, fault.Conflict, "the approval binds plan %s, and the release compiles to %s now: review again",
+			a.Plan.Short(), plan.Digest().Short())
 	}
 	for _, p := range s.DeployPhases() {
 		if !slices.Contains(a.Phases, p) {
@@ -319,14 +322,16 @@ func release(c Consent, s *State, keys []seal.Key, m ledger.Meta) (Consented, er
 		return out, fault.New(op, fault.Conflict, "the document binds another result than that of operation %q", r.ID)
 	}
 	if res, err := seal.Peek[operation.Result](o.Result); err != nil || r.At.Before(res.Ended.Add(-operation.Skew)) {
-		return out, fault.New(op, fault.Conflict, "the document was made before the operation had ended: the clock of the appliance or of the signer is wrong, set it")
+		return out, fault.New(op, fault.Conflict,
+			"the document was made before the operation had ended: the clock of the appliance or of the signer is wrong, set it")
 	}
 	o.Release, o.Output = c.Document, nil
 	if r.Decision == operation.DecisionWithhold {
 		return out, s.move(&o, operation.Withhold, Grounds{fleet.Reason{Kind: fleet.Withheld}, r.Reason}, m, c.Document, nil)
 	}
 	if len(c.Output) == 0 || len(c.Output) > MaxOutput || fleet.DigestOf(c.Output) != r.Output {
-		return out, fault.New(op, fault.Conflict, "the output that came along is not the one that the document binds, or is larger than %d bytes", MaxOutput)
+		return out, fault.New(op, fault.Conflict,
+			"the output that came along is not the one that the document binds, or is larger than %d bytes", MaxOutput)
 	}
 	return out, s.move(&o, operation.LetOut, Grounds{Sentence: r.Reason}, m, c.Document, c.Output)
 }

@@ -97,9 +97,11 @@ func (s State) CheckEpoch(c MeetEpoch, at time.Time) error {
 	case c.Cause != "restore" && c.Cause != "recover" || c.LogKept < 0 || c.Witnessed < 0:
 		return fault.New(op, fault.Invalid, "an epoch begins by restore or recover")
 	case c.ReportsKnown > s.ReportsSent():
-		return fault.New(op, fault.Conflict, "the vendor knows report %d, and %d is the last that was written: this appliance's own book was set back", c.ReportsKnown, s.ReportsSent())
+		return fault.New(op, fault.Conflict,
+			"the vendor knows report %d, and %d is the last that was written: this appliance's own book was set back", c.ReportsKnown, s.ReportsSent())
 	case recent >= epochsEach:
-		return fault.New(op, fault.Busy, "the vendor's book began %d epochs within %s: another one is taken when that is over", recent, epochEvery)
+		return fault.New(op, fault.Busy, "the vendor's book began %d epochs within %s: another one is taken when that is over", recent,
+			epochEvery)
 	}
 	return nil
 }
@@ -136,11 +138,13 @@ func (s State) LossOf(c MeetEpoch) Lost {
 		seen = uint64(max(sizeOf(s.Witnessed[n-1]), 0))
 	}
 	first := max(c.ReportsKnown+1, s.OldestReport())
-	return Lost{Orders: fleet.SpanOf(c.OrdersKnown+1, s.OrdersDone), Reports: fleet.SpanOf(c.ReportsKnown+1, first-1), Again: fleet.SpanOf(first, s.ReportsDone),
-		Log: fleet.SpanOf(uint64(c.LogKept)+1, seen)}
+	return Lost{Orders: fleet.SpanOf(c.OrdersKnown+1, s.OrdersDone), Reports: fleet.SpanOf(c.ReportsKnown+1, first-1),
+		Again: fleet.SpanOf(first, s.ReportsDone),
+		Log:   fleet.SpanOf(uint64(c.LogKept)+1, seen)}
 }
 
-// rewind has the reports after one number wait again, as far as they are kept. Where the vendor knows more than it acknowledged, that is done.
+// rewind has the reports after one number wait again, as far as they are kept. Where the vendor knows more than it acknowledged, that is
+// done.
 func (s *State) rewind(known uint64) {
 	if known >= s.ReportsDone {
 		s.acknowledge(known)
@@ -197,8 +201,8 @@ func (s *State) withdraw() {
 	}
 }
 
-// forget sets aside the vendor's heads that are not heads of its present log: they are evidence of what it had. What it proves next must begin
-// with the newest that is left.
+// forget sets aside the vendor's heads that are not heads of its present log: they are evidence of what it had. What it proves next must
+// begin with the newest that is left.
 func (s *State) forget(kept int64) {
 	i := slices.IndexFunc(s.Witnessed, func(head []byte) bool { return sizeOf(head) > kept })
 	if i < 0 {

@@ -46,7 +46,8 @@ func (c BeginDeploy) Apply(s *State, m ledger.Meta) (none, error) {
 		return none{}, fault.At(op, "", err)
 	}
 	if plan.Digest() != s.Approved.Plan {
-		return none{}, PlanChanged.With(fault.New(op, fault.Conflict, "the release compiles to another plan than the one that was approved: review again"))
+		return none{}, PlanChanged.With(fault.New(op, fault.Conflict,
+			"the release compiles to another plan than the one that was approved: review again"))
 	}
 	grants := s.Grants
 	var used []string
@@ -61,7 +62,8 @@ func (c BeginDeploy) Apply(s *State, m ledger.Meta) (none, error) {
 		used = append(used, d.Grant)
 	}
 	s.Grants, s.Approved.Grants = grants, used
-	return none{}, s.deployed(Deploy{Approval: c.Approval, Release: o.Digest, Version: rel.Version, Plan: s.Approved.Plan, State: fleet.StateDeploying}, m)
+	return none{}, s.deployed(Deploy{Approval: c.Approval, Release: o.Digest, Version: rel.Version, Plan: s.Approved.Plan,
+		State: fleet.StateDeploying}, m)
 }
 
 // Reasons that are met in more than one place.
@@ -118,7 +120,8 @@ func (c EndDeploy) Apply(s *State, m ledger.Meta) (none, error) {
 	if c.State == fleet.StateDeployed {
 		s.Good = a
 	}
-	return none{}, s.deployed(Deploy{Approval: a.ID, Release: a.Release, Version: o.Version, Plan: a.Plan, State: c.State, Reason: c.Reason, Why: c.Why.Clipped()}, m)
+	return none{}, s.deployed(Deploy{Approval: a.ID, Release: a.Release, Version: o.Version, Plan: a.Plan, State: c.State, Reason: c.Reason,
+		Why: c.Why.Clipped()}, m)
 }
 
 func (s *State) deployed(d Deploy, m ledger.Meta) error {
@@ -262,7 +265,8 @@ func (c Expire) Apply(s *State, m ledger.Meta) (none, error) {
 func (s State) Lapsed(grant string, now time.Time) error {
 	for _, h := range s.Grants.Held {
 		if u := h.Grant.Until; h.ID == grant && !u.IsZero() && !now.Before(u) {
-			return ConsentEnded.With(fault.New("appliance.exec", fault.Expired, "its grant ended at %s while it ran: it was killed", u.UTC().Format(time.RFC3339)))
+			return ConsentEnded.With(fault.New("appliance.exec", fault.Expired, "its grant ended at %s while it ran: it was killed",
+				u.UTC().Format(time.RFC3339)))
 		}
 	}
 	return nil

@@ -63,7 +63,8 @@ func (Take) Kind() string { return "order.take/1" }
 // leaves a gap is refused.
 func (c Take) Apply(s *State, m ledger.Meta) (Took, error) {
 	if c.Epoch != s.Epoch.Number {
-		return Took{}, fault.New("order.take", fault.Conflict, "order %d is of epoch %d of the vendor's book, and epoch %d is the one that was met", c.Number, c.Epoch, s.Epoch.Number)
+		return Took{}, fault.New("order.take", fault.Conflict,
+			"order %d is of epoch %d of the vendor's book, and epoch %d is the one that was met", c.Number, c.Epoch, s.Epoch.Number)
 	}
 	if c.Number <= s.OrdersDone {
 		return Took{Done: s.OrdersDone}, nil
@@ -296,7 +297,8 @@ func (s State) Template(r operation.Request) (operation.Template, error) {
 
 // decide asks the grants and the denies; who is the word of [State.asker], limit how long the act may still take.
 func (s State) decide(r operation.Request, who fleet.Principal, t operation.Template, at time.Time, limit time.Duration) grant.Decision {
-	return grant.Decide(grant.Input{Appliance: s.Appliance, Phase: t.Tier, Limit: limit, Who: who, Operation: r.Template, Service: t.Service, Effects: effects(t), Now: at}, s.Grants)
+	return grant.Decide(grant.Input{Appliance: s.Appliance, Phase: t.Tier, Limit: limit, Who: who, Operation: r.Template, Service: t.Service,
+		Effects: effects(t), Now: at}, s.Grants)
 }
 
 // effects names what a template declares, so that a deny can speak of it.
@@ -336,11 +338,14 @@ func (s State) room() error {
 	}
 	switch {
 	case active >= MaxActive:
-		return tooManyOpen.With(fault.New(op, fault.Busy, "%d operations wait for the customer or run, and that is the most: ask again when some are over", active))
+		return tooManyOpen.With(fault.New(op, fault.Busy,
+			"%d operations wait for the customer or run, and that is the most: ask again when some are over", active))
 	case held >= MaxHeld:
-		return tooManyOpen.With(fault.New(op, fault.Busy, "the outputs of %d operations wait for the customer, and that is the most: ask again when some are released or withheld", held))
+		return tooManyOpen.With(fault.New(op, fault.Busy,
+			"the outputs of %d operations wait for the customer, and that is the most: ask again when some are released or withheld", held))
 	case edges >= MaxOperationEdges || bytes >= MaxOperationsBytes:
-		return tooManyOpen.With(fault.New(op, fault.Busy, "%d reports of operations wait for the vendor, and %d MiB of outputs and documents are held: ask again when they are acknowledged",
+		return tooManyOpen.With(fault.New(op, fault.Busy,
+			"%d reports of operations wait for the vendor, and %d MiB of outputs and documents are held: ask again when they are acknowledged",
 			edges, bytes>>20))
 	}
 	return nil

@@ -14,8 +14,8 @@ import (
 // maxPlans is how many compiled plans are kept: the last good one, the approved one, and those that somebody reviews.
 const maxPlans = 8
 
-// Plans is a cache of compiled plans. A release is named by its digest, so its plan never changes. The loops ask every few seconds, and to read
-// a Compose file takes milliseconds.
+// Plans is a cache of compiled plans. A release is named by its digest, so its plan never changes. The loops ask every few seconds, and
+// to read a Compose file takes milliseconds.
 type Plans struct {
 	mu sync.Mutex
 	of map[planKey]manifest.Plan

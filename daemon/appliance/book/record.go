@@ -221,7 +221,8 @@ func complete(cases []Case, documents []string) error {
 	for i, text := range documents {
 		d := fleet.DigestOf([]byte(text))
 		if _, ok := named[d]; !ok {
-			return fault.Because(audit.Unknown, opDocuments, fault.Denied, "document %d is in none of the logs: nobody knows when it was made, or whether it counted", i)
+			return fault.Because(audit.Unknown, opDocuments, fault.Denied,
+				"document %d is in none of the logs: nobody knows when it was made, or whether it counted", i)
 		}
 		if first, twice := seen[d]; twice {
 			return fault.Because(audit.Unknown, opDocuments, fault.Denied, "document %d is document %d once more", i, first)
@@ -231,7 +232,8 @@ func complete(cases []Case, documents []string) error {
 	for _, c := range cases {
 		for _, d := range c.Record.documents {
 			if _, ok := seen[d.digest]; !ok {
-				return fault.Because(audit.Omitted, opDocuments, fault.Denied, "log %q: the document of entry %d (%s) was left out", c.Origin, d.entry, d.kind)
+				return fault.Because(audit.Omitted, opDocuments, fault.Denied, "log %q: the document of entry %d (%s) was left out", c.Origin,
+					d.entry, d.kind)
 			}
 		}
 	}
@@ -321,7 +323,8 @@ func (c Case) verify(l *links) (Verified, error) {
 			last = d
 		}
 	}
-	keys := operation.Keys{Operators: c.Trust.operators(l.request), Customers: c.Trust.customers(c.Origin, c.Record, last), Appliance: c.Trust.Appliance}
+	keys := operation.Keys{Operators: c.Trust.operators(l.request), Customers: c.Trust.customers(c.Origin, c.Record, last),
+		Appliance: c.Trust.Appliance}
 	chain, err := operation.VerifyChain(l.request.sealed, l.approval.sealed, l.result.sealed, l.release.sealed, keys)
 	if err == nil && len(c.Trust.Operators) == 0 {
 		_, _, err = State{Site: l.request.site}.asker(l.request.sealed) // the key is that of the operator whom the request names

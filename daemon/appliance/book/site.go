@@ -78,7 +78,8 @@ func (s Site) Check() error {
 	owner := map[seal.KeyID]string{}
 	for _, o := range all {
 		if other, taken := owner[o.key.ID]; taken {
-			return fault.New(op, fault.Invalid, "key %s is named twice in control_plane, for %s and for %s: one key speaks for one, so have the vendor draw another", o.key.ID, other, o.who)
+			return fault.New(op, fault.Invalid,
+				"key %s is named twice in control_plane, for %s and for %s: one key speaks for one, so have the vendor draw another", o.key.ID, other, o.who)
 		}
 		owner[o.key.ID] = o.who
 	}
@@ -90,7 +91,8 @@ func (s Site) Check() error {
 func (s State) asker(sealed []byte) (operation.Request, fleet.Principal, error) {
 	const op = "order.operation"
 	if len(s.Site.Operators) == 0 {
-		return operation.Request{}, "", askerUnknown.With(fault.New(op, fault.Denied, "the customer's file names no operator: nobody may ask for operations"))
+		return operation.Request{}, "", askerUnknown.With(fault.New(op, fault.Denied,
+			"the customer's file names no operator: nobody may ask for operations"))
 	}
 	all, err := s.Site.owned()
 	if err != nil {
@@ -113,7 +115,8 @@ func (s State) asker(sealed []byte) (operation.Request, fleet.Principal, error) 
 			return r, r.Operator, nil
 		}
 	}
-	return r, "", askerUnknown.With(fault.New(op, fault.Denied, "the request says that %q asks, and it is signed with the key of %s: everybody asks in their own name",
+	return r, "", askerUnknown.With(fault.New(op, fault.Denied,
+		"the request says that %q asks, and it is signed with the key of %s: everybody asks in their own name",
 		fault.Clip(string(r.Operator)), names[by[0].ID]))
 }
 

@@ -63,7 +63,8 @@ func sign(ctx context.Context, creds aws.Credentials, region, audience string, a
 	}
 	auth := r.Header.Get("Authorization")
 	_, sig, _ := strings.Cut(auth, "Signature=")
-	s := &identity.SignedIdentity{Region: region, Date: r.Header.Get("X-Amz-Date"), AccessKeyID: creds.AccessKeyID, SessionToken: creds.SessionToken}
+	s := &identity.SignedIdentity{Region: region, Date: r.Header.Get("X-Amz-Date"), AccessKeyID: creds.AccessKeyID,
+		SessionToken: creds.SessionToken}
 	if s.Signature, err = hex.DecodeString(sig); err != nil || s.Authorization() != auth {
 		return nil, fault.Because(err, op, fault.Internal, "the AWS SDK signed another request than the control plane will write")
 	}

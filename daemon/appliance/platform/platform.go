@@ -124,12 +124,14 @@ func (b *bounded) Write(p []byte) (int, error) {
 // google asks the metadata server, at GCE_METADATA_HOST where that is set, as Google's own libraries do.
 func google(ctx context.Context, audience string) ([]byte, error) {
 	const op = "platform.google"
-	c := metadata.NewClient(&http.Client{Timeout: askTimeout, Transport: &http.Transport{Proxy: nil, DisableKeepAlives: true, MaxResponseHeaderBytes: 16 << 10,
-		DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext}})
+	c := metadata.NewClient(&http.Client{Timeout: askTimeout, Transport: &http.Transport{Proxy: nil, DisableKeepAlives: true,
+		MaxResponseHeaderBytes: 16 << 10,
+		DialContext:            (&net.Dialer{Timeout: 2 * time.Second}).DialContext}})
 	q := url.Values{"audience": {audience}, "format": {"full"}}
 	t, err := c.GetWithContext(ctx, "instance/service-accounts/default/identity?"+q.Encode())
 	if err != nil {
-		return nil, fault.Because(err, op, fault.Unavailable, "the metadata server of Google Cloud gave no identity token: is this a virtual machine with a service account?")
+		return nil, fault.Because(err, op, fault.Unavailable,
+			"the metadata server of Google Cloud gave no identity token: is this a virtual machine with a service account?")
 	}
 	return []byte(t), nil
 }
@@ -172,7 +174,8 @@ func inCluster(k *configs.KubernetesProof) (*cluster, error) {
 	return &cluster{base: strings.TrimSuffix(at.APIServer, "/"), token: string(bytes.TrimSpace(own)), http: &http.Client{
 		Timeout:       askTimeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Transport:     &http.Transport{Proxy: nil, DisableKeepAlives: true, MaxResponseHeaderBytes: 16 << 10, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}},
+		Transport: &http.Transport{Proxy: nil, DisableKeepAlives: true, MaxResponseHeaderBytes: 16 << 10,
+			TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}},
 	}}, nil
 }
 
@@ -188,7 +191,8 @@ func (c *cluster) request(ctx context.Context, audience string) ([]byte, error) 
 	if err != nil {
 		return nil, fault.At(op, fault.Internal, err)
 	}
-	b, err := c.do(ctx, http.MethodPost, "/api/v1/namespaces/"+url.PathEscape(namespace)+"/serviceaccounts/"+url.PathEscape(account)+"/token", ask, identity.MaxToken+(16<<10))
+	b, err := c.do(ctx, http.MethodPost,
+		"/api/v1/namespaces/"+url.PathEscape(namespace)+"/serviceaccounts/"+url.PathEscape(account)+"/token", ask, identity.MaxToken+(16<<10))
 	if err != nil {
 		return nil, err
 	}
@@ -225,9 +229,11 @@ func (c *cluster) do(ctx context.Context, method, path string, body []byte, most
 	case err != nil:
 		return nil, fault.Because(err, op, fault.Unavailable, "the API server's answer was cut off")
 	case res.StatusCode == http.StatusForbidden && method == http.MethodPost:
-		return nil, fault.New(op, fault.Denied, "the API server refuses the appliance a token of its own service account: it needs create on serviceaccounts/token, see docs/identity.md")
+		return nil, fault.New(op, fault.Denied,
+			"the API server refuses the appliance a token of its own service account: it needs create on serviceaccounts/token, see docs/identity.md")
 	case res.StatusCode == http.StatusForbidden:
-		return nil, fault.New(op, fault.Denied, "the API server does not show its keys to the appliance: it needs the cluster role system:service-account-issuer-discovery")
+		return nil, fault.New(op, fault.Denied,
+			"the API server does not show its keys to the appliance: it needs the cluster role system:service-account-issuer-discovery")
 	case res.StatusCode == http.StatusUnauthorized:
 		return nil, fault.New(op, fault.Denied, "the API server does not know the pod's token: it ran out, or it is of another cluster")
 	case res.StatusCode/100 != 2:
