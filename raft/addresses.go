@@ -9,7 +9,7 @@ import (
 	hraft "github.com/hashicorp/raft"
 )
 
-// addresses is where members are, and which were removed. It follows the configuration in the log.
+// addresses are those of the members, and which of them were removed. It follows the configuration in the log.
 type addresses struct {
 	mu     sync.Mutex
 	listed map[string]string // by the list of the config
@@ -41,7 +41,7 @@ func (a *addresses) committed(index uint64) {
 	a.at = max(a.at, index)
 }
 
-// advertised notes where a member says that it is.
+// advertised notes the address that a member sent of itself.
 func (a *addresses) advertised(id, addr string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -10,7 +10,7 @@ import (
 	"github.com/demarc-dev/demarc/raft"
 )
 
-// A node is asked whether it may begin a cluster where its directory is empty, and only there; where it may not it writes nothing
+// A node is asked whether it may begin a cluster if its directory is empty, and only then; if it may not it writes nothing
 // that a later start would take for a beginning.
 func TestBeginIsAsked(t *testing.T) {
 	asked, refuses := 0, false
@@ -29,7 +29,7 @@ func TestBeginIsAsked(t *testing.T) {
 	c.open(0) // it has a log
 	c.leader()
 	if c.stop(0); asked != 1 {
-		t.Fatalf("it was asked %d times: once at the first start, and not where there is a log", asked)
+		t.Fatalf("it was asked %d times: once at the first start, and not if there is a log", asked)
 	}
 	if err := os.RemoveAll(c.dirs[0]); err != nil {
 		t.Fatal(err)

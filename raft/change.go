@@ -315,7 +315,7 @@ func (m *membership) refresh() {
 	}
 }
 
-// notifyRemoved tells a node that it was removed; if it is not reached it learns it from the first peer that it calls.
+// notifyRemoved sends a node that it was removed; if it is not reached it learns it from the first peer that it calls.
 func (m *membership) notifyRemoved(id, addr string, index uint64) {
 	ctx, cancel := context.WithTimeout(m.life.ctx, m.cfg.Timing.callTimeout())
 	defer cancel()
@@ -333,7 +333,7 @@ func (m *membership) notifyRemoved(id, addr string, index uint64) {
 }
 
 // removedBy takes the word of a peer that this node is no member by the configuration of an index. An index that is not newer
-// than the one that this node knows says nothing, and a node that knows none yet waits to be added.
+// than the one that this node knows is ignored, and a node that knows none yet waits to be added.
 func (m *membership) removedBy(peer string, index uint64) {
 	at, all := m.addrs.index(), m.lib.servers()
 	if _, is := find(all, m.lib.self); at == 0 || len(all) == 0 || is && index <= at {

@@ -29,14 +29,14 @@ import (
 
 const domain = "acme.example"
 
-// list is a machine that keeps what it was given. "bad" and "full" are refused in rehearsal, "poison" stops the node.
+// list is a machine that stores what was proposed. "bad" and "full" are refused in the dry run, "poison" stops the node.
 type list struct {
 	mu    sync.Mutex
 	lines []string
 	index uint64
 	last  map[uint64]int // proposals an entry
 
-	hold   func(line string) // where it is not nil, before a line is applied
+	hold   func(line string) // if it is not nil, before a line is applied
 	refuse bool              // to restore
 	tried  int               // to restore
 }
@@ -144,7 +144,8 @@ func sourceAt(t testing.TB, ca *identity.Authority, role fleet.Role, name string
 	if err != nil {
 		t.Fatal(err)
 	}
-	return identity.Fixed(&tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}, identity.Pool([]*x509.Certificate{ca.Cert}))
+	cert := &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
+	return identity.Fixed(cert, identity.Pool([]*x509.Certificate{ca.Cert}))
 }
 
 func peer(s tls.ConnectionState) (string, error) {
@@ -160,7 +161,7 @@ func onlyNodes(p fleet.Principal, _ fleet.Serial) error {
 	return nil
 }
 
-// free gives an address that nobody listens at.
+// free returns an address at which no process listens.
 func free(t testing.TB) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -204,7 +205,8 @@ func (c *cluster) configAt(i int, addr string) raft.Config {
 	}
 	s := source(c.t, c.ca, fleet.Node, c.members[i].ID)
 	cfg := raft.Config{Self: c.members[i], First: c.members, Dir: c.dirs[i], Machine: c.lists[i], Listener: ln, Timing: raft.Fast(),
-		ServerTLS: identity.Server(s, onlyNodes, true, raft.ProtoRaft, raft.ProtoForward), ClientTLS: func(id string) *tls.Config { return identity.Client(s, identity.WantNode(domain, id)) }, Peer: peer}
+		ServerTLS: identity.Server(s, onlyNodes, true, raft.ProtoRaft, raft.ProtoForward),
+		ClientTLS: func(id string) *tls.Config { return identity.Client(s, identity.WantNode(domain, id)) }, Peer: peer}
 	raft.SmallLog(&cfg, 4<<20) // less to write in each test
 	if c.edit != nil {
 		c.edit(i, &cfg)
@@ -285,7 +287,8 @@ func (c *cluster) same(want []string) {
 			c.t.Fatal(err)
 		}
 		if got := c.lists[i].all(); want != nil && !slices.Equal(got, want) {
-			c.t.Fatalf("%s has %d lines %.20q, want %d %.20q", c.members[i].ID, len(got), got[max(0, len(got)-8):], len(want), want[max(0, len(want)-8):])
+			c.t.Fatalf("%s has %d lines %.20q, want %d %.20q", c.members[i].ID,
+				len(got), got[max(0, len(got)-8):], len(want), want[max(0, len(want)-8):])
 		}
 	}
 }

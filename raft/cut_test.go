@@ -24,7 +24,7 @@ func wireFrame(id uint64, kind byte, payload []byte) []byte {
 }
 
 // A node that ends answers what it has read, says then that it took nothing else, and waits for the peer to hang up.
-func TestTheLastWordOfANode(t *testing.T) {
+func TestANodeThatEndsSaysSo(t *testing.T) {
 	c := start(t, 1, nil)
 	c.leader()
 	held, open := make(chan struct{}), make(chan struct{})
@@ -39,8 +39,8 @@ func TestTheLastWordOfANode(t *testing.T) {
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
-	patience := []byte{0, 0, 0x40, 0}
-	if _, err := conn.Write(wireFrame(1, 'p', append(patience, "one"...))); err != nil {
+	timeout := []byte{0, 0, 0x40, 0}
+	if _, err := conn.Write(wireFrame(1, 'p', append(timeout, "one"...))); err != nil {
 		t.Fatal(err)
 	}
 	<-held
@@ -52,7 +52,7 @@ func TestTheLastWordOfANode(t *testing.T) {
 	}()
 	waitFor(t, c.nodes[0].Ends)
 	for id := range uint64(50) { // some may be read, and are refused; the others lie in buffers
-		if _, err := conn.Write(wireFrame(id+2, 'p', append(patience, fmt.Sprint("late", id)...))); err != nil {
+		if _, err := conn.Write(wireFrame(id+2, 'p', append(timeout, fmt.Sprint("late", id)...))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -80,7 +80,7 @@ func TestTheLastWordOfANode(t *testing.T) {
 	}
 }
 
-// A peer that is slow to read gets what a node that ends has for it, the answer and the last word: the node waits, and does not
+// A peer that is slow to read gets what a node that ends has for it, the answer and the notice of the end: the node waits, and does not
 // hang up while it writes. Nothing lies in buffers here: what is not read is not written.
 func TestANodeThatEndsWaitsForItsAnswers(t *testing.T) {
 	ca, dirs := newCA(t), []string{t.TempDir()}
@@ -136,8 +136,8 @@ func TestANodeThatEndsWaitsForItsAnswers(t *testing.T) {
 	})
 }
 
-// A peer that reads nothing at all, or does not hang up, holds up the end of a node for a second.
-func TestNobodyHoldsUpTheEnd(t *testing.T) {
+// A peer that reads nothing at all, or does not hang up, delays the end of a node by a second.
+func TestNoPeerDelaysTheEnd(t *testing.T) {
 	for name, reads := range map[string]string{"reads nothing": "", "reads nothing of what comes late": "", "does not hang up": "ae"} {
 		t.Run(name, func(t *testing.T) {
 			ca, dirs := newCA(t), []string{t.TempDir()}
@@ -189,7 +189,7 @@ func TestNobodyHoldsUpTheEnd(t *testing.T) {
 	}
 }
 
-// readWire reads a frame and gives its kind.
+// readWire reads a frame and returns its kind.
 func readWire(r io.Reader) (byte, error) {
 	var head [4]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {

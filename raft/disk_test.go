@@ -35,7 +35,7 @@ func (c *cluster) refused(i int, words ...string) {
 	}
 }
 
-// alter changes one byte of a file where what stands there is found.
+// alter changes one byte of a file, at the place at which its present content is found.
 func alter(t *testing.T, path, what string, at int) {
 	t.Helper()
 	b, err := os.ReadFile(path)
@@ -60,7 +60,7 @@ func covered(s string) string {
 	return string(b)
 }
 
-// A byte of the log that was altered keeps the node from starting: it names the file and the entry, and applies nothing.
+// A byte of the log that was altered prevents the node from starting: it names the file and the entry, and applies nothing.
 func TestAnAlteredLogIsNamed(t *testing.T) {
 	c := start(t, 1, nil)
 	c.leader()
@@ -99,7 +99,7 @@ func newest(t *testing.T, dir string) string {
 }
 
 // A snapshot that was altered, or what is said about it, is put aside and named; the older one and the log take its
-// place where they reach, and where they don't the node says what to do.
+// place if they reach far enough; if they don't the node says what to do.
 func TestAnAlteredSnapshotIsPutAside(t *testing.T) {
 	for name, alters := range map[string]func(*testing.T, string){
 		"state":    func(t *testing.T, dir string) { alter(t, filepath.Join(dir, "state.bin"), "line2", 2) },

@@ -27,7 +27,7 @@ const (
 var errFull = forward.Permanent(fault.New("raft.Propose", fault.Unavailable,
 	"the disk of the leader is full, so it takes no changes: make space, no restart is needed; reads are answered"))
 
-// diskGuard keeps a node from doing harm while its disk hangs or is full.
+// diskGuard cuts a node off while its disk hangs, and refuses its proposals while its disk is full.
 type diskGuard struct {
 	lib    *consensus
 	life   *lifetime

@@ -43,7 +43,7 @@ func load(t testing.TB, n *raft.Node, sides int) (stop func()) {
 	return func() { cancel(); wg.Wait() }
 }
 
-// ends fails the test where f does not end.
+// ends fails the test if f does not end.
 func ends(t testing.TB, what string, f func()) {
 	t.Helper()
 	done := make(chan struct{})
@@ -55,7 +55,7 @@ func ends(t testing.TB, what string, f func()) {
 	}
 }
 
-// A node that is closed while it writes must end: no proposal may wait for an entry that nobody finishes.
+// A node that is closed while it writes must end: no proposal may wait for an entry that is never finished.
 func TestClosingUnderLoadEnds(t *testing.T) {
 	for range 8 {
 		c := start(t, 1, nil)
@@ -119,8 +119,8 @@ func TestAReadEndsWithItsContext(t *testing.T) {
 	})
 }
 
-// An entry that the leader wrote and nobody else has heard of is unsure as soon as the lead is lost, not when the caller
-// loses patience.
+// An entry that the leader wrote and no other node has heard of is unsure as soon as the lead is lost, not when the caller
+// runs out of time.
 func TestALostLeadIsUnsure(t *testing.T) {
 	c := start(t, 3, nil)
 	lead := c.leader()
@@ -136,7 +136,7 @@ func TestALostLeadIsUnsure(t *testing.T) {
 	short, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
 	if _, err := c.nodes[lead].Propose(short, []byte("nothing")); !errors.Is(err, fault.Unavailable) {
-		t.Fatalf("with nobody leading nothing is written: %v", err)
+		t.Fatalf("without a leader nothing is written: %v", err)
 	}
 	c.nodes[(lead+1)%3].Cut(false)
 	c.nodes[(lead+2)%3].Cut(false)
@@ -147,7 +147,7 @@ func TestALostLeadIsUnsure(t *testing.T) {
 	}
 }
 
-// What a machine cannot apply stops each node that hears of it, and nothing after it is applied or kept in a snapshot.
+// What a machine cannot apply stops each node that hears of it, and nothing after it is applied or put into a snapshot.
 func TestPoisonStopsAndStaysUnapplied(t *testing.T) {
 	c := start(t, 3, nil)
 	lead := c.leader()
@@ -214,16 +214,16 @@ func TestWhatCanNeverWorkIsRefused(t *testing.T) {
 	c.leader()
 	c.stop(0)
 	for name, edit := range map[string]func(*raft.Config){
-		"no directory":      func(c *raft.Config) { c.Dir = "" },
-		"no machine":        func(c *raft.Config) { c.Machine = nil },
-		"no members":        func(c *raft.Config) { c.First = nil },
-		"not among them":    func(c *raft.Config) { c.Self.Addr = "127.0.0.1:1" },
-		"a name twice":      func(c *raft.Config) { c.First = append(c.First, raft.Member{ID: c.Self.ID, Addr: "127.0.0.1:1"}) },
-		"an address twice":  func(c *raft.Config) { c.First = append(c.First, raft.Member{ID: "x", Addr: c.Self.Addr}) },
-		"no client needed":  func(c *raft.Config) { c.ServerTLS.ClientAuth = tls.VerifyClientCertIfGiven },
-		"no protocols":      func(c *raft.Config) { c.ServerTLS.NextProtos = nil },
-		"lease too long":    func(c *raft.Config) { c.Timing.Lease = time.Hour },
-		"a file for a disk": func(c *raft.Config) { c.Dir = file(t) },
+		"no directory":          func(c *raft.Config) { c.Dir = "" },
+		"no machine":            func(c *raft.Config) { c.Machine = nil },
+		"no members":            func(c *raft.Config) { c.First = nil },
+		"not among them":        func(c *raft.Config) { c.Self.Addr = "127.0.0.1:1" },
+		"a name twice":          func(c *raft.Config) { c.First = append(c.First, raft.Member{ID: c.Self.ID, Addr: "127.0.0.1:1"}) },
+		"an address twice":      func(c *raft.Config) { c.First = append(c.First, raft.Member{ID: "x", Addr: c.Self.Addr}) },
+		"no client certificate": func(c *raft.Config) { c.ServerTLS.ClientAuth = tls.VerifyClientCertIfGiven },
+		"no protocols":          func(c *raft.Config) { c.ServerTLS.NextProtos = nil },
+		"lease too long":        func(c *raft.Config) { c.Timing.Lease = time.Hour },
+		"a file for a disk":     func(c *raft.Config) { c.Dir = file(t) },
 	} {
 		cfg := c.config(0)
 		edit(&cfg)
@@ -258,7 +258,7 @@ func TestADirectoryIsOpenOnce(t *testing.T) {
 	})
 }
 
-// A member that moved is reached where the list says, not where the log says.
+// A member that moved is reached at the address in the list, not at that in the log.
 func TestAMemberMoves(t *testing.T) {
 	c := start(t, 3, nil)
 	lead := c.leader()
@@ -319,16 +319,16 @@ func TestHostileFramesEndTheirConnection(t *testing.T) {
 		send []byte
 		want string // how the answer begins; "" ends the connection
 	}{
-		"too short":      {[]byte{0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 1}, ""},
-		"too long":       {[]byte{0xff, 0xff, 0xff, 0xff}, ""},
-		"no patience":    {frame('p', 1, 2), "finvalid"},
-		"unknown kind":   {frame('x', 0, 0, 1, 0), "finvalid"},
-		"a term":         {frame('t'), "a\x00\x00\x00\x00"},
-		"a read":         {frame('r', 0, 0, 0x40, 0), "a\x00\x00\x00\x00"},
-		"refused":        {frame('p', 0, 0, 0x40, 0, 'b', 'a', 'd'), "finvalid\nthis line is bad"},
-		"taken":          {frame('p', 0, 0, 0x40, 0, 'x'), "a"},
-		"much patience":  {frame('p', 0xff, 0xff, 0xff, 0xff, 'y'), "a"},
-		"no patience ms": {frame('p', 0, 0, 0, 0, 'z'), "funavailable"},
+		"too short":     {[]byte{0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 1}, ""},
+		"too long":      {[]byte{0xff, 0xff, 0xff, 0xff}, ""},
+		"no timeout":    {frame('p', 1, 2), "finvalid"},
+		"unknown kind":  {frame('x', 0, 0, 1, 0), "finvalid"},
+		"a term":        {frame('t'), "a\x00\x00\x00\x00"},
+		"a read":        {frame('r', 0, 0, 0x40, 0), "a\x00\x00\x00\x00"},
+		"refused":       {frame('p', 0, 0, 0x40, 0, 'b', 'a', 'd'), "finvalid\nthis line is bad"},
+		"taken":         {frame('p', 0, 0, 0x40, 0, 'x'), "a"},
+		"much timeout":  {frame('p', 0xff, 0xff, 0xff, 0xff, 'y'), "a"},
+		"no timeout ms": {frame('p', 0, 0, 0, 0, 'z'), "funavailable"},
 	} {
 		conn, err := tls.Dial("tcp", c.members[0].Addr, conf)
 		if err != nil {
@@ -354,9 +354,9 @@ func TestHostileFramesEndTheirConnection(t *testing.T) {
 	c.propose(0, "alive")
 }
 
-// A polite end of the leader costs the callers of the others nothing, not even doubt. It is in fake time: on a machine that is
+// A graceful end of the leader costs the callers of the others nothing, not even doubt. It is in fake time: on a machine that is
 // busy a leader may lose the lead by itself, and then there is doubt, rightly.
-func TestAPoliteEndLeavesNobodyUnsure(t *testing.T) {
+func TestAGracefulEndLeavesNoCallerUnsure(t *testing.T) {
 	ca, dirs := newCA(t), []string{t.TempDir(), t.TempDir(), t.TempDir()}
 	synctest.Test(t, func(t *testing.T) {
 		c := newFakeCluster(t, ca, dirs, nil)
@@ -364,7 +364,7 @@ func TestAPoliteEndLeavesNobodyUnsure(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		var wg sync.WaitGroup
 		var done atomic.Int64
-		t.Cleanup(func() { // in this order, also where the test gives up
+		t.Cleanup(func() { // in this order, also if the test fails
 			cancel()
 			wg.Wait()
 			for i := range c.nodes {
@@ -382,7 +382,7 @@ func TestAPoliteEndLeavesNobodyUnsure(t *testing.T) {
 						return
 					}
 					done.Add(1)
-					time.Sleep(time.Duration(1+s) * time.Millisecond) // of the bubble's time, which stands still while anything runs
+					time.Sleep(time.Duration(1+s) * time.Millisecond) // of the bubble's time, which does not move while anything runs
 				}
 			})
 		}

@@ -68,7 +68,8 @@ func (n *Node) Synced() uint64 { return n.disk.logs.Synced() }
 
 // Fast is timing for tests.
 func Fast() Timing {
-	return Timing{Heartbeat: 150 * time.Millisecond, Election: 150 * time.Millisecond, Lease: 100 * time.Millisecond, Commit: 5 * time.Millisecond,
+	return Timing{Heartbeat: 150 * time.Millisecond, Election: 150 * time.Millisecond, Lease: 100 * time.Millisecond,
+		Commit:        5 * time.Millisecond,
 		SnapshotEvery: time.Hour, SnapshotThreshold: 1 << 40, Trailing: 8, DiskHang: 300 * time.Millisecond}
 }
 
@@ -84,7 +85,7 @@ func Lose(dir string, from uint64) error {
 	return errors.Join(l.Cut(from), l.Close())
 }
 
-// RemovedBy gives a node the word of a peer that it was removed by the configuration of an index.
+// RemovedBy tells a node, as a peer does, that it was removed by the configuration of an index.
 func (n *Node) RemovedBy(by string, index uint64) { n.members.removedBy(by, index) }
 
 // ConfigurationIndex is that of the newest configuration that the node knows the index of.

@@ -27,7 +27,7 @@ import (
 type fakeNet struct {
 	mu    sync.Mutex
 	doors map[string]*fakeDoor
-	away  map[string]bool // nodes that nobody reaches
+	away  map[string]bool // nodes that are cut off
 	conns map[net.Conn][2]string
 }
 
@@ -80,7 +80,7 @@ func (n *fakeNet) dialer(from string) func(ctx context.Context, addr string) (ne
 	}
 }
 
-// cut keeps everybody from a node, and breaks what it has.
+// cut keeps all others from a node, and breaks its connections.
 func (n *fakeNet) cut(addr string, on bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -140,8 +140,10 @@ func (f *fakeCluster) up(i int) {
 	f.t.Helper()
 	s := f.sources[i]
 	f.lists[i] = &list{}
-	cfg := raft.Config{Self: f.members[i], First: f.members, Dir: f.dirs[i], Machine: f.lists[i], Listener: f.world.listen(f.members[i].Addr), Dial: f.world.dialer(f.members[i].Addr), Peer: peer,
-		ServerTLS: identity.Server(s, onlyNodes, true, raft.ProtoRaft, raft.ProtoForward), ClientTLS: func(id string) *tls.Config { return identity.Client(s, identity.WantNode(domain, id)) }}
+	cfg := raft.Config{Self: f.members[i], First: f.members, Dir: f.dirs[i], Machine: f.lists[i],
+		Listener: f.world.listen(f.members[i].Addr), Dial: f.world.dialer(f.members[i].Addr), Peer: peer,
+		ServerTLS: identity.Server(s, onlyNodes, true, raft.ProtoRaft, raft.ProtoForward),
+		ClientTLS: func(id string) *tls.Config { return identity.Client(s, identity.WantNode(domain, id)) }}
 	raft.SmallLog(&cfg, 4<<20)
 	if f.edit != nil {
 		f.edit(i, &cfg)

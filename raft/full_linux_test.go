@@ -66,7 +66,7 @@ func empty(t *testing.T, dir string) {
 	}
 }
 
-// write proposes until it is refused, and tells what was answered.
+// write proposes until it is refused, and returns what was answered.
 func (c *cluster) write(i int, from int) (want []string, refused error) {
 	c.t.Helper()
 	for k := from; k < from+2000; k++ {
@@ -82,9 +82,9 @@ func (c *cluster) write(i int, from int) (want []string, refused error) {
 	return want, nil
 }
 
-// On a real file system without space on any node: changes are refused as unavailable and say why, reads go on, the
-// leader stays, a restart works, nothing is lost, and when there is space changes are taken again without anybody's
-// doing.
+// On a real file system without space on any node: changes are refused as unavailable and say why, reads are answered, the
+// leader stays, a restart works, nothing is lost, and when there is space changes are taken again without a
+// restart.
 func TestFullDisksRefuseAndComeBack(t *testing.T) {
 	c, mounts := disks(t)
 	lead := c.leader()
@@ -129,7 +129,7 @@ func TestFullDisksRefuseAndComeBack(t *testing.T) {
 	c.same(want)
 }
 
-// A leader whose disk alone is full lets another one lead, and changes go on.
+// A leader whose disk alone is full lets another one lead, and changes are taken.
 func TestALeaderWithAFullDiskYields(t *testing.T) {
 	c, mounts := disks(t)
 	lead := c.leader()
@@ -140,7 +140,7 @@ func TestALeaderWithAFullDiskYields(t *testing.T) {
 	}
 	for deadline := time.Now().Add(30 * time.Second); c.leader() == lead; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("a leader whose disk is full goes on leading")
+			t.Fatal("a leader whose disk is full still leads")
 		}
 	}
 	other := c.leader()

@@ -18,8 +18,8 @@ import (
 	"github.com/demarc-dev/demarc/raft"
 )
 
-// strangers keep n silent connections to a node, and come again as soon as one of them is ended.
-func (f *fakeNet) strangers(ctx context.Context, addr string, n int, say []byte) (held *atomic.Int32, came *atomic.Int64, wait func()) {
+// anonymous opens n silent connections to a node, and opens them again as soon as one of them is ended.
+func (f *fakeNet) anonymous(ctx context.Context, addr string, n int, say []byte) (held *atomic.Int32, came *atomic.Int64, wait func()) {
 	held, came = new(atomic.Int32), new(atomic.Int64)
 	var wg sync.WaitGroup
 	for range n {
@@ -55,10 +55,10 @@ func (f *fakeNet) strangers(ctx context.Context, addr string, n int, say []byte)
 	return held, came, wg.Wait
 }
 
-// TestSilentStrangersKeepNoNodeOut (FAULTS.md I13): 200 connections of one stranger, silent or with half a hello, hold on at the
+// TestSilentConnectionsKeepNoNodeOut (FAULTS.md I13): 200 connections of one anonymous source, silent or with half a hello, are open at the
 // listener of each node, while a node is restarted and another one is asked to lead: the node joins, and a leader is found, as soon as
 // without them. Little of it is in the log.
-func TestSilentStrangersKeepNoNodeOut(t *testing.T) {
+func TestSilentConnectionsKeepNoNodeOut(t *testing.T) {
 	for name, say := range map[string][]byte{"nothing is said": nil, "half a hello of TLS": {22, 3, 1, 2, 0, 1}} {
 		t.Run(name, func(t *testing.T) {
 			ca, dirs := newCA(t), []string{t.TempDir(), t.TempDir(), t.TempDir()}
@@ -75,7 +75,7 @@ func TestSilentStrangersKeepNoNodeOut(t *testing.T) {
 				var came []*atomic.Int64
 				var waits []func()
 				for _, m := range c.members {
-					h, n, wait := c.world.strangers(ctx, m.Addr, 200, say)
+					h, n, wait := c.world.anonymous(ctx, m.Addr, 200, say)
 					held, came, waits = append(held, h), append(came, n), append(waits, wait)
 				}
 				t.Cleanup(func() {
@@ -99,7 +99,7 @@ func TestSilentStrangersKeepNoNodeOut(t *testing.T) {
 					c.up(lead)
 					line := fmt.Sprint("round", round)
 					want := append(slices.Clone(c.lists[(lead+1)%3].all()), line)
-					c.propose(lead, line) // by the node that was restarted: it has joined, and knows who leads
+					c.propose(lead, line) // by the node that was restarted: it has joined, and knows the leader
 					if took := time.Since(began); took > 8*time.Second {
 						t.Errorf("round %d: the node had joined after %s", round, took)
 					}
@@ -108,7 +108,7 @@ func TestSilentStrangersKeepNoNodeOut(t *testing.T) {
 				for i := range held {
 					for end := time.Now().Add(time.Minute); held[i].Load() < 20; time.Sleep(10 * time.Millisecond) {
 						if time.Now().After(end) {
-							t.Fatalf("%d strangers hold on at node %d, and %d came: this test shows nothing", held[i].Load(), i, came[i].Load())
+							t.Fatalf("%d anonymous connections are open at node %d, and %d came: this test shows nothing", held[i].Load(), i, came[i].Load())
 						}
 					}
 				}

@@ -64,7 +64,7 @@ const (
 // IDs lists the members in this node's log, by id. It is empty on a node that waits to be added.
 func (n *Node) IDs() []string { return ids(n.lib.servers()) }
 
-// Voters lists those who vote by this node's log, by id.
+// Voters lists the voters of this node's log, by id.
 func (n *Node) Voters() []string { return n.lib.voters() }
 
 // About is what a member said about itself since this node leads; nil if it said nothing, or this node does not lead.

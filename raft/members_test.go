@@ -16,7 +16,7 @@ import (
 	"github.com/demarc-dev/demarc/raft"
 )
 
-// steady is timing that bears a busy machine: what is tested here is not who is quick.
+// steady is timing that tolerates a busy machine: speed is not what is tested here.
 func steady(_ int, cfg *raft.Config) {
 	cfg.Timing.Heartbeat, cfg.Timing.Election, cfg.Timing.Lease = 500*time.Millisecond, 500*time.Millisecond, 450*time.Millisecond
 }
@@ -59,7 +59,7 @@ func (c *cluster) must(err error) {
 	}
 }
 
-// roles spells the members as the leader tells them.
+// roles spells the members as the leader reports them.
 func (c *cluster) roles(by int) string {
 	c.t.Helper()
 	all, err := c.nodes[by].Members(within(c.t))
@@ -75,7 +75,8 @@ func (c *cluster) roles(by int) string {
 func (c *cluster) gone(i int) {
 	c.t.Helper()
 	ends(c.t, "a removed node", func() { <-c.nodes[i].Fatal() })
-	if err := c.nodes[i].Failure(); !errors.Is(err, fault.Denied) || !errors.Is(err, raft.ErrRemoved) || !strings.Contains(err.Error(), "was removed") {
+	err := c.nodes[i].Failure()
+	if !errors.Is(err, fault.Denied) || !errors.Is(err, raft.ErrRemoved) || !strings.Contains(err.Error(), "was removed") {
 		c.t.Fatalf("it stopped with %v", err)
 	}
 	c.stop(i)
@@ -164,7 +165,7 @@ func TestARemovedNodeIsCutOffAndStops(t *testing.T) {
 }
 
 // A peer that knows less than the node itself is not believed: it may not have heard of the node yet.
-func TestOnlyWhoKnowsMoreIsBelieved(t *testing.T) {
+func TestOnlyANewerIndexIsBelieved(t *testing.T) {
 	c := start(t, 1, steady)
 	c.leader()
 	c.propose(0, "one")
@@ -217,7 +218,7 @@ func TestANodeIsReplaced(t *testing.T) {
 	}
 	c.propose(i, "after")
 	c.same([]string{"before", "after"})
-	if err := c.nodes[i].Replace(within(t), "n9", "nobody"); !errors.Is(err, fault.NotFound) {
+	if err := c.nodes[i].Replace(within(t), "n9", "absent"); !errors.Is(err, fault.NotFound) {
 		t.Fatal(err)
 	}
 }
@@ -243,7 +244,8 @@ func TestNoChangeLosesTheMajority(t *testing.T) {
 	c.must(c.change(lead, raft.Remove, c.members[dead].ID))
 	c.must(c.change(lead, raft.Remove, c.members[other].ID))
 	c.gone(other)
-	if err := c.change(lead, raft.Remove, c.members[lead].ID); !errors.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "only voter") {
+	err := c.change(lead, raft.Remove, c.members[lead].ID)
+	if !errors.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "only voter") {
 		t.Fatal(err)
 	}
 	c.propose(lead, "alone")
@@ -256,9 +258,9 @@ func TestChangesThatMakeNoSense(t *testing.T) {
 		c    raft.Change
 		want fault.Kind
 	}{
-		{raft.Change{Do: raft.Promote, ID: "nobody"}, fault.NotFound},
-		{raft.Change{Do: raft.Remove, ID: "nobody"}, fault.NotFound},
-		{raft.Change{Do: raft.Transfer, ID: "nobody"}, fault.NotFound},
+		{raft.Change{Do: raft.Promote, ID: "absent"}, fault.NotFound},
+		{raft.Change{Do: raft.Remove, ID: "absent"}, fault.NotFound},
+		{raft.Change{Do: raft.Transfer, ID: "absent"}, fault.NotFound},
 		{raft.Change{Do: raft.Transfer}, fault.Conflict},
 		{raft.Change{Do: raft.Demote, ID: "n0"}, fault.Conflict},
 		{raft.Change{Do: raft.Add, ID: "n1"}, fault.Invalid},
@@ -283,10 +285,10 @@ func TestOneThatIsNotThereIsNotPromoted(t *testing.T) {
 	if err := c.change(0, raft.Promote, "n1"); !errors.Is(err, fault.Conflict) {
 		t.Fatal(err) // of two voters one would be in reach
 	}
-	c.propose(0, "it goes on")
+	c.propose(0, "it continues")
 }
 
-func TestLeadershipGoesWhereItIsTold(t *testing.T) {
+func TestLeadershipIsTransferred(t *testing.T) {
 	c := start(t, 3, steady)
 	lead := c.leader()
 	to := (lead + 1) % 3
@@ -306,7 +308,7 @@ func TestANodeThatMovesIsFound(t *testing.T) {
 	c := start(t, 3, steady)
 	moved := (c.leader() + 1) % 3
 	c.stop(moved)
-	c.members = slices.Clone(c.members) // the others keep their lists
+	c.members = slices.Clone(c.members) // the lists of the others do not change
 	c.members[moved].Addr = free(t)
 	c.open(moved)
 	c.addressed(c.members[moved])
@@ -325,7 +327,7 @@ func (c *cluster) addressed(m raft.Member) {
 	})
 }
 
-// A list that names others than the log adds and removes nobody.
+// A list that names others than the log adds and removes no member.
 func TestTheLogGoesBeforeTheList(t *testing.T) {
 	c := start(t, 1, steady)
 	c.leader()

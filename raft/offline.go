@@ -33,12 +33,14 @@ func (o Offline) open() (*store.Disk, error) {
 }
 
 func (o Offline) alone() hraft.Configuration {
-	return hraft.Configuration{Servers: []hraft.Server{{Suffrage: hraft.Voter, ID: hraft.ServerID(o.Self.ID), Address: hraft.ServerAddress(o.Self.Addr)}}}
+	return hraft.Configuration{Servers: []hraft.Server{
+		{Suffrage: hraft.Voter, ID: hraft.ServerID(o.Self.ID), Address: hraft.ServerAddress(o.Self.Addr)},
+	}}
 }
 
 // Recover makes the node of a directory the only member of its cluster, with all that its snapshot and log hold. What is
 // in its log and was never committed counts as committed from then on. The other nodes must be stopped for good: two
-// clusters that go on from one history can't be made one again. The machine has the state afterwards.
+// clusters that continue from one history can't be made one again. The machine has the state afterwards.
 func (o Offline) Recover() error {
 	const op = "raft.Recover"
 	d, err := o.open()

@@ -13,7 +13,7 @@ import (
 	"github.com/demarc-dev/demarc/raft"
 )
 
-// Of three nodes one survives: it goes on alone with all that was answered, and takes others again.
+// Of three nodes one survives: it continues alone with all that was answered, and takes others again.
 func TestOneSurvivorGoesOn(t *testing.T) {
 	c := start(t, 3, steady)
 	lead := c.leader()

@@ -75,7 +75,7 @@ func TestOneOrderThroughCutsAndTransfers(t *testing.T) {
 		unsure int
 		wg     sync.WaitGroup
 	)
-	t.Cleanup(func() { cancel(); wg.Wait() }) // before the nodes end, also where the test gives up
+	t.Cleanup(func() { cancel(); wg.Wait() }) // before the nodes end, also if the test fails
 	zero := time.Now()
 	for s := range 9 {
 		node := s % 3
@@ -154,7 +154,7 @@ func TestAReadDoesNotBelieveAnOldLeader(t *testing.T) {
 	var mu sync.Mutex
 	gates := map[int]chan struct{}{}
 	c := start(t, 3, func(i int, cfg *raft.Config) {
-		cfg.Timing.DiskHang = time.Hour // nobody notices
+		cfg.Timing.DiskHang = time.Hour // it is not noticed
 		raft.SlowDisk(cfg, func() {
 			mu.Lock()
 			g := gates[i]
@@ -200,7 +200,7 @@ func TestAReadDoesNotBelieveAnOldLeader(t *testing.T) {
 	}
 }
 
-// A follower may have applied what its leader has not yet: who has seen it there must see it everywhere.
+// A follower may have applied what its leader has not yet: a client that has seen it there must see it everywhere.
 func TestReadsDoNotGoBack(t *testing.T) {
 	c := start(t, 3, nil)
 	lead := c.leader()

@@ -56,7 +56,8 @@ type powered struct {
 }
 
 func newPowered(t *testing.T, ca *identity.Authority, dirs []string, seed uint64) *powered {
-	p := &powered{disks: []*waltest.Script{waltest.New(), waltest.New(), waltest.New()}, r: rand.New(rand.NewPCG(seed, 11)), life: make([]int, 3), sure: map[string]bool{}}
+	p := &powered{disks: []*waltest.Script{waltest.New(), waltest.New(), waltest.New()}, r: rand.New(rand.NewPCG(seed, 11)),
+		life: make([]int, 3), sure: map[string]bool{}}
 	slow := rand.New(rand.NewPCG(seed, 12))
 	if seed%2 == 1 {
 		p.wide = 90_000
@@ -92,7 +93,7 @@ func (p *powered) propose(wg *sync.WaitGroup, i int, line string) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		switch k := fault.Of(err); {
-		case p.life[i] != life: // nobody hears it
+		case p.life[i] != life: // the answer is lost
 			p.lost++
 		case err == nil:
 			p.sure[line] = true
@@ -102,7 +103,7 @@ func (p *powered) propose(wg *sync.WaitGroup, i int, line string) {
 	})
 }
 
-// fail takes the power of machines away, and gives it back.
+// fail takes the power of machines away, and restores it.
 func (p *powered) fail(which ...int) {
 	for _, i := range which {
 		p.world.cut(p.members[i].Addr, true)
@@ -112,7 +113,7 @@ func (p *powered) fail(which ...int) {
 		p.mu.Unlock()
 		gone, stop := context.WithCancel(context.Background())
 		stop()
-		if err := p.nodes[i].Close(gone); err != nil { // what it does from here on nobody sees
+		if err := p.nodes[i].Close(gone); err != nil { // what it does from here on has no effect
 			p.t.Fatal(err)
 		}
 		p.disks[i] = image

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// peerStatus is what members tell each other of themselves. A request carries Addr only.
+// peerStatus is what members send each other of themselves. A request carries Addr only.
 type peerStatus struct {
 	Addr    string `json:"addr"`
 	Last    uint64 `json:"last"`

@@ -7,7 +7,7 @@
 // # Promise
 //
 // What [Node.Propose] answered is in the log of a majority, on disk, and was applied once, in the same order, on every
-// node. An error says whether it may have happened: [fault.Unsure] that it may, every other kind that it did not. After
+// node. An error of kind [fault.Unsure] means that it may have happened, every other kind that it did not. After
 // [Node.Read] the machine has all that anyone was answered before the call, on whichever node it is called. What a node
 // cannot apply stops that node.
 //
@@ -65,11 +65,11 @@
 //
 // # Members
 //
-// The configuration in the log decides who is a member and who votes; [Node.Change] changes it by stable id. The list of the
-// config is for the first start, and holds addresses. A member is dialled where it last said that it is, where the log says,
-// and where the list says, and is known by its certificate alone; a leader writes a new address into the log by itself. A
-// node with [Config.Join] begins no cluster: it waits until a leader that added it calls. A node whose disk was lost looks
-// like one that was never started: [Config.Begin] lets its caller tell them apart.
+// The configuration in the log decides which nodes are members and which of them vote; [Node.Change] changes it by stable id.
+// The list of the config is for the first start, and holds addresses. A member is dialled at the address that it last
+// advertised, at that in the log, and at that in the list, and is known by its certificate alone; a leader writes a new
+// address into the log by itself. A node with [Config.Join] begins no cluster: it waits until a leader that added it calls.
+// A node whose disk was lost looks like one that was never started: [Config.Begin] lets its caller tell them apart.
 //
 // A removed node is cut off by each node that has the change, is notified, and stops.
 package raft
@@ -141,7 +141,7 @@ type Config struct {
 	Machine  Machine
 	Listener net.Listener // plain TCP; the node closes it
 
-	ServerTLS *tls.Config                                              // must require a node's certificate, and offer ProtoRaft and ProtoForward
+	ServerTLS *tls.Config                                              // must require a certificate, and offer ProtoRaft and ProtoForward
 	ClientTLS func(id string) *tls.Config                              // must verify that it is this member that answers
 	Dial      func(ctx context.Context, addr string) (net.Conn, error) // nil: TCP
 	Peer      func(tls.ConnectionState) (id string, err error)         // which node calls, and why it may not; nil: nodes are not told apart

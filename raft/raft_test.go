@@ -46,7 +46,7 @@ func TestAnyNodeTakesProposals(t *testing.T) {
 	c.same(want)
 }
 
-func TestRehearsalKeepsBadLinesOut(t *testing.T) {
+func TestTheDryRunKeepsBadLinesOut(t *testing.T) {
 	c := start(t, 3, nil)
 	lead := c.leader()
 	for i := range 3 {
@@ -61,7 +61,7 @@ func TestRehearsalKeepsBadLinesOut(t *testing.T) {
 	c.same([]string{"good"})
 }
 
-// Proposals go on while leaders are killed; each that was answered is there once, those that were unsure at most once.
+// Proposals continue while leaders are killed; each that was answered is there once, those that were unsure at most once.
 func TestKillingLeadersLosesNothing(t *testing.T) {
 	c := start(t, 3, nil)
 	c.leader()
@@ -239,7 +239,7 @@ func TestAMajorityIsNeeded(t *testing.T) {
 	}
 }
 
-func TestADiskThatHangsLeadsNobody(t *testing.T) {
+func TestALeaderWhoseDiskHangsIsReplaced(t *testing.T) {
 	var mu sync.Mutex
 	gates := map[int]chan struct{}{}
 	c := start(t, 3, func(i int, cfg *raft.Config) {
@@ -271,7 +271,7 @@ func TestADiskThatHangsLeadsNobody(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("a leader whose disk hangs goes on leading")
+			t.Fatal("a leader whose disk hangs still leads")
 		}
 	}
 	c.propose(other, "meanwhile")
@@ -298,7 +298,7 @@ func TestAMachineThatFailsStopsItsNode(t *testing.T) {
 	select {
 	case <-c.nodes[0].Fatal():
 	case <-within(t).Done():
-		t.Fatal("the node goes on")
+		t.Fatal("the node runs on")
 	}
 	if err := c.nodes[0].Failure(); err == nil || !strings.Contains(err.Error(), "poisoned") {
 		t.Fatal(err)
@@ -318,7 +318,7 @@ func TestADirectoryBelongsToOneNode(t *testing.T) {
 	c.open(0)
 }
 
-func TestStrangersAreRefused(t *testing.T) {
+func TestAnonymousCallersAreRefused(t *testing.T) {
 	c := start(t, 1, nil)
 	c.leader()
 	try := func(conf *tls.Config, proto string) error {

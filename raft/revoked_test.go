@@ -13,9 +13,9 @@ import (
 	"github.com/demarc-dev/demarc/raft"
 )
 
-// TestRecheckEndsOpenConnections: a node whose certificate passes no more is cut off where its connections are open already, hears
-// that it is not removed but refused, and takes part again once its certificate passes. The others go on meanwhile.
-func TestRecheckEndsOpenConnections(t *testing.T) {
+// TestEvictRevokedEndsOpenConnections: a node whose certificate is no longer valid is cut off although its connections are open, hears
+// that it is not removed but refused, and takes part again once its certificate is valid. The others continue meanwhile.
+func TestEvictRevokedEndsOpenConnections(t *testing.T) {
 	var refuse atomic.Pointer[string]
 	passes := func(id string, _ *x509.Certificate) error {
 		if bad := refuse.Load(); bad != nil && *bad == id {
@@ -45,7 +45,7 @@ func TestRecheckEndsOpenConnections(t *testing.T) {
 		t.Fatal("a node whose certificate was refused is served by a connection that was open")
 	}
 	other := (lead + 2) % 3
-	c.propose(other, "by another") // the refused one may not have upset anybody
+	c.propose(other, "by another") // the refused one must not have disturbed the others
 	select {
 	case <-c.nodes[out].Fatal():
 		t.Fatalf("the refused node stopped: %v", c.nodes[out].Failure())

@@ -15,7 +15,7 @@ import (
 const (
 	kindPropose   forward.Kind = 'p' // a proposal; the machine's answer
 	kindReadIndex forward.Kind = 'r' // nothing; an index, 8 bytes
-	kindStatus    forward.Kind = 's' // JSON: where the caller is; the status of the answerer
+	kindStatus    forward.Kind = 's' // JSON: the address of the caller; the status of the answerer
 	kindMembers   forward.Kind = 'c' // nothing; the members, as JSON
 	kindChange    forward.Kind = 'm' // a change of the members, as JSON; nothing
 )

@@ -123,7 +123,7 @@ func (c *skewed) book() time.Time {
 }
 
 // A node whose clock jumps, the leader or another one: what it stamps by its own clock is refused and named, what it stamps by
-// the majority's is taken, it says that its clock is off, and a leader gives the lead away. Then the clock is set right.
+// the majority's is taken, it says that its clock is off, and a leader hands leadership over. Then the clock is set right.
 func TestAClockThatJumps(t *testing.T) {
 	for _, who := range []string{"the leader's", "a follower's"} {
 		for _, by := range []time.Duration{90 * time.Second, time.Hour, 10 * time.Hour, -90 * time.Second, -time.Hour, -10 * time.Hour} {
@@ -149,7 +149,7 @@ func TestAClockThatJumps(t *testing.T) {
 					}
 					took := c.until("a leader whose clock is right", 10*time.Second, func() bool { return c.nodes[bad].State().Role != "leader" })
 					if took > 5*time.Second {
-						t.Errorf("the lead was given away after %s", took)
+						t.Errorf("leadership was handed over after %s", took)
 					}
 					lead = c.lead()
 					c.until("the leader knows", 10*time.Second, func() bool {
@@ -180,9 +180,9 @@ func TestAClockThatJumps(t *testing.T) {
 					}
 					c.skew[bad].Store(0)
 					c.until("all is well", 10*time.Second, func() bool { return c.nodes[bad].Clock() == nil && c.stamp(bad, c.own(bad)) == nil })
-					time.Sleep(10 * time.Second) // nobody gives the lead away now
+					time.Sleep(10 * time.Second) // no leadership is handed over now
 					if now := c.lead(); now != lead {
-						t.Errorf("the lead went on, from %d to %d", lead, now)
+						t.Errorf("leadership moved, from %d to %d", lead, now)
 					}
 				})
 			})
@@ -190,9 +190,9 @@ func TestAClockThatJumps(t *testing.T) {
 	}
 }
 
-// The leader's clock is wrong, and so is another voter's: the lead goes to one of the three whose clocks are right, and the
+// The leader's clock is wrong, and so is another voter's: leadership goes to one of the three whose clocks are right, and the
 // other wrong one does not lead in between, whichever comes first by name.
-func TestTheLeadGoesToARightClock(t *testing.T) {
+func TestLeadershipGoesToARightClock(t *testing.T) {
 	for _, by := range []time.Duration{time.Hour, -time.Hour} { // as the leader's, and another way
 		for _, last := range []bool{false, true} {
 			t.Run(fmt.Sprint("the other is off by ", by, ", last by name ", last), func(t *testing.T) {
@@ -214,9 +214,9 @@ func TestTheLeadGoesToARightClock(t *testing.T) {
 						return agree == 4
 					})
 					c.skew[lead].Store(int64(time.Hour))
-					c.until("the lead is given away", 20*time.Second, func() bool {
+					c.until("leadership is handed over", 20*time.Second, func() bool {
 						if c.nodes[other].State().Role == "leader" {
-							t.Fatal("it was given to one whose clock is wrong")
+							t.Fatal("it was handed to a node whose clock is wrong")
 						}
 						return c.nodes[lead].State().Role != "leader" && c.nodes[c.lead()].Clock() == nil
 					})
@@ -224,7 +224,7 @@ func TestTheLeadGoesToARightClock(t *testing.T) {
 					for range 200 { // and it stays there
 						time.Sleep(50 * time.Millisecond) // of the bubble's time
 						if c.nodes[to].State().Role != "leader" || c.nodes[to].Clock() != nil {
-							t.Fatalf("node %d leads no more, or by a wrong clock", to)
+							t.Fatalf("node %d no longer leads, or has a wrong clock", to)
 						}
 					}
 				})
@@ -233,7 +233,7 @@ func TestTheLeadGoesToARightClock(t *testing.T) {
 	}
 }
 
-// Two voters that differ stop changes, and both say so; reads go on. So do all three apart.
+// Two voters that differ stop changes, and both say so; reads are answered. So do all three apart.
 func TestNoMajorityOfClocks(t *testing.T) {
 	for nodes, skew := range map[int][]time.Duration{2: {0, time.Hour}, 3: {0, time.Hour, -time.Hour}} {
 		t.Run(fmt.Sprint(nodes, " nodes"), func(t *testing.T) {
@@ -250,7 +250,8 @@ func TestNoMajorityOfClocks(t *testing.T) {
 					return true
 				})
 				for i, n := range c.nodes {
-					if err := c.stamp(i, n.Now()); !errors.Is(err, fault.Unavailable) || !strings.Contains(fault.Text(err), "no majority of the voters' clocks agrees") {
+					err := c.stamp(i, n.Now())
+					if !errors.Is(err, fault.Unavailable) || !strings.Contains(fault.Text(err), "no majority of the voters' clocks agrees") {
 						t.Errorf("node %d: %v", i, err)
 					}
 					if err := n.Read(within(t)); err != nil {
@@ -266,7 +267,7 @@ func TestNoMajorityOfClocks(t *testing.T) {
 	}
 }
 
-// Who has just begun to lead judges at once: it read the clocks before. A change is not held up by that.
+// A node that has just begun to lead judges at once: it read the clocks before. A change is not held up by that.
 func TestANewLeaderKnowsTheClocks(t *testing.T) {
 	playSkewed(t, 3, func(t *testing.T, c *skewed) {
 		time.Sleep(20 * time.Second)
@@ -301,11 +302,12 @@ func TestClocksOfTwoOfThree(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, by := c.nodes[away].Agreed(); by != 0 {
-			t.Error("a node that hears of nobody knows the majority's time")
+			t.Error("a node that hears of no other knows the majority's time")
 		}
 		c.world.cut(c.members[away].Addr, false)
 		c.until("it says that it is off", time.Minute, func() bool {
-			return strings.HasPrefix(fault.Text(c.nodes[away].Clock()), "the clock of this node is") // with one other alone it is not known whose is off
+			// With one other alone it is not known whose is off.
+			return strings.HasPrefix(fault.Text(c.nodes[away].Clock()), "the clock of this node is")
 		})
 		if err := c.stamp(away, c.nodes[away].Now()); err != nil {
 			t.Fatal(err)

@@ -40,7 +40,8 @@ type monitor struct {
 
 // own is this node's status.
 func (m *monitor) own() peerStatus {
-	s := peerStatus{Addr: m.cfg.Self.Addr, Last: m.lib.raft.LastIndex(), Applied: m.lib.fsm.index.Load(), Clock: m.time.clocks.Now().UnixNano()}
+	s := peerStatus{Addr: m.cfg.Self.Addr, Last: m.lib.raft.LastIndex(), Applied: m.lib.fsm.index.Load(),
+		Clock: m.time.clocks.Now().UnixNano()}
 	if m.cfg.About != nil {
 		if s.About = m.cfg.About(); len(s.About) > maxAbout {
 			s.About = nil
@@ -105,7 +106,7 @@ func (m *monitor) poll() {
 			continue
 		}
 		m.life.work.Go(func() {
-			status, err := m.ask(m.life.ctx, id)
+			status, err := m.query(m.life.ctx, id)
 			m.peers.end(id, status, err)
 			if err == nil && status.Addr != "" && status.Addr != string(s.Address) && m.lib.leads() {
 				m.recordAddress(id, status.Addr)
@@ -127,7 +128,7 @@ func (m *monitor) advertise() {
 	for _, id := range m.others() {
 		if m.peers.begin(id) {
 			m.life.work.Go(func() {
-				status, err := m.ask(m.life.ctx, id)
+				status, err := m.query(m.life.ctx, id)
 				m.peers.end(id, status, err)
 			})
 		}
@@ -152,8 +153,8 @@ func (m *monitor) others() []string {
 	return out
 }
 
-// ask asks a member for its status.
-func (m *monitor) ask(ctx context.Context, id string) (peerStatus, error) {
+// query asks a member for its status.
+func (m *monitor) query(ctx context.Context, id string) (peerStatus, error) {
 	const op = "raft.status"
 	ctx, cancel := context.WithTimeout(ctx, max(time.Second, 2*m.cfg.Timing.Heartbeat))
 	defer cancel()

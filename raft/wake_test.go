@@ -17,7 +17,7 @@ import (
 )
 
 // A leader that was paused while another was elected, and took changes, is asked for a read at the moment at which it wakes.
-// The library's loop is held up where it writes to the disk, so that the old leader does not notice before it is asked.
+// The library's loop is held up in a write to the disk, so that the old leader does not notice before it is asked.
 func TestAWokenLeaderIsNotBelieved(t *testing.T) {
 	ca, dirs := newCA(t), make([]string, 3)
 	for i := range dirs {
@@ -27,7 +27,7 @@ func TestAWokenLeaderIsNotBelieved(t *testing.T) {
 		var mu sync.Mutex
 		gates := map[int]chan struct{}{}
 		c := newFakeCluster(t, ca, dirs, func(i int, cfg *raft.Config) {
-			cfg.Timing.DiskHang = time.Hour // nobody notices
+			cfg.Timing.DiskHang = time.Hour // it is not noticed
 			cfg.Timing.Election, cfg.Timing.Heartbeat = 5*time.Second, 5*time.Second
 			raft.SlowDisk(cfg, func() {
 				mu.Lock()

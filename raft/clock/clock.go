@@ -2,11 +2,11 @@
 
 // Package clock decides what time it is from the clocks of several machines, of which some may be wrong.
 //
-// Each machine reads its own clock when it is asked, and the answer is kept against the monotonic clock of the process
+// Each machine reads its own clock when it is asked, and the answer is stored against the monotonic clock of the process
 // that asked, so that it counts for [fresh] after the answer. What a majority of the voters' clocks says, within
 // [MaxOffset] of each other, is the time. If no majority agrees there is no time, and a timestamp can't be judged.
 //
-// The package sends nothing: whoever uses it asks the other machines and calls [Clocks.Record] with their answers.
+// The package sends nothing: its user asks the other machines and calls [Clocks.Record] with their answers.
 package clock
 
 import (

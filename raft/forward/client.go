@@ -38,7 +38,7 @@ type Client struct {
 
 // node is one peer of a client.
 type node struct {
-	dial *semaphore.Weighted // of one: whoever holds it may dial
+	dial *semaphore.Weighted // of one: its holder may dial
 	mu   sync.Mutex
 	conn *clientConn // the latest; nil before the first
 }

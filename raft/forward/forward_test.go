@@ -131,7 +131,7 @@ func TestAnswersArriveAsTheyAre(t *testing.T) {
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		forward.Server{Term: func() uint64 { return 7 }, Handle: func(ctx context.Context, peer string, kind forward.Kind, b []byte) ([]byte, error) {
+		handle := func(ctx context.Context, peer string, kind forward.Kind, b []byte) ([]byte, error) {
 			switch string(b) {
 			case "busy":
 				return nil, fault.New("test", fault.Busy, "later")
@@ -142,7 +142,8 @@ func TestAnswersArriveAsTheyAre(t *testing.T) {
 				return nil, fault.At("test", fault.Unavailable, ctx.Err())
 			}
 			return append([]byte{byte(kind)}, b...), nil
-		}}.Serve(ctx, trusted(there))
+		}
+		forward.Server{Term: func() uint64 { return 7 }, Handle: handle}.Serve(ctx, trusted(there))
 	}()
 	calls := client(here)
 	if got, err := calls.Call(t.Context(), "leader", 'p', []byte("x")); string(got) != "px" || err != nil {
@@ -151,7 +152,8 @@ func TestAnswersArriveAsTheyAre(t *testing.T) {
 	if got, err := calls.Number(t.Context(), "leader", forward.Term); got != 7 || err != nil {
 		t.Errorf("%d, %v", got, err)
 	}
-	if _, err := calls.Call(t.Context(), "leader", 'p', []byte("busy")); fault.Of(err) != fault.Busy || fault.Text(err) != "later" || forward.IsPermanent(err) {
+	_, err := calls.Call(t.Context(), "leader", 'p', []byte("busy"))
+	if fault.Of(err) != fault.Busy || fault.Text(err) != "later" || forward.IsPermanent(err) {
 		t.Errorf("%v", err)
 	}
 	if _, err := calls.Call(t.Context(), "leader", 'p', []byte("never")); fault.Of(err) != fault.Unavailable || !forward.IsPermanent(err) {

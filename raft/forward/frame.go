@@ -38,7 +38,7 @@ import (
 // MaxPayload bounds what a request or a response carries, in bytes.
 const MaxPayload = 16 << 20
 
-// Kind says what a frame is. The values are part of the wire format.
+// Kind is what a frame means. The values are part of the wire format.
 type Kind byte
 
 // The kinds of requests that this package knows; those of its users must differ from all of the package comment.

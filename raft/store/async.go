@@ -71,7 +71,7 @@ func NewAsync(l BufferedLog, cfg AsyncConfig) *Async {
 	return a
 }
 
-// Lead tells the log whose leadership counts. Until then every entry is synced at once.
+// Lead sets whose leadership counts. Until then every entry is synced at once.
 func (a *Async) Lead(r *hraft.Raft) { a.raft.Store(r) }
 
 // Close ends the background sync, and waits for it. It may be called on nil.
@@ -196,7 +196,7 @@ func wake(c chan<- struct{}) {
 	}
 }
 
-// ClampCommits is a transport that tells followers of no commit beyond synced. They hear of it with the next entry, or
+// ClampCommits is a transport that announces no commit beyond synced to followers. They hear of it with the next entry, or
 // within the library's CommitTimeout.
 func ClampCommits(t *hraft.NetworkTransport, synced func() uint64) hraft.Transport {
 	return commitClamp{t, synced}

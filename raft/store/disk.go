@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package store keeps on disk what one member of a Raft cluster must not lose: its log, its votes, and its snapshots, in
+// Package store writes to disk what one member of a Raft cluster must not lose: its log, its votes, and its snapshots, in
 // the shapes that hashicorp/raft asks for.
 //
 // A directory holds "lock", which is held while the member runs; "log/wal", the files of package wal, in which the term,
@@ -47,7 +47,7 @@ type Disk struct {
 	lock *os.File
 }
 
-// WALDir is where the files of the log are in a member's directory.
+// WALDir is the directory of the files of the log in a member's directory.
 func WALDir(dir string) string { return filepath.Join(dir, logDir, walDir) }
 
 // Open opens the directory of a member, or makes one. It is [fault.Conflict] if another process has it open or it belongs
@@ -121,7 +121,7 @@ func (d *Disk) claim(self string) error {
 // HasState reports whether the directory holds a term, an entry or a snapshot.
 func (d *Disk) HasState() (bool, error) { return hraft.HasExistingState(d.Log, d.Log, d.Snapshots) }
 
-// Close closes the files and gives the lock back. It may be called on what Open could not complete, and on nil.
+// Close closes the files and releases the lock. It may be called on what Open could not complete, and on nil.
 func (d *Disk) Close() error {
 	if d == nil {
 		return nil

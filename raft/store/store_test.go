@@ -68,7 +68,7 @@ func TestALogWithoutAnOwnerIsRefused(t *testing.T) {
 	}
 }
 
-// What does not lead syncs before it returns, and whoever waits for more on disk hears of it.
+// What does not lead syncs before it returns, and a wait for it ends.
 func TestAFollowersEntriesAreSynced(t *testing.T) {
 	d, err := open(t.TempDir(), "n0")
 	must(t, err)
@@ -87,7 +87,7 @@ func TestAFollowersEntriesAreSynced(t *testing.T) {
 	select {
 	case <-a.Grew():
 	default:
-		t.Error("nobody hears that the log grew")
+		t.Error("no token says that the log grew")
 	}
 	if at, err := d.ConfigurationIndex(); at != 1 || err != nil {
 		t.Errorf("the configuration is entry %d, %v", at, err)

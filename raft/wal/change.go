@@ -11,7 +11,7 @@ import (
 )
 
 // Append adds entries to the end of the log: their indexes follow it and each other, except that an empty log begins
-// where the first one says. It returns when they are on disk, and all before them. Where it fails because no file could be
+// with the index of the first one. It returns when they are on disk, and all before them. If it fails because no file could be
 // made nothing has happened; after another failure of the disk the log takes nothing more until it is opened again.
 func (l *Log) Append(entries []Entry) error {
 	l.syncing.Lock()
@@ -42,8 +42,8 @@ func (l *Log) Append(entries []Entry) error {
 	return nil
 }
 
-// Write is Append that leaves them to a later [Log.Sync]: they can be read at once, and [Log.Synced] tells when they are on
-// disk. Until then a crash may take any number of them from the end of the log. Where they need a new file they are on disk
+// Write is Append that leaves them to a later [Log.Sync]: they can be read at once, and [Log.Synced] is the index up to which they are on
+// disk. Until then a crash may take any number of them from the end of the log. If they need a new file they are on disk
 // when it returns.
 func (l *Log) Write(entries []Entry) error {
 	if done, err := l.writeOnly(entries); done || err != nil {
@@ -52,7 +52,7 @@ func (l *Log) Write(entries []Entry) error {
 	return l.Append(entries)
 }
 
-// writeOnly does nothing where the present file can't take all of the entries.
+// writeOnly does nothing if the present file can't take all of the entries.
 func (l *Log) writeOnly(entries []Entry) (done bool, err error) {
 	l.write.Lock()
 	defer l.write.Unlock()
@@ -161,7 +161,7 @@ func (l *Log) put(entries []Entry) (s *segment, offs []int64, end int64, err err
 	return s, offs, end, nil
 }
 
-// Sync puts on disk what was written before the call. Writes go on meanwhile; a sync that fails ends the log, as in
+// Sync puts on disk what was written before the call. Writes are not held up; a sync that fails ends the log, as in
 // [Log.Append].
 func (l *Log) Sync() error {
 	l.syncing.Lock()
@@ -235,7 +235,7 @@ func (l *Log) makeSpare(need int64) (*segment, error) {
 	return s, nil
 }
 
-// Prepare makes the next file, where the present one is half full and there is none. It fails where there is no space.
+// Prepare makes the next file, if the present one is half full and there is none. It fails if there is no space.
 // One goroutine at a time may call it.
 func (l *Log) Prepare() error {
 	l.mu.RLock()
@@ -252,13 +252,13 @@ func (l *Log) Prepare() error {
 	if broken != nil {
 		return broken
 	}
-	s, err := makeSegment(l.fs, seq, l.size) // appends go on meanwhile
+	s, err := makeSegment(l.fs, seq, l.size) // appends are not held up
 	if err != nil {
 		return fault.Because(err, "wal.Prepare", fault.Unavailable, "the log can't grow: %s", fault.Disk(err))
 	}
 	l.write.Lock()
 	defer l.write.Unlock()
-	if n := len(l.segs); l.broken != nil || l.spare != nil || (n > 0 && l.segs[n-1].seq > seq) { // somebody could not wait
+	if n := len(l.segs); l.broken != nil || l.spare != nil || (n > 0 && l.segs[n-1].seq > seq) { // a write could not wait
 		return errors.Join(s.f.Close(), l.fs.Remove(s.name))
 	}
 	l.mu.Lock()
@@ -301,7 +301,7 @@ func (l *Log) Value(name string) []byte {
 	return slices.Clone(l.votes.state.values[name])
 }
 
-// Set keeps a value beside the log, as the votes are kept. All of them together have some 450 bytes.
+// Set stores a value beside the log, as the votes are stored. All of them together have some 450 bytes.
 func (l *Log) Set(name string, value []byte) error {
 	l.write.Lock()
 	defer l.write.Unlock()
@@ -393,8 +393,8 @@ func (l *Log) Drop(to uint64) error {
 	return nil
 }
 
-// Cut deletes the entries from index from on. That they are deleted is on disk before their bytes are touched: where the
-// work is cut off, the next start ends it.
+// Cut deletes the entries from index from on. That they are deleted is on disk before their bytes are touched: if the
+// work is interrupted, the next start ends it.
 func (l *Log) Cut(from uint64) error {
 	l.syncing.Lock()
 	defer l.syncing.Unlock()
@@ -445,7 +445,7 @@ func (l *Log) Cut(from uint64) error {
 	return l.ground(g.uncut())
 }
 
-// Grow makes sure of room for need bytes; see [SizeOf]. It fails where there is no space.
+// Grow makes sure of room for need bytes; see [SizeOf]. It fails if there is no space.
 func (l *Log) Grow(need int64) error {
 	if l.Room() >= need {
 		return nil

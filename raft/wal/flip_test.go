@@ -16,7 +16,7 @@ import (
 
 const small = 4 << 10
 
-// filled makes a log of some files with votes, and tells what it holds.
+// filled makes a log of some files with votes, and returns what it holds.
 func filled(t *testing.T) (*waltest.Script, waltest.Book) {
 	t.Helper()
 	fs := waltest.New()
@@ -185,7 +185,7 @@ func TestFilesThatAreNotTheirs(t *testing.T) {
 	}
 }
 
-// A full disk refuses what needs a file and takes the rest, votes included; it loses nothing, and goes on by itself.
+// A full disk refuses what needs a file and takes the rest, votes included; it loses nothing, and recovers without a restart.
 func TestFullDisk(t *testing.T) {
 	fs, want := filled(t)
 	l := open(t, fs)
@@ -221,7 +221,7 @@ func TestFullDisk(t *testing.T) {
 	check(t, equal(got, a.On(want)))
 }
 
-// After a sync that failed nobody knows what is on disk: the log takes nothing more until it is opened again.
+// After a sync that failed it is not known what is on disk: the log takes nothing more until it is opened again.
 func TestAFailedSyncIsTheLast(t *testing.T) {
 	fs, want := filled(t)
 	l := open(t, fs)

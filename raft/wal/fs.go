@@ -13,8 +13,8 @@ import (
 // or removed is on disk after SyncDir. [Dir] is the real one; a test has one that crashes.
 type Files interface {
 	List() ([]string, error)
-	Open(name string) (File, error)   // fails with [os.ErrNotExist] where there is none
-	Create(name string) (File, error) // empty, in the place of one that is there
+	Open(name string) (File, error)   // fails with [os.ErrNotExist] if there is none
+	Create(name string) (File, error) // empty, replaces one that is there
 	Remove(name string) error
 	SyncDir() error
 }
@@ -28,7 +28,7 @@ type File interface {
 	Size() (int64, error)
 }
 
-// Dir gives a directory of the operating system; it must exist.
+// Dir is a directory of the operating system; it must exist.
 func Dir(path string) Files { return dir(path) }
 
 type dir string

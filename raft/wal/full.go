@@ -7,5 +7,5 @@ import (
 	"syscall"
 )
 
-// Full tells whether an error is for want of space.
+// Full reports whether an error is for want of space.
 func Full(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }

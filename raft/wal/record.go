@@ -25,7 +25,7 @@ var (
 	zeros      [256 << 10]byte
 )
 
-// record is where an entry lies and what its head says.
+// record is the place of an entry and the content of its head.
 type record struct {
 	off     int64
 	kind    byte
@@ -84,7 +84,8 @@ func readHead(b []byte, off int64) (record, bool) {
 		crc32.Checksum(b[:48], castagnoli) != binary.BigEndian.Uint32(b[48:]) {
 		return record{}, false
 	}
-	r := record{off: off, kind: b[1], ext: int(binary.BigEndian.Uint32(b[4:])), index: binary.BigEndian.Uint64(b[8:]), term: binary.BigEndian.Uint64(b[16:]),
+	r := record{off: off, kind: b[1], ext: int(binary.BigEndian.Uint32(b[4:])),
+		index: binary.BigEndian.Uint64(b[8:]), term: binary.BigEndian.Uint64(b[16:]),
 		at: int64(binary.BigEndian.Uint64(b[24:])), batch: int64(binary.BigEndian.Uint64(b[32:])), data: int(binary.BigEndian.Uint32(b[40:])),
 		bodySum: binary.BigEndian.Uint32(b[44:])}
 	return r, r.ext <= maxBody && r.data <= maxBody && r.batch <= off

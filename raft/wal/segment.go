@@ -40,7 +40,7 @@ func parseName(name string) (uint64, bool) {
 	return seq, err == nil && seq > 0 && name == segmentName(seq)
 }
 
-func (s *segment) last() uint64 { return s.first + uint64(len(s.offs)) - 1 } // first-1 where it is empty
+func (s *segment) last() uint64 { return s.first + uint64(len(s.offs)) - 1 } // first-1 if it is empty
 
 func (s *segment) head(first uint64) []byte {
 	b := append(make([]byte, 0, segmentHead), segmentMagic...)
@@ -110,7 +110,7 @@ func (s *segment) readFirst() (err error) {
 	return nil
 }
 
-// recovery is what to do where a member can't start from its own disk.
+// recovery is what to do if a member can't start from its own disk.
 const recovery = "nothing of it was applied. Remove this node's directory and let it join again from its peers"
 
 // scan finds the entries of a segment. until is the index from which on they are deleted. It stops at what was not
@@ -149,7 +149,7 @@ func (s *segment) at(b []byte, off int64) (r record, ok bool, err error) {
 		return r, false, damaged(s.name, "entry %d at byte %d can't be read; %s", want, off, recovery)
 	}
 	if r.index != want {
-		return r, false, damaged(s.name, "entry %d at byte %d stands where entry %d belongs; %s", r.index, off, want, recovery)
+		return r, false, damaged(s.name, "entry %d at byte %d is where entry %d belongs; %s", r.index, off, want, recovery)
 	}
 	if r.size() > s.size-off {
 		return r, false, damaged(s.name, "entry %d at byte %d is longer than the file; %s", want, off, recovery)
@@ -172,13 +172,14 @@ func (s *segment) lost(b []byte) error {
 			continue
 		}
 		if r, ok := readHead(b[off:], off); ok && r.batch > s.end {
-			return damaged(s.name, "entry %d at byte %d was on disk and is gone, entry %d after it is there; %s", s.last()+1, s.end, r.index, recovery)
+			return damaged(s.name, "entry %d at byte %d was on disk and is gone, entry %d after it is there; %s",
+				s.last()+1, s.end, r.index, recovery)
 		}
 	}
 	return nil
 }
 
-// clean makes the rest of the file zeros again where it is not.
+// clean makes the rest of the file zeros again if it is not.
 func (s *segment) clean() error {
 	b := make([]byte, len(zeros))
 	for off := s.end; off < s.size; off += int64(len(b)) {

@@ -18,10 +18,11 @@ import (
 // full size, so that a vote needs no space on a full disk. A generation is one sector, written twice, in one of two
 // pairs that take turns:
 //
-//	"dmvotes2" | length, 4 bytes | CRC-32C, 4 bytes | generation, first, newest, cut from, cut through: 8 bytes each | for each value: length of name, 1 byte | name | length, 2 bytes | value
+//	"dmvotes2" | length, 4 bytes | CRC-32C, 4 bytes | generation, first, newest, cut from, cut through: 8 bytes each |
+//	for each value: length of name, 1 byte | name | length, 2 bytes | value
 //
 // A write that was cut off leaves the pair before it whole, and each copy as it was or as it should be. So a copy that
-// can't be read was altered. Its twin tells what it said, and it is written anew; where both can't be read, nothing tells.
+// can't be read was altered. It is written anew from its twin; if both can't be read, what they said is lost.
 type votes struct {
 	f        File
 	gen      uint64
@@ -30,7 +31,7 @@ type votes struct {
 	repaired bool
 }
 
-// ground is what a generation says.
+// ground is the content of a generation.
 type ground struct {
 	first      uint64 // entries before it are deleted
 	newest     uint64 // number of the newest segment that an answered append is in, 0: none
@@ -62,13 +63,15 @@ func (g ground) encode(gen uint64) ([]byte, error) {
 	}
 	for _, k := range slices.Sorted(maps.Keys(g.values)) {
 		if len(k) > 255 || len(g.values[k]) > 65535 {
-			return nil, fault.New("wal.Set", fault.Invalid, "the value of %.32q is too long to be kept", k)
+			return nil, fault.New("wal.Set", fault.Invalid, "the value of %.32q is too long to be stored", k)
 		}
 		b = append(append(b, byte(len(k))), k...)
 		b = append(binary.BigEndian.AppendUint16(b, uint16(len(g.values[k]))), g.values[k]...)
 	}
 	if len(b) > sector {
-		return nil, fault.New("wal.Set", fault.Invalid, "the votes and the names in them take %d bytes, the limit is %d: give the members shorter names and addresses", len(b)-votesHead-40, maxValues)
+		return nil, fault.New("wal.Set", fault.Invalid,
+			"the votes and the names in them take %d bytes, the limit is %d: give the members shorter names and addresses",
+			len(b)-votesHead-40, maxValues)
 	}
 	binary.BigEndian.PutUint32(b[8:], uint32(len(b)-votesHead))
 	binary.BigEndian.PutUint32(b[12:], crc32.Checksum(b[votesHead:], castagnoli))
@@ -103,7 +106,7 @@ func decodeVotes(b []byte) (gen uint64, g ground, ok bool) {
 	return gen, g, gen > 0
 }
 
-// openVotes reads the file, or makes it where there is none.
+// openVotes reads the file, or makes it if there is none.
 func openVotes(fs Files) (*votes, error) {
 	f, err := fs.Open(votesName)
 	if errors.Is(err, os.ErrNotExist) {
@@ -157,7 +160,8 @@ func (v *votes) read() error {
 			}
 		}
 		if bad == 2 {
-			return damaged(votesName, "neither copy of a generation can be read, so what this node voted is not known: remove its directory and let it join again from its peers")
+			return damaged(votesName, "neither copy of a generation can be read, so what this node voted is not known: "+
+				"remove its directory and let it join again from its peers")
 		}
 		v.repaired = v.repaired || bad == 1
 	}

@@ -24,8 +24,8 @@
 //
 // # A full disk
 //
-// The next segment is made while the present one is being filled. Where that fails for want of space, [Log.Room] shrinks,
-// and whoever fills the log can stop before it is full; what is there stays, and [Log.Prepare] tries again.
+// The next segment is made while the present one is being filled. If that fails for want of space, [Log.Room] shrinks,
+// and the writer can stop before it is full; what is there stays, and [Log.Prepare] tries again.
 //
 // # Limits
 //
@@ -62,9 +62,9 @@ type Log struct {
 	fs   Files
 	size int64
 
-	syncing sync.Mutex // held during a sync, and by whoever needs none to be going on; taken before write
+	syncing sync.Mutex // held during a sync, and by what needs none to be under way; taken before write
 
-	write  sync.Mutex // held by whoever changes files
+	write  sync.Mutex // held during a change of files
 	votes  *votes
 	buf    []byte
 	broken error // nothing more is written: what is on disk is not known
@@ -77,12 +77,12 @@ type Log struct {
 }
 
 var (
-	// ErrNotFound is what Get says of an index that the log does not hold.
+	// ErrNotFound is the error of Get for an index that the log does not hold.
 	ErrNotFound = fault.New("wal.Get", fault.NotFound, "the log does not hold this entry")
 	errClosed   = fault.New("wal", fault.Unavailable, "the log is closed")
 )
 
-// Open opens the log in a directory, or makes one where it is empty. It reads all of it.
+// Open opens the log in a directory, or makes one if it is empty. It reads all of it.
 func Open(fs Files, o Options) (*Log, error) {
 	if o.SegmentBytes <= 0 {
 		o.SegmentBytes = 16 << 20

@@ -26,8 +26,8 @@ type Store interface {
 	Close() error
 }
 
-// Late is a store that can also write now and sync later.
-type Late interface {
+// Async is a store that can also write now and sync later.
+type Async interface {
 	Write([]wal.Entry) error
 	Sync() error
 	Synced() uint64
@@ -58,12 +58,12 @@ func (a Act) Do(l Store) error {
 	case "append":
 		return l.Append(a.Entries)
 	case "write":
-		if w, ok := l.(Late); ok {
+		if w, ok := l.(Async); ok {
 			return w.Write(a.Entries)
 		}
 		return l.Append(a.Entries)
 	case "sync":
-		if w, ok := l.(Late); ok {
+		if w, ok := l.(Async); ok {
 			return w.Sync()
 		}
 		return nil
@@ -165,7 +165,7 @@ func Random(r *rand.Rand, index, term uint64) wal.Entry {
 	return e
 }
 
-// Read gives what a log holds, and fails where it can't be read whole.
+// Read returns what a log holds, and fails if it can't be read whole.
 func Read(l Store) (Book, error) {
 	b := Book{First: l.First(), Values: map[string]string{}}
 	if b.First == 0 {
@@ -188,7 +188,8 @@ func Read(l Store) (Book, error) {
 }
 
 func same(a, b wal.Entry) bool {
-	return a.Index == b.Index && a.Term == b.Term && a.Type == b.Type && a.At == b.At && bytes.Equal(a.Ext, b.Ext) && bytes.Equal(a.Data, b.Data)
+	return a.Index == b.Index && a.Term == b.Term && a.Type == b.Type && a.At == b.At &&
+		bytes.Equal(a.Ext, b.Ext) && bytes.Equal(a.Data, b.Data)
 }
 
 // Lawful checks what a log holds after a crash against what was answered before it, and what was being done.
@@ -259,14 +260,14 @@ func (m moment) lawful(got Book) error {
 }
 
 // done is the moment after the act.
-func (m moment) done(late bool) moment {
+func (m moment) done(async bool) moment {
 	m.seen = m.maybe
 	switch m.doing.Name {
 	case "prepare":
 	case "append", "cut", "drop", "sync":
 		m.sure = m.seen
 	case "write":
-		if !late {
+		if !async {
 			m.sure = m.seen
 		}
 	default:
@@ -275,7 +276,7 @@ func (m moment) done(late bool) moment {
 	return m
 }
 
-// Sweep plays schedules of acts, crashes each at each of its steps, each in some variants, and tells how many states there
+// Sweep plays schedules of acts, crashes each at each of its steps, each in some variants, and returns how many states there
 // were and what was wrong with them.
 func Sweep(seeds, acts, variants int, open Open) (states int, wrong []error) {
 	for seed := range uint64(seeds) {
@@ -302,7 +303,7 @@ func Sweep(seeds, acts, variants int, open Open) (states int, wrong []error) {
 	return states, wrong
 }
 
-// outlives checks what is left after a crash of the machine, also where it crashes again while the log is opened, and after
+// outlives checks what is left after a crash of the machine, also if it crashes again while the log is opened, and after
 // the end of the process alone.
 func outlives(fs *Script, r *rand.Rand, m moment, open Open) error {
 	disk := fs.Crash(r)
@@ -352,7 +353,7 @@ func play(fs *Script, acts []Act, open Open) (m moment, err error) {
 		return m, err
 	}
 	defer l.Close()
-	w, late := l.(Late)
+	w, async := l.(Async)
 	for _, a := range acts {
 		m.maybe, m.doing = a.On(m.seen), a
 		err := a.Do(l)
@@ -362,11 +363,11 @@ func play(fs *Script, acts []Act, open Open) (m moment, err error) {
 		if err != nil {
 			return m, err
 		}
-		m = m.done(late)
-		if late && len(m.sure.Entries) > 0 && w.Synced() < m.sure.Last() {
+		m = m.done(async)
+		if async && len(m.sure.Entries) > 0 && w.Synced() < m.sure.Last() {
 			return m, fmt.Errorf("the log says that it is on disk up to entry %d, it answered %d", w.Synced(), m.sure.Last())
 		}
-		if late { // from here on it counts as answered
+		if async { // from here on it counts as answered
 			for n := len(m.sure.Entries); n < len(m.seen.Entries) && m.seen.First+uint64(n) <= w.Synced(); n++ {
 				m.sure.First, m.sure.Entries = m.seen.First, m.seen.Entries[:n+1:n+1]
 			}

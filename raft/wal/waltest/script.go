@@ -43,19 +43,19 @@ type inode struct {
 	dirty     map[int64][][]byte // versions of a sector since the last sync, oldest first
 }
 
-// New gives an empty one that does not crash.
+// New returns an empty one that does not crash.
 func New() *Script {
 	return &Script{Left: -1, names: map[string]*inode{}, durable: map[string]*inode{}}
 }
 
-// Off tells whether the machine has crashed.
+// Off reports whether the machine has crashed.
 func (s *Script) Off() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.off
 }
 
-// Bytes are those of a file, to be altered; nil where there is none.
+// Bytes are those of a file, to be altered; nil if there is none.
 func (s *Script) Bytes(name string) []byte {
 	if n := s.names[name]; n != nil {
 		return n.now
@@ -75,7 +75,7 @@ func (s *Script) Gone(name string) {
 	delete(s.durable, name)
 }
 
-// step counts, and tells whether the machine is still on. The step at which it crashes has begun.
+// step counts, and reports whether the machine is still on. The step at which it crashes has begun.
 func (s *Script) step() error {
 	if s.Left == 0 {
 		s.off = true
@@ -138,7 +138,7 @@ func (s *Script) SyncDir() error {
 	return nil
 }
 
-// Crash gives the file system that is there after the machine is on again, if it were to crash now.
+// Crash returns the file system that is there after the machine is on again, if it were to crash now.
 func (s *Script) Crash(r *rand.Rand) *Script {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -179,7 +179,7 @@ func (s *Script) Crash(r *rand.Rand) *Script {
 	return out
 }
 
-// Again gives the file system that a new process finds on the machine that stayed on: what was not synced is there, and may
+// Again returns the file system that a new process finds on the machine that stayed on: what was not synced is there, and may
 // be lost in a crash to come.
 func (s *Script) Again() *Script {
 	out, of := New(), map[*inode]*inode{nil: nil}
@@ -209,7 +209,7 @@ func (s *Script) Again() *Script {
 	return out
 }
 
-// Clone gives an independent copy, as if all were synced.
+// Clone returns an independent copy, as if all were synced.
 func (s *Script) Clone() *Script {
 	out := New()
 	for name, n := range s.names {

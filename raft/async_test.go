@@ -16,7 +16,7 @@ import (
 	"github.com/demarc-dev/demarc/raft"
 )
 
-// held is a disk whose late syncs wait while it is shut.
+// held is a disk whose background syncs wait while it is shut.
 type held struct {
 	mu   sync.Mutex
 	open chan struct{}
@@ -46,8 +46,8 @@ func (h *held) release() {
 	h.open = nil
 }
 
-// lateCluster is three nodes in fake time whose late syncs can be held, and the one that leads.
-func lateCluster(t *testing.T, do func(c *fakeCluster, disks []*held, lead int)) {
+// asyncCluster is three nodes in fake time whose background syncs can be held, and the one that leads.
+func asyncCluster(t *testing.T, do func(c *fakeCluster, disks []*held, lead int)) {
 	ca := newCA(t)
 	dirs := []string{t.TempDir(), t.TempDir(), t.TempDir()}
 	synctest.Test(t, func(t *testing.T) {
@@ -95,10 +95,10 @@ type answer struct {
 	err  error
 }
 
-func (f *fakeCluster) begin(i int, line string, patience time.Duration) *answer {
+func (f *fakeCluster) begin(i int, line string, timeout time.Duration) *answer {
 	a := &answer{}
 	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), timeout)
 		defer cancel()
 		_, err := f.nodes[i].Propose(ctx, []byte(line))
 		a.mu.Lock()
@@ -115,7 +115,7 @@ func (a *answer) get() (bool, error) {
 }
 
 // crash takes the machine of a node away while its disk is held: what comes back is its directory at this moment, without the
-// entries from an index on. What the process does after this moment nobody sees.
+// entries from an index on. What the process does after this moment has no effect.
 func (f *fakeCluster) crash(i int, disk *held, from uint64) {
 	f.t.Helper()
 	f.world.cut(f.members[i].Addr, true)
@@ -132,12 +132,12 @@ func (f *fakeCluster) crash(i int, disk *held, from uint64) {
 	f.world.cut(f.members[i].Addr, false)
 }
 
-// A change that all followers have on disk and the leader has not is answered by nobody and applied by nobody, however long
+// A change that all followers have on disk and the leader has not is neither answered nor applied by any node, however long
 // that takes, also by one that comes back meanwhile. It is when the leader has it.
 func TestNothingIsAnsweredBeforeTheLeadersDiskHasIt(t *testing.T) {
 	for _, away := range []bool{false, true} {
 		t.Run(fmt.Sprint("one was away ", away), func(t *testing.T) {
-			lateCluster(t, func(c *fakeCluster, disks []*held, lead int) {
+			asyncCluster(t, func(c *fakeCluster, disks []*held, lead int) {
 				other := (lead + 1) % 3
 				c.world.cut(c.members[other].Addr, away)
 				disks[lead].shut()
@@ -172,10 +172,10 @@ func TestNothingIsAnsweredBeforeTheLeadersDiskHasIt(t *testing.T) {
 	}
 }
 
-// Only a leader's proposals are late. What a follower has said it has, what an election wrote and who is a member, is on disk
+// Only a leader's proposals are written asynchronously. What a follower acknowledged, an election and a change of members are on disk
 // before anything follows from it.
-func TestOnlyTheLeadersProposalsAreLate(t *testing.T) {
-	lateCluster(t, func(c *fakeCluster, disks []*held, lead int) {
+func TestOnlyTheLeadersProposalsAreAsync(t *testing.T) {
+	asyncCluster(t, func(c *fakeCluster, disks []*held, lead int) {
 		onDisk := func(i int) {
 			t.Helper()
 			if n := c.nodes[i]; n.Synced() != n.State().Last {
@@ -204,7 +204,7 @@ func TestOnlyTheLeadersProposalsAreLate(t *testing.T) {
 func TestWhatOneFollowerHasIsNotCommitted(t *testing.T) {
 	for _, found := range []bool{true, false} {
 		t.Run(fmt.Sprint("found ", found), func(t *testing.T) {
-			lateCluster(t, func(c *fakeCluster, disks []*held, lead int) {
+			asyncCluster(t, func(c *fakeCluster, disks []*held, lead int) {
 				has, other := (lead+1)%3, (lead+2)%3
 				c.world.cut(c.members[other].Addr, true)
 				c.propose(lead, "while two")
@@ -245,9 +245,9 @@ func TestWhatOneFollowerHasIsNotCommitted(t *testing.T) {
 	}
 }
 
-// A leader whose disk does not return from a late sync is cut off like one that does not return from a write: another one
-// leads, and what was written is lost by nobody.
-func TestALateSyncThatHangsIsNoticed(t *testing.T) {
+// A leader whose disk does not return from a background sync is cut off like one that does not return from a write: another one
+// leads, and no node loses what was written.
+func TestABackgroundSyncThatHangsIsNoticed(t *testing.T) {
 	ca := newCA(t)
 	dirs := []string{t.TempDir(), t.TempDir(), t.TempDir()}
 	synctest.Test(t, func(t *testing.T) {
