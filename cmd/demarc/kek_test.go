@@ -33,7 +33,7 @@ import (
 
 // realNode is a trust domain of one node, with the real raft on a real disk, in this process.
 type realNode struct {
-	*estate
+	*domain
 	stop func() error
 }
 
@@ -49,7 +49,7 @@ func free(t *testing.T) string {
 
 func newRealNode(t *testing.T) *realNode {
 	t.Helper()
-	n := &realNode{estate: &estate{t: t, dir: filepath.Join(t.TempDir(), "acme")}}
+	n := &realNode{domain: &domain{t: t, dir: filepath.Join(t.TempDir(), "acme")}}
 	n.types("", 0, "control-plane", "init", "--dir", n.dir, "--trust-domain", trustDomain, "--operator", "ann", "--node",
 		"cp-1="+free(t)+","+free(t)+","+free(t))
 	n.start()

@@ -57,7 +57,7 @@ func (b *browser) Write(text []byte) (int, error) {
 	return len(text), nil
 }
 
-// TestLoginByCommand types the whole of a login against a real issuer over HTTPS and a real door, twice.
+// TestLoginByCommand types the whole of a login against a real issuer over HTTPS and a real listener, twice.
 func TestLoginByCommand(t *testing.T) {
 	p, err := logintest.NewProvider("demarc")
 	if err != nil {
@@ -69,7 +69,7 @@ func TestLoginByCommand(t *testing.T) {
 		GroupsClaim: "groups",
 		Roles:       []login.Role{{Group: "support", Rank: fleet.Operate}}, Now: time.Now})
 	t.Cleanup(v.Close)
-	e := newEstateWith(t, func(o *controlplane.Options) {
+	e := newDomainWith(t, func(o *controlplane.Options) {
 		o.Login = &controlplane.Login{Verifier: v, Scopes: []string{"email"}, Life: time.Hour}
 	})
 	ann, door, ca, me := filepath.Join(e.dir, "operator", "operator.yaml"), filepath.Join(e.dir, "door.yaml"), filepath.Join(e.dir,

@@ -25,14 +25,14 @@ import (
 	"github.com/demarc-dev/demarc/ledger"
 )
 
-// one is the order of one node.
-type one struct {
+// oneNode is the consensus of a cluster of one node.
+type oneNode struct {
 	mu   sync.Mutex
 	n    uint64
 	book *ledger.Book[book.State]
 }
 
-func (o *one) Propose(_ context.Context, data []byte) ([]byte, error) {
+func (o *oneNode) Propose(_ context.Context, data []byte) ([]byte, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if err := o.book.DryRun(data); err != nil {
@@ -41,28 +41,28 @@ func (o *one) Propose(_ context.Context, data []byte) ([]byte, error) {
 	o.n++
 	return o.book.Apply(o.n, data)
 }
-func (*one) Read(context.Context) error { return nil }
-func (*one) Leader() string             { return "cp-1" }
+func (*oneNode) Read(context.Context) error { return nil }
+func (*oneNode) Leader() string             { return "cp-1" }
 
-// estate is a trust domain as demarc control-plane init makes it, with its one node running in this process.
-type estate struct {
+// domain is a trust domain as demarc control-plane init makes it, with its one node running in this process.
+type domain struct {
 	t   *testing.T
 	dir string
-	one *one
+	one *oneNode
 }
 
-func newEstate(t *testing.T) *estate {
+func newDomain(t *testing.T) *domain {
 	t.Helper()
-	return newEstateWith(t, func(*controlplane.Options) {})
+	return newDomainWith(t, func(*controlplane.Options) {})
 }
 
-func newEstateWith(t *testing.T, set func(*controlplane.Options)) *estate {
+func newDomainWith(t *testing.T, set func(*controlplane.Options)) *domain {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &estate{t: t, dir: filepath.Join(t.TempDir(), "acme"), one: &one{book: book.NewBook()}}
+	e := &domain{t: t, dir: filepath.Join(t.TempDir(), "acme"), one: &oneNode{book: book.NewBook()}}
 	e.types("", 0, "control-plane", "init", "--dir", e.dir, "--trust-domain", trustDomain, "--operator", "ann", "--node",
 		"cp-1=127.0.0.1:1,"+ln.Addr().String())
 	var genesis book.GenesisWith
@@ -102,7 +102,7 @@ func newEstateWith(t *testing.T, set func(*controlplane.Options)) *estate {
 	return e
 }
 
-func (e *estate) read(name string) []byte {
+func (e *domain) read(name string) []byte {
 	e.t.Helper()
 	b, err := os.ReadFile(filepath.Join(e.dir, name))
 	if err != nil {
@@ -112,7 +112,7 @@ func (e *estate) read(name string) []byte {
 }
 
 // types runs a command line and returns both outputs.
-func (e *estate) types(stdin string, exit int, args ...string) string {
+func (e *domain) types(stdin string, exit int, args ...string) string {
 	e.t.Helper()
 	var out, errs bytes.Buffer
 	if got := run(e.t.Context(), args, strings.NewReader(stdin), &out, io.MultiWriter(&errs, &out)); got != exit {
@@ -121,14 +121,14 @@ func (e *estate) types(stdin string, exit int, args ...string) string {
 	return out.String()
 }
 
-func (e *estate) as(file string, exit int, args ...string) string {
+func (e *domain) as(file string, exit int, args ...string) string {
 	e.t.Helper()
 	return e.types("", exit, append(args, "--context", file)...)
 }
 
-// TestOperatorsByCommand is the whole life of an operator as people type it, against a real door.
+// TestOperatorsByCommand is the whole life of an operator as people type it, against a real listener.
 func TestOperatorsByCommand(t *testing.T) {
-	e := newEstate(t)
+	e := newDomain(t)
 	ann, ben := filepath.Join(e.dir, "operator", "operator.yaml"), filepath.Join(e.dir, "ben.yaml")
 	invitation := filepath.Join(e.dir, "ben.invitation")
 	has := func(out string, want ...string) {
@@ -187,7 +187,7 @@ func TestOperatorsByCommand(t *testing.T) {
 
 // TestAcceptKnowsWhoAnswers: the secret's proof goes to nobody but the control plane that the invitation names.
 func TestAcceptKnowsWhoAnswers(t *testing.T) {
-	e, evil := newEstate(t), newEstate(t)
+	e, evil := newDomain(t), newDomain(t)
 	ann, out := filepath.Join(e.dir, "operator", "operator.yaml"), filepath.Join(e.dir, "ben.yaml")
 	i, err := identity.ParseInvitation([]byte(e.as(ann, 0, "operator", "invite", "ben", "--role", "admin")))
 	if err != nil {
@@ -220,7 +220,7 @@ func TestAcceptKnowsWhoAnswers(t *testing.T) {
 
 // TestNothingIsUploadedForNobody: a release for an appliance that is not registered is refused before its artifacts are uploaded.
 func TestNothingIsUploadedForNobody(t *testing.T) {
-	e := newEstate(t)
+	e := newDomain(t)
 	app := filepath.Join(e.dir, "app")
 	compose := "x-demarc: {app: notes, version: 1.0.0}\nservices:\n  web:\n    command: [web]\n    x-demarc: {artifact: web}\n"
 	if err := os.MkdirAll(filepath.Join(app, "web"), 0o700); err != nil {
@@ -240,7 +240,7 @@ func TestNothingIsUploadedForNobody(t *testing.T) {
 
 // TestAVariableIsSetOnce: of two values for one variable neither is taken in silence.
 func TestAVariableIsSetOnce(t *testing.T) {
-	e := newEstate(t)
+	e := newDomain(t)
 	template := filepath.Join(e.dir, "state.yaml")
 	const text = "version: demarc-template/1\nname: state\nabout: the state\nkind: exec\nservice: web\ntier: operate.read\n" +
 		"argv: [web, state]\ntimeout: 5s\noutput: 1024\n"

@@ -20,7 +20,7 @@ import (
 )
 
 // joins has ann invite an operator, who accepts, and returns the operator's file.
-func (e *estate) joins(name, role string) string {
+func (e *domain) joins(name, role string) string {
 	e.t.Helper()
 	invitation, file := filepath.Join(e.dir, name+".invitation"), filepath.Join(e.dir, name+".yaml")
 	e.as(e.ann(), 0, "operator", "invite", name, "--role", role, "--out", invitation)
@@ -28,10 +28,10 @@ func (e *estate) joins(name, role string) string {
 	return file
 }
 
-func (e *estate) ann() string { return filepath.Join(e.dir, "operator", "operator.yaml") }
+func (e *domain) ann() string { return filepath.Join(e.dir, "operator", "operator.yaml") }
 
 // cas counts the CAs of a bundle file.
-func (e *estate) cas(name string) int {
+func (e *domain) cas(name string) int {
 	e.t.Helper()
 	return bytes.Count(e.read(name), []byte("BEGIN CERTIFICATE"))
 }
@@ -49,7 +49,7 @@ func has(t *testing.T, out string, want ...string) {
 // issues; a command that meets a CA which it does not know fetches the signed bundle and continues; one that hears of a newer bundle stores
 // it and says so.
 func TestNoOperatorIsLockedOut(t *testing.T) {
-	e := newEstate(t)
+	e := newDomain(t)
 	ann := e.ann()
 	ben, cat := e.joins("ben", "viewer"), e.joins("cat", "viewer")
 	e.as(ben, 0, "status")
@@ -104,7 +104,7 @@ func TestNoOperatorIsLockedOut(t *testing.T) {
 
 // TestABundleIsBelievedForItsSignature: what a command asks for over a connection that proves nothing is worth what the pinned key says.
 func TestABundleIsBelievedForItsSignature(t *testing.T) {
-	e := newEstate(t)
+	e := newDomain(t)
 	ben := e.joins("ben", "viewer")
 	before, key := e.read("ben.bundle.pem"), e.read("ben.log.pub")
 	e.as(e.ann(), 0, "ca", "prepare")
@@ -159,7 +159,7 @@ func TestABundleIsBelievedForItsSignature(t *testing.T) {
 
 // TestTheLogKeyIsKept: an operator's file without it gets it from a node that was recognised, once.
 func TestTheLogKeyIsKept(t *testing.T) {
-	e := newEstate(t)
+	e := newDomain(t)
 	ben := e.joins("ben", "viewer")
 	file := bytes.Replace(e.read("ben.yaml"), []byte("log_key: ben.log.pub\n"), nil, 1)
 	if err := os.WriteFile(ben, file, 0o600); err != nil {
@@ -177,7 +177,7 @@ func TestTheLogKeyIsKept(t *testing.T) {
 
 // TestABundleIsReplacedAsAWhole: files that a crash left, or another command at the same time, cost another question at most.
 func TestABundleIsReplacedAsAWhole(t *testing.T) {
-	e := newEstate(t)
+	e := newDomain(t)
 	ben := e.joins("ben", "viewer")
 	e.as(e.ann(), 0, "ca", "prepare")
 	old := e.read("ben.bundle.pem")

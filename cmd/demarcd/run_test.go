@@ -13,10 +13,14 @@ import (
 	"strings"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/raft"
 	"github.com/demarc-dev/demarc/seal"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func demarcd(args ...string) (code int, out, errs string) {
 	var o, e bytes.Buffer
