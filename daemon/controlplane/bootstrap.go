@@ -28,7 +28,7 @@ type bootstrap struct {
 
 // Challenge draws a nonce. It keeps nothing.
 func (b bootstrap) Challenge(_ context.Context, req *connect.Request[boundaryv1.ChallengeRequest]) (*connect.Response[boundaryv1.ChallengeResponse], error) {
-	if !b.heard(req.Peer().Addr) {
+	if !b.refusals.heard(req.Peer().Addr) {
 		return nil, tooMany()
 	}
 	now := b.replica.Now()
@@ -41,10 +41,6 @@ func (b bootstrap) Challenge(_ context.Context, req *connect.Request[boundaryv1.
 		return nil, err
 	}
 	return connect.NewResponse(&boundaryv1.ChallengeResponse{Nonce: nonce, TrustDomain: b.replica.View().TrustDomain, ServerTimeUnix: now.Unix()}), nil
-}
-
-func tooMany() error {
-	return fault.New("controlplane.Bootstrap", fault.Busy, "too many strangers call at once: try again in a few seconds")
 }
 
 // Enrol checks the proof and issues a certificate. Each refusal is on record with the reason that the caller is told.

@@ -132,26 +132,6 @@ func TestWhoWaitedTooLongIsNotServed(t *testing.T) {
 	})
 }
 
-// TestAllStrangersTogetherAreBounded: who has many networks is one of many.
-func TestAllStrangersTogetherAreBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s, _ := begun(t)
-		heard := 0
-		for i := range 4 * strangerBurst {
-			if s.heard(fmt.Sprintf("10.%d.%d.1:443", i/256, i%256)) {
-				heard++
-			}
-		}
-		if heard != strangerBurst {
-			t.Errorf("%d calls at once were heard, want %d", heard, strangerBurst)
-		}
-		time.Sleep(time.Second)
-		if !s.heard("192.0.2.1:443") {
-			t.Error("a second later nobody is heard")
-		}
-	})
-}
-
 // TestEachProcedureOfStrangersIsBounded: whatever the table lets a stranger call, it asks whether strangers may be heard.
 func TestEachProcedureOfStrangersIsBounded(t *testing.T) {
 	s, _ := begun(t)
@@ -188,7 +168,9 @@ func TestEachProcedureOfStrangersIsBounded(t *testing.T) {
 	if got := call(controlv1connect.OperatorBootstrapLoginProcedure); got != connect.CodeResourceExhausted {
 		t.Errorf("a login beyond what is allowed a second: %v, want busy", got)
 	}
-	s.strangers, s.logins = rate.NewLimiter(0, 0), rate.NewLimiter(rate.Inf, 0)
+	s.logins = rate.NewLimiter(rate.Inf, 0)
+	s.refusals.Anonymous().SetLimit(0)
+	s.refusals.Anonymous().SetBurst(0)
 	for _, p := range theirs {
 		if got := call(p); got != connect.CodeResourceExhausted {
 			t.Errorf("%s: %v where no stranger may be heard, want busy", p, got)

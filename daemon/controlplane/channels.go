@@ -12,6 +12,9 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 )
 
+// greetingsEach is how many channels of one appliance may be open on which hello has not come yet.
+const greetingsEach = 4
+
 // channels is the live channels of this node, one an appliance.
 type channels struct {
 	mu      sync.Mutex

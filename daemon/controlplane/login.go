@@ -66,7 +66,7 @@ func (b operatorBootstrap) offersLogin() error {
 
 // LoginOptions tells a stranger which issuer to log in at.
 func (b operatorBootstrap) LoginOptions(_ context.Context, req *connect.Request[controlv1.LoginOptionsRequest]) (*connect.Response[controlv1.LoginOptionsResponse], error) {
-	if !b.heard(req.Peer().Addr) {
+	if !b.refusals.heard(req.Peer().Addr) {
 		return nil, tooMany()
 	}
 	if err := b.offersLogin(); err != nil {

@@ -105,7 +105,7 @@ func (s *Server) RenewOperator(ctx context.Context, req *connect.Request[control
 	})
 	if err != nil {
 		if isRefusal(err) {
-			s.onRecord(ctx, who.Principal, book.Refuse{What: "operator.renew", Name: fault.Clip(name), Fault: fault.Of(err), Reason: fault.Text(err)})
+			s.refusals.onRecord(ctx, who.Principal, book.Refuse{What: "operator.renew", Name: fault.Clip(name), Fault: fault.Of(err), Reason: fault.Text(err)})
 		}
 		return nil, err
 	}

@@ -124,7 +124,7 @@ func (s *Server) tooMuch(name fleet.ApplianceID, what string) {
 	s.log.Warn("an appliance is above its bounds", "appliance", name, "what", what, "left_out", left)
 	ctx, cancel := context.WithTimeout(context.Background(), submitFor)
 	defer cancel()
-	s.putOnRecord(ctx, s.replica.Self(), book.Refuse{What: "quota", Name: string(name), Fault: fault.Busy, Reason: what}, left)
+	s.refusals.putOnRecord(ctx, s.replica.Self(), book.Refuse{What: "quota", Name: string(name), Fault: fault.Busy, Reason: what}, left)
 }
 
 // renews refuses an appliance that asks for certificates faster than one can be needed.

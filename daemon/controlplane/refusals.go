@@ -5,6 +5,7 @@ package controlplane
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -13,6 +14,7 @@ import (
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/telemetry"
 )
 
 // What one brings about by being refused. Of what comes faster the next that goes on record tells how much it was.
@@ -27,14 +29,31 @@ const refusersMax = 4096
 
 // refusals is the one bound on what refused callers add to this node's log and to the book. Nobody fills them by knocking,
 // nobody uses up what is another one's, and no crowd of callers hides that a customer's log was forked.
-type refusals struct {
+//
+// Its methods may be called concurrently.
+type Recorder struct {
+	replica  *book.Replica
+	log      *slog.Logger
+	unlogged telemetry.Counter
+
 	by    *budget
 	named *rate.Limiter
+
+	anonymous *rate.Limiter // all callers without a certificate together
+	sources   *budget       // the same, by network
 }
 
-func newRefusals() refusals {
-	return refusals{by: newBudget(refusersMax), named: rate.NewLimiter(ofAllNamed.rate, ofAllNamed.burst)}
+// NewRecorder makes a recorder. It counts what is neither logged nor on record.
+func NewRecorder(r *book.Replica, log *slog.Logger, unlogged telemetry.Counter) *Recorder {
+	return &Recorder{replica: r, log: log, unlogged: unlogged, by: newBudget(refusersMax), named: rate.NewLimiter(ofAllNamed.rate, ofAllNamed.burst),
+		anonymous: rate.NewLimiter(anonymousRate, anonymousBurst), sources: newBudget(sourcesMax)}
 }
+
+// Callers without a certificate may ask this often, all of them together; beyond that they are refused with fault.Busy.
+const (
+	anonymousRate  = 200 // a second
+	anonymousBurst = 400
+)
 
 // refuser is whose share a refusal uses up.
 type refuser struct {
@@ -56,7 +75,7 @@ var (
 )
 
 // take tells whether a refusal goes on record now, and how many of the same refuser before it did not.
-func (r refusals) take(who refuser) (now bool, left int) {
+func (r *Recorder) take(who refuser) (now bool, left int) {
 	var common *rate.Limiter
 	if who.named {
 		common = r.named
@@ -64,25 +83,25 @@ func (r refusals) take(who refuser) (now bool, left int) {
 	return r.by.take(who.key, who.may, common)
 }
 
-// unlessTooMany is [refusals.take] with the measurement of what is left out.
-func (s *Server) unlessTooMany(who refuser) (now bool, left int) {
-	if now, left = s.refusals.take(who); !now {
-		s.meter.Unlogged.Inc()
+// unlessTooMany is [Recorder.take] with the measurement of what is left out.
+func (r *Recorder) unlessTooMany(who refuser) (now bool, left int) {
+	if now, left = r.take(who); !now {
+		r.unlogged.Inc()
 	}
 	return now, left
 }
 
 // refused logs a call that the table refused, and puts it on record where the caller has a name.
-func (s *Server) refused(ctx context.Context, w api.Who, procedure string) {
+func (r *Recorder) refused(ctx context.Context, w api.Who, procedure string) {
 	who := elsewhere
 	if w.Principal != "" {
 		who = ofCaller(w.Principal)
 	}
-	now, left := s.unlessTooMany(who)
+	now, left := r.unlessTooMany(who)
 	if !now {
 		return
 	}
-	s.log.Warn("call refused", "caller", w.Class, "principal", w.Principal, "procedure", procedure, "left_out", left)
+	r.log.Warn("call refused", "caller", w.Class, "principal", w.Principal, "procedure", procedure, "left_out", left)
 	if w.Principal == "" {
 		return
 	}
@@ -90,13 +109,13 @@ func (s *Server) refused(ctx context.Context, w api.Who, procedure string) {
 	if w.Rank != "" {
 		reason = fmt.Sprintf("it needs the role %s, and the caller's is %s", api.Least(procedure), w.Rank)
 	}
-	s.putOnRecord(ctx, w.Principal, book.Refuse{What: procedure, Name: string(w.Principal), Fault: fault.Denied, Reason: reason}, left)
+	r.putOnRecord(ctx, w.Principal, book.Refuse{What: procedure, Name: string(w.Principal), Fault: fault.Denied, Reason: reason}, left)
 }
 
 // onRecord puts on record that a caller with a name was refused.
-func (s *Server) onRecord(ctx context.Context, by fleet.Principal, r book.Refuse) {
-	if now, left := s.unlessTooMany(ofCaller(by)); now {
-		s.putOnRecord(ctx, by, r, left)
+func (r *Recorder) onRecord(ctx context.Context, by fleet.Principal, what book.Refuse) {
+	if now, left := r.unlessTooMany(ofCaller(by)); now {
+		r.putOnRecord(ctx, by, what, left)
 	}
 }
 
@@ -107,23 +126,46 @@ func isRefusal(err error) bool {
 }
 
 // strangerRefused puts on record why one who is nobody yet was refused.
-func (s *Server) strangerRefused(ctx context.Context, what, name string, err error) {
+func (r *Recorder) strangerRefused(ctx context.Context, what, name string, err error) {
 	if !isRefusal(err) {
 		return
 	}
-	if now, left := s.unlessTooMany(atBootstrap); now {
-		s.putOnRecord(ctx, s.replica.Self(), book.Refuse{What: what, Name: fault.Clip(name), Fault: fault.Of(err), Reason: fault.Text(err)}, left)
+	if now, left := r.unlessTooMany(atBootstrap); now {
+		r.putOnRecord(ctx, r.replica.Self(), book.Refuse{What: what, Name: fault.Clip(name), Fault: fault.Of(err), Reason: fault.Text(err)}, left)
 	}
 }
 
 // putOnRecord submits a refusal. That it can't be recorded is logged: the refusal itself stands.
-func (s *Server) putOnRecord(ctx context.Context, by fleet.Principal, r book.Refuse, left int) {
+func (r *Recorder) putOnRecord(ctx context.Context, by fleet.Principal, what book.Refuse, left int) {
 	if left > 0 {
-		r.Reason += fmt.Sprintf(" (and %d refusals before this one that were not recorded)", left)
+		what.Reason += fmt.Sprintf(" (and %d refusals before this one that were not recorded)", left)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	if _, err := book.Submit(ctx, s.replica, by, "", r); err != nil {
-		s.log.Error("a refusal is not on record", "what", r.What, "reason", r.Reason, "error", err)
+	if _, err := book.Submit(ctx, r.replica, by, "", what); err != nil {
+		r.log.Error("a refusal is not on record", "what", what.What, "reason", what.Reason, "error", err)
 	}
+}
+
+// Bounds for those that one source sends. Appliances behind one NAT, one proxy or one private endpoint share a source:
+// they share these, and are told to come back.
+const (
+	sourcesMax = 4096 // that are told apart; of the longest unheard one is forgotten what it used up
+)
+
+// ofSource is calls of the bootstrap service.
+var ofSource = allowance{rate: 20, burst: 100}
+
+// Anonymous is the limiter of all callers without a certificate together.
+func (r *Recorder) Anonymous() *rate.Limiter { return r.anonymous }
+
+// heard tells whether a stranger at addr may be heard now. Its own network's share is asked first, so that who floods
+// uses up what is its own and not what is everyone's.
+func (r *Recorder) heard(addr string) bool {
+	ok, _ := r.sources.take(sourceOf(addr), ofSource, r.anonymous)
+	return ok
+}
+
+func tooMany() error {
+	return fault.New("controlplane.Bootstrap", fault.Busy, "too many strangers call at once: try again in a few seconds")
 }

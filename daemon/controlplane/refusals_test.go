@@ -17,7 +17,7 @@ func TestRefusalsAreBounded(t *testing.T) {
 	caller := func(i int) refuser {
 		return ofCaller(fleet.PrincipalOf("example.org", fleet.Operator, fmt.Sprint("op-", i)))
 	}
-	flood := func(r refusals, n int, who func(int) refuser) (on int) {
+	flood := func(r *Recorder, n int, who func(int) refuser) (on int) {
 		for i := range n {
 			if now, _ := r.take(who(i)); now {
 				on++
@@ -39,7 +39,7 @@ func TestRefusalsAreBounded(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRefusals()
+				r := NewRecorder(nil, nil, nil)
 				if name == "a fork under a crowd's" {
 					flood(r, 1000, caller)
 				}
@@ -65,7 +65,7 @@ func TestNoRefuserUsesUpAnothers(t *testing.T) {
 		all := map[string]refuser{"caller": ofCaller("spiffe://example.org/operator/ann"), "bootstrap": atBootstrap, "stranger": elsewhere,
 			"fork": ofFork("eu-1"), "other fork": ofFork("eu-2")}
 		for name, floods := range all {
-			r := newRefusals()
+			r := NewRecorder(nil, nil, nil)
 			for range 1000 {
 				r.take(floods)
 			}
@@ -81,7 +81,7 @@ func TestNoRefuserUsesUpAnothers(t *testing.T) {
 // TestLeftOutIsCounted: the next refusal that goes on record tells how many did not, of this caller, once.
 func TestLeftOutIsCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r, ann, ben := newRefusals(), ofCaller("ann"), ofCaller("ben")
+		r, ann, ben := NewRecorder(nil, nil, nil), ofCaller("ann"), ofCaller("ben")
 		for range 105 {
 			r.take(ann)
 		}
@@ -99,11 +99,31 @@ func TestLeftOutIsCounted(t *testing.T) {
 
 // TestRefusersAreBounded: a bounded number is told apart, whatever they call themselves.
 func TestRefusersAreBounded(t *testing.T) {
-	r := newRefusals()
+	r := NewRecorder(nil, nil, nil)
 	for i := range 3 * refusersMax {
 		r.take(ofCaller(fleet.Principal(fmt.Sprint(i))))
 	}
 	if n := len(r.by.by); n != refusersMax || r.by.used.Len() != n {
 		t.Fatalf("%d refusers are kept, in a list of %d, want %d", n, r.by.used.Len(), refusersMax)
 	}
+}
+
+// TestAllStrangersTogetherAreBounded: who has many networks is one of many.
+func TestAllStrangersTogetherAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewRecorder(nil, nil, nil)
+		heard := 0
+		for i := range 4 * anonymousBurst {
+			if s.heard(fmt.Sprintf("10.%d.%d.1:443", i/256, i%256)) {
+				heard++
+			}
+		}
+		if heard != anonymousBurst {
+			t.Errorf("%d calls at once were heard, want %d", heard, anonymousBurst)
+		}
+		time.Sleep(time.Second)
+		if !s.heard("192.0.2.1:443") {
+			t.Error("a second later nobody is heard")
+		}
+	})
 }

@@ -81,28 +81,26 @@ type Member struct{ Name, Raft, API string }
 // Server answers appliances and operators. Its methods may be called concurrently.
 type Server struct {
 	Options
-	replica   *book.Replica
-	log       *slog.Logger
-	ring      ring
-	vault     vault
-	kept      atomic.Pointer[kept] // what this node proves itself with, as it stands on its disk; nil for nothing
-	current   atomic.Bool          // the book of this node was the newest when it was asked, and it has not lost its leader since
-	source    atomic.Pointer[Source]
-	strangers *rate.Limiter // all of them together
-	sources   *budget       // of the bootstrap service, by network
-	logins    *rate.Limiter
-	refusals  refusals
-	guests    *guests
-	channels  channels
-	depot     *depot
-	quotas    *quotas
-	patience  *patience
-	leaving   atomic.Bool   // the book knows that this node stops
-	turns     chan struct{} // handshakes that compute, at all doors
-	told      told
-	seeing    sync.Map // operators whose call is being put on record; see saw
-	sessions  sessions
-	meter     Meter
+	replica  *book.Replica
+	log      *slog.Logger
+	ring     ring
+	vault    vault
+	kept     atomic.Pointer[kept] // what this node proves itself with, as it stands on its disk; nil for nothing
+	current  atomic.Bool          // the book of this node was the newest when it was asked, and it has not lost its leader since
+	source   atomic.Pointer[Source]
+	logins   *rate.Limiter
+	refusals *Recorder
+	guests   *guests
+	channels channels
+	depot    *depot
+	quotas   *quotas
+	patience *patience
+	leaving  atomic.Bool   // the book knows that this node stops
+	turns    chan struct{} // handshakes that compute, at all doors
+	told     told
+	seeing   sync.Map // operators whose call is being put on record; see saw
+	sessions sessions
+	meter    Meter
 
 	controlv1connect.UnimplementedControlHandler
 	controlv1connect.UnimplementedOperatorServiceHandler
@@ -128,12 +126,8 @@ func (m Meter) orNone() Meter {
 // maxStranger bounds a message of a stranger, in bytes.
 const maxStranger = 32 << 10
 
-// Strangers may ask this often, all of them together; what is over that is told to come back.
-const (
-	strangerRate  = 200 // a second
-	strangerBurst = 400
-	strangerWait  = 15 * time.Second // unless the options say another
-)
+// anonymousWait is how long a call of the bootstrap services may take, unless the options say another.
+const anonymousWait = 15 * time.Second
 
 // noMeter takes measurements and keeps none.
 type noMeter struct{}
@@ -154,7 +148,7 @@ func NewServer(o Options) (*Server, error) {
 		return nil, err
 	}
 	if o.StrangerWait <= 0 {
-		o.StrangerWait = strangerWait
+		o.StrangerWait = anonymousWait
 	}
 	if o.WriteWait <= 0 {
 		o.WriteWait = writeWait
@@ -166,10 +160,11 @@ func NewServer(o Options) (*Server, error) {
 		o.Backdate = identity.DefaultBackdate
 	}
 	s := &Server{Options: o, replica: &book.Replica{Node: o.Name, Book: o.Book, Consensus: o.Consensus, Clock: o.Now}, log: o.Log,
-		strangers: rate.NewLimiter(strangerRate, strangerBurst), sources: newBudget(sourcesMax), logins: rate.NewLimiter(loginRate, loginBurst),
-		refusals: newRefusals(), guests: newGuests(),
+		logins:   rate.NewLimiter(loginRate, loginBurst),
+		guests:   newGuests(),
 		channels: channels{open: map[fleet.ApplianceID]*live{}, greeted: map[fleet.ApplianceID][]*tls.Conn{}}, patience: newPatience(), sessions: newSessions(),
 		turns: make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), meter: o.Meter.orNone()}
+	s.refusals = NewRecorder(s.replica, s.log, s.meter.Unlogged)
 	s.depot, s.quotas = newDepot(s, o.Artifacts), newQuotas(o.LeafLife)
 	s.ring.set(key)
 	return s, nil
@@ -226,8 +221,8 @@ const admitWait = 2 * time.Second
 // Handler serves all procedures of this role behind the table. It must be served with TLS by [identity.Server].
 func (s *Server) Handler() http.Handler {
 	packed := connect.WithCompressMinBytes(1 << 10) // to compress a short answer costs more than the change that it answers
-	opts := []connect.HandlerOption{connect.WithInterceptors(api.Guard(s.refused)), connect.WithReadMaxBytes(8 << 20), packed}
-	small := []connect.HandlerOption{connect.WithInterceptors(api.Guard(s.refused)), connect.WithReadMaxBytes(maxStranger), packed}
+	opts := []connect.HandlerOption{connect.WithInterceptors(api.Guard(s.refusals.refused)), connect.WithReadMaxBytes(8 << 20), packed}
+	small := []connect.HandlerOption{connect.WithInterceptors(api.Guard(s.refusals.refused)), connect.WithReadMaxBytes(maxStranger), packed}
 	mux := http.NewServeMux()
 	mux.Handle(boundaryv1connect.NewBootstrapHandler(bootstrap{Server: s}, small...))
 	mux.Handle(boundaryv1connect.NewBoundaryHandler(s, opts...))
@@ -249,7 +244,7 @@ func (s *Server) Handler() http.Handler {
 			}
 			who = api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial, Issuer: identity.IssuerOf(r.TLS)}
 			if err := barred(s.replica.View(), who); err != nil {
-				s.onRecord(r.Context(), who.Principal, book.Refuse{What: r.URL.Path, Name: fault.Clip(string(who.Principal)), Fault: fault.Of(err), Reason: fault.Text(err)})
+				s.refusals.onRecord(r.Context(), who.Principal, book.Refuse{What: r.URL.Path, Name: fault.Clip(string(who.Principal)), Fault: fault.Of(err), Reason: fault.Text(err)})
 				_ = errors.Write(w, r, api.ToWire(err))
 				return
 			}
@@ -344,8 +339,8 @@ func (s *Server) bound(rc *http.ResponseController) error {
 // tooLong puts on record that a stranger announced more than is taken, as often as strangers may be heard.
 func (s *Server) tooLong(r *http.Request) error {
 	err := fault.New("controlplane.Bootstrap", fault.Invalid, "the message has %d bytes, at most %d are taken from a stranger", r.ContentLength, maxStranger)
-	if s.heard(r.RemoteAddr) {
-		s.strangerRefused(r.Context(), r.URL.Path, "", err)
+	if s.refusals.heard(r.RemoteAddr) {
+		s.refusals.strangerRefused(r.Context(), r.URL.Path, "", err)
 	}
 	return err
 }

@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"fmt"
 	"log/slog"
 	"net"
 	"slices"
@@ -170,49 +169,6 @@ func TestWhoDoesNotCountersignIsAskedOnceForAHead(t *testing.T) {
 			t.Error(err)
 		}
 	})
-}
-
-// TestABudgetForgetsWhoWasNotHeardLongest: however many sources there are, a bounded number is kept, and one that floods stays among them.
-func TestABudgetForgetsWhoWasNotHeardLongest(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBudget(8)
-		allow := func(who string) bool {
-			ok, _ := b.take(who, allowance{rate: 1, burst: 2}, nil)
-			return ok
-		}
-		for range 2 {
-			if !allow("flood") {
-				t.Fatal("the first calls are refused")
-			}
-		}
-		for i := range 100 {
-			if allow("flood") {
-				t.Fatalf("the flood is heard again after %d others", i)
-			}
-			if !allow(fmt.Sprint("other-", i)) {
-				t.Fatalf("other %d is refused", i)
-			}
-			if len(b.by) > 8 || b.used.Len() > 8 {
-				t.Fatalf("%d sources are kept", len(b.by))
-			}
-		}
-		time.Sleep(time.Second)
-		if !allow("flood") {
-			t.Fatal("a second later nothing is allowed")
-		}
-	})
-}
-
-// TestSourcesAreNetworks: who has a network of IPv6 has one budget, and not 2 to the 64.
-func TestSourcesAreNetworks(t *testing.T) {
-	for addr, want := range map[string]string{
-		"192.0.2.7:443": "192.0.2.7", "[::ffff:192.0.2.7]:1": "192.0.2.7", "[2001:db8:1:2:3::4]:1": "2001:db8:1:2::/64", "[fe80::1%eth0]:1": "fe80::/64",
-		"pipe": "", "": "", "name:1": "",
-	} {
-		if got := sourceOf(addr); got != want {
-			t.Errorf("%q is of %q, want %q", addr, got, want)
-		}
-	}
 }
 
 // TestLinesTakeTurns: one that comes alone goes before the second of a thousand, and the longest line loses where there is no room.

@@ -11,16 +11,6 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Bounds for those that one source sends. Appliances behind one NAT, one proxy or one private endpoint share a source:
-// they share these, and are told to come back.
-const (
-	sourcesMax    = 4096 // that are told apart; of the longest unheard one is forgotten what it used up
-	greetingsEach = 4    // channels of one appliance on which hello has not come yet
-)
-
-// ofSource is calls of the bootstrap service.
-var ofSource = allowance{rate: 20, burst: 100}
-
 // sourceOf is what stands for the network that a peer comes from: an IPv4 address, the first 64 bits of an IPv6 one, or ""
 // for all whose address is not known.
 func sourceOf(addr string) string {
@@ -97,11 +87,4 @@ func (b *budget) take(who string, a allowance, common *rate.Limiter) (ok bool, r
 	}
 	refused, one.refused = one.refused, 0
 	return true, refused
-}
-
-// heard tells whether a stranger at addr may be heard now. Its own network's share is asked first, so that who floods
-// uses up what is its own and not what is everyone's.
-func (s *Server) heard(addr string) bool {
-	ok, _ := s.sources.take(sourceOf(addr), ofSource, s.strangers)
-	return ok
 }
