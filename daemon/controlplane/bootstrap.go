@@ -28,8 +28,8 @@ type bootstrap struct {
 
 // Challenge draws a nonce. It keeps nothing.
 func (b bootstrap) Challenge(_ context.Context, req *connect.Request[boundaryv1.ChallengeRequest]) (*connect.Response[boundaryv1.ChallengeResponse], error) {
-	if !b.refusals.heard(req.Peer().Addr) {
-		return nil, tooMany()
+	if !b.refusals.Heard(req.Peer().Addr) {
+		return nil, Busy()
 	}
 	now := b.replica.Now()
 	_, key, err := b.secrets()

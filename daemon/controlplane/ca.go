@@ -68,8 +68,8 @@ func (s *Server) signedBundle() ([]byte, error) {
 // asked, this node gives the newest that it knows: the caller takes none that is older than the one it holds, and a cluster that has no
 // leader because one of its nodes slept through a change of CA has one again only once that node was told.
 func (b bootstrap) Bundle(ctx context.Context, req *connect.Request[boundaryv1.BundleRequest]) (*connect.Response[boundaryv1.BundleResponse], error) {
-	if !b.refusals.heard(req.Peer().Addr) {
-		return nil, tooMany()
+	if !b.refusals.Heard(req.Peer().Addr) {
+		return nil, Busy()
 	}
 	if err := identity.CheckBundleNonce(req.Msg.GetNonce()); err != nil {
 		return nil, err

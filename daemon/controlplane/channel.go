@@ -119,7 +119,7 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 	ctx, cancel := context.WithTimeout(d.life, submitFor)
 	defer cancel()
 	if !api.May(who, boundaryv1connect.BoundaryChannelProcedure) {
-		s.refusals.refused(ctx, who, boundaryv1connect.BoundaryChannelProcedure)
+		s.refusals.Call(ctx, who, boundaryv1connect.BoundaryChannelProcedure)
 		return nil, fault.New(op, fault.Denied, "a channel is for appliances, and the caller is of the class %s", who.Class)
 	}
 	_, _, id, _ := who.Principal.Split()

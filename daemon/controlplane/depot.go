@@ -368,12 +368,12 @@ func (d *depot) repair(ctx context.Context, page book.State) time.Duration {
 
 // grumbles reports whether it is time to log once more that artifacts are missing.
 func (d *depot) grumbles() bool {
-	now, _ := d.s.refusals.take(refuser{key: "artifacts", may: ofMissing})
+	now, _ := d.s.refusals.Allow(Caller{Key: "artifacts", Rate: ofMissing})
 	return now
 }
 
 // ofMissing is lines about artifacts that can't be had.
-var ofMissing = allowance{rate: 1. / 60, burst: 1}
+var ofMissing = Rate{PerSecond: 1. / 60, Burst: 1}
 
 // collect removes what no release names and nobody has wanted for long.
 func (d *depot) collect() {

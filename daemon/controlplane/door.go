@@ -221,7 +221,7 @@ func (d *Door) accept(ctx context.Context) error {
 		}
 		pause = time.Millisecond
 		mesh.KeepAlive(c)
-		d.push(waiting{c, time.Now(), sourceOfConn(c)})
+		d.push(waiting{c, time.Now(), NetworkOf(c)})
 	}
 }
 

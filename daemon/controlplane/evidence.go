@@ -76,9 +76,9 @@ func (s *Server) countersign(ctx context.Context, name fleet.ApplianceID, c book
 		}
 	}
 	if _, err := audit.Continues(c.Note, c.Proof, v, last); err != nil {
-		if now, left := s.refusals.unlessTooMany(ofFork(name)); now {
+		if now, left := s.refusals.Count(Fork(name)); now {
 			s.log.Error("a customer's log does not continue what was countersigned", "appliance", name, "error", err)
-			s.refusals.putOnRecord(ctx, s.replica.Self(), book.Refuse{What: "checkpoint", Name: string(name), Fault: fault.Of(err), Reason: fault.Text(err)}, left)
+			s.refusals.Record(ctx, s.replica.Self(), book.Refuse{What: "checkpoint", Name: string(name), Fault: fault.Of(err), Reason: fault.Text(err)}, left)
 		}
 		return nil // the channel stays: the fork is evidence, not a reason to stop listening
 	}

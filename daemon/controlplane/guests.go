@@ -70,7 +70,7 @@ func guestOf(c *tls.Conn) *guest {
 			return &guest{host: "/" + string(p), kind: kind}
 		}
 	}
-	return &guest{host: sourceOfConn(c), kind: ofStrangers}
+	return &guest{host: NetworkOf(c), kind: ofStrangers}
 }
 
 // enter counts a connection in, and gives the one that must go for it, nil for none. Where it is refused the error says why:

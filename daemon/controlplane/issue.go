@@ -83,12 +83,12 @@ func keyOf(op string, csrDER []byte) (fleet.Digest, []byte, error) {
 // answer answers a call of one who has no certificate, where it may be heard now. Each refusal is on record, as one of who
 // the call was for, with the reason that the caller is told.
 func answer[Req, Res any](ctx context.Context, s *Server, req *connect.Request[Req], what string, do func(context.Context, *Req) (res *Res, name string, err error)) (*connect.Response[Res], error) {
-	if !s.refusals.heard(req.Peer().Addr) {
-		return nil, tooMany()
+	if !s.refusals.Heard(req.Peer().Addr) {
+		return nil, Busy()
 	}
 	res, name, err := do(ctx, req.Msg)
 	if err != nil {
-		s.refusals.strangerRefused(ctx, what, name, err)
+		s.refusals.AnonymousCall(ctx, what, name, err)
 		return nil, err
 	}
 	return connect.NewResponse(res), nil

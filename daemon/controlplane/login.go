@@ -66,8 +66,8 @@ func (b operatorBootstrap) offersLogin() error {
 
 // LoginOptions tells a stranger which issuer to log in at.
 func (b operatorBootstrap) LoginOptions(_ context.Context, req *connect.Request[controlv1.LoginOptionsRequest]) (*connect.Response[controlv1.LoginOptionsResponse], error) {
-	if !b.refusals.heard(req.Peer().Addr) {
-		return nil, tooMany()
+	if !b.refusals.Heard(req.Peer().Addr) {
+		return nil, Busy()
 	}
 	if err := b.offersLogin(); err != nil {
 		return nil, err
@@ -84,7 +84,7 @@ func (b operatorBootstrap) Login(ctx context.Context, req *connect.Request[contr
 func (b operatorBootstrap) login(ctx context.Context, m *controlv1.LoginRequest) (*controlv1.LoginResponse, string, error) {
 	const op = "controlplane.Login"
 	if !b.logins.Allow() {
-		return nil, "", tooMany()
+		return nil, "", Busy()
 	}
 	if err := b.offersLogin(); err != nil {
 		return nil, "", err

@@ -104,8 +104,8 @@ func (s *Server) RenewOperator(ctx context.Context, req *connect.Request[control
 		return book.RenewOperator{Name: name, Using: who.Serial, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer}
 	})
 	if err != nil {
-		if isRefusal(err) {
-			s.refusals.onRecord(ctx, who.Principal, book.Refuse{What: "operator.renew", Name: fault.Clip(name), Fault: fault.Of(err), Reason: fault.Text(err)})
+		if IsRefusal(err) {
+			s.refusals.Named(ctx, who.Principal, book.Refuse{What: "operator.renew", Name: fault.Clip(name), Fault: fault.Of(err), Reason: fault.Text(err)})
 		}
 		return nil, err
 	}

@@ -117,14 +117,14 @@ func (s *Server) comes(ctx context.Context, name fleet.ApplianceID) error {
 
 // tooMuch puts on record, once in a while, that an appliance is above its bounds, and how often it was.
 func (s *Server) tooMuch(name fleet.ApplianceID, what string) {
-	now, left := s.refusals.take(refuser{key: "quota/" + string(name), may: allowance{rate: rate.Every(tooMuchEvery), burst: 1}})
+	now, left := s.refusals.Allow(Caller{Key: "quota/" + string(name), Rate: Rate{PerSecond: rate.Every(tooMuchEvery), Burst: 1}})
 	if !now {
 		return
 	}
 	s.log.Warn("an appliance is above its bounds", "appliance", name, "what", what, "left_out", left)
 	ctx, cancel := context.WithTimeout(context.Background(), submitFor)
 	defer cancel()
-	s.refusals.putOnRecord(ctx, s.replica.Self(), book.Refuse{What: "quota", Name: string(name), Fault: fault.Busy, Reason: what}, left)
+	s.refusals.Record(ctx, s.replica.Self(), book.Refuse{What: "quota", Name: string(name), Fault: fault.Busy, Reason: what}, left)
 }
 
 // renews refuses an appliance that asks for certificates faster than one can be needed.

@@ -19,13 +19,13 @@ import (
 
 // What one brings about by being refused. Of what comes faster the next that goes on record tells how much it was.
 var (
-	ofRefused  = allowance{rate: 0.25, burst: 5} // one caller with a name
-	ofAllNamed = allowance{rate: 1, burst: 20}   // all of them together
-	ofNobodies = allowance{rate: 1, burst: 64}   // all who have no name yet
+	namedRate     = Rate{PerSecond: 0.25, Burst: 5} // one caller with a name
+	allNamedRate  = Rate{PerSecond: 1, Burst: 20}   // all of them together
+	bootstrapRate = Rate{PerSecond: 1, Burst: 64}   // all who have no name yet
 )
 
-// refusersMax is how many callers are told apart. Of the one that was refused longest ago is forgotten what it used up.
-const refusersMax = 4096
+// callersMax is how many callers are told apart. Of the one that was refused longest ago is forgotten what it used up.
+const callersMax = 4096
 
 // refusals is the one bound on what refused callers add to this node's log and to the book. Nobody fills them by knocking,
 // nobody uses up what is another one's, and no crowd of callers hides that a customer's log was forked.
@@ -36,17 +36,17 @@ type Recorder struct {
 	log      *slog.Logger
 	unlogged telemetry.Counter
 
-	by    *budget
+	by    *Limiter
 	named *rate.Limiter
 
 	anonymous *rate.Limiter // all callers without a certificate together
-	sources   *budget       // the same, by network
+	sources   *Limiter      // the same, by network
 }
 
 // NewRecorder makes a recorder. It counts what is neither logged nor on record.
 func NewRecorder(r *book.Replica, log *slog.Logger, unlogged telemetry.Counter) *Recorder {
-	return &Recorder{replica: r, log: log, unlogged: unlogged, by: newBudget(refusersMax), named: rate.NewLimiter(ofAllNamed.rate, ofAllNamed.burst),
-		anonymous: rate.NewLimiter(anonymousRate, anonymousBurst), sources: newBudget(sourcesMax)}
+	return &Recorder{replica: r, log: log, unlogged: unlogged, by: NewLimiter(callersMax), named: rate.NewLimiter(allNamedRate.PerSecond, allNamedRate.Burst),
+		anonymous: rate.NewLimiter(anonymousRate, anonymousBurst), sources: NewLimiter(networksMax)}
 }
 
 // Callers without a certificate may ask this often, all of them together; beyond that they are refused with fault.Busy.
@@ -55,49 +55,49 @@ const (
 	anonymousBurst = 400
 )
 
-// refuser is whose share a refusal uses up.
-type refuser struct {
-	key   string
-	may   allowance
+// Caller is whose share a refusal uses up.
+type Caller struct {
+	Key   string
+	Rate  Rate
 	named bool // it shares what all callers with a name have together
 }
 
-func ofCaller(p fleet.Principal) refuser {
-	return refuser{key: "/" + string(p), may: ofRefused, named: true}
+func Principal(p fleet.Principal) Caller {
+	return Caller{Key: "/" + string(p), Rate: namedRate, named: true}
 }
-func ofFork(appliance fleet.ApplianceID) refuser {
-	return refuser{key: "fork/" + string(appliance), may: ofRefused}
+func Fork(appliance fleet.ApplianceID) Caller {
+	return Caller{Key: "fork/" + string(appliance), Rate: namedRate}
 }
 
 var (
-	atBootstrap = refuser{key: "bootstrap", may: ofNobodies} // strangers whose proof, token or invitation was refused
-	elsewhere   = refuser{key: "stranger", may: ofRefused}   // strangers who called what is not for them: in the log only
+	atBootstrap = Caller{Key: "bootstrap", Rate: bootstrapRate} // strangers whose proof, token or invitation was refused
+	elsewhere   = Caller{Key: "stranger", Rate: namedRate}      // strangers who called what is not for them: in the log only
 )
 
-// take tells whether a refusal goes on record now, and how many of the same refuser before it did not.
-func (r *Recorder) take(who refuser) (now bool, left int) {
+// Allow tells whether a refusal goes on record now, and how many of the same refuser before it did not.
+func (r *Recorder) Allow(who Caller) (now bool, left int) {
 	var common *rate.Limiter
 	if who.named {
 		common = r.named
 	}
-	return r.by.take(who.key, who.may, common)
+	return r.by.Allow(who.Key, who.Rate, common)
 }
 
-// unlessTooMany is [Recorder.take] with the measurement of what is left out.
-func (r *Recorder) unlessTooMany(who refuser) (now bool, left int) {
-	if now, left = r.take(who); !now {
+// Count is [Recorder.Allow] with the measurement of what is left out.
+func (r *Recorder) Count(who Caller) (now bool, left int) {
+	if now, left = r.Allow(who); !now {
 		r.unlogged.Inc()
 	}
 	return now, left
 }
 
-// refused logs a call that the table refused, and puts it on record where the caller has a name.
-func (r *Recorder) refused(ctx context.Context, w api.Who, procedure string) {
+// Call logs a call that the table refused, and puts it on record where the caller has a name.
+func (r *Recorder) Call(ctx context.Context, w api.Who, procedure string) {
 	who := elsewhere
 	if w.Principal != "" {
-		who = ofCaller(w.Principal)
+		who = Principal(w.Principal)
 	}
-	now, left := r.unlessTooMany(who)
+	now, left := r.Count(who)
 	if !now {
 		return
 	}
@@ -109,34 +109,34 @@ func (r *Recorder) refused(ctx context.Context, w api.Who, procedure string) {
 	if w.Rank != "" {
 		reason = fmt.Sprintf("it needs the role %s, and the caller's is %s", api.Least(procedure), w.Rank)
 	}
-	r.putOnRecord(ctx, w.Principal, book.Refuse{What: procedure, Name: string(w.Principal), Fault: fault.Denied, Reason: reason}, left)
+	r.Record(ctx, w.Principal, book.Refuse{What: procedure, Name: string(w.Principal), Fault: fault.Denied, Reason: reason}, left)
 }
 
-// onRecord puts on record that a caller with a name was refused.
-func (r *Recorder) onRecord(ctx context.Context, by fleet.Principal, what book.Refuse) {
-	if now, left := r.unlessTooMany(ofCaller(by)); now {
-		r.putOnRecord(ctx, by, what, left)
+// Named puts on record that a caller with a name was refused.
+func (r *Recorder) Named(ctx context.Context, by fleet.Principal, what book.Refuse) {
+	if now, left := r.Count(Principal(by)); now {
+		r.Record(ctx, by, what, left)
 	}
 }
 
-// isRefusal tells an answer to the caller from trouble here.
-func isRefusal(err error) bool {
+// IsRefusal tells an answer to the caller from trouble here.
+func IsRefusal(err error) bool {
 	k := fault.Of(err)
 	return k != fault.Unavailable && k != fault.Unsure && k != fault.Busy && k != fault.NotLeader
 }
 
-// strangerRefused puts on record why one who is nobody yet was refused.
-func (r *Recorder) strangerRefused(ctx context.Context, what, name string, err error) {
-	if !isRefusal(err) {
+// AnonymousCall puts on record why one who is nobody yet was refused.
+func (r *Recorder) AnonymousCall(ctx context.Context, what, name string, err error) {
+	if !IsRefusal(err) {
 		return
 	}
-	if now, left := r.unlessTooMany(atBootstrap); now {
-		r.putOnRecord(ctx, r.replica.Self(), book.Refuse{What: what, Name: fault.Clip(name), Fault: fault.Of(err), Reason: fault.Text(err)}, left)
+	if now, left := r.Count(atBootstrap); now {
+		r.Record(ctx, r.replica.Self(), book.Refuse{What: what, Name: fault.Clip(name), Fault: fault.Of(err), Reason: fault.Text(err)}, left)
 	}
 }
 
-// putOnRecord submits a refusal. That it can't be recorded is logged: the refusal itself stands.
-func (r *Recorder) putOnRecord(ctx context.Context, by fleet.Principal, what book.Refuse, left int) {
+// Record submits a refusal. That it can't be recorded is logged: the refusal itself stands.
+func (r *Recorder) Record(ctx context.Context, by fleet.Principal, what book.Refuse, left int) {
 	if left > 0 {
 		what.Reason += fmt.Sprintf(" (and %d refusals before this one that were not recorded)", left)
 	}
@@ -150,22 +150,22 @@ func (r *Recorder) putOnRecord(ctx context.Context, by fleet.Principal, what boo
 // Bounds for those that one source sends. Appliances behind one NAT, one proxy or one private endpoint share a source:
 // they share these, and are told to come back.
 const (
-	sourcesMax = 4096 // that are told apart; of the longest unheard one is forgotten what it used up
+	networksMax = 4096 // that are told apart; of the longest unheard one is forgotten what it used up
 )
 
-// ofSource is calls of the bootstrap service.
-var ofSource = allowance{rate: 20, burst: 100}
+// networkRate is calls of the bootstrap service.
+var networkRate = Rate{PerSecond: 20, Burst: 100}
 
 // Anonymous is the limiter of all callers without a certificate together.
 func (r *Recorder) Anonymous() *rate.Limiter { return r.anonymous }
 
-// heard tells whether a stranger at addr may be heard now. Its own network's share is asked first, so that who floods
+// Heard tells whether a stranger at addr may be heard now. Its own network's share is asked first, so that who floods
 // uses up what is its own and not what is everyone's.
-func (r *Recorder) heard(addr string) bool {
-	ok, _ := r.sources.take(sourceOf(addr), ofSource, r.anonymous)
+func (r *Recorder) Heard(addr string) bool {
+	ok, _ := r.sources.Allow(Network(addr), networkRate, r.anonymous)
 	return ok
 }
 
-func tooMany() error {
+func Busy() error {
 	return fault.New("controlplane.Bootstrap", fault.Busy, "too many strangers call at once: try again in a few seconds")
 }

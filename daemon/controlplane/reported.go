@@ -29,7 +29,7 @@ func (s *Server) RollKeys(ctx context.Context, req *connect.Request[boundaryv1.R
 		return connect.NewResponse(&boundaryv1.RollKeysResponse{Waiting: waiting}), nil
 	}
 	if k := fault.Of(err); k == fault.Denied || k == fault.Invalid || k == fault.Expired {
-		s.refusals.onRecord(ctx, who.Principal, book.Refuse{What: "keys", Name: fault.Clip(id), Fault: k, Reason: fault.Text(err)})
+		s.refusals.Named(ctx, who.Principal, book.Refuse{What: "keys", Name: fault.Clip(id), Fault: k, Reason: fault.Text(err)})
 	}
 	return nil, err
 }

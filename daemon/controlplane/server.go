@@ -221,8 +221,8 @@ const admitWait = 2 * time.Second
 // Handler serves all procedures of this role behind the table. It must be served with TLS by [identity.Server].
 func (s *Server) Handler() http.Handler {
 	packed := connect.WithCompressMinBytes(1 << 10) // to compress a short answer costs more than the change that it answers
-	opts := []connect.HandlerOption{connect.WithInterceptors(api.Guard(s.refusals.refused)), connect.WithReadMaxBytes(8 << 20), packed}
-	small := []connect.HandlerOption{connect.WithInterceptors(api.Guard(s.refusals.refused)), connect.WithReadMaxBytes(maxStranger), packed}
+	opts := []connect.HandlerOption{connect.WithInterceptors(api.Guard(s.refusals.Call)), connect.WithReadMaxBytes(8 << 20), packed}
+	small := []connect.HandlerOption{connect.WithInterceptors(api.Guard(s.refusals.Call)), connect.WithReadMaxBytes(maxStranger), packed}
 	mux := http.NewServeMux()
 	mux.Handle(boundaryv1connect.NewBootstrapHandler(bootstrap{Server: s}, small...))
 	mux.Handle(boundaryv1connect.NewBoundaryHandler(s, opts...))
@@ -244,7 +244,7 @@ func (s *Server) Handler() http.Handler {
 			}
 			who = api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial, Issuer: identity.IssuerOf(r.TLS)}
 			if err := barred(s.replica.View(), who); err != nil {
-				s.refusals.onRecord(r.Context(), who.Principal, book.Refuse{What: r.URL.Path, Name: fault.Clip(string(who.Principal)), Fault: fault.Of(err), Reason: fault.Text(err)})
+				s.refusals.Named(r.Context(), who.Principal, book.Refuse{What: r.URL.Path, Name: fault.Clip(string(who.Principal)), Fault: fault.Of(err), Reason: fault.Text(err)})
 				_ = errors.Write(w, r, api.ToWire(err))
 				return
 			}
@@ -339,8 +339,8 @@ func (s *Server) bound(rc *http.ResponseController) error {
 // tooLong puts on record that a stranger announced more than is taken, as often as strangers may be heard.
 func (s *Server) tooLong(r *http.Request) error {
 	err := fault.New("controlplane.Bootstrap", fault.Invalid, "the message has %d bytes, at most %d are taken from a stranger", r.ContentLength, maxStranger)
-	if s.refusals.heard(r.RemoteAddr) {
-		s.refusals.strangerRefused(r.Context(), r.URL.Path, "", err)
+	if s.refusals.Heard(r.RemoteAddr) {
+		s.refusals.AnonymousCall(r.Context(), r.URL.Path, "", err)
 	}
 	return err
 }

@@ -76,7 +76,7 @@ func (s *Server) admitOperator(p fleet.Principal, serial fleet.Serial) error {
 		err = s.replica.View().AcceptsOperator(p, serial, "")
 	}
 	if err != nil {
-		go s.refusals.onRecord(context.Background(), p, book.Refuse{What: "operator", Name: fault.Clip(string(p)), Fault: fault.Denied, Reason: fault.Text(err)})
+		go s.refusals.Named(context.Background(), p, book.Refuse{What: "operator", Name: fault.Clip(string(p)), Fault: fault.Denied, Reason: fault.Text(err)})
 	}
 	return err
 }

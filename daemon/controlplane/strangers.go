@@ -11,9 +11,9 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// sourceOf is what stands for the network that a peer comes from: an IPv4 address, the first 64 bits of an IPv6 one, or ""
+// Network is what stands for the network that a peer comes from: an IPv4 address, the first 64 bits of an IPv6 one, or ""
 // for all whose address is not known.
-func sourceOf(addr string) string {
+func Network(addr string) string {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
 		return ""
@@ -33,15 +33,15 @@ func sourceOf(addr string) string {
 	return p.String()
 }
 
-func sourceOfConn(c net.Conn) string {
+func NetworkOf(c net.Conn) string {
 	if a := c.RemoteAddr(); a != nil {
-		return sourceOf(a.String())
+		return Network(a.String())
 	}
 	return ""
 }
 
-// budget bounds how often each of many may do something. It keeps a bounded number apart.
-type budget struct {
+// Limiter bounds how often each of many may do something. It keeps a bounded number apart.
+type Limiter struct {
 	max int
 
 	mu   sync.Mutex
@@ -49,38 +49,38 @@ type budget struct {
 	used *list.List // of *share, the one that was used last in front
 }
 
-// allowance is how often one may: so many a second, and so many at once.
-type allowance struct {
-	rate  rate.Limit
-	burst int
+// Rate is how often one may: so many a second, and so many at once.
+type Rate struct {
+	PerSecond rate.Limit
+	Burst     int
 }
 
-type share struct {
-	who     string
+type entry struct {
+	key     string
 	lim     *rate.Limiter
 	refused int // since it was allowed the last time
 }
 
-func newBudget(most int) *budget {
-	return &budget{max: most, by: map[string]*list.Element{}, used: list.New()}
+func NewLimiter(most int) *Limiter {
+	return &Limiter{max: most, by: map[string]*list.Element{}, used: list.New()}
 }
 
-// take tells whether one may now, and how often it was refused since it last might. Who may by its own allowance, and not by a
+// Allow tells whether one may now, and how often it was refused since it last might. Who may by its own allowance, and not by a
 // limit that it has in common with others, is refused too.
-func (b *budget) take(who string, a allowance, common *rate.Limiter) (ok bool, refused int) {
+func (b *Limiter) Allow(who string, a Rate, common *rate.Limiter) (ok bool, refused int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	e, known := b.by[who]
 	if !known {
 		if b.used.Len() >= b.max {
 			last := b.used.Back()
-			delete(b.by, b.used.Remove(last).(*share).who)
+			delete(b.by, b.used.Remove(last).(*entry).key)
 		}
-		e = b.used.PushFront(&share{who: who, lim: rate.NewLimiter(a.rate, a.burst)})
+		e = b.used.PushFront(&entry{key: who, lim: rate.NewLimiter(a.PerSecond, a.Burst)})
 		b.by[who] = e
 	}
 	b.used.MoveToFront(e)
-	one := e.Value.(*share)
+	one := e.Value.(*entry)
 	if !one.lim.Allow() || common != nil && !common.Allow() {
 		one.refused++
 		return false, 0

@@ -12,9 +12,9 @@ import (
 // TestABudgetForgetsWhoWasNotHeardLongest: however many sources there are, a bounded number is kept, and one that floods stays among them.
 func TestABudgetForgetsWhoWasNotHeardLongest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBudget(8)
+		b := NewLimiter(8)
 		allow := func(who string) bool {
-			ok, _ := b.take(who, allowance{rate: 1, burst: 2}, nil)
+			ok, _ := b.Allow(who, Rate{PerSecond: 1, Burst: 2}, nil)
 			return ok
 		}
 		for range 2 {
@@ -46,7 +46,7 @@ func TestSourcesAreNetworks(t *testing.T) {
 		"192.0.2.7:443": "192.0.2.7", "[::ffff:192.0.2.7]:1": "192.0.2.7", "[2001:db8:1:2:3::4]:1": "2001:db8:1:2::/64", "[fe80::1%eth0]:1": "fe80::/64",
 		"pipe": "", "": "", "name:1": "",
 	} {
-		if got := sourceOf(addr); got != want {
+		if got := Network(addr); got != want {
 			t.Errorf("%q is of %q, want %q", addr, got, want)
 		}
 	}
