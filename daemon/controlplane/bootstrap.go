@@ -13,6 +13,7 @@ import (
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
+	"github.com/demarc-dev/demarc/daemon/controlplane/refusal"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -29,7 +30,7 @@ type bootstrap struct {
 // Challenge draws a nonce. It keeps nothing.
 func (b bootstrap) Challenge(_ context.Context, req *connect.Request[boundaryv1.ChallengeRequest]) (*connect.Response[boundaryv1.ChallengeResponse], error) {
 	if !b.refusals.Heard(req.Peer().Addr) {
-		return nil, Busy()
+		return nil, refusal.Busy()
 	}
 	now := b.replica.Now()
 	_, key, err := b.secrets()

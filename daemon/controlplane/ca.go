@@ -17,6 +17,7 @@ import (
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
+	"github.com/demarc-dev/demarc/daemon/controlplane/refusal"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -69,7 +70,7 @@ func (s *Server) signedBundle() ([]byte, error) {
 // leader because one of its nodes slept through a change of CA has one again only once that node was told.
 func (b bootstrap) Bundle(ctx context.Context, req *connect.Request[boundaryv1.BundleRequest]) (*connect.Response[boundaryv1.BundleResponse], error) {
 	if !b.refusals.Heard(req.Peer().Addr) {
-		return nil, Busy()
+		return nil, refusal.Busy()
 	}
 	if err := identity.CheckBundleNonce(req.Msg.GetNonce()); err != nil {
 		return nil, err

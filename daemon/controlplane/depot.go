@@ -18,6 +18,8 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
+	"github.com/demarc-dev/demarc/daemon/controlplane/limit"
+	"github.com/demarc-dev/demarc/daemon/controlplane/refusal"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/workload/artifact"
@@ -368,12 +370,12 @@ func (d *depot) repair(ctx context.Context, page book.State) time.Duration {
 
 // grumbles reports whether it is time to log once more that artifacts are missing.
 func (d *depot) grumbles() bool {
-	now, _ := d.s.refusals.Allow(Caller{Key: "artifacts", Rate: ofMissing})
+	now, _ := d.s.refusals.Allow(refusal.Caller{Key: "artifacts", Rate: ofMissing})
 	return now
 }
 
 // ofMissing is lines about artifacts that can't be had.
-var ofMissing = Rate{PerSecond: 1. / 60, Burst: 1}
+var ofMissing = limit.Rate{PerSecond: 1. / 60, Burst: 1}
 
 // collect removes what no release names and nobody has wanted for long.
 func (d *depot) collect() {

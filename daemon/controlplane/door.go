@@ -17,6 +17,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	"github.com/demarc-dev/demarc/api/channel"
 	"github.com/demarc-dev/demarc/daemon"
+	"github.com/demarc-dev/demarc/daemon/controlplane/limit"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/mesh"
 )
@@ -221,7 +222,7 @@ func (d *Door) accept(ctx context.Context) error {
 		}
 		pause = time.Millisecond
 		mesh.KeepAlive(c)
-		d.push(waiting{c, time.Now(), NetworkOf(c)})
+		d.push(waiting{c, time.Now(), limit.NetworkOf(c)})
 	}
 }
 
@@ -408,7 +409,7 @@ func (d *Door) admitCalls(ctx context.Context, c *tls.Conn) bool {
 		return false
 	case err != nil:
 		d.s.meter.Crowded.Inc()
-		h = refusal(err)
+		h = refusedConn(err)
 	case out != nil:
 		d.s.meter.Displaced.Inc()
 		out.leave()
@@ -425,8 +426,8 @@ func (d *Door) admitCalls(ctx context.Context, c *tls.Conn) bool {
 	return true
 }
 
-// refusal answers each call with err, and ends the connection after the first in order.
-func refusal(err error) http.Handler {
+// refusedConn answers each call with err, and ends the connection after the first in order.
+func refusedConn(err error) http.Handler {
 	say := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Connection", "close")

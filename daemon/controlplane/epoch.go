@@ -12,6 +12,7 @@ import (
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
+	"github.com/demarc-dev/demarc/daemon/controlplane/refusal"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ledger"
@@ -87,7 +88,7 @@ func (s *Server) meet(ctx context.Context, l *live, hello *boundaryv1.Hello) (*b
 	if err := held.CheckNext(now.Epoch); err != nil {
 		err = fault.New(op, fault.Conflict, "the appliance has met %s, and this node's book is in %s: where this book is the one to go on with, stop its nodes and run "+
 			"demarc control-plane recover --epoch-above %d on one; else this node must not run", held, now.Epoch, held.Number)
-		if may, left := s.refusals.Count(Principal(l.by)); may {
+		if may, left := s.refusals.Count(refusal.Principal(l.by)); may {
 			s.log.Error("an appliance has met a later epoch of the book than this node has", "appliance", l.name, "epoch", held.String())
 			s.refusals.Record(ctx, l.by, book.Refuse{What: "epoch", Name: string(l.name), Fault: fault.Of(err), Reason: fault.Text(err)}, left)
 		}

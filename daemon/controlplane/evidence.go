@@ -19,6 +19,7 @@ import (
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
+	"github.com/demarc-dev/demarc/daemon/controlplane/refusal"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/seal"
@@ -76,7 +77,7 @@ func (s *Server) countersign(ctx context.Context, name fleet.ApplianceID, c book
 		}
 	}
 	if _, err := audit.Continues(c.Note, c.Proof, v, last); err != nil {
-		if now, left := s.refusals.Count(Fork(name)); now {
+		if now, left := s.refusals.Count(refusal.Fork(name)); now {
 			s.log.Error("a customer's log does not continue what was countersigned", "appliance", name, "error", err)
 			s.refusals.Record(ctx, s.replica.Self(), book.Refuse{What: "checkpoint", Name: string(name), Fault: fault.Of(err), Reason: fault.Text(err)}, left)
 		}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/daemon"
+	"github.com/demarc-dev/demarc/daemon/controlplane/limit"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -70,7 +71,7 @@ func guestOf(c *tls.Conn) *guest {
 			return &guest{host: "/" + string(p), kind: kind}
 		}
 	}
-	return &guest{host: NetworkOf(c), kind: ofStrangers}
+	return &guest{host: limit.NetworkOf(c), kind: ofStrangers}
 }
 
 // enter counts a connection in, and gives the one that must go for it, nil for none. Where it is refused the error says why:

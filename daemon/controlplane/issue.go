@@ -11,6 +11,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
+	"github.com/demarc-dev/demarc/daemon/controlplane/refusal"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -84,7 +85,7 @@ func keyOf(op string, csrDER []byte) (fleet.Digest, []byte, error) {
 // the call was for, with the reason that the caller is told.
 func answer[Req, Res any](ctx context.Context, s *Server, req *connect.Request[Req], what string, do func(context.Context, *Req) (res *Res, name string, err error)) (*connect.Response[Res], error) {
 	if !s.refusals.Heard(req.Peer().Addr) {
-		return nil, Busy()
+		return nil, refusal.Busy()
 	}
 	res, name, err := do(ctx, req.Msg)
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/daemon/controlplane/login"
+	"github.com/demarc-dev/demarc/daemon/controlplane/refusal"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ledger"
@@ -67,7 +68,7 @@ func (b operatorBootstrap) offersLogin() error {
 // LoginOptions tells a stranger which issuer to log in at.
 func (b operatorBootstrap) LoginOptions(_ context.Context, req *connect.Request[controlv1.LoginOptionsRequest]) (*connect.Response[controlv1.LoginOptionsResponse], error) {
 	if !b.refusals.Heard(req.Peer().Addr) {
-		return nil, Busy()
+		return nil, refusal.Busy()
 	}
 	if err := b.offersLogin(); err != nil {
 		return nil, err
@@ -84,7 +85,7 @@ func (b operatorBootstrap) Login(ctx context.Context, req *connect.Request[contr
 func (b operatorBootstrap) login(ctx context.Context, m *controlv1.LoginRequest) (*controlv1.LoginResponse, string, error) {
 	const op = "controlplane.Login"
 	if !b.logins.Allow() {
-		return nil, "", Busy()
+		return nil, "", refusal.Busy()
 	}
 	if err := b.offersLogin(); err != nil {
 		return nil, "", err

@@ -13,6 +13,7 @@ import (
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
+	"github.com/demarc-dev/demarc/daemon/controlplane/refusal"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -104,7 +105,7 @@ func (s *Server) RenewOperator(ctx context.Context, req *connect.Request[control
 		return book.RenewOperator{Name: name, Using: who.Serial, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer}
 	})
 	if err != nil {
-		if IsRefusal(err) {
+		if refusal.IsRefusal(err) {
 			s.refusals.Named(ctx, who.Principal, book.Refuse{What: "operator.renew", Name: fault.Clip(name), Fault: fault.Of(err), Reason: fault.Text(err)})
 		}
 		return nil, err

@@ -10,6 +10,8 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
+	"github.com/demarc-dev/demarc/daemon/controlplane/limit"
+	"github.com/demarc-dev/demarc/daemon/controlplane/refusal"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 )
@@ -117,7 +119,7 @@ func (s *Server) comes(ctx context.Context, name fleet.ApplianceID) error {
 
 // tooMuch puts on record, once in a while, that an appliance is above its bounds, and how often it was.
 func (s *Server) tooMuch(name fleet.ApplianceID, what string) {
-	now, left := s.refusals.Allow(Caller{Key: "quota/" + string(name), Rate: Rate{PerSecond: rate.Every(tooMuchEvery), Burst: 1}})
+	now, left := s.refusals.Allow(refusal.Caller{Key: "quota/" + string(name), Rate: limit.Rate{PerSecond: rate.Every(tooMuchEvery), Burst: 1}})
 	if !now {
 		return
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/daemon/controlplane/platform"
+	"github.com/demarc-dev/demarc/daemon/controlplane/refusal"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -89,7 +90,7 @@ type Server struct {
 	current  atomic.Bool          // the book of this node was the newest when it was asked, and it has not lost its leader since
 	source   atomic.Pointer[Source]
 	logins   *rate.Limiter
-	refusals *Recorder
+	refusals *refusal.Recorder
 	guests   *guests
 	channels channels
 	depot    *depot
@@ -164,7 +165,7 @@ func NewServer(o Options) (*Server, error) {
 		guests:   newGuests(),
 		channels: channels{open: map[fleet.ApplianceID]*live{}, greeted: map[fleet.ApplianceID][]*tls.Conn{}}, patience: newPatience(), sessions: newSessions(),
 		turns: make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), meter: o.Meter.orNone()}
-	s.refusals = NewRecorder(s.replica, s.log, s.meter.Unlogged)
+	s.refusals = refusal.NewRecorder(s.replica, s.log, s.meter.Unlogged)
 	s.depot, s.quotas = newDepot(s, o.Artifacts), newQuotas(o.LeafLife)
 	s.ring.set(key)
 	return s, nil

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+package limit
 
 import (
 	"fmt"
@@ -29,8 +29,8 @@ func TestABudgetForgetsWhoWasNotHeardLongest(t *testing.T) {
 			if !allow(fmt.Sprint("other-", i)) {
 				t.Fatalf("other %d is refused", i)
 			}
-			if len(b.by) > 8 || b.used.Len() > 8 {
-				t.Fatalf("%d sources are kept", len(b.by))
+			if len(b.By) > 8 || b.Used.Len() > 8 {
+				t.Fatalf("%d sources are kept", len(b.By))
 			}
 		}
 		time.Sleep(time.Second)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+package refusal
 
 import (
 	"fmt"
@@ -103,8 +103,8 @@ func TestRefusersAreBounded(t *testing.T) {
 	for i := range 3 * callersMax {
 		r.Allow(Principal(fleet.Principal(fmt.Sprint(i))))
 	}
-	if n := len(r.by.by); n != callersMax || r.by.used.Len() != n {
-		t.Fatalf("%d refusers are kept, in a list of %d, want %d", n, r.by.used.Len(), callersMax)
+	if n := len(r.by.By); n != callersMax || r.by.Used.Len() != n {
+		t.Fatalf("%d refusers are kept, in a list of %d, want %d", n, r.by.Used.Len(), callersMax)
 	}
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+package limit
 
 import (
 	"container/list"
@@ -45,8 +45,8 @@ type Limiter struct {
 	max int
 
 	mu   sync.Mutex
-	by   map[string]*list.Element
-	used *list.List // of *share, the one that was used last in front
+	By   map[string]*list.Element
+	Used *list.List // of *share, the one that was used last in front
 }
 
 // Rate is how often one may: so many a second, and so many at once.
@@ -62,7 +62,7 @@ type entry struct {
 }
 
 func NewLimiter(most int) *Limiter {
-	return &Limiter{max: most, by: map[string]*list.Element{}, used: list.New()}
+	return &Limiter{max: most, By: map[string]*list.Element{}, Used: list.New()}
 }
 
 // Allow tells whether one may now, and how often it was refused since it last might. Who may by its own allowance, and not by a
@@ -70,16 +70,16 @@ func NewLimiter(most int) *Limiter {
 func (b *Limiter) Allow(who string, a Rate, common *rate.Limiter) (ok bool, refused int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	e, known := b.by[who]
+	e, known := b.By[who]
 	if !known {
-		if b.used.Len() >= b.max {
-			last := b.used.Back()
-			delete(b.by, b.used.Remove(last).(*entry).key)
+		if b.Used.Len() >= b.max {
+			last := b.Used.Back()
+			delete(b.By, b.Used.Remove(last).(*entry).key)
 		}
-		e = b.used.PushFront(&entry{key: who, lim: rate.NewLimiter(a.PerSecond, a.Burst)})
-		b.by[who] = e
+		e = b.Used.PushFront(&entry{key: who, lim: rate.NewLimiter(a.PerSecond, a.Burst)})
+		b.By[who] = e
 	}
-	b.used.MoveToFront(e)
+	b.Used.MoveToFront(e)
 	one := e.Value.(*entry)
 	if !one.lim.Allow() || common != nil && !common.Allow() {
 		one.refused++

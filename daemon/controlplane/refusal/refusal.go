@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+package refusal
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 
 	"github.com/demarc-dev/demarc/api"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
+	"github.com/demarc-dev/demarc/daemon/controlplane/limit"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/telemetry"
@@ -19,9 +20,9 @@ import (
 
 // What one brings about by being refused. Of what comes faster the next that goes on record tells how much it was.
 var (
-	namedRate     = Rate{PerSecond: 0.25, Burst: 5} // one caller with a name
-	allNamedRate  = Rate{PerSecond: 1, Burst: 20}   // all of them together
-	bootstrapRate = Rate{PerSecond: 1, Burst: 64}   // all who have no name yet
+	namedRate     = limit.Rate{PerSecond: 0.25, Burst: 5} // one caller with a name
+	allNamedRate  = limit.Rate{PerSecond: 1, Burst: 20}   // all of them together
+	bootstrapRate = limit.Rate{PerSecond: 1, Burst: 64}   // all who have no name yet
 )
 
 // callersMax is how many callers are told apart. Of the one that was refused longest ago is forgotten what it used up.
@@ -36,17 +37,17 @@ type Recorder struct {
 	log      *slog.Logger
 	unlogged telemetry.Counter
 
-	by    *Limiter
+	by    *limit.Limiter
 	named *rate.Limiter
 
-	anonymous *rate.Limiter // all callers without a certificate together
-	sources   *Limiter      // the same, by network
+	anonymous *rate.Limiter  // all callers without a certificate together
+	sources   *limit.Limiter // the same, by network
 }
 
 // NewRecorder makes a recorder. It counts what is neither logged nor on record.
 func NewRecorder(r *book.Replica, log *slog.Logger, unlogged telemetry.Counter) *Recorder {
-	return &Recorder{replica: r, log: log, unlogged: unlogged, by: NewLimiter(callersMax), named: rate.NewLimiter(allNamedRate.PerSecond, allNamedRate.Burst),
-		anonymous: rate.NewLimiter(anonymousRate, anonymousBurst), sources: NewLimiter(networksMax)}
+	return &Recorder{replica: r, log: log, unlogged: unlogged, by: limit.NewLimiter(callersMax), named: rate.NewLimiter(allNamedRate.PerSecond, allNamedRate.Burst),
+		anonymous: rate.NewLimiter(anonymousRate, anonymousBurst), sources: limit.NewLimiter(networksMax)}
 }
 
 // Callers without a certificate may ask this often, all of them together; beyond that they are refused with fault.Busy.
@@ -58,7 +59,7 @@ const (
 // Caller is whose share a refusal uses up.
 type Caller struct {
 	Key   string
-	Rate  Rate
+	Rate  limit.Rate
 	named bool // it shares what all callers with a name have together
 }
 
@@ -154,7 +155,7 @@ const (
 )
 
 // networkRate is calls of the bootstrap service.
-var networkRate = Rate{PerSecond: 20, Burst: 100}
+var networkRate = limit.Rate{PerSecond: 20, Burst: 100}
 
 // Anonymous is the limiter of all callers without a certificate together.
 func (r *Recorder) Anonymous() *rate.Limiter { return r.anonymous }
@@ -162,7 +163,7 @@ func (r *Recorder) Anonymous() *rate.Limiter { return r.anonymous }
 // Heard tells whether a stranger at addr may be heard now. Its own network's share is asked first, so that who floods
 // uses up what is its own and not what is everyone's.
 func (r *Recorder) Heard(addr string) bool {
-	ok, _ := r.sources.Allow(Network(addr), networkRate, r.anonymous)
+	ok, _ := r.sources.Allow(limit.Network(addr), networkRate, r.anonymous)
 	return ok
 }
 
