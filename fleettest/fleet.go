@@ -283,19 +283,19 @@ func (f *Fleet) After(hook func(kind string, by fleet.Principal)) {
 // StartNode starts the node from its record.
 func (f *Fleet) StartNode() {
 	f.t.Helper()
-	book := book.NewBook()
+	stored := book.NewBook()
 	f.mu.Lock()
 	for i, data := range f.record {
-		if _, err := book.Apply(uint64(i+1), data); err != nil {
+		if _, err := stored.Apply(uint64(i+1), data); err != nil {
 			f.mu.Unlock()
 			f.t.Fatal(err)
 		}
 	}
-	f.book = book
+	f.book = stored
 	f.mu.Unlock()
 	server, err := controlplane.NewServer(
-		controlplane.Options{Name: nodeName, Book: book, Consensus: order{f}, KEK: f.kek, LeafLife: LeafLife, Beat: f.Beat,
-			Members: []controlplane.Member{{Name: nodeName}}, Now: time.Now, Log: f.log})
+		controlplane.Options{Name: nodeName, Book: stored, Consensus: order{f}, KEK: f.kek, LeafLife: LeafLife, Beat: f.Beat,
+			Members: []book.Member{{Name: nodeName}}, Now: time.Now, Log: f.log})
 	f.must(err)
 	roots, err := identity.ParseBundle(f.bundle, Domain)
 	f.must(err)

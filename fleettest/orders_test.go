@@ -59,7 +59,7 @@ const ordersOperator = "ann"
 func newOrders(t *testing.T, seed uint64) *orders {
 	c, slots := foundTrio(t, unhurried)
 	o := &orders{trio: c, r: mrand.New(mrand.NewPCG(seed, 1)), disks: map[string]*waltest.Script{}, kek: c.kek, number: 3}
-	c.bundles, c.lists = map[string][]byte{}, map[string][]controlplane.Member{}
+	c.bundles, c.lists = map[string][]byte{}, map[string][]book.Member{}
 	for _, m := range c.members {
 		o.machine(m.Name)
 	}
@@ -292,7 +292,7 @@ func (o *orders) add() string {
 		o.bundles[name] = file.Bytes()
 		return nil
 	})
-	o.members = append(slices.Clone(o.members), controlplane.Member{Name: name, Raft: name + ":1", API: name + ":2"})
+	o.members = append(slices.Clone(o.members), book.Member{Name: name, Raft: name + ":1", API: name + ":2"})
 	o.dirs[name] = o.t.TempDir()
 	o.machine(name)
 	o.startNode(name)
@@ -301,7 +301,7 @@ func (o *orders) add() string {
 
 func (o *orders) without(name string) {
 	o.stopNode(name)
-	o.members = slices.DeleteFunc(slices.Clone(o.members), func(m controlplane.Member) bool { return m.Name == name })
+	o.members = slices.DeleteFunc(slices.Clone(o.members), func(m book.Member) bool { return m.Name == name })
 	for _, n := range o.running() {
 		o.front(n)
 		break

@@ -25,7 +25,7 @@ import (
 // trio is a vendor with three nodes and real raft between them, in fake time and over wires of memory.
 type trio struct {
 	*Fleet
-	members []controlplane.Member
+	members []book.Member
 	dirs    map[string]string // of the nodes
 	timing  raft.Timing
 	mu      sync.Mutex
@@ -34,8 +34,8 @@ type trio struct {
 	world   world
 	turn    int // counts dials of appliances
 
-	bundles map[string][]byte                // by node: the bundle file of one that came later
-	lists   map[string][]controlplane.Member // by node: the members of its file, where they are not all
+	bundles map[string][]byte        // by node: the bundle file of one that came later
+	lists   map[string][]book.Member // by node: the members of its file, where they are not all
 	shape   func(name string, p *peer, o *controlplane.Options, c *raft.Config)
 }
 
@@ -69,7 +69,7 @@ func foundTrio(t *testing.T, timing raft.Timing) (*trio, []identity.Slot) {
 	f, slots := found(t, "cp-1", "cp-2", "cp-3")
 	c := &trio{Fleet: f, timing: timing, dirs: map[string]string{}, doors: map[string]*door{}, peers: map[string]*peer{}, world: newWorld()}
 	for name := range f.first {
-		c.members = append(c.members, controlplane.Member{Name: name, Raft: name + ":1", API: name + ":2"})
+		c.members = append(c.members, book.Member{Name: name, Raft: name + ":1", API: name + ":2"})
 	}
 	for _, m := range c.members {
 		c.dirs[m.Name] = t.TempDir()

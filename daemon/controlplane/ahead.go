@@ -16,6 +16,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/seal"
@@ -90,11 +91,11 @@ func (s *Server) confirm(ctx context.Context, f *Source) bool {
 }
 
 // whereabouts is the roster, and those whom the credentials know beside it: the book may be too old to know them.
-func (s *Server) whereabouts() []Member {
-	all := s.roster()
+func (s *Server) whereabouts() []book.Member {
+	all := s.replica.Roster()
 	if k := s.kept.Load(); k != nil {
 		for _, m := range k.Peers {
-			if !slices.ContainsFunc(all, func(x Member) bool { return x.Name == m.Name && x.API == m.API }) {
+			if !slices.ContainsFunc(all, func(x book.Member) bool { return x.Name == m.Name && x.API == m.API }) {
 				all = append(slices.Clip(all), m)
 			}
 		}

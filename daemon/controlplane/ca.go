@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/x509"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -127,15 +126,6 @@ func (s *Server) owed(page book.State, l *live) {
 	}()
 }
 
-func (s *Server) nodes() []string {
-	var out []string
-	for _, m := range s.roster() {
-		out = append(out, m.Name)
-	}
-	slices.Sort(out) // whichever node is asked, the same request has the same body
-	return out
-}
-
 // ListAuthorities tells the stage of each CA, who still uses it, and who does not hold the newest bundle.
 func (s *Server) ListAuthorities(ctx context.Context, _ *connect.Request[controlv1.ListAuthoritiesRequest]) (*connect.Response[controlv1.ListAuthoritiesResponse], error) {
 	if err := s.replica.Read(ctx); err != nil {
@@ -168,7 +158,7 @@ func (s *Server) ListAuthorities(ctx context.Context, _ *connect.Request[control
 		out.Authorities = append(out.Authorities, &controlv1.Authority{Id: string(slot.ID()), Stage: string(slot.Stage), Name: cert.Subject.CommonName,
 			NotAfterUnix: cert.NotAfter.Unix(), Appliances: users[slot.ID()], Operators: operators[slot.ID()]})
 	}
-	for _, h := range page.Missing(s.nodes(), page.Bundle(), s.replica.Now()) {
+	for _, h := range page.Missing(s.replica.NodeNames(), page.Bundle(), s.replica.Now()) {
 		out.Missing = append(out.Missing, &controlv1.Missing{Name: h.Name, Kind: h.Kind, Online: h.Online, Holds: h.Holds, SeenUnix: unix(h.Seen)})
 	}
 	return connect.NewResponse(out), nil
@@ -261,7 +251,7 @@ func (s *Server) saw(ctx context.Context, w api.Who, says string) {
 
 // ActivateAuthority makes a prepared CA the one that issues.
 func (s *Server) ActivateAuthority(ctx context.Context, req *connect.Request[controlv1.ActivateAuthorityRequest]) (*connect.Response[controlv1.ActivateAuthorityResponse], error) {
-	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), book.ActivateCA{ID: fleet.Digest(req.Msg.GetId()), Nodes: s.nodes(), Without: req.Msg.GetWithout()})
+	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), book.ActivateCA{ID: fleet.Digest(req.Msg.GetId()), Nodes: s.replica.NodeNames(), Without: req.Msg.GetWithout()})
 	return connect.NewResponse(&controlv1.ActivateAuthorityResponse{}), err
 }
 
@@ -277,6 +267,6 @@ func (s *Server) RetireAuthority(ctx context.Context, req *connect.Request[contr
 	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
-	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), book.RetireCA{ID: id, Nodes: s.nodes(), Compromised: m.GetCompromised()})
+	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), book.RetireCA{ID: id, Nodes: s.replica.NodeNames(), Compromised: m.GetCompromised()})
 	return connect.NewResponse(&controlv1.RetireAuthorityResponse{}), err
 }

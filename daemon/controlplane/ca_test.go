@@ -125,7 +125,7 @@ func TestANodeThatMissedARetirementComesBack(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	ok(t, err)
 	members := func(o *controlplane.Options) {
-		o.Members = []controlplane.Member{{Name: "cp-1", API: ln.Addr().String()}, {Name: "cp-2"}}
+		o.Members = []book.Member{{Name: "cp-1", API: ln.Addr().String()}, {Name: "cp-2"}}
 	}
 	up, down := newNode(t, "cp-1", ca, members), newNode(t, "cp-2", ca, members)
 	must(t, &up.order, genesis) // in the book of both, under the tape
@@ -192,10 +192,10 @@ func TestANodeThatMissedARetirementComesBack(t *testing.T) {
 func TestTheSameRequestGetsTheSameAnswer(t *testing.T) {
 	ca, genesis := firstCA(t)
 	one := newNode(t, "cp-1", ca, func(o *controlplane.Options) {
-		o.Members = []controlplane.Member{{Name: "cp-1"}, {Name: "cp-2"}}
+		o.Members = []book.Member{{Name: "cp-1"}, {Name: "cp-2"}}
 	})
 	two := newNode(t, "cp-2", ca, func(o *controlplane.Options) {
-		o.Members = []controlplane.Member{{Name: "cp-2"}, {Name: "cp-1"}}
+		o.Members = []book.Member{{Name: "cp-2"}, {Name: "cp-1"}}
 		o.Book, o.Consensus = one.book, one.tape
 	})
 	must(t, &one.order, genesis)

@@ -29,7 +29,7 @@ func (s *Server) Status(ctx context.Context, _ *connect.Request[controlv1.Status
 	root := log.Root()
 	out := &controlv1.StatusResponse{Node: s.replica.Node, Leader: s.replica.Leader(), TrustDomain: s.replica.View().TrustDomain, Development: s.replica.View().Development,
 		AuditSize: log.Size(), AuditRoot: hex.EncodeToString(root[:]), Epoch: epochStatus(s.replica.View())}
-	for _, m := range s.roster() {
+	for _, m := range s.replica.Roster() {
 		out.Members = append(out.Members, &controlv1.Member{Name: m.Name, RaftAddress: m.Raft, ApiAddress: m.API})
 	}
 	return connect.NewResponse(out), nil

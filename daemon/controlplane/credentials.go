@@ -45,7 +45,7 @@ type credentials struct {
 	Epoch       uint64        `json:"epoch,omitempty"` // number of the book's; a later one is drawn above it
 	Bundle      []byte        `json:"bundle"`          // the CAs: an [identity.SignedBundle]
 	Leaf        []byte        `json:"leaf,omitempty"`
-	Peers       []Member      `json:"peers,omitempty"` // where the other nodes serve
+	Peers       []book.Member `json:"peers,omitempty"` // where the other nodes serve
 	Keys        []book.Secret `json:"keys"`            // privateKeys, by the name of the key-encryption key
 }
 
@@ -254,7 +254,7 @@ func (f *Source) keep() error {
 	}
 	next := credentials{Version: credentialsVersion, TrustDomain: st.domain, KEK: page.KEK, Epoch: page.Epoch().Number}
 	if s.current.Load() {
-		next.Peers = s.roster()
+		next.Peers = s.replica.Roster()
 	} else {
 		next.KEK, next.Epoch, next.Peers = had.KEK, had.Epoch, had.Peers
 	}

@@ -53,7 +53,7 @@ type Remote interface {
 type depot struct {
 	s     *Server
 	store *artifact.Store
-	reach func(Member) Remote // nil: there are no other nodes
+	reach func(book.Member) Remote // nil: there are no other nodes
 
 	life    context.Context // of fetches: they go on when who asked for them gives up
 	end     context.CancelFunc
@@ -201,7 +201,7 @@ func (d *depot) fetch(ctx context.Context, x fleet.Digest, from []string) error 
 }
 
 // pull fetches an artifact from one node, going on where an earlier try ended unless it is to begin anew.
-func (d *depot) pull(ctx context.Context, m Member, x fleet.Digest, anew bool) error {
+func (d *depot) pull(ctx context.Context, m book.Member, x fleet.Digest, anew bool) error {
 	const op = "controlplane.fetch"
 	p, err := d.store.Begin(x)
 	if err != nil {
@@ -242,14 +242,14 @@ func (d *depot) pull(ctx context.Context, m Member, x fleet.Digest, anew bool) e
 }
 
 // order lists the other nodes: those that are named first, those that failed a moment ago last.
-func (d *depot) order(from []string) []Member {
+func (d *depot) order(from []string) []book.Member {
 	if d.reach == nil {
 		return nil
 	}
-	all := slices.DeleteFunc(slices.Clone(d.s.roster()), func(m Member) bool { return m.Name == d.s.replica.Node || m.API == "" })
+	all := slices.DeleteFunc(slices.Clone(d.s.replica.Roster()), func(m book.Member) bool { return m.Name == d.s.replica.Node || m.API == "" })
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	rank := func(m Member) int {
+	rank := func(m book.Member) int {
 		switch {
 		case slices.Contains(from, m.Name):
 			return 0
@@ -258,7 +258,7 @@ func (d *depot) order(from []string) []Member {
 		}
 		return 1
 	}
-	slices.SortStableFunc(all, func(a, b Member) int { return cmp.Compare(rank(a), rank(b)) })
+	slices.SortStableFunc(all, func(a, b book.Member) int { return cmp.Compare(rank(a), rank(b)) })
 	return all
 }
 

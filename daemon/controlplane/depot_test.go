@@ -40,16 +40,16 @@ type depots struct {
 func newDepots(t *testing.T) *depots {
 	t.Helper()
 	w := &depots{t: t, order: &alone{book: book.NewBook()}, key: ed25519.NewKeyFromSeed(make([]byte, 32)), down: map[string]bool{}, spoil: map[string]func([]byte) error{}, hangs: map[string]bool{}, calls: map[string]int{}}
-	var members []Member
+	var members []book.Member
 	for i := range 3 {
-		members = append(members, Member{Name: fmt.Sprint("cp-", i+1), API: fmt.Sprint("cp-", i+1)})
+		members = append(members, book.Member{Name: fmt.Sprint("cp-", i+1), API: fmt.Sprint("cp-", i+1)})
 	}
 	for _, m := range members {
 		s, err := NewServer(Options{Name: m.Name, Book: w.order.book, Consensus: w.order, Artifacts: w.disk(), Members: members, KEK: make([]byte, 32), Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.depot.reach = func(to Member) Remote { return wireTo{w, to.Name} }
+		s.depot.reach = func(to book.Member) Remote { return wireTo{w, to.Name} }
 		w.nodes = append(w.nodes, s)
 	}
 	tell(t, w.nodes[0], book.Genesis{TrustDomain: innerDomain, Slots: []identity.Slot{{Stage: identity.Active, CertDER: []byte("c"), SealedKey: []byte("k")}}})

@@ -60,7 +60,7 @@ func (g *gate) until(what string, holds func(book.State) bool) {
 // TestRotationNamesTheNodeWithoutTheKey: of two nodes one has the next key; nothing is sealed anew, and the other is named.
 func TestRotationNamesTheNodeWithoutTheKey(t *testing.T) {
 	g := newGate(t, 0)
-	g.server.Members = []controlplane.Member{{Name: "cp-1"}, {Name: "cp-2"}}
+	g.server.SetMembers([]book.Member{{Name: "cp-1"}, {Name: "cp-2"}})
 	kek := bytes.Repeat([]byte{7}, 32)
 	ann := g.operator("ann")
 	ok(t, g.status(ann))
@@ -178,7 +178,7 @@ func TestRotationLosesNothing(t *testing.T) {
 // one (FAULTS.md I14). What the node proves itself with opens with either of the two before, and with the next one alone after.
 func TestNoKeyIsLetGoBeforeASnapshot(t *testing.T) {
 	g := newGate(t, 0)
-	g.server.Members = []controlplane.Member{{Name: "cp-1"}}
+	g.server.SetMembers([]book.Member{{Name: "cp-1"}})
 	var full atomic.Bool
 	var at atomic.Uint64
 	full.Store(true)

@@ -44,30 +44,6 @@ func (s *Server) membership() (Membership, error) {
 	return s.Cluster, nil
 }
 
-// roster lists the members with where they serve: by the book where they said so, else by this node's file.
-func (s *Server) roster() []Member {
-	if s.Cluster == nil {
-		return s.Members
-	}
-	ids := s.Cluster.IDs()
-	if len(ids) == 0 {
-		return s.Members
-	}
-	page := s.replica.View()
-	out := make([]Member, 0, len(ids))
-	for _, id := range ids {
-		m := Member{Name: id}
-		if i := slices.IndexFunc(s.Members, func(m Member) bool { return m.Name == id }); i >= 0 {
-			m = s.Members[i]
-		}
-		if p, ok := page.Peer(id); ok && p.API != "" {
-			m.Raft, m.API = p.Raft, p.API
-		}
-		out = append(out, m)
-	}
-	return out
-}
-
 // admitNode refuses the certificate of a node that is no member any more, and one that was replaced.
 func (s *Server) admitNode(id string, serial fleet.Serial) error {
 	const op = "controlplane.Admit"
@@ -114,11 +90,11 @@ func (c cluster) ListMembers(ctx context.Context, _ *connect.Request[controlv1.L
 
 func (s *Server) members(all raft.Cluster, page book.State) []*controlv1.ClusterMember {
 	var out []*controlv1.ClusterMember
-	where := s.roster()
+	where := s.replica.Roster()
 	for _, m := range all.Members {
 		w := &controlv1.ClusterMember{Name: m.ID, Role: string(m.Role), RaftAddress: m.Addr, Leads: m.ID == all.Leader,
 			Heard: m.ID == all.Leader || m.Heard(), SilentMs: m.Silent, Lag: m.Lag, ClockAheadMs: m.ClockOffset}
-		if i := slices.IndexFunc(where, func(x Member) bool { return x.Name == m.ID }); i >= 0 {
+		if i := slices.IndexFunc(where, func(x book.Member) bool { return x.Name == m.ID }); i >= 0 {
 			w.ApiAddress = where[i].API
 		}
 		p, known := page.Peer(m.ID)
@@ -226,7 +202,7 @@ func (c cluster) wanted(ctx context.Context, name string) error {
 	if p, ok := c.replica.View().Peer(name); ok && !p.Removed && !p.Voter {
 		return fault.New("controlplane.Promote", fault.Conflict, "node %q never votes: its file says voter: false, change that and restart it first", name)
 	}
-	if !slices.Contains(c.nodes(), name) {
+	if !slices.Contains(c.replica.NodeNames(), name) {
 		return nil // who makes the change says it
 	}
 	limit := time.NewTimer(readyWait)
@@ -267,7 +243,7 @@ func (c cluster) RemoveMember(ctx context.Context, req *connect.Request[controlv
 	err = m.Change(ctx, raft.Change{Do: raft.Remove, ID: req.Msg.GetName()})
 	if fault.Of(err) == fault.NotFound {
 		_, known := c.replica.View().Peer(req.Msg.GetName())
-		if known || slices.ContainsFunc(c.Server.Members, func(m Member) bool { return m.Name == req.Msg.GetName() }) {
+		if known || slices.ContainsFunc(c.Server.Members, func(m book.Member) bool { return m.Name == req.Msg.GetName() }) {
 			err = nil // it is gone from the cluster; that it is gone for good may not be on record yet
 		}
 	}

@@ -57,9 +57,9 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	if n.store, err = artifact.Open(cfg.Artifacts); err != nil {
 		return nil, err
 	}
-	var members []Member
+	var members []book.Member
 	for _, m := range cfg.Cluster {
-		members = append(members, Member{m.Name, m.Raft, m.API})
+		members = append(members, book.Member{Name: m.Name, Raft: m.Raft, API: m.API})
 	}
 	platforms, err := platformsOf(cfg.Platforms)
 	if err != nil {

@@ -18,7 +18,6 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
-	"github.com/demarc-dev/demarc/daemon/controlplane"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -62,7 +61,7 @@ func (g *gate) recovers(m *controlv1.RecoverAdminRequest) (*controlv1.RecoverAdm
 // one that was used, nobody becomes an admin; and each try is on record.
 func TestEnemyRecoversNoAdmin(t *testing.T) {
 	g := newGate(t, 0)
-	g.server.Members = []controlplane.Member{{Name: "cp-1"}}
+	g.server.SetMembers([]book.Member{{Name: "cp-1"}})
 	g.follow()
 	kek := bytes.Repeat([]byte{7}, 32)
 	ann := g.operator("ann")

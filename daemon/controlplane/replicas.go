@@ -17,6 +17,7 @@ import (
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 )
@@ -62,7 +63,7 @@ func (s *Server) TendArtifacts(ctx context.Context, ready func()) error {
 }
 
 // to is the way to a node, wherever it is now.
-func (h *nodeWays) to(m Member) Remote {
+func (h *nodeWays) to(m book.Member) Remote {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if w := h.of[m.Name]; w != nil {

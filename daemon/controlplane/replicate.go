@@ -18,6 +18,7 @@ import (
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/manifest"
@@ -93,9 +94,9 @@ func short(x fleet.Digest, m *controlv1.ReplicateArtifactResponse) error {
 }
 
 // members lists who may hold artifacts, this node included, with who votes.
-func (d *depot) members(ctx context.Context) (*copies, map[string]Member, error) {
-	c, where := &copies{moved: time.Now(), news: make(chan struct{}, 1)}, map[string]Member{}
-	for _, m := range d.s.roster() {
+func (d *depot) members(ctx context.Context) (*copies, map[string]book.Member, error) {
+	c, where := &copies{moved: time.Now(), news: make(chan struct{}, 1)}, map[string]book.Member{}
+	for _, m := range d.s.replica.Roster() {
 		where[m.Name] = m
 	}
 	add := func(name string, voter bool) {
@@ -172,7 +173,7 @@ func (d *depot) replicate(ctx context.Context, x fleet.Digest, told func(*contro
 }
 
 // push has one node take an artifact, again and again until it has it or ctx ends.
-func (d *depot) push(ctx context.Context, x fleet.Digest, c *copies, one *controlv1.ArtifactCopy, m Member) {
+func (d *depot) push(ctx context.Context, x fleet.Digest, c *copies, one *controlv1.ArtifactCopy, m book.Member) {
 	if d.reach == nil || m.API == "" {
 		c.note(one, 0, false, "it is not known where it serves")
 		return

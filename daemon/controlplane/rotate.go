@@ -23,10 +23,10 @@ func (s *Server) GetKeys(ctx context.Context, _ *connect.Request[controlv1.GetKe
 	}
 	page := s.replica.View()
 	out := &controlv1.GetKeysResponse{Key: page.KEK, Sealed: page.SealedCount()}
-	for _, n := range s.nodes() {
+	for _, n := range s.replica.NodeNames() {
 		out.Nodes = append(out.Nodes, &controlv1.KeyHolder{Node: n, Keys: page.Holds(n)})
 	}
-	out.Unsettled = page.UnsettledNodes(s.nodes())
+	out.Unsettled = page.UnsettledNodes(s.replica.NodeNames())
 	return connect.NewResponse(out), nil
 }
 
@@ -45,13 +45,13 @@ func (s *Server) RotateKey(ctx context.Context, req *connect.Request[controlv1.R
 		return connect.NewResponse(&controlv1.RotateKeyResponse{Key: to, Sealed: page.SealedCount()}), nil // a repeated call, or one that came second
 	}
 	if to == "" {
-		others := page.OtherKEKs(s.nodes())
+		others := page.OtherKEKs(s.replica.NodeNames())
 		if len(others) != 1 {
 			return nil, fault.New(op, fault.Conflict, "the nodes hold %d keys beside the one in use: put the next one beside kek_file on each, with .next at the end of its name", len(others))
 		}
 		to = others[0]
 	}
-	if names := page.NodesWithoutKEK(s.nodes(), to); len(names) > 0 {
+	if names := page.NodesWithoutKEK(s.replica.NodeNames(), to); len(names) > 0 {
 		return nil, fault.New(op, fault.Conflict, "%d do not hold key %s, and could not open the keys: %s", len(names), fault.Clip(to), book.JoinNames(names))
 	}
 	c, err := s.reseal(page, to)
@@ -66,7 +66,7 @@ func (s *Server) RotateKey(ctx context.Context, req *connect.Request[controlv1.R
 
 // reseal opens everything with the key in use and seals it with another.
 func (s *Server) reseal(page book.State, to string) (book.RotateKEK, error) {
-	c := book.RotateKEK{From: page.KEK, To: to, Nodes: s.nodes(), CAs: map[fleet.Digest][]byte{}}
+	c := book.RotateKEK{From: page.KEK, To: to, Nodes: s.replica.NodeNames(), CAs: map[fleet.Digest][]byte{}}
 	old, err := s.ring.get(page.KEK)
 	if err != nil {
 		return c, err

@@ -43,7 +43,7 @@ type Options struct {
 	Backdate  time.Duration                                                     // of leaves, from their issue; zero means [identity.DefaultBackdate]
 	Platforms *platform.Verifier                                                // asks AWS, Google and listed issuers; nil: pinned keys are all that is known
 	Login     *Login                                                            // nil: operators come by invitation only
-	Members   []Member                                                          // of the file: where the first nodes serve
+	Members   []book.Member                                                     // of the file: where the first nodes serve
 	Cluster   Membership                                                        // who is a member; nil: Members are all there are
 	Build     string                                                            // of this process
 	Dial      func(ctx context.Context, network, addr string) (net.Conn, error) // to another node's API, for [Server.CatchUp]; nil: TCP
@@ -75,9 +75,6 @@ type Meter struct {
 	Crowded   telemetry.Counter  // connections for calls that were refused: their holder has too many in use
 	Unlogged  telemetry.Counter  // refused calls that are not in the log or on record: there were too many
 }
-
-// Member is one node, as people know it.
-type Member struct{ Name, Raft, API string }
 
 // Server answers appliances and operators. Its methods may be called concurrently.
 type Server struct {
@@ -160,11 +157,14 @@ func NewServer(o Options) (*Server, error) {
 	if o.Backdate <= 0 {
 		o.Backdate = identity.DefaultBackdate
 	}
-	s := &Server{Options: o, replica: &book.Replica{Node: o.Name, Book: o.Book, Consensus: o.Consensus, Clock: o.Now}, log: o.Log,
+	s := &Server{Options: o, replica: &book.Replica{Node: o.Name, Book: o.Book, Consensus: o.Consensus, Clock: o.Now, First: o.Members}, log: o.Log,
 		logins:   rate.NewLimiter(loginRate, loginBurst),
 		guests:   newGuests(),
 		channels: channels{open: map[fleet.ApplianceID]*live{}, greeted: map[fleet.ApplianceID][]*tls.Conn{}}, patience: newPatience(), sessions: newSessions(),
 		turns: make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), meter: o.Meter.orNone()}
+	if o.Cluster != nil {
+		s.replica.IDs = o.Cluster.IDs
+	}
 	s.refusals = refusal.NewRecorder(s.replica, s.log, s.meter.Unlogged)
 	s.depot, s.quotas = newDepot(s, o.Artifacts), newQuotas(o.LeafLife)
 	s.ring.set(key)

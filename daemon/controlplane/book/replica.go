@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"slices"
 	"time"
 
 	"github.com/demarc-dev/demarc/audit"
@@ -29,6 +30,46 @@ type Replica struct {
 	Book      *ledger.Book[State]
 	Consensus Consensus
 	Clock     func() time.Time // stamps changes
+
+	First []Member        // the nodes of the configuration file
+	IDs   func() []string // names of the members in this node's log; nil or empty: First are all there are
+}
+
+// Member is one node of the control plane, and where it serves.
+type Member struct{ Name, Raft, API string }
+
+// Roster lists the members. Their addresses are those that each put into the book, else those of the configuration file.
+func (r *Replica) Roster() []Member {
+	if r.IDs == nil {
+		return r.First
+	}
+	ids := r.IDs()
+	if len(ids) == 0 {
+		return r.First
+	}
+	st := r.View()
+	out := make([]Member, 0, len(ids))
+	for _, id := range ids {
+		m := Member{Name: id}
+		if i := slices.IndexFunc(r.First, func(m Member) bool { return m.Name == id }); i >= 0 {
+			m = r.First[i]
+		}
+		if p, ok := st.Peer(id); ok && p.API != "" {
+			m.Raft, m.API = p.Raft, p.API
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+// NodeNames lists the names of the members in order: a request has the same body at whichever node it is repeated.
+func (r *Replica) NodeNames() []string {
+	var out []string
+	for _, m := range r.Roster() {
+		out = append(out, m.Name)
+	}
+	slices.Sort(out)
+	return out
 }
 
 // View is the newest state that this node has. It never changes.
