@@ -299,7 +299,7 @@ func (f *Fleet) StartNode() {
 	f.must(err)
 	roots, err := identity.ParseBundle(f.bundle, Domain)
 	f.must(err)
-	source, err := server.NewSource(f.first[nodeName], identity.Pool(roots))
+	source, err := server.Authority().NewSource(f.first[nodeName], identity.Pool(roots))
 	f.must(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	d := newDoor()
@@ -308,7 +308,7 @@ func (f *Fleet) StartNode() {
 		_ = server.Door("door", d, identity.Server(source, f.admit(server), false, controlplane.Protocols()...), f.log).Run(ctx, func() {})
 	})
 	wg.Go(func() { _ = server.Follow(ctx, func() {}) })
-	wg.Go(func() { _ = server.Tend(ctx, source) })
+	wg.Go(func() { _ = source.Tend(ctx) })
 	if f.Evidence {
 		wg.Go(func() { _ = server.Witness(ctx, 10*time.Second) })
 	}
@@ -399,7 +399,7 @@ func (f *Fleet) operator() (context.Context, *controlplane.Server) {
 func (f *Fleet) PrepareCA() string {
 	f.t.Helper()
 	ctx, s := f.operator()
-	res, err := s.PrepareAuthority(ctx, connect.NewRequest(&controlv1.PrepareAuthorityRequest{}))
+	res, err := s.Keys().PrepareAuthority(ctx, connect.NewRequest(&controlv1.PrepareAuthorityRequest{}))
 	f.must(err)
 	return res.Msg.GetId()
 }
@@ -407,14 +407,14 @@ func (f *Fleet) PrepareCA() string {
 // ActivateCA makes it the one that issues.
 func (f *Fleet) ActivateCA(id string) error {
 	ctx, s := f.operator()
-	_, err := s.ActivateAuthority(ctx, connect.NewRequest(&controlv1.ActivateAuthorityRequest{Id: id}))
+	_, err := s.Keys().ActivateAuthority(ctx, connect.NewRequest(&controlv1.ActivateAuthorityRequest{Id: id}))
 	return err
 }
 
 // RetireCA ends the trust in it.
 func (f *Fleet) RetireCA(id string, compromised bool) error {
 	ctx, s := f.operator()
-	_, err := s.RetireAuthority(ctx, connect.NewRequest(&controlv1.RetireAuthorityRequest{Id: id, Compromised: compromised}))
+	_, err := s.Keys().RetireAuthority(ctx, connect.NewRequest(&controlv1.RetireAuthorityRequest{Id: id, Compromised: compromised}))
 	return err
 }
 
@@ -422,7 +422,7 @@ func (f *Fleet) RetireCA(id string, compromised bool) error {
 func (f *Fleet) CAs() *controlv1.ListAuthoritiesResponse {
 	f.t.Helper()
 	ctx, s := f.operator()
-	res, err := s.ListAuthorities(ctx, connect.NewRequest(&controlv1.ListAuthoritiesRequest{}))
+	res, err := s.Keys().ListAuthorities(ctx, connect.NewRequest(&controlv1.ListAuthoritiesRequest{}))
 	f.must(err)
 	return res.Msg
 }

@@ -151,7 +151,7 @@ func (c *trio) prepare(request string) string {
 	c.t.Helper()
 	var id string
 	c.must(c.ask(request, func(ctx context.Context, s *controlplane.Server, request string) error {
-		res, err := s.PrepareAuthority(ctx, connect.NewRequest(&controlv1.PrepareAuthorityRequest{RequestId: request}))
+		res, err := s.Keys().PrepareAuthority(ctx, connect.NewRequest(&controlv1.PrepareAuthorityRequest{RequestId: request}))
 		if err == nil {
 			id = res.Msg.GetId()
 		}
@@ -163,7 +163,7 @@ func (c *trio) prepare(request string) string {
 func (c *trio) activate(request, id string) error {
 	c.t.Helper()
 	return c.ask(request, func(ctx context.Context, s *controlplane.Server, request string) error {
-		_, err := s.ActivateAuthority(ctx, connect.NewRequest(&controlv1.ActivateAuthorityRequest{Id: id, RequestId: request}))
+		_, err := s.Keys().ActivateAuthority(ctx, connect.NewRequest(&controlv1.ActivateAuthorityRequest{Id: id, RequestId: request}))
 		return err
 	})
 }
@@ -171,7 +171,7 @@ func (c *trio) activate(request, id string) error {
 func (c *trio) retire(request, id string, compromised bool) error {
 	c.t.Helper()
 	return c.ask(request, func(ctx context.Context, s *controlplane.Server, request string) error {
-		_, err := s.RetireAuthority(ctx,
+		_, err := s.Keys().RetireAuthority(ctx,
 			connect.NewRequest(&controlv1.RetireAuthorityRequest{Id: id, RequestId: request, Compromised: compromised}))
 		return err
 	})
@@ -183,7 +183,7 @@ func (c *trio) missing() string {
 	var names []string
 	c.must(c.ask("", func(context.Context, *controlplane.Server, string) error {
 		ctx, s := c.operator()
-		res, err := s.ListAuthorities(ctx, connect.NewRequest(&controlv1.ListAuthoritiesRequest{}))
+		res, err := s.Keys().ListAuthorities(ctx, connect.NewRequest(&controlv1.ListAuthoritiesRequest{}))
 		if err != nil {
 			return err
 		}

@@ -165,7 +165,7 @@ func (c *trio) startNode(name string) {
 	p.server, err = controlplane.NewServer(opts)
 	f.must(err)
 	if p.keks.Current != "" {
-		f.must(p.server.ReadKeys(p.keks))
+		f.must(p.server.Authority().ReadKeys(p.keks))
 	}
 	bundle := f.bundle
 	if own := c.bundles[name]; own != nil {
@@ -173,7 +173,7 @@ func (c *trio) startNode(name string) {
 	}
 	roots, err := identity.ParseBundle(bundle, Domain)
 	f.must(err)
-	p.source, err = p.server.NewSource(f.first[name], identity.Pool(roots))
+	p.source, err = p.server.Authority().NewSource(f.first[name], identity.Pool(roots))
 	f.must(err)
 	f.must(p.source.KeepAt(filepath.Join(c.dirs[name], controlplane.CredentialsFile)))
 	conf.Dir, conf.Machine, conf.Listener = filepath.Join(c.dirs[name], "raft"), book.Gate{Book: p.book, Cluster: clock.voting},
@@ -217,12 +217,12 @@ func (c *trio) startNode(name string) {
 		_ = p.server.Door("door", p.api, identity.Server(p.source, p.server.Admit, false, controlplane.Protocols()...), f.log).Run(ctx, func() {})
 	})
 	wg.Go(func() { _ = p.server.Follow(ctx, func() {}) })
-	wg.Go(func() { _ = p.server.Tend(ctx, p.source) })
+	wg.Go(func() { _ = p.source.Tend(ctx) })
 	wg.Go(func() { _ = p.server.TendTime(ctx) })
 	if p.keks.Current != "" {
-		wg.Go(func() { _ = p.server.TendKeys(ctx, p.keks) })
+		wg.Go(func() { _ = p.server.Authority().TendKeys(ctx, p.keks) })
 	}
-	wg.Go(func() { _ = p.server.CatchUp(ctx, p.source, 5*time.Second) })
+	wg.Go(func() { _ = p.source.CatchUp(ctx, 5*time.Second) })
 	p.stop = func() {
 		cancel()
 		gone, end := context.WithCancel(context.Background())

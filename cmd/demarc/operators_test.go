@@ -88,7 +88,7 @@ func newDomainWith(t *testing.T, set func(*controlplane.Options)) *domain {
 	if err != nil {
 		t.Fatal(err)
 	}
-	source, err := s.NewSource(&leaf, identity.Pool(cas))
+	source, err := s.Authority().NewSource(&leaf, identity.Pool(cas))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,7 @@ const (
 //
 // A leader that is heard and can't be asked counts as none. It may be heard by a connection that was opened with a certificate of a CA
 // that has been retired since, while no new connection is taken: a node that kept to that certificate would never be asked nor answered.
-func (s *Server) CatchUp(ctx context.Context, f *Source, every time.Duration) error {
+func (f *Source) CatchUp(ctx context.Context, every time.Duration) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
@@ -47,24 +47,24 @@ func (s *Server) CatchUp(ctx context.Context, f *Source, every time.Duration) er
 			return nil
 		case <-tick.C:
 		}
-		heard := s.replica.Leader() != ""
-		if heard && s.confirm(ctx, f) {
+		heard := f.store.replica.Leader() != ""
+		if heard && f.confirm(ctx) {
 			continue
 		}
 		if !heard {
-			s.current.Store(false)
+			f.store.current.Store(false)
 		}
 		if f.begun() == "" {
 			continue
 		}
 		learned := false
-		for _, m := range s.whereabouts() {
-			if m.Name == s.replica.Node || m.API == "" {
+		for _, m := range f.whereabouts() {
+			if m.Name == f.store.replica.Node || m.API == "" {
 				continue
 			}
-			news, err := s.catchUp(ctx, f, m.API)
+			news, err := f.catchUp(ctx, m.API)
 			if err != nil && ctx.Err() == nil {
-				s.log.Debug("a node was asked for the signed bundle", "node", m.Name, "err", fault.Text(err))
+				f.store.log.Debug("a node was asked for the signed bundle", "node", m.Name, "err", fault.Text(err))
 			}
 			learned = learned || news
 		}
@@ -74,26 +74,26 @@ func (s *Server) CatchUp(ctx context.Context, f *Source, every time.Duration) er
 
 // confirm reports whether this node's book is known to be the newest, and asks the leader if that is not known yet. From then on the book
 // goes before the credentials.
-func (s *Server) confirm(ctx context.Context, f *Source) bool {
-	if s.current.Load() && !f.trying() {
+func (f *Source) confirm(ctx context.Context) bool {
+	if f.store.current.Load() && !f.trying() {
 		return true
 	}
 	ctx, cancel := context.WithTimeout(ctx, catchUpAsk)
 	defer cancel()
-	if !s.upToDate(ctx) {
+	if !f.store.upToDate(ctx) {
 		return false
 	}
 	f.next(true)
 	if err := f.Keep(); err != nil {
-		s.log.Warn("this node could not keep its credentials on its disk", "err", err)
+		f.store.log.Warn("this node could not keep its credentials on its disk", "err", err)
 	}
 	return true
 }
 
 // whereabouts is the roster, and those whom the credentials know beside it: the book may be too old to know them.
-func (s *Server) whereabouts() []book.Member {
-	all := s.replica.Roster()
-	if k := s.kept.Load(); k != nil {
+func (f *Source) whereabouts() []book.Member {
+	all := f.store.replica.Roster()
+	if k := f.store.kept.Load(); k != nil {
 		for _, m := range k.Peers {
 			if !slices.ContainsFunc(all, func(x book.Member) bool { return x.Name == m.Name && x.API == m.API }) {
 				all = append(slices.Clip(all), m)
@@ -111,16 +111,16 @@ func (f *Source) begun() string {
 }
 
 // catchUp asks one node, and takes what is newer than what this node goes by.
-func (s *Server) catchUp(ctx context.Context, f *Source, addr string) (news bool, err error) {
+func (f *Source) catchUp(ctx context.Context, addr string) (news bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, catchUpAsk)
 	defer cancel()
 	nonce := make([]byte, identity.MaxBundleNonce)
 	_, _ = rand.Read(nonce) // crypto/rand.Read never fails
-	sealed, err := s.askAnyone(ctx, addr, nonce)
+	sealed, err := f.askAnyone(ctx, addr, nonce)
 	if err != nil {
 		return false, err
 	}
-	own, err := seal.ParseKey(s.logPublic())
+	own, err := seal.ParseKey(f.store.logPublic())
 	if err != nil {
 		return false, err
 	}
@@ -131,9 +131,9 @@ func (s *Server) catchUp(ctx context.Context, f *Source, addr string) (news bool
 	if err != nil || b.Number <= st.number {
 		return false, err
 	}
-	page := s.replica.View()
-	c := credentials{Version: credentialsVersion, TrustDomain: st.domain, KEK: page.KEK, Epoch: page.Epoch().Number, Peers: s.whereabouts()}
-	if had := s.behind(page); had != nil {
+	page := f.store.replica.View()
+	c := credentials{Version: credentialsVersion, TrustDomain: st.domain, KEK: page.KEK, Epoch: page.Epoch().Number, Peers: f.whereabouts()}
+	if had := f.store.behind(page); had != nil {
 		c.KEK, c.Epoch = had.KEK, max(c.Epoch, had.Epoch)
 	}
 	had := st.cas
@@ -144,20 +144,20 @@ func (s *Server) catchUp(ctx context.Context, f *Source, addr string) (news bool
 		}
 	}
 	if err := f.write(c, st, sealed); err != nil {
-		if k := s.kept.Load(); k == nil || k.bundle.Number < b.Number {
+		if k := f.store.kept.Load(); k == nil || k.bundle.Number < b.Number {
 			return false, err
 		}
-		s.log.Warn("this node could not keep its credentials on its disk", "err", err) // it goes by them all the same
+		f.store.log.Warn("this node could not keep its credentials on its disk", "err", err) // it goes by them all the same
 	}
-	s.log.Warn("the CA was changed while this node was down: it shows a certificate of the new one", "bundle", b.Number, "issuer", b.Issuer.Short())
+	f.store.log.Warn("the CA was changed while this node was down: it shows a certificate of the new one", "bundle", b.Number, "issuer", b.Issuer.Short())
 	return true, nil
 }
 
 // askAnyone asks WHOEVER ANSWERS for the signed bundle. THIS CONNECTION IS NOT VERIFIED. As at the appliance, which does the
 // same, that is safe: nothing goes out on it but random bytes, and nothing that comes back is believed but a document that
 // the vendor's own key signed over them.
-func (s *Server) askAnyone(ctx context.Context, addr string, nonce []byte) ([]byte, error) {
-	tr := &http.Transport{DialContext: s.Dial, ForceAttemptHTTP2: true, DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, InsecureSkipVerify: true}}
+func (f *Source) askAnyone(ctx context.Context, addr string, nonce []byte) ([]byte, error) {
+	tr := &http.Transport{DialContext: f.store.Dial, ForceAttemptHTTP2: true, DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, InsecureSkipVerify: true}}
 	defer tr.CloseIdleConnections()
 	client := boundaryv1connect.NewBootstrapClient(&http.Client{Transport: tr}, "https://"+addr, connect.WithReadMaxBytes(2*identity.MaxBundle))
 	res, err := client.Bundle(ctx, connect.NewRequest(&boundaryv1.BundleRequest{Nonce: nonce}))

@@ -27,7 +27,7 @@ const maxCALife = 20 * 365 * 24 * time.Hour
 
 // newest returns the trusted CAs after a read of the leader: a node that is behind hands out no older bundle than was announced before
 // the call.
-func (s *Server) newest(ctx context.Context) ([][]byte, uint64, error) {
+func (s *Store) newest(ctx context.Context) ([][]byte, uint64, error) {
 	if err := s.replica.Read(ctx); err != nil {
 		return nil, 0, fault.Because(err, "controlplane.bundle", fault.Of(err), "it is not known which CAs are the newest: no leader could be asked, try again in a few seconds")
 	}
@@ -43,7 +43,7 @@ type told struct {
 }
 
 // signedBundle is the newest bundle for those who did not ask.
-func (s *Server) signedBundle() ([]byte, error) {
+func (s *Store) signedBundle() ([]byte, error) {
 	page := s.replica.View()
 	s.told.mu.Lock()
 	defer s.told.mu.Unlock()
@@ -80,7 +80,7 @@ func (b bootstrap) Bundle(ctx context.Context, req *connect.Request[boundaryv1.B
 		b.log.Debug("the newest bundle of this node is handed out, and no leader was asked", "err", fault.Text(err))
 	}
 	page := b.replica.View()
-	key, err := b.logSigner()
+	key, err := b.authority.logSigner()
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +127,7 @@ func (s *Server) owed(page book.State, l *live) {
 }
 
 // ListAuthorities tells the stage of each CA, who still uses it, and who does not hold the newest bundle.
-func (s *Server) ListAuthorities(ctx context.Context, _ *connect.Request[controlv1.ListAuthoritiesRequest]) (*connect.Response[controlv1.ListAuthoritiesResponse], error) {
+func (s *Service) ListAuthorities(ctx context.Context, _ *connect.Request[controlv1.ListAuthoritiesRequest]) (*connect.Response[controlv1.ListAuthoritiesResponse], error) {
 	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
@@ -165,7 +165,7 @@ func (s *Server) ListAuthorities(ctx context.Context, _ *connect.Request[control
 }
 
 // PrepareAuthority makes a CA and announces it.
-func (s *Server) PrepareAuthority(ctx context.Context, req *connect.Request[controlv1.PrepareAuthorityRequest]) (*connect.Response[controlv1.PrepareAuthorityResponse], error) {
+func (s *Service) PrepareAuthority(ctx context.Context, req *connect.Request[controlv1.PrepareAuthorityRequest]) (*connect.Response[controlv1.PrepareAuthorityResponse], error) {
 	const op = "controlplane.PrepareAuthority"
 	seconds := req.Msg.GetLifeSeconds()
 	life := identity.DefaultCALife
@@ -187,7 +187,7 @@ func (s *Server) PrepareAuthority(ctx context.Context, req *connect.Request[cont
 	if err != nil {
 		return nil, err
 	}
-	k, err := s.ring.get(page.KEK)
+	k, err := s.store.ring.get(page.KEK)
 	if err != nil {
 		return nil, err
 	}
@@ -207,7 +207,7 @@ func (s *Server) PrepareAuthority(ctx context.Context, req *connect.Request[cont
 }
 
 // preparedBy is the answer that a request was given before; nil where it is new.
-func (s *Server) preparedBy(by fleet.Principal, id fleet.RequestID, life time.Duration) (*connect.Response[controlv1.PrepareAuthorityResponse], error) {
+func (s *Service) preparedBy(by fleet.Principal, id fleet.RequestID, life time.Duration) (*connect.Response[controlv1.PrepareAuthorityResponse], error) {
 	const op = "controlplane.PrepareAuthority"
 	for _, slot := range s.replica.View().Slots {
 		if id == "" || slot.Request != id || slot.By != by {
@@ -250,14 +250,14 @@ func (s *Server) saw(ctx context.Context, w api.Who, says string) {
 }
 
 // ActivateAuthority makes a prepared CA the one that issues.
-func (s *Server) ActivateAuthority(ctx context.Context, req *connect.Request[controlv1.ActivateAuthorityRequest]) (*connect.Response[controlv1.ActivateAuthorityResponse], error) {
+func (s *Service) ActivateAuthority(ctx context.Context, req *connect.Request[controlv1.ActivateAuthorityRequest]) (*connect.Response[controlv1.ActivateAuthorityResponse], error) {
 	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), book.ActivateCA{ID: fleet.Digest(req.Msg.GetId()), Nodes: s.replica.NodeNames(), Without: req.Msg.GetWithout()})
 	return connect.NewResponse(&controlv1.ActivateAuthorityResponse{}), err
 }
 
 // RetireAuthority ends the trust in a CA. It refuses an operator whose own certificate is of that CA, compromised or not, so
 // that at least one is left who can call.
-func (s *Server) RetireAuthority(ctx context.Context, req *connect.Request[controlv1.RetireAuthorityRequest]) (*connect.Response[controlv1.RetireAuthorityResponse], error) {
+func (s *Service) RetireAuthority(ctx context.Context, req *connect.Request[controlv1.RetireAuthorityRequest]) (*connect.Response[controlv1.RetireAuthorityResponse], error) {
 	const op = "controlplane.RetireAuthority"
 	m := req.Msg
 	id := fleet.Digest(m.GetId())

@@ -92,7 +92,7 @@ func nodeOf(t *testing.T, name string, ca *identity.Authority, leaf *tls.Certifi
 	}
 	s, err := controlplane.NewServer(opts)
 	ok(t, err)
-	source, err := s.NewSource(leaf, identity.Pool([]*x509.Certificate{ca.Cert}))
+	source, err := s.Authority().NewSource(leaf, identity.Pool([]*x509.Certificate{ca.Cert}))
 	ok(t, err)
 	return cnode{s, o, source, leaf}
 }
@@ -113,7 +113,7 @@ func asOperator(t *testing.T) context.Context {
 // prepared announces a CA.
 func prepared(t *testing.T, n cnode) string {
 	t.Helper()
-	res, err := n.PrepareAuthority(asOperator(t), connect.NewRequest(&controlv1.PrepareAuthorityRequest{}))
+	res, err := n.Keys().PrepareAuthority(asOperator(t), connect.NewRequest(&controlv1.PrepareAuthorityRequest{}))
 	ok(t, err)
 	return res.Msg.GetId()
 }
@@ -136,13 +136,13 @@ func TestANodeThatMissedARetirementComesBack(t *testing.T) {
 	for _, name := range []string{"cp-1", "cp-2"} {
 		must(t, &up.order, book.NodeBundle{Name: name, Number: 2})
 	}
-	_, err = up.ActivateAuthority(asOperator(t), connect.NewRequest(&controlv1.ActivateAuthorityRequest{Id: id}))
+	_, err = up.Keys().ActivateAuthority(asOperator(t), connect.NewRequest(&controlv1.ActivateAuthorityRequest{Id: id}))
 	ok(t, err)
-	_, err = up.RetireAuthority(asOperator(t), connect.NewRequest(&controlv1.RetireAuthorityRequest{Id: old}))
+	_, err = up.Keys().RetireAuthority(asOperator(t), connect.NewRequest(&controlv1.RetireAuthorityRequest{Id: old}))
 	if fault.Of(err) != fault.Conflict || !bytes.Contains([]byte(fault.Text(err)), []byte("node cp-2")) {
 		t.Fatalf("retired under a node that is down: %v", err)
 	}
-	_, err = up.RetireAuthority(asOperator(t), connect.NewRequest(&controlv1.RetireAuthorityRequest{Id: old, Compromised: true}))
+	_, err = up.Keys().RetireAuthority(asOperator(t), connect.NewRequest(&controlv1.RetireAuthorityRequest{Id: old, Compromised: true}))
 	ok(t, err)
 
 	ctx, cancel := context.WithCancel(context.Background())
@@ -164,7 +164,7 @@ func TestANodeThatMissedARetirementComesBack(t *testing.T) {
 		t.Fatal("the two know each other, and nothing is to be shown")
 	}
 	down.lead = ""
-	go func() { done <- down.CatchUp(ctx, down.source, 10*time.Millisecond) }()
+	go func() { done <- down.source.CatchUp(ctx, 10*time.Millisecond) }()
 	end := time.Now().Add(30 * time.Second)
 	for calls() != nil {
 		if time.Now().After(end) {
@@ -200,7 +200,7 @@ func TestTheSameRequestGetsTheSameAnswer(t *testing.T) {
 	})
 	must(t, &one.order, genesis)
 	prepare := func(n cnode, id string, life int64) (*controlv1.PrepareAuthorityResponse, error) {
-		res, err := n.PrepareAuthority(asOperator(t), connect.NewRequest(&controlv1.PrepareAuthorityRequest{RequestId: id, LifeSeconds: life}))
+		res, err := n.Keys().PrepareAuthority(asOperator(t), connect.NewRequest(&controlv1.PrepareAuthorityRequest{RequestId: id, LifeSeconds: life}))
 		if err != nil {
 			return nil, err
 		}
@@ -223,7 +223,7 @@ func TestTheSameRequestGetsTheSameAnswer(t *testing.T) {
 		must(t, &one.order, book.NodeBundle{Name: name, Number: 2})
 	}
 	for _, n := range []cnode{one, two, one} {
-		_, err := n.ActivateAuthority(asOperator(t), connect.NewRequest(&controlv1.ActivateAuthorityRequest{RequestId: "r3", Id: first.GetId()}))
+		_, err := n.Keys().ActivateAuthority(asOperator(t), connect.NewRequest(&controlv1.ActivateAuthorityRequest{RequestId: "r3", Id: first.GetId()}))
 		ok(t, err)
 	}
 	if again, err = prepare(two, "r1", 0); err != nil || again.GetId() != first.GetId() || again.GetBundleNumber() != 2 {

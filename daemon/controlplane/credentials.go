@@ -182,7 +182,7 @@ func (o *kept) standing() standing {
 }
 
 // standingOf is what a page of the book says.
-func (s *Server) standingOf(page book.State) standing {
+func (s *Store) standingOf(page book.State) standing {
 	st := standing{domain: page.TrustDomain, number: page.Bundle()}
 	for _, slot := range page.Slots {
 		if slot.Stage == identity.Prepared || slot.Stage == identity.Active || slot.Stage == identity.Tainted {
@@ -208,7 +208,7 @@ func (s *Server) standingOf(page book.State) standing {
 
 // behind gives the credentials of the disk where they go before the book: until this node's book has been found to be the
 // newest, and it is not newer than they are.
-func (s *Server) behind(page book.State) *kept {
+func (s *Store) behind(page book.State) *kept {
 	if k := s.kept.Load(); k != nil && !s.current.Load() && k.bundle.Number >= page.Bundle() {
 		return k
 	}
@@ -229,24 +229,24 @@ func (f *Source) KeepAt(path string) error {
 	if err != nil {
 		return fault.Because(err, op, fault.Unavailable, "the credentials that this node kept can't be read: %s", path)
 	}
-	o, err := openCredentials(b, "", f.server.ring.all())
+	o, err := openCredentials(b, "", f.store.ring.all())
 	switch {
 	case fault.Of(err) == fault.Denied: // an old copy of a disk, or another kek_file: which of the two, the newest book tells
-		f.server.log.Warn("the credentials that this node kept do not open: it begins with the certificate of its file", "file", path, "err", err)
+		f.store.log.Warn("the credentials that this node kept do not open: it begins with the certificate of its file", "file", path, "err", err)
 		return nil
 	case err != nil:
 		return fault.Because(err, op, fault.Invalid, "%s: %s: remove it, and the node begins with the certificate and the bundle of its file", path, fault.Text(err))
 	}
-	f.server.kept.Store(o)
+	f.store.kept.Store(o)
 	if o.leaf != nil && !f.first.Leaf.NotBefore.After(o.leaf.Leaf.NotBefore) { // a newer file was given for a reason
-		f.leaf, f.issuer, f.from = o.leaf, o.issuer, identity.RenewFrom(o.leaf.Leaf, f.server.Backdate)
+		f.leaf, f.issuer, f.from = o.leaf, o.issuer, identity.RenewFrom(o.leaf.Leaf, f.store.Backdate)
 	}
 	return nil
 }
 
 // keep puts the credentials on disk where what they should hold is news. The caller holds mu.
 func (f *Source) keep() error {
-	s := f.server
+	s := f.store
 	page, had := s.replica.View(), s.kept.Load()
 	st := f.known()
 	if !s.current.Load() && (had == nil || st.of != any(had)) || st.number == 0 {
@@ -271,7 +271,7 @@ func (f *Source) keep() error {
 // write seals and signs credentials and replaces the file. Without a signed bundle it is made of the CAs of st. The caller holds mu.
 func (f *Source) write(c credentials, st standing, signed []byte) error {
 	const op = "controlplane.keep"
-	s := f.server
+	s := f.store
 	log, nonce, err := s.secrets()
 	if err != nil {
 		return err

@@ -43,7 +43,7 @@ func tends(t *testing.T, n cnode, holds func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- n.Tend(ctx, n.source) }()
+	go func() { done <- n.source.Tend(ctx) }()
 	for end := time.Now().Add(time.Minute); !holds(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the node keeps nothing")
@@ -79,7 +79,7 @@ func nameOf(t *testing.T, n cnode, id string) fleet.Digest {
 func TestANodeProvesItselfWhileItsBookIsBehind(t *testing.T) {
 	n, ca, genesis, file, next := keptNode(t)
 	must(t, &n.order, book.NodeBundle{Name: "cp-1", Number: 2})
-	_, err := n.ActivateAuthority(asOperator(t), connect.NewRequest(&controlv1.ActivateAuthorityRequest{Id: next}))
+	_, err := n.Keys().ActivateAuthority(asOperator(t), connect.NewRequest(&controlv1.ActivateAuthorityRequest{Id: next}))
 	ok(t, err)
 	want := nameOf(t, n, next)
 	snapshot, err := n.book.Snapshot() // the CA issues in it; its key is sealed with the old kek
@@ -91,7 +91,7 @@ func TestANodeProvesItselfWhileItsBookIsBehind(t *testing.T) {
 	kek := filepath.Join(t.TempDir(), "kek")
 	ok(t, os.WriteFile(kek, make([]byte, 32), 0o600))
 	ok(t, os.WriteFile(kek+".next", another, 0o600))
-	ok(t, n.ReadKeys(controlplane.KEKFiles{Current: kek}))
+	ok(t, n.Authority().ReadKeys(controlplane.KEKFiles{Current: kek}))
 	tends(t, n, func() bool {
 		b, _ := os.ReadFile(file)
 		return controlplane.OpenCredentials(b, domain, another) == nil && issuedBy(t, n.source) == want
@@ -112,7 +112,7 @@ func TestANodeProvesItselfWhileItsBookIsBehind(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			again := nodeOf(t, "cp-1", ca, n.given, func(o *controlplane.Options) { o.KEK = another })
-			ok(t, again.ReadKeys(controlplane.KEKFiles{Current: kek}))
+			ok(t, again.Authority().ReadKeys(controlplane.KEKFiles{Current: kek}))
 			ok(t, again.source.KeepAt(file))
 			begin(t, again)
 			leaf, err := again.source.Leaf()
@@ -131,7 +131,7 @@ func TestANodeProvesItselfWhileItsBookIsBehind(t *testing.T) {
 			given, err := identitytest.Leaf(ca, fleet.PrincipalOf(domain, fleet.Node, "cp-1"), time.Now().Add(time.Minute), time.Hour)
 			ok(t, err)
 			newer := nodeOf(t, "cp-1", ca, given, func(o *controlplane.Options) { o.KEK = another })
-			ok(t, newer.ReadKeys(controlplane.KEKFiles{Current: kek}))
+			ok(t, newer.Authority().ReadKeys(controlplane.KEKFiles{Current: kek}))
 			ok(t, newer.source.KeepAt(copied(t, file)))
 			begin(t, newer)
 			leaf, err = newer.source.Leaf()
@@ -156,7 +156,7 @@ func TestANodeGoesByWhicheverIsNewer(t *testing.T) {
 	}
 	older, first, before := page(), issuedBy(t, n.source), copied(t, file)
 	must(t, &n.order, book.NodeBundle{Name: "cp-1", Number: 2})
-	_, err := n.ActivateAuthority(asOperator(t), connect.NewRequest(&controlv1.ActivateAuthorityRequest{Id: next}))
+	_, err := n.Keys().ActivateAuthority(asOperator(t), connect.NewRequest(&controlv1.ActivateAuthorityRequest{Id: next}))
 	ok(t, err)
 	second := nameOf(t, n, next)
 	tends(t, n, func() bool {
@@ -214,7 +214,7 @@ func TestANodeTriesEachOfItsCAs(t *testing.T) {
 		t.Helper()
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
-		go func() { done <- n.CatchUp(ctx, n.source, 5*time.Millisecond) }()
+		go func() { done <- n.source.CatchUp(ctx, 5*time.Millisecond) }()
 		end := time.Now().Add(time.Minute)
 		for _, want := range wants {
 			for issuedBy(t, n.source.ToPeers()) != want {

@@ -58,10 +58,10 @@ func HandBundle(ctx context.Context, s *Server, m *boundaryv1.BundleRequest) (*b
 }
 
 // Newest is the bundle that goes with a certificate.
-func Newest(ctx context.Context, s *Server) ([][]byte, uint64, error) { return s.newest(ctx) }
+func Newest(ctx context.Context, s *Server) ([][]byte, uint64, error) { return s.authority.newest(ctx) }
 
 // LogPublic is the key of the vendor's log, PEM.
-func LogPublic(s *Server) []byte { return s.logPublic() }
+func LogPublic(s *Server) []byte { return s.authority.logPublic() }
 
 // OpenCredentials reads the credentials of a node with one key-encryption key.
 func OpenCredentials(b []byte, trustDomain string, key []byte) error {

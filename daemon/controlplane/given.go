@@ -18,7 +18,7 @@ import (
 )
 
 // PutSecret seals a value and puts it into the book. The value is in no log, no entry and no answer.
-func (s *Server) PutSecret(ctx context.Context, req *connect.Request[controlv1.PutSecretRequest]) (*connect.Response[controlv1.PutSecretResponse], error) {
+func (s *Service) PutSecret(ctx context.Context, req *connect.Request[controlv1.PutSecretRequest]) (*connect.Response[controlv1.PutSecretResponse], error) {
 	const op = "controlplane.PutSecret"
 	m := req.Msg
 	if err := book.OwnSecret(op, m.GetName()); err != nil { // before anything is sealed
@@ -27,7 +27,7 @@ func (s *Server) PutSecret(ctx context.Context, req *connect.Request[controlv1.P
 	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
-	k, err := s.ring.get(s.replica.View().KEK)
+	k, err := s.store.ring.get(s.replica.View().KEK)
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +72,7 @@ func (o *onceReader) Read(p []byte) (int, error) {
 }
 
 // ListSecrets tells which secrets were given, when, and by whom.
-func (s *Server) ListSecrets(ctx context.Context, _ *connect.Request[controlv1.ListSecretsRequest]) (*connect.Response[controlv1.ListSecretsResponse], error) {
+func (s *Service) ListSecrets(ctx context.Context, _ *connect.Request[controlv1.ListSecretsRequest]) (*connect.Response[controlv1.ListSecretsResponse], error) {
 	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
@@ -84,13 +84,13 @@ func (s *Server) ListSecrets(ctx context.Context, _ *connect.Request[controlv1.L
 }
 
 // ForgetSecret takes one out of the book.
-func (s *Server) ForgetSecret(ctx context.Context, req *connect.Request[controlv1.ForgetSecretRequest]) (*connect.Response[controlv1.ForgetSecretResponse], error) {
+func (s *Service) ForgetSecret(ctx context.Context, req *connect.Request[controlv1.ForgetSecretRequest]) (*connect.Response[controlv1.ForgetSecretResponse], error) {
 	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), book.ForgetSecret{Name: req.Msg.GetName()})
 	return connect.NewResponse(&controlv1.ForgetSecretResponse{}), err
 }
 
 // Secret opens one that the vendor gave. It is for this process only.
-func (s *Server) Secret(name string) ([]byte, error) {
+func (s *Store) Secret(name string) ([]byte, error) {
 	const op = "controlplane.Secret"
 	page := s.replica.View()
 	if _, ok := page.Given(name); !ok {

@@ -90,7 +90,7 @@ func TestASecretIsSealedAtTheDoor(t *testing.T) {
 	}
 	_, err := keys.PutSecret(t.Context(), connect.NewRequest(&controlv1.PutSecretRequest{RequestId: req.RequestId, Name: "tailnet-oauth", Value: []byte("another")}))
 	refusedWith(t, api.FromWire("test", err), fault.Conflict, "")
-	if got, err := g.server.Secret("tailnet-oauth"); err != nil || !bytes.Equal(got, value) {
+	if got, err := g.server.Authority().Secret("tailnet-oauth"); err != nil || !bytes.Equal(got, value) {
 		t.Fatalf("%q %v", got, err)
 	}
 	list, err := keys.ListSecrets(t.Context(), connect.NewRequest(&controlv1.ListSecretsRequest{}))
@@ -112,7 +112,7 @@ func TestASecretIsSealedAtTheDoor(t *testing.T) {
 	refusedWith(t, api.FromWire("test", err), fault.Denied, "")
 	_, err = keys.ForgetSecret(t.Context(), connect.NewRequest(&controlv1.ForgetSecretRequest{RequestId: rand.Text(), Name: "tailnet-oauth"}))
 	ok(t, err)
-	if _, err := g.server.Secret("tailnet-oauth"); fault.Of(err) != fault.NotFound {
+	if _, err := g.server.Authority().Secret("tailnet-oauth"); fault.Of(err) != fault.NotFound {
 		t.Fatalf("a forgotten secret: %v", err)
 	}
 }

@@ -28,7 +28,7 @@ type issued struct {
 }
 
 // issue signs a certificate with the CA that issues now. It passes nowhere before the book has its serial.
-func (s *Server) issue(csrDER []byte, role fleet.Role, name string, life time.Duration) (issued, error) {
+func (s *Store) issue(csrDER []byte, role fleet.Role, name string, life time.Duration) (issued, error) {
 	csr, err := identity.ParseCSR(csrDER)
 	if err != nil {
 		return issued{}, err
@@ -55,7 +55,7 @@ func (s *Server) issue(csrDER []byte, role fleet.Role, name string, life time.Du
 
 // certify issues a certificate, DER, and gives it away once the book has the change that names it, as one that its holder made.
 // What proves the holder, and whether the name is its to have, is checked before: nothing is signed for one who is refused.
-func certify[R any](ctx context.Context, s *Server, csr []byte, role fleet.Role, name string, life time.Duration, change func(issued) ledger.Change[book.State, R]) ([]byte, R, error) {
+func certify[R any](ctx context.Context, s *Store, csr []byte, role fleet.Role, name string, life time.Duration, change func(issued) ledger.Change[book.State, R]) ([]byte, R, error) {
 	var none R
 	is, err := s.issue(csr, role, name, life)
 	if err != nil {
@@ -83,13 +83,13 @@ func keyOf(op string, csrDER []byte) (fleet.Digest, []byte, error) {
 
 // answer answers a call of one who has no certificate, where it may be heard now. Each refusal is on record, as one of who
 // the call was for, with the reason that the caller is told.
-func answer[Req, Res any](ctx context.Context, s *Server, req *connect.Request[Req], what string, do func(context.Context, *Req) (res *Res, name string, err error)) (*connect.Response[Res], error) {
-	if !s.refusals.Heard(req.Peer().Addr) {
+func answer[Req, Res any](ctx context.Context, s *refusal.Recorder, req *connect.Request[Req], what string, do func(context.Context, *Req) (res *Res, name string, err error)) (*connect.Response[Res], error) {
+	if !s.Heard(req.Peer().Addr) {
 		return nil, refusal.Busy()
 	}
 	res, name, err := do(ctx, req.Msg)
 	if err != nil {
-		s.refusals.AnonymousCall(ctx, what, name, err)
+		s.AnonymousCall(ctx, what, name, err)
 		return nil, err
 	}
 	return connect.NewResponse(res), nil

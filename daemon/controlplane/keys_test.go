@@ -36,7 +36,7 @@ func (g *gate) kekFile(kek []byte) string {
 	ok(g.t, os.WriteFile(file, kek, 0o600))
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	wg.Go(func() { _ = g.server.TendKeys(ctx, controlplane.KEKFiles{Current: file}) })
+	wg.Go(func() { _ = g.server.Authority().TendKeys(ctx, controlplane.KEKFiles{Current: file}) })
 	g.t.Cleanup(func() { cancel(); wg.Wait() })
 	return file
 }
@@ -71,7 +71,7 @@ func TestRotationNamesTheNodeWithoutTheKey(t *testing.T) {
 	if !bytes.Equal(g.logKey(), pub) {
 		t.Fatal("the log's key changed when it was kept")
 	}
-	_, err := g.server.PrepareAuthority(asOperator(t), connect.NewRequest(&controlv1.PrepareAuthorityRequest{})) // a CA that does not issue has a key too
+	_, err := g.server.Keys().PrepareAuthority(asOperator(t), connect.NewRequest(&controlv1.PrepareAuthorityRequest{})) // a CA that does not issue has a key too
 	ok(t, err)
 	before := g.order.book.View()
 	ok(t, os.WriteFile(file+".next", wrong, 0o600))
@@ -196,7 +196,7 @@ func TestNoKeyIsLetGoBeforeASnapshot(t *testing.T) {
 	ok(t, err)
 	first, err := identitytest.Leaf(ca, fleet.PrincipalOf(domain, fleet.Node, "cp-1"), time.Now(), time.Hour)
 	ok(t, err)
-	source, err := g.server.NewSource(first, identity.Pool(nil))
+	source, err := g.server.Authority().NewSource(first, identity.Pool(nil))
 	ok(t, err)
 	proof := filepath.Join(t.TempDir(), controlplane.CredentialsFile)
 	ok(t, source.KeepAt(proof))

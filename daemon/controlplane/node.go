@@ -75,10 +75,10 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	if err != nil {
 		return nil, err
 	}
-	if err := n.server.ReadKeys(KEKFiles{cfg.KEKFile}); err != nil {
+	if err := n.server.authority.ReadKeys(KEKFiles{cfg.KEKFile}); err != nil {
 		return nil, err
 	}
-	if n.files, err = loadFiles(cfg, n.server); err != nil {
+	if n.files, err = n.server.authority.LoadSource(cfg); err != nil {
 		return nil, err
 	}
 	n.server.Reach(func(node string) *tls.Config {
@@ -111,7 +111,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	// Catch-up comes before genesis, which waits for a leader: none speaks to a node that has to catch up first.
 	parts := []daemon.Part{daemon.Func("raft", n.runRaft), daemon.Func("artifacts", n.server.TendArtifacts), door.Porch(), daemon.Func("catch-up", func(ctx context.Context, ready func()) error {
 		ready()
-		return n.server.CatchUp(ctx, n.files, catchUpEvery)
+		return n.files.CatchUp(ctx, catchUpEvery)
 	}), daemon.Func("genesis", n.genesis), daemon.Func("introduction", n.introduce), daemon.Func("recheck", n.recheck)}
 	doors, err := n.doors(door, conf)
 	if err != nil {
@@ -128,7 +128,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	}))
 	parts = append(parts, daemon.Func("bundle", func(ctx context.Context, ready func()) error {
 		ready()
-		return n.server.Tend(ctx, n.files)
+		return n.files.Tend(ctx)
 	}), daemon.Func("autopilot", func(ctx context.Context, ready func()) error {
 		ready()
 		return n.server.Pilot(ctx)
@@ -138,7 +138,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 		return n.server.TendTime(ctx)
 	}), daemon.Func("keys", func(ctx context.Context, ready func()) error {
 		ready()
-		return n.server.TendKeys(ctx, KEKFiles{cfg.KEKFile})
+		return n.server.authority.TendKeys(ctx, KEKFiles{cfg.KEKFile})
 	}))
 	if cfg.Management != nil {
 		parts = append(parts, daemon.Func("management", n.tellManagement))
@@ -237,7 +237,7 @@ func (n *node) genesis(ctx context.Context, ready func()) error {
 			if td != n.cfg.TrustDomain {
 				return fault.New(op, fault.Conflict, "the book is of the trust domain %q, the file says %q", td, n.cfg.TrustDomain)
 			}
-			if err := n.server.opens(); err != nil {
+			if err := n.server.authority.opens(); err != nil {
 				return fault.Because(err, op, fault.Invalid, "kek_file does not open the keys of the book: %s", fault.Text(err))
 			}
 			if n.book.View().Development {

@@ -103,7 +103,7 @@ func (n *node) handBundle(ctx context.Context, to managementv1connect.Management
 	if err := n.Read(ctx); err != nil {
 		return err
 	}
-	sealed, err := n.server.signedBundle()
+	sealed, err := n.server.authority.signedBundle()
 	if err != nil {
 		return err
 	}

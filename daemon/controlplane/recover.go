@@ -23,7 +23,7 @@ import (
 )
 
 // recoveryKey is the key that proves a recovery at this moment.
-func (s *Server) recoveryKey() (ed25519.PrivateKey, error) {
+func (s *Store) recoveryKey() (ed25519.PrivateKey, error) {
 	log, _, err := s.secrets()
 	if err != nil {
 		return nil, err
@@ -37,7 +37,7 @@ func (s *Server) recoveryKey() (ed25519.PrivateKey, error) {
 
 // RecoverAdmin implements the way back of [book.RecoverAdmin]. Each refusal is on record with the reason that the caller is told.
 func (b operatorBootstrap) RecoverAdmin(ctx context.Context, req *connect.Request[controlv1.RecoverAdminRequest]) (*connect.Response[controlv1.RecoverAdminResponse], error) {
-	return answer(ctx, b.Server, req, "operator.recover", named(b.recover))
+	return answer(ctx, b.refusals, req, "operator.recover", named(b.recover))
 }
 
 func (b operatorBootstrap) recover(ctx context.Context, m *controlv1.RecoverAdminRequest) (*controlv1.RecoverAdminResponse, error) {
@@ -45,7 +45,7 @@ func (b operatorBootstrap) recover(ctx context.Context, m *controlv1.RecoverAdmi
 	if err := b.replica.Read(ctx); err != nil {
 		return nil, fault.At(op, "", err)
 	}
-	_, nonces, err := b.secrets()
+	_, nonces, err := b.authority.secrets()
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +54,7 @@ func (b operatorBootstrap) recover(ctx context.Context, m *controlv1.RecoverAdmi
 		return nil, err
 	}
 	page := b.replica.View()
-	proof, err := b.recoveryKey()
+	proof, err := b.authority.recoveryKey()
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +69,7 @@ func (b operatorBootstrap) recover(ctx context.Context, m *controlv1.RecoverAdmi
 	if err != nil {
 		return nil, err
 	}
-	cert, _, err := certify(ctx, b.Server, m.GetCsr(), fleet.Operator, m.GetName(), b.LeafLife, func(is issued) ledger.Change[book.State, book.Nothing] {
+	cert, _, err := certify(ctx, b.authority, m.GetCsr(), fleet.Operator, m.GetName(), b.LeafLife, func(is issued) ledger.Change[book.State, book.Nothing] {
 		return book.RecoverAdmin{Name: m.GetName(), Node: m.GetNode(), Nonce: m.GetNonce(), NonceTill: till, Key: key, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer,
 			Bundle: m.GetBundleHeld()}
 	})

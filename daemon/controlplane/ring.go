@@ -11,16 +11,69 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io/fs"
+	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
 )
+
+// Store holds the key-encryption keys of this node, and opens what is sealed with them in the book. Its methods may be called concurrently.
+type Store struct {
+	Config
+	replica *book.Replica
+	log     *slog.Logger
+
+	ring    ring
+	vault   vault
+	told    told
+	kept    atomic.Pointer[kept] // what this node proves itself with, as it is on its disk; nil for nothing
+	current atomic.Bool          // the book of this node was the newest when it was asked, and it has not lost its leader since
+	source  atomic.Pointer[Source]
+}
+
+// Config is what a store is made of.
+type Config struct {
+	Replica  *book.Replica
+	KEK      []byte // 32 bytes; opens the CA keys. See [Store.TendKeys] for another one
+	LeafLife time.Duration
+	Backdate time.Duration                                                     // of certificates, from their issue
+	Dial     func(ctx context.Context, network, addr string) (net.Conn, error) // to another node's API, for [Source.CatchUp]; nil: TCP
+	// Snapshot makes sure that what this node starts from has the entries of its log up to an index; nil: it starts from nothing.
+	Snapshot func(ctx context.Context, index uint64) error
+	Log      *slog.Logger
+}
+
+// NewStore makes a store.
+func NewStore(c Config) (*Store, error) {
+	key, err := newKEK(c.KEK)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{Config: c, replica: c.Replica, log: c.Log}
+	s.ring.set(key)
+	return s, nil
+}
+
+// Service answers what operators ask about authorities, keys and secrets.
+type Service struct {
+	store   *Store
+	replica *book.Replica
+	log     *slog.Logger
+
+	controlv1connect.UnimplementedKeyServiceHandler
+}
+
+// NewService makes a service.
+func NewService(s *Store) *Service { return &Service{store: s, replica: s.replica, log: s.log} }
 
 // ring is the key-encryption keys that this node holds: the one of kek_file, and while it is rotated the next one.
 type ring struct {
@@ -83,7 +136,7 @@ type vault struct {
 }
 
 // secrets opens the vendor's own secrets. A book that has none yet is of an older build, or has only begun: they are derived.
-func (s *Server) secrets() (log ed25519.PrivateKey, nonce []byte, err error) {
+func (s *Store) secrets() (log ed25519.PrivateKey, nonce []byte, err error) {
 	page := s.replica.View()
 	if k := s.behind(page); k != nil {
 		return k.logKey(), k.keys.Nonce, nil
@@ -135,7 +188,7 @@ func openSecret(page book.State, name string, size int, key []byte) ([]byte, err
 }
 
 // logSigner is the key that signs the checkpoints of the vendor's log.
-func (s *Server) logSigner() (ed25519.PrivateKey, error) {
+func (s *Store) logSigner() (ed25519.PrivateKey, error) {
 	log, _, err := s.secrets()
 	return log, err
 }
@@ -147,7 +200,7 @@ func nonceKey(kek []byte) ([]byte, error) {
 }
 
 // opens tells whether this node holds the key that seals the keys of the book.
-func (s *Server) opens() error {
+func (s *Store) opens() error {
 	page := s.replica.View()
 	k, err := s.ring.get(page.KEK)
 	if err != nil {
@@ -162,7 +215,7 @@ func (s *Server) opens() error {
 }
 
 // keep puts the secrets into a book that has none.
-func (s *Server) keep(ctx context.Context) error {
+func (s *Store) keep(ctx context.Context) error {
 	if err := s.opens(); err != nil { // what is derived from another key is not this book's
 		return err
 	}
@@ -218,7 +271,7 @@ func (f KEKFiles) read() ([]kek, error) {
 }
 
 // ReadKeys has the server hold the keys of the files, before anything else is done with it.
-func (s *Server) ReadKeys(f KEKFiles) error {
+func (s *Store) ReadKeys(f KEKFiles) error {
 	keys, err := f.read()
 	if err == nil {
 		s.ring.set(keys...)
@@ -255,7 +308,7 @@ const kekEvery = 2 * time.Second
 
 // TendKeys keeps the keys of this node, and what the book knows of them, in step with the files, until ctx ends: it puts the
 // secrets into a book that has none, reports which keys this node holds, and drops the old one after a rotation.
-func (s *Server) TendKeys(ctx context.Context, f KEKFiles) error {
+func (s *Store) TendKeys(ctx context.Context, f KEKFiles) error {
 	tick := time.NewTicker(kekEvery)
 	defer tick.Stop()
 	var said string
@@ -283,7 +336,7 @@ func (s *Server) TendKeys(ctx context.Context, f KEKFiles) error {
 	}
 }
 
-func (s *Server) tendKeys(ctx context.Context, f KEKFiles) error {
+func (s *Store) tendKeys(ctx context.Context, f KEKFiles) error {
 	keys, err := f.read()
 	if err != nil {
 		return err
@@ -323,7 +376,7 @@ func (s *Server) tendKeys(ctx context.Context, f KEKFiles) error {
 
 // let does without a key that sealed nothing after the entry at of the log. From then on it may be destroyed: so what this node starts
 // from is sealed with the one in use first, the snapshot of its log too.
-func (s *Server) let(ctx context.Context, f KEKFiles, keys []kek, at uint64, source *Source) error {
+func (s *Store) let(ctx context.Context, f KEKFiles, keys []kek, at uint64, source *Source) error {
 	in := keys[len(keys)-1]
 	if s.Snapshot != nil {
 		if err := s.Snapshot(ctx, at); err != nil {
@@ -344,7 +397,7 @@ func (s *Server) let(ctx context.Context, f KEKFiles, keys []kek, at uint64, sou
 }
 
 // upToDate finds out whether this node's book is the newest, where that is not known yet.
-func (s *Server) upToDate(ctx context.Context) bool {
+func (s *Store) upToDate(ctx context.Context) bool {
 	if !s.current.Load() && s.replica.Read(ctx) == nil {
 		s.current.Store(true)
 	}

@@ -17,7 +17,7 @@ import (
 )
 
 // GetKeys tells which key seals, and which ones each node holds.
-func (s *Server) GetKeys(ctx context.Context, _ *connect.Request[controlv1.GetKeysRequest]) (*connect.Response[controlv1.GetKeysResponse], error) {
+func (s *Service) GetKeys(ctx context.Context, _ *connect.Request[controlv1.GetKeysRequest]) (*connect.Response[controlv1.GetKeysResponse], error) {
 	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
@@ -31,7 +31,7 @@ func (s *Server) GetKeys(ctx context.Context, _ *connect.Request[controlv1.GetKe
 }
 
 // RotateKey seals everything with the next key, once each node holds it. The nodes drop the old one by themselves.
-func (s *Server) RotateKey(ctx context.Context, req *connect.Request[controlv1.RotateKeyRequest]) (*connect.Response[controlv1.RotateKeyResponse], error) {
+func (s *Service) RotateKey(ctx context.Context, req *connect.Request[controlv1.RotateKeyRequest]) (*connect.Response[controlv1.RotateKeyResponse], error) {
 	const op = "controlplane.RotateKey"
 	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
@@ -65,13 +65,13 @@ func (s *Server) RotateKey(ctx context.Context, req *connect.Request[controlv1.R
 }
 
 // reseal opens everything with the key in use and seals it with another.
-func (s *Server) reseal(page book.State, to string) (book.RotateKEK, error) {
+func (s *Service) reseal(page book.State, to string) (book.RotateKEK, error) {
 	c := book.RotateKEK{From: page.KEK, To: to, Nodes: s.replica.NodeNames(), CAs: map[fleet.Digest][]byte{}}
-	old, err := s.ring.get(page.KEK)
+	old, err := s.store.ring.get(page.KEK)
 	if err != nil {
 		return c, err
 	}
-	next, err := s.ring.get(to)
+	next, err := s.store.ring.get(to)
 	if err != nil {
 		return c, err
 	}

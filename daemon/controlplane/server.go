@@ -79,30 +79,24 @@ type Meter struct {
 // Server answers appliances and operators. Its methods may be called concurrently.
 type Server struct {
 	Options
-	replica  *book.Replica
-	log      *slog.Logger
-	ring     ring
-	vault    vault
-	kept     atomic.Pointer[kept] // what this node proves itself with, as it stands on its disk; nil for nothing
-	current  atomic.Bool          // the book of this node was the newest when it was asked, and it has not lost its leader since
-	source   atomic.Pointer[Source]
-	logins   *rate.Limiter
-	refusals *refusal.Recorder
-	guests   *guests
-	channels channels
-	depot    *depot
-	quotas   *quotas
-	patience *patience
-	leaving  atomic.Bool   // the book knows that this node stops
-	turns    chan struct{} // handshakes that compute, at all doors
-	told     told
-	seeing   sync.Map // operators whose call is being put on record; see saw
-	sessions sessions
-	meter    Meter
+	replica   *book.Replica
+	log       *slog.Logger
+	authority *Store
+	keys      *Service
+	logins    *rate.Limiter
+	refusals  *refusal.Recorder
+	guests    *guests
+	channels  channels
+	depot     *depot
+	quotas    *quotas
+	patience  *patience
+	leaving   atomic.Bool   // the book knows that this node stops
+	turns     chan struct{} // handshakes that compute, at all doors
+	seeing    sync.Map      // operators whose call is being put on record; see saw
+	sessions  sessions
+	meter     Meter
 
-	controlv1connect.UnimplementedControlHandler
 	controlv1connect.UnimplementedOperatorServiceHandler
-	controlv1connect.UnimplementedKeyServiceHandler
 	boundaryv1connect.UnimplementedBoundaryHandler
 }
 
@@ -141,10 +135,6 @@ func (noMeter) Add(float64) {}
 
 // NewServer makes a server.
 func NewServer(o Options) (*Server, error) {
-	key, err := newKEK(o.KEK)
-	if err != nil {
-		return nil, err
-	}
 	if o.StrangerWait <= 0 {
 		o.StrangerWait = anonymousWait
 	}
@@ -167,7 +157,11 @@ func NewServer(o Options) (*Server, error) {
 	}
 	s.refusals = refusal.NewRecorder(s.replica, s.log, s.meter.Unlogged)
 	s.depot, s.quotas = newDepot(s, o.Artifacts), newQuotas(o.LeafLife)
-	s.ring.set(key)
+	var err error
+	if s.authority, err = NewStore(Config{Replica: s.replica, KEK: o.KEK, LeafLife: o.LeafLife, Backdate: o.Backdate, Dial: o.Dial, Snapshot: o.Snapshot, Log: o.Log}); err != nil {
+		return nil, err
+	}
+	s.keys = NewService(s.authority)
 	return s, nil
 }
 
@@ -227,11 +221,11 @@ func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(boundaryv1connect.NewBootstrapHandler(bootstrap{Server: s}, small...))
 	mux.Handle(boundaryv1connect.NewBoundaryHandler(s, opts...))
-	mux.Handle(controlv1connect.NewControlHandler(s, opts...))
+	mux.Handle(controlv1connect.NewControlHandler(controlHandler{s, s.keys}, opts...))
 	mux.Handle(controlv1connect.NewReplicasHandler(replicas{Server: s}, small...))
 	mux.Handle(controlv1connect.NewClusterHandler(cluster{Server: s}, opts...))
 	mux.Handle(controlv1connect.NewOperatorServiceHandler(s, opts...))
-	mux.Handle(controlv1connect.NewKeyServiceHandler(s, opts...))
+	mux.Handle(controlv1connect.NewKeyServiceHandler(s.keys, opts...))
 	mux.Handle(controlv1connect.NewOperatorBootstrapHandler(operatorBootstrap{Server: s}, small...))
 	mux.Handle(controlv1connect.NewIssuerKeysHandler(keys{Server: s}, small...))
 	errors := connect.NewErrorWriter()
@@ -345,3 +339,15 @@ func (s *Server) tooLong(r *http.Request) error {
 	}
 	return err
 }
+
+// controlHandler answers the control service: each method is of the room that the question belongs to.
+type controlHandler struct {
+	*Server
+	*Service
+}
+
+// Authority is the sealed keys of this node.
+func (s *Server) Authority() *Store { return s.authority }
+
+// Keys answers what operators ask about authorities, keys and secrets.
+func (s *Server) Keys() *Service { return s.keys }

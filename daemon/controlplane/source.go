@@ -27,11 +27,11 @@ import (
 // book has a CA that issues, the node makes its own leaf from it, renews it from half of its life on, and makes another
 // as soon as another CA issues. It is an [identity.Source].
 type Source struct {
-	server *Server
-	first  *tls.Certificate
-	roots  *x509.CertPool
-	key    crypto.Signer
-	csr    *x509.CertificateRequest
+	store *Store
+	first *tls.Certificate
+	roots *x509.CertPool
+	key   crypto.Signer
+	csr   *x509.CertificateRequest
 
 	mu     sync.Mutex
 	of     any // what pool is made of; see standing
@@ -47,7 +47,7 @@ type Source struct {
 }
 
 // NewSource makes the source of a node from the certificate and the CAs that serve its first start.
-func (s *Server) NewSource(first *tls.Certificate, roots *x509.CertPool) (*Source, error) {
+func (s *Store) NewSource(first *tls.Certificate, roots *x509.CertPool) (*Source, error) {
 	const op = "controlplane.NewSource"
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -66,12 +66,12 @@ func (s *Server) NewSource(first *tls.Certificate, roots *x509.CertPool) (*Sourc
 			return nil, fault.At(op, fault.Invalid, err)
 		}
 	}
-	f := &Source{server: s, first: first, roots: roots, key: key, csr: csr}
+	f := &Source{store: s, first: first, roots: roots, key: key, csr: csr}
 	s.source.Store(f)
 	return f, nil
 }
 
-func loadFiles(cfg *configs.Control, s *Server) (*Source, error) {
+func (s *Store) LoadSource(cfg *configs.Control) (*Source, error) {
 	const op = "controlplane.certificate"
 	leaf, err := tls.LoadX509KeyPair(cfg.Certificate.File, cfg.Certificate.Key)
 	if err != nil {
@@ -97,7 +97,7 @@ func (f *Source) Leaf() (*tls.Certificate, error) {
 
 func (f *Source) shown() *tls.Certificate {
 	if err := f.fresh(); err != nil {
-		f.server.log.Warn("this node could not make its own certificate", "err", err)
+		f.store.log.Warn("this node could not make its own certificate", "err", err)
 	}
 	if f.leaf != nil {
 		return f.leaf
@@ -107,17 +107,17 @@ func (f *Source) shown() *tls.Certificate {
 
 // known is the CAs as the book has them, or as they were kept while the book is behind. The caller holds mu.
 func (f *Source) known() standing {
-	page := f.server.replica.View()
-	if k := f.server.behind(page); k != nil {
+	page := f.store.replica.View()
+	if k := f.store.behind(page); k != nil {
 		return k.standing()
 	}
-	return f.server.standingOf(page)
+	return f.store.standingOf(page)
 }
 
 // fresh makes a leaf where there is none, another CA issues, or half of its life is over. It is on disk before anybody is shown it,
 // where the disk takes it.
 func (f *Source) fresh() error {
-	st, now := f.known(), f.server.replica.Now()
+	st, now := f.known(), f.store.replica.Now()
 	if st.number == 0 {
 		return nil // the book has not begun
 	}
@@ -131,7 +131,7 @@ func (f *Source) fresh() error {
 	if err != nil {
 		return err
 	}
-	f.leaf, f.issuer, f.from = leaf, st.issuer, identity.RenewFrom(leaf.Leaf, f.server.Backdate)
+	f.leaf, f.issuer, f.from = leaf, st.issuer, identity.RenewFrom(leaf.Leaf, f.store.Backdate)
 	return f.keep()
 }
 
@@ -141,20 +141,20 @@ func (f *Source) issue(st standing, by fleet.Digest) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := f.server.replica.Now()
+	now := f.store.replica.Now()
 	// What begins before the last certificate that an operator gave this node is refused; where its clock is behind, that would be.
 	floor := f.first.Leaf.NotBefore
-	if certs, _ := f.server.replica.View().Certs(f.server.replica.Node); certs.Floor.After(floor) {
+	if certs, _ := f.store.replica.View().Certs(f.store.replica.Node); certs.Floor.After(floor) {
 		floor = certs.Floor
 	}
-	back := max(min(f.server.Backdate, now.Sub(floor)), time.Nanosecond)
+	back := max(min(f.store.Backdate, now.Sub(floor)), time.Nanosecond)
 	extra := identity.IssueOptions{Rand: rand.Reader, Backdate: back, DNSNames: f.first.Leaf.DNSNames}
 	for _, ip := range f.first.Leaf.IPAddresses {
 		if a, ok := netip.AddrFromSlice(ip); ok {
 			extra.IPs = append(extra.IPs, a.Unmap())
 		}
 	}
-	leaf, err := ca.Issue(f.csr, fleet.PrincipalOf(st.domain, fleet.Node, f.server.replica.Node), now, f.server.LeafLife, extra)
+	leaf, err := ca.Issue(f.csr, fleet.PrincipalOf(st.domain, fleet.Node, f.store.replica.Node), now, f.store.LeafLife, extra)
 	if err != nil {
 		return nil, err
 	}
@@ -200,7 +200,7 @@ func (f *Source) spare() *tls.Certificate {
 	if f.spares[id] == nil {
 		leaf, err := f.issue(st, id)
 		if err != nil {
-			f.server.log.Debug("this node could not make a certificate to try", "ca", id.Short(), "err", fault.Text(err))
+			f.store.log.Debug("this node could not make a certificate to try", "ca", id.Short(), "err", fault.Text(err))
 			return nil
 		}
 		if f.spares == nil {
@@ -229,23 +229,23 @@ func (f *Source) trying() bool {
 // refused tells whether the book refuses the leaf of this node. Whoever certified the node did not mean who holds its disk and the
 // key-encryption key: that one makes itself another. The caller holds mu.
 func (f *Source) refused() bool {
-	_, err := f.server.replica.View().RefusesNode("controlplane.Source", f.server.replica.Node, identity.SerialOf(f.leaf.Leaf), f.leaf.Leaf.NotBefore)
+	_, err := f.store.replica.View().RefusesNode("controlplane.Source", f.store.replica.Node, identity.SerialOf(f.leaf.Leaf), f.leaf.Leaf.NotBefore)
 	return err != nil
 }
 
 // record puts the leaf that this node shows on record, with the one of its file, where the book does not have it. An older build
 // among the voters keeps it out: then it is tried again later.
-func (s *Server) record(ctx context.Context, f *Source) error {
+func (f *Source) record(ctx context.Context) error {
 	f.mu.Lock()
-	c := book.NodeLeaf{Name: s.replica.Node, File: book.NodeCert{Serial: identity.SerialOf(f.first.Leaf), Till: f.first.Leaf.NotAfter}}
+	c := book.NodeLeaf{Name: f.store.replica.Node, File: book.NodeCert{Serial: identity.SerialOf(f.first.Leaf), Till: f.first.Leaf.NotAfter}}
 	if f.leaf != nil {
 		c.Leaf = book.NodeCert{Serial: identity.SerialOf(f.leaf.Leaf), Till: f.leaf.Leaf.NotAfter}
 	}
 	f.mu.Unlock()
-	if had, _ := s.replica.View().Certs(s.replica.Node); c.Leaf.Serial == "" || had.Current.Serial == c.Leaf.Serial {
+	if had, _ := f.store.replica.View().Certs(f.store.replica.Node); c.Leaf.Serial == "" || had.Current.Serial == c.Leaf.Serial {
 		return nil
 	}
-	_, err := book.Submit(ctx, s.replica, s.replica.Self(), "", c)
+	_, err := book.Submit(ctx, f.store.replica, f.store.replica.Self(), "", c)
 	return err
 }
 
@@ -260,7 +260,7 @@ func (f *Source) Roots() *x509.CertPool {
 	if f.pool == nil || f.of == nil || f.of != st.of {
 		cas, err := identity.ParseDER(st.cas, st.domain)
 		if err != nil {
-			f.server.log.Error("the CAs that this node trusts can't be read", "err", err)
+			f.store.log.Error("the CAs that this node trusts can't be read", "err", err)
 			return f.roots
 		}
 		f.pool, f.of = identity.Pool(cas), st.of
@@ -271,20 +271,20 @@ func (f *Source) Roots() *x509.CertPool {
 // serves tells the number of the bundle that this node trusts, has on disk with the keys of its CAs, and shows a leaf of; 0 while it
 // can't.
 func (f *Source) serves() uint64 {
-	page := f.server.replica.View()
+	page := f.store.replica.View()
 	number := page.Bundle()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := errors.Join(f.fresh(), f.keep()); err != nil || f.leaf == nil {
-		f.server.log.Warn("this node could not keep its credentials on its disk", "err", err)
+		f.store.log.Warn("this node could not keep its credentials on its disk", "err", err)
 		return 0
 	}
 	return number
 }
 
 // Tend puts on record which bundle this node serves and which certificate it shows, each time that they change, until ctx ends.
-func (s *Server) Tend(ctx context.Context, f *Source) error {
-	for wait := 50 * time.Millisecond; !s.upToDate(ctx); wait = min(2*wait, time.Second) {
+func (f *Source) Tend(ctx context.Context) error {
+	for wait := 50 * time.Millisecond; !f.store.upToDate(ctx); wait = min(2*wait, time.Second) {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -296,22 +296,22 @@ func (s *Server) Tend(ctx context.Context, f *Source) error {
 	pause := time.Second
 	var said string
 	for {
-		changed := s.replica.Changed()
+		changed := f.store.replica.Changed()
 		again := make(<-chan time.Time)
-		page := s.replica.View()
+		page := f.store.replica.View()
 		if err := f.Keep(); err != nil && fault.Text(err) != said {
 			said = fault.Text(err)
-			s.log.Warn("this node could not keep its credentials on its disk", "err", err)
+			f.store.log.Warn("this node could not keep its credentials on its disk", "err", err)
 		}
-		had := page.NodeBundle(s.replica.Node)
+		had := page.NodeBundle(f.store.replica.Node)
 		if number := page.Bundle(); number > had && page.TrustDomain != "" {
 			var err error
 			if serves := f.serves(); serves >= number {
-				_, err = book.Submit(ctx, s.replica, s.replica.Self(), "", book.NodeBundle{Name: s.replica.Node, Number: number})
+				_, err = book.Submit(ctx, f.store.replica, f.store.replica.Self(), "", book.NodeBundle{Name: f.store.replica.Node, Number: number})
 			}
-			if s.replica.View().NodeBundle(s.replica.Node) < number {
+			if f.store.replica.View().NodeBundle(f.store.replica.Node) < number {
 				if err != nil && ctx.Err() == nil {
-					s.log.Info("which bundle this node serves is not on record yet", "err", fault.Text(err))
+					f.store.log.Info("which bundle this node serves is not on record yet", "err", fault.Text(err))
 				}
 				again, wait = time.After(wait), min(2*wait, time.Minute)
 				changed = nil // its own trouble is not mended by each change of the book
@@ -320,10 +320,10 @@ func (s *Server) Tend(ctx context.Context, f *Source) error {
 			}
 		}
 		if page.TrustDomain != "" && !time.Now().Before(late) {
-			if err := s.record(ctx, f); err == nil {
+			if err := f.record(ctx); err == nil {
 				late, pause = time.Time{}, time.Second
 			} else if ctx.Err() == nil {
-				s.log.Info("the certificate of this node is not on record yet", "err", fault.Text(err))
+				f.store.log.Info("the certificate of this node is not on record yet", "err", fault.Text(err))
 				late, pause = time.Now().Add(pause), min(2*pause, time.Minute)
 			}
 		}

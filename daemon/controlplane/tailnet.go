@@ -62,7 +62,7 @@ func (n *node) credentials(files func() (mesh.Credentials, error)) func() (mesh.
 		return files
 	}
 	return func() (mesh.Credentials, error) {
-		b, err := n.server.Secret(n.cfg.TailnetSecret)
+		b, err := n.server.authority.Secret(n.cfg.TailnetSecret)
 		if err != nil {
 			return mesh.Credentials{}, err
 		}
