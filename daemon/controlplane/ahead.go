@@ -54,11 +54,11 @@ func (f *Source) CatchUp(ctx context.Context, every time.Duration) error {
 		if !heard {
 			f.store.current.Store(false)
 		}
-		if f.begun() == "" {
+		if f.trustDomain() == "" {
 			continue
 		}
 		learned := false
-		for _, m := range f.whereabouts() {
+		for _, m := range f.addresses() {
 			if m.Name == f.store.replica.Node || m.API == "" {
 				continue
 			}
@@ -84,16 +84,16 @@ func (f *Source) confirm(ctx context.Context) bool {
 		return false
 	}
 	f.next(true)
-	if err := f.Keep(); err != nil {
+	if err := f.Save(); err != nil {
 		f.store.log.Warn("this node could not keep its credentials on its disk", "err", err)
 	}
 	return true
 }
 
-// whereabouts is the roster, and those whom the credentials know beside it: the book may be too old to know them.
-func (f *Source) whereabouts() []book.Member {
+// addresses is the roster, and those whom the credentials know beside it: the book may be too old to know them.
+func (f *Source) addresses() []book.Member {
 	all := f.store.replica.Roster()
-	if k := f.store.kept.Load(); k != nil {
+	if k := f.store.saved.Load(); k != nil {
 		for _, m := range k.Peers {
 			if !slices.ContainsFunc(all, func(x book.Member) bool { return x.Name == m.Name && x.API == m.API }) {
 				all = append(slices.Clip(all), m)
@@ -103,11 +103,11 @@ func (f *Source) whereabouts() []book.Member {
 	return all
 }
 
-// begun is the trust domain of the CAs that are known, "" before any are.
-func (f *Source) begun() string {
+// trustDomain is the trust domain of the CAs that are known, "" before any are.
+func (f *Source) trustDomain() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.known().domain
+	return f.cas().domain
 }
 
 // catchUp asks one node, and takes what is newer than what this node goes by.
@@ -120,20 +120,20 @@ func (f *Source) catchUp(ctx context.Context, addr string) (news bool, err error
 	if err != nil {
 		return false, err
 	}
-	own, err := seal.ParseKey(f.store.logPublic())
+	own, err := seal.ParseKey(f.store.LogPublicKey())
 	if err != nil {
 		return false, err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	st := f.known()
+	st := f.cas()
 	b, err := identity.OpenBundle(sealed, own, st.domain, nonce, st.number)
 	if err != nil || b.Number <= st.number {
 		return false, err
 	}
 	page := f.store.replica.View()
-	c := credentials{Version: credentialsVersion, TrustDomain: st.domain, KEK: page.KEK, Epoch: page.Epoch().Number, Peers: f.whereabouts()}
-	if had := f.store.behind(page); had != nil {
+	c := credentials{Version: credentialsVersion, TrustDomain: st.domain, KEK: page.KEK, Epoch: page.Epoch().Number, Peers: f.addresses()}
+	if had := f.store.savedIfNewer(page); had != nil {
 		c.KEK, c.Epoch = had.KEK, max(c.Epoch, had.Epoch)
 	}
 	had := st.cas
@@ -144,7 +144,7 @@ func (f *Source) catchUp(ctx context.Context, addr string) (news bool, err error
 		}
 	}
 	if err := f.write(c, st, sealed); err != nil {
-		if k := f.store.kept.Load(); k == nil || k.bundle.Number < b.Number {
+		if k := f.store.saved.Load(); k == nil || k.bundle.Number < b.Number {
 			return false, err
 		}
 		f.store.log.Warn("this node could not keep its credentials on its disk", "err", err) // it goes by them all the same

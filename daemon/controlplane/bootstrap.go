@@ -33,7 +33,7 @@ func (b bootstrap) Challenge(_ context.Context, req *connect.Request[boundaryv1.
 		return nil, refusal.Busy()
 	}
 	now := b.replica.Now()
-	_, key, err := b.authority.secrets()
+	_, key, err := b.authority.Secrets()
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +46,7 @@ func (b bootstrap) Challenge(_ context.Context, req *connect.Request[boundaryv1.
 
 // Enrol checks the proof and issues a certificate. Each refusal is on record with the reason that the caller is told.
 func (b bootstrap) Enrol(ctx context.Context, req *connect.Request[boundaryv1.EnrolRequest]) (*connect.Response[boundaryv1.EnrolResponse], error) {
-	return answer(ctx, b.refusals, req, "enrol", func(ctx context.Context, m *boundaryv1.EnrolRequest) (*boundaryv1.EnrolResponse, string, error) {
+	return Answer(ctx, b.refusals, req, "enrol", func(ctx context.Context, m *boundaryv1.EnrolRequest) (*boundaryv1.EnrolResponse, string, error) {
 		res, err := b.enrol(ctx, m)
 		return res, m.GetAppliance(), err
 	})
@@ -55,7 +55,7 @@ func (b bootstrap) Enrol(ctx context.Context, req *connect.Request[boundaryv1.En
 func (b bootstrap) enrol(ctx context.Context, m *boundaryv1.EnrolRequest) (*boundaryv1.EnrolResponse, error) {
 	const op = "controlplane.Enrol"
 	now := b.replica.Now()
-	_, key, err := b.authority.secrets()
+	_, key, err := b.authority.Secrets()
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +84,7 @@ func (b bootstrap) enrol(ctx context.Context, m *boundaryv1.EnrolRequest) (*boun
 	} else if _, ok := k.Public.(ed25519.PublicKey); !ok {
 		return nil, fault.New(op, fault.Invalid, "the log key must be Ed25519")
 	}
-	cert, _, err := certify(ctx, b.authority, m.GetCsr(), fleet.Appliance, string(a.Name), b.LeafLife, func(is issued) ledger.Change[book.State, book.Nothing] {
+	cert, _, err := Certify(ctx, b.authority, m.GetCsr(), fleet.Appliance, string(a.Name), b.LeafLife, func(is Certificate) ledger.Change[book.State, book.Nothing] {
 		return book.EnrolProven{UID: proven.UID, Expect: a.ExpectDigest(), Issuer: is.Issuer,
 			Enrol: book.Enrol{Name: a.Name, Nonce: m.GetNonce(), NonceTill: till, Proven: proven.Kind + " " + proven.Issuer + " " + proven.Subject,
 				Serial: is.Serial, Till: is.Till, LogKey: m.GetLogKey()}}
@@ -93,11 +93,11 @@ func (b bootstrap) enrol(ctx context.Context, m *boundaryv1.EnrolRequest) (*boun
 		return nil, err
 	}
 	b.log.Info("appliance enrolled", "appliance", a.Name, "proven", proven.Subject)
-	cas, number, err := b.authority.newest(ctx)
+	cas, number, err := b.authority.NewestBundle(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &boundaryv1.EnrolResponse{Certificate: cert, Bundle: cas, BundleNumber: number, ServerTimeUnix: now.Unix(), LogKey: b.authority.logPublic()}, nil
+	return &boundaryv1.EnrolResponse{Certificate: cert, Bundle: cas, BundleNumber: number, ServerTimeUnix: now.Unix(), LogKey: b.authority.LogPublicKey()}, nil
 }
 
 // Renew issues the next certificate of the appliance that calls.
@@ -114,13 +114,13 @@ func (s *Server) Renew(ctx context.Context, req *connect.Request[boundaryv1.Rene
 	if err := s.renews(a.Name); err != nil {
 		return nil, err
 	}
-	cert, _, err := certify(ctx, s.authority, req.Msg.GetCsr(), fleet.Appliance, id, s.LeafLife, func(is issued) ledger.Change[book.State, book.Nothing] {
+	cert, _, err := Certify(ctx, s.authority, req.Msg.GetCsr(), fleet.Appliance, id, s.LeafLife, func(is Certificate) ledger.Change[book.State, book.Nothing] {
 		return book.RenewBy{Issuer: is.Issuer, Renew: book.Renew{Name: a.Name, Using: who.Serial, Serial: is.Serial, Till: is.Till}}
 	})
 	if err != nil {
 		return nil, err
 	}
-	cas, number, err := s.authority.newest(ctx)
+	cas, number, err := s.authority.NewestBundle(ctx)
 	if err != nil {
 		return nil, err
 	}

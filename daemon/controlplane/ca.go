@@ -25,9 +25,9 @@ import (
 // maxCALife bounds the life of a CA that an operator asks for.
 const maxCALife = 20 * 365 * 24 * time.Hour
 
-// newest returns the trusted CAs after a read of the leader: a node that is behind hands out no older bundle than was announced before
+// NewestBundle returns the trusted CAs after a read of the leader: a node that is behind hands out no older bundle than was announced before
 // the call.
-func (s *Store) newest(ctx context.Context) ([][]byte, uint64, error) {
+func (s *Store) NewestBundle(ctx context.Context) ([][]byte, uint64, error) {
 	if err := s.replica.Read(ctx); err != nil {
 		return nil, 0, fault.Because(err, "controlplane.bundle", fault.Of(err), "it is not known which CAs are the newest: no leader could be asked, try again in a few seconds")
 	}
@@ -35,20 +35,20 @@ func (s *Store) newest(ctx context.Context) ([][]byte, uint64, error) {
 	return cas, number, nil
 }
 
-// told is the newest bundle as it was signed for all channels: it is signed once, not for each of them.
-type told struct {
+// signedBundleCache is the newest bundle as it was signed for all channels: it is signed once, not for each of them.
+type signedBundleCache struct {
 	mu     sync.Mutex
 	number uint64
 	sealed []byte
 }
 
-// signedBundle is the newest bundle for those who did not ask.
-func (s *Store) signedBundle() ([]byte, error) {
+// SignedBundle is the newest bundle for those who did not ask.
+func (s *Store) SignedBundle() ([]byte, error) {
 	page := s.replica.View()
-	s.told.mu.Lock()
-	defer s.told.mu.Unlock()
-	if s.told.number != page.Bundle() {
-		key, err := s.logSigner()
+	s.signed.mu.Lock()
+	defer s.signed.mu.Unlock()
+	if s.signed.number != page.Bundle() {
+		key, err := s.LogSigner()
 		if err != nil {
 			return nil, err
 		}
@@ -56,9 +56,9 @@ func (s *Store) signedBundle() ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		s.told.number, s.told.sealed = page.Bundle(), sealed
+		s.signed.number, s.signed.sealed = page.Bundle(), sealed
 	}
-	return s.told.sealed, nil
+	return s.signed.sealed, nil
 }
 
 // Bundle signs the CAs and the time for a stranger: an appliance that slept through a change, or whose clock is off; an operator's command
@@ -80,7 +80,7 @@ func (b bootstrap) Bundle(ctx context.Context, req *connect.Request[boundaryv1.B
 		b.log.Debug("the newest bundle of this node is handed out, and no leader was asked", "err", fault.Text(err))
 	}
 	page := b.replica.View()
-	key, err := b.authority.logSigner()
+	key, err := b.authority.LogSigner()
 	if err != nil {
 		return nil, err
 	}
@@ -187,11 +187,11 @@ func (s *Service) PrepareAuthority(ctx context.Context, req *connect.Request[con
 	if err != nil {
 		return nil, err
 	}
-	k, err := s.store.ring.get(page.KEK)
+	k, err := s.store.keyring.Get(page.KEK)
 	if err != nil {
 		return nil, err
 	}
-	key, err := ca.SealKey(k.key, rand.Reader)
+	key, err := ca.SealKey(k.Key, rand.Reader)
 	if err != nil {
 		return nil, err
 	}

@@ -33,7 +33,7 @@ func (c cluster) CertifyMember(ctx context.Context, req *connect.Request[control
 	if !slices.ContainsFunc(all.Members, func(x raft.MemberState) bool { return x.ID == name }) {
 		return nil, fault.New(op, fault.NotFound, "node %q is not a member: a new one is added with demarc control-plane add", fault.Clip(name))
 	}
-	is, err := c.authority.issue(req.Msg.GetCsr(), fleet.Node, name, c.LeafLife)
+	is, err := c.authority.Issue(req.Msg.GetCsr(), fleet.Node, name, c.LeafLife)
 	if err != nil {
 		return nil, err
 	}
@@ -42,7 +42,7 @@ func (c cluster) CertifyMember(ctx context.Context, req *connect.Request[control
 	if err != nil {
 		return nil, err
 	}
-	cas, _, err := c.authority.newest(ctx)
+	cas, _, err := c.authority.NewestBundle(ctx)
 	if err != nil {
 		return nil, err
 	}

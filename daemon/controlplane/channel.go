@@ -376,7 +376,7 @@ func (l *live) say() error {
 		return fault.New("controlplane.Channel", fault.Unavailable, "another epoch of the book has begun: come again")
 	}
 	if number := l.s.replica.View().Bundle(); number > max(l.bundle, min(a.Bundle, l.held)) { // who lost what it had stored says so in hello
-		sealed, err := l.s.authority.signedBundle()
+		sealed, err := l.s.authority.SignedBundle()
 		if err != nil {
 			return err
 		}

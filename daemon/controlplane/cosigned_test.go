@@ -133,7 +133,7 @@ func TestOneCustomersRubbishIsNobodysEvidence(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		key, err := s.authority.logSigner()
+		key, err := s.authority.LogSigner()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -204,7 +204,7 @@ func TestTheVendorsLogIsCountersignedAgain(t *testing.T) {
 			if len(a.Cosigned) != round+1 {
 				t.Fatalf("round %d: %d are kept", round, len(a.Cosigned))
 			}
-			v, err := verifier(audit.VendorOrigin(innerDomain), s.authority.logPublic())
+			v, err := verifier(audit.VendorOrigin(innerDomain), s.authority.LogPublicKey())
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -57,8 +57,8 @@ type privateKeys struct {
 	Leaf  []byte                  `json:"leaf,omitempty"`
 }
 
-// kept is credentials whose signatures and keys were verified.
-type kept struct {
+// savedCredentials is credentials whose signatures and keys were verified.
+type savedCredentials struct {
 	credentials
 	bundle identity.SignedBundle
 	keys   privateKeys
@@ -68,9 +68,9 @@ type kept struct {
 
 // openCredentials reads credentials with any of the keys that are held. It is fault.Denied where none of them opens it, and
 // fault.Invalid where it is damaged, or not as the vendor's log key signed it.
-func openCredentials(b []byte, trustDomain string, held []kek) (*kept, error) {
+func openCredentials(b []byte, trustDomain string, held []KEK) (*savedCredentials, error) {
 	const op = "controlplane.openCredentials"
-	o := &kept{}
+	o := &savedCredentials{}
 	if err := seal.StrictJSON(b, &o.credentials); err != nil || o.Version != credentialsVersion || len(b) > maxCredentials {
 		return nil, fault.Because(err, op, fault.Invalid, "they are damaged")
 	}
@@ -79,12 +79,12 @@ func openCredentials(b []byte, trustDomain string, held []kek) (*kept, error) {
 	}
 	var plain []byte
 	for _, one := range o.Keys {
-		i := slices.IndexFunc(held, func(k kek) bool { return k.id == one.Name })
+		i := slices.IndexFunc(held, func(k KEK) bool { return k.ID == one.Name })
 		if i < 0 || plain != nil {
 			continue
 		}
 		var err error
-		if plain, err = identity.OpenSecret(credentialsName, one.Sealed, held[i].key); err != nil {
+		if plain, err = identity.OpenSecret(credentialsName, one.Sealed, held[i].Key); err != nil {
 			return nil, fault.Because(err, op, fault.Invalid, "key %s does not open what it sealed: they were altered", one.Name)
 		}
 	}
@@ -109,7 +109,7 @@ func openCredentials(b []byte, trustDomain string, held []kek) (*kept, error) {
 	return o, nil
 }
 
-func (o *kept) sealedWith() []string {
+func (o *savedCredentials) sealedWith() []string {
 	var out []string
 	for _, one := range o.Keys {
 		out = append(out, fault.Clip(one.Name))
@@ -117,10 +117,10 @@ func (o *kept) sealedWith() []string {
 	return out
 }
 
-func (o *kept) logKey() ed25519.PrivateKey { return ed25519.NewKeyFromSeed(o.keys.Log) }
+func (o *savedCredentials) logKey() ed25519.PrivateKey { return ed25519.NewKeyFromSeed(o.keys.Log) }
 
 // openLeaf reads the certificate, which must be of this key and of a CA of the bundle.
-func (o *kept) openLeaf() error {
+func (o *savedCredentials) openLeaf() error {
 	const op = "controlplane.openCredentials"
 	cert, err := x509.ParseCertificate(o.Leaf)
 	if err != nil {
@@ -156,8 +156,8 @@ func signerOf(pkcs8 []byte, cert *x509.Certificate) (crypto.Signer, error) {
 	return key, nil
 }
 
-// standing is the CAs, and who issues, as this node goes by them.
-type standing struct {
+// caSet is the CAs, and who issues, as this node goes by them.
+type caSet struct {
 	domain string
 	number uint64 // of the bundle; 0: the book has not begun
 	cas    [][]byte
@@ -166,8 +166,8 @@ type standing struct {
 	open   func(fleet.Digest) (*identity.Authority, error)
 }
 
-func (o *kept) standing() standing {
-	return standing{o.TrustDomain, o.bundle.Number, o.bundle.CAs, o.bundle.Issuer, o, func(id fleet.Digest) (*identity.Authority, error) {
+func (o *savedCredentials) cas() caSet {
+	return caSet{o.TrustDomain, o.bundle.Number, o.bundle.CAs, o.bundle.Issuer, o, func(id fleet.Digest) (*identity.Authority, error) {
 		i := slices.IndexFunc(o.bundle.CAs, func(der []byte) bool { return fleet.DigestOf(der) == id })
 		if i < 0 || o.keys.CAs[id] == nil {
 			return nil, fault.New("controlplane.Source", fault.NotFound, "the others issue from CA %s, whose key this node does not hold: make this node anew, see the runbook", id.Short())
@@ -181,9 +181,9 @@ func (o *kept) standing() standing {
 	}}
 }
 
-// standingOf is what a page of the book says.
-func (s *Store) standingOf(page book.State) standing {
-	st := standing{domain: page.TrustDomain, number: page.Bundle()}
+// casOf is what a page of the book says.
+func (s *Store) casOf(page book.State) caSet {
+	st := caSet{domain: page.TrustDomain, number: page.Bundle()}
 	for _, slot := range page.Slots {
 		if slot.Stage == identity.Prepared || slot.Stage == identity.Active || slot.Stage == identity.Tainted {
 			st.cas = append(st.cas, slot.CertDER)
@@ -197,27 +197,27 @@ func (s *Store) standingOf(page book.State) standing {
 		if err != nil {
 			return nil, err
 		}
-		k, err := s.ring.get(page.KEK)
+		k, err := s.keyring.Get(page.KEK)
 		if err != nil {
 			return nil, err
 		}
-		return identity.OpenAuthority(slot.CertDER, slot.SealedKey, k.key)
+		return identity.OpenAuthority(slot.CertDER, slot.SealedKey, k.Key)
 	}
 	return st
 }
 
-// behind gives the credentials of the disk where they go before the book: until this node's book has been found to be the
+// savedIfNewer gives the credentials of the disk where they go before the book: until this node's book has been found to be the
 // newest, and it is not newer than they are.
-func (s *Store) behind(page book.State) *kept {
-	if k := s.kept.Load(); k != nil && !s.current.Load() && k.bundle.Number >= page.Bundle() {
+func (s *Store) savedIfNewer(page book.State) *savedCredentials {
+	if k := s.saved.Load(); k != nil && !s.current.Load() && k.bundle.Number >= page.Bundle() {
 		return k
 	}
 	return nil
 }
 
-// KeepAt has the source keep its credentials in a file, and go by what is there already while the book is behind it. It is called
+// SaveAt has the source keep its credentials in a file, and go by what is there already while the book is behind it. It is called
 // before the source is used.
-func (f *Source) KeepAt(path string) error {
+func (f *Source) SaveAt(path string) error {
 	const op = "controlplane.KeepAt"
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -229,7 +229,7 @@ func (f *Source) KeepAt(path string) error {
 	if err != nil {
 		return fault.Because(err, op, fault.Unavailable, "the credentials that this node kept can't be read: %s", path)
 	}
-	o, err := openCredentials(b, "", f.store.ring.all())
+	o, err := openCredentials(b, "", f.store.keyring.all())
 	switch {
 	case fault.Of(err) == fault.Denied: // an old copy of a disk, or another kek_file: which of the two, the newest book tells
 		f.store.log.Warn("the credentials that this node kept do not open: it begins with the certificate of its file", "file", path, "err", err)
@@ -237,18 +237,18 @@ func (f *Source) KeepAt(path string) error {
 	case err != nil:
 		return fault.Because(err, op, fault.Invalid, "%s: %s: remove it, and the node begins with the certificate and the bundle of its file", path, fault.Text(err))
 	}
-	f.store.kept.Store(o)
+	f.store.saved.Store(o)
 	if o.leaf != nil && !f.first.Leaf.NotBefore.After(o.leaf.Leaf.NotBefore) { // a newer file was given for a reason
 		f.leaf, f.issuer, f.from = o.leaf, o.issuer, identity.RenewFrom(o.leaf.Leaf, f.store.Backdate)
 	}
 	return nil
 }
 
-// keep puts the credentials on disk where what they should hold is news. The caller holds mu.
-func (f *Source) keep() error {
+// save puts the credentials on disk where what they should hold is news. The caller holds mu.
+func (f *Source) save() error {
 	s := f.store
-	page, had := s.replica.View(), s.kept.Load()
-	st := f.known()
+	page, had := s.replica.View(), s.saved.Load()
+	st := f.cas()
 	if !s.current.Load() && (had == nil || st.of != any(had)) || st.number == 0 {
 		return nil // that the book holds what counts is not known yet
 	}
@@ -262,17 +262,17 @@ func (f *Source) keep() error {
 		next.Leaf = f.leaf.Leaf.Raw
 	}
 	if had != nil && !f.dirty && had.bundle.Number == st.number && slices.EqualFunc(had.bundle.CAs, st.cas, bytes.Equal) && had.bundle.Issuer == st.issuer && had.KEK == next.KEK && had.Epoch == next.Epoch &&
-		bytes.Equal(had.Leaf, next.Leaf) && slices.Equal(had.Peers, next.Peers) && slices.Equal(had.sealedWith(), s.ring.ids()) {
+		bytes.Equal(had.Leaf, next.Leaf) && slices.Equal(had.Peers, next.Peers) && slices.Equal(had.sealedWith(), s.keyring.IDs()) {
 		return nil
 	}
 	return f.write(next, st, nil)
 }
 
 // write seals and signs credentials and replaces the file. Without a signed bundle it is made of the CAs of st. The caller holds mu.
-func (f *Source) write(c credentials, st standing, signed []byte) error {
+func (f *Source) write(c credentials, st caSet, signed []byte) error {
 	const op = "controlplane.keep"
 	s := f.store
-	log, nonce, err := s.secrets()
+	log, nonce, err := s.Secrets()
 	if err != nil {
 		return err
 	}
@@ -301,14 +301,14 @@ func (f *Source) write(c credentials, st standing, signed []byte) error {
 	if err != nil {
 		return fault.At(op, fault.Internal, err)
 	}
-	held := s.ring.all()
+	held := s.keyring.all()
 	c.Keys = nil
 	for _, k := range held {
-		sealed, err := identity.SealSecret(credentialsName, plain, k.key, rand.Reader)
+		sealed, err := identity.SealSecret(credentialsName, plain, k.Key, rand.Reader)
 		if err != nil {
 			return err
 		}
-		c.Keys = append(c.Keys, book.Secret{Name: k.id, Sealed: sealed})
+		c.Keys = append(c.Keys, book.Secret{Name: k.ID, Sealed: sealed})
 	}
 	b, err := json.Marshal(c)
 	if err != nil {
@@ -318,7 +318,7 @@ func (f *Source) write(c credentials, st standing, signed []byte) error {
 	if err != nil {
 		return err
 	}
-	s.kept.Store(o)
+	s.saved.Store(o)
 	if f.path == "" {
 		return nil
 	}
@@ -327,9 +327,9 @@ func (f *Source) write(c credentials, st standing, signed []byte) error {
 	return fault.At(op, fault.Unavailable, err)
 }
 
-// Keep puts the credentials on disk where what they should hold is news.
-func (f *Source) Keep() error {
+// Save puts the credentials on disk where what they should hold is news.
+func (f *Source) Save() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.keep()
+	return f.save()
 }

@@ -31,7 +31,7 @@ func keptNode(t *testing.T) (n cnode, ca *identity.Authority, genesis book.Genes
 	ca, genesis = firstCA(t)
 	file = filepath.Join(t.TempDir(), controlplane.CredentialsFile)
 	n = newNode(t, "cp-1", ca, nil)
-	ok(t, n.source.KeepAt(file))
+	ok(t, n.source.SaveAt(file))
 	must(t, &n.order, genesis)
 	next = prepared(t, n)
 	tends(t, n, func() bool { b, _ := os.ReadFile(file); return bytes.Contains(b, []byte(`"bundle"`)) })
@@ -113,7 +113,7 @@ func TestANodeProvesItselfWhileItsBookIsBehind(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			again := nodeOf(t, "cp-1", ca, n.given, func(o *controlplane.Options) { o.KEK = another })
 			ok(t, again.Authority().ReadKeys(controlplane.KEKFiles{Current: kek}))
-			ok(t, again.source.KeepAt(file))
+			ok(t, again.source.SaveAt(file))
 			begin(t, again)
 			leaf, err := again.source.Leaf()
 			ok(t, err)
@@ -132,7 +132,7 @@ func TestANodeProvesItselfWhileItsBookIsBehind(t *testing.T) {
 			ok(t, err)
 			newer := nodeOf(t, "cp-1", ca, given, func(o *controlplane.Options) { o.KEK = another })
 			ok(t, newer.Authority().ReadKeys(controlplane.KEKFiles{Current: kek}))
-			ok(t, newer.source.KeepAt(copied(t, file)))
+			ok(t, newer.source.SaveAt(copied(t, file)))
 			begin(t, newer)
 			leaf, err = newer.source.Leaf()
 			if err != nil || bytes.Equal(leaf.Certificate[0], shown.Certificate[0]) || issuedBy(t, newer.source) != want {
@@ -178,7 +178,7 @@ func TestANodeGoesByWhicheverIsNewer(t *testing.T) {
 		{"the book is newer, and known to be", before, newer, true, second},
 	} {
 		again := nodeOf(t, "cp-1", ca, n.given, nil)
-		ok(t, again.source.KeepAt(copied(t, row.kept)))
+		ok(t, again.source.SaveAt(copied(t, row.kept)))
 		ok(t, again.book.Restore(bytes.NewReader(row.book)))
 		if row.found {
 			tends(t, again, func() bool { return issuedBy(t, again.source) == row.want })
@@ -267,7 +267,7 @@ func TestCredentialsAreVerified(t *testing.T) {
 	ok(t, err)
 	begin := func(b []byte, kek []byte) error {
 		ok(t, os.WriteFile(file, b, 0o600))
-		return newNode(t, "cp-1", ca, func(o *controlplane.Options) { o.KEK = kek }).source.KeepAt(file)
+		return newNode(t, "cp-1", ca, func(o *controlplane.Options) { o.KEK = kek }).source.SaveAt(file)
 	}
 	ok(t, begin(whole, make([]byte, 32)))
 	ok(t, begin(whole, bytes.Repeat([]byte{3}, 32)))

@@ -25,9 +25,9 @@ import (
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// logPublic is the PEM form of the key that signs the vendor's checkpoints.
-func (s *Store) logPublic() []byte {
-	key, err := s.logSigner()
+// LogPublicKey is the PEM form of the key that signs the vendor's checkpoints.
+func (s *Store) LogPublicKey() []byte {
+	key, err := s.LogSigner()
 	if err != nil {
 		s.log.Error("the key of the vendor's log can't be opened", "err", err)
 		return nil
@@ -43,7 +43,7 @@ func (s *Store) logPublic() []byte {
 func (s *Server) head() (audit.Log, []byte, error) {
 	log := s.replica.Log()
 	origin := audit.VendorOrigin(s.replica.View().TrustDomain)
-	key, err := s.authority.logSigner()
+	key, err := s.authority.LogSigner()
 	if err != nil {
 		return log, nil, err
 	}
@@ -83,7 +83,7 @@ func (s *Server) countersign(ctx context.Context, name fleet.ApplianceID, c book
 		}
 		return nil // the channel stays: the fork is evidence, not a reason to stop listening
 	}
-	key, err := s.authority.logSigner()
+	key, err := s.authority.LogSigner()
 	if err != nil {
 		return err
 	}
@@ -227,7 +227,7 @@ func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID, upto in
 			return 0, nil // one is on its way
 		}
 	}
-	v, err := verifier(audit.VendorOrigin(page.TrustDomain), s.authority.logPublic())
+	v, err := verifier(audit.VendorOrigin(page.TrustDomain), s.authority.LogPublicKey())
 	if err != nil {
 		return 0, err
 	}
@@ -288,7 +288,7 @@ func (s *Server) evidence() (audit.Bundle, error) {
 	if err != nil {
 		return audit.Bundle{}, err
 	}
-	key, err := s.authority.logSigner()
+	key, err := s.authority.LogSigner()
 	if err != nil {
 		return audit.Bundle{}, err
 	}

@@ -58,10 +58,12 @@ func HandBundle(ctx context.Context, s *Server, m *boundaryv1.BundleRequest) (*b
 }
 
 // Newest is the bundle that goes with a certificate.
-func Newest(ctx context.Context, s *Server) ([][]byte, uint64, error) { return s.authority.newest(ctx) }
+func Newest(ctx context.Context, s *Server) ([][]byte, uint64, error) {
+	return s.authority.NewestBundle(ctx)
+}
 
 // LogPublic is the key of the vendor's log, PEM.
-func LogPublic(s *Server) []byte { return s.authority.logPublic() }
+func LogPublic(s *Server) []byte { return s.authority.LogPublicKey() }
 
 // OpenCredentials reads the credentials of a node with one key-encryption key.
 func OpenCredentials(b []byte, trustDomain string, key []byte) error {
@@ -69,7 +71,7 @@ func OpenCredentials(b []byte, trustDomain string, key []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = openCredentials(b, trustDomain, []kek{k})
+	_, err = openCredentials(b, trustDomain, []KEK{k})
 	return err
 }
 

@@ -27,7 +27,7 @@ func (s *Service) PutSecret(ctx context.Context, req *connect.Request[controlv1.
 	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
-	k, err := s.store.ring.get(s.replica.View().KEK)
+	k, err := s.store.keyring.Get(s.replica.View().KEK)
 	if err != nil {
 		return nil, err
 	}
@@ -36,11 +36,11 @@ func (s *Service) PutSecret(ctx context.Context, req *connect.Request[controlv1.
 		id = string(book.DrawRequestID())
 	}
 	by := api.From(ctx).Principal
-	sealed, err := identity.SealSecret(m.GetName(), m.GetValue(), k.key, onceFor(k.key, string(by), id, m.GetName(), m.GetValue()))
+	sealed, err := identity.SealSecret(m.GetName(), m.GetValue(), k.Key, onceFor(k.Key, string(by), id, m.GetName(), m.GetValue()))
 	if err != nil {
 		return nil, err
 	}
-	if _, err := book.Submit(ctx, s.replica, by, fleet.RequestID(id), book.PutSecret{KEK: k.id, Name: m.GetName(), Sealed: sealed}); err != nil {
+	if _, err := book.Submit(ctx, s.replica, by, fleet.RequestID(id), book.PutSecret{KEK: k.ID, Name: m.GetName(), Sealed: sealed}); err != nil {
 		return nil, err
 	}
 	s.log.Info("a secret was put into the book", "secret", m.GetName(), "by", by)
@@ -96,13 +96,13 @@ func (s *Store) Secret(name string) ([]byte, error) {
 	if _, ok := page.Given(name); !ok {
 		return nil, book.NoSecret(op, name)
 	}
-	k, err := s.ring.get(page.KEK)
+	k, err := s.keyring.Get(page.KEK)
 	if err != nil {
 		return nil, err
 	}
 	for _, one := range page.Secrets {
 		if one.Name == name {
-			return identity.OpenSecret(name, one.Sealed, k.key)
+			return identity.OpenSecret(name, one.Sealed, k.Key)
 		}
 	}
 	return nil, book.NoSecret(op, name)

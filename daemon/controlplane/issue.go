@@ -18,8 +18,8 @@ import (
 	"github.com/demarc-dev/demarc/ledger"
 )
 
-// issued is a certificate as a change in the book tells of it.
-type issued struct {
+// Certificate is a certificate as a change in the book tells of it.
+type Certificate struct {
 	leaf   *x509.Certificate
 	Serial fleet.Serial
 	From   time.Time
@@ -27,37 +27,37 @@ type issued struct {
 	Issuer fleet.Digest // the CA that signed it
 }
 
-// issue signs a certificate with the CA that issues now. It passes nowhere before the book has its serial.
-func (s *Store) issue(csrDER []byte, role fleet.Role, name string, life time.Duration) (issued, error) {
+// Issue signs a certificate with the CA that issues now. It passes nowhere before the book has its serial.
+func (s *Store) Issue(csrDER []byte, role fleet.Role, name string, life time.Duration) (Certificate, error) {
 	csr, err := identity.ParseCSR(csrDER)
 	if err != nil {
-		return issued{}, err
+		return Certificate{}, err
 	}
 	page := s.replica.View()
 	slot, err := identity.Issuer(page.Slots)
 	if err != nil {
-		return issued{}, err
+		return Certificate{}, err
 	}
-	k, err := s.ring.get(page.KEK)
+	k, err := s.keyring.Get(page.KEK)
 	if err != nil {
-		return issued{}, err
+		return Certificate{}, err
 	}
-	ca, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, k.key)
+	ca, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, k.Key)
 	if err != nil {
-		return issued{}, err
+		return Certificate{}, err
 	}
 	leaf, err := ca.Issue(csr, fleet.PrincipalOf(page.TrustDomain, role, name), s.replica.Now(), life, identity.IssueOptions{Rand: rand.Reader, Backdate: s.Backdate})
 	if err != nil {
-		return issued{}, err
+		return Certificate{}, err
 	}
-	return issued{leaf: leaf, Serial: identity.SerialOf(leaf), From: leaf.NotBefore, Till: leaf.NotAfter, Issuer: slot.ID()}, nil
+	return Certificate{leaf: leaf, Serial: identity.SerialOf(leaf), From: leaf.NotBefore, Till: leaf.NotAfter, Issuer: slot.ID()}, nil
 }
 
-// certify issues a certificate, DER, and gives it away once the book has the change that names it, as one that its holder made.
+// Certify issues a certificate, DER, and gives it away once the book has the change that names it, as one that its holder made.
 // What proves the holder, and whether the name is its to have, is checked before: nothing is signed for one who is refused.
-func certify[R any](ctx context.Context, s *Store, csr []byte, role fleet.Role, name string, life time.Duration, change func(issued) ledger.Change[book.State, R]) ([]byte, R, error) {
+func Certify[R any](ctx context.Context, s *Store, csr []byte, role fleet.Role, name string, life time.Duration, change func(Certificate) ledger.Change[book.State, R]) ([]byte, R, error) {
 	var none R
-	is, err := s.issue(csr, role, name, life)
+	is, err := s.Issue(csr, role, name, life)
 	if err != nil {
 		return nil, none, err
 	}
@@ -68,8 +68,8 @@ func certify[R any](ctx context.Context, s *Store, csr []byte, role fleet.Role, 
 	return is.leaf.Raw, r, nil
 }
 
-// keyOf is the digest of the public key in a request, and the key itself as it is encoded in a certificate.
-func keyOf(op string, csrDER []byte) (fleet.Digest, []byte, error) {
+// KeyOf is the digest of the public key in a request, and the key itself as it is encoded in a certificate.
+func KeyOf(op string, csrDER []byte) (fleet.Digest, []byte, error) {
 	csr, err := identity.ParseCSR(csrDER)
 	if err != nil {
 		return "", nil, err
@@ -81,9 +81,9 @@ func keyOf(op string, csrDER []byte) (fleet.Digest, []byte, error) {
 	return fleet.DigestOf(spki), spki, nil
 }
 
-// answer answers a call of one who has no certificate, where it may be heard now. Each refusal is on record, as one of who
+// Answer answers a call of one who has no certificate, where it may be heard now. Each refusal is on record, as one of who
 // the call was for, with the reason that the caller is told.
-func answer[Req, Res any](ctx context.Context, s *refusal.Recorder, req *connect.Request[Req], what string, do func(context.Context, *Req) (res *Res, name string, err error)) (*connect.Response[Res], error) {
+func Answer[Req, Res any](ctx context.Context, s *refusal.Recorder, req *connect.Request[Req], what string, do func(context.Context, *Req) (res *Res, name string, err error)) (*connect.Response[Res], error) {
 	if !s.Heard(req.Peer().Addr) {
 		return nil, refusal.Busy()
 	}
@@ -95,8 +95,8 @@ func answer[Req, Res any](ctx context.Context, s *refusal.Recorder, req *connect
 	return connect.NewResponse(res), nil
 }
 
-// named is a call that tells who it is for.
-func named[Req interface{ GetName() string }, Res any](do func(context.Context, Req) (*Res, error)) func(context.Context, Req) (*Res, string, error) {
+// ByName is a call that tells who it is for.
+func ByName[Req interface{ GetName() string }, Res any](do func(context.Context, Req) (*Res, error)) func(context.Context, Req) (*Res, string, error) {
 	return func(ctx context.Context, m Req) (*Res, string, error) {
 		res, err := do(ctx, m)
 		return res, m.GetName(), err

@@ -199,7 +199,7 @@ func TestNoKeyIsLetGoBeforeASnapshot(t *testing.T) {
 	source, err := g.server.Authority().NewSource(first, identity.Pool(nil))
 	ok(t, err)
 	proof := filepath.Join(t.TempDir(), controlplane.CredentialsFile)
-	ok(t, source.KeepAt(proof))
+	ok(t, source.SaveAt(proof))
 	opens := func(kek []byte) error {
 		b, err := os.ReadFile(proof)
 		ok(t, err)

@@ -79,7 +79,7 @@ func (b operatorBootstrap) LoginOptions(_ context.Context, req *connect.Request[
 
 // Login trades an ID token for a certificate of some hours. Each refusal is on record with the reason that the caller is told.
 func (b operatorBootstrap) Login(ctx context.Context, req *connect.Request[controlv1.LoginRequest]) (*connect.Response[controlv1.LoginResponse], error) {
-	return answer(ctx, b.refusals, req, "operator.login", b.login)
+	return Answer(ctx, b.refusals, req, "operator.login", b.login)
 }
 
 func (b operatorBootstrap) login(ctx context.Context, m *controlv1.LoginRequest) (*controlv1.LoginResponse, string, error) {
@@ -90,7 +90,7 @@ func (b operatorBootstrap) login(ctx context.Context, m *controlv1.LoginRequest)
 	if err := b.offersLogin(); err != nil {
 		return nil, "", err
 	}
-	_, spki, err := keyOf(op, m.GetCsr())
+	_, spki, err := KeyOf(op, m.GetCsr())
 	if err != nil {
 		return nil, "", err
 	}
@@ -106,7 +106,7 @@ func (b operatorBootstrap) login(ctx context.Context, m *controlv1.LoginRequest)
 	if banned { // nothing is signed for one who is refused
 		return nil, name, fault.New(op, fault.Denied, "operator %q is banned", name)
 	}
-	cert, _, err := certify(ctx, b.authority, m.GetCsr(), fleet.Operator, name, l.Life, func(is issued) ledger.Change[book.State, book.Nothing] {
+	cert, _, err := Certify(ctx, b.authority, m.GetCsr(), fleet.Operator, name, l.Life, func(is Certificate) ledger.Change[book.State, book.Nothing] {
 		return book.LoginOperator{Name: name, Role: p.Rank, Subject: p.Subject, Claim: p.Claim, Token: p.Token, TokenTill: p.Till,
 			Serial: is.Serial, Till: is.Till, Issuer: is.Issuer, Bundle: m.GetBundleHeld()}
 	})

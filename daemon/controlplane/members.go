@@ -154,7 +154,7 @@ func (c cluster) AddMember(ctx context.Context, req *connect.Request[controlv1.A
 			return nil, fault.New(op, fault.Conflict, "node %q is a %s already, at %s", x.ID, x.Role, x.Addr)
 		}
 	}
-	is, err := c.authority.issue(r.GetCsr(), fleet.Node, r.GetName(), c.LeafLife)
+	is, err := c.authority.Issue(r.GetCsr(), fleet.Node, r.GetName(), c.LeafLife)
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +165,7 @@ func (c cluster) AddMember(ctx context.Context, req *connect.Request[controlv1.A
 	if err := m.Change(ctx, raft.Change{Do: raft.Add, ID: r.GetName(), Addr: r.GetRaftAddress()}); err != nil {
 		return nil, err
 	}
-	cas, _, err := c.authority.newest(ctx)
+	cas, _, err := c.authority.NewestBundle(ctx)
 	if err != nil {
 		return nil, err
 	}

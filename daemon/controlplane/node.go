@@ -50,7 +50,7 @@ const witnessEvery = 10 * time.Second
 func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part, error) {
 	const op = "controlplane.Parts"
 	n := &node{cfg: cfg, build: build, log: log, book: book.NewBook(), reg: telemetry.New(configs.RoleControl, build)}
-	keks, err := KEKFiles{cfg.KEKFile}.read()
+	keks, err := KEKFiles{cfg.KEKFile}.Read()
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +69,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	if err != nil {
 		return nil, err
 	}
-	n.server, err = NewServer(Options{Login: people, Name: cfg.Name, Book: n.book, Consensus: n, Artifacts: n.store, KEK: keks[0].key, LeafLife: cfg.Leaf.Life,
+	n.server, err = NewServer(Options{Login: people, Name: cfg.Name, Book: n.book, Consensus: n, Artifacts: n.store, KEK: keks[0].Key, LeafLife: cfg.Leaf.Life,
 		Backdate:  max(cfg.Leaf.Backdate, time.Nanosecond), // a certificate counts whole seconds: 0s is none
 		Platforms: platforms, Members: members, Cluster: n, Build: build, Now: n.now, Clocks: n, Snapshot: n.snapshot, Log: log, Meter: meterOf(n.reg)})
 	if err != nil {
@@ -87,7 +87,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "dir can't be made: %v", err)
 	}
-	if err := n.files.KeepAt(filepath.Join(cfg.Dir, CredentialsFile)); err != nil {
+	if err := n.files.SaveAt(filepath.Join(cfg.Dir, CredentialsFile)); err != nil {
 		return nil, err
 	}
 	ln, err := net.Listen("tcp", cfg.Listen) // before the log is read, which takes seconds: who comes back meanwhile waits, and is not refused
@@ -237,7 +237,7 @@ func (n *node) genesis(ctx context.Context, ready func()) error {
 			if td != n.cfg.TrustDomain {
 				return fault.New(op, fault.Conflict, "the book is of the trust domain %q, the file says %q", td, n.cfg.TrustDomain)
 			}
-			if err := n.server.authority.opens(); err != nil {
+			if err := n.server.authority.CheckKEK(); err != nil {
 				return fault.Because(err, op, fault.Invalid, "kek_file does not open the keys of the book: %s", fault.Text(err))
 			}
 			if n.book.View().Development {

@@ -115,25 +115,25 @@ func forgetCredentials(cfg *configs.Control) error {
 // openAll opens everything that is sealed in a book with the key files of a node.
 func openAll(cfg *configs.Control, page book.State) error {
 	const op = "controlplane.RestoreSnapshot"
-	keks, err := KEKFiles{cfg.KEKFile}.read()
+	keks, err := KEKFiles{cfg.KEKFile}.Read()
 	if err != nil {
 		return err
 	}
-	held := ring{keys: keks}
-	k, err := held.get(page.KEK)
+	held := Keyring{keys: keks}
+	k, err := held.Get(page.KEK)
 	if err != nil {
-		return fault.New(op, fault.Denied, "the keys in this snapshot are sealed with key %s, and %s is key %s: nothing was changed; put the right one there", page.KEK, cfg.KEKFile, keks[0].id)
+		return fault.New(op, fault.Denied, "the keys in this snapshot are sealed with key %s, and %s is key %s: nothing was changed; put the right one there", page.KEK, cfg.KEKFile, keks[0].ID)
 	}
 	for _, slot := range page.Slots {
 		if len(slot.SealedKey) == 0 {
 			continue
 		}
-		if _, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, k.key); err != nil {
+		if _, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, k.Key); err != nil {
 			return fault.Because(err, op, fault.Denied, "%s does not open the key of CA %s in this snapshot: nothing was changed", cfg.KEKFile, slot.ID().Short())
 		}
 	}
 	for _, one := range page.Secrets {
-		if _, err := identity.OpenSecret(one.Name, one.Sealed, k.key); err != nil {
+		if _, err := identity.OpenSecret(one.Name, one.Sealed, k.Key); err != nil {
 			return fault.Because(err, op, fault.Denied, "%s does not open the secret %q in this snapshot: nothing was changed", cfg.KEKFile, one.Name)
 		}
 	}

@@ -37,7 +37,7 @@ func (s *Server) InviteOperator(ctx context.Context, req *connect.Request[contro
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&controlv1.InviteOperatorResponse{TrustDomain: s.replica.View().TrustDomain, LogKey: s.authority.logPublic(), ExpiresUnix: till.Unix()}), nil
+	return connect.NewResponse(&controlv1.InviteOperatorResponse{TrustDomain: s.replica.View().TrustDomain, LogKey: s.authority.LogPublicKey(), ExpiresUnix: till.Unix()}), nil
 }
 
 // ListOperators tells who may call, what they may, and since when.
@@ -66,7 +66,7 @@ func unix(t time.Time) int64 {
 
 // GetDoor tells what one needs to recognize this control plane.
 func (s *Server) GetDoor(context.Context, *connect.Request[controlv1.GetDoorRequest]) (*connect.Response[controlv1.GetDoorResponse], error) {
-	return connect.NewResponse(&controlv1.GetDoorResponse{TrustDomain: s.replica.View().TrustDomain, LogKey: s.authority.logPublic()}), nil
+	return connect.NewResponse(&controlv1.GetDoorResponse{TrustDomain: s.replica.View().TrustDomain, LogKey: s.authority.LogPublicKey()}), nil
 }
 
 // SetOperatorRole changes what an operator may do, from its next call on.
@@ -101,7 +101,7 @@ func (s *Server) RenewOperator(ctx context.Context, req *connect.Request[control
 	if !ok {
 		return nil, fault.New("controlplane.RenewOperator", fault.Denied, "the caller has no name")
 	}
-	cert, _, err := certify(ctx, s.authority, req.Msg.GetCsr(), fleet.Operator, name, s.LeafLife, func(is issued) ledger.Change[book.State, book.Nothing] {
+	cert, _, err := Certify(ctx, s.authority, req.Msg.GetCsr(), fleet.Operator, name, s.LeafLife, func(is Certificate) ledger.Change[book.State, book.Nothing] {
 		return book.RenewOperator{Name: name, Using: who.Serial, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer}
 	})
 	if err != nil {
@@ -123,7 +123,7 @@ type operatorBootstrap struct {
 // AcceptInvitation makes an operator of one who holds an invitation. Each refusal is on record with the reason that the
 // caller is told.
 func (b operatorBootstrap) AcceptInvitation(ctx context.Context, req *connect.Request[controlv1.AcceptInvitationRequest]) (*connect.Response[controlv1.AcceptInvitationResponse], error) {
-	return answer(ctx, b.refusals, req, "operator.accept", named(b.accept))
+	return Answer(ctx, b.refusals, req, "operator.accept", ByName(b.accept))
 }
 
 func (b operatorBootstrap) accept(ctx context.Context, m *controlv1.AcceptInvitationRequest) (*controlv1.AcceptInvitationResponse, error) {
@@ -135,7 +135,7 @@ func (b operatorBootstrap) accept(ctx context.Context, m *controlv1.AcceptInvita
 	if err := identity.CheckInvite(m.GetVerifier(), page.TrustDomain, m.GetName(), m.GetCsr(), m.GetProof()); err != nil {
 		return nil, err
 	}
-	key, _, err := keyOf(op, m.GetCsr())
+	key, _, err := KeyOf(op, m.GetCsr())
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +144,7 @@ func (b operatorBootstrap) accept(ctx context.Context, m *controlv1.AcceptInvita
 	if err := o.Takes(verifier, key, b.replica.Now()); err != nil { // nothing is signed for one who holds no invitation
 		return nil, err
 	}
-	cert, rank, err := certify(ctx, b.authority, m.GetCsr(), fleet.Operator, o.Name, b.LeafLife, func(is issued) ledger.Change[book.State, fleet.Rank] {
+	cert, rank, err := Certify(ctx, b.authority, m.GetCsr(), fleet.Operator, o.Name, b.LeafLife, func(is Certificate) ledger.Change[book.State, fleet.Rank] {
 		return book.EnrolOperator{Name: o.Name, Verifier: verifier, Key: key, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer, Bundle: m.GetBundleHeld()}
 	})
 	if err != nil {

@@ -103,7 +103,7 @@ func (n *node) handBundle(ctx context.Context, to managementv1connect.Management
 	if err := n.Read(ctx); err != nil {
 		return err
 	}
-	sealed, err := n.server.authority.signedBundle()
+	sealed, err := n.server.authority.SignedBundle()
 	if err != nil {
 		return err
 	}

@@ -22,22 +22,22 @@ import (
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// recoveryKey is the key that proves a recovery at this moment.
-func (s *Store) recoveryKey() (ed25519.PrivateKey, error) {
-	log, _, err := s.secrets()
+// RecoveryKey is the key that proves a recovery at this moment.
+func (s *Store) RecoveryKey() (ed25519.PrivateKey, error) {
+	log, _, err := s.Secrets()
 	if err != nil {
 		return nil, err
 	}
-	k, err := s.ring.get(s.replica.View().KEK)
+	k, err := s.keyring.Get(s.replica.View().KEK)
 	if err != nil {
 		return nil, err
 	}
-	return identity.RecoveryKey(log.Seed(), k.key)
+	return identity.RecoveryKey(log.Seed(), k.Key)
 }
 
 // RecoverAdmin implements the way back of [book.RecoverAdmin]. Each refusal is on record with the reason that the caller is told.
 func (b operatorBootstrap) RecoverAdmin(ctx context.Context, req *connect.Request[controlv1.RecoverAdminRequest]) (*connect.Response[controlv1.RecoverAdminResponse], error) {
-	return answer(ctx, b.refusals, req, "operator.recover", named(b.recover))
+	return Answer(ctx, b.refusals, req, "operator.recover", ByName(b.recover))
 }
 
 func (b operatorBootstrap) recover(ctx context.Context, m *controlv1.RecoverAdminRequest) (*controlv1.RecoverAdminResponse, error) {
@@ -45,7 +45,7 @@ func (b operatorBootstrap) recover(ctx context.Context, m *controlv1.RecoverAdmi
 	if err := b.replica.Read(ctx); err != nil {
 		return nil, fault.At(op, "", err)
 	}
-	_, nonces, err := b.authority.secrets()
+	_, nonces, err := b.authority.Secrets()
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +54,7 @@ func (b operatorBootstrap) recover(ctx context.Context, m *controlv1.RecoverAdmi
 		return nil, err
 	}
 	page := b.replica.View()
-	proof, err := b.authority.recoveryKey()
+	proof, err := b.authority.RecoveryKey()
 	if err != nil {
 		return nil, err
 	}
@@ -65,11 +65,11 @@ func (b operatorBootstrap) recover(ctx context.Context, m *controlv1.RecoverAdmi
 	if err := page.TakesAdmin(op, m.GetName()); err != nil { // nothing is signed for a name that is refused
 		return nil, err
 	}
-	key, _, err := keyOf(op, m.GetCsr())
+	key, _, err := KeyOf(op, m.GetCsr())
 	if err != nil {
 		return nil, err
 	}
-	cert, _, err := certify(ctx, b.authority, m.GetCsr(), fleet.Operator, m.GetName(), b.LeafLife, func(is issued) ledger.Change[book.State, book.Nothing] {
+	cert, _, err := Certify(ctx, b.authority, m.GetCsr(), fleet.Operator, m.GetName(), b.LeafLife, func(is Certificate) ledger.Change[book.State, book.Nothing] {
 		return book.RecoverAdmin{Name: m.GetName(), Node: m.GetNode(), Nonce: m.GetNonce(), NonceTill: till, Key: key, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer,
 			Bundle: m.GetBundleHeld()}
 	})
@@ -93,7 +93,7 @@ type Recoverer struct {
 func OpenRecoverer(cfg *configs.Control) (Recoverer, error) {
 	const op = "controlplane.OpenRecoverer"
 	var r Recoverer
-	keks, err := KEKFiles{cfg.KEKFile}.read()
+	keks, err := KEKFiles{cfg.KEKFile}.Read()
 	if err != nil {
 		return r, err
 	}
@@ -113,12 +113,12 @@ func OpenRecoverer(cfg *configs.Control) (Recoverer, error) {
 	case err != nil:
 		return r, fault.Because(err, op, "", "%s: %s: take the files of another node", path, fault.Text(err))
 	}
-	held := ring{keys: keks}
-	one, err := held.get(k.KEK)
+	held := Keyring{keys: keks}
+	one, err := held.Get(k.KEK)
 	if err != nil || k.KEK == "" {
 		return r, fault.Because(err, op, fault.Denied, "kek_file does not open the keys of the book: key %s seals them", orNone(k.KEK))
 	}
-	if r.Key, err = identity.RecoveryKey(k.keys.Log, one.key); err != nil {
+	if r.Key, err = identity.RecoveryKey(k.keys.Log, one.Key); err != nil {
 		return r, err
 	}
 	log, err := seal.KeyOf(k.logKey().Public())

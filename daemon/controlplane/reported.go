@@ -66,7 +66,7 @@ func (s *Server) rollKeys(ctx context.Context, who api.Who, name fleet.Appliance
 	if same(e.JWKS, m.GetJwks()) {
 		return false, nil
 	}
-	_, key, err := s.authority.secrets()
+	_, key, err := s.authority.Secrets()
 	if err != nil {
 		return false, err
 	}

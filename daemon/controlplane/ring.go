@@ -32,12 +32,12 @@ type Store struct {
 	replica *book.Replica
 	log     *slog.Logger
 
-	ring    ring
-	vault   vault
-	told    told
-	kept    atomic.Pointer[kept] // what this node proves itself with, as it is on its disk; nil for nothing
-	current atomic.Bool          // the book of this node was the newest when it was asked, and it has not lost its leader since
-	source  atomic.Pointer[Source]
+	keyring     Keyring
+	secretCache secretCache
+	signed      signedBundleCache
+	saved       atomic.Pointer[savedCredentials] // what this node proves itself with, as it is on its disk; nil for nothing
+	current     atomic.Bool                      // the book of this node was the newest when it was asked, and it has not lost its leader since
+	source      atomic.Pointer[Source]
 }
 
 // Config is what a store is made of.
@@ -59,7 +59,7 @@ func NewStore(c Config) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{Config: c, replica: c.Replica, log: c.Log}
-	s.ring.set(key)
+	s.keyring.set(key)
 	return s, nil
 }
 
@@ -75,59 +75,59 @@ type Service struct {
 // NewService makes a service.
 func NewService(s *Store) *Service { return &Service{store: s, replica: s.replica, log: s.log} }
 
-// ring is the key-encryption keys that this node holds: the one of kek_file, and while it is rotated the next one.
-type ring struct {
+// Keyring is the key-encryption keys that this node holds: the one of kek_file, and while it is rotated the next one.
+type Keyring struct {
 	mu   sync.Mutex
-	keys []kek // that of kek_file first
+	keys []KEK // that of kek_file first
 }
 
-type kek struct {
-	id  string
-	key []byte
+type KEK struct {
+	ID  string
+	Key []byte
 }
 
-func newKEK(key []byte) (kek, error) {
+func newKEK(key []byte) (KEK, error) {
 	id, err := identity.KEKID(key)
-	return kek{id, key}, err
+	return KEK{id, key}, err
 }
 
-func (r *ring) set(keys ...kek) {
+func (r *Keyring) set(keys ...KEK) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.keys = keys
 }
 
-// ids lists the names of the keys.
-func (r *ring) ids() []string {
+// IDs lists the names of the keys.
+func (r *Keyring) IDs() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var out []string
 	for _, k := range r.keys {
-		out = append(out, k.id)
+		out = append(out, k.ID)
 	}
 	return out
 }
 
-func (r *ring) all() []kek {
+func (r *Keyring) all() []KEK {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.keys)
 }
 
-// get gives the key of a name; that of kek_file where the book names none yet.
-func (r *ring) get(id string) (kek, error) {
+// Get gives the key of a name; that of kek_file where the book names none yet.
+func (r *Keyring) Get(id string) (KEK, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, k := range r.keys {
-		if id == "" || k.id == id {
+		if id == "" || k.ID == id {
 			return k, nil
 		}
 	}
-	return kek{}, fault.New("controlplane.kek", fault.Unavailable, "this node does not hold key %s, which seals the keys of the book: kek_file is another one", id)
+	return KEK{}, fault.New("controlplane.kek", fault.Unavailable, "this node does not hold key %s, which seals the keys of the book: kek_file is another one", id)
 }
 
-// vault is the secrets of the newest page, kept.
-type vault struct {
+// secretCache is the secrets of the newest page, kept.
+type secretCache struct {
 	mu    sync.Mutex
 	of    book.Version // of the sealed ones
 	ready bool
@@ -135,36 +135,36 @@ type vault struct {
 	nonce []byte
 }
 
-// secrets opens the vendor's own secrets. A book that has none yet is of an older build, or has only begun: they are derived.
-func (s *Store) secrets() (log ed25519.PrivateKey, nonce []byte, err error) {
+// Secrets opens the vendor's own secrets. A book that has none yet is of an older build, or has only begun: they are derived.
+func (s *Store) Secrets() (log ed25519.PrivateKey, nonce []byte, err error) {
 	page := s.replica.View()
-	if k := s.behind(page); k != nil {
+	if k := s.savedIfNewer(page); k != nil {
 		return k.logKey(), k.keys.Nonce, nil
 	}
 	of := page.SecretsVersion()
-	v := &s.vault
+	v := &s.secretCache
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.ready && v.of == of {
 		return v.log, v.nonce, nil
 	}
-	k, err := s.ring.get(page.KEK)
+	k, err := s.keyring.Get(page.KEK)
 	if err != nil {
 		return nil, nil, err
 	}
 	var seed []byte
 	if len(page.Secrets) == 0 {
-		if log, err = logKey(k.key); err != nil {
+		if log, err = logKey(k.Key); err != nil {
 			return nil, nil, err
 		}
-		if nonce, err = nonceKey(k.key); err != nil {
+		if nonce, err = nonceKey(k.Key); err != nil {
 			return nil, nil, err
 		}
 	} else {
-		if seed, err = openSecret(page, book.SecretLogKey, ed25519.SeedSize, k.key); err != nil {
+		if seed, err = openSecret(page, book.SecretLogKey, ed25519.SeedSize, k.Key); err != nil {
 			return nil, nil, err
 		}
-		if nonce, err = openSecret(page, book.SecretNonceKey, 32, k.key); err != nil {
+		if nonce, err = openSecret(page, book.SecretNonceKey, 32, k.Key); err != nil {
 			return nil, nil, err
 		}
 		log = ed25519.NewKeyFromSeed(seed)
@@ -187,9 +187,9 @@ func openSecret(page book.State, name string, size int, key []byte) ([]byte, err
 	return nil, fault.New("controlplane.secret", fault.NotFound, "the book has no secret %q", name)
 }
 
-// logSigner is the key that signs the checkpoints of the vendor's log.
-func (s *Store) logSigner() (ed25519.PrivateKey, error) {
-	log, _, err := s.secrets()
+// LogSigner is the key that signs the checkpoints of the vendor's log.
+func (s *Store) LogSigner() (ed25519.PrivateKey, error) {
+	log, _, err := s.Secrets()
 	return log, err
 }
 
@@ -199,10 +199,10 @@ func nonceKey(kek []byte) ([]byte, error) {
 	return b, fault.At("controlplane.nonceKey", fault.Internal, err)
 }
 
-// opens tells whether this node holds the key that seals the keys of the book.
-func (s *Store) opens() error {
+// CheckKEK tells whether this node holds the key that seals the keys of the book.
+func (s *Store) CheckKEK() error {
 	page := s.replica.View()
-	k, err := s.ring.get(page.KEK)
+	k, err := s.keyring.Get(page.KEK)
 	if err != nil {
 		return err
 	}
@@ -210,29 +210,29 @@ func (s *Store) opens() error {
 	if err != nil {
 		return err
 	}
-	_, err = identity.OpenAuthority(slot.CertDER, slot.SealedKey, k.key)
+	_, err = identity.OpenAuthority(slot.CertDER, slot.SealedKey, k.Key)
 	return err
 }
 
-// keep puts the secrets into a book that has none.
-func (s *Store) keep(ctx context.Context) error {
-	if err := s.opens(); err != nil { // what is derived from another key is not this book's
+// seedSecrets puts the secrets into a book that has none.
+func (s *Store) seedSecrets(ctx context.Context) error {
+	if err := s.CheckKEK(); err != nil { // what is derived from another key is not this book's
 		return err
 	}
-	k, err := s.ring.get("")
+	k, err := s.keyring.Get("")
 	if err != nil {
 		return err
 	}
-	log, nonce, err := s.secrets()
+	log, nonce, err := s.Secrets()
 	if err != nil {
 		return err
 	}
-	c := book.KeepSecrets{KEK: k.id}
+	c := book.KeepSecrets{KEK: k.ID}
 	for _, one := range []struct {
 		name string
 		b    []byte
 	}{{book.SecretLogKey, log.Seed()}, {book.SecretNonceKey, nonce}} {
-		sealed, err := identity.SealSecret(one.name, one.b, k.key, rand.Reader)
+		sealed, err := identity.SealSecret(one.name, one.b, k.Key, rand.Reader)
 		if err != nil {
 			return err
 		}
@@ -248,9 +248,9 @@ type KEKFiles struct{ Current string }
 // Next is where the next key is put while it is rotated.
 func (f KEKFiles) Next() string { return f.Current + ".next" }
 
-func (f KEKFiles) read() ([]kek, error) {
+func (f KEKFiles) Read() ([]KEK, error) {
 	const op = "controlplane.kek"
-	var keys []kek
+	var keys []KEK
 	for _, path := range []string{f.Current, f.Next()} {
 		b, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) && path != f.Current {
@@ -263,7 +263,7 @@ func (f KEKFiles) read() ([]kek, error) {
 		if err != nil {
 			return nil, fault.Because(err, op, fault.Invalid, "%s: %s", path, fault.Text(err))
 		}
-		if len(keys) == 0 || keys[0].id != k.id {
+		if len(keys) == 0 || keys[0].ID != k.ID {
 			keys = append(keys, k)
 		}
 	}
@@ -272,15 +272,15 @@ func (f KEKFiles) read() ([]kek, error) {
 
 // ReadKeys has the server hold the keys of the files, before anything else is done with it.
 func (s *Store) ReadKeys(f KEKFiles) error {
-	keys, err := f.read()
+	keys, err := f.Read()
 	if err == nil {
-		s.ring.set(keys...)
+		s.keyring.set(keys...)
 	}
 	return err
 }
 
-// settle has the disk hold what was read of the files, as far as the file system lets it: whoever put them there may not have.
-func (f KEKFiles) settle() {
+// sync has the disk hold what was read of the files, as far as the file system lets it: whoever put them there may not have.
+func (f KEKFiles) sync() {
 	for _, path := range []string{f.Current, f.Next(), filepath.Dir(f.Current)} {
 		if h, err := os.Open(path); err == nil {
 			_ = h.Sync() // some file systems of secrets know no sync, and lose nothing
@@ -289,17 +289,17 @@ func (f KEKFiles) settle() {
 	}
 }
 
-// drop puts the next key in the place of the one that nothing is sealed with any more.
-func (f KEKFiles) drop(next kek) error {
+// promoteNext puts the next key in the place of the one that nothing is sealed with any more.
+func (f KEKFiles) promoteNext(next KEK) error {
 	const op = "controlplane.kek"
-	if b, err := os.ReadFile(f.Next()); err != nil || !bytes.Equal(b, next.key) {
+	if b, err := os.ReadFile(f.Next()); err != nil || !bytes.Equal(b, next.Key) {
 		return fault.Because(err, op, fault.Conflict, "%s is not the key that it was", f.Next())
 	}
-	f.settle()
+	f.sync()
 	if err := os.Rename(f.Next(), f.Current); err != nil {
 		return fault.Because(err, op, fault.Unavailable, "%s can't take the place of %s: do it by hand", f.Next(), f.Current)
 	}
-	f.settle()
+	f.sync()
 	return nil
 }
 
@@ -337,26 +337,26 @@ func (s *Store) TendKeys(ctx context.Context, f KEKFiles) error {
 }
 
 func (s *Store) tendKeys(ctx context.Context, f KEKFiles) error {
-	keys, err := f.read()
+	keys, err := f.Read()
 	if err != nil {
 		return err
 	}
-	s.ring.set(keys...)
+	s.keyring.set(keys...)
 	if s.replica.View().TrustDomain == "" || !s.upToDate(ctx) {
 		return nil // the next turn looks again
 	}
 	page := s.replica.View()
 	at := s.replica.Book.Index() // of the page or later
 	if page.KEK == "" {
-		return s.keep(ctx)
+		return s.seedSecrets(ctx)
 	}
 	source := s.source.Load()
 	if source != nil { // sealed with each key that is held, before the book says that this node holds it
-		if err := source.Keep(); err != nil {
+		if err := source.Save(); err != nil {
 			return err
 		}
 	}
-	ids := s.ring.ids()
+	ids := s.keyring.IDs()
 	if len(ids) == 2 && ids[1] == page.KEK {
 		ids = ids[1:]
 	}
@@ -364,9 +364,9 @@ func (s *Store) tendKeys(ctx context.Context, f KEKFiles) error {
 	if slices.Equal(had, ids) && len(keys) == len(ids) {
 		return nil
 	}
-	f.settle()
+	f.sync()
 	if loses := func(id string) bool { return !slices.Contains(ids, id) }; slices.ContainsFunc(had, loses) || len(keys) > len(ids) {
-		if err := s.let(ctx, f, keys, at, source); err != nil {
+		if err := s.releaseKEK(ctx, f, keys, at, source); err != nil {
 			return err
 		}
 	}
@@ -374,9 +374,9 @@ func (s *Store) tendKeys(ctx context.Context, f KEKFiles) error {
 	return err
 }
 
-// let does without a key that sealed nothing after the entry at of the log. From then on it may be destroyed: so what this node starts
+// releaseKEK does without a key that sealed nothing after the entry at of the log. From then on it may be destroyed: so what this node starts
 // from is sealed with the one in use first, the snapshot of its log too.
-func (s *Store) let(ctx context.Context, f KEKFiles, keys []kek, at uint64, source *Source) error {
+func (s *Store) releaseKEK(ctx context.Context, f KEKFiles, keys []KEK, at uint64, source *Source) error {
 	in := keys[len(keys)-1]
 	if s.Snapshot != nil {
 		if err := s.Snapshot(ctx, at); err != nil {
@@ -384,14 +384,14 @@ func (s *Store) let(ctx context.Context, f KEKFiles, keys []kek, at uint64, sour
 		}
 	}
 	if len(keys) == 2 {
-		if err := f.drop(in); err != nil {
+		if err := f.promoteNext(in); err != nil {
 			return err
 		}
-		s.log.Info("the key that sealed the keys before was dropped", "key", keys[0].id, "now", in.id)
-		s.ring.set(in)
+		s.log.Info("the key that sealed the keys before was dropped", "key", keys[0].ID, "now", in.ID)
+		s.keyring.set(in)
 	}
 	if source != nil {
-		return source.Keep() // with that key alone
+		return source.Save() // with that key alone
 	}
 	return nil
 }

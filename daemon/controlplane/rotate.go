@@ -67,11 +67,11 @@ func (s *Service) RotateKey(ctx context.Context, req *connect.Request[controlv1.
 // reseal opens everything with the key in use and seals it with another.
 func (s *Service) reseal(page book.State, to string) (book.RotateKEK, error) {
 	c := book.RotateKEK{From: page.KEK, To: to, Nodes: s.replica.NodeNames(), CAs: map[fleet.Digest][]byte{}}
-	old, err := s.store.ring.get(page.KEK)
+	old, err := s.store.keyring.Get(page.KEK)
 	if err != nil {
 		return c, err
 	}
-	next, err := s.store.ring.get(to)
+	next, err := s.store.keyring.Get(to)
 	if err != nil {
 		return c, err
 	}
@@ -79,20 +79,20 @@ func (s *Service) reseal(page book.State, to string) (book.RotateKEK, error) {
 		if slot.SealedKey == nil {
 			continue
 		}
-		ca, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, old.key)
+		ca, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, old.Key)
 		if err != nil {
 			return c, err
 		}
-		if c.CAs[slot.ID()], err = ca.SealKey(next.key, rand.Reader); err != nil {
+		if c.CAs[slot.ID()], err = ca.SealKey(next.Key, rand.Reader); err != nil {
 			return c, err
 		}
 	}
 	for _, one := range page.Secrets {
-		b, err := identity.OpenSecret(one.Name, one.Sealed, old.key)
+		b, err := identity.OpenSecret(one.Name, one.Sealed, old.Key)
 		if err != nil {
 			return c, err
 		}
-		sealed, err := identity.SealSecret(one.Name, b, next.key, rand.Reader)
+		sealed, err := identity.SealSecret(one.Name, b, next.Key, rand.Reader)
 		if err != nil {
 			return c, err
 		}

@@ -42,8 +42,8 @@ type Source struct {
 	path   string    // of the file that the credentials are on; "": nowhere
 	dirty  bool      // they could not be written to it
 
-	tries  int                               // certificates that were shown to peers in vain; see CatchUp
-	spares map[fleet.Digest]*tls.Certificate // made to be tried, by their CA
+	tries int                               // certificates that were shown to peers in vain; see CatchUp
+	tried map[fleet.Digest]*tls.Certificate // made to be tried, by their CA
 }
 
 // NewSource makes the source of a node from the certificate and the CAs that serve its first start.
@@ -92,11 +92,11 @@ func (s *Store) LoadSource(cfg *configs.Control) (*Source, error) {
 func (f *Source) Leaf() (*tls.Certificate, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.shown(), nil
+	return f.leafOrFirst(), nil
 }
 
-func (f *Source) shown() *tls.Certificate {
-	if err := f.fresh(); err != nil {
+func (f *Source) leafOrFirst() *tls.Certificate {
+	if err := f.renew(); err != nil {
 		f.store.log.Warn("this node could not make its own certificate", "err", err)
 	}
 	if f.leaf != nil {
@@ -105,19 +105,19 @@ func (f *Source) shown() *tls.Certificate {
 	return f.first
 }
 
-// known is the CAs as the book has them, or as they were kept while the book is behind. The caller holds mu.
-func (f *Source) known() standing {
+// cas is the CAs as the book has them, or as they were kept while the book is behind. The caller holds mu.
+func (f *Source) cas() caSet {
 	page := f.store.replica.View()
-	if k := f.store.behind(page); k != nil {
-		return k.standing()
+	if k := f.store.savedIfNewer(page); k != nil {
+		return k.cas()
 	}
-	return f.store.standingOf(page)
+	return f.store.casOf(page)
 }
 
-// fresh makes a leaf where there is none, another CA issues, or half of its life is over. It is on disk before anybody is shown it,
+// renew makes a leaf where there is none, another CA issues, or half of its life is over. It is on disk before anybody is shown it,
 // where the disk takes it.
-func (f *Source) fresh() error {
-	st, now := f.known(), f.store.replica.Now()
+func (f *Source) renew() error {
+	st, now := f.cas(), f.store.replica.Now()
 	if st.number == 0 {
 		return nil // the book has not begun
 	}
@@ -132,11 +132,11 @@ func (f *Source) fresh() error {
 		return err
 	}
 	f.leaf, f.issuer, f.from = leaf, st.issuer, identity.RenewFrom(leaf.Leaf, f.store.Backdate)
-	return f.keep()
+	return f.save()
 }
 
 // issue makes a leaf of one of the CAs. The caller holds mu.
-func (f *Source) issue(st standing, by fleet.Digest) (*tls.Certificate, error) {
+func (f *Source) issue(st caSet, by fleet.Digest) (*tls.Certificate, error) {
 	ca, err := st.open(by)
 	if err != nil {
 		return nil, err
@@ -172,17 +172,17 @@ func (p toPeers) Leaf() (*tls.Certificate, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.tries > 0 {
-		if leaf := f.spare(); leaf != nil {
+		if leaf := f.nextTried(); leaf != nil {
 			return leaf, nil
 		}
 	}
-	return f.shown(), nil
+	return f.leafOrFirst(), nil
 }
 
-// spare is the certificate whose turn it is; nil for that of all others. They are: that one, one of the CA that issues, one of each
+// nextTried is the certificate whose turn it is; nil for that of all others. They are: that one, one of the CA that issues, one of each
 // other CA that is trusted, and that of the file. The caller holds mu.
-func (f *Source) spare() *tls.Certificate {
-	st := f.known()
+func (f *Source) nextTried() *tls.Certificate {
+	st := f.cas()
 	ids := []fleet.Digest{st.issuer}
 	for _, der := range st.cas {
 		if id := fleet.DigestOf(der); id != st.issuer {
@@ -197,18 +197,18 @@ func (f *Source) spare() *tls.Certificate {
 		return f.first
 	}
 	id := ids[i-1]
-	if f.spares[id] == nil {
+	if f.tried[id] == nil {
 		leaf, err := f.issue(st, id)
 		if err != nil {
 			f.store.log.Debug("this node could not make a certificate to try", "ca", id.Short(), "err", fault.Text(err))
 			return nil
 		}
-		if f.spares == nil {
-			f.spares = map[fleet.Digest]*tls.Certificate{}
+		if f.tried == nil {
+			f.tried = map[fleet.Digest]*tls.Certificate{}
 		}
-		f.spares[id] = leaf
+		f.tried[id] = leaf
 	}
-	return f.spares[id]
+	return f.tried[id]
 }
 
 // next has the peers shown the next certificate, or, where this node was told more or its book is the newest, its own again.
@@ -216,7 +216,7 @@ func (f *Source) next(own bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.tries++; own {
-		f.tries, f.spares = 0, nil
+		f.tries, f.tried = 0, nil
 	}
 }
 
@@ -253,7 +253,7 @@ func (f *Source) record(ctx context.Context) error {
 func (f *Source) Roots() *x509.CertPool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	st := f.known()
+	st := f.cas()
 	if st.number == 0 {
 		return f.roots
 	}
@@ -275,7 +275,7 @@ func (f *Source) serves() uint64 {
 	number := page.Bundle()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := errors.Join(f.fresh(), f.keep()); err != nil || f.leaf == nil {
+	if err := errors.Join(f.renew(), f.save()); err != nil || f.leaf == nil {
 		f.store.log.Warn("this node could not keep its credentials on its disk", "err", err)
 		return 0
 	}
@@ -299,7 +299,7 @@ func (f *Source) Tend(ctx context.Context) error {
 		changed := f.store.replica.Changed()
 		again := make(<-chan time.Time)
 		page := f.store.replica.View()
-		if err := f.Keep(); err != nil && fault.Text(err) != said {
+		if err := f.Save(); err != nil && fault.Text(err) != said {
 			said = fault.Text(err)
 			f.store.log.Warn("this node could not keep its credentials on its disk", "err", err)
 		}
