@@ -159,7 +159,7 @@ func (s *Service) ListAuthorities(ctx context.Context, _ *connect.Request[contro
 			NotAfterUnix: cert.NotAfter.Unix(), Appliances: users[slot.ID()], Operators: operators[slot.ID()]})
 	}
 	for _, h := range page.Missing(s.replica.NodeNames(), page.Bundle(), s.replica.Now()) {
-		out.Missing = append(out.Missing, &controlv1.Missing{Name: h.Name, Kind: h.Kind, Online: h.Online, Holds: h.Holds, SeenUnix: unix(h.Seen)})
+		out.Missing = append(out.Missing, &controlv1.Missing{Name: h.Name, Kind: h.Kind, Online: h.Online, Holds: h.Holds, SeenUnix: api.Unix(h.Seen)})
 	}
 	return connect.NewResponse(out), nil
 }

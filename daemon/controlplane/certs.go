@@ -46,7 +46,7 @@ func (c cluster) CertifyMember(ctx context.Context, req *connect.Request[control
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&controlv1.CertifyMemberResponse{Certificate: is.leaf.Raw, Bundle: cas, Members: c.members(all, c.replica.View())}), nil
+	return connect.NewResponse(&controlv1.CertifyMemberResponse{Certificate: is.Leaf.Raw, Bundle: cas, Members: c.members(all, c.replica.View())}), nil
 }
 
 // recheck ends open connections of nodes whose certificates were made worthless, or whose CA was retired, as soon as this node's book

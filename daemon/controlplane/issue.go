@@ -20,7 +20,7 @@ import (
 
 // Certificate is a certificate as a change in the book tells of it.
 type Certificate struct {
-	leaf   *x509.Certificate
+	Leaf   *x509.Certificate
 	Serial fleet.Serial
 	From   time.Time
 	Till   time.Time
@@ -50,7 +50,7 @@ func (s *Store) Issue(csrDER []byte, role fleet.Role, name string, life time.Dur
 	if err != nil {
 		return Certificate{}, err
 	}
-	return Certificate{leaf: leaf, Serial: identity.SerialOf(leaf), From: leaf.NotBefore, Till: leaf.NotAfter, Issuer: slot.ID()}, nil
+	return Certificate{Leaf: leaf, Serial: identity.SerialOf(leaf), From: leaf.NotBefore, Till: leaf.NotAfter, Issuer: slot.ID()}, nil
 }
 
 // Certify issues a certificate, DER, and gives it away once the book has the change that names it, as one that its holder made.
@@ -65,7 +65,7 @@ func Certify[R any](ctx context.Context, s *Store, csr []byte, role fleet.Role, 
 	if err != nil {
 		return nil, none, err
 	}
-	return is.leaf.Raw, r, nil
+	return is.Leaf.Raw, r, nil
 }
 
 // KeyOf is the digest of the public key in a request, and the key itself as it is encoded in a certificate.

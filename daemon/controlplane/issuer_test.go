@@ -28,7 +28,7 @@ func google(t *testing.T, claims func(map[string]any)) (*gate, *identitytest.Iss
 	i, err := identitytest.NewIssuer(identity.GoogleIssuer)
 	ok(t, err)
 	fetched := new(atomic.Int64)
-	addr, roots := authority(t, []string{"www.googleapis.com"}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	addr, roots := serveTLS(t, []string{"www.googleapis.com"}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fetched.Add(1)
 		_, _ = w.Write(i.JWKS())
 	}))
@@ -105,7 +105,7 @@ func TestGCPRefuses(t *testing.T) {
 func issuerAt(t *testing.T, h func(w http.ResponseWriter, r *http.Request, base string) bool) (*identitytest.Issuer, *x509.CertPool) {
 	t.Helper()
 	var i *identitytest.Issuer
-	addr, roots := authority(t, []string{"localhost"}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	addr, roots := serveTLS(t, []string{"localhost"}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if h != nil && h(w, r, i.URL) {
 			return
 		}
@@ -144,7 +144,7 @@ func TestDiscovery(t *testing.T) {
 // TestEnemyIssuer is an issuer, or one who registered it, that wants the control plane to call elsewhere.
 func TestEnemyIssuer(t *testing.T) {
 	var elsewhere, endless atomic.Int64
-	inside, _ := authority(t, []string{"localhost"}, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere.Add(1) }))
+	inside, _ := serveTLS(t, []string{"localhost"}, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere.Add(1) }))
 	for name, tc := range map[string]struct {
 		h      func(w http.ResponseWriter, r *http.Request, base string) bool
 		listed func(platform.Issuer) []platform.Issuer

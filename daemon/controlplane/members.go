@@ -169,7 +169,7 @@ func (c cluster) AddMember(ctx context.Context, req *connect.Request[controlv1.A
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&controlv1.AddMemberResponse{Certificate: is.leaf.Raw, Bundle: cas, Members: c.members(all, c.replica.View())}), nil
+	return connect.NewResponse(&controlv1.AddMemberResponse{Certificate: is.Leaf.Raw, Bundle: cas, Members: c.members(all, c.replica.View())}), nil
 }
 
 // change makes one change and puts on record who asked for it.

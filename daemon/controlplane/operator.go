@@ -48,7 +48,7 @@ func (s *Server) ListOperators(ctx context.Context, _ *connect.Request[controlv1
 	out := &controlv1.ListOperatorsResponse{}
 	for _, o := range s.replica.View().Operators() {
 		r := &controlv1.OperatorRecord{Name: o.Name, Role: string(o.Role), Status: o.Status, Via: o.Via, SinceUnix: o.Since.Unix(), By: string(o.By),
-			Serial: string(o.Current), ExpiresUnix: unix(o.CurrentTill), NextSerial: string(o.Next), Reason: o.Reason}
+			Serial: string(o.Current), ExpiresUnix: api.Unix(o.CurrentTill), NextSerial: string(o.Next), Reason: o.Reason}
 		if o.Invitation != nil && o.Status == book.Invited {
 			r.InvitationExpiresUnix = o.Invitation.Till.Unix()
 		}
@@ -57,12 +57,6 @@ func (s *Server) ListOperators(ctx context.Context, _ *connect.Request[controlv1
 	return connect.NewResponse(out), nil
 }
 
-func unix(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.Unix()
-}
 
 // GetDoor tells what one needs to recognize this control plane.
 func (s *Server) GetDoor(context.Context, *connect.Request[controlv1.GetDoorRequest]) (*connect.Response[controlv1.GetDoorResponse], error) {

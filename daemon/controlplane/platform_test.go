@@ -41,7 +41,7 @@ import (
 )
 
 // authority is a CA for the hosts of platforms, and a server with its certificate.
-func authority(t *testing.T, hosts []string, h http.Handler) (addr string, roots *x509.CertPool) {
+func serveTLS(t *testing.T, hosts []string, h http.Handler) (addr string, roots *x509.CertPool) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	ok(t, err)
@@ -142,7 +142,7 @@ func onAWS(t *testing.T) (*gate, *sts) {
 		"ASIAANEW000123456789":  {"anew", "YW5ldw==", "arn:aws:sts::123456789012:assumed-role/appliance/i-0123456789", "123456789012", "AROAANEW000123456789"},
 		"ASIACHINA00123456789X": {"china", "Y2hpbmE=", "arn:aws-cn:sts::123456789012:assumed-role/appliance/i-0123456789", "123456789012", "AROACHINA00123456789"},
 	}}
-	addr, roots := authority(t, []string{"sts.eu-central-1.amazonaws.com", "sts.us-east-1.amazonaws.com"}, s)
+	addr, roots := serveTLS(t, []string{"sts.eu-central-1.amazonaws.com", "sts.us-east-1.amazonaws.com"}, s)
 	g.asks(platform.Options{Roots: roots, Now: time.Now, Dial: to(addr)})
 	g.expects(identity.Expect{Kind: identity.KindAWS, Account: "123456789012", RoleARN: roleARN, Regions: []string{"eu-central-1"}})
 	for _, k := range []string{"AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"} {

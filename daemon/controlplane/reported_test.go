@@ -28,12 +28,12 @@ import (
 	"github.com/demarc-dev/demarc/identity/identitytest"
 )
 
-// Keyring is the keys of a cluster by their IDs.
-type Keyring map[string]*ecdsa.PrivateKey
+// clusterSigner is the keys of a cluster by their IDs.
+type clusterSigner map[string]*ecdsa.PrivateKey
 
-func newRing(t *testing.T, ids ...string) Keyring {
+func newRing(t *testing.T, ids ...string) clusterSigner {
 	t.Helper()
-	r := Keyring{}
+	r := clusterSigner{}
 	for _, id := range ids {
 		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		ok(t, err)
@@ -42,7 +42,7 @@ func newRing(t *testing.T, ids ...string) Keyring {
 	return r
 }
 
-func (r Keyring) jwks(t *testing.T, ids ...string) []byte {
+func (r clusterSigner) jwks(t *testing.T, ids ...string) []byte {
 	t.Helper()
 	var set jose.JSONWebKeySet
 	for _, id := range ids {
@@ -54,7 +54,7 @@ func (r Keyring) jwks(t *testing.T, ids ...string) []byte {
 }
 
 // token is one of the namespace demarc and the account appliance, signed with the key of this ID.
-func (r Keyring) token(t *testing.T, i *identitytest.Issuer, id, audience string) string {
+func (r clusterSigner) token(t *testing.T, i *identitytest.Issuer, id, audience string) string {
 	t.Helper()
 	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: r[id], KeyID: id}}, nil)
 	ok(t, err)
@@ -84,7 +84,7 @@ func (g *gate) rolls(cert *tls.Certificate, jwks []byte, token, nonce string) (w
 }
 
 // tells reports keys with a token of one of the ring, made out as it must be.
-func (g *gate) tells(cert *tls.Certificate, r Keyring, signs string, ids ...string) (waiting bool, err error) {
+func (g *gate) tells(cert *tls.Certificate, r clusterSigner, signs string, ids ...string) (waiting bool, err error) {
 	g.t.Helper()
 	nonce, jwks := g.nonce(), r.jwks(g.t, ids...)
 	audience, err := identity.KeysAudience(domain, nonce, jwks)
@@ -93,7 +93,7 @@ func (g *gate) tells(cert *tls.Certificate, r Keyring, signs string, ids ...stri
 }
 
 // enrols tells whether a token of one of the ring gets a certificate.
-func (g *gate) enrols(r Keyring, signs string, log []byte) error {
+func (g *gate) enrols(r clusterSigner, signs string, log []byte) error {
 	g.t.Helper()
 	m, _ := g.request(logKey(g.t))
 	audience, err := identity.Audience(domain, m.GetNonce(), m.GetCsr())
@@ -104,7 +104,7 @@ func (g *gate) enrols(r Keyring, signs string, log []byte) error {
 }
 
 // pinned is an appliance that enrolled with a cluster whose key "one" is pinned.
-func pinned(t *testing.T) (g *gate, r Keyring, cert *tls.Certificate, log []byte) {
+func pinned(t *testing.T) (g *gate, r clusterSigner, cert *tls.Certificate, log []byte) {
 	t.Helper()
 	g, r = newGate(t, time.Minute), newRing(t, "one", "two", "three")
 	e := g.issuer.Expect("demarc", "appliance")
