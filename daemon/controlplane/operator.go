@@ -57,7 +57,6 @@ func (s *Server) ListOperators(ctx context.Context, _ *connect.Request[controlv1
 	return connect.NewResponse(out), nil
 }
 
-
 // GetDoor tells what one needs to recognize this control plane.
 func (s *Server) GetDoor(context.Context, *connect.Request[controlv1.GetDoorRequest]) (*connect.Response[controlv1.GetDoorResponse], error) {
 	return connect.NewResponse(&controlv1.GetDoorResponse{TrustDomain: s.replica.View().TrustDomain, LogKey: s.authority.LogPublicKey()}), nil
