@@ -28,6 +28,7 @@ import (
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -98,8 +99,8 @@ func (o *orders) machine(name string) {
 	o.must(os.WriteFile(o.keks(name).Current, o.kek, 0o600))
 }
 
-func (o *orders) keks(name string) controlplane.KEKFiles {
-	return controlplane.KEKFiles{Current: filepath.Join(o.dirs[name], "kek")}
+func (o *orders) keks(name string) authority.KEKFiles {
+	return authority.KEKFiles{Current: filepath.Join(o.dirs[name], "kek")}
 }
 
 // shaped is what is special about a node of orders.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -47,11 +48,11 @@ var unhurried = raft.Timing{Heartbeat: 4 * time.Second, Election: 4 * time.Secon
 type peer struct {
 	book   *ledger.Book[book.State]
 	server *controlplane.Server
-	source *controlplane.Source
+	source *authority.Source
 	raft   *raft.Node
 	live   atomic.Pointer[raft.Node] // the same, while it is being opened nil
 	api    *door
-	keks   controlplane.KEKFiles // none: the fleet's, for ever
+	keks   authority.KEKFiles // none: the fleet's, for ever
 	stop   func()
 }
 

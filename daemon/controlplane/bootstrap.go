@@ -12,6 +12,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
+	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/daemon/controlplane/refusal"
 	"github.com/demarc-dev/demarc/fault"
@@ -84,7 +85,7 @@ func (b bootstrap) enrol(ctx context.Context, m *boundaryv1.EnrolRequest) (*boun
 	} else if _, ok := k.Public.(ed25519.PublicKey); !ok {
 		return nil, fault.New(op, fault.Invalid, "the log key must be Ed25519")
 	}
-	cert, _, err := Certify(ctx, b.authority, m.GetCsr(), fleet.Appliance, string(a.Name), b.LeafLife, func(is Certificate) ledger.Change[book.State, book.Nothing] {
+	cert, _, err := authority.Certify(ctx, b.authority, m.GetCsr(), fleet.Appliance, string(a.Name), b.LeafLife, func(is authority.Certificate) ledger.Change[book.State, book.Nothing] {
 		return book.EnrolProven{UID: proven.UID, Expect: a.ExpectDigest(), Issuer: is.Issuer,
 			Enrol: book.Enrol{Name: a.Name, Nonce: m.GetNonce(), NonceTill: till, Proven: proven.Kind + " " + proven.Issuer + " " + proven.Subject,
 				Serial: is.Serial, Till: is.Till, LogKey: m.GetLogKey()}}
@@ -114,7 +115,7 @@ func (s *Server) Renew(ctx context.Context, req *connect.Request[boundaryv1.Rene
 	if err := s.renews(a.Name); err != nil {
 		return nil, err
 	}
-	cert, _, err := Certify(ctx, s.authority, req.Msg.GetCsr(), fleet.Appliance, id, s.LeafLife, func(is Certificate) ledger.Change[book.State, book.Nothing] {
+	cert, _, err := authority.Certify(ctx, s.authority, req.Msg.GetCsr(), fleet.Appliance, id, s.LeafLife, func(is authority.Certificate) ledger.Change[book.State, book.Nothing] {
 		return book.RenewBy{Issuer: is.Issuer, Renew: book.Renew{Name: a.Name, Using: who.Serial, Serial: is.Serial, Till: is.Till}}
 	})
 	if err != nil {

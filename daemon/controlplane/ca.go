@@ -4,62 +4,17 @@ package controlplane
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/x509"
 	"strconv"
-	"sync"
-	"time"
 
 	"connectrpc.com/connect"
 
 	"github.com/demarc-dev/demarc/api"
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
-	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/daemon/controlplane/refusal"
 	"github.com/demarc-dev/demarc/fault"
-	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
 )
-
-// maxCALife bounds the life of a CA that an operator asks for.
-const maxCALife = 20 * 365 * 24 * time.Hour
-
-// NewestBundle returns the trusted CAs after a read of the leader: a node that is behind hands out no older bundle than was announced before
-// the call.
-func (s *Store) NewestBundle(ctx context.Context) ([][]byte, uint64, error) {
-	if err := s.replica.Read(ctx); err != nil {
-		return nil, 0, fault.Because(err, "controlplane.bundle", fault.Of(err), "it is not known which CAs are the newest: no leader could be asked, try again in a few seconds")
-	}
-	cas, number := s.replica.View().ActiveCAs()
-	return cas, number, nil
-}
-
-// signedBundleCache is the newest bundle as it was signed for all channels: it is signed once, not for each of them.
-type signedBundleCache struct {
-	mu     sync.Mutex
-	number uint64
-	sealed []byte
-}
-
-// SignedBundle is the newest bundle for those who did not ask.
-func (s *Store) SignedBundle() ([]byte, error) {
-	page := s.replica.View()
-	s.signed.mu.Lock()
-	defer s.signed.mu.Unlock()
-	if s.signed.number != page.Bundle() {
-		key, err := s.LogSigner()
-		if err != nil {
-			return nil, err
-		}
-		sealed, err := identity.SealBundle(page.TrustDomain, page.Bundle(), page.Slots, s.replica.Now(), nil, key)
-		if err != nil {
-			return nil, err
-		}
-		s.signed.number, s.signed.sealed = page.Bundle(), sealed
-	}
-	return s.signed.sealed, nil
-}
 
 // Bundle signs the CAs and the time for a stranger: an appliance that slept through a change, or whose clock is off; an operator's command
 // line that meets a CA which it does not know; a node that was down.
@@ -126,105 +81,6 @@ func (s *Server) owed(page book.State, l *live) {
 	}()
 }
 
-// ListAuthorities tells the stage of each CA, who still uses it, and who does not hold the newest bundle.
-func (s *Service) ListAuthorities(ctx context.Context, _ *connect.Request[controlv1.ListAuthoritiesRequest]) (*connect.Response[controlv1.ListAuthoritiesResponse], error) {
-	if err := s.replica.Read(ctx); err != nil {
-		return nil, err
-	}
-	page := s.replica.View()
-	out := &controlv1.ListAuthoritiesResponse{BundleNumber: page.Bundle()}
-	users, operators := map[fleet.Digest]uint32{}, map[fleet.Digest]uint32{}
-	for _, o := range page.Operators() {
-		if o.Current != "" {
-			operators[o.CurrentIssuer]++
-		}
-		if o.Next != "" && (o.Current == "" || o.NextIssuer != o.CurrentIssuer) {
-			operators[o.NextIssuer]++
-		}
-	}
-	for _, a := range page.Appliances() {
-		if a.Current != "" {
-			users[a.CurrentIssuer]++
-		}
-		if a.Next != "" && a.NextIssuer != a.CurrentIssuer {
-			users[a.NextIssuer]++
-		}
-	}
-	for _, slot := range page.Slots {
-		cert, err := x509.ParseCertificate(slot.CertDER)
-		if err != nil {
-			return nil, fault.At("controlplane.ListAuthorities", fault.Internal, err)
-		}
-		out.Authorities = append(out.Authorities, &controlv1.Authority{Id: string(slot.ID()), Stage: string(slot.Stage), Name: cert.Subject.CommonName,
-			NotAfterUnix: cert.NotAfter.Unix(), Appliances: users[slot.ID()], Operators: operators[slot.ID()]})
-	}
-	for _, h := range page.Missing(s.replica.NodeNames(), page.Bundle(), s.replica.Now()) {
-		out.Missing = append(out.Missing, &controlv1.Missing{Name: h.Name, Kind: h.Kind, Online: h.Online, Holds: h.Holds, SeenUnix: api.Unix(h.Seen)})
-	}
-	return connect.NewResponse(out), nil
-}
-
-// PrepareAuthority makes a CA and announces it.
-func (s *Service) PrepareAuthority(ctx context.Context, req *connect.Request[controlv1.PrepareAuthorityRequest]) (*connect.Response[controlv1.PrepareAuthorityResponse], error) {
-	const op = "controlplane.PrepareAuthority"
-	seconds := req.Msg.GetLifeSeconds()
-	life := identity.DefaultCALife
-	if seconds != 0 {
-		if seconds < 0 || seconds > int64(maxCALife/time.Second) {
-			return nil, fault.New(op, fault.Invalid, "a CA that lives %d seconds: use more than none and at most 20 years", seconds)
-		}
-		life = time.Duration(seconds) * time.Second
-	}
-	by, id := api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId())
-	if err := s.replica.Read(ctx); err != nil {
-		return nil, fault.At(op, "", err)
-	}
-	if done, err := s.preparedBy(by, id, life); done != nil || err != nil {
-		return done, err
-	}
-	page := s.replica.View()
-	ca, err := identity.NewCA(page.TrustDomain, s.replica.Now(), rand.Reader, life)
-	if err != nil {
-		return nil, err
-	}
-	k, err := s.store.keyring.Get(page.KEK)
-	if err != nil {
-		return nil, err
-	}
-	key, err := ca.SealKey(k.Key, rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	took, err := book.Submit(ctx, s.replica, by, id, book.PrepareCAWith{KEK: page.KEK, PrepareCA: book.PrepareCA{Cert: ca.Cert.Raw, SealedKey: key}})
-	if fault.Of(err) == fault.Conflict { // the CA is drawn anew in each try: the same request may have come in at another node meanwhile
-		if s.replica.Read(ctx) == nil {
-			if done, again := s.preparedBy(by, id, life); done != nil && again == nil {
-				return done, nil
-			}
-		}
-	}
-	return connect.NewResponse(&controlv1.PrepareAuthorityResponse{Id: string(took.ID), BundleNumber: took.Bundle}), err
-}
-
-// preparedBy is the answer that a request was given before; nil where it is new.
-func (s *Service) preparedBy(by fleet.Principal, id fleet.RequestID, life time.Duration) (*connect.Response[controlv1.PrepareAuthorityResponse], error) {
-	const op = "controlplane.PrepareAuthority"
-	for _, slot := range s.replica.View().Slots {
-		if id == "" || slot.Request != id || slot.By != by {
-			continue
-		}
-		cert, err := x509.ParseCertificate(slot.CertDER)
-		if err != nil {
-			return nil, fault.At(op, fault.Internal, err)
-		}
-		if cert.NotAfter.Sub(cert.NotBefore) != life+identity.DefaultBackdate {
-			return nil, fault.New(op, fault.Conflict, "this request id was used for a CA of another life: draw a new one")
-		}
-		return connect.NewResponse(&controlv1.PrepareAuthorityResponse{Id: string(slot.ID()), BundleNumber: slot.Since}), nil
-	}
-	return nil, nil
-}
-
 // saw puts on record that an operator called, and which bundle it says that its command line has stored, if that is news. It holds no call
 // up for long, and refuses none: what is not on record is tried again with the next call.
 func (s *Server) saw(ctx context.Context, w api.Who, says string) {
@@ -247,26 +103,4 @@ func (s *Server) saw(ctx context.Context, w api.Who, says string) {
 	if _, err := book.Submit(ctx, s.replica, w.Principal, "", book.OperatorSeen{Name: name, Serial: w.Serial, Bundle: held}); err != nil {
 		s.log.Info("that an operator called, and which bundle it holds, is not on record yet", "operator", name, "err", fault.Text(err))
 	}
-}
-
-// ActivateAuthority makes a prepared CA the one that issues.
-func (s *Service) ActivateAuthority(ctx context.Context, req *connect.Request[controlv1.ActivateAuthorityRequest]) (*connect.Response[controlv1.ActivateAuthorityResponse], error) {
-	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), book.ActivateCA{ID: fleet.Digest(req.Msg.GetId()), Nodes: s.replica.NodeNames(), Without: req.Msg.GetWithout()})
-	return connect.NewResponse(&controlv1.ActivateAuthorityResponse{}), err
-}
-
-// RetireAuthority ends the trust in a CA. It refuses an operator whose own certificate is of that CA, compromised or not, so
-// that at least one is left who can call.
-func (s *Service) RetireAuthority(ctx context.Context, req *connect.Request[controlv1.RetireAuthorityRequest]) (*connect.Response[controlv1.RetireAuthorityResponse], error) {
-	const op = "controlplane.RetireAuthority"
-	m := req.Msg
-	id := fleet.Digest(m.GetId())
-	if own := api.From(ctx).Issuer; own != "" && own == id {
-		return nil, fault.New(op, fault.Conflict, "your own certificate is of CA %s, and you would be cut off with it: run demarc operator renew first", own.Short())
-	}
-	if err := s.replica.Read(ctx); err != nil {
-		return nil, err
-	}
-	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), book.RetireCA{ID: id, Nodes: s.replica.NodeNames(), Compromised: m.GetCompromised()})
-	return connect.NewResponse(&controlv1.RetireAuthorityResponse{}), err
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -65,7 +66,7 @@ func (o *tape) play(t *testing.T, log [][]byte) {
 type cnode struct {
 	*controlplane.Server
 	*tape
-	source *controlplane.Source
+	source *authority.Source
 	given  *tls.Certificate // of its file
 }
 

@@ -19,6 +19,7 @@ import (
 
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -29,7 +30,7 @@ import (
 func keptNode(t *testing.T) (n cnode, ca *identity.Authority, genesis book.Genesis, file, next string) {
 	t.Helper()
 	ca, genesis = firstCA(t)
-	file = filepath.Join(t.TempDir(), controlplane.CredentialsFile)
+	file = filepath.Join(t.TempDir(), authority.CredentialsFile)
 	n = newNode(t, "cp-1", ca, nil)
 	ok(t, n.source.SaveAt(file))
 	must(t, &n.order, genesis)
@@ -91,7 +92,7 @@ func TestANodeProvesItselfWhileItsBookIsBehind(t *testing.T) {
 	kek := filepath.Join(t.TempDir(), "kek")
 	ok(t, os.WriteFile(kek, make([]byte, 32), 0o600))
 	ok(t, os.WriteFile(kek+".next", another, 0o600))
-	ok(t, n.Authority().ReadKeys(controlplane.KEKFiles{Current: kek}))
+	ok(t, n.Authority().ReadKeys(authority.KEKFiles{Current: kek}))
 	tends(t, n, func() bool {
 		b, _ := os.ReadFile(file)
 		return controlplane.OpenCredentials(b, domain, another) == nil && issuedBy(t, n.source) == want
@@ -112,7 +113,7 @@ func TestANodeProvesItselfWhileItsBookIsBehind(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			again := nodeOf(t, "cp-1", ca, n.given, func(o *controlplane.Options) { o.KEK = another })
-			ok(t, again.Authority().ReadKeys(controlplane.KEKFiles{Current: kek}))
+			ok(t, again.Authority().ReadKeys(authority.KEKFiles{Current: kek}))
 			ok(t, again.source.SaveAt(file))
 			begin(t, again)
 			leaf, err := again.source.Leaf()
@@ -131,7 +132,7 @@ func TestANodeProvesItselfWhileItsBookIsBehind(t *testing.T) {
 			given, err := identitytest.Leaf(ca, fleet.PrincipalOf(domain, fleet.Node, "cp-1"), time.Now().Add(time.Minute), time.Hour)
 			ok(t, err)
 			newer := nodeOf(t, "cp-1", ca, given, func(o *controlplane.Options) { o.KEK = another })
-			ok(t, newer.Authority().ReadKeys(controlplane.KEKFiles{Current: kek}))
+			ok(t, newer.Authority().ReadKeys(authority.KEKFiles{Current: kek}))
 			ok(t, newer.source.SaveAt(copied(t, file)))
 			begin(t, newer)
 			leaf, err = newer.source.Leaf()

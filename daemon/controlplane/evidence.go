@@ -5,9 +5,6 @@ package controlplane
 import (
 	"bytes"
 	"context"
-	"crypto/ed25519"
-	"crypto/hkdf"
-	"crypto/sha256"
 	"encoding/json"
 	"slices"
 	"sync"
@@ -18,26 +15,13 @@ import (
 
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/audit"
+	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/daemon/controlplane/refusal"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/seal"
 )
-
-// LogPublicKey is the PEM form of the key that signs the vendor's checkpoints.
-func (s *Store) LogPublicKey() []byte {
-	key, err := s.LogSigner()
-	if err != nil {
-		s.log.Error("the key of the vendor's log can't be opened", "err", err)
-		return nil
-	}
-	k, err := seal.KeyOf(key.Public())
-	if err != nil {
-		return nil // an Ed25519 key always has one
-	}
-	return k.PEM()
-}
 
 // head signs the present head of the vendor's log.
 func (s *Server) head() (audit.Log, []byte, error) {
@@ -316,7 +300,7 @@ func (s *Server) evidence() (audit.Bundle, error) {
 // LogKey is the public half, in PEM, of the key that signs the checkpoints of the vendor's log, for a book that begins with this
 // key-encryption key: auditors pin it.
 func LogKey(kek []byte) ([]byte, error) {
-	key, err := logKey(kek)
+	key, err := authority.LogKey(kek)
 	if err != nil {
 		return nil, err
 	}
@@ -325,18 +309,4 @@ func LogKey(kek []byte) ([]byte, error) {
 		return nil, err
 	}
 	return k.PEM(), nil
-}
-
-// logKey derives the signing key of the vendor's log, as a book begins with it: every node that has the key-encryption key has
-// it. The book then keeps it as a secret of its own.
-func logKey(kek []byte) (ed25519.PrivateKey, error) {
-	const op = "controlplane.logKey"
-	if len(kek) != 32 {
-		return nil, fault.New(op, fault.Invalid, "the key that seals the CA must have 32 bytes, this one has %d", len(kek))
-	}
-	seed, err := hkdf.Key(sha256.New, kek, nil, "demarc-log-key/1", ed25519.SeedSize)
-	if err != nil {
-		return nil, fault.At(op, fault.Internal, err)
-	}
-	return ed25519.NewKeyFromSeed(seed), nil
 }

@@ -10,6 +10,7 @@ import (
 	"connectrpc.com/connect"
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
+	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/workload/artifact"
@@ -67,11 +68,11 @@ func LogPublic(s *Server) []byte { return s.authority.LogPublicKey() }
 
 // OpenCredentials reads the credentials of a node with one key-encryption key.
 func OpenCredentials(b []byte, trustDomain string, key []byte) error {
-	k, err := newKEK(key)
+	k, err := authority.NewKEK(key)
 	if err != nil {
 		return err
 	}
-	_, err = openCredentials(b, trustDomain, []KEK{k})
+	_, err = authority.OpenCredentials(b, trustDomain, []authority.KEK{k})
 	return err
 }
 

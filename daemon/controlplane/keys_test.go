@@ -22,6 +22,7 @@ import (
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -36,7 +37,7 @@ func (g *gate) kekFile(kek []byte) string {
 	ok(g.t, os.WriteFile(file, kek, 0o600))
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	wg.Go(func() { _ = g.server.Authority().TendKeys(ctx, controlplane.KEKFiles{Current: file}) })
+	wg.Go(func() { _ = g.server.Authority().TendKeys(ctx, authority.KEKFiles{Current: file}) })
 	g.t.Cleanup(func() { cancel(); wg.Wait() })
 	return file
 }
@@ -198,7 +199,7 @@ func TestNoKeyIsLetGoBeforeASnapshot(t *testing.T) {
 	ok(t, err)
 	source, err := g.server.Authority().NewSource(first, identity.Pool(nil))
 	ok(t, err)
-	proof := filepath.Join(t.TempDir(), controlplane.CredentialsFile)
+	proof := filepath.Join(t.TempDir(), authority.CredentialsFile)
 	ok(t, source.SaveAt(proof))
 	opens := func(kek []byte) error {
 		b, err := os.ReadFile(proof)

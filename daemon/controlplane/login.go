@@ -12,6 +12,7 @@ import (
 
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/daemon/controlplane/login"
 	"github.com/demarc-dev/demarc/daemon/controlplane/refusal"
@@ -90,7 +91,7 @@ func (b operatorBootstrap) login(ctx context.Context, m *controlv1.LoginRequest)
 	if err := b.offersLogin(); err != nil {
 		return nil, "", err
 	}
-	_, spki, err := KeyOf(op, m.GetCsr())
+	_, spki, err := authority.KeyOf(op, m.GetCsr())
 	if err != nil {
 		return nil, "", err
 	}
@@ -106,7 +107,7 @@ func (b operatorBootstrap) login(ctx context.Context, m *controlv1.LoginRequest)
 	if banned { // nothing is signed for one who is refused
 		return nil, name, fault.New(op, fault.Denied, "operator %q is banned", name)
 	}
-	cert, _, err := Certify(ctx, b.authority, m.GetCsr(), fleet.Operator, name, l.Life, func(is Certificate) ledger.Change[book.State, book.Nothing] {
+	cert, _, err := authority.Certify(ctx, b.authority, m.GetCsr(), fleet.Operator, name, l.Life, func(is authority.Certificate) ledger.Change[book.State, book.Nothing] {
 		return book.LoginOperator{Name: name, Role: p.Rank, Subject: p.Subject, Claim: p.Claim, Token: p.Token, TokenTill: p.Till,
 			Serial: is.Serial, Till: is.Till, Issuer: is.Issuer, Bundle: m.GetBundleHeld()}
 	})

@@ -17,6 +17,7 @@ import (
 
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon"
+	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -37,7 +38,7 @@ type node struct {
 	book   *ledger.Book[book.State]
 	raft   *raft.Node
 	server *Server
-	files  *Source
+	files  *authority.Source
 	store  *artifact.Store
 	up     atomic.Bool // raft is there
 }
@@ -50,7 +51,7 @@ const witnessEvery = 10 * time.Second
 func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part, error) {
 	const op = "controlplane.Parts"
 	n := &node{cfg: cfg, build: build, log: log, book: book.NewBook(), reg: telemetry.New(configs.RoleControl, build)}
-	keks, err := KEKFiles{cfg.KEKFile}.Read()
+	keks, err := authority.KEKFiles{cfg.KEKFile}.Read()
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +76,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	if err != nil {
 		return nil, err
 	}
-	if err := n.server.authority.ReadKeys(KEKFiles{cfg.KEKFile}); err != nil {
+	if err := n.server.authority.ReadKeys(authority.KEKFiles{cfg.KEKFile}); err != nil {
 		return nil, err
 	}
 	if n.files, err = n.server.authority.LoadSource(cfg); err != nil {
@@ -87,7 +88,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "dir can't be made: %v", err)
 	}
-	if err := n.files.SaveAt(filepath.Join(cfg.Dir, CredentialsFile)); err != nil {
+	if err := n.files.SaveAt(filepath.Join(cfg.Dir, authority.CredentialsFile)); err != nil {
 		return nil, err
 	}
 	ln, err := net.Listen("tcp", cfg.Listen) // before the log is read, which takes seconds: who comes back meanwhile waits, and is not refused
@@ -111,7 +112,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	// Catch-up comes before genesis, which waits for a leader: none speaks to a node that has to catch up first.
 	parts := []daemon.Part{daemon.Func("raft", n.runRaft), daemon.Func("artifacts", n.server.TendArtifacts), door.Porch(), daemon.Func("catch-up", func(ctx context.Context, ready func()) error {
 		ready()
-		return n.files.CatchUp(ctx, catchUpEvery)
+		return n.files.CatchUp(ctx, authority.CatchUpEvery)
 	}), daemon.Func("genesis", n.genesis), daemon.Func("introduction", n.introduce), daemon.Func("recheck", n.recheck)}
 	doors, err := n.doors(door, conf)
 	if err != nil {
@@ -138,7 +139,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 		return n.server.TendTime(ctx)
 	}), daemon.Func("keys", func(ctx context.Context, ready func()) error {
 		ready()
-		return n.server.authority.TendKeys(ctx, KEKFiles{cfg.KEKFile})
+		return n.server.authority.TendKeys(ctx, authority.KEKFiles{cfg.KEKFile})
 	}))
 	if cfg.Management != nil {
 		parts = append(parts, daemon.Func("management", n.tellManagement))

@@ -12,13 +12,12 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
-	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/ledger"
 	"github.com/demarc-dev/demarc/raft"
-	"github.com/demarc-dev/demarc/seal"
 )
 
 // Inventory says what a book holds, for people.
@@ -69,10 +68,10 @@ func RestoreSnapshot(cfg *configs.Control, r io.Reader, size int64, force bool, 
 	if h.TrustDomain != cfg.TrustDomain {
 		return inv, "", fault.New(op, fault.Conflict, "the snapshot is of the trust domain %q, the file says %q", h.TrustDomain, cfg.TrustDomain)
 	}
-	if err := openAll(cfg, stored.View()); err != nil {
+	if err := authority.OpenAll(cfg, stored.View()); err != nil {
 		return inv, "", err
 	}
-	if err := begin(stored, cfg.Name, book.ByRestore, max(above, metBefore(cfg))); err != nil {
+	if err := begin(stored, cfg.Name, book.ByRestore, max(above, authority.MetBefore(cfg))); err != nil {
 		return inv, "", err
 	}
 	state, err := stored.Snapshot()
@@ -94,60 +93,13 @@ func RestoreSnapshot(cfg *configs.Control, r io.Reader, size int64, force bool, 
 			return inv, "", fault.Because(err, op, fault.Unavailable, "the directory of the node can't be set aside")
 		}
 	}
-	if err := forgetCredentials(cfg); err != nil {
+	if err := authority.ForgetCredentials(cfg); err != nil {
 		return inv, aside, err
 	}
 	if err := offline(cfg, stored).Install(h.Index, h.Term, state); err != nil {
 		return inv, aside, err
 	}
 	return Take(stored), aside, nil
-}
-
-// forgetCredentials takes away what the node proved itself with in the cluster that it was a member of: it is the only member now, and
-// the CAs of the snapshot count.
-func forgetCredentials(cfg *configs.Control) error {
-	if err := os.Remove(filepath.Join(cfg.Dir, CredentialsFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fault.Because(err, "controlplane.RestoreSnapshot", fault.Unavailable, "the credentials that the node kept can't be taken away")
-	}
-	return nil
-}
-
-// openAll opens everything that is sealed in a book with the key files of a node.
-func openAll(cfg *configs.Control, page book.State) error {
-	const op = "controlplane.RestoreSnapshot"
-	keks, err := KEKFiles{cfg.KEKFile}.Read()
-	if err != nil {
-		return err
-	}
-	held := Keyring{keys: keks}
-	k, err := held.Get(page.KEK)
-	if err != nil {
-		return fault.New(op, fault.Denied, "the keys in this snapshot are sealed with key %s, and %s is key %s: nothing was changed; put the right one there", page.KEK, cfg.KEKFile, keks[0].ID)
-	}
-	for _, slot := range page.Slots {
-		if len(slot.SealedKey) == 0 {
-			continue
-		}
-		if _, err := identity.OpenAuthority(slot.CertDER, slot.SealedKey, k.Key); err != nil {
-			return fault.Because(err, op, fault.Denied, "%s does not open the key of CA %s in this snapshot: nothing was changed", cfg.KEKFile, slot.ID().Short())
-		}
-	}
-	for _, one := range page.Secrets {
-		if _, err := identity.OpenSecret(one.Name, one.Sealed, k.Key); err != nil {
-			return fault.Because(err, op, fault.Denied, "%s does not open the secret %q in this snapshot: nothing was changed", cfg.KEKFile, one.Name)
-		}
-	}
-	return nil
-}
-
-// metBefore is the number of the newest epoch that the disk of a node knows, beside its log; 0 where it can't be told.
-func metBefore(cfg *configs.Control) uint64 {
-	var c credentials
-	b, err := os.ReadFile(filepath.Join(cfg.Dir, CredentialsFile))
-	if err != nil || len(b) > maxCredentials || seal.StrictJSON(b, &c) != nil {
-		return 0
-	}
-	return c.Epoch
 }
 
 // survivor is the book of the one node that goes on. The new epoch is in the snapshot that makes the node the only member: there is none
@@ -180,7 +132,7 @@ func Recover(cfg *configs.Control, above uint64) (Inventory, error) {
 		return Inventory{}, fault.Because(err, op, fault.NotFound, "%s holds no log of a node: there is nothing to recover", cfg.Dir)
 	}
 	stored := book.NewBook()
-	one := &survivor{Book: stored, cfg: cfg, above: max(above, metBefore(cfg))}
+	one := &survivor{Book: stored, cfg: cfg, above: max(above, authority.MetBefore(cfg))}
 	if err := offline(cfg, one).Recover(); err != nil {
 		if one.failed != nil {
 			err = one.failed

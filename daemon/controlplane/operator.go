@@ -12,6 +12,7 @@ import (
 	"github.com/demarc-dev/demarc/api/channel"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/daemon/controlplane/refusal"
 	"github.com/demarc-dev/demarc/fault"
@@ -94,7 +95,7 @@ func (s *Server) RenewOperator(ctx context.Context, req *connect.Request[control
 	if !ok {
 		return nil, fault.New("controlplane.RenewOperator", fault.Denied, "the caller has no name")
 	}
-	cert, _, err := Certify(ctx, s.authority, req.Msg.GetCsr(), fleet.Operator, name, s.LeafLife, func(is Certificate) ledger.Change[book.State, book.Nothing] {
+	cert, _, err := authority.Certify(ctx, s.authority, req.Msg.GetCsr(), fleet.Operator, name, s.LeafLife, func(is authority.Certificate) ledger.Change[book.State, book.Nothing] {
 		return book.RenewOperator{Name: name, Using: who.Serial, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer}
 	})
 	if err != nil {
@@ -128,7 +129,7 @@ func (b operatorBootstrap) accept(ctx context.Context, m *controlv1.AcceptInvita
 	if err := identity.CheckInvite(m.GetVerifier(), page.TrustDomain, m.GetName(), m.GetCsr(), m.GetProof()); err != nil {
 		return nil, err
 	}
-	key, _, err := KeyOf(op, m.GetCsr())
+	key, _, err := authority.KeyOf(op, m.GetCsr())
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +138,7 @@ func (b operatorBootstrap) accept(ctx context.Context, m *controlv1.AcceptInvita
 	if err := o.Takes(verifier, key, b.replica.Now()); err != nil { // nothing is signed for one who holds no invitation
 		return nil, err
 	}
-	cert, rank, err := Certify(ctx, b.authority, m.GetCsr(), fleet.Operator, o.Name, b.LeafLife, func(is Certificate) ledger.Change[book.State, fleet.Rank] {
+	cert, rank, err := authority.Certify(ctx, b.authority, m.GetCsr(), fleet.Operator, o.Name, b.LeafLife, func(is authority.Certificate) ledger.Change[book.State, fleet.Rank] {
 		return book.EnrolOperator{Name: o.Name, Verifier: verifier, Key: key, Serial: is.Serial, Till: is.Till, Issuer: is.Issuer, Bundle: m.GetBundleHeld()}
 	})
 	if err != nil {

@@ -21,6 +21,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/daemon/controlplane/platform"
 	"github.com/demarc-dev/demarc/daemon/controlplane/refusal"
@@ -81,8 +82,8 @@ type Server struct {
 	Options
 	replica   *book.Replica
 	log       *slog.Logger
-	authority *Store
-	keys      *Service
+	authority *authority.Store
+	keys      *authority.Service
 	logins    *rate.Limiter
 	refusals  *refusal.Recorder
 	guests    *guests
@@ -158,10 +159,10 @@ func NewServer(o Options) (*Server, error) {
 	s.refusals = refusal.NewRecorder(s.replica, s.log, s.meter.Unlogged)
 	s.depot, s.quotas = newDepot(s, o.Artifacts), newQuotas(o.LeafLife)
 	var err error
-	if s.authority, err = NewStore(Config{Replica: s.replica, KEK: o.KEK, LeafLife: o.LeafLife, Backdate: o.Backdate, Dial: o.Dial, Snapshot: o.Snapshot, Log: o.Log}); err != nil {
+	if s.authority, err = authority.NewStore(authority.Config{Replica: s.replica, KEK: o.KEK, LeafLife: o.LeafLife, Backdate: o.Backdate, Dial: o.Dial, Snapshot: o.Snapshot, Log: o.Log}); err != nil {
 		return nil, err
 	}
-	s.keys = NewService(s.authority)
+	s.keys = authority.NewService(s.authority)
 	return s, nil
 }
 
@@ -343,11 +344,11 @@ func (s *Server) tooLong(r *http.Request) error {
 // controlHandler answers the control service: each method is of the room that the question belongs to.
 type controlHandler struct {
 	*Server
-	*Service
+	*authority.Service
 }
 
 // Authority is the sealed keys of this node.
-func (s *Server) Authority() *Store { return s.authority }
+func (s *Server) Authority() *authority.Store { return s.authority }
 
 // Keys answers what operators ask about authorities, keys and secrets.
-func (s *Server) Keys() *Service { return s.keys }
+func (s *Server) Keys() *authority.Service { return s.keys }

@@ -178,7 +178,7 @@ func TestTailnetCredentialOfTheBook(t *testing.T) {
 	if _, err := read(); fault.Of(err) != fault.NotFound {
 		t.Fatalf("before it was put: %v", err)
 	}
-	id := s.authority.keyring.IDs()[0]
+	id := s.authority.KEKNames()[0]
 	submitted := func(c ledger.Change[book.State, book.Nothing]) {
 		t.Helper()
 		if _, err := ledger.Submit(t.Context(), &o, ledger.Meta{At: time.Now(), By: "test", Request: book.DrawRequestID()}, c); err != nil {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+// Package limit bounds how often each of many may do something, and tells which network a peer comes from.
 package limit
 
 import (
@@ -11,8 +12,8 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Network is what stands for the network that a peer comes from: an IPv4 address, the first 64 bits of an IPv6 one, or ""
-// for all whose address is not known.
+// Network returns the network that a peer at addr (host:port) counts for: its IPv4 address, the first 64 bits of an IPv6 one, or "" if
+// addr is neither.
 func Network(addr string) string {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -33,6 +34,7 @@ func Network(addr string) string {
 	return p.String()
 }
 
+// NetworkOf is [Network] of the peer of a connection.
 func NetworkOf(c net.Conn) string {
 	if a := c.RemoteAddr(); a != nil {
 		return Network(a.String())
@@ -40,7 +42,8 @@ func NetworkOf(c net.Conn) string {
 	return ""
 }
 
-// Limiter bounds how often each of many may do something. It keeps a bounded number apart.
+// Limiter bounds how often each of many keys may do something. It keeps at most a fixed number of keys, and evicts the one used least
+// recently. Its methods may be called concurrently.
 type Limiter struct {
 	max int
 
@@ -49,7 +52,7 @@ type Limiter struct {
 	Used *list.List // of *share, the one that was used last in front
 }
 
-// Rate is how often one may: so many a second, and so many at once.
+// Rate is a token bucket: so many a second, and so many at once.
 type Rate struct {
 	PerSecond rate.Limit
 	Burst     int
@@ -61,6 +64,7 @@ type entry struct {
 	refused int // since it was allowed the last time
 }
 
+// NewLimiter makes a limiter that keeps at most so many keys.
 func NewLimiter(most int) *Limiter {
 	return &Limiter{max: most, By: map[string]*list.Element{}, Used: list.New()}
 }

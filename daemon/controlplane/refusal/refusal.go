@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+// Package refusal puts refused calls on record, at a bounded rate, and bounds how often callers without a certificate may call.
 package refusal
 
 import (
@@ -18,18 +19,18 @@ import (
 	"github.com/demarc-dev/demarc/telemetry"
 )
 
-// What one brings about by being refused. Of what comes faster the next that goes on record tells how much it was.
+// How often refusals go on record. Excess refusals are counted, and the count is in the next one that is recorded.
 var (
 	namedRate     = limit.Rate{PerSecond: 0.25, Burst: 5} // one caller with a name
 	allNamedRate  = limit.Rate{PerSecond: 1, Burst: 20}   // all of them together
 	bootstrapRate = limit.Rate{PerSecond: 1, Burst: 64}   // all who have no name yet
 )
 
-// callersMax is how many callers are told apart. Of the one that was refused longest ago is forgotten what it used up.
+// callersMax is how many callers are counted apart; the least recently refused one is evicted.
 const callersMax = 4096
 
-// refusals is the one bound on what refused callers add to this node's log and to the book. Nobody fills them by knocking,
-// nobody uses up what is another one's, and no crowd of callers hides that a customer's log was forked.
+// Recorder is the one bound on what refused callers add to this node's log and to the book. No caller can fill them, use up the share of
+// another one, or hide with many calls that a customer's log was forked.
 //
 // Its methods may be called concurrently.
 type Recorder struct {
@@ -56,26 +57,28 @@ const (
 	anonymousBurst = 400
 )
 
-// Caller is whose share a refusal uses up.
+// Caller is the caller that a refusal is counted for.
 type Caller struct {
 	Key   string
 	Rate  limit.Rate
-	named bool // it shares what all callers with a name have together
+	named bool // it has a certificate: counts for the rate that all of these have together, too
 }
 
+// Principal is the caller with a certificate of that name.
 func Principal(p fleet.Principal) Caller {
 	return Caller{Key: "/" + string(p), Rate: namedRate, named: true}
 }
+// Fork is an appliance whose log was forked: counted apart from its calls.
 func Fork(appliance fleet.ApplianceID) Caller {
 	return Caller{Key: "fork/" + string(appliance), Rate: namedRate}
 }
 
 var (
-	atBootstrap = Caller{Key: "bootstrap", Rate: bootstrapRate} // strangers whose proof, token or invitation was refused
-	elsewhere   = Caller{Key: "stranger", Rate: namedRate}      // strangers who called what is not for them: in the log only
+	atBootstrap = Caller{Key: "bootstrap", Rate: bootstrapRate} // anonymous callers whose proof, token or invitation was refused
+	elsewhere   = Caller{Key: "stranger", Rate: namedRate}      // anonymous callers of a procedure that is not for them: in the log only
 )
 
-// Allow tells whether a refusal goes on record now, and how many of the same refuser before it did not.
+// Allow reports whether a refusal goes on record now, and how many of the same caller before it did not.
 func (r *Recorder) Allow(who Caller) (now bool, left int) {
 	var common *rate.Limiter
 	if who.named {
@@ -167,6 +170,7 @@ func (r *Recorder) Heard(addr string) bool {
 	return ok
 }
 
+// Busy is the error for a caller without a certificate if there are too many of them.
 func Busy() error {
 	return fault.New("controlplane.Bootstrap", fault.Busy, "too many strangers call at once: try again in a few seconds")
 }

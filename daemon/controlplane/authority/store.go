@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+// Package authority holds the sealed keys of the control plane: the certificate authorities, the key of the audit log, and what the vendor
+// put in. It signs certificates and bundles with them, and makes and renews this node's own certificate.
+package authority
 
 import (
 	"bytes"
@@ -25,6 +27,20 @@ import (
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
 )
+
+// LogKey derives the signing key of the vendor's log, as a book begins with it: every node that has the key-encryption key has
+// it. The book then keeps it as a secret of its own.
+func LogKey(kek []byte) (ed25519.PrivateKey, error) {
+	const op = "controlplane.logKey"
+	if len(kek) != 32 {
+		return nil, fault.New(op, fault.Invalid, "the key that seals the CA must have 32 bytes, this one has %d", len(kek))
+	}
+	seed, err := hkdf.Key(sha256.New, kek, nil, "demarc-log-key/1", ed25519.SeedSize)
+	if err != nil {
+		return nil, fault.At(op, fault.Internal, err)
+	}
+	return ed25519.NewKeyFromSeed(seed), nil
+}
 
 // Store holds the key-encryption keys of this node, and opens what is sealed with them in the book. Its methods may be called concurrently.
 type Store struct {
@@ -54,7 +70,7 @@ type Config struct {
 
 // NewStore makes a store.
 func NewStore(c Config) (*Store, error) {
-	key, err := newKEK(c.KEK)
+	key, err := NewKEK(c.KEK)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +102,7 @@ type KEK struct {
 	Key []byte
 }
 
-func newKEK(key []byte) (KEK, error) {
+func NewKEK(key []byte) (KEK, error) {
 	id, err := identity.KEKID(key)
 	return KEK{id, key}, err
 }
@@ -154,7 +170,7 @@ func (s *Store) Secrets() (log ed25519.PrivateKey, nonce []byte, err error) {
 	}
 	var seed []byte
 	if len(page.Secrets) == 0 {
-		if log, err = logKey(k.Key); err != nil {
+		if log, err = LogKey(k.Key); err != nil {
 			return nil, nil, err
 		}
 		if nonce, err = nonceKey(k.Key); err != nil {
@@ -259,7 +275,7 @@ func (f KEKFiles) Read() ([]KEK, error) {
 		if err != nil {
 			return nil, fault.Because(err, op, fault.Invalid, "kek_file can't be read: %s", path)
 		}
-		k, err := newKEK(b)
+		k, err := NewKEK(b)
 		if err != nil {
 			return nil, fault.Because(err, op, fault.Invalid, "%s: %s", path, fault.Text(err))
 		}
@@ -403,3 +419,6 @@ func (s *Store) upToDate(ctx context.Context) bool {
 	}
 	return s.current.Load()
 }
+
+// KEKNames lists the names of the key-encryption keys that this node holds.
+func (s *Store) KEKNames() []string { return s.keyring.IDs() }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+package authority
 
 import (
 	"bytes"
@@ -66,9 +66,9 @@ type savedCredentials struct {
 	issuer fleet.Digest     // of leaf
 }
 
-// openCredentials reads credentials with any of the keys that are held. It is fault.Denied where none of them opens it, and
+// OpenCredentials reads credentials with any of the keys that are held. It is fault.Denied where none of them opens it, and
 // fault.Invalid where it is damaged, or not as the vendor's log key signed it.
-func openCredentials(b []byte, trustDomain string, held []KEK) (*savedCredentials, error) {
+func OpenCredentials(b []byte, trustDomain string, held []KEK) (*savedCredentials, error) {
 	const op = "controlplane.openCredentials"
 	o := &savedCredentials{}
 	if err := seal.StrictJSON(b, &o.credentials); err != nil || o.Version != credentialsVersion || len(b) > maxCredentials {
@@ -229,7 +229,7 @@ func (f *Source) SaveAt(path string) error {
 	if err != nil {
 		return fault.Because(err, op, fault.Unavailable, "the credentials that this node kept can't be read: %s", path)
 	}
-	o, err := openCredentials(b, "", f.store.keyring.all())
+	o, err := OpenCredentials(b, "", f.store.keyring.all())
 	switch {
 	case fault.Of(err) == fault.Denied: // an old copy of a disk, or another kek_file: which of the two, the newest book tells
 		f.store.log.Warn("the credentials that this node kept do not open: it begins with the certificate of its file", "file", path, "err", err)
@@ -314,7 +314,7 @@ func (f *Source) write(c credentials, st caSet, signed []byte) error {
 	if err != nil {
 		return fault.At(op, fault.Internal, err)
 	}
-	o, err := openCredentials(b, st.domain, held) // as the next start does
+	o, err := OpenCredentials(b, st.domain, held) // as the next start does
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+package authority
 
 import (
 	"bytes"
@@ -24,7 +24,7 @@ import (
 
 // How a node that hears of no leader looks for a change of CA.
 const (
-	catchUpEvery = 5 * time.Second
+	CatchUpEvery = 5 * time.Second
 	catchUpAsk   = 5 * time.Second // of one other node
 )
 
