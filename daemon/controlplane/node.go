@@ -51,7 +51,7 @@ const witnessEvery = 10 * time.Second
 func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part, error) {
 	const op = "controlplane.Parts"
 	n := &node{cfg: cfg, build: build, log: log, book: book.NewBook(), reg: telemetry.New(configs.RoleControl, build)}
-	keks, err := authority.KEKFiles{cfg.KEKFile}.Read()
+	keks, err := authority.KEKFiles{Current: cfg.KEKFile}.Read()
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +76,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	if err != nil {
 		return nil, err
 	}
-	if err := n.server.authority.ReadKeys(authority.KEKFiles{cfg.KEKFile}); err != nil {
+	if err := n.server.authority.ReadKeys(authority.KEKFiles{Current: cfg.KEKFile}); err != nil {
 		return nil, err
 	}
 	if n.files, err = n.server.authority.LoadSource(cfg); err != nil {
@@ -139,7 +139,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 		return n.server.TendTime(ctx)
 	}), daemon.Func("keys", func(ctx context.Context, ready func()) error {
 		ready()
-		return n.server.authority.TendKeys(ctx, authority.KEKFiles{cfg.KEKFile})
+		return n.server.authority.TendKeys(ctx, authority.KEKFiles{Current: cfg.KEKFile})
 	}))
 	if cfg.Management != nil {
 		parts = append(parts, daemon.Func("management", n.tellManagement))
