@@ -47,7 +47,7 @@ func (b bootstrap) Challenge(_ context.Context, req *connect.Request[boundaryv1.
 
 // Enrol checks the proof and issues a certificate. Each refusal is on record with the reason that the caller is told.
 func (b bootstrap) Enrol(ctx context.Context, req *connect.Request[boundaryv1.EnrolRequest]) (*connect.Response[boundaryv1.EnrolResponse], error) {
-	return Answer(ctx, b.refusals, req, "enrol", func(ctx context.Context, m *boundaryv1.EnrolRequest) (*boundaryv1.EnrolResponse, string, error) {
+	return refusal.Answer(ctx, b.refusals, req, "enrol", func(ctx context.Context, m *boundaryv1.EnrolRequest) (*boundaryv1.EnrolResponse, string, error) {
 		res, err := b.enrol(ctx, m)
 		return res, m.GetAppliance(), err
 	})

@@ -183,7 +183,7 @@ func TestNoKeyIsLetGoBeforeASnapshot(t *testing.T) {
 	var full atomic.Bool
 	var at atomic.Uint64
 	full.Store(true)
-	g.server.Snapshot = func(_ context.Context, index uint64) error {
+	g.server.Authority().Snapshot = func(_ context.Context, index uint64) error {
 		at.Store(index)
 		if full.Load() {
 			return fault.New("test", fault.Unavailable, "the disk is full")

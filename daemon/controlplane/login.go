@@ -80,7 +80,7 @@ func (b operatorBootstrap) LoginOptions(_ context.Context, req *connect.Request[
 
 // Login trades an ID token for a certificate of some hours. Each refusal is on record with the reason that the caller is told.
 func (b operatorBootstrap) Login(ctx context.Context, req *connect.Request[controlv1.LoginRequest]) (*connect.Response[controlv1.LoginResponse], error) {
-	return Answer(ctx, b.refusals, req, "operator.login", b.login)
+	return refusal.Answer(ctx, b.refusals, req, "operator.login", b.login)
 }
 
 func (b operatorBootstrap) login(ctx context.Context, m *controlv1.LoginRequest) (*controlv1.LoginResponse, string, error) {

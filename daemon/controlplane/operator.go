@@ -117,7 +117,7 @@ type operatorBootstrap struct {
 // AcceptInvitation makes an operator of one who holds an invitation. Each refusal is on record with the reason that the
 // caller is told.
 func (b operatorBootstrap) AcceptInvitation(ctx context.Context, req *connect.Request[controlv1.AcceptInvitationRequest]) (*connect.Response[controlv1.AcceptInvitationResponse], error) {
-	return Answer(ctx, b.refusals, req, "operator.accept", ByName(b.accept))
+	return refusal.Answer(ctx, b.refusals, req, "operator.accept", refusal.ByName(b.accept))
 }
 
 func (b operatorBootstrap) accept(ctx context.Context, m *controlv1.AcceptInvitationRequest) (*controlv1.AcceptInvitationResponse, error) {

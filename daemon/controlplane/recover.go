@@ -11,6 +11,7 @@ import (
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
+	"github.com/demarc-dev/demarc/daemon/controlplane/refusal"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -19,7 +20,7 @@ import (
 
 // RecoverAdmin implements the way back of [book.RecoverAdmin]. Each refusal is on record with the reason that the caller is told.
 func (b operatorBootstrap) RecoverAdmin(ctx context.Context, req *connect.Request[controlv1.RecoverAdminRequest]) (*connect.Response[controlv1.RecoverAdminResponse], error) {
-	return Answer(ctx, b.refusals, req, "operator.recover", ByName(b.recover))
+	return refusal.Answer(ctx, b.refusals, req, "operator.recover", refusal.ByName(b.recover))
 }
 
 func (b operatorBootstrap) recover(ctx context.Context, m *controlv1.RecoverAdminRequest) (*controlv1.RecoverAdminResponse, error) {

@@ -1,20 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+package refusal
 
 import (
 	"context"
 
 	"connectrpc.com/connect"
-
-	"github.com/demarc-dev/demarc/daemon/controlplane/refusal"
 )
 
 // Answer answers a call of one who has no certificate, where it may be heard now. Each refusal is on record, as one of who
 // the call was for, with the reason that the caller is told.
-func Answer[Req, Res any](ctx context.Context, s *refusal.Recorder, req *connect.Request[Req], what string, do func(context.Context, *Req) (res *Res, name string, err error)) (*connect.Response[Res], error) {
+func Answer[Req, Res any](ctx context.Context, s *Recorder, req *connect.Request[Req], what string, do func(context.Context, *Req) (res *Res, name string, err error)) (*connect.Response[Res], error) {
 	if !s.Heard(req.Peer().Addr) {
-		return nil, refusal.Busy()
+		return nil, Busy()
 	}
 	res, name, err := do(ctx, req.Msg)
 	if err != nil {
