@@ -30,6 +30,12 @@ var rows = map[string]map[string]int{
 		"store": 1, "transport": 1,
 		"": 2, // runs hashicorp/raft on them
 	},
+	"daemon/controlplane": {
+		"limit": 0, "book": 0, "login": 0, "platform": 0,
+		"refusal":   1,
+		"authority": 2,
+		"":          9, // one node: puts the rooms together
+	},
 	"daemon/appliance": {
 		"book": 0, "platform": 0,
 		"": 9,

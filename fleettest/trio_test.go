@@ -176,7 +176,7 @@ func (c *trio) startNode(name string) {
 	f.must(err)
 	p.source, err = p.server.Authority().NewSource(f.first[name], identity.Pool(roots))
 	f.must(err)
-	f.must(p.source.KeepAt(filepath.Join(c.dirs[name], controlplane.CredentialsFile)))
+	f.must(p.source.SaveAt(filepath.Join(c.dirs[name], authority.CredentialsFile)))
 	conf.Dir, conf.Machine, conf.Listener = filepath.Join(c.dirs[name], "raft"), book.Gate{Book: p.book, Cluster: clock.voting},
 		c.listen(name+":1")
 	conf.Logger, conf.Now, conf.Timing = c.world.logger(name, f.log), clock.own, c.timing

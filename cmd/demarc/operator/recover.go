@@ -15,7 +15,7 @@ import (
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/client"
 	"github.com/demarc-dev/demarc/cmd/demarc/cli"
-	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -46,7 +46,7 @@ func RecoverCommand(a *cli.App) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		with, err := controlplane.OpenRecoverer(cfg)
+		with, err := authority.OpenRecoverer(cfg)
 		if err != nil {
 			return err
 		}
@@ -72,7 +72,7 @@ func RecoverCommand(a *cli.App) *cobra.Command {
 }
 
 // recover proves to hold the key-encryption key and a node's sealed keys, for a key that is drawn here.
-func (f files) recover(ctx context.Context, with controlplane.Recoverer, name string) (issued, error) {
+func (f files) recover(ctx context.Context, with authority.Recoverer, name string) (issued, error) {
 	key, err := f.key()
 	if err != nil {
 		return issued{}, err
