@@ -68,6 +68,7 @@ type Caller struct {
 func Principal(p fleet.Principal) Caller {
 	return Caller{Key: "/" + string(p), Rate: namedRate, named: true}
 }
+
 // Fork is an appliance whose log was forked: counted apart from its calls.
 func Fork(appliance fleet.ApplianceID) Caller {
 	return Caller{Key: "fork/" + string(appliance), Rate: namedRate}
