@@ -245,7 +245,8 @@ func within(t testing.TB) context.Context {
 // leader waits for one that all nodes which are up agree upon.
 func (c *cluster) leader() int {
 	c.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	lead := -1
+	agree := func() bool {
 		votes := map[string]int{}
 		up := 0
 		for _, n := range c.nodes {
@@ -259,12 +260,15 @@ func (c *cluster) leader() int {
 		}
 		for i, m := range c.members {
 			if votes[m.ID] == up && c.nodes[i] != nil && c.nodes[i].State().Role == "leader" {
-				return i
+				lead = i
 			}
 		}
+		return lead >= 0
 	}
-	c.t.Fatal("no leader")
-	return -1
+	if !poll(20*time.Second, agree) {
+		c.t.Fatal("no leader")
+	}
+	return lead
 }
 
 func (c *cluster) propose(i int, line string) string {

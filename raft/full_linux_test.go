@@ -92,10 +92,10 @@ func TestFullDisksRefuseAndComeBack(t *testing.T) {
 	for _, m := range mounts {
 		fill(t, m)
 	}
-	got, err := c.write(lead, 0)
+	got, _ := c.write(lead, 0)
 	want := append([]string{"before"}, got...)
 	for _, i := range []int{0, 1, 2} { // the leader itself, and those that ask it
-		got, err = c.write(i, 5000+1000*i)
+		got, err := c.write(i, 5000+1000*i)
 		want = append(want, got...)
 		if !errors.Is(err, fault.Unavailable) || !strings.Contains(fault.Text(err), "the disk of the leader is full") {
 			t.Fatalf("n%d: refused with %v", i, err)
@@ -112,7 +112,8 @@ func TestFullDisksRefuseAndComeBack(t *testing.T) {
 		empty(t, m)
 	}
 	for deadline := time.Now().Add(20 * time.Second); ; {
-		if _, err = c.nodes[c.leader()].Propose(within(t), []byte("after")); err == nil {
+		_, err := c.nodes[c.leader()].Propose(within(t), []byte("after"))
+		if err == nil {
 			break
 		}
 		if time.Now().After(deadline) {
@@ -138,10 +139,8 @@ func TestALeaderWithAFullDiskYields(t *testing.T) {
 	if len(want) > 1000 {
 		t.Fatal("the disk is not full")
 	}
-	for deadline := time.Now().Add(30 * time.Second); c.leader() == lead; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("a leader whose disk is full still leads")
-		}
+	if !poll(30*time.Second, func() bool { return c.leader() != lead }) {
+		t.Fatal("a leader whose disk is full still leads")
 	}
 	other := c.leader()
 	line := c.propose(other, "elsewhere")

@@ -3,7 +3,6 @@
 package raft
 
 import (
-	"context"
 	"log/slog"
 	"strings"
 
@@ -15,22 +14,25 @@ func hclogger(l *slog.Logger) hclog.Logger {
 	return hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.Info, Output: lineWriter{l}, DisableTime: true})
 }
 
-// levels are those of hclog. Its INFO is for debugging here.
-var levels = map[string]slog.Level{
-	"[ERROR]": slog.LevelError, "[WARN]": slog.LevelWarn, "[DEBUG]": slog.LevelDebug, "[INFO]": slog.LevelDebug,
-}
-
 type lineWriter struct{ l *slog.Logger }
 
-// Write takes one line of hclog: "[WARN]  raft: what: key=value".
+// Write takes one line of hclog: "[WARN]  raft: what: key=value". Its INFO is for debugging here.
 func (w lineWriter) Write(b []byte) (int, error) {
+	const message = "hashicorp/raft"
 	line := strings.TrimSpace(string(b))
-	level := slog.LevelInfo
-	for word, is := range levels {
-		if rest, ok := strings.CutPrefix(line, word); ok {
-			line, level = strings.TrimSpace(rest), is
-		}
+	level, rest, ok := strings.Cut(line, "]")
+	if ok && strings.HasPrefix(level, "[") {
+		line = strings.TrimSpace(rest)
 	}
-	w.l.Log(context.Background(), level, line)
+	switch level {
+	case "[ERROR":
+		w.l.Error(message, "line", line)
+	case "[WARN":
+		w.l.Warn(message, "line", line)
+	case "[DEBUG", "[INFO":
+		w.l.Debug(message, "line", line)
+	default:
+		w.l.Info(message, "line", line)
+	}
 	return len(b), nil
 }

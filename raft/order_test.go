@@ -110,10 +110,9 @@ func TestOneOrderThroughCutsAndTransfers(t *testing.T) {
 	}
 	more := func(n int) {
 		count := func() int { mu.Lock(); defer mu.Unlock(); return len(events) }
-		for want, end := count()+n, time.Now().Add(time.Minute); count() < want; time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("nothing moves: %d of %d calls were answered, %d are unsure", count(), want, unsure)
-			}
+		want := count() + n
+		if !poll(time.Minute, func() bool { return count() >= want }) {
+			t.Fatalf("nothing moves: %d of %d calls were answered, %d are unsure", count(), want, unsure)
 		}
 	}
 	random := rand.New(rand.NewPCG(1, 2))
@@ -231,9 +230,19 @@ func TestReadsDoNotGoBack(t *testing.T) {
 
 func waitFor(t testing.TB, is func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !is(); time.Sleep(time.Millisecond) {
+	if !poll(20*time.Second, is) {
+		t.Fatal("it does not come to be")
+	}
+}
+
+// poll asks every millisecond, and reports whether the answer was yes in time.
+func poll(limit time.Duration, is func() bool) bool {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(limit); !is(); <-tick.C {
 		if time.Now().After(end) {
-			t.Fatal("it does not come to be")
+			return false
 		}
 	}
+	return true
 }

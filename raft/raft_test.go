@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -79,7 +80,7 @@ func TestKillingLeadersLosesNothing(t *testing.T) {
 				gate.RUnlock()
 				if n == nil {
 					k--
-					time.Sleep(time.Millisecond)
+					runtime.Gosched()
 					continue
 				}
 				pctx, stop := context.WithTimeout(context.Background(), 10*time.Second)
@@ -99,11 +100,7 @@ func TestKillingLeadersLosesNothing(t *testing.T) {
 	count := func() int { mu.Lock(); defer mu.Unlock(); return len(sure) }
 	for range 3 {
 		until := count() + 50
-		for deadline := time.Now().Add(20 * time.Second); count() < until; time.Sleep(time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatal("nothing moves")
-			}
-		}
+		waitFor(t, func() bool { return count() >= until })
 		lead := c.leader()
 		gate.Lock()
 		n := c.nodes[lead]
@@ -266,13 +263,8 @@ func TestALeaderWhoseDiskHangsIsReplaced(t *testing.T) {
 		done <- err
 	}()
 	other := (lead + 1) % 3
-	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if id, ok := c.nodes[other].Leader(); ok && id != c.members[lead].ID {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("a leader whose disk hangs still leads")
-		}
+	if !poll(15*time.Second, func() bool { id, ok := c.nodes[other].Leader(); return ok && id != c.members[lead].ID }) {
+		t.Fatal("a leader whose disk hangs still leads")
 	}
 	c.propose(other, "meanwhile")
 	mu.Lock()

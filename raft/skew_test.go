@@ -141,7 +141,7 @@ func TestAClockThatJumps(t *testing.T) {
 					if err := c.stamp(bad, c.own(bad)); !errors.Is(err, fault.Unavailable) || !strings.Contains(fault.Text(err), "clock") {
 						t.Fatalf("at once: %v", err)
 					}
-					if d := c.nodes[bad].Now().Sub(time.Now()); d.Abs() > time.Second {
+					if d := time.Until(c.nodes[bad].Now()); d.Abs() > time.Second {
 						t.Errorf("the node stamps %s off", d)
 					}
 					if err := c.nodes[bad].Clock(); !errors.Is(err, fault.Unavailable) || !strings.Contains(fault.Text(err), "the clock of this node is") {
@@ -175,7 +175,7 @@ func TestAClockThatJumps(t *testing.T) {
 							t.Errorf("the members say that the clock of %s is %v ahead, want %s", m.ID, m.ClockOffset, want)
 						}
 					}
-					if d := c.book().Sub(time.Now()); d > time.Second {
+					if d := time.Until(c.book()); d > time.Second {
 						t.Errorf("the last stamp is %s ahead", d)
 					}
 					c.skew[bad].Store(0)

@@ -97,7 +97,7 @@ func (s *segment) readFirst() (err error) {
 		return err
 	}
 	b := make([]byte, segmentHead)
-	if n, err := s.f.ReadAt(b, 0); err != nil && err != io.EOF {
+	if n, err := s.f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	} else if allZero(b[:n]) {
 		return nil
@@ -117,7 +117,7 @@ const recovery = "nothing of it was applied. Remove this node's directory and le
 // written whole, which the caller may know to be impossible, and refuses what was altered.
 func (s *segment) scan(until uint64) error {
 	b := make([]byte, s.size)
-	if n, err := s.f.ReadAt(b, 0); err != nil && err != io.EOF {
+	if n, err := s.f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	} else if int64(n) < s.size {
 		return damaged(s.name, "it ends at byte %d of %d; %s", n, s.size, recovery)
@@ -184,7 +184,7 @@ func (s *segment) clean() error {
 	b := make([]byte, len(zeros))
 	for off := s.end; off < s.size; off += int64(len(b)) {
 		n, err := s.f.ReadAt(b[:min(int64(len(b)), s.size-off)], off)
-		if err != nil && err != io.EOF {
+		if err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
 		if !allZero(b[:n]) || n == 0 {

@@ -140,7 +140,7 @@ func makeVotes(fs Files) (*votes, error) {
 func (v *votes) read() error {
 	b := make([]byte, votesSize)
 	n, err := v.f.ReadAt(b, 0)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	v.state = ground{first: 1, values: map[string][]byte{}}

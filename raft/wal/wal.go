@@ -249,7 +249,7 @@ func (l *Log) Close() error {
 	if l.spare != nil {
 		errs = append(errs, l.spare.f.Close())
 	}
-	if l.votes != nil && l.broken != errClosed {
+	if l.votes != nil && !errors.Is(l.broken, errClosed) {
 		errs = append(errs, l.votes.f.Close())
 	}
 	l.segs, l.spare, l.broken = nil, nil, errClosed
