@@ -46,7 +46,7 @@ type Appliance struct {
 	log    *slog.Logger
 	now    func() time.Time
 	book   *book.Store
-	wallet *wallet
+	creds  *Store
 	signer ed25519.PrivateKey
 	store  *artifact.Store
 	run    Runtime
@@ -142,14 +142,14 @@ func (a *Appliance) openRest(ctx context.Context) error {
 		return fault.At(op, "", err)
 	}
 	var damage []error
-	if a.wallet, damage, err = openWallet(filepath.Join(cfg.Dir, "wallet.json"), cfg.TrustDomain, cas, a.book.View().VendorLogKey,
+	if a.creds, damage, err = Open(filepath.Join(cfg.Dir, "wallet.json"), cfg.TrustDomain, cas, a.book.View().VendorLogKey,
 		a.now); err != nil {
 		return err
 	}
 	for _, bad := range damage {
 		a.log.Error("what this appliance kept was altered: it gets it anew", "err", bad)
 	}
-	if a.signer, err = openSigner(filepath.Join(cfg.Dir, "signing.key")); err != nil {
+	if a.signer, err = OpenSigner(filepath.Join(cfg.Dir, "signing.key")); err != nil {
 		return err
 	}
 	if a.store, err = artifact.Open(filepath.Join(cfg.Dir, "artifacts")); err != nil {

@@ -41,8 +41,8 @@ const (
 // carry proves both sides over the connection and carries the channel until it or ctx ends. Losing a channel that stood
 // is answered by coming back at a random moment of the time that the control plane named: with it, many others lost theirs.
 func (a *Appliance) carry(ctx context.Context, route string, c net.Conn, up func()) error {
-	shown := a.wallet.serial() // before the handshake: where another is stored meanwhile, it may have been this one
-	t, err := a.shake(ctx, route, mesh.LayerChannel, c, identity.Client(a.wallet, identity.WantNode(a.cfg.TrustDomain), channel.Proto))
+	shown := a.creds.serial() // before the handshake: where another is stored meanwhile, it may have been this one
+	t, err := a.shake(ctx, route, mesh.LayerChannel, c, identity.Client(a.creds, identity.WantNode(a.cfg.TrustDomain), channel.Proto))
 	if err != nil {
 		return err
 	}
@@ -127,7 +127,7 @@ func (a *Appliance) bulk(route string, c io.Closer) (*link, *http2.Transport) {
 		if err != nil {
 			return nil, err
 		}
-		return a.shake(ctx, route, mesh.LayerChannel, raw, identity.Client(a.wallet, identity.WantNode(a.cfg.TrustDomain), "h2"))
+		return a.shake(ctx, route, mesh.LayerChannel, raw, identity.Client(a.creds, identity.WantNode(a.cfg.TrustDomain), "h2"))
 	}
 	return &link{cc: c, http: &http.Client{Transport: api.Sent(tr)}, at: route}, tr
 }
@@ -139,7 +139,7 @@ func (a *Appliance) greet(ctx context.Context, route string, t net.Conn, quiet t
 	st := a.book.View()
 	hello := &boundaryv1.Hello{Epoch: epochToWire(st.Epoch), ReportsDone: st.ReportsDone, ReportsFrom: st.OldestReport(),
 		LogHeads: st.WitnessedSizes(), LogLeast: st.LeastKept,
-		Build: a.build, OrdersDone: st.OrdersDone, BundleHeld: a.wallet.kept(), Route: kindOf(a.cfg.Transports,
+		Build: a.build, OrdersDone: st.OrdersDone, BundleHeld: a.creds.SignedBundle(), Route: kindOf(a.cfg.Transports,
 			route), QuietMs: uint32(quiet.Milliseconds())}
 	failed := channel.Write(t, &boundaryv1.Up{Body: &boundaryv1.Up_Hello{Hello: hello}}, channel.MaxHello)
 	var first boundaryv1.Down
@@ -289,7 +289,7 @@ func (a *Appliance) hear(ctx context.Context, down *boundaryv1.Down, out *outbox
 		if err := a.newBundle(body.Bundle); err != nil {
 			return err
 		}
-		out.holds(a.wallet.number())
+		out.holds(a.creds.BundleNumber())
 		return nil
 	case *boundaryv1.Down_Order:
 		if e, err := epochOf(body.Order.GetEpoch()); err != nil || e != out.epoch {

@@ -117,7 +117,7 @@ func asker(t *testing.T) *Appliance {
 	if _, a.signer, err = ed25519.GenerateKey(rand.Reader); err != nil {
 		t.Fatal(err)
 	}
-	if a.wallet, _, err = openWallet(filepath.Join(t.TempDir(), "wallet.json"), testDomain, []*x509.Certificate{ca.Cert}, nil,
+	if a.creds, _, err = Open(filepath.Join(t.TempDir(), "wallet.json"), testDomain, []*x509.Certificate{ca.Cert}, nil,
 		time.Now); err != nil {
 		t.Fatal(err)
 	}

@@ -16,8 +16,8 @@ import (
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// maxWallet bounds the file of the wallet, in bytes: two keys, a certificate, and the CAs in base64.
-const maxWallet = 256 << 10
+// maxFile bounds the file of the wallet, in bytes: two keys, a certificate, and the CAs in base64.
+const maxFile = 256 << 10
 
 // signedName is the file beside the wallet that holds the vendor's CAs as the vendor signed them.
 const signedName = "bundle.signed"
@@ -28,22 +28,22 @@ const signedName = "bundle.signed"
 //
 // Where a file with the vendor's signature is, it alone says which CAs are trusted. The copy in the wallet counts before the first
 // one came, and for a wallet that an older build wrote. Before a key is pinned, the customer's own file counts.
-func (w *wallet) load(first []*x509.Certificate, pinned []byte) (damage []error, err error) {
-	b, err := readUpTo(w.path, maxWallet)
+func (w *Store) load(first []*x509.Certificate, pinned []byte) (damage []error, err error) {
+	b, err := readUpTo(w.path, maxFile)
 	if errors.Is(err, fault.Unavailable) {
 		return nil, err
 	}
-	h := held{Version: walletVersion}
-	var file held
+	h := stored{Version: fileVersion}
+	var file stored
 	switch {
 	case err == nil:
-		if err = seal.StrictJSON(b, &file); err == nil && file.Version != walletVersion {
+		if err = seal.StrictJSON(b, &file); err == nil && file.Version != fileVersion {
 			err = fault.New("appliance.wallet", fault.Invalid, "its version is %.40q", file.Version)
 		}
 		if err != nil {
 			break
 		}
-		if _, bad := (held{Key: file.Key, Certificate: file.Certificate}).own(); bad != nil {
+		if _, bad := (stored{Key: file.Key, Certificate: file.Certificate}).certificate(); bad != nil {
 			damage = append(damage, damaged(w.path, bad))
 			file.Key, file.Certificate, file.Issuer = nil, nil, ""
 		}
@@ -78,7 +78,7 @@ func (w *wallet) load(first []*x509.Certificate, pinned []byte) (damage []error,
 }
 
 // verify has the CAs be those that the vendor signed, or none where what is on disk is not what it signed.
-func (w *wallet) verify(h *held, pinned []byte) (bad, err error) {
+func (w *Store) verify(h *stored, pinned []byte) (bad, err error) {
 	path := filepath.Join(filepath.Dir(w.path), signedName)
 	sealed, err := readUpTo(path, 2*identity.MaxBundle)
 	switch {
@@ -105,8 +105,8 @@ func (w *wallet) verify(h *held, pinned []byte) (bad, err error) {
 	return nil, nil
 }
 
-// keepSigned puts a bundle that was verified on disk as it came, where none of that number is there. The caller does not hold mu.
-func (w *wallet) keepSigned(b identity.SignedBundle, sealed []byte) error {
+// storeSigned puts a bundle that was verified on disk as it came, where none of that number is there. The caller does not hold mu.
+func (w *Store) storeSigned(b identity.SignedBundle, sealed []byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.signed == b.Number {
@@ -119,12 +119,12 @@ func (w *wallet) keepSigned(b identity.SignedBundle, sealed []byte) error {
 	return nil
 }
 
-// kept is the number of the bundle that is held with its signature, 0 where the signature is not on disk: the control plane
+// SignedBundle is the number of the bundle that is held with its signature, 0 where the signature is not on disk: the control plane
 // sends that one then.
-func (w *wallet) kept() uint64 {
+func (w *Store) SignedBundle() uint64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.signed != w.held.Number {
+	if w.signed != w.file.Number {
 		return 0
 	}
 	return w.signed

@@ -41,7 +41,7 @@ func newShelf(t testing.TB) *shelf {
 	}
 	s.pinned = k.PEM()
 	w, _ := s.open(t, nil)
-	key, request, err := w.pending()
+	key, request, err := w.PendingKey()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func newShelf(t testing.TB) *shelf {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.keep(key, leaf.Raw, [][]byte{s.ours.Cert.Raw}, 7); err != nil {
+	if err := w.StoreCertificate(key, leaf.Raw, [][]byte{s.ours.Cert.Raw}, 7); err != nil {
 		t.Fatal(err)
 	}
 	sealed := s.sealed(t, testDomain, 7, s.ours, s.key)
@@ -95,9 +95,9 @@ func (s *shelf) sealed(t testing.TB, domain string, number uint64, ca *identity.
 	return b
 }
 
-func (s *shelf) open(t testing.TB, pinned []byte) (*wallet, []error) {
+func (s *shelf) open(t testing.TB, pinned []byte) (*Store, []error) {
 	t.Helper()
-	w, damage, err := openWallet(filepath.Join(s.dir, "wallet.json"), testDomain, []*x509.Certificate{s.ours.Cert}, pinned, time.Now)
+	w, damage, err := Open(filepath.Join(s.dir, "wallet.json"), testDomain, []*x509.Certificate{s.ours.Cert}, pinned, time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +116,7 @@ func (s *shelf) file(t testing.TB, name string, change func([]byte) []byte) {
 	}
 }
 
-func trusts(w *wallet, ca *identity.Authority) bool {
+func trusts(w *Store, ca *identity.Authority) bool {
 	_, err := ca.Cert.Verify(x509.VerifyOptions{Roots: w.Roots(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
 	return err == nil
 }
@@ -125,10 +125,10 @@ func trusts(w *wallet, ca *identity.Authority) bool {
 // named and trusted by nobody, and the number that is held then lets the newest bundle in.
 func TestKeptCAsAreVerified(t *testing.T) {
 	put := func(b []byte) func([]byte) []byte { return func([]byte) []byte { return b } }
-	wallet := func(change func(h *held)) func(t *testing.T, s *shelf) {
+	wallet := func(change func(h *stored)) func(t *testing.T, s *shelf) {
 		return func(t *testing.T, s *shelf) {
 			s.file(t, "wallet.json", func(b []byte) []byte {
-				var h held
+				var h stored
 				if err := json.Unmarshal(b, &h); err != nil {
 					t.Fatal(err)
 				}
@@ -175,19 +175,19 @@ func TestKeptCAsAreVerified(t *testing.T) {
 			_ []byte) []byte {
 			return s.sealed(t, testDomain, 8, s.ours, s.key)
 		}), "", true, true},
-		"wallet: another CA":                      {wallet(func(h *held) { h.Bundle = [][]byte{nil} }), "", true, true},
-		"wallet: a number that no bundle reaches": {wallet(func(h *held) { h.Number = 1 << 62 }), "", true, true},
-		"wallet: its certificate":                 {wallet(func(h *held) { h.Certificate[40] ^= 1 }), "wallet.json", true, false},
-		"wallet: its key":                         {wallet(func(h *held) { h.Key = h.Key[:20] }), "wallet.json", true, false},
+		"wallet: another CA":                      {wallet(func(h *stored) { h.Bundle = [][]byte{nil} }), "", true, true},
+		"wallet: a number that no bundle reaches": {wallet(func(h *stored) { h.Number = 1 << 62 }), "", true, true},
+		"wallet: its certificate":                 {wallet(func(h *stored) { h.Certificate[40] ^= 1 }), "wallet.json", true, false},
+		"wallet: its key":                         {wallet(func(h *stored) { h.Key = h.Key[:20] }), "wallet.json", true, false},
 		"wallet: truncated": {func(t *testing.T,
 			s *shelf) {
 			s.file(t, "wallet.json", func(b []byte) []byte { return b[:len(b)/2] })
 		}, "wallet.json", true, false},
 		"wallet: oversized": {func(t *testing.T,
 			s *shelf) {
-			s.file(t, "wallet.json", put(bytes.Repeat([]byte{' '}, maxWallet+1)))
+			s.file(t, "wallet.json", put(bytes.Repeat([]byte{' '}, maxFile+1)))
 		}, "wallet.json", true, false},
-		"wallet: of another build": {wallet(func(h *held) { h.Version = "demarc-wallet/9" }), "wallet.json", true, false},
+		"wallet: of another build": {wallet(func(h *stored) { h.Version = "demarc-wallet/9" }), "wallet.json", true, false},
 		"both": {func(t *testing.T, s *shelf) {
 			s.file(t, "wallet.json", put([]byte("x")))
 			s.file(t, signedName, put([]byte("x")))
@@ -197,7 +197,7 @@ func TestKeptCAsAreVerified(t *testing.T) {
 			s := newShelf(t)
 			c.change(t, s)
 			if name == "wallet: another CA" {
-				wallet(func(h *held) { h.Bundle = [][]byte{s.evil.Cert.Raw} })(t, s)
+				wallet(func(h *stored) { h.Bundle = [][]byte{s.evil.Cert.Raw} })(t, s)
 			}
 			w, damage := s.open(t, s.pinned)
 			var told strings.Builder
@@ -213,7 +213,7 @@ func TestKeptCAsAreVerified(t *testing.T) {
 			if leaf, _ := w.Leaf(); (leaf != nil) != c.leaf {
 				t.Errorf("there is a certificate: %v, want %v", leaf != nil, c.leaf)
 			}
-			if n := w.number(); n > 8 {
+			if n := w.BundleNumber(); n > 8 {
 				t.Errorf("number %d is held: the vendor's next bundle would be refused", n)
 			}
 			// What the vendor signs next is taken, and stands after the next start.
@@ -222,15 +222,15 @@ func TestKeptCAsAreVerified(t *testing.T) {
 				t.Fatal(err)
 			}
 			next := s.sealed(t, testDomain, 10, s.ours, s.key)
-			b, err := identity.OpenBundle(next, pinned, testDomain, nil, w.number())
+			b, err := identity.OpenBundle(next, pinned, testDomain, nil, w.BundleNumber())
 			if err != nil {
 				t.Fatal(err)
 			}
 			if news, err := w.trust(b, next); err != nil || !news {
 				t.Fatalf("the newest bundle: news %v, %v", news, err)
 			}
-			if w, damage = s.open(t, s.pinned); len(damage) > 0 || !trusts(w, s.ours) || trusts(w, s.evil) || w.number() != 10 && c.leaf {
-				t.Errorf("after the next start: number %d, damage %v", w.number(), damage)
+			if w, damage = s.open(t, s.pinned); len(damage) > 0 || !trusts(w, s.ours) || trusts(w, s.evil) || w.BundleNumber() != 10 && c.leaf {
+				t.Errorf("after the next start: number %d, damage %v", w.BundleNumber(), damage)
 			}
 		})
 	}
@@ -247,7 +247,7 @@ func FuzzKeptCAs(f *testing.F) {
 		return b
 	}
 	signed, kept := read(signedName), read("wallet.json")
-	var h held
+	var h stored
 	if err := json.Unmarshal(kept, &h); err != nil {
 		f.Fatal(err)
 	}
@@ -284,8 +284,8 @@ func FuzzKeptCAs(f *testing.F) {
 		if trusts(w, s.evil) || trusts(w, s.other) {
 			t.Fatal("an enemy's CA is trusted")
 		}
-		if w.number() > 7 {
-			t.Fatalf("number %d is held, and 7 is the newest that was signed", w.number())
+		if w.BundleNumber() > 7 {
+			t.Fatalf("number %d is held, and 7 is the newest that was signed", w.BundleNumber())
 		}
 		if len(damage) == 0 && !trusts(w, s.ours) {
 			t.Fatal("nothing is told, and our CA is not trusted")

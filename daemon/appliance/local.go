@@ -65,10 +65,10 @@ func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) 
 		out.Door = transportStatus("ingress", configs.Tailscale, l.private.standing() != nil, l.private.refused())
 	}
 	out.BookTime = l.bookTime()
-	if apart := l.wallet.measured(); apart != nil {
-		out.Clock = &localv1.Clock{VendorAheadMs: apart.Milliseconds(), TrustedMs: clockTrusted.Milliseconds()}
+	if apart := l.creds.ClockOffset(); apart != nil {
+		out.Clock = &localv1.Clock{VendorAheadMs: apart.Milliseconds(), TrustedMs: ClockTolerance.Milliseconds()}
 	}
-	if leaf, _ := l.wallet.Leaf(); leaf != nil {
+	if leaf, _ := l.creds.Leaf(); leaf != nil {
 		out.ExpiresUnix = leaf.Leaf.NotAfter.Unix()
 	}
 	for _, s := range l.run.Status().Services {

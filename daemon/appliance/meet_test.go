@@ -47,20 +47,20 @@ func TestANewBundleFileCountsUntilTheFirstEnrolment(t *testing.T) {
 		}
 		cas[i] = ca
 	}
-	open := func(ca *identity.Authority) *wallet {
+	open := func(ca *identity.Authority) *Store {
 		t.Helper()
-		w, _, err := openWallet(path, testDomain, []*x509.Certificate{ca.Cert}, nil, time.Now)
+		w, _, err := Open(path, testDomain, []*x509.Certificate{ca.Cert}, nil, time.Now)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return w
 	}
-	trusts := func(w *wallet, ca *identity.Authority) bool {
+	trusts := func(w *Store, ca *identity.Authority) bool {
 		_, err := ca.Cert.Verify(x509.VerifyOptions{Roots: w.Roots(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
 		return err == nil
 	}
 	w := open(cas[0])
-	key, request, err := w.pending() // it asked, and no certificate came
+	key, request, err := w.PendingKey() // it asked, and no certificate came
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +77,7 @@ func TestANewBundleFileCountsUntilTheFirstEnrolment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.keep(key, leaf.Raw, [][]byte{cas[1].Cert.Raw}, 2); err != nil {
+	if err := w.StoreCertificate(key, leaf.Raw, [][]byte{cas[1].Cert.Raw}, 2); err != nil {
 		t.Fatal(err)
 	}
 	if w = open(cas[0]); trusts(w, cas[0]) || !trusts(w, cas[1]) {
@@ -92,17 +92,17 @@ func TestClockIsMeasured(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, _, err := openWallet(filepath.Join(t.TempDir(), "wallet.json"), testDomain, []*x509.Certificate{ca.Cert}, nil,
+	w, _, err := Open(filepath.Join(t.TempDir(), "wallet.json"), testDomain, []*x509.Certificate{ca.Cert}, nil,
 		func() time.Time { return host })
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w.measured() != nil {
+	if w.ClockOffset() != nil {
 		t.Error("measured before anybody was heard")
 	}
 	for _, off := range []time.Duration{3 * time.Second, -10 * time.Hour, 4 * time.Minute} {
-		w.heard(host.Add(off))
-		if got := w.measured(); got == nil || *got != off {
+		w.SetTime(host.Add(off))
+		if got := w.ClockOffset(); got == nil || *got != off {
 			t.Errorf("measured %v, want %s", got, off)
 		}
 	}

@@ -182,7 +182,7 @@ func (a *Appliance) describe(r *telemetry.Registry) {
 			return float64(a.doorCert.Expires().Unix())
 		})
 	r.Gauge("demarc_certificate_expires_seconds", "When the certificate runs out, seconds since 1970; 0 for none.", func() float64 {
-		if leaf, _ := a.wallet.Leaf(); leaf != nil {
+		if leaf, _ := a.creds.Leaf(); leaf != nil {
 			return float64(leaf.Leaf.NotAfter.Unix())
 		}
 		return 0

@@ -41,7 +41,7 @@ func (a *Appliance) recover(ctx context.Context, route string) (bool, error) {
 	if err != nil {
 		return false, fault.At(op, "", err)
 	}
-	b, err := identity.OpenBundle(sealed, pinned, a.cfg.TrustDomain, nonce, a.wallet.number())
+	b, err := identity.OpenBundle(sealed, pinned, a.cfg.TrustDomain, nonce, a.creds.BundleNumber())
 	if err != nil {
 		return false, fault.At(op, "", err)
 	}

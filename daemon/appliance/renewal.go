@@ -32,13 +32,13 @@ func (a *Appliance) renewal(ctx context.Context, ready func()) error {
 	failed := 0
 	for {
 		wait := lookAgain
-		if leaf, _ := a.wallet.Leaf(); leaf != nil {
-			if s, t := string(identity.SerialOf(leaf.Leaf)), a.wallet.tainted(); s != serial || t != tainted {
+		if leaf, _ := a.creds.Leaf(); leaf != nil {
+			if s, t := string(identity.SerialOf(leaf.Leaf)), a.creds.tainted(); s != serial || t != tainted {
 				serial, tainted, failed = s, t, 0
 				due = a.due(leaf.Leaf.NotAfter, identity.RenewFrom(leaf.Leaf, identity.DefaultBackdate), tainted)
 			}
 			l := a.link.Load()
-			until := due.Sub(a.wallet.Now())
+			until := due.Sub(a.creds.Now())
 			switch {
 			case l == nil: // the nudge comes with the next channel
 			case l.shown != "" && l.shown != serial: // it was dialled while this certificate was on its way
@@ -52,7 +52,7 @@ func (a *Appliance) renewal(ctx context.Context, ready func()) error {
 					wait = min(renewCap, renewBase<<min(failed, 10))
 					wait = wait/2 + time.Duration(a.opts.Rand()*float64(wait)/2)
 					failed++
-					due = a.wallet.Now().Add(wait)
+					due = a.creds.Now().Add(wait)
 					a.log.Warn("the certificate was not renewed", "until", leaf.Leaf.NotAfter, "again in", wait, "err", err)
 				}
 			}
@@ -73,7 +73,7 @@ func (a *Appliance) renewal(ctx context.Context, ready func()) error {
 // does not renew in one hour; within minutes where its CA no longer issues.
 func (a *Appliance) due(end, half time.Time, tainted bool) time.Time {
 	if tainted {
-		now := a.wallet.Now()
+		now := a.creds.Now()
 		return now.Add(time.Duration(a.opts.Rand() * float64(max(0, min(rolledSpread, end.Sub(now)/4))))) // not after its own end
 	}
 	return half.Add(time.Duration(a.opts.Rand() * float64(end.Sub(half)) / 4))
@@ -83,7 +83,7 @@ func (a *Appliance) renew(ctx context.Context, l *link) error {
 	const op = "appliance.renew"
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	key, request, err := a.wallet.pending()
+	key, request, err := a.creds.PendingKey()
 	if err != nil {
 		return err
 	}
@@ -91,7 +91,7 @@ func (a *Appliance) renew(ctx context.Context, l *link) error {
 	if err != nil {
 		return api.FromWire(op, err)
 	}
-	if err := a.wallet.keep(key, res.Msg.GetCertificate(), nil, 0); err != nil {
+	if err := a.creds.StoreCertificate(key, res.Msg.GetCertificate(), nil, 0); err != nil {
 		return err
 	}
 	a.log.Info("certificate renewed")

@@ -216,7 +216,7 @@ func (a *Appliance) session(ctx context.Context, route string, c net.Conn, up fu
 func (a *Appliance) mustProve() bool {
 	a.proving.mu.Lock()
 	defer a.proving.mu.Unlock()
-	return a.proving.wanted || !a.wallet.good() || a.book.View().VendorLogKey == nil
+	return a.proving.wanted || !a.creds.Valid() || a.book.View().VendorLogKey == nil
 }
 
 // prove trades the platform identity for a certificate. The one of before stays until another is stored.
@@ -231,7 +231,7 @@ func (a *Appliance) prove(ctx context.Context, route string, c net.Conn) error {
 	}
 	p.mu.Unlock()
 
-	l, err := a.open(ctx, route, c, anonymous{a.wallet})
+	l, err := a.open(ctx, route, c, Anonymous{a.creds})
 	if err != nil {
 		return err // nothing was proven to anybody: it does not count
 	}
@@ -243,7 +243,7 @@ func (a *Appliance) prove(ctx context.Context, route string, c net.Conn) error {
 	logKey, err := a.enrol(ctx, l)
 	_ = l.cc.Close()
 	if err != nil {
-		if a.wallet.good() { // the refusal may have been that of a node that was behind: no proof must not make a good certificate useless
+		if a.creds.Valid() { // the refusal may have been that of a node that was behind: no proof must not make a good certificate useless
 			p.mu.Lock()
 			p.wanted = false
 			p.mu.Unlock()
@@ -327,7 +327,7 @@ func (a *Appliance) newBundle(sealed []byte) error {
 }
 
 func (a *Appliance) takeBundle(b identity.SignedBundle, sealed []byte) (bool, error) {
-	news, err := a.wallet.trust(b, sealed)
+	news, err := a.creds.trust(b, sealed)
 	if err == nil && news {
 		a.log.Info("the vendor's CAs changed", "bundle", b.Number, "certificates", len(b.CAs))
 		a.wakeRenewal()
@@ -344,7 +344,7 @@ func (a *Appliance) welcomed(w *boundaryv1.Welcome) {
 
 func (a *Appliance) setClock(at time.Time) bool {
 	a.book.VendorTime(at)
-	off, news := a.wallet.heard(at)
+	off, news := a.creds.SetTime(at)
 	if news {
 		a.log.Warn("this host's clock differs from the vendor's: certificates are judged by the vendor's", "difference", off.Round(time.Second))
 		a.wakeRenewal()

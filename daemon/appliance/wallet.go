@@ -30,24 +30,24 @@ import (
 	"github.com/demarc-dev/demarc/smallfile"
 )
 
-// wallet is the appliance's own certificate and the vendor's CAs. It is an [identity.Source].
-type wallet struct {
+// Store is the appliance's own certificate and the vendor's CAs. It is an [identity.Source].
+type Store struct {
 	path   string
 	domain string
 
 	clock func() time.Time // of this host
 
-	mu     sync.Mutex
-	held   held
-	leaf   *tls.Certificate
-	roots  *x509.CertPool
-	signed uint64         // number of the bundle whose signature is on disk, 0 for none
-	offset time.Duration  // from the host's clock to the vendor's, where they differ by much; never kept on disk
-	apart  *time.Duration // the same, as it was measured last; nil before
+	mu         sync.Mutex
+	file       stored
+	leaf       *tls.Certificate
+	roots      *x509.CertPool
+	signed     uint64         // number of the bundle whose signature is on disk, 0 for none
+	offset     time.Duration  // from the host's clock to the vendor's, where they differ by much; never kept on disk
+	lastOffset *time.Duration // the same, as it was measured last; nil before
 }
 
-// held is the wallet on disk.
-type held struct {
+// stored is the wallet on disk.
+type stored struct {
 	Version     string   `json:"version"`
 	Key         []byte   `json:"key"`         // PKCS #8
 	Certificate []byte   `json:"certificate"` // DER
@@ -58,19 +58,19 @@ type held struct {
 	Pending []byte       `json:"pending,omitempty"` // PKCS #8: a key that a certificate was asked for, and none came yet
 }
 
-const walletVersion = "demarc-wallet/1"
+const fileVersion = "demarc-wallet/1"
 
-// openWallet reads the wallet. Before the first enrolment there is none, and the CAs are those of the customer's file.
+// Open reads the wallet. Before the first enrolment there is none, and the CAs are those of the customer's file.
 // pinned is the key of the vendor's log, PEM, nil before it is known. damage is what on the disk was not used; see load.
-func openWallet(path, domain string, first []*x509.Certificate, pinned []byte, clock func() time.Time) (w *wallet, damage []error,
+func Open(path, domain string, first []*x509.Certificate, pinned []byte, clock func() time.Time) (w *Store, damage []error,
 	err error) {
-	w = &wallet{path: path, domain: domain, clock: clock}
+	w = &Store{path: path, domain: domain, clock: clock}
 	damage, err = w.load(first, pinned)
 	return w, damage, err
 }
 
-// own is the certificate with its key, nil where there is none.
-func (h held) own() (*tls.Certificate, error) {
+// certificate is the certificate with its key, nil where there is none.
+func (h stored) certificate() (*tls.Certificate, error) {
 	const op = "appliance.wallet"
 	if len(h.Certificate) == 0 {
 		return nil, nil
@@ -92,8 +92,8 @@ func (h held) own() (*tls.Certificate, error) {
 
 // use takes over what was held. Without CAs nobody is trusted. The lock is not taken: nobody else knows the wallet yet, or
 // the caller has it.
-func (w *wallet) use(h held) error {
-	own, err := h.own()
+func (w *Store) use(h stored) error {
+	own, err := h.certificate()
 	if err != nil {
 		return err
 	}
@@ -103,17 +103,17 @@ func (w *wallet) use(h held) error {
 			return fault.At("appliance.wallet", "", err)
 		}
 	}
-	w.held, w.leaf, w.roots = h, own, identity.Pool(cas)
+	w.file, w.leaf, w.roots = h, own, identity.Pool(cas)
 	return nil
 }
 
 // store puts a changed wallet on disk, then uses it: a crash in between finds what was stored.
-func (w *wallet) store(change func(h *held)) error {
+func (w *Store) store(change func(h *stored)) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	h := w.held
+	h := w.file
 	change(&h)
-	probe := &wallet{domain: w.domain}
+	probe := &Store{domain: w.domain}
 	if err := probe.use(h); err != nil {
 		return err
 	}
@@ -123,12 +123,12 @@ func (w *wallet) store(change func(h *held)) error {
 	return w.use(h)
 }
 
-// pending gives the key that a certificate is asked for. It is on disk before the request leaves, so that whatever
+// PendingKey gives the key that a certificate is asked for. It is on disk before the request leaves, so that whatever
 // happens to the answer, the key of a certificate that was issued is here.
-func (w *wallet) pending() (crypto.Signer, []byte, error) {
+func (w *Store) PendingKey() (crypto.Signer, []byte, error) {
 	const op = "appliance.wallet"
 	w.mu.Lock()
-	der := w.held.Pending
+	der := w.file.Pending
 	w.mu.Unlock()
 	if len(der) == 0 {
 		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -138,7 +138,7 @@ func (w *wallet) pending() (crypto.Signer, []byte, error) {
 		if der, err = x509.MarshalPKCS8PrivateKey(key); err != nil {
 			return nil, nil, fault.At(op, fault.Internal, err)
 		}
-		if err := w.store(func(h *held) { h.Pending = der }); err != nil {
+		if err := w.store(func(h *stored) { h.Pending = der }); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -154,15 +154,15 @@ func (w *wallet) pending() (crypto.Signer, []byte, error) {
 	return signer, request, err
 }
 
-// keep puts a new certificate on disk, then uses it. The one of before stays until then. A bundle comes with it at the
+// StoreCertificate puts a new certificate on disk, then uses it. The one of before stays until then. A bundle comes with it at the
 // first enrolment only, when there is no key to verify a signed one with; nil leaves the CAs that are held as they are.
-func (w *wallet) keep(key crypto.Signer, certificate []byte, bundle [][]byte, number uint64) error {
+func (w *Store) StoreCertificate(key crypto.Signer, certificate []byte, bundle [][]byte, number uint64) error {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return fault.At("appliance.wallet", fault.Internal, err)
 	}
-	return w.store(func(h *held) {
-		h.Version, h.Key, h.Certificate, h.Pending = walletVersion, der, certificate, nil
+	return w.store(func(h *stored) {
+		h.Version, h.Key, h.Certificate, h.Pending = fileVersion, der, certificate, nil
 		if len(bundle) > 0 && number >= h.Number {
 			h.Bundle, h.Number, h.Issuer = bundle, number, ""
 		}
@@ -173,36 +173,36 @@ func (w *wallet) keep(key crypto.Signer, certificate []byte, bundle [][]byte, nu
 }
 
 // trust stores the CAs of a bundle that was verified, and the bundle as it came. It reports whether that was news.
-func (w *wallet) trust(b identity.SignedBundle, sealed []byte) (bool, error) {
-	if b.Number < w.number() {
+func (w *Store) trust(b identity.SignedBundle, sealed []byte) (bool, error) {
+	if b.Number < w.BundleNumber() {
 		return false, nil
 	}
-	if err := w.keepSigned(b, sealed); err != nil { // before the wallet: a crash in between finds the newer one, with its signature
+	if err := w.storeSigned(b, sealed); err != nil { // before the wallet: a crash in between finds the newer one, with its signature
 		return false, err
 	}
-	if b.Number == w.number() && w.issuer() == b.Issuer {
+	if b.Number == w.BundleNumber() && w.issuer() == b.Issuer {
 		return false, nil
 	}
-	return true, w.store(func(h *held) { h.Bundle, h.Number, h.Issuer = b.CAs, b.Number, b.Issuer })
+	return true, w.store(func(h *stored) { h.Bundle, h.Number, h.Issuer = b.CAs, b.Number, b.Issuer })
 }
 
-// number is that of the bundle that is held.
-func (w *wallet) number() uint64 {
+// BundleNumber is that of the bundle that is held.
+func (w *Store) BundleNumber() uint64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.held.Number
+	return w.file.Number
 }
 
-func (w *wallet) issuer() fleet.Digest {
+func (w *Store) issuer() fleet.Digest {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.held.Issuer
+	return w.file.Issuer
 }
 
 // tainted tells whether the certificate was issued by a CA that no longer issues.
-func (w *wallet) tainted() bool {
+func (w *Store) tainted() bool {
 	w.mu.Lock()
-	h := w.held
+	h := w.file
 	w.mu.Unlock()
 	return len(h.Certificate) > 0 && h.Issuer != "" && issuerOf(h.Certificate, h.Bundle) != h.Issuer
 }
@@ -222,49 +222,49 @@ func issuerOf(certificate []byte, cas [][]byte) fleet.Digest {
 }
 
 // Now is the clock of handshakes and renewals: the host's, set right by what the vendor said where they differ by much.
-func (w *wallet) Now() time.Time {
+func (w *Store) Now() time.Time {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.clock().Add(w.offset)
 }
 
-// clockTrusted is how far the host's clock may be off before it is set right, for certificates only.
-const clockTrusted = 5 * time.Minute
+// ClockTolerance is how far the host's clock may be off before it is set right, for certificates only.
+const ClockTolerance = 5 * time.Minute
 
-// heard takes the vendor's time from one that was proven to be the vendor. It gives the difference that holds now, and
+// SetTime takes the vendor's time from one that was proven to be the vendor. It gives the difference that holds now, and
 // whether it is another than before.
-func (w *wallet) heard(at time.Time) (time.Duration, bool) {
+func (w *Store) SetTime(at time.Time) (time.Duration, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	off := at.Sub(w.clock())
 	apart := off
-	w.apart = &apart
-	if off.Abs() <= clockTrusted {
+	w.lastOffset = &apart
+	if off.Abs() <= ClockTolerance {
 		off = 0
 	}
-	news := (off-w.offset).Abs() > clockTrusted || (off == 0) != (w.offset == 0)
+	news := (off-w.offset).Abs() > ClockTolerance || (off == 0) != (w.offset == 0)
 	if news {
 		w.offset = off
 	}
 	return w.offset, news
 }
 
-// measured is by how much the vendor's clock was ahead of the host's when it was heard last; nil before that.
-func (w *wallet) measured() *time.Duration {
+// ClockOffset is by how much the vendor's clock was ahead of the host's when it was heard last; nil before that.
+func (w *Store) ClockOffset() *time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.apart
+	return w.lastOffset
 }
 
 // Leaf implements [identity.Source].
-func (w *wallet) Leaf() (*tls.Certificate, error) {
+func (w *Store) Leaf() (*tls.Certificate, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.leaf, nil
 }
 
 // serial is that of the certificate, "" where there is none.
-func (w *wallet) serial() string {
+func (w *Store) serial() string {
 	if leaf, _ := w.Leaf(); leaf != nil { // Leaf has no error here
 		return string(identity.SerialOf(leaf.Leaf))
 	}
@@ -272,20 +272,20 @@ func (w *wallet) serial() string {
 }
 
 // Roots implements [identity.Source].
-func (w *wallet) Roots() *x509.CertPool {
+func (w *Store) Roots() *x509.CertPool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.roots
 }
 
-// anonymous is the wallet without its certificate: to enrol, nothing is shown.
-type anonymous struct{ *wallet }
+// Anonymous is the wallet without its certificate: to enrol, nothing is shown.
+type Anonymous struct{ *Store }
 
 // Leaf implements [identity.Source].
-func (anonymous) Leaf() (*tls.Certificate, error) { return nil, nil }
+func (Anonymous) Leaf() (*tls.Certificate, error) { return nil, nil }
 
-// good tells whether there is a certificate that has not run out.
-func (w *wallet) good() bool {
+// Valid tells whether there is a certificate that has not run out.
+func (w *Store) Valid() bool {
 	leaf, _ := w.Leaf()
 	return leaf != nil && w.Now().Before(leaf.Leaf.NotAfter)
 }
@@ -304,7 +304,7 @@ func (a *Appliance) enrol(ctx context.Context, c *link) ([]byte, error) {
 		return nil, fault.New(op, fault.Denied, "the control plane is of the trust domain %.64q, the customer's file says %q", td,
 			a.cfg.TrustDomain)
 	}
-	key, request, err := a.wallet.pending()
+	key, request, err := a.creds.PendingKey()
 	if err != nil {
 		return nil, err
 	}
@@ -334,14 +334,14 @@ func (a *Appliance) enrol(ctx context.Context, c *link) ([]byte, error) {
 		// was retired, could have this appliance trust itself alone, under a number that no later bundle reaches.
 		cas, number = nil, 0
 	}
-	if err := a.wallet.keep(key, res.Msg.GetCertificate(), cas, number); err != nil {
+	if err := a.creds.StoreCertificate(key, res.Msg.GetCertificate(), cas, number); err != nil {
 		return nil, err
 	}
 	return res.Msg.GetLogKey(), nil
 }
 
-// openSigner reads or draws the key that signs this appliance's log and results.
-func openSigner(path string) (ed25519.PrivateKey, error) {
+// OpenSigner reads or draws the key that signs this appliance's log and results.
+func OpenSigner(path string) (ed25519.PrivateKey, error) {
 	const op = "appliance.signer"
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -113,9 +113,9 @@ func TestOnlySignedCAsAfterTheFirst(t *testing.T) {
 	own, _ := public()
 	_, vendor := public()
 	_, other := public()
-	w, _, err := openWallet(filepath.Join(t.TempDir(), "wallet.json"), testDomain, []*x509.Certificate{first.Cert}, nil, time.Now)
+	w, _, err := Open(filepath.Join(t.TempDir(), "wallet.json"), testDomain, []*x509.Certificate{first.Cert}, nil, time.Now)
 	ok(err)
-	a := &Appliance{cfg: &configs.Appliance{Name: "eu-1", TrustDomain: testDomain}, wallet: w, book: newStore(t), signer: own,
+	a := &Appliance{cfg: &configs.Appliance{Name: "eu-1", TrustDomain: testDomain}, creds: w, book: newStore(t), signer: own,
 		log:  slog.New(slog.DiscardHandler),
 		opts: Options{Proof: func(context.Context, string) (string, error) { return "token", nil }}}
 	e := &thief{ca: first, bundle: [][]byte{evil.Cert.Raw}, logKey: vendor}
@@ -128,21 +128,21 @@ func TestOnlySignedCAsAfterTheFirst(t *testing.T) {
 		"enrol": func() error { _, err := a.enrol(t.Context(), l); return err },
 		"renew": func() error { return a.renew(t.Context(), l) },
 	} {
-		before := w.held.Certificate
+		before := w.file.Certificate
 		ok(ask())
-		if bytes.Equal(w.held.Certificate, before) {
+		if bytes.Equal(w.file.Certificate, before) {
 			t.Errorf("%s: no certificate was taken", what)
 		}
-		if len(w.held.Bundle) != 1 || !bytes.Equal(w.held.Bundle[0], first.Cert.Raw) || w.number() != 0 {
-			t.Fatalf("%s: CAs were taken that the key of the vendor's log has not signed, as number %d", what, w.number())
+		if len(w.file.Bundle) != 1 || !bytes.Equal(w.file.Bundle[0], first.Cert.Raw) || w.BundleNumber() != 0 {
+			t.Fatalf("%s: CAs were taken that the key of the vendor's log has not signed, as number %d", what, w.BundleNumber())
 		}
 	}
-	before := w.held.Certificate
+	before := w.file.Certificate
 	e.logKey = other
 	if _, err := a.enrol(t.Context(), l); !errors.Is(err, fault.Denied) {
 		t.Errorf("another log key: %v, want denied", err)
 	}
-	if !bytes.Equal(w.held.Certificate, before) {
+	if !bytes.Equal(w.file.Certificate, before) {
 		t.Error("a certificate was taken from one whose log key is another")
 	}
 }
