@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"io"
 	mrand "math/rand/v2"
@@ -41,7 +40,7 @@ const (
 // carry proves both sides over the connection and carries the channel until it or ctx ends. Losing a channel that stood
 // is answered by coming back at a random moment of the time that the control plane named: with it, many others lost theirs.
 func (a *Appliance) carry(ctx context.Context, route string, c net.Conn, up func()) error {
-	shown := a.creds.serial() // before the handshake: where another is stored meanwhile, it may have been this one
+	shown := a.creds.Serial() // before the handshake: where another is stored meanwhile, it may have been this one
 	t, err := a.shake(ctx, route, mesh.LayerChannel, c, identity.Client(a.creds, identity.WantNode(a.cfg.TrustDomain), channel.Proto))
 	if err != nil {
 		return err
@@ -403,11 +402,3 @@ func jitter(d time.Duration) time.Duration {
 }
 
 func trimmed(b []byte) string { return string(bytes.TrimSpace(b)) }
-
-func writeJSON(path string, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return fault.At("appliance.writeJSON", fault.Internal, err)
-	}
-	return writeFile(path, b)
-}

@@ -295,3 +295,5 @@ func FuzzKeptCAs(f *testing.F) {
 		}
 	})
 }
+
+const testDomain = "acme.example"

@@ -3,30 +3,19 @@
 package appliance
 
 import (
-	"bytes"
-	"context"
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
-	"errors"
-	"io/fs"
-	"os"
-	"path/filepath"
+	"encoding/json"
 	"sync"
 	"time"
 
-	"connectrpc.com/connect"
-
-	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
-	"github.com/demarc-dev/demarc/seal"
 	"github.com/demarc-dev/demarc/smallfile"
 )
 
@@ -263,8 +252,8 @@ func (w *Store) Leaf() (*tls.Certificate, error) {
 	return w.leaf, nil
 }
 
-// serial is that of the certificate, "" where there is none.
-func (w *Store) serial() string {
+// Serial is that of the certificate, "" where there is none.
+func (w *Store) Serial() string {
 	if leaf, _ := w.Leaf(); leaf != nil { // Leaf has no error here
 		return string(identity.SerialOf(leaf.Leaf))
 	}
@@ -290,97 +279,15 @@ func (w *Store) Valid() bool {
 	return leaf != nil && w.Now().Before(leaf.Leaf.NotAfter)
 }
 
-// enrol proves the platform identity and keeps the certificate that it is given. It gives the key of the vendor's log.
-func (a *Appliance) enrol(ctx context.Context, c *link) ([]byte, error) {
-	const op = "appliance.enrol"
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	client := c.bootstrap(256 << 10)
-	ch, err := client.Challenge(ctx, connect.NewRequest(&boundaryv1.ChallengeRequest{}))
-	if err != nil {
-		return nil, refusedBy(op, err)
-	}
-	if td := ch.Msg.GetTrustDomain(); td != a.cfg.TrustDomain {
-		return nil, fault.New(op, fault.Denied, "the control plane is of the trust domain %.64q, the customer's file says %q", td,
-			a.cfg.TrustDomain)
-	}
-	key, request, err := a.creds.PendingKey()
-	if err != nil {
-		return nil, err
-	}
-	audience, err := identity.Audience(a.cfg.TrustDomain, ch.Msg.GetNonce(), request)
-	if err != nil {
-		return nil, err
-	}
-	proof, err := a.proof(ctx, audience, time.Unix(ch.Msg.GetServerTimeUnix(), 0))
-	if err != nil {
-		return nil, err
-	}
-	own, err := seal.KeyOf(a.signer.Public())
-	if err != nil {
-		return nil, err
-	}
-	res, err := client.Enrol(ctx, connect.NewRequest(&boundaryv1.EnrolRequest{Appliance: a.cfg.Name, Nonce: ch.Msg.GetNonce(), Csr: request,
-		Token: proof.Token, Aws: awsToWire(proof.AWS), LogKey: own.PEM()}))
-	if err != nil {
-		return nil, refusedBy(op, err)
-	}
-	cas, number := res.Msg.GetBundle(), res.Msg.GetBundleNumber()
-	if pinned := a.book.View().VendorLogKey; pinned != nil {
-		if !bytes.Equal(pinned, res.Msg.GetLogKey()) {
-			return nil, fault.New(op, fault.Denied, "the vendor's log has another key than at the first enrolment: its evidence would not continue")
-		}
-		// From here on CAs count only with the signature of that key. Who holds the key of a CA and no more, even of one that
-		// was retired, could have this appliance trust itself alone, under a number that no later bundle reaches.
-		cas, number = nil, 0
-	}
-	if err := a.creds.StoreCertificate(key, res.Msg.GetCertificate(), cas, number); err != nil {
-		return nil, err
-	}
-	return res.Msg.GetLogKey(), nil
-}
-
-// OpenSigner reads or draws the key that signs this appliance's log and results.
-func OpenSigner(path string) (ed25519.PrivateKey, error) {
-	const op = "appliance.signer"
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		_, key, err := ed25519.GenerateKey(rand.Reader)
-		if err != nil {
-			return nil, fault.At(op, fault.Internal, err)
-		}
-		der, err := x509.MarshalPKCS8PrivateKey(key)
-		if err != nil {
-			return nil, fault.At(op, fault.Internal, err)
-		}
-		pub, err := seal.KeyOf(key.Public())
-		if err != nil {
-			return nil, err
-		}
-		if err := writeFile(filepath.Join(filepath.Dir(path), "log.pub"), pub.PEM()); err != nil { // auditors pin it
-			return nil, err
-		}
-		return key, writeFile(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
-	}
-	if err != nil {
-		return nil, fault.Because(err, op, fault.Unavailable, "the appliance's signing key can't be read: %s", path)
-	}
-	block, _ := pem.Decode(b)
-	if block == nil {
-		return nil, fault.New(op, fault.Invalid, "%s holds no key", path)
-	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, fault.At(op, fault.Invalid, err)
-	}
-	ed, ok := key.(ed25519.PrivateKey)
-	if !ok {
-		return nil, fault.New(op, fault.Invalid, "%s holds a key that is not Ed25519", path)
-	}
-	return ed, nil
-}
-
 // writeFile replaces a file at once, readable by its owner only; once it returns, a crash does not bring the old one back.
 func writeFile(path string, b []byte) error {
 	return fault.At("appliance.writeFile", fault.Unavailable, smallfile.Replace(path, b))
+}
+
+func writeJSON(path string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fault.At("appliance.writeJSON", fault.Internal, err)
+	}
+	return writeFile(path, b)
 }
