@@ -173,17 +173,17 @@ func (a *Appliance) openRest(ctx context.Context) error {
 // Close stops the application and closes the book.
 func (a *Appliance) Close(ctx context.Context) {
 	if a.private != nil {
-		a.private.stop() // a join under way: the gate would wait for it
+		a.private.Stop() // a join under way: the gate would wait for it
 	}
 	if a.gate != nil {
 		_ = a.gate.Close()
 	}
 	if a.private != nil {
-		a.private.close()
+		a.private.Close()
 	}
 	for _, r := range a.routes {
-		if t, ok := r.(tailnetRoute); ok {
-			t.close()
+		if t, ok := r.(Transport); ok {
+			t.Close()
 		}
 	}
 	if a.run != nil {

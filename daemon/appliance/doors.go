@@ -161,23 +161,23 @@ func (a *Appliance) ready(ctx context.Context, p ingress.Plan) error {
 	if a.private == nil || !slices.ContainsFunc(p.Doors, func(d ingress.Door) bool { return d.Side == ingress.Tailnet }) {
 		return nil
 	}
-	_, err := a.private.up(ctx)
+	_, err := a.private.Up(ctx)
 	return err
 }
 
 // privateSide is the customer's own tailnet. The node joins when the first door on it is opened, and not before.
-type privateSide struct{ *tailnetNode }
+type privateSide struct{ *Node }
 
 func newPrivateSide(cfg mesh.TailnetConfig) *privateSide {
 	cfg.Doors = true
-	return &privateSide{newTailnetNode("the customer's tailnet", cfg)}
+	return &privateSide{New_("the customer's tailnet", cfg)}
 }
 
 // Open implements [ingress.Opener].
 func (p *privateSide) Open(ctx context.Context, addr string) (net.Listener, error) {
 	ctx, cancel := context.WithTimeout(ctx, openWait)
 	defer cancel()
-	n, err := p.up(ctx)
+	n, err := p.Up(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -186,7 +186,7 @@ func (p *privateSide) Open(ctx context.Context, addr string) (net.Listener, erro
 
 // WhoIs implements [ingress.Knower]. It joins nothing: where the node is gone, so is who was behind the address.
 func (p *privateSide) WhoIs(ctx context.Context, remote netip.AddrPort) (ingress.Peer, error) {
-	n := p.standing()
+	n := p.Joined()
 	if n == nil {
 		return ingress.Peer{}, fault.New("appliance.WhoIs", fault.NotFound, "the node on the customer's tailnet is not up")
 	}

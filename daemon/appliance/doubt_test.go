@@ -35,7 +35,7 @@ type nonces struct {
 
 func (nonces) Challenge(context.Context, *connect.Request[boundaryv1.ChallengeRequest]) (*connect.Response[boundaryv1.ChallengeResponse],
 	error) {
-	return connect.NewResponse(&boundaryv1.ChallengeResponse{Nonce: "nonce", TrustDomain: testDomain, ServerTimeUnix: time.Now().Unix()}), nil
+	return connect.NewResponse(&boundaryv1.ChallengeResponse{Nonce: "nonce", TrustDomain: vendorDomain, ServerTimeUnix: time.Now().Unix()}), nil
 }
 
 // TestACallInDoubtIsToldAsThat: the vendor's program hangs with the whole question in hand, or the wire takes nothing, or the
@@ -103,11 +103,11 @@ func newStore(t *testing.T) *book.Store {
 // asker is an appliance that has what it needs to ask for a certificate.
 func asker(t *testing.T) *Appliance {
 	t.Helper()
-	ca, err := identity.NewCA(testDomain, time.Now(), rand.Reader, time.Hour)
+	ca, err := identity.NewCA(vendorDomain, time.Now(), rand.Reader, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &Appliance{cfg: &configs.Appliance{Name: "eu-1", TrustDomain: testDomain}, book: newStore(t), log: slog.New(slog.DiscardHandler),
+	a := &Appliance{cfg: &configs.Appliance{Name: "eu-1", TrustDomain: vendorDomain}, book: newStore(t), log: slog.New(slog.DiscardHandler),
 		now: time.Now}
 	token := func(context.Context, string) (string, error) { return "token", nil }
 	a.opts.Proof = token
@@ -117,7 +117,7 @@ func asker(t *testing.T) *Appliance {
 	if _, a.signer, err = ed25519.GenerateKey(rand.Reader); err != nil {
 		t.Fatal(err)
 	}
-	if a.creds, _, err = Open(filepath.Join(t.TempDir(), "wallet.json"), testDomain, []*x509.Certificate{ca.Cert}, nil,
+	if a.creds, _, err = Open(filepath.Join(t.TempDir(), "wallet.json"), vendorDomain, []*x509.Certificate{ca.Cert}, nil,
 		time.Now); err != nil {
 		t.Fatal(err)
 	}
@@ -144,3 +144,5 @@ func hanging(c net.Conn, in string, hangs func()) {
 		<-r.Context().Done()
 	})})
 }
+
+const vendorDomain = "acme.example"

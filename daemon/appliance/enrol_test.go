@@ -42,7 +42,7 @@ type thief struct {
 
 func (e *thief) Challenge(context.Context,
 	*connect.Request[boundaryv1.ChallengeRequest]) (*connect.Response[boundaryv1.ChallengeResponse], error) {
-	return connect.NewResponse(&boundaryv1.ChallengeResponse{Nonce: "n", TrustDomain: testDomain, ServerTimeUnix: time.Now().Unix()}), nil
+	return connect.NewResponse(&boundaryv1.ChallengeResponse{Nonce: "n", TrustDomain: vendorDomain, ServerTimeUnix: time.Now().Unix()}), nil
 }
 
 func (e *thief) leaf(der []byte) ([]byte, error) {
@@ -50,7 +50,7 @@ func (e *thief) leaf(der []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	leaf, err := e.ca.Issue(csr, fleet.PrincipalOf(testDomain, fleet.Appliance, "eu-1"), time.Now(), time.Hour,
+	leaf, err := e.ca.Issue(csr, fleet.PrincipalOf(vendorDomain, fleet.Appliance, "eu-1"), time.Now(), time.Hour,
 		identity.IssueOptions{Rand: rand.Reader})
 	if err != nil {
 		return nil, err
@@ -95,7 +95,7 @@ func TestOnlySignedCAsAfterTheFirst(t *testing.T) {
 		}
 	}
 	newCA := func() *identity.Authority {
-		ca, err := identity.NewCA(testDomain, time.Now(), rand.Reader, time.Hour)
+		ca, err := identity.NewCA(vendorDomain, time.Now(), rand.Reader, time.Hour)
 		ok(err)
 		return ca
 	}
@@ -110,9 +110,9 @@ func TestOnlySignedCAsAfterTheFirst(t *testing.T) {
 	own, _ := public()
 	_, vendor := public()
 	_, other := public()
-	w, _, err := Open(filepath.Join(t.TempDir(), "wallet.json"), testDomain, []*x509.Certificate{first.Cert}, nil, time.Now)
+	w, _, err := Open(filepath.Join(t.TempDir(), "wallet.json"), vendorDomain, []*x509.Certificate{first.Cert}, nil, time.Now)
 	ok(err)
-	a := &Appliance{cfg: &configs.Appliance{Name: "eu-1", TrustDomain: testDomain}, creds: w, book: newStore(t), signer: own,
+	a := &Appliance{cfg: &configs.Appliance{Name: "eu-1", TrustDomain: vendorDomain}, creds: w, book: newStore(t), signer: own,
 		log:  slog.New(slog.DiscardHandler),
 		opts: Options{Proof: func(context.Context, string) (string, error) { return "token", nil }}}
 	e := &thief{ca: first, bundle: [][]byte{evil.Cert.Raw}, logKey: vendor}

@@ -62,7 +62,7 @@ func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) 
 		out.Ways = append(out.Ways, transportStatus(t.Name, t.Kind, t.Name == out.Route, l.transportErr(t.Name)))
 	}
 	if l.private != nil {
-		out.Door = transportStatus("ingress", configs.Tailscale, l.private.standing() != nil, l.private.refused())
+		out.Door = transportStatus("ingress", configs.Tailscale, l.private.Joined() != nil, l.private.Err())
 	}
 	out.BookTime = l.bookTime()
 	if apart := l.creds.ClockOffset(); apart != nil {

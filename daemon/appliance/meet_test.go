@@ -15,7 +15,7 @@ import (
 // TestFirstMeetingSaysWhatToDo: an appliance that never enrolled, and whose bundle file is older than the vendor's CA, has
 // nothing to trust a newer one by. It says which file to replace, and with what.
 func TestFirstMeetingSaysWhatToDo(t *testing.T) {
-	a := &Appliance{cfg: &configs.Appliance{Name: "eu-1", TrustDomain: testDomain}, book: newStore(t), log: slog.New(slog.DiscardHandler)}
+	a := &Appliance{cfg: &configs.Appliance{Name: "eu-1", TrustDomain: vendorDomain}, book: newStore(t), log: slog.New(slog.DiscardHandler)}
 	foreign := x509.UnknownAuthorityError{Cert: &x509.Certificate{}}
 	err := a.lost(t.Context(), "https", &seen{}, fault.Because(foreign, "mesh", fault.Denied, "the certificate was issued by X"))
 	for _, want := range []string{"the certificate was issued by X", "newest bundle", "bundle_file", "restart"} {

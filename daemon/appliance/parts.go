@@ -142,7 +142,7 @@ func (a *Appliance) route(t configs.Transport) (mesh.Route, error) {
 	case configs.Tailscale:
 		join := daemon.Tailnet(*t.Tailnet, a.log)
 		join.Addresses = addresses
-		return newTailnetRoute(join), nil
+		return NewTransport(join), nil
 	}
 	return nil, fault.New(op, fault.Invalid, "the transport %q is not one of https, privatelink, tailscale", t.Kind)
 }

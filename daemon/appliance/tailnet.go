@@ -16,13 +16,13 @@ import (
 // from the start again by each dial.
 const joinWait = time.Minute
 
-// tailnetNode is a node that joins a tailnet when it is first wanted, and again when its key has expired. Safe for concurrent
+// Node is a node that joins a tailnet when it is first wanted, and again when its key has expired. Safe for concurrent
 // use: who wants it waits for the join under way as long as its own context allows, and holds no lock meanwhile.
-type tailnetNode struct {
+type Node struct {
 	whose string // tailnet, in errors
 	cfg   mesh.TailnetConfig
 	life  context.Context // ends with stop
-	stop  context.CancelFunc
+	Stop  context.CancelFunc
 	work  sync.WaitGroup
 
 	mu     sync.Mutex
@@ -38,33 +38,33 @@ type joinTry struct {
 	err  error
 }
 
-func newTailnetNode(whose string, cfg mesh.TailnetConfig) *tailnetNode {
-	r := &tailnetNode{whose: whose, cfg: cfg}
-	r.life, r.stop = context.WithCancel(context.Background())
+func New_(whose string, cfg mesh.TailnetConfig) *Node {
+	r := &Node{whose: whose, cfg: cfg}
+	r.life, r.Stop = context.WithCancel(context.Background())
 	return r
 }
 
-// tailnetRoute is the way over the vendor's tailnet. Its node listens for nothing there.
-type tailnetRoute struct{ *tailnetNode }
+// Transport is the way over the vendor's tailnet. Its node listens for nothing there.
+type Transport struct{ *Node }
 
-func newTailnetRoute(cfg mesh.TailnetConfig) tailnetRoute {
-	return tailnetRoute{newTailnetNode("the vendor's tailnet", cfg)}
+func NewTransport(cfg mesh.TailnetConfig) Transport {
+	return Transport{New_("the vendor's tailnet", cfg)}
 }
 
 // Name implements [mesh.Route].
-func (tailnetRoute) Name() string { return mesh.NameTailscale }
+func (Transport) Name() string { return mesh.NameTailscale }
 
 // Dial implements [mesh.Route].
-func (r tailnetRoute) Dial(ctx context.Context, addr string) (net.Conn, error) {
-	n, err := r.up(ctx)
+func (r Transport) Dial(ctx context.Context, addr string) (net.Conn, error) {
+	n, err := r.Up(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return n.Dial(ctx, addr)
 }
 
-// up gives the node, joined.
-func (r *tailnetNode) up(ctx context.Context) (*mesh.Node, error) {
+// Up gives the node, joined.
+func (r *Node) Up(ctx context.Context) (*mesh.Node, error) {
 	const op = "appliance.tailnet"
 	for {
 		r.mu.Lock()
@@ -90,7 +90,7 @@ func (r *tailnetNode) up(ctx context.Context) (*mesh.Node, error) {
 				return nil, try.err
 			}
 		case <-ctx.Done():
-			if err := r.refused(); mesh.ReasonOf(err).NeedsHuman() {
+			if err := r.Err(); mesh.ReasonOf(err).NeedsHuman() {
 				return nil, err // of the last try: this one may end in the same way
 			}
 			return nil, mesh.For(mesh.TailnetUnreached, fault.Because(ctx.Err(), op, fault.Unavailable,
@@ -99,7 +99,7 @@ func (r *tailnetNode) up(ctx context.Context) (*mesh.Node, error) {
 	}
 }
 
-func (r *tailnetNode) join(old *mesh.Node, try *joinTry) {
+func (r *Node) join(old *mesh.Node, try *joinTry) {
 	if old != nil {
 		_ = old.Close() // its key has expired
 	}
@@ -112,15 +112,22 @@ func (r *tailnetNode) join(old *mesh.Node, try *joinTry) {
 	close(try.done)
 }
 
-// refused gives the error of the last try to join; nil where it succeeded, or there was none.
-func (r *tailnetNode) refused() error {
+// Joining reports whether a try to join is under way.
+func (r *Node) Joining() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.try != nil
+}
+
+// Err gives the error of the last try to join; nil where it succeeded, or there was none.
+func (r *Node) Err() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.failed
 }
 
-// standing gives the node where it is up, and nil where it is not. It waits for nothing.
-func (r *tailnetNode) standing() *mesh.Node {
+// Joined gives the node where it is up, and nil where it is not. It waits for nothing.
+func (r *Node) Joined() *mesh.Node {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.node == nil || isClosed(r.node.Gone()) {
@@ -138,12 +145,12 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
-// close takes the node off the tailnet and ends a join under way.
-func (r *tailnetNode) close() {
+// Close takes the node off the tailnet and ends a join under way.
+func (r *Node) Close() {
 	r.mu.Lock()
 	r.closed = true
 	r.mu.Unlock()
-	r.stop()
+	r.Stop()
 	r.work.Wait()
 	r.mu.Lock()
 	n := r.node

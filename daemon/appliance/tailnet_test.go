@@ -38,7 +38,7 @@ func TestTailnetRoute(t *testing.T) {
 	put(tn.AuthKey)
 	files := mesh.CredentialFiles{AuthKey: path}
 
-	away := newTailnetRoute(mesh.TailnetConfig{ControlURL: "http://" + silent.Addr().String(), Credentials: files.Read, Hostname: "a",
+	away := NewTransport(mesh.TailnetConfig{ControlURL: "http://" + silent.Addr().String(), Credentials: files.Read, Hostname: "a",
 		Dir: t.TempDir()})
 	ends := make(chan error, 4)
 	from := time.Now()
@@ -58,7 +58,7 @@ func TestTailnetRoute(t *testing.T) {
 	if took := time.Since(from); took > 5*time.Second {
 		t.Errorf("four dials of half a second took %s", took)
 	}
-	away.close()
+	away.Close()
 	if _, err := away.Dial(t.Context(), ""); fault.Of(err) != fault.Unavailable {
 		t.Errorf("Dial after close = %v", err)
 	}
@@ -83,9 +83,9 @@ func TestTailnetRoute(t *testing.T) {
 		}
 	}()
 	to := net.JoinHostPort(vendor.Addrs()[0].String(), "7443")
-	r := newTailnetRoute(mesh.TailnetConfig{ControlURL: tn.URL, Credentials: files.Read, Hostname: "a", Dir: t.TempDir(),
+	r := NewTransport(mesh.TailnetConfig{ControlURL: tn.URL, Credentials: files.Read, Hostname: "a", Dir: t.TempDir(),
 		Addresses: []string{to}, Wait: 30 * time.Second})
-	defer r.close()
+	defer r.Close()
 	put("spent")
 	if _, err := r.Dial(t.Context(), ""); fault.Of(err) != fault.Denied {
 		t.Fatalf("Dial with a spent key = %v, want denied", err)
@@ -104,7 +104,7 @@ func TestTailnetRoute(t *testing.T) {
 		t.Fatal("the end of the key was not noticed")
 	}
 	tn.ExpireAll(false)
-	n, err := r.up(t.Context())
+	n, err := r.Up(t.Context())
 	if err != nil || n == old {
 		t.Fatalf("after the key expired: %p, before %p, %v", n, old, err)
 	}

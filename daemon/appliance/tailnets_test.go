@@ -102,13 +102,13 @@ func TestTwoTailnets(t *testing.T) {
 		to = at
 	}
 	vendor, customer := tailnets["vendor"], tailnets["customer"]
-	route := newTailnetRoute(mesh.TailnetConfig{ControlURL: vendor.URL, Credentials: authKey(vendor.AuthKey), Hostname: "appliance",
+	route := NewTransport(mesh.TailnetConfig{ControlURL: vendor.URL, Credentials: authKey(vendor.AuthKey), Hostname: "appliance",
 		Dir: filepath.Join(dir, "transport"), Addresses: []string{to}, Wait: 30 * time.Second})
 	private := newPrivateSide(mesh.TailnetConfig{ControlURL: customer.URL, Credentials: authKey(customer.AuthKey), Hostname: "appliance",
 		Dir: filepath.Join(dir, "ingress")})
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
-	if _, err := private.up(ctx); err != nil {
+	if _, err := private.Up(ctx); err != nil {
 		t.Fatal(err)
 	}
 	door, err := private.Open(ctx, ":80")
@@ -130,10 +130,10 @@ func TestTwoTailnets(t *testing.T) {
 	if got, err := hears(short, others["vendor"].Dial, "appliance:80"); err == nil {
 		t.Errorf("over the vendor's tailnet the door answers %q", got)
 	}
-	if _, err := private.standing().Dial(ctx, to); fault.Of(err) != fault.Denied {
+	if _, err := private.Joined().Dial(ctx, to); fault.Of(err) != fault.Denied {
 		t.Errorf("the node of the doors dials %s: %v, want denied", to, err)
 	}
-	if n, err := route.up(ctx); err != nil {
+	if n, err := route.Up(ctx); err != nil {
 		t.Error(err)
 	} else if _, err := n.Listen(ctx, ":80"); fault.Of(err) != fault.Denied {
 		t.Errorf("the node of the route listens: %v, want denied", err)
@@ -146,8 +146,8 @@ func TestTwoTailnets(t *testing.T) {
 		}
 		keys[string(b)] = true
 	}
-	route.close()
-	private.close()
+	route.Close()
+	private.Close()
 	<-served
 	for _, n := range others {
 		if err := n.Close(); err != nil {
@@ -175,12 +175,7 @@ func TestPrivateSideHoldsNobodyUp(t *testing.T) {
 	defer cancel()
 	joins := make(chan error, 1)
 	go func() { joins <- a.ready(ctx, ingress.Plan{Doors: []ingress.Door{{Side: ingress.Tailnet}}}) }()
-	under := func() bool {
-		a.private.mu.Lock()
-		defer a.private.mu.Unlock()
-		return a.private.try != nil
-	}
-	for !under() {
+	for !a.private.Joining() {
 		select {
 		case err := <-joins:
 			t.Fatalf("ready ended: %v", err)
@@ -204,11 +199,11 @@ func TestPrivateSideHoldsNobodyUp(t *testing.T) {
 		t.Errorf("a plan without a door on the tailnet waits for it: %v", err)
 	}
 	from = time.Now()
-	a.private.stop()
+	a.private.Stop()
 	if err := <-joins; err == nil {
 		t.Error("joined a coordinator that says nothing")
 	}
-	a.private.close()
+	a.private.Close()
 	if took := time.Since(from); took > 10*time.Second {
 		t.Errorf("the end took %s", took)
 	}

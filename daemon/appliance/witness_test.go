@@ -37,7 +37,7 @@ func (h history) grown(n int, story string) history {
 // asks is an order to countersign the head, proven to continue its first entries.
 func (h history) asks(t *testing.T, from int64) *boundaryv1.Order {
 	t.Helper()
-	origin := audit.VendorOrigin(testDomain)
+	origin := audit.VendorOrigin(vendorDomain)
 	signer, err := audit.NoteSigner(origin, h.key)
 	if err != nil {
 		t.Fatal(err)
@@ -79,7 +79,7 @@ func watches(t *testing.T, h history) (*Appliance, func(*boundaryv1.Order) book.
 	}
 	n, orders := uint64(0), uint64(0)
 	next := func() uint64 { n++; return n }
-	puts(t, a, next(), book.SetSite{Site: book.Site{TrustDomain: testDomain}})
+	puts(t, a, next(), book.SetSite{Site: book.Site{TrustDomain: vendorDomain}})
 	puts(t, a, next(), book.MeetVendor{LogKey: k.PEM()})
 	return a, func(o *boundaryv1.Order) book.Take {
 		t.Helper()
