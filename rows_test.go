@@ -37,7 +37,7 @@ var rows = map[string]map[string]int{
 		"":          9, // one node: puts the rooms together
 	},
 	"daemon/appliance": {
-		"book": 0, "platform": 0,
+		"book": 0, "credentials": 0, "platform": 0, "tailnet": 0,
 		"": 9,
 	},
 }

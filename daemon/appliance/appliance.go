@@ -17,6 +17,8 @@ import (
 
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon/appliance/book"
+	"github.com/demarc-dev/demarc/daemon/appliance/credentials"
+	"github.com/demarc-dev/demarc/daemon/appliance/tailnet"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -46,7 +48,7 @@ type Appliance struct {
 	log    *slog.Logger
 	now    func() time.Time
 	book   *book.Store
-	creds  *Store
+	creds  *credentials.Store
 	signer ed25519.PrivateKey
 	store  *artifact.Store
 	run    Runtime
@@ -142,14 +144,14 @@ func (a *Appliance) openRest(ctx context.Context) error {
 		return fault.At(op, "", err)
 	}
 	var damage []error
-	if a.creds, damage, err = Open(filepath.Join(cfg.Dir, "wallet.json"), cfg.TrustDomain, cas, a.book.View().VendorLogKey,
+	if a.creds, damage, err = credentials.Open(filepath.Join(cfg.Dir, "wallet.json"), cfg.TrustDomain, cas, a.book.View().VendorLogKey,
 		a.now); err != nil {
 		return err
 	}
 	for _, bad := range damage {
 		a.log.Error("what this appliance kept was altered: it gets it anew", "err", bad)
 	}
-	if a.signer, err = OpenSigner(filepath.Join(cfg.Dir, "signing.key")); err != nil {
+	if a.signer, err = credentials.OpenSigner(filepath.Join(cfg.Dir, "signing.key")); err != nil {
 		return err
 	}
 	if a.store, err = artifact.Open(filepath.Join(cfg.Dir, "artifacts")); err != nil {
@@ -182,7 +184,7 @@ func (a *Appliance) Close(ctx context.Context) {
 		a.private.Close()
 	}
 	for _, r := range a.routes {
-		if t, ok := r.(Transport); ok {
+		if t, ok := r.(tailnet.Transport); ok {
 			t.Close()
 		}
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/demarc-dev/demarc/daemon"
 	"github.com/demarc-dev/demarc/daemon/appliance/book"
+	"github.com/demarc-dev/demarc/daemon/appliance/tailnet"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ingress"
@@ -54,14 +55,14 @@ func (a *Appliance) doorPlan(p fleet.Posture) (ingress.Plan, error) {
 		if err != nil {
 			return ingress.Plan{}, err
 		}
-		tailnet := tailnetAddrs(plan.Ports, a.cfg.Ingress.TailnetPorts)
+		addrs := tailnetAddrs(plan.Ports, a.cfg.Ingress.TailnetPorts)
 		for _, x := range plan.Ports {
 			up, ok := a.run.Addr(x.Service, x.Port)
 			if !ok {
 				continue // the service has not come up yet: reconcile looks again
 			}
 			ports = append(ports, ingress.Port{Name: x.Name, Protocol: x.Protocol, Widest: x.Widest, Upstream: up,
-				HostAddr: a.hostAddr(x.Name), TailnetAddr: tailnet[x.Name]})
+				HostAddr: a.hostAddr(x.Name), TailnetAddr: addrs[x.Name]})
 		}
 	}
 	slices.SortFunc(ports, func(x, y ingress.Port) int { return strings.Compare(x.Name, y.Name) })
@@ -166,11 +167,11 @@ func (a *Appliance) ready(ctx context.Context, p ingress.Plan) error {
 }
 
 // privateSide is the customer's own tailnet. The node joins when the first door on it is opened, and not before.
-type privateSide struct{ *Node }
+type privateSide struct{ *tailnet.Node }
 
 func newPrivateSide(cfg mesh.TailnetConfig) *privateSide {
 	cfg.Doors = true
-	return &privateSide{New_("the customer's tailnet", cfg)}
+	return &privateSide{tailnet.New("the customer's tailnet", cfg)}
 }
 
 // Open implements [ingress.Opener].

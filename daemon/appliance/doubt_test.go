@@ -24,6 +24,7 @@ import (
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon/appliance/book"
+	"github.com/demarc-dev/demarc/daemon/appliance/credentials"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
 )
@@ -35,7 +36,8 @@ type nonces struct {
 
 func (nonces) Challenge(context.Context, *connect.Request[boundaryv1.ChallengeRequest]) (*connect.Response[boundaryv1.ChallengeResponse],
 	error) {
-	return connect.NewResponse(&boundaryv1.ChallengeResponse{Nonce: "nonce", TrustDomain: vendorDomain, ServerTimeUnix: time.Now().Unix()}), nil
+	return connect.NewResponse(&boundaryv1.ChallengeResponse{Nonce: "nonce", TrustDomain: vendorDomain,
+		ServerTimeUnix: time.Now().Unix()}), nil
 }
 
 // TestACallInDoubtIsToldAsThat: the vendor's program hangs with the whole question in hand, or the wire takes nothing, or the
@@ -117,7 +119,7 @@ func asker(t *testing.T) *Appliance {
 	if _, a.signer, err = ed25519.GenerateKey(rand.Reader); err != nil {
 		t.Fatal(err)
 	}
-	if a.creds, _, err = Open(filepath.Join(t.TempDir(), "wallet.json"), vendorDomain, []*x509.Certificate{ca.Cert}, nil,
+	if a.creds, _, err = credentials.Open(filepath.Join(t.TempDir(), "wallet.json"), vendorDomain, []*x509.Certificate{ca.Cert}, nil,
 		time.Now); err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon/appliance/book"
+	"github.com/demarc-dev/demarc/daemon/appliance/credentials"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -110,7 +111,7 @@ func TestOnlySignedCAsAfterTheFirst(t *testing.T) {
 	own, _ := public()
 	_, vendor := public()
 	_, other := public()
-	w, _, err := Open(filepath.Join(t.TempDir(), "wallet.json"), vendorDomain, []*x509.Certificate{first.Cert}, nil, time.Now)
+	w, _, err := credentials.Open(filepath.Join(t.TempDir(), "wallet.json"), vendorDomain, []*x509.Certificate{first.Cert}, nil, time.Now)
 	ok(err)
 	a := &Appliance{cfg: &configs.Appliance{Name: "eu-1", TrustDomain: vendorDomain}, creds: w, book: newStore(t), signer: own,
 		log:  slog.New(slog.DiscardHandler),

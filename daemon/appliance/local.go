@@ -20,6 +20,7 @@ import (
 	"github.com/demarc-dev/demarc/api/local/v1/localv1connect"
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon/appliance/book"
+	"github.com/demarc-dev/demarc/daemon/appliance/credentials"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/ingress"
@@ -66,7 +67,7 @@ func (l local) Status(context.Context, *connect.Request[localv1.StatusRequest]) 
 	}
 	out.BookTime = l.bookTime()
 	if apart := l.creds.ClockOffset(); apart != nil {
-		out.Clock = &localv1.Clock{VendorAheadMs: apart.Milliseconds(), TrustedMs: ClockTolerance.Milliseconds()}
+		out.Clock = &localv1.Clock{VendorAheadMs: apart.Milliseconds(), TrustedMs: credentials.ClockTolerance.Milliseconds()}
 	}
 	if leaf, _ := l.creds.Leaf(); leaf != nil {
 		out.ExpiresUnix = leaf.Leaf.NotAfter.Unix()

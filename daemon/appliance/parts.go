@@ -11,6 +11,7 @@ import (
 
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon"
+	"github.com/demarc-dev/demarc/daemon/appliance/tailnet"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/ingress"
 	"github.com/demarc-dev/demarc/mesh"
@@ -142,7 +143,7 @@ func (a *Appliance) route(t configs.Transport) (mesh.Route, error) {
 	case configs.Tailscale:
 		join := daemon.Tailnet(*t.Tailnet, a.log)
 		join.Addresses = addresses
-		return NewTransport(join), nil
+		return tailnet.NewTransport(join), nil
 	}
 	return nil, fault.New(op, fault.Invalid, "the transport %q is not one of https, privatelink, tailscale", t.Kind)
 }

@@ -33,7 +33,7 @@ func (a *Appliance) renewal(ctx context.Context, ready func()) error {
 	for {
 		wait := lookAgain
 		if leaf, _ := a.creds.Leaf(); leaf != nil {
-			if s, t := string(identity.SerialOf(leaf.Leaf)), a.creds.tainted(); s != serial || t != tainted {
+			if s, t := string(identity.SerialOf(leaf.Leaf)), a.creds.Tainted(); s != serial || t != tainted {
 				serial, tainted, failed = s, t, 0
 				due = a.due(leaf.Leaf.NotAfter, identity.RenewFrom(leaf.Leaf, identity.DefaultBackdate), tainted)
 			}

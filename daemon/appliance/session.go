@@ -22,6 +22,7 @@ import (
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/daemon/appliance/book"
+	"github.com/demarc-dev/demarc/daemon/appliance/credentials"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/identity"
 	"github.com/demarc-dev/demarc/mesh"
@@ -231,7 +232,7 @@ func (a *Appliance) prove(ctx context.Context, route string, c net.Conn) error {
 	}
 	p.mu.Unlock()
 
-	l, err := a.open(ctx, route, c, Anonymous{a.creds})
+	l, err := a.open(ctx, route, c, credentials.Anonymous{Store: a.creds})
 	if err != nil {
 		return err // nothing was proven to anybody: it does not count
 	}
@@ -327,7 +328,7 @@ func (a *Appliance) newBundle(sealed []byte) error {
 }
 
 func (a *Appliance) takeBundle(b identity.SignedBundle, sealed []byte) (bool, error) {
-	news, err := a.creds.trust(b, sealed)
+	news, err := a.creds.Trust(b, sealed)
 	if err == nil && news {
 		a.log.Info("the vendor's CAs changed", "bundle", b.Number, "certificates", len(b.CAs))
 		a.wakeRenewal()

@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/demarc-dev/demarc/daemon/appliance/tailnet"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/ingress"
 	"github.com/demarc-dev/demarc/mesh"
@@ -102,7 +103,7 @@ func TestTwoTailnets(t *testing.T) {
 		to = at
 	}
 	vendor, customer := tailnets["vendor"], tailnets["customer"]
-	route := NewTransport(mesh.TailnetConfig{ControlURL: vendor.URL, Credentials: authKey(vendor.AuthKey), Hostname: "appliance",
+	route := tailnet.NewTransport(mesh.TailnetConfig{ControlURL: vendor.URL, Credentials: authKey(vendor.AuthKey), Hostname: "appliance",
 		Dir: filepath.Join(dir, "transport"), Addresses: []string{to}, Wait: 30 * time.Second})
 	private := newPrivateSide(mesh.TailnetConfig{ControlURL: customer.URL, Credentials: authKey(customer.AuthKey), Hostname: "appliance",
 		Dir: filepath.Join(dir, "ingress")})

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package appliance
+package credentials
 
 import (
 	"bytes"
@@ -62,7 +62,7 @@ func newShelf(t testing.TB) *shelf {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.trust(b, sealed); err != nil {
+	if _, err := w.Trust(b, sealed); err != nil {
 		t.Fatal(err)
 	}
 	return s
@@ -226,7 +226,7 @@ func TestKeptCAsAreVerified(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if news, err := w.trust(b, next); err != nil || !news {
+			if news, err := w.Trust(b, next); err != nil || !news {
 				t.Fatalf("the newest bundle: news %v, %v", news, err)
 			}
 			if w, damage = s.open(t, s.pinned); len(damage) > 0 || !trusts(w, s.ours) || trusts(w, s.evil) || w.BundleNumber() != 10 && c.leaf {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package appliance
+// Package credentials stores the appliance's certificate with its key, the vendor's CA certificates as the vendor signed them, and the
+// key that signs the appliance's log. What was altered on disk is named and not used.
+package credentials
 
 import (
 	"crypto"
@@ -161,8 +163,8 @@ func (w *Store) StoreCertificate(key crypto.Signer, certificate []byte, bundle [
 	})
 }
 
-// trust stores the CAs of a bundle that was verified, and the bundle as it came. It reports whether that was news.
-func (w *Store) trust(b identity.SignedBundle, sealed []byte) (bool, error) {
+// Trust stores the CAs of a bundle that was verified, and the bundle as it came. It reports whether that was news.
+func (w *Store) Trust(b identity.SignedBundle, sealed []byte) (bool, error) {
 	if b.Number < w.BundleNumber() {
 		return false, nil
 	}
@@ -188,8 +190,8 @@ func (w *Store) issuer() fleet.Digest {
 	return w.file.Issuer
 }
 
-// tainted tells whether the certificate was issued by a CA that no longer issues.
-func (w *Store) tainted() bool {
+// Tainted tells whether the certificate was issued by a CA that no longer issues.
+func (w *Store) Tainted() bool {
 	w.mu.Lock()
 	h := w.file
 	w.mu.Unlock()

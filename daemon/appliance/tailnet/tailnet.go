@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package appliance
+// Package tailnet is a node that joins a tailnet when it is first needed, and again after its key has expired.
+package tailnet
 
 import (
 	"context"
@@ -38,7 +39,7 @@ type joinTry struct {
 	err  error
 }
 
-func New_(whose string, cfg mesh.TailnetConfig) *Node {
+func New(whose string, cfg mesh.TailnetConfig) *Node {
 	r := &Node{whose: whose, cfg: cfg}
 	r.life, r.Stop = context.WithCancel(context.Background())
 	return r
@@ -48,7 +49,7 @@ func New_(whose string, cfg mesh.TailnetConfig) *Node {
 type Transport struct{ *Node }
 
 func NewTransport(cfg mesh.TailnetConfig) Transport {
-	return Transport{New_("the vendor's tailnet", cfg)}
+	return Transport{New("the vendor's tailnet", cfg)}
 }
 
 // Name implements [mesh.Route].
