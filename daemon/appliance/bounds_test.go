@@ -219,7 +219,7 @@ func TestAPlanThatIsKeptIsTheReleases(t *testing.T) {
 }
 
 // TestAVendorCausesNoEntriesWithoutEnd: FAULTS.md C4, the loops of the channel. What the vendor repeats without end, an
-// acknowledgement of what was never sent, an order that leaves a gap, one that was taken before, is not an entry each time.
+// acknowledgement of what was never sent, an order out of sequence, one that was taken before, is not an entry each time.
 func TestAVendorCausesNoEntriesWithoutEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, o := whole(t, newIdle())
@@ -360,7 +360,7 @@ func TestTheNewestIsToldAtLast(t *testing.T) {
 }
 
 // TestHeldOperationsHoldUpNothing: FAULTS.md A14. The order after the last one that there is room for is refused on record,
-// and what lies behind it goes on.
+// and what lies behind it continues.
 func TestHeldOperationsHoldUpNothing(t *testing.T) {
 	o := deployed(t)
 	must(t, o, consent(t, granted(fleet.OperateRead, 0), customer))

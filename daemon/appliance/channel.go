@@ -111,7 +111,7 @@ type later struct {
 	wait time.Duration
 }
 
-// Unwrap gives the reason.
+// Unwrap returns the reason.
 func (l later) Unwrap() error { return l.error }
 
 // RetryAfter implements [mesh.RetryAfter].
@@ -224,7 +224,7 @@ func because(ctx context.Context, err error) error {
 // silence is the end of a channel that went dead without a word.
 type silence struct{ error }
 
-// Unwrap gives the reason.
+// Unwrap returns the reason.
 func (s silence) Unwrap() error { return s.error }
 
 // Silent implements [mesh.Silent].

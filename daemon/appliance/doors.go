@@ -72,7 +72,7 @@ func (a *Appliance) doorPlan(p fleet.Posture) (ingress.Plan, error) {
 // hostAddr is where the customer's file puts a port on this host, "" where it does not.
 func (a *Appliance) hostAddr(port string) string { return a.cfg.Ingress.Ports[port] }
 
-// tailnetAddrs gives each port its address on the customer's tailnet: that of the file, else for HTTP 443 or 80 where the service
+// tailnetAddrs returns each port its address on the customer's tailnet: that of the file, else for HTTP 443 or 80 where the service
 // listens there and 80 where not, else the number that the service listens on. Where all of these are taken, the last stands, and
 // [ingress.Compile] shuts the port with its reason.
 func tailnetAddrs(ports []manifest.Port, file map[string]string) map[string]string {

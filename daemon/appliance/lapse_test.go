@@ -33,7 +33,7 @@ func offered(t *testing.T, version string) *order {
 }
 
 // TestAPlanApprovalEnds (FAULTS.md A4): an approval of a plan must be carried out before it ends. After that the deploy does not
-// begin, whatever it waited for, and one that was interrupted does not go on.
+// begin, whatever it waited for, and one that was interrupted does not continue.
 func TestAPlanApprovalEnds(t *testing.T) {
 	for name, c := range map[string]struct {
 		began bool

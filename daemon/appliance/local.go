@@ -143,7 +143,7 @@ func (l local) readableKey() string {
 	return ""
 }
 
-// Submit takes one document of the customer. After a revocation it answers once the processes that may not go on are gone.
+// Submit takes one document of the customer. After a revocation it answers once the processes that may not continue are gone.
 func (l local) Submit(ctx context.Context, req *connect.Request[localv1.SubmitRequest]) (*connect.Response[localv1.SubmitResponse], error) {
 	began := time.Now()
 	m := req.Msg
@@ -331,7 +331,7 @@ func declared(t operation.Template) []string {
 	return out
 }
 
-// ListLog gives a stretch of the customer's log.
+// ListLog returns a stretch of the customer's log.
 func (l local) ListLog(_ context.Context, req *connect.Request[localv1.ListLogRequest]) (*connect.Response[localv1.ListLogResponse],
 	error) {
 	log := l.book.Log()

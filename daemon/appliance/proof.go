@@ -60,7 +60,7 @@ func (a *Appliance) clusterKeys(ctx context.Context, ready func()) error {
 	}
 }
 
-// tellKeys gives the keys that the control plane has now, after it told them where they are others than before. Keys that
+// tellKeys returns the keys that the control plane has now, after it told them where they are others than before. Keys that
 // wait for the operator there are told again: they may be vouched for meanwhile.
 func (a *Appliance) tellKeys(ctx context.Context, l *link, told []byte) ([]byte, error) {
 	const op = "appliance.tellKeys"

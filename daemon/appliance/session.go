@@ -54,7 +54,7 @@ type link struct {
 }
 
 // boundary is the vendor's service for appliances, and bootstrap the one for strangers. An answer has so many bytes at most.
-// What is told of a call that broke says whether it may have happened: see [api.Sent].
+// What is told of a call that broke reports whether it may have happened: see [api.Sent].
 func (l *link) boundary(most int) boundaryv1connect.BoundaryClient {
 	return boundaryv1connect.NewBoundaryClient(l.http, base, connect.WithReadMaxBytes(most), api.Doubt())
 }
@@ -116,7 +116,7 @@ func (c alerted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// refusal tells whether an error is an alert about our certificate (RFC 8446, 6.2). On a connection crypto/tls keeps the
+// refusal reports whether an error is an alert about our certificate (RFC 8446, 6.2). On a connection crypto/tls keeps the
 // type of an alert to itself ([tls.AlertError] is for QUIC), so that its words are compared.
 func refusal(err error) bool {
 	var remote *net.OpError
@@ -167,7 +167,7 @@ func (p *proving) refusal(err error) error {
 	return mesh.For(mesh.VendorRefuses, fault.Because(err, "appliance.session", fault.Of(err), "%s", text))
 }
 
-// answered gives a reason to what a node of the vendor's said, which was proven.
+// answered returns a reason to what a node of the vendor's said, which was proven.
 func answered(err error) error {
 	switch fault.Of(err) {
 	case fault.Denied, fault.NotFound, fault.Invalid, fault.Expired:

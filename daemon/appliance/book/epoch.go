@@ -81,7 +81,7 @@ func (c MeetEpoch) Apply(s *State, m ledger.Meta) (none, error) {
 	return none{}, nil
 }
 
-// CheckEpoch tells whether the vendor's book may be taken to be in this epoch.
+// CheckEpoch reports whether the vendor's book may be taken to be in this epoch.
 func (s State) CheckEpoch(c MeetEpoch, at time.Time) error {
 	const op = "vendor.epoch"
 	if err := s.Epoch.CheckNext(c.Epoch); err != nil {
@@ -191,7 +191,7 @@ func (r Report) bytes() int {
 	return n
 }
 
-// withdraw empties the reports that wait and speak of heads: the vendor's book may not have what they go on from. Their numbers stay.
+// withdraw empties the reports that wait and speak of heads: the vendor's book may not have what they continue. Their numbers stay.
 func (s *State) withdraw() {
 	s.Reports = slices.Clone(s.Reports)
 	for i, r := range s.Reports {

@@ -76,7 +76,7 @@ var (
 	tooManyOpen  = fleet.Reason{Kind: fleet.TooManyOpen}
 )
 
-// DeployEnds says why the deploy that began may not go on, "" if it may: one of the grants that it was counted on was revoked or
+// DeployEnds says why the deploy that began may not continue, "" if it may: one of the grants that it was counted on was revoked or
 // has ended, or a deny forbids it.
 func (s State) DeployEnds(at time.Time) string {
 	own := counted(s.Grants, s.Approved.Grants...)

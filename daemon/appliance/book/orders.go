@@ -60,7 +60,7 @@ type Took struct {
 func (Take) Kind() string { return "order.take/1" }
 
 // Apply takes each order once and in order: one that is in the book already is answered and changes nothing, one that
-// leaves a gap is refused.
+// is out of sequence is refused.
 func (c Take) Apply(s *State, m ledger.Meta) (Took, error) {
 	if c.Epoch != s.Epoch.Number {
 		return Took{}, fault.New("order.take", fault.Conflict,
@@ -70,7 +70,7 @@ func (c Take) Apply(s *State, m ledger.Meta) (Took, error) {
 		return Took{Done: s.OrdersDone}, nil
 	}
 	if c.Number != s.OrdersDone+1 {
-		return Took{}, fault.New("order.take", fault.Conflict, "order %d leaves a gap: %d is the last one in the book", c.Number, s.OrdersDone)
+		return Took{}, fault.New("order.take", fault.Conflict, "order %d is out of sequence: expected %d", c.Number, s.OrdersDone+1)
 	}
 	s.OrdersDone = c.Number
 	var err error
@@ -199,7 +199,7 @@ func (s State) Plan(d fleet.Digest) (manifest.Plan, manifest.Release, Offer, err
 // choices is what the customer chose that a plan depends on.
 func (s State) choices() manifest.Choices { return manifest.Choices{Runtime: s.Site.Runtime} }
 
-// Decision tells whether a phase is granted at all now.
+// Decision reports whether a phase is granted at all now.
 func (s State) Decision(p fleet.Phase, at time.Time) grant.Decision {
 	return grant.Decide(grant.Input{Appliance: s.Appliance, Phase: p, Now: at}, s.Grants)
 }

@@ -189,7 +189,7 @@ type ServiceHealth struct {
 	Why fleet.Reason `json:"why,omitzero"`
 }
 
-// Presence says whether a secret exists.
+// Presence reports whether a secret exists.
 type Presence struct {
 	Name    string `json:"name"`
 	Present bool   `json:"present"`
@@ -265,7 +265,7 @@ func NewState(name fleet.ApplianceID, customer fleet.CustomerID) State {
 		operations: immutable.NewSortedMap[string, Operation](nil)}
 }
 
-// Keys gives the pinned keys as they verify documents.
+// Keys returns the pinned keys as they verify documents.
 func (s State) Keys() ([]seal.Key, error) {
 	pem := make([][]byte, 0, len(s.Pinned))
 	for _, p := range s.Pinned {

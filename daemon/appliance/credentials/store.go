@@ -114,7 +114,7 @@ func (w *Store) store(change func(h *stored)) error {
 	return w.use(h)
 }
 
-// PendingKey gives the key that a certificate is asked for. It is on disk before the request leaves, so that whatever
+// PendingKey returns the key that a certificate is asked for. It is on disk before the request leaves, so that whatever
 // happens to the answer, the key of a certificate that was issued is here.
 func (w *Store) PendingKey() (crypto.Signer, []byte, error) {
 	const op = "appliance.wallet"
@@ -190,7 +190,7 @@ func (w *Store) issuer() fleet.Digest {
 	return w.file.Issuer
 }
 
-// Tainted tells whether the certificate was issued by a CA that no longer issues.
+// Tainted reports whether the certificate was issued by a CA that no longer issues.
 func (w *Store) Tainted() bool {
 	w.mu.Lock()
 	h := w.file
@@ -275,7 +275,7 @@ type Anonymous struct{ *Store }
 // Leaf implements [identity.Source].
 func (Anonymous) Leaf() (*tls.Certificate, error) { return nil, nil }
 
-// Valid tells whether there is a certificate that has not run out.
+// Valid reports whether there is a certificate that has not run out.
 func (w *Store) Valid() bool {
 	leaf, _ := w.Leaf()
 	return leaf != nil && w.Now().Before(leaf.Leaf.NotAfter)

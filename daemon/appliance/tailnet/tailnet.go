@@ -64,7 +64,7 @@ func (r Transport) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	return n.Dial(ctx, addr)
 }
 
-// Up gives the node, joined.
+// Up returns the node, joined.
 func (r *Node) Up(ctx context.Context) (*mesh.Node, error) {
 	const op = "appliance.tailnet"
 	for {
@@ -120,14 +120,14 @@ func (r *Node) Joining() bool {
 	return r.try != nil
 }
 
-// Err gives the error of the last try to join; nil where it succeeded, or there was none.
+// Err returns the error of the last try to join; nil where it succeeded, or there was none.
 func (r *Node) Err() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.failed
 }
 
-// Joined gives the node where it is up, and nil where it is not. It waits for nothing.
+// Joined returns the node where it is up, and nil where it is not. It waits for nothing.
 func (r *Node) Joined() *mesh.Node {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -25,7 +25,7 @@ type transportHealth struct {
 	since map[string]time.Time // by name
 }
 
-// failures gives the troubles that the vendor is to know, without doubles, in the order of the list. A road that is not tried keeps the
+// failures returns the troubles that the vendor is to know, without doubles, in the order of the list. A road that is not tried keeps the
 // outcome of the last time.
 func (s *transportHealth) failures(roads []configs.Transport, last func(string) error, now time.Time) []book.TransportFailure {
 	if s.since == nil {
