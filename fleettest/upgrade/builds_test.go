@@ -167,10 +167,10 @@ const laterKind = "upgrade.test/1"
 // laid is what the new build of the test has beside the tree's source, as the next release would have it: the policy of the
 // autopilot is written by a kind of change that the previous build does not know.
 var laid = []struct{ file, was, is string }{
-	{"daemon/controlplane/node.go", "ledger.Learn[SetAutopilot](),", "ledger.Learn[SetAutopilot](), ledger.Learn[upgradeTest](),"},
-	{"daemon/controlplane/members.go", "SetAutopilot{p})", "upgradeTest{SetAutopilot{p}})"},
-	{"daemon/controlplane/upgrade_test_overlay.go", "", "package controlplane\n\ntype upgradeTest struct{ SetAutopilot }\n\nfunc " +
-		"(upgradeTest) Kind() string { return \"" + laterKind + "\" }\n"},
+	{"daemon/controlplane/book/state.go", "ledger.Learn[SetAutopilot](),", "ledger.Learn[SetAutopilot](), ledger.Learn[UpgradeTest](),"},
+	{"daemon/controlplane/members.go", "book.SetAutopilot{Autopilot: p})", "book.UpgradeTest{SetAutopilot: book.SetAutopilot{Autopilot: p}})"},
+	{"daemon/controlplane/book/upgrade_test_overlay.go", "", "package book\n\ntype UpgradeTest struct{ SetAutopilot }\n\nfunc " +
+		"(UpgradeTest) Kind() string { return \"" + laterKind + "\" }\n"},
 }
 
 // newer builds the programs of this tree, with what is laid over it. The tree is not touched.
