@@ -305,7 +305,7 @@ func (f *Fleet) StartNode() {
 	d := newDoor()
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		_ = server.Door("door", d, identity.Server(source, f.admit(server), false, controlplane.Protocols()...), f.log).Run(ctx, func() {})
+		_ = server.Listener("door", d, identity.Server(source, f.admit(server), false, controlplane.Protocols()...), f.log).Run(ctx, func() {})
 	})
 	wg.Go(func() { _ = server.Follow(ctx, func() {}) })
 	wg.Go(func() { _ = source.Tend(ctx) })

@@ -215,7 +215,7 @@ func (c *trio) startNode(name string) {
 			}
 		}
 		wg.Go(func() { p.server.RollCall(ctx, 90*time.Second) })
-		_ = p.server.Door("door", p.api, identity.Server(p.source, p.server.Admit, false, controlplane.Protocols()...), f.log).Run(ctx, func() {})
+		_ = p.server.Listener("door", p.api, identity.Server(p.source, p.server.Admit, false, controlplane.Protocols()...), f.log).Run(ctx, func() {})
 	})
 	wg.Go(func() { _ = p.server.Follow(ctx, func() {}) })
 	wg.Go(func() { _ = p.source.Tend(ctx) })

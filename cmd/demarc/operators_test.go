@@ -96,7 +96,7 @@ func newDomainWith(t *testing.T, set func(*controlplane.Options)) *domain {
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = s.Follow(ctx, func() {}) })
 	wg.Go(func() {
-		_ = s.Door("door", ln, identity.Server(source, s.Admit, false, controlplane.Protocols()...), log).Run(ctx, func() {})
+		_ = s.Listener("door", ln, identity.Server(source, s.Admit, false, controlplane.Protocols()...), log).Run(ctx, func() {})
 	})
 	t.Cleanup(func() { cancel(); wg.Wait() })
 	return e

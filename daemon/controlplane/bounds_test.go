@@ -33,7 +33,7 @@ import (
 )
 
 // atDoor runs a door in fake time, and gives what brings it connections, and what a caller with a certificate of eu-1 needs.
-func atDoor(t *testing.T, s *Server) (door *Door, in *upgrades, caller *tls.Config) {
+func atDoor(t *testing.T, s *Server) (door *Listener, in *upgrades, caller *tls.Config) {
 	t.Helper()
 	ca, err := identity.NewCA(innerDomain, time.Now(), rand.Reader, identity.DefaultCALife)
 	if err != nil {
@@ -50,12 +50,12 @@ func atDoor(t *testing.T, s *Server) (door *Door, in *upgrades, caller *tls.Conf
 	member := leaf(fleet.Appliance, "eu-1")
 	tell(t, s, book.Renew{Name: "eu-1", Using: "s1", Serial: identity.SerialOf(member.Leaf), Till: member.Leaf.NotAfter})
 	in = newUpgrades(&net.TCPAddr{}, 1)
-	door = s.Door("door", in, identity.Server(identity.Fixed(leaf(fleet.Node, "cp-1"), roots), s.Admit, false, Protocols()...), slog.New(slog.DiscardHandler))
+	door = s.Listener("door", in, identity.Server(identity.Fixed(leaf(fleet.Node, "cp-1"), roots), s.Admit, false, Protocols()...), slog.New(slog.DiscardHandler))
 	return door, in, identity.Client(identity.Fixed(member, roots), identity.WantNode(innerDomain), channel.Proto)
 }
 
 // opened runs a door until the test ends.
-func opened(t *testing.T, d *Door) {
+func opened(t *testing.T, d *Listener) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -230,14 +230,14 @@ func TestWhoLosesItsPlace(t *testing.T) {
 				mine, theirs := net.Pipe()
 				defer mine.Close()
 				for range x.many {
-					one := &turn{Conn: theirs, turns: s.turns, came: time.Now(), from: "it"}
+					one := &turn{Conn: theirs, turns: s.desk.slots, came: time.Now(), from: "it"}
 					one.spoke.Store(x.spoke)
 					one.since.Store(1) // it waits for its peer's bytes
 					door.fly(one, true)
 				}
 				door.next = "/" + x.waits
 				began := time.Now()
-				for len(door.flying) == x.many {
+				for len(door.conns.flying) == x.many {
 					time.Sleep(door.shed())
 				}
 				if took := time.Since(began); took < x.want || took > x.want+2*glance {

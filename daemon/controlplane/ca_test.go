@@ -149,7 +149,7 @@ func TestANodeThatMissedARetirementComesBack(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 2)
 	go func() {
-		done <- up.Door("door", ln, identity.Server(up.source, up.Admit, false, controlplane.Protocols()...), slog.New(slog.DiscardHandler)).Run(ctx, func() {})
+		done <- up.Listener("door", ln, identity.Server(up.source, up.Admit, false, controlplane.Protocols()...), slog.New(slog.DiscardHandler)).Run(ctx, func() {})
 	}()
 	calls := func() error { // as raft does: each proves the other
 		c, err := (&tls.Dialer{Config: identity.Client(down.source, identity.WantNode(domain, "cp-1"), "h2")}).DialContext(t.Context(), "tcp", ln.Addr().String())

@@ -44,7 +44,7 @@ const (
 // use, and only such a one is shrunk.
 type live struct {
 	s      *Server
-	door   *Door
+	life   context.Context // of what it asks of the book
 	conn   *tls.Conn
 	name   fleet.ApplianceID
 	serial fleet.Serial
@@ -85,8 +85,8 @@ const (
 
 // greet takes a connection on which TLS has agreed on the channel: it says who may have one, reads hello, puts the
 // appliance's coming on record and says welcome. It gives nil where it closed the connection.
-func (s *Server) greet(d *Door, c *tls.Conn) *live {
-	l, err := s.begin(d, c)
+func (s *Server) greet(life context.Context, c *tls.Conn) *live {
+	l, err := s.begin(life, c)
 	if err == nil {
 		return l
 	}
@@ -105,7 +105,7 @@ func (s *Server) greet(d *Door, c *tls.Conn) *live {
 	return nil
 }
 
-func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
+func (s *Server) begin(life context.Context, c *tls.Conn) (*live, error) {
 	const op = "controlplane.Channel"
 	state := c.ConnectionState()
 	who := api.Who{Class: api.Stranger}
@@ -116,14 +116,14 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 		}
 		who = api.Who{Class: api.ClassOf(p), Principal: p, Serial: serial, Issuer: identity.IssuerOf(&state)}
 	}
-	ctx, cancel := context.WithTimeout(d.life, submitFor)
+	ctx, cancel := context.WithTimeout(life, submitFor)
 	defer cancel()
 	if !api.May(who, boundaryv1connect.BoundaryChannelProcedure) {
 		s.refusals.Call(ctx, who, boundaryv1connect.BoundaryChannelProcedure)
 		return nil, fault.New(op, fault.Denied, "a channel is for appliances, and the caller is of the class %s", who.Class)
 	}
 	_, _, id, _ := who.Principal.Split()
-	l := &live{s: s, door: d, conn: c, name: fleet.ApplianceID(id), serial: who.Serial, issuer: who.Issuer, by: who.Principal}
+	l := &live{s: s, life: life, conn: c, name: fleet.ApplianceID(id), serial: who.Serial, issuer: who.Issuer, by: who.Principal}
 	first, err := s.hello(l.name, c)
 	if err != nil {
 		return nil, err
@@ -168,7 +168,7 @@ func (s *Server) begin(d *Door, c *tls.Conn) (*live, error) {
 // hello reads the first message. Of the connections of one appliance that say none, the oldest gives way.
 func (s *Server) hello(name fleet.ApplianceID, c *tls.Conn) (first *boundaryv1.Up, err error) {
 	if old := s.channels.greet(name, c); old != nil {
-		s.meter.Displaced.Inc()
+		s.desk.Meter.Displaced.Inc()
 		_ = old.NetConn().Close()
 	}
 	defer s.channels.greetedBy(name, c)
@@ -220,9 +220,8 @@ func (s *Server) beat(quiet time.Duration) time.Duration {
 
 func (s *Server) spread() time.Duration { return spreadFor(s.fleet()) }
 
-// listen reads until the channel ends. It runs in a goroutine of its own, which is all that an idle channel has.
-func (l *live) listen() {
-	defer l.door.wg.Done()
+// Serve reads until the channel ends. It runs in a goroutine of its own, which is all that an idle channel has.
+func (l *live) Serve() {
 	defer func() {
 		if v := recover(); v != nil {
 			l.s.log.Error("a channel panicked", "appliance", l.name, "panic", v)
@@ -274,7 +273,7 @@ func (l *live) aside(up *boundaryv1.Up) error {
 				done <- fault.New("controlplane.Channel", fault.Internal, "the message made this build fail: %v", v)
 			}
 		}()
-		ctx, cancel := context.WithTimeout(l.door.life, submitFor)
+		ctx, cancel := context.WithTimeout(l.life, submitFor)
 		defer cancel()
 		done <- l.s.hear(ctx, l, up)
 	}()
@@ -421,6 +420,9 @@ func (l *live) write(m *boundaryv1.Down) error {
 	return err
 }
 
+// End ends the channel as end does, and returns at once.
+func (l *live) End(why error) { go l.end(why) }
+
 // end ends the channel, once: it says why, as far as the appliance takes it at once, and reads on for a moment, so that
 // the reason is not lost in a reset. It waits for an appliance that does not read no longer than linger.
 func (l *live) end(why error) {
@@ -469,7 +471,7 @@ func (s *Server) left(l *live) {
 	if !s.channels.drop(l) || s.leaving.Load() { // one entry has said it for all
 		return
 	}
-	s.gone(l.door.life, l.name)
+	s.gone(l.life, l.name)
 }
 
 // gone puts on record that an appliance has no channel here. What can't be recorded while the node stops, the roll call tells.

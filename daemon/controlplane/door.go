@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime"
 	"sync"
 	"time"
 
@@ -33,17 +34,66 @@ const (
 	peerWait      = 4 * time.Second // for all of a peer's bytes, then
 	heavyWait     = time.Second     // the same, for a source with more than heavy handshakes under way, while others wait
 	heavy         = flightMax / 8
-	turnsEach     = 2               // handshakes that compute at once, for each processor
+	slotsEach     = 2               // handshakes that compute at once, for each processor
 	stopWait      = 4 * time.Second // for channels to end at a stop
 )
 
 // Protocols lists what a door speaks, by ALPN: Connect over HTTP/2, and the channel.
 func Protocols() []string { return []string{"h2", channel.Proto} }
 
-// Door is one listener with the whole behaviour of a door of this role: admission, the handshake, channels, and calls. It is
-// a [daemon.Part].
-type Door struct {
-	s    *Server
+// Session is a channel that a connection was taken for.
+type Session interface {
+	// Serve runs until the channel has ended.
+	Serve()
+	// End ends it, and says why. It returns at once.
+	End(why error)
+}
+
+// Config is what all listeners of a node have in common.
+type Config struct {
+	Calls http.Handler // answers calls
+	// Channel takes a connection on which TLS has agreed on a channel, and nil if it has refused and closed it. What it asks of others
+	// ends with life.
+	Channel func(life context.Context, c *tls.Conn) Session
+	// Verified refuses a connection for calls whose handshake is done.
+	Verified func(tls.ConnectionState) error
+	// Opened is told of a connection for calls, before Verified is asked; end cuts it. The function that it returns is called at its close.
+	Opened func(end func(), state tls.ConnectionState) (closed func())
+	// CallsIdle is how long a connection for calls has had none before it may be closed for another one of the same caller; zero
+	// means 10 s.
+	CallsIdle time.Duration
+	Meter     Meter
+}
+
+// Desk admits the connections of all listeners of a node. Its methods may be called concurrently.
+type Desk struct {
+	Config
+	slots  chan struct{} // handshakes that compute, at all listeners
+	guests *guests
+}
+
+// NewDesk makes a desk.
+func NewDesk(c Config) *Desk {
+	if c.CallsIdle <= 0 {
+		c.CallsIdle = callsIdle
+	}
+	c.Meter = c.Meter.orNone()
+	return &Desk{Config: c, slots: make(chan struct{}, slotsEach*runtime.GOMAXPROCS(0)), guests: newGuests()}
+}
+
+// Yield waits with f in a handshake and lets others compute meanwhile.
+func (k *Desk) Yield(f func() error) error {
+	select {
+	case <-k.slots:
+		defer func() { k.slots <- struct{}{} }()
+	default: // not in a handshake of a listener
+	}
+	return f()
+}
+
+// Listener admits the connections of one socket, does their handshakes, and hands each to what it chose. It is a [daemon.Part].
+type Listener struct {
+	desk *Desk
 	name string
 	ln   net.Listener
 	conf *tls.Config
@@ -52,37 +102,47 @@ type Door struct {
 
 	mu     sync.Mutex
 	queue  lines
-	next   string             // source, behind a slash, of the connection that was popped and waits for a place
-	flying map[*turn]struct{} // handshakes under way
-	held   map[*turn]struct{} // connections whose handshake has begun, until they are closed
-	wait   chan struct{}      // holds a token while the queue may have something
-	opened chan struct{}      // closed when the door opens
-	porch  bool               // another part takes connections; see [Door.Porch]
+	next   string        // network, behind a slash, of the connection that was popped and waits for a place
+	conns  connsOf       // those whose handshake has begun; guarded by mu
+	wait   chan struct{} // holds a token while the queue may have something
+	opened chan struct{} // closed when the listener is served
+	porch  bool          // another part accepts connections; see [Listener.Porch]
 
-	wg    sync.WaitGroup  // handshakes, channels, and connections for calls
-	life  context.Context // of what channels ask of the book: it ends after the door's last patience
-	close context.CancelFunc
-	calls map[net.Conn]*daemon.Calls
-	serve http.Handler
+	wg   sync.WaitGroup // handshakes, channels, and connections for calls
+	life lifetime       // of what channels ask of others: it ends when a stop has waited long enough
 }
 
-// Door makes the part that serves ln, of whatever kind it is, with conf of [identity.Server] and [Protocols]. The part
+// connsOf is the connections of a listener.
+type connsOf struct {
+	flying   map[*turn]struct{}         // handshakes under way
+	held     map[*turn]struct{}         // all whose handshake has begun, until they are closed
+	calls    map[net.Conn]*daemon.Calls // those that are served
+	sessions map[Session]struct{}
+}
+
+type lifetime struct {
+	ctx context.Context
+	end context.CancelFunc
+}
+
+// Listener makes the part that serves ln, of whatever kind it is, with conf of [identity.Server] and [Protocols]. The part
 // closes ln.
 //
 // A connection waits in the line of its source, first come first served, until a handshake can begin; the lines take
 // turns. Of the handshakes under way only a few compute at once, and one that waits for its peer's bytes lets others
 // compute: a slow peer holds nobody up, and where all places are taken and others wait, those who say nothing lose theirs. A
 // storm of reconnections is served in order, at the speed of the processors.
-func (s *Server) Door(name string, ln net.Listener, conf *tls.Config, log *slog.Logger) *Door {
-	life, end := context.WithCancel(context.Background())
-	return &Door{s: s, name: name, ln: ln, conf: conf, log: log, flying: map[*turn]struct{}{}, held: map[*turn]struct{}{}, wait: make(chan struct{}, 1), opened: make(chan struct{}),
-		life: life, close: end, calls: map[net.Conn]*daemon.Calls{}, serve: s.Handler()}
+func (k *Desk) Listener(name string, ln net.Listener, conf *tls.Config, log *slog.Logger) *Listener {
+	ctx, end := context.WithCancel(context.Background())
+	return &Listener{desk: k, name: name, ln: ln, conf: conf, log: log, wait: make(chan struct{}, 1), opened: make(chan struct{}),
+		conns: connsOf{map[*turn]struct{}{}, map[*turn]struct{}{}, map[net.Conn]*daemon.Calls{}, map[Session]struct{}{}},
+		life:  lifetime{ctx, end}}
 }
 
 // Porch makes the part that takes connections before the door opens, and while it is open: it starts earlier than the door,
 // while the node still reads its book, and stops later. What nobody takes waits in the kernel's backlog, which holds a few
 // thousand; the first bytes of others are dropped there, and repeated after 1, 3, 7 and 15 s. Call it before the door runs.
-func (d *Door) Porch() daemon.Part {
+func (d *Listener) Porch() daemon.Part {
 	d.porch = true
 	return daemon.Func(d.name+"-porch", func(ctx context.Context, ready func()) error {
 		ready()
@@ -97,7 +157,7 @@ func (d *Door) Porch() daemon.Part {
 }
 
 // sweep closes the connections that have waited for too long for a door that does not open: they may find another node.
-func (d *Door) sweep(ctx context.Context) {
+func (d *Listener) sweep(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -113,21 +173,21 @@ func (d *Door) sweep(ctx context.Context) {
 }
 
 // dismiss closes the connections that have waited since before a time, or all of them where it is zero.
-func (d *Door) dismiss(since time.Time) {
+func (d *Listener) dismiss(since time.Time) {
 	d.mu.Lock()
 	out := d.queue.before(since)
 	d.mu.Unlock()
 	for _, w := range out {
-		d.s.meter.Rejected.Inc()
+		d.desk.Meter.Rejected.Inc()
 		_ = w.conn.Close()
 	}
 }
 
 // Name implements [daemon.Part].
-func (d *Door) Name() string { return d.name }
+func (d *Listener) Name() string { return d.name }
 
 // Run implements [daemon.Part].
-func (d *Door) Run(ctx context.Context, ready func()) error {
+func (d *Listener) Run(ctx context.Context, ready func()) error {
 	d.born = time.Now()
 	close(d.opened)
 	own, cancel := context.WithCancel(ctx)
@@ -161,18 +221,16 @@ var errStops = fault.New("controlplane.Channel", fault.Unavailable, "this node s
 
 // endAll ends the channels and the connections for calls of this door, and waits for them. Those that have not ended in order
 // within stopWait are cut, and what they wait for is given up.
-func (d *Door) endAll() {
-	defer d.close()
+func (d *Listener) endAll() {
+	defer d.life.end()
 	d.mu.Lock()
-	for _, c := range d.calls {
+	for _, c := range d.conns.calls {
 		d.wg.Go(c.End)
 	}
-	d.mu.Unlock()
-	for _, l := range d.s.channels.all() {
-		if l.door == d {
-			go l.end(errStops)
-		}
+	for s := range d.conns.sessions {
+		s.End(errStops)
 	}
+	d.mu.Unlock()
 	done := make(chan struct{})
 	go func() { d.wg.Wait(); close(done) }()
 	select {
@@ -180,9 +238,9 @@ func (d *Door) endAll() {
 		return
 	case <-time.After(stopWait):
 	}
-	d.close()
+	d.life.end()
 	d.mu.Lock()
-	for t := range d.held {
+	for t := range d.conns.held {
 		go func() { _ = t.Close() }() // one that is not TCP may take its time
 	}
 	d.mu.Unlock()
@@ -190,20 +248,20 @@ func (d *Door) endAll() {
 }
 
 // hold keeps a connection whose handshake begins, so that the door can cut it. Its close lets go of it.
-func (d *Door) hold(t *turn) {
+func (d *Listener) hold(t *turn) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.held[t] = struct{}{}
+	d.conns.held[t] = struct{}{}
 }
 
-func (d *Door) release(t *turn) {
+func (d *Listener) release(t *turn) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.held, t)
+	delete(d.conns.held, t)
 }
 
 // accept takes connections as they come: what waits in the kernel's backlog is retried by peers with ever longer pauses.
-func (d *Door) accept(ctx context.Context) error {
+func (d *Listener) accept(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { _ = d.ln.Close() })()
 	for pause := time.Millisecond; ; {
 		c, err := d.ln.Accept()
@@ -226,12 +284,12 @@ func (d *Door) accept(ctx context.Context) error {
 	}
 }
 
-func (d *Door) push(w waiting) {
+func (d *Listener) push(w waiting) {
 	d.mu.Lock()
 	out := d.queue.push(w, queueMax)
 	d.mu.Unlock()
 	if out != nil {
-		d.s.meter.Rejected.Inc()
+		d.desk.Meter.Rejected.Inc()
 		_ = out.Close()
 	}
 	select {
@@ -240,7 +298,7 @@ func (d *Door) push(w waiting) {
 	}
 }
 
-func (d *Door) pop() (waiting, bool) {
+func (d *Listener) pop() (waiting, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	w, ok := d.queue.pop()
@@ -251,7 +309,7 @@ func (d *Door) pop() (waiting, bool) {
 }
 
 // admit begins handshakes, those of each source in the order of arrival.
-func (d *Door) admit(ctx context.Context) {
+func (d *Listener) admit(ctx context.Context) {
 	flight := make(chan struct{}, flightMax)
 	for {
 		w, ok := d.pop()
@@ -272,9 +330,9 @@ func (d *Door) admit(ctx context.Context) {
 			return
 		}
 		waited := time.Since(w.since)
-		d.s.meter.Admission.Observe(waited.Seconds())
+		d.desk.Meter.Admission.Observe(waited.Seconds())
 		if waited > queueWait {
-			d.s.meter.Rejected.Inc()
+			d.desk.Meter.Rejected.Inc()
 			_ = w.conn.Close()
 			<-flight
 			continue
@@ -285,7 +343,7 @@ func (d *Door) admit(ctx context.Context) {
 }
 
 // place takes a place among the handshakes under way. While there is none it makes one.
-func (d *Door) place(ctx context.Context, flight chan<- struct{}) {
+func (d *Listener) place(ctx context.Context, flight chan<- struct{}) {
 	for {
 		select {
 		case flight <- struct{}{}:
@@ -303,16 +361,16 @@ func (d *Door) place(ctx context.Context, flight chan<- struct{}) {
 }
 
 // shed ends the handshake whose peer is overdue the most, if any is, and tells when to look again.
-func (d *Door) shed() time.Duration {
+func (d *Listener) shed() time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	under := map[string]int{}
-	for t := range d.flying {
+	for t := range d.conns.flying {
 		under[t.from]++
 	}
 	var worst *turn
 	var most time.Duration
-	for t := range d.flying {
+	for t := range d.conns.flying {
 		wait := peerWait
 		if under[t.from] > heavy && d.nextIsNot(t.from) {
 			wait = heavyWait
@@ -324,34 +382,34 @@ func (d *Door) shed() time.Duration {
 	if worst == nil || most < 0 {
 		return min(max(-most, time.Millisecond), glance)
 	}
-	delete(d.flying, worst)
-	d.s.meter.Rejected.Inc()
+	delete(d.conns.flying, worst)
+	d.desk.Meter.Rejected.Inc()
 	go func() { _ = worst.Conn.Close() }() // one that is not TCP may take its time
 	return time.Millisecond
 }
 
 // nextIsNot tells whether anyone from elsewhere waits. The lock is held.
-func (d *Door) nextIsNot(from string) bool {
+func (d *Listener) nextIsNot(from string) bool {
 	return d.queue.others(from) || d.next != "" && d.next != "/"+from
 }
 
 // fly puts a handshake among those that shed looks at, or takes it away.
-func (d *Door) fly(t *turn, under bool) {
+func (d *Listener) fly(t *turn, under bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if under {
-		d.flying[t] = struct{}{}
+		d.conns.flying[t] = struct{}{}
 		return
 	}
-	delete(d.flying, t)
+	delete(d.conns.flying, t)
 }
 
 // shake does one handshake and hands the connection to what it chose. The channel goes on in a goroutine of its own:
 // that of the handshake has grown a deep stack.
-func (d *Door) shake(ctx context.Context, w waiting, landed func()) {
+func (d *Listener) shake(ctx context.Context, w waiting, landed func()) {
 	defer landed()
 	raw := w.conn
-	t := &turn{Conn: raw, door: d, turns: d.s.turns, came: w.since, from: w.from}
+	t := &turn{Conn: raw, door: d, turns: d.desk.slots, came: w.since, from: w.from}
 	d.hold(t)
 	handed := false
 	defer func() {
@@ -377,49 +435,66 @@ func (d *Door) shake(ctx context.Context, w waiting, landed func()) {
 		d.log.Debug("no handshake", "part", d.name, "err", err)
 		return
 	}
-	d.s.meter.Handshake.Observe(time.Since(begun).Seconds())
+	d.desk.Meter.Handshake.Observe(time.Since(begun).Seconds())
 	_ = raw.SetDeadline(time.Time{})
 	landed()
 	if c.ConnectionState().NegotiatedProtocol != channel.Proto {
-		d.s.sessions.watch(t, c.ConnectionState())
-		if err := d.s.replica.View().RefusesConnection(c.ConnectionState()); err != nil {
+		closed := d.desk.Opened(func() { _ = t.Close() }, c.ConnectionState())
+		t.closed.Store(&closed)
+		if err := d.desk.Verified(c.ConnectionState()); err != nil {
 			d.log.Warn("a peer was refused", "part", d.name, "err", err)
 			return
 		}
 		handed = d.admitCalls(ctx, c)
 		return
 	}
-	if l := d.s.greet(d, c); l != nil {
-		d.s.meter.Arrival.Observe(time.Since(d.born).Seconds())
+	if l := d.desk.Channel(d.life.ctx, c); l != nil {
+		d.desk.Meter.Arrival.Observe(time.Since(d.born).Seconds())
 		handed = true
-		if ctx.Err() != nil {
-			go l.end(errStops)
+		d.session(l, true)
+		if ctx.Err() != nil { // endAll may have come before
+			l.End(errStops)
 		}
-		go l.listen()
+		go func() {
+			defer d.wg.Done()
+			defer d.session(l, false)
+			l.Serve()
+		}()
 	}
 }
 
+// session notes a channel, or that it has ended.
+func (d *Listener) session(l Session, open bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if open {
+		d.conns.sessions[l] = struct{}{}
+		return
+	}
+	delete(d.conns.sessions, l)
+}
+
 // admitCalls serves the calls of a proven connection, within the bounds of its source or its member.
-func (d *Door) admitCalls(ctx context.Context, c *tls.Conn) bool {
-	h, who := d.serve, guestOf(c)
-	out, err := d.s.guests.enter(c, who, d.s.CallsIdle)
+func (d *Listener) admitCalls(ctx context.Context, c *tls.Conn) bool {
+	h, who := d.desk.Calls, guestOf(c)
+	out, err := d.desk.guests.enter(c, who, d.desk.CallsIdle)
 	switch {
 	case who.gone:
-		d.s.meter.Crowded.Inc()
+		d.desk.Meter.Crowded.Inc()
 		return false
 	case err != nil:
-		d.s.meter.Crowded.Inc()
+		d.desk.Meter.Crowded.Inc()
 		h = refusedConn(err)
 	case out != nil:
-		d.s.meter.Displaced.Inc()
+		d.desk.Meter.Displaced.Inc()
 		out.leave()
 	}
 	calls := daemon.NewCalls(d.name, c, h, d.moved, d.log)
 	d.mu.Lock()
-	d.calls[c] = calls
+	d.conns.calls[c] = calls
 	d.mu.Unlock()
 	calls.Serve()
-	d.s.guests.serve(c, calls)
+	d.desk.guests.serve(c, calls)
 	if ctx.Err() != nil { // endAll may have come before
 		go calls.End()
 	}
@@ -436,14 +511,14 @@ func refusedConn(err error) http.Handler {
 }
 
 // moved takes what the server of a connection for calls says of it.
-func (d *Door) moved(c net.Conn, st http.ConnState) {
-	d.s.guests.moved(c, st)
+func (d *Listener) moved(c net.Conn, st http.ConnState) {
+	d.desk.guests.moved(c, st)
 	if st != http.StateClosed {
 		return
 	}
 	d.mu.Lock()
-	_, open := d.calls[c]
-	delete(d.calls, c)
+	_, open := d.conns.calls[c]
+	delete(d.conns.calls, c)
 	d.mu.Unlock()
 	if open {
 		d.wg.Done()

@@ -102,7 +102,7 @@ func (h *house) start() {
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = s.Follow(ctx, func() {}) })
 	wg.Go(func() {
-		if err := s.Door("door", ln, identity.Server(source, s.Admit, false, controlplane.Protocols()...), log).Run(ctx, func() {}); err != nil {
+		if err := s.Listener("door", ln, identity.Server(source, s.Admit, false, controlplane.Protocols()...), log).Run(ctx, func() {}); err != nil {
 			t.Error(err)
 		}
 	})

@@ -93,7 +93,7 @@ func say(t *testing.T, c *tls.Conn, up *boundaryv1.Up) {
 }
 
 // stopped runs a door, has something begin, and stops the door.
-func stopped(t *testing.T, d *Door, begin func()) {
+func stopped(t *testing.T, d *Listener, begin func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

@@ -113,7 +113,7 @@ func newGateFor(t *testing.T, wait time.Duration, development bool) *gate {
 	g.addr = ln.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	part := g.server.Door("door", ln, identity.Server(g.own, g.server.Admit, false, controlplane.Protocols()...), log)
+	part := g.server.Listener("door", ln, identity.Server(g.own, g.server.Admit, false, controlplane.Protocols()...), log)
 	go func() { done <- part.Run(ctx, func() {}) }()
 	t.Cleanup(func() {
 		cancel()

@@ -26,9 +26,9 @@ func RefusesNode(s book.State, name string, serial fleet.Serial, begins time.Tim
 
 // AtWork counts the connections for calls that have one under way.
 func (s *Server) AtWork() (n int) {
-	s.guests.mu.Lock()
-	defer s.guests.mu.Unlock()
-	for _, o := range s.guests.of {
+	s.desk.guests.mu.Lock()
+	defer s.desk.guests.mu.Unlock()
+	for _, o := range s.desk.guests.of {
 		if !o.idle {
 			n++
 		}

@@ -126,7 +126,7 @@ func TestEnemySaysNoHello(t *testing.T) {
 // TestEnemyFillsTheRecord: who is refused again and again is on record, and the record does not grow with the tries.
 func TestEnemyFillsTheRecord(t *testing.T) {
 	var unlogged count
-	h := openWith(t, func(o *controlplane.Options) { o.Meter.Unlogged = &unlogged })
+	h := openWith(t, func(o *controlplane.Options) { o.Unlogged = &unlogged })
 	size, leaf := h.line.book.Log().Size(), h.operator()
 	const tries = 40
 	for range tries {

@@ -63,12 +63,12 @@ func (s *Server) look(page book.State, l *live) {
 
 // assert repeats that an appliance is here, as long as it is.
 func (s *Server) assert(l *live, route string) {
-	ctx, cancel := context.WithTimeout(l.door.life, submitFor)
+	ctx, cancel := context.WithTimeout(l.life, submitFor)
 	defer cancel()
 	if s.channels.get(l.name) != l || l.ended.Load() != nil {
 		return
 	}
-	if err := s.came(ctx, l, route); err != nil && l.door.life.Err() == nil {
+	if err := s.came(ctx, l, route); err != nil && l.life.Err() == nil {
 		s.log.Warn("could not record that an appliance is here", "appliance", l.name, "error", err)
 	}
 }

@@ -72,7 +72,8 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	}
 	n.server, err = NewServer(Options{Login: people, Name: cfg.Name, Book: n.book, Consensus: n, Artifacts: n.store, KEK: keks[0].Key, LeafLife: cfg.Leaf.Life,
 		Backdate:  max(cfg.Leaf.Backdate, time.Nanosecond), // a certificate counts whole seconds: 0s is none
-		Platforms: platforms, Members: members, Cluster: n, Build: build, Now: n.now, Clocks: n, Snapshot: n.snapshot, Log: log, Meter: meterOf(n.reg)})
+		Platforms: platforms, Members: members, Cluster: n, Build: build, Now: n.now, Clocks: n, Snapshot: n.snapshot, Log: log, Meter: meterOf(n.reg),
+		Unlogged: n.reg.Counter("demarc_refusals_unlogged_total", "Refused calls that are neither in the log nor on record: there were too many.")})
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +109,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	n.up.Store(true)
 	n.describe()
 	conf := identity.Server(n.files, n.server.Admit, false, Protocols()...)
-	door := n.server.Door("door", ln, conf, log)
+	door := n.server.Listener("door", ln, conf, log)
 	// Catch-up comes before genesis, which waits for a leader: none speaks to a node that has to catch up first.
 	parts := []daemon.Part{daemon.Func("raft", n.runRaft), daemon.Func("artifacts", n.server.TendArtifacts), door.Porch(), daemon.Func("catch-up", func(ctx context.Context, ready func()) error {
 		ready()
@@ -148,7 +149,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 }
 
 // doors binds what else this node listens on for others than its peers.
-func (n *node) doors(door *Door, conf *tls.Config) ([]daemon.Part, error) {
+func (n *node) doors(door *Listener, conf *tls.Config) ([]daemon.Part, error) {
 	const op = "controlplane.doors"
 	var parts []daemon.Part
 	if n.cfg.Metrics.Listen != "" {
@@ -160,7 +161,7 @@ func (n *node) doors(door *Door, conf *tls.Config) ([]daemon.Part, error) {
 	}
 	parts = append(parts, daemon.Func("hub", n.server.Follow), door)
 	inner, err := innerDoor(n.cfg.InnerTLS, conf, maxUnproven, func(name string, ln net.Listener, c *tls.Config) daemon.Part {
-		return n.server.Door(name, ln, c, n.log)
+		return n.server.Listener(name, ln, c, n.log)
 	}, n.log)
 	if err != nil {
 		return nil, err
@@ -337,7 +338,6 @@ func meterOf(r *telemetry.Registry) Meter {
 		Rejected:  r.Counter("demarc_connections_rejected_total", "Connections that were closed before their handshake began: too many waited, or for too long."),
 		Displaced: r.Counter("demarc_connections_displaced_total", "Connections for calls, and channels without hello, that gave way to newer ones of the same source, or of a source that held fewer."),
 		Crowded:   r.Counter("demarc_connections_crowded_total", "Connections for calls that were refused: their operator, appliance or node had as many in use as it may."),
-		Unlogged:  r.Counter("demarc_refusals_unlogged_total", "Refused calls that are neither in the log nor on record: there were too many."),
 	}
 }
 

@@ -37,7 +37,7 @@ func TestThePorchTakesWhoComesEarly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	door := s.Door("door", ln, identity.Server(identity.Fixed(leaf, roots), s.Admit, false, "h2"), slog.New(slog.DiscardHandler))
+	door := s.Listener("door", ln, identity.Server(identity.Fixed(leaf, roots), s.Admit, false, "h2"), slog.New(slog.DiscardHandler))
 	porch := door.Porch()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 2)
@@ -82,7 +82,7 @@ func TestThePorchLetsGoOfWhoWaitsForTooLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := begun(t)
 		in := newUpgrades(&net.TCPAddr{}, 1)
-		porch := s.Door("door", in, nil, slog.New(slog.DiscardHandler)).Porch()
+		porch := s.Listener("door", in, nil, slog.New(slog.DiscardHandler)).Porch()
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- porch.Run(ctx, func() {}) }()

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -64,17 +63,7 @@ type Options struct {
 	// means 10 s.
 	CallsIdle time.Duration
 	Meter     Meter
-}
-
-// Meter takes the measurements of the doors. A field that is nil takes none.
-type Meter struct {
-	Admission telemetry.Observer // seconds that a connection waited for its handshake to begin
-	Handshake telemetry.Observer // seconds of a handshake that succeeded
-	Arrival   telemetry.Observer // seconds after the door's opening at which a channel came up
-	Rejected  telemetry.Counter  // connections that were closed before their handshake began
-	Displaced telemetry.Counter  // connections for calls, and channels without hello, that gave way to newer ones
-	Crowded   telemetry.Counter  // connections for calls that were refused: their holder has too many in use
-	Unlogged  telemetry.Counter  // refused calls that are not in the log or on record: there were too many
+	Unlogged  telemetry.Counter // refused calls that are neither in the log nor on record: there were too many; nil counts none
 }
 
 // Server answers appliances and operators. Its methods may be called concurrently.
@@ -86,34 +75,17 @@ type Server struct {
 	keys      *authority.Service
 	logins    *rate.Limiter
 	refusals  *refusal.Recorder
-	guests    *guests
 	channels  channels
 	depot     *depot
 	quotas    *quotas
 	patience  *patience
-	leaving   atomic.Bool   // the book knows that this node stops
-	turns     chan struct{} // handshakes that compute, at all doors
-	seeing    sync.Map      // operators whose call is being put on record; see saw
+	leaving   atomic.Bool // the book knows that this node stops
+	desk      *Desk
+	seeing    sync.Map // operators whose call is being put on record; see saw
 	sessions  sessions
-	meter     Meter
 
 	controlv1connect.UnimplementedOperatorServiceHandler
 	boundaryv1connect.UnimplementedBoundaryHandler
-}
-
-// orNone fills what is nil with what takes nothing.
-func (m Meter) orNone() Meter {
-	for _, o := range []*telemetry.Observer{&m.Admission, &m.Handshake, &m.Arrival} {
-		if *o == nil {
-			*o = noMeter{}
-		}
-	}
-	for _, c := range []*telemetry.Counter{&m.Rejected, &m.Displaced, &m.Crowded, &m.Unlogged} {
-		if *c == nil {
-			*c = noMeter{}
-		}
-	}
-	return m
 }
 
 // maxStranger bounds a message of a stranger, in bytes.
@@ -121,18 +93,6 @@ const maxStranger = 32 << 10
 
 // anonymousWait is how long a call of the bootstrap services may take, unless the options say another.
 const anonymousWait = 15 * time.Second
-
-// noMeter takes measurements and keeps none.
-type noMeter struct{}
-
-// Observe implements [telemetry.Observer].
-func (noMeter) Observe(float64) {}
-
-// Inc implements [telemetry.Counter].
-func (noMeter) Inc() {}
-
-// Add implements [telemetry.Counter].
-func (noMeter) Add(float64) {}
 
 // NewServer makes a server.
 func NewServer(o Options) (*Server, error) {
@@ -142,27 +102,30 @@ func NewServer(o Options) (*Server, error) {
 	if o.WriteWait <= 0 {
 		o.WriteWait = writeWait
 	}
-	if o.CallsIdle <= 0 {
-		o.CallsIdle = callsIdle
-	}
 	if o.Backdate <= 0 {
 		o.Backdate = identity.DefaultBackdate
 	}
 	s := &Server{Options: o, replica: &book.Replica{Node: o.Name, Book: o.Book, Consensus: o.Consensus, Clock: o.Now, First: o.Members}, log: o.Log,
 		logins:   rate.NewLimiter(loginRate, loginBurst),
-		guests:   newGuests(),
-		channels: channels{open: map[fleet.ApplianceID]*live{}, greeted: map[fleet.ApplianceID][]*tls.Conn{}}, patience: newPatience(), sessions: newSessions(),
-		turns: make(chan struct{}, turnsEach*runtime.GOMAXPROCS(0)), meter: o.Meter.orNone()}
+		channels: channels{open: map[fleet.ApplianceID]*live{}, greeted: map[fleet.ApplianceID][]*tls.Conn{}}, patience: newPatience(), sessions: newSessions()}
 	if o.Cluster != nil {
 		s.replica.IDs = o.Cluster.IDs
 	}
-	s.refusals = refusal.NewRecorder(s.replica, s.log, s.meter.Unlogged)
+	s.refusals = refusal.NewRecorder(s.replica, s.log, o.Unlogged)
 	s.depot, s.quotas = newDepot(s, o.Artifacts), newQuotas(o.LeafLife)
 	var err error
 	if s.authority, err = authority.NewStore(authority.Config{Replica: s.replica, KEK: o.KEK, LeafLife: o.LeafLife, Backdate: o.Backdate, Dial: o.Dial, Snapshot: o.Snapshot, Log: o.Log}); err != nil {
 		return nil, err
 	}
 	s.keys = authority.NewService(s.authority)
+	s.desk = NewDesk(Config{Calls: s.Handler(), CallsIdle: o.CallsIdle, Meter: o.Meter, Opened: s.sessions.watch,
+		Channel: func(life context.Context, c *tls.Conn) Session {
+			if l := s.greet(life, c); l != nil {
+				return l
+			}
+			return nil
+		},
+		Verified: func(state tls.ConnectionState) error { return s.replica.View().RefusesConnection(state) }})
 	return s, nil
 }
 
@@ -192,23 +155,13 @@ func (s *Server) Admit(p fleet.Principal, serial fleet.Serial) error {
 	// The certificate is genuine, and this node may be behind the one that issued it: it catches up before it says no.
 	ctx, cancel := context.WithTimeout(context.Background(), admitWait)
 	defer cancel()
-	if s.aside(func() error { return s.replica.Read(ctx) }) != nil {
+	if s.desk.Yield(func() error { return s.replica.Read(ctx) }) != nil {
 		return err
 	}
 	if a, err = s.replica.View().Appliance(fleet.ApplianceID(id)); err != nil {
 		return err
 	}
 	return a.Accepts(serial)
-}
-
-// aside waits with f in a handshake and lets others compute meanwhile.
-func (s *Server) aside(f func() error) error {
-	select {
-	case <-s.turns:
-		defer func() { s.turns <- struct{}{} }()
-	default: // not in a handshake of a door
-	}
-	return f()
 }
 
 // admitWait is how long a handshake waits for this node to catch up.
@@ -352,3 +305,8 @@ func (s *Server) Authority() *authority.Store { return s.authority }
 
 // Keys answers what operators ask about authorities, keys and secrets.
 func (s *Server) Keys() *authority.Service { return s.keys }
+
+// Listener makes the part that serves ln with conf of [identity.Server] and [Protocols]. The part closes ln.
+func (s *Server) Listener(name string, ln net.Listener, conf *tls.Config, log *slog.Logger) *Listener {
+	return s.desk.Listener(name, ln, conf, log)
+}

@@ -18,49 +18,50 @@ import (
 // sessions is the open connections for calls at this node whose peer showed a certificate: an operator, another node, or an appliance.
 type sessions struct {
 	mu   *sync.Mutex
-	open map[*turn]session
+	open map[*session]struct{}
 }
 
 type session struct {
+	end    func() // cuts it
 	who    fleet.Principal
 	serial fleet.Serial
 	issuer fleet.Digest
 }
 
-func newSessions() sessions { return sessions{new(sync.Mutex), map[*turn]session{}} }
+func newSessions() sessions { return sessions{new(sync.Mutex), map[*session]struct{}{}} }
 
-// watch notes a connection whose handshake is done, if its peer showed a certificate. Its close takes it off.
-func (s sessions) watch(t *turn, state tls.ConnectionState) {
+// watch notes a connection whose handshake is done, if its peer showed a certificate. The function that it returns takes it off.
+func (s sessions) watch(end func(), state tls.ConnectionState) (closed func()) {
 	if len(state.PeerCertificates) == 0 {
-		return
+		return func() {}
 	}
 	p, serial, err := identity.PrincipalOf(&state)
 	if err != nil {
-		return
+		return func() {}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.open[t] = session{p, serial, identity.IssuerOf(&state)}
-	off := func() {
+	one := &session{end, p, serial, identity.IssuerOf(&state)}
+	s.open[one] = struct{}{}
+	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		delete(s.open, t)
+		delete(s.open, one)
 	}
-	t.closed.Store(&off)
 }
 
 // end closes what passes no more: calls that are under way are cut off with their connection.
 func (s sessions) end(passes func(fleet.Principal, fleet.Serial, fleet.Digest) error) {
 	s.mu.Lock()
-	var cut []*turn
-	for t, one := range s.open {
+	var cut []*session
+	for one := range s.open {
 		if passes(one.who, one.serial, one.issuer) != nil {
-			cut = append(cut, t)
+			cut = append(cut, one)
 		}
 	}
 	s.mu.Unlock()
-	for _, t := range cut {
-		go func() { _ = t.Close() }() // one that is not TCP may take its time
+	for _, one := range cut {
+		go one.end() // one that is not TCP may take its time
 	}
 }
 
@@ -72,7 +73,7 @@ func (s *Server) admitOperator(p fleet.Principal, serial fleet.Serial) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), admitWait)
 	defer cancel()
-	if s.aside(func() error { return s.replica.Read(ctx) }) == nil {
+	if s.desk.Yield(func() error { return s.replica.Read(ctx) }) == nil {
 		err = s.replica.View().AcceptsOperator(p, serial, "")
 	}
 	if err != nil {

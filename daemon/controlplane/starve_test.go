@@ -83,7 +83,7 @@ func TestAProvenConnectionLeavesItsPlaceInsideADoor(t *testing.T) {
 	conf := in.proving(identity.Server(identity.Fixed(leaf, roots), s.Admit, false, "h2"))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- s.Door("inner", in, conf, slog.New(slog.DiscardHandler)).Run(ctx, func() {}) }()
+	go func() { done <- s.Listener("inner", in, conf, slog.New(slog.DiscardHandler)).Run(ctx, func() {}) }()
 	mine, theirs := net.Pipe()
 	defer mine.Close()
 	left := make(chan struct{})
@@ -109,18 +109,18 @@ func TestAHandshakeThatWaitsForTheBookLetsOthersCompute(t *testing.T) {
 	o.gate = make(chan struct{})
 	who := fleet.PrincipalOf(innerDomain, fleet.Appliance, "eu-1")
 	var wg sync.WaitGroup
-	for range cap(s.turns) {
-		s.turns <- struct{}{}
+	for range cap(s.desk.slots) {
+		s.desk.slots <- struct{}{}
 		wg.Go(func() {
 			if s.Admit(who, "old") == nil {
 				t.Error("an old certificate came in")
 			}
-			<-s.turns
+			<-s.desk.slots
 		})
 	}
 	select {
-	case s.turns <- struct{}{}:
-		<-s.turns
+	case s.desk.slots <- struct{}{}:
+		<-s.desk.slots
 	case <-time.After(10 * time.Second):
 		t.Error("those who wait keep every turn")
 	}

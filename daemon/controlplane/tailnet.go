@@ -53,7 +53,7 @@ func (n *node) serveTailnet(ctx context.Context, port string, conf *tls.Config) 
 		return false, err
 	}
 	n.log.Info("the door on the tailnet is open", "hostname", cfg.Hostname, "addresses", tn.Addrs(), "port", port)
-	return true, n.server.Door("tailnet", ln, conf, n.log).Run(ctx, func() {})
+	return true, n.server.Listener("tailnet", ln, conf, n.log).Run(ctx, func() {})
 }
 
 // credentials are those of the files, or the secret of the book that the node's file names. They are opened anew for each join.

@@ -11,7 +11,7 @@ import (
 // turn is a connection whose handshake computes only while it has a turn; to wait for bytes it gives the turn back.
 type turn struct {
 	net.Conn
-	door  *Door         // that holds it; nil for none
+	door  *Listener     // that holds it; nil for none
 	turns chan struct{} // nil once the handshake is over
 	came  time.Time
 	from  string // its source

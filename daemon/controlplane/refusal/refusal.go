@@ -45,7 +45,7 @@ type Recorder struct {
 	sources   *limit.Limiter // the same, by network
 }
 
-// NewRecorder makes a recorder. It counts what is neither logged nor on record.
+// NewRecorder makes a recorder. unlogged counts what is neither logged nor on record; nil counts nothing.
 func NewRecorder(r *book.Replica, log *slog.Logger, unlogged telemetry.Counter) *Recorder {
 	return &Recorder{replica: r, log: log, unlogged: unlogged, by: limit.NewLimiter(callersMax), named: rate.NewLimiter(allNamedRate.PerSecond, allNamedRate.Burst),
 		anonymous: rate.NewLimiter(anonymousRate, anonymousBurst), sources: limit.NewLimiter(networksMax)}
@@ -90,7 +90,7 @@ func (r *Recorder) Allow(who Caller) (now bool, left int) {
 
 // Count is [Recorder.Allow] with the measurement of what is left out.
 func (r *Recorder) Count(who Caller) (now bool, left int) {
-	if now, left = r.Allow(who); !now {
+	if now, left = r.Allow(who); !now && r.unlogged != nil {
 		r.unlogged.Inc()
 	}
 	return now, left
