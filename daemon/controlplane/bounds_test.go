@@ -33,7 +33,7 @@ import (
 )
 
 // atDoor runs a door in fake time, and gives what brings it connections, and what a caller with a certificate of eu-1 needs.
-func atDoor(t *testing.T, s *Server) (door *Listener, in *upgrades, caller *tls.Config) {
+func atDoor(t *testing.T, s *Server) (door *Listener, in *upgradeListener, caller *tls.Config) {
 	t.Helper()
 	ca, err := identity.NewCA(innerDomain, time.Now(), rand.Reader, identity.DefaultCALife)
 	if err != nil {
@@ -49,7 +49,7 @@ func atDoor(t *testing.T, s *Server) (door *Listener, in *upgrades, caller *tls.
 	roots := identity.Pool([]*x509.Certificate{ca.Cert})
 	member := leaf(fleet.Appliance, "eu-1")
 	tell(t, s, book.Renew{Name: "eu-1", Using: "s1", Serial: identity.SerialOf(member.Leaf), Till: member.Leaf.NotAfter})
-	in = newUpgrades(&net.TCPAddr{}, 1)
+	in = newUpgradeListener(&net.TCPAddr{}, 1)
 	door = s.Listener("door", in, identity.Server(identity.Fixed(leaf(fleet.Node, "cp-1"), roots), s.Admit, false, Protocols()...), slog.New(slog.DiscardHandler))
 	return door, in, identity.Client(identity.Fixed(member, roots), identity.WantNode(innerDomain), channel.Proto)
 }
@@ -180,17 +180,17 @@ func TestEachProcedureOfStrangersIsBounded(t *testing.T) {
 
 // TestStrangersOfManyNetworksGiveWay: all their connections together have a bound, and the network that holds the most pays.
 func TestStrangersOfManyNetworksGiveWay(t *testing.T) {
-	g := newGuests()
-	enter := func(host string) (*guest, error) {
+	g := newConnTable()
+	enter := func(host string) (*callConn, error) {
 		c, _ := net.Pipe()
-		who := &guest{host: host, kind: ofStrangers}
+		who := &callConn{owner: host, kind: anonymousQuota}
 		out, err := g.enter(c, who, 0)
 		g.serve(c, &daemon.Calls{})
 		return out, err
 	}
-	for i := range ofStrangers.all {
+	for i := range anonymousQuota.all {
 		host := fmt.Sprint("net-", i)
-		if i < guestsEach/2 {
+		if i < anonymousEach/2 {
 			host = "most"
 		}
 		if out, err := enter(host); out != nil || err != nil {
@@ -199,12 +199,12 @@ func TestStrangersOfManyNetworksGiveWay(t *testing.T) {
 	}
 	for i := range 10 {
 		out, err := enter(fmt.Sprint("late-", i))
-		if err != nil || out == nil || out.host != "most" {
+		if err != nil || out == nil || out.owner != "most" {
 			t.Fatalf("newcomer %d: %+v gives way, %v", i, out, err)
 		}
 	}
-	if n := g.kinds[ofStrangers]; n != ofStrangers.all {
-		t.Errorf("%d connections of strangers are open, want %d", n, ofStrangers.all)
+	if n := g.kinds[anonymousQuota]; n != anonymousQuota.all {
+		t.Errorf("%d connections of strangers are open, want %d", n, anonymousQuota.all)
 	}
 }
 
@@ -230,17 +230,17 @@ func TestWhoLosesItsPlace(t *testing.T) {
 				mine, theirs := net.Pipe()
 				defer mine.Close()
 				for range x.many {
-					one := &turn{Conn: theirs, turns: s.desk.slots, came: time.Now(), from: "it"}
+					one := &handshake{Conn: theirs, slots: s.desk.slots, accepted: time.Now(), network: "it"}
 					one.spoke.Store(x.spoke)
 					one.since.Store(1) // it waits for its peer's bytes
-					door.fly(one, true)
+					door.setInFlight(one, true)
 				}
 				door.next = "/" + x.waits
 				began := time.Now()
-				for len(door.conns.flying) == x.many {
-					time.Sleep(door.shed())
+				for len(door.conns.inFlight) == x.many {
+					time.Sleep(door.evictStalled())
 				}
-				if took := time.Since(began); took < x.want || took > x.want+2*glance {
+				if took := time.Since(began); took < x.want || took > x.want+2*stallCheck {
 					t.Errorf("it lost its place after %s, want %s", took, x.want)
 				}
 			})

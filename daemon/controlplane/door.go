@@ -30,7 +30,7 @@ const (
 	flightMax     = 512              // handshakes under way
 	handshakeWait = 10 * time.Second // for one handshake
 	silentWait    = time.Second      // after its coming for a peer's first byte, while all places are taken and others wait
-	glance        = 50 * time.Millisecond
+	stallCheck    = 50 * time.Millisecond
 	peerWait      = 4 * time.Second // for all of a peer's bytes, then
 	heavyWait     = time.Second     // the same, for a source with more than heavy handshakes under way, while others wait
 	heavy         = flightMax / 8
@@ -68,8 +68,8 @@ type Config struct {
 // Desk admits the connections of all listeners of a node. Its methods may be called concurrently.
 type Desk struct {
 	Config
-	slots  chan struct{} // handshakes that compute, at all listeners
-	guests *guests
+	slots chan struct{} // handshakes that compute, at all listeners
+	conns *connTable
 }
 
 // NewDesk makes a desk.
@@ -78,7 +78,7 @@ func NewDesk(c Config) *Desk {
 		c.CallsIdle = callsIdle
 	}
 	c.Meter = c.Meter.orNone()
-	return &Desk{Config: c, slots: make(chan struct{}, slotsEach*runtime.GOMAXPROCS(0)), guests: newGuests()}
+	return &Desk{Config: c, slots: make(chan struct{}, slotsEach*runtime.GOMAXPROCS(0)), conns: newConnTable()}
 }
 
 // Yield waits with f in a handshake and lets others compute meanwhile.
@@ -100,13 +100,13 @@ type Listener struct {
 	log  *slog.Logger
 	born time.Time
 
-	mu     sync.Mutex
-	queue  lines
-	next   string        // network, behind a slash, of the connection that was popped and waits for a place
-	conns  connsOf       // those whose handshake has begun; guarded by mu
-	wait   chan struct{} // holds a token while the queue may have something
-	opened chan struct{} // closed when the listener is served
-	porch  bool          // another part accepts connections; see [Listener.Porch]
+	mu           sync.Mutex
+	queue        fairQueue
+	next         string        // network, behind a slash, of the connection that was popped and waits for a place
+	conns        connsOf       // those whose handshake has begun; guarded by mu
+	wait         chan struct{} // holds a token while the queue may have something
+	opened       chan struct{} // closed when the listener is served
+	acceptsEarly bool          // another part accepts connections; see [Listener.AcceptEarly]
 
 	wg   sync.WaitGroup // handshakes, channels, and connections for calls
 	life lifetime       // of what channels ask of others: it ends when a stop has waited long enough
@@ -114,8 +114,8 @@ type Listener struct {
 
 // connsOf is the connections of a listener.
 type connsOf struct {
-	flying   map[*turn]struct{}         // handshakes under way
-	held     map[*turn]struct{}         // all whose handshake has begun, until they are closed
+	inFlight map[*handshake]struct{}    // handshakes under way
+	open     map[*handshake]struct{}    // all whose handshake has begun, until they are closed
 	calls    map[net.Conn]*daemon.Calls // those that are served
 	sessions map[Session]struct{}
 }
@@ -135,29 +135,29 @@ type lifetime struct {
 func (k *Desk) Listener(name string, ln net.Listener, conf *tls.Config, log *slog.Logger) *Listener {
 	ctx, end := context.WithCancel(context.Background())
 	return &Listener{desk: k, name: name, ln: ln, conf: conf, log: log, wait: make(chan struct{}, 1), opened: make(chan struct{}),
-		conns: connsOf{map[*turn]struct{}{}, map[*turn]struct{}{}, map[net.Conn]*daemon.Calls{}, map[Session]struct{}{}},
+		conns: connsOf{map[*handshake]struct{}{}, map[*handshake]struct{}{}, map[net.Conn]*daemon.Calls{}, map[Session]struct{}{}},
 		life:  lifetime{ctx, end}}
 }
 
-// Porch makes the part that takes connections before the door opens, and while it is open: it starts earlier than the door,
+// AcceptEarly makes the part that takes connections before the door opens, and while it is open: it starts earlier than the door,
 // while the node still reads its book, and stops later. What nobody takes waits in the kernel's backlog, which holds a few
 // thousand; the first bytes of others are dropped there, and repeated after 1, 3, 7 and 15 s. Call it before the door runs.
-func (d *Listener) Porch() daemon.Part {
-	d.porch = true
+func (d *Listener) AcceptEarly() daemon.Part {
+	d.acceptsEarly = true
 	return daemon.Func(d.name+"-porch", func(ctx context.Context, ready func()) error {
 		ready()
 		var parts sync.WaitGroup
-		parts.Go(func() { d.sweep(ctx) })
+		parts.Go(func() { d.rejectOverdue(ctx) })
 		err := d.accept(ctx)
 		<-ctx.Done() // the door may have closed the listener
 		parts.Wait()
-		d.dismiss(time.Time{})
+		d.rejectQueued(time.Time{})
 		return err
 	})
 }
 
-// sweep closes the connections that have waited for too long for a door that does not open: they may find another node.
-func (d *Listener) sweep(ctx context.Context) {
+// rejectOverdue closes the connections that have waited for too long for a door that does not open: they may find another node.
+func (d *Listener) rejectOverdue(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -167,13 +167,13 @@ func (d *Listener) sweep(ctx context.Context) {
 		case <-d.opened:
 			return
 		case <-tick.C:
-			d.dismiss(time.Now().Add(-queueWait))
+			d.rejectQueued(time.Now().Add(-queueWait))
 		}
 	}
 }
 
-// dismiss closes the connections that have waited since before a time, or all of them where it is zero.
-func (d *Listener) dismiss(since time.Time) {
+// rejectQueued closes the connections that have waited since before a time, or all of them where it is zero.
+func (d *Listener) rejectQueued(since time.Time) {
 	d.mu.Lock()
 	out := d.queue.before(since)
 	d.mu.Unlock()
@@ -194,7 +194,7 @@ func (d *Listener) Run(ctx context.Context, ready func()) error {
 	defer cancel()
 	failed := make(chan error, 1)
 	var parts sync.WaitGroup
-	if !d.porch {
+	if !d.acceptsEarly {
 		parts.Go(func() { failed <- d.accept(own) })
 	}
 	parts.Go(func() { d.admit(own) })
@@ -208,8 +208,8 @@ func (d *Listener) Run(ctx context.Context, ready func()) error {
 	_ = d.ln.Close()
 	d.endAll()
 	parts.Wait()
-	if !d.porch {
-		d.dismiss(time.Time{}) // who came while admit ended
+	if !d.acceptsEarly {
+		d.rejectQueued(time.Time{}) // who came while admit ended
 	}
 	if ctx.Err() != nil {
 		return nil
@@ -240,7 +240,7 @@ func (d *Listener) endAll() {
 	}
 	d.life.end()
 	d.mu.Lock()
-	for t := range d.conns.held {
+	for t := range d.conns.open {
 		go func() { _ = t.Close() }() // one that is not TCP may take its time
 	}
 	d.mu.Unlock()
@@ -248,16 +248,16 @@ func (d *Listener) endAll() {
 }
 
 // hold keeps a connection whose handshake begins, so that the door can cut it. Its close lets go of it.
-func (d *Listener) hold(t *turn) {
+func (d *Listener) hold(t *handshake) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.conns.held[t] = struct{}{}
+	d.conns.open[t] = struct{}{}
 }
 
-func (d *Listener) release(t *turn) {
+func (d *Listener) release(t *handshake) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.conns.held, t)
+	delete(d.conns.open, t)
 }
 
 // accept takes connections as they come: what waits in the kernel's backlog is retried by peers with ever longer pauses.
@@ -338,7 +338,7 @@ func (d *Listener) admit(ctx context.Context) {
 			continue
 		}
 		d.wg.Add(1)
-		go d.shake(ctx, w, sync.OnceFunc(func() { <-flight }))
+		go d.handshake(ctx, w, sync.OnceFunc(func() { <-flight }))
 	}
 }
 
@@ -355,24 +355,24 @@ func (d *Listener) place(ctx context.Context, flight chan<- struct{}) {
 			return
 		case <-ctx.Done():
 			return
-		case <-time.After(d.shed()):
+		case <-time.After(d.evictStalled()):
 		}
 	}
 }
 
-// shed ends the handshake whose peer is overdue the most, if any is, and tells when to look again.
-func (d *Listener) shed() time.Duration {
+// evictStalled ends the handshake whose peer is overdue the most, if any is, and tells when to look again.
+func (d *Listener) evictStalled() time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	under := map[string]int{}
-	for t := range d.conns.flying {
-		under[t.from]++
+	for t := range d.conns.inFlight {
+		under[t.network]++
 	}
-	var worst *turn
+	var worst *handshake
 	var most time.Duration
-	for t := range d.conns.flying {
+	for t := range d.conns.inFlight {
 		wait := peerWait
-		if under[t.from] > heavy && d.nextIsNot(t.from) {
+		if under[t.network] > heavy && d.nextIsNot(t.network) {
 			wait = heavyWait
 		}
 		if over := t.overdue(wait); worst == nil || over > most {
@@ -380,9 +380,9 @@ func (d *Listener) shed() time.Duration {
 		}
 	}
 	if worst == nil || most < 0 {
-		return min(max(-most, time.Millisecond), glance)
+		return min(max(-most, time.Millisecond), stallCheck)
 	}
-	delete(d.conns.flying, worst)
+	delete(d.conns.inFlight, worst)
 	d.desk.Meter.Rejected.Inc()
 	go func() { _ = worst.Conn.Close() }() // one that is not TCP may take its time
 	return time.Millisecond
@@ -393,23 +393,23 @@ func (d *Listener) nextIsNot(from string) bool {
 	return d.queue.others(from) || d.next != "" && d.next != "/"+from
 }
 
-// fly puts a handshake among those that shed looks at, or takes it away.
-func (d *Listener) fly(t *turn, under bool) {
+// setInFlight puts a handshake among those that shed looks at, or takes it away.
+func (d *Listener) setInFlight(t *handshake, under bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if under {
-		d.conns.flying[t] = struct{}{}
+		d.conns.inFlight[t] = struct{}{}
 		return
 	}
-	delete(d.conns.flying, t)
+	delete(d.conns.inFlight, t)
 }
 
-// shake does one handshake and hands the connection to what it chose. The channel goes on in a goroutine of its own:
+// handshake does one handshake and hands the connection to what it chose. The channel goes on in a goroutine of its own:
 // that of the handshake has grown a deep stack.
-func (d *Listener) shake(ctx context.Context, w waiting, landed func()) {
+func (d *Listener) handshake(ctx context.Context, w waiting, landed func()) {
 	defer landed()
 	raw := w.conn
-	t := &turn{Conn: raw, door: d, turns: d.desk.slots, came: w.since, from: w.from}
+	t := &handshake{Conn: raw, door: d, slots: d.desk.slots, accepted: w.since, network: w.from}
 	d.hold(t)
 	handed := false
 	defer func() {
@@ -422,15 +422,15 @@ func (d *Listener) shake(ctx context.Context, w waiting, landed func()) {
 		}
 	}()
 	begun := time.Now()
-	d.fly(t, true)
-	defer d.fly(t, false)
+	d.setInFlight(t, true)
+	defer d.setInFlight(t, false)
 	c := tls.Server(t, d.conf)
 	_ = raw.SetDeadline(begun.Add(handshakeWait))
-	t.take()
+	t.acquire()
 	err := c.Handshake()
-	t.give()
-	t.turns = nil
-	d.fly(t, false)
+	t.release()
+	t.slots = nil
+	d.setInFlight(t, false)
 	if err != nil {
 		d.log.Debug("no handshake", "part", d.name, "err", err)
 		return
@@ -476,33 +476,33 @@ func (d *Listener) session(l Session, open bool) {
 
 // admitCalls serves the calls of a proven connection, within the bounds of its source or its member.
 func (d *Listener) admitCalls(ctx context.Context, c *tls.Conn) bool {
-	h, who := d.desk.Calls, guestOf(c)
-	out, err := d.desk.guests.enter(c, who, d.desk.CallsIdle)
+	h, who := d.desk.Calls, ownerOf(c)
+	out, err := d.desk.conns.enter(c, who, d.desk.CallsIdle)
 	switch {
-	case who.gone:
+	case who.refused:
 		d.desk.Meter.Crowded.Inc()
 		return false
 	case err != nil:
 		d.desk.Meter.Crowded.Inc()
-		h = refusedConn(err)
+		h = refuseAll(err)
 	case out != nil:
 		d.desk.Meter.Displaced.Inc()
 		out.leave()
 	}
-	calls := daemon.NewCalls(d.name, c, h, d.moved, d.log)
+	calls := daemon.NewCalls(d.name, c, h, d.stateChanged, d.log)
 	d.mu.Lock()
 	d.conns.calls[c] = calls
 	d.mu.Unlock()
 	calls.Serve()
-	d.desk.guests.serve(c, calls)
+	d.desk.conns.serve(c, calls)
 	if ctx.Err() != nil { // endAll may have come before
 		go calls.End()
 	}
 	return true
 }
 
-// refusedConn answers each call with err, and ends the connection after the first in order.
-func refusedConn(err error) http.Handler {
+// refuseAll answers each call with err, and ends the connection after the first in order.
+func refuseAll(err error) http.Handler {
 	say := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Connection", "close")
@@ -510,9 +510,9 @@ func refusedConn(err error) http.Handler {
 	})
 }
 
-// moved takes what the server of a connection for calls says of it.
-func (d *Listener) moved(c net.Conn, st http.ConnState) {
-	d.desk.guests.moved(c, st)
+// stateChanged takes what the server of a connection for calls says of it.
+func (d *Listener) stateChanged(c net.Conn, st http.ConnState) {
+	d.desk.conns.stateChanged(c, st)
 	if st != http.StateClosed {
 		return
 	}

@@ -26,9 +26,9 @@ func RefusesNode(s book.State, name string, serial fleet.Serial, begins time.Tim
 
 // AtWork counts the connections for calls that have one under way.
 func (s *Server) AtWork() (n int) {
-	s.desk.guests.mu.Lock()
-	defer s.desk.guests.mu.Unlock()
-	for _, o := range s.desk.guests.of {
+	s.desk.conns.mu.Lock()
+	defer s.desk.conns.mu.Unlock()
+	for _, o := range s.desk.conns.of {
 		if !o.idle {
 			n++
 		}
@@ -38,7 +38,7 @@ func (s *Server) AtWork() (n int) {
 
 // What tests measure bounds against.
 const (
-	GuestsEach    = guestsEach
+	GuestsEach    = anonymousEach
 	OperatorEach  = operatorEach
 	GreetingsEach = greetingsEach
 )

@@ -23,10 +23,10 @@ import (
 // come back. A handshake has 10 s (daemon.HTTP), so that silence holds a place no longer.
 const maxUnproven = 256
 
-// innerDoor makes the door for appliances behind TLS inspection: a web server that takes one upgrade, at one path, and behind it
+// InnerListener makes the door for appliances behind TLS inspection: a web server that takes one upgrade, at one path, and behind it
 // the very same door as on the main listener. Of those that have proven nothing yet it holds so many as places says. Without
 // inner_tls in the file there is none.
-func innerDoor(c *configs.InnerDoor, conf *tls.Config, places int, door func(string, net.Listener, *tls.Config) daemon.Part, log *slog.Logger) ([]daemon.Part, error) {
+func InnerListener(c *configs.InnerDoor, conf *tls.Config, places int, door func(string, net.Listener, *tls.Config) daemon.Part, log *slog.Logger) ([]daemon.Part, error) {
 	const op = "controlplane.innerDoor"
 	if c == nil {
 		return nil, nil
@@ -39,7 +39,7 @@ func innerDoor(c *configs.InnerDoor, conf *tls.Config, places int, door func(str
 	if err != nil {
 		return nil, fault.Because(err, op, fault.Unavailable, "inner_tls.listen: %v", err)
 	}
-	in := newUpgrades(ln.Addr(), places)
+	in := newUpgradeListener(ln.Addr(), places)
 	outer := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: web.get, NextProtos: []string{"http/1.1"}}
 	only := outer.Clone() // net/http adds h2 to its own copy: a proxy would choose it, and an upgrade has no way there
 	outer.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return only, nil }
@@ -49,8 +49,8 @@ func innerDoor(c *configs.InnerDoor, conf *tls.Config, places int, door func(str
 	}, nil
 }
 
-// upgrades is a listener that is fed by upgrades to a WebSocket.
-type upgrades struct {
+// upgradeListener is a listener that is fed by upgrades to a WebSocket.
+type upgradeListener struct {
 	addr   net.Addr
 	conns  chan net.Conn
 	places chan struct{} // taken by those that have not proven anything yet
@@ -58,12 +58,12 @@ type upgrades struct {
 	once   sync.Once
 }
 
-func newUpgrades(addr net.Addr, places int) *upgrades {
-	return &upgrades{addr: addr, conns: make(chan net.Conn), places: make(chan struct{}, places), done: make(chan struct{})}
+func newUpgradeListener(addr net.Addr, places int) *upgradeListener {
+	return &upgradeListener{addr: addr, conns: make(chan net.Conn), places: make(chan struct{}, places), done: make(chan struct{})}
 }
 
 // ServeHTTP takes an upgrade at the one path.
-func (u *upgrades) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (u *upgradeListener) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path != mesh.InnerPath {
 		http.NotFound(w, r)
 		return
@@ -80,7 +80,7 @@ func (u *upgrades) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		<-u.places
 		return
 	}
-	p := &placed{Conn: c, leave: sync.OnceFunc(func() { <-u.places })}
+	p := &pending{Conn: c, leave: sync.OnceFunc(func() { <-u.places })}
 	select {
 	case u.conns <- p:
 	case <-u.done:
@@ -89,7 +89,7 @@ func (u *upgrades) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // Accept implements [net.Listener].
-func (u *upgrades) Accept() (net.Conn, error) {
+func (u *upgradeListener) Accept() (net.Conn, error) {
 	select {
 	case c := <-u.conns:
 		return c, nil
@@ -99,16 +99,16 @@ func (u *upgrades) Accept() (net.Conn, error) {
 }
 
 // Close implements [net.Listener]. It ends no connection.
-func (u *upgrades) Close() error {
+func (u *upgradeListener) Close() error {
 	u.once.Do(func() { close(u.done) })
 	return nil
 }
 
 // Addr implements [net.Listener].
-func (u *upgrades) Addr() net.Addr { return u.addr }
+func (u *upgradeListener) Addr() net.Addr { return u.addr }
 
 // proving gives conf with one thing added: a connection whose handshake is verified leaves its place to the next.
-func (u *upgrades) proving(conf *tls.Config) *tls.Config {
+func (u *upgradeListener) proving(conf *tls.Config) *tls.Config {
 	out := conf.Clone()
 	out.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 		now := conf
@@ -140,10 +140,10 @@ func (u *upgrades) proving(conf *tls.Config) *tls.Config {
 }
 
 // placeOf finds what holds a place, beneath what a door wraps around it.
-func placeOf(c net.Conn) *placed {
+func placeOf(c net.Conn) *pending {
 	for {
 		switch x := c.(type) {
-		case *placed:
+		case *pending:
 			return x
 		case interface{ NetConn() net.Conn }:
 			c = x.NetConn()
@@ -153,20 +153,20 @@ func placeOf(c net.Conn) *placed {
 	}
 }
 
-// placed is a connection that holds a place.
-type placed struct {
+// pending is a connection that holds a place.
+type pending struct {
 	net.Conn
 	leave func()
 }
 
 // Close leaves the place too.
-func (p *placed) Close() error {
+func (p *pending) Close() error {
 	p.leave()
 	return p.Conn.Close()
 }
 
-// web is a certificate from files, read again when one of them changes. A broken new one leaves the old one in use.
-type web struct {
+// webCertificate is a certificate from files, read again when one of them changes. A broken new one leaves the old one in use.
+type webCertificate struct {
 	certFile, keyFile string
 	log               *slog.Logger
 	mu                sync.Mutex
@@ -179,15 +179,15 @@ type stampOf struct {
 	size int64
 }
 
-func loadWeb(c *configs.InnerDoor, log *slog.Logger) (*web, error) {
-	w := &web{certFile: c.CertFile, keyFile: c.KeyFile, log: log}
+func loadWeb(c *configs.InnerDoor, log *slog.Logger) (*webCertificate, error) {
+	w := &webCertificate{certFile: c.CertFile, keyFile: c.KeyFile, log: log}
 	if err := w.load(w.stamps()); err != nil {
 		return nil, err
 	}
 	return w, nil
 }
 
-func (w *web) stamps() (s [2]stampOf) {
+func (w *webCertificate) stamps() (s [2]stampOf) {
 	for i, name := range []string{w.certFile, w.keyFile} {
 		if fi, err := os.Stat(name); err == nil {
 			s[i] = stampOf{fi.ModTime(), fi.Size()}
@@ -196,7 +196,7 @@ func (w *web) stamps() (s [2]stampOf) {
 	return s
 }
 
-func (w *web) load(s [2]stampOf) error {
+func (w *webCertificate) load(s [2]stampOf) error {
 	w.read = s
 	pair, err := tls.LoadX509KeyPair(w.certFile, w.keyFile)
 	if err != nil {
@@ -206,7 +206,7 @@ func (w *web) load(s [2]stampOf) error {
 	return nil
 }
 
-func (w *web) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+func (w *webCertificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if s := w.stamps(); s != w.read {

@@ -95,7 +95,7 @@ func startDoorOf(t *testing.T, places int) *doorTest {
 		b, _ := io.ReadAll(r.Body)
 		fmt.Fprintf(w, "%s %v %s", p, err != nil, b)
 	})
-	parts, err := innerDoor(&configs.InnerDoor{Listen: d.addr, CertFile: d.certFile, KeyFile: d.keyFile}, conf, places, func(name string, ln net.Listener, c *tls.Config) daemon.Part {
+	parts, err := InnerListener(&configs.InnerDoor{Listen: d.addr, CertFile: d.certFile, KeyFile: d.keyFile}, conf, places, func(name string, ln net.Listener, c *tls.Config) daemon.Part {
 		return daemon.HTTP(name, ln, c, who, slog.New(slog.DiscardHandler))
 	}, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -308,7 +308,7 @@ func TestInnerDoorReadsItsCertificateAgain(t *testing.T) {
 	if third := serial(); third != second {
 		t.Error("a broken pair changed the certificate")
 	}
-	if _, err := innerDoor(&configs.InnerDoor{Listen: "127.0.0.1:0", CertFile: d.certFile, KeyFile: d.keyFile}, &tls.Config{}, 1, nil, slog.New(slog.DiscardHandler)); fault.Of(err) != fault.Invalid {
+	if _, err := InnerListener(&configs.InnerDoor{Listen: "127.0.0.1:0", CertFile: d.certFile, KeyFile: d.keyFile}, &tls.Config{}, 1, nil, slog.New(slog.DiscardHandler)); fault.Of(err) != fault.Invalid {
 		t.Errorf("a start with a broken pair: %v, want invalid", err)
 	}
 }

@@ -15,23 +15,23 @@ type waiting struct {
 	from  string // its source
 }
 
-// lines is the connections that wait: one line a source, first come first served in each, and the lines take turns. Who
+// fairQueue is the connections that wait: one line a source, first come first served in each, and the lines take turns. Who
 // comes alone goes before the second of a thousand.
-type lines struct {
-	of   map[string]*line
-	turn []*line // the next one first
+type fairQueue struct {
+	of   map[string]*networkQueue
+	turn []*networkQueue // the next one first
 	n    int
 }
 
-type line struct {
+type networkQueue struct {
 	from string
 	list []waiting
 }
 
 // push adds w and gives the connection that must go for it, the oldest of the longest line, where most wait already.
-func (q *lines) push(w waiting, most int) (out net.Conn) {
+func (q *fairQueue) push(w waiting, most int) (out net.Conn) {
 	if q.of == nil {
-		q.of = map[string]*line{}
+		q.of = map[string]*networkQueue{}
 	}
 	if q.n >= most {
 		longest := q.turn[0]
@@ -44,7 +44,7 @@ func (q *lines) push(w waiting, most int) (out net.Conn) {
 	}
 	l := q.of[w.from]
 	if l == nil {
-		l = &line{from: w.from}
+		l = &networkQueue{from: w.from}
 		q.of[w.from], q.turn = l, append(q.turn, l)
 	}
 	l.list = append(l.list, w)
@@ -53,7 +53,7 @@ func (q *lines) push(w waiting, most int) (out net.Conn) {
 }
 
 // take takes the first of a line. A line that is empty leaves.
-func (q *lines) take(l *line) waiting {
+func (q *fairQueue) take(l *networkQueue) waiting {
 	w := l.list[0]
 	l.list[0] = waiting{}
 	l.list = l.list[1:]
@@ -71,9 +71,9 @@ func (q *lines) take(l *line) waiting {
 }
 
 // pop takes the next.
-func (q *lines) pop() (waiting, bool) {
+func (q *fairQueue) pop() (waiting, bool) {
 	if q.n == 0 {
-		*q = lines{} // a storm's arrays are not kept
+		*q = fairQueue{} // a storm's arrays are not kept
 		return waiting{}, false
 	}
 	l := q.turn[0]
@@ -85,7 +85,7 @@ func (q *lines) pop() (waiting, bool) {
 }
 
 // before takes those that have waited since before a time, or all of them where it is zero.
-func (q *lines) before(since time.Time) (out []waiting) {
+func (q *fairQueue) before(since time.Time) (out []waiting) {
 	for _, l := range slices.Clone(q.turn) {
 		for len(l.list) > 0 && (since.IsZero() || l.list[0].since.Before(since)) {
 			out = append(out, q.take(l))
@@ -95,6 +95,6 @@ func (q *lines) before(since time.Time) (out []waiting) {
 }
 
 // others tells whether any line but that of from waits.
-func (q *lines) others(from string) bool {
+func (q *fairQueue) others(from string) bool {
 	return len(q.turn) > 1 || len(q.turn) == 1 && q.turn[0].from != from
 }

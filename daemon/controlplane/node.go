@@ -111,7 +111,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	conf := identity.Server(n.files, n.server.Admit, false, Protocols()...)
 	door := n.server.Listener("door", ln, conf, log)
 	// Catch-up comes before genesis, which waits for a leader: none speaks to a node that has to catch up first.
-	parts := []daemon.Part{daemon.Func("raft", n.runRaft), daemon.Func("artifacts", n.server.TendArtifacts), door.Porch(), daemon.Func("catch-up", func(ctx context.Context, ready func()) error {
+	parts := []daemon.Part{daemon.Func("raft", n.runRaft), daemon.Func("artifacts", n.server.TendArtifacts), door.AcceptEarly(), daemon.Func("catch-up", func(ctx context.Context, ready func()) error {
 		ready()
 		return n.files.CatchUp(ctx, authority.CatchUpEvery)
 	}), daemon.Func("genesis", n.genesis), daemon.Func("introduction", n.introduce), daemon.Func("recheck", n.recheck)}
@@ -160,7 +160,7 @@ func (n *node) doors(door *Listener, conf *tls.Config) ([]daemon.Part, error) {
 		parts = append(parts, daemon.HTTP("metrics", ln, nil, n.reg.Handler(), n.log))
 	}
 	parts = append(parts, daemon.Func("hub", n.server.Follow), door)
-	inner, err := innerDoor(n.cfg.InnerTLS, conf, maxUnproven, func(name string, ln net.Listener, c *tls.Config) daemon.Part {
+	inner, err := InnerListener(n.cfg.InnerTLS, conf, maxUnproven, func(name string, ln net.Listener, c *tls.Config) daemon.Part {
 		return n.server.Listener(name, ln, c, n.log)
 	}, n.log)
 	if err != nil {

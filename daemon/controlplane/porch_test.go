@@ -38,7 +38,7 @@ func TestThePorchTakesWhoComesEarly(t *testing.T) {
 		t.Fatal(err)
 	}
 	door := s.Listener("door", ln, identity.Server(identity.Fixed(leaf, roots), s.Admit, false, "h2"), slog.New(slog.DiscardHandler))
-	porch := door.Porch()
+	porch := door.AcceptEarly()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 2)
 	go func() { ended <- porch.Run(ctx, func() {}) }()
@@ -81,14 +81,14 @@ func TestThePorchTakesWhoComesEarly(t *testing.T) {
 func TestThePorchLetsGoOfWhoWaitsForTooLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := begun(t)
-		in := newUpgrades(&net.TCPAddr{}, 1)
-		porch := s.Listener("door", in, nil, slog.New(slog.DiscardHandler)).Porch()
+		in := newUpgradeListener(&net.TCPAddr{}, 1)
+		porch := s.Listener("door", in, nil, slog.New(slog.DiscardHandler)).AcceptEarly()
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- porch.Run(ctx, func() {}) }()
 		came := time.Now()
 		mine, theirs := net.Pipe()
-		in.conns <- &placed{Conn: theirs, leave: func() {}}
+		in.conns <- &pending{Conn: theirs, leave: func() {}}
 		if _, err := mine.Read(make([]byte, 1)); err == nil {
 			t.Error("somebody said something")
 		}
@@ -96,7 +96,7 @@ func TestThePorchLetsGoOfWhoWaitsForTooLong(t *testing.T) {
 			t.Errorf("it was let go after %s, want %s", took, queueWait)
 		}
 		late, last := net.Pipe()
-		in.conns <- &placed{Conn: last, leave: func() {}}
+		in.conns <- &pending{Conn: last, leave: func() {}}
 		synctest.Wait()
 		cancel()
 		if _, err := late.Read(make([]byte, 1)); err == nil {

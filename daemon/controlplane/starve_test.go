@@ -79,7 +79,7 @@ func TestAProvenConnectionLeavesItsPlaceInsideADoor(t *testing.T) {
 		t.Fatal(err)
 	}
 	roots := identity.Pool([]*x509.Certificate{ca.Cert})
-	in := newUpgrades(&net.TCPAddr{}, 1)
+	in := newUpgradeListener(&net.TCPAddr{}, 1)
 	conf := in.proving(identity.Server(identity.Fixed(leaf, roots), s.Admit, false, "h2"))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -87,7 +87,7 @@ func TestAProvenConnectionLeavesItsPlaceInsideADoor(t *testing.T) {
 	mine, theirs := net.Pipe()
 	defer mine.Close()
 	left := make(chan struct{})
-	in.conns <- &placed{Conn: theirs, leave: sync.OnceFunc(func() { close(left) })}
+	in.conns <- &pending{Conn: theirs, leave: sync.OnceFunc(func() { close(left) })}
 	if err := tls.Client(mine, identity.Client(identity.Fixed(nil, roots), identity.WantNode(innerDomain), "h2")).HandshakeContext(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +173,7 @@ func TestWhoDoesNotCountersignIsAskedOnceForAHead(t *testing.T) {
 
 // TestLinesTakeTurns: one that comes alone goes before the second of a thousand, and the longest line loses where there is no room.
 func TestLinesTakeTurns(t *testing.T) {
-	var q lines
+	var q fairQueue
 	for i := range 100 {
 		q.push(waiting{from: "many", since: time.Unix(int64(i), 0)}, 100)
 	}

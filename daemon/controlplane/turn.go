@@ -8,13 +8,13 @@ import (
 	"time"
 )
 
-// turn is a connection whose handshake computes only while it has a turn; to wait for bytes it gives the turn back.
-type turn struct {
+// handshake is a connection whose handshake computes only while it has a turn; to wait for bytes it gives the turn back.
+type handshake struct {
 	net.Conn
-	door  *Listener     // that holds it; nil for none
-	turns chan struct{} // nil once the handshake is over
-	came  time.Time
-	from  string // its source
+	door     *Listener     // that holds it; nil for none
+	slots    chan struct{} // nil once the handshake is over
+	accepted time.Time
+	network  string // its source
 
 	closed atomic.Pointer[func()] // called once it is closed; nil for none
 
@@ -23,14 +23,14 @@ type turn struct {
 	waited atomic.Int64 // for bytes, before that
 }
 
-func (t *turn) take() { t.turns <- struct{}{} } // Go serves those that wait here in order
-func (t *turn) give() { <-t.turns }
+func (t *handshake) acquire() { t.slots <- struct{}{} } // Go serves those that wait here in order
+func (t *handshake) release() { <-t.slots }
 
 // NetConn gives the connection beneath.
-func (t *turn) NetConn() net.Conn { return t.Conn }
+func (t *handshake) NetConn() net.Conn { return t.Conn }
 
 // Close implements net.Conn.
-func (t *turn) Close() error {
+func (t *handshake) Close() error {
 	if t.door != nil {
 		t.door.release(t)
 	}
@@ -41,17 +41,17 @@ func (t *turn) Close() error {
 }
 
 // Read implements net.Conn.
-func (t *turn) Read(p []byte) (int, error) {
-	if t.turns == nil {
+func (t *handshake) Read(p []byte) (int, error) {
+	if t.slots == nil {
 		return t.Conn.Read(p)
 	}
-	t.give()
-	defer t.take()
-	began := time.Since(t.came)
+	t.release()
+	defer t.acquire()
+	began := time.Since(t.accepted)
 	t.since.Store(int64(max(began, 1)))
 	n, err := t.Conn.Read(p)
 	t.since.Store(0)
-	t.waited.Add(int64(time.Since(t.came) - began))
+	t.waited.Add(int64(time.Since(t.accepted) - began))
 	if n > 0 {
 		t.spoke.Store(true)
 	}
@@ -59,13 +59,13 @@ func (t *turn) Read(p []byte) (int, error) {
 }
 
 // overdue is how much longer the peer has been silent than it may be while others wait; less than 0 where it has time left.
-func (t *turn) overdue(wait time.Duration) time.Duration {
-	now, since := time.Since(t.came), time.Duration(t.since.Load())
+func (t *handshake) overdue(wait time.Duration) time.Duration {
+	now, since := time.Since(t.accepted), time.Duration(t.since.Load())
 	switch {
 	case since == 0:
-		return -glance // it computes
+		return -stallCheck // it computes
 	case !t.spoke.Load():
-		return min(now-silentWait, now-since-glance)
+		return min(now-silentWait, now-since-stallCheck)
 	}
 	return time.Duration(t.waited.Load()) + now - since - wait
 }
