@@ -25,7 +25,6 @@ import (
 	"github.com/demarc-dev/demarc/api/channel"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
-	"github.com/demarc-dev/demarc/daemon"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -33,7 +32,7 @@ import (
 )
 
 // atDoor runs a door in fake time, and gives what brings it connections, and what a caller with a certificate of eu-1 needs.
-func atDoor(t *testing.T, s *Server) (door *Listener, in *upgradeListener, caller *tls.Config) {
+func atDoor(t *testing.T, s *Server) (door *Listener, in *pipes, caller *tls.Config) {
 	t.Helper()
 	ca, err := identity.NewCA(innerDomain, time.Now(), rand.Reader, identity.DefaultCALife)
 	if err != nil {
@@ -49,7 +48,7 @@ func atDoor(t *testing.T, s *Server) (door *Listener, in *upgradeListener, calle
 	roots := identity.Pool([]*x509.Certificate{ca.Cert})
 	member := leaf(fleet.Appliance, "eu-1")
 	tell(t, s, book.Renew{Name: "eu-1", Using: "s1", Serial: identity.SerialOf(member.Leaf), Till: member.Leaf.NotAfter})
-	in = newUpgradeListener(&net.TCPAddr{}, 1)
+	in = newPipes()
 	door = s.Listener("door", in, identity.Server(identity.Fixed(leaf(fleet.Node, "cp-1"), roots), s.Admit, false, Protocols()...), slog.New(slog.DiscardHandler))
 	return door, in, identity.Client(identity.Fixed(member, roots), identity.WantNode(innerDomain), channel.Proto)
 }
@@ -118,20 +117,6 @@ func TestWhoSaysNothingGoes(t *testing.T) {
 	}
 }
 
-// TestWhoWaitedTooLongIsNotServed: a connection whose turn comes after its peer has gone elsewhere takes no handshake.
-func TestWhoWaitedTooLongIsNotServed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s, _ := begun(t)
-		door, _, _ := atDoor(t, s)
-		late, theirs := net.Pipe()
-		door.push(waiting{theirs, time.Now().Add(-queueWait - time.Second), "192.0.2.1"})
-		opened(t, door)
-		if took := lasts(late); took != 0 {
-			t.Errorf("it was held for %s", took)
-		}
-	})
-}
-
 // TestEachProcedureOfStrangersIsBounded: whatever the table lets a stranger call, it asks whether strangers may be heard.
 func TestEachProcedureOfStrangersIsBounded(t *testing.T) {
 	s, _ := begun(t)
@@ -175,75 +160,5 @@ func TestEachProcedureOfStrangersIsBounded(t *testing.T) {
 		if got := call(p); got != connect.CodeResourceExhausted {
 			t.Errorf("%s: %v where no stranger may be heard, want busy", p, got)
 		}
-	}
-}
-
-// TestStrangersOfManyNetworksGiveWay: all their connections together have a bound, and the network that holds the most pays.
-func TestStrangersOfManyNetworksGiveWay(t *testing.T) {
-	g := newConnTable()
-	enter := func(host string) (*callConn, error) {
-		c, _ := net.Pipe()
-		who := &callConn{owner: host, kind: anonymousQuota}
-		out, err := g.enter(c, who, 0)
-		g.serve(c, &daemon.Calls{})
-		return out, err
-	}
-	for i := range anonymousQuota.all {
-		host := fmt.Sprint("net-", i)
-		if i < anonymousEach/2 {
-			host = "most"
-		}
-		if out, err := enter(host); out != nil || err != nil {
-			t.Fatalf("connection %d: %v, %v", i, out, err)
-		}
-	}
-	for i := range 10 {
-		out, err := enter(fmt.Sprint("late-", i))
-		if err != nil || out == nil || out.owner != "most" {
-			t.Fatalf("newcomer %d: %+v gives way, %v", i, out, err)
-		}
-	}
-	if n := g.kinds[anonymousQuota]; n != anonymousQuota.all {
-		t.Errorf("%d connections of strangers are open, want %d", n, anonymousQuota.all)
-	}
-}
-
-// TestWhoLosesItsPlace: how long a peer may be silent in its handshake while all places are taken and others wait.
-func TestWhoLosesItsPlace(t *testing.T) {
-	for name, x := range map[string]struct {
-		spoke bool
-		many  int    // handshakes of its source
-		waits string // where the one comes from that waits
-		want  time.Duration
-	}{
-		"it never spoke":                      {false, 1, "other", silentWait},
-		"it spoke":                            {true, 1, "other", peerWait},
-		"one of many of its source":           {true, heavy + 1, "other", heavyWait},
-		"one of as many as a source may have": {true, heavy, "other", peerWait},
-		"one of many, and only its own wait":  {true, heavy + 1, "it", peerWait},
-		"one of many that never spoke":        {false, heavy + 1, "it", silentWait},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s, _ := begun(t)
-				door, _, _ := atDoor(t, s)
-				mine, theirs := net.Pipe()
-				defer mine.Close()
-				for range x.many {
-					one := &handshake{Conn: theirs, slots: s.desk.slots, accepted: time.Now(), network: "it"}
-					one.spoke.Store(x.spoke)
-					one.since.Store(1) // it waits for its peer's bytes
-					door.setInFlight(one, true)
-				}
-				door.next = "/" + x.waits
-				began := time.Now()
-				for len(door.conns.inFlight) == x.many {
-					time.Sleep(door.evictStalled())
-				}
-				if took := time.Since(began); took < x.want || took > x.want+2*stallCheck {
-					t.Errorf("it lost its place after %s, want %s", took, x.want)
-				}
-			})
-		})
 	}
 }

@@ -81,6 +81,27 @@ func NewDesk(c Config) *Desk {
 	return &Desk{Config: c, slots: make(chan struct{}, slotsEach*runtime.GOMAXPROCS(0)), conns: newConnTable()}
 }
 
+// Slots is how many handshakes compute at once.
+func (k *Desk) Slots() int { return cap(k.slots) }
+
+// Acquire waits for a slot, and takes it. Waiters are served in order.
+func (k *Desk) Acquire() { k.slots <- struct{}{} }
+
+// Release gives a slot back.
+func (k *Desk) Release() { <-k.slots }
+
+// AtWork is the number of connections for calls that have a call in flight.
+func (k *Desk) AtWork() (n int) {
+	k.conns.mu.Lock()
+	defer k.conns.mu.Unlock()
+	for _, o := range k.conns.of {
+		if !o.idle {
+			n++
+		}
+	}
+	return n
+}
+
 // Yield waits with f in a handshake and lets others compute meanwhile.
 func (k *Desk) Yield(f func() error) error {
 	select {

@@ -25,16 +25,7 @@ func RefusesNode(s book.State, name string, serial fleet.Serial, begins time.Tim
 }
 
 // AtWork counts the connections for calls that have one under way.
-func (s *Server) AtWork() (n int) {
-	s.desk.conns.mu.Lock()
-	defer s.desk.conns.mu.Unlock()
-	for _, o := range s.desk.conns.of {
-		if !o.idle {
-			n++
-		}
-	}
-	return n
-}
+func (s *Server) AtWork() int { return s.desk.AtWork() }
 
 // What tests measure bounds against.
 const (

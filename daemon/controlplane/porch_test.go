@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"log/slog"
 	"net"
 	"sync"
 	"testing"
@@ -23,12 +22,11 @@ import (
 // order once the door opens.
 func TestThePorchTakesWhoComesEarly(t *testing.T) {
 	const early = 20
-	s, _ := begun(t)
-	ca, err := identity.NewCA(innerDomain, time.Now(), rand.Reader, identity.DefaultCALife)
+	ca, err := identity.NewCA(admDomain, time.Now(), rand.Reader, identity.DefaultCALife)
 	if err != nil {
 		t.Fatal(err)
 	}
-	leaf, err := identitytest.Leaf(ca, fleet.PrincipalOf(innerDomain, fleet.Node, "cp-1"), time.Now(), time.Hour)
+	leaf, err := identitytest.Leaf(ca, fleet.PrincipalOf(admDomain, fleet.Node, "cp-1"), time.Now(), time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,7 +35,7 @@ func TestThePorchTakesWhoComesEarly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	door := s.Listener("door", ln, identity.Server(identity.Fixed(leaf, roots), s.Admit, false, "h2"), slog.New(slog.DiscardHandler))
+	door := listening(ln, identity.Server(identity.Fixed(leaf, roots), admitAll, false, "h2"))
 	porch := door.AcceptEarly()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 2)
@@ -51,7 +49,7 @@ func TestThePorchTakesWhoComesEarly(t *testing.T) {
 		defer raw.Close()
 		wg.Go(func() {
 			_ = raw.SetDeadline(time.Now().Add(20 * time.Second))
-			if err := tls.Client(raw, identity.Client(identity.Fixed(nil, roots), identity.WantNode(innerDomain), "h2")).Handshake(); err != nil {
+			if err := tls.Client(raw, identity.Client(identity.Fixed(nil, roots), identity.WantNode(admDomain), "h2")).Handshake(); err != nil {
 				t.Error(err)
 			}
 		})
@@ -80,9 +78,8 @@ func TestThePorchTakesWhoComesEarly(t *testing.T) {
 // TestThePorchLetsGoOfWhoWaitsForTooLong: a node that does not open keeps nobody from trying another.
 func TestThePorchLetsGoOfWhoWaitsForTooLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, _ := begun(t)
 		in := newUpgradeListener(&net.TCPAddr{}, 1)
-		porch := s.Listener("door", in, nil, slog.New(slog.DiscardHandler)).AcceptEarly()
+		porch := listening(in, nil).AcceptEarly()
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- porch.Run(ctx, func() {}) }()

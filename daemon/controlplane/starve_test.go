@@ -4,12 +4,7 @@ package controlplane
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
 	"log/slog"
-	"net"
-	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -18,7 +13,6 @@ import (
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
-	"github.com/demarc-dev/demarc/identity/identitytest"
 	"github.com/demarc-dev/demarc/ledger"
 )
 
@@ -67,41 +61,6 @@ func tell[R any](t *testing.T, s *Server, c ledger.Change[book.State, R]) {
 	}
 }
 
-// TestAProvenConnectionLeavesItsPlaceInsideADoor: the door wraps what it takes, and the place is found all the same.
-func TestAProvenConnectionLeavesItsPlaceInsideADoor(t *testing.T) {
-	s, _ := begun(t)
-	ca, err := identity.NewCA(innerDomain, time.Now(), rand.Reader, identity.DefaultCALife)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := identitytest.Leaf(ca, fleet.PrincipalOf(innerDomain, fleet.Node, "cp-1"), time.Now(), time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	roots := identity.Pool([]*x509.Certificate{ca.Cert})
-	in := newUpgradeListener(&net.TCPAddr{}, 1)
-	conf := in.proving(identity.Server(identity.Fixed(leaf, roots), s.Admit, false, "h2"))
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- s.Listener("inner", in, conf, slog.New(slog.DiscardHandler)).Run(ctx, func() {}) }()
-	mine, theirs := net.Pipe()
-	defer mine.Close()
-	left := make(chan struct{})
-	in.conns <- &pending{Conn: theirs, leave: sync.OnceFunc(func() { close(left) })}
-	if err := tls.Client(mine, identity.Client(identity.Fixed(nil, roots), identity.WantNode(innerDomain), "h2")).HandshakeContext(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case <-left:
-	case <-time.After(5 * time.Second): // the server of HTTP/2 would end the silent connection after 10 s
-		t.Error("a proven connection still holds its place")
-	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-}
-
 // TestAHandshakeThatWaitsForTheBookLetsOthersCompute: callers whose certificate the book does not know take no turn while the
 // node catches up, and one that is banned is refused without a question to the others.
 func TestAHandshakeThatWaitsForTheBookLetsOthersCompute(t *testing.T) {
@@ -109,18 +68,23 @@ func TestAHandshakeThatWaitsForTheBookLetsOthersCompute(t *testing.T) {
 	o.gate = make(chan struct{})
 	who := fleet.PrincipalOf(innerDomain, fleet.Appliance, "eu-1")
 	var wg sync.WaitGroup
-	for range cap(s.desk.slots) {
-		s.desk.slots <- struct{}{}
+	for range s.desk.Slots() {
+		s.desk.Acquire()
 		wg.Go(func() {
 			if s.Admit(who, "old") == nil {
 				t.Error("an old certificate came in")
 			}
-			<-s.desk.slots
+			s.desk.Release()
 		})
 	}
+	free := make(chan struct{})
+	go func() {
+		s.desk.Acquire()
+		close(free)
+	}()
 	select {
-	case s.desk.slots <- struct{}{}:
-		<-s.desk.slots
+	case <-free:
+		s.desk.Release()
 	case <-time.After(10 * time.Second):
 		t.Error("those who wait keep every turn")
 	}
@@ -169,38 +133,6 @@ func TestWhoDoesNotCountersignIsAskedOnceForAHead(t *testing.T) {
 			t.Error(err)
 		}
 	})
-}
-
-// TestLinesTakeTurns: one that comes alone goes before the second of a thousand, and the longest line loses where there is no room.
-func TestLinesTakeTurns(t *testing.T) {
-	var q fairQueue
-	for i := range 100 {
-		q.push(waiting{from: "many", since: time.Unix(int64(i), 0)}, 100)
-	}
-	mine, theirs := net.Pipe()
-	defer mine.Close()
-	defer theirs.Close()
-	q.turn[0].list[0].conn = theirs
-	if out := q.push(waiting{from: "one"}, 100); out != theirs {
-		t.Fatal("the oldest of the longest line did not go")
-	}
-	q.push(waiting{from: "two"}, 1000)
-	var got []string
-	for range 4 {
-		w, _ := q.pop()
-		got = append(got, w.from)
-	}
-	if want := []string{"many", "one", "two", "many"}; !slices.Equal(want, got) {
-		t.Fatalf("want %v, got %v", want, got)
-	}
-	for n := 97; n > 0; n-- {
-		if _, ok := q.pop(); !ok {
-			t.Fatalf("%d are missing", n)
-		}
-	}
-	if _, ok := q.pop(); ok || len(q.of) != 0 || len(q.turn) != 0 {
-		t.Fatal("something is left")
-	}
 }
 
 // TestBeats: beats of roads that the kernels watch are rare, and no node takes more than it was measured for.
