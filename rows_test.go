@@ -32,6 +32,7 @@ var rows = map[string]map[string]int{
 	},
 	"daemon/controlplane": {
 		"limit": 0, "book": 0, "login": 0, "platform": 0,
+		"admission": 1,
 		"refusal":   1,
 		"authority": 2,
 		"":          9, // one node: puts the rooms together

@@ -29,6 +29,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/admission"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -305,7 +306,7 @@ func (f *Fleet) StartNode() {
 	d := newDoor()
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		_ = server.Listener("door", d, identity.Server(source, f.admit(server), false, controlplane.Protocols()...), f.log).Run(ctx, func() {})
+		_ = server.Listener("door", d, identity.Server(source, f.admit(server), false, admission.Protocols()...), f.log).Run(ctx, func() {})
 	})
 	wg.Go(func() { _ = server.Follow(ctx, func() {}) })
 	wg.Go(func() { _ = source.Tend(ctx) })

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/admission"
 	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
@@ -215,7 +216,7 @@ func (c *trio) startNode(name string) {
 			}
 		}
 		wg.Go(func() { p.server.RollCall(ctx, 90*time.Second) })
-		_ = p.server.Listener("door", p.api, identity.Server(p.source, p.server.Admit, false, controlplane.Protocols()...), f.log).Run(ctx, func() {})
+		_ = p.server.Listener("door", p.api, identity.Server(p.source, p.server.Admit, false, admission.Protocols()...), f.log).Run(ctx, func() {})
 	})
 	wg.Go(func() { _ = p.server.Follow(ctx, func() {}) })
 	wg.Go(func() { _ = p.source.Tend(ctx) })

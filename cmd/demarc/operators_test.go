@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/admission"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -96,7 +97,7 @@ func newDomainWith(t *testing.T, set func(*controlplane.Options)) *domain {
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = s.Follow(ctx, func() {}) })
 	wg.Go(func() {
-		_ = s.Listener("door", ln, identity.Server(source, s.Admit, false, controlplane.Protocols()...), log).Run(ctx, func() {})
+		_ = s.Listener("door", ln, identity.Server(source, s.Admit, false, admission.Protocols()...), log).Run(ctx, func() {})
 	})
 	t.Cleanup(func() { cancel(); wg.Wait() })
 	return e

@@ -25,6 +25,7 @@ import (
 	"github.com/demarc-dev/demarc/api/channel"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/daemon/controlplane/admission"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/identity"
@@ -32,7 +33,7 @@ import (
 )
 
 // atDoor runs a door in fake time, and gives what brings it connections, and what a caller with a certificate of eu-1 needs.
-func atDoor(t *testing.T, s *Server) (door *Listener, in *pipes, caller *tls.Config) {
+func atDoor(t *testing.T, s *Server) (door *admission.Listener, in *pipes, caller *tls.Config) {
 	t.Helper()
 	ca, err := identity.NewCA(innerDomain, time.Now(), rand.Reader, identity.DefaultCALife)
 	if err != nil {
@@ -49,12 +50,12 @@ func atDoor(t *testing.T, s *Server) (door *Listener, in *pipes, caller *tls.Con
 	member := leaf(fleet.Appliance, "eu-1")
 	tell(t, s, book.Renew{Name: "eu-1", Using: "s1", Serial: identity.SerialOf(member.Leaf), Till: member.Leaf.NotAfter})
 	in = newPipes()
-	door = s.Listener("door", in, identity.Server(identity.Fixed(leaf(fleet.Node, "cp-1"), roots), s.Admit, false, Protocols()...), slog.New(slog.DiscardHandler))
+	door = s.Listener("door", in, identity.Server(identity.Fixed(leaf(fleet.Node, "cp-1"), roots), s.Admit, false, admission.Protocols()...), slog.New(slog.DiscardHandler))
 	return door, in, identity.Client(identity.Fixed(member, roots), identity.WantNode(innerDomain), channel.Proto)
 }
 
 // opened runs a door until the test ends.
-func opened(t *testing.T, d *Listener) {
+func opened(t *testing.T, d *admission.Listener) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -80,13 +81,13 @@ func TestWhoSaysNothingGoes(t *testing.T) {
 		begin func(t *testing.T, raw net.Conn, conf *tls.Config) io.Reader
 		want  time.Duration
 	}{
-		"nothing": {func(_ *testing.T, raw net.Conn, _ *tls.Config) io.Reader { return raw }, handshakeWait},
+		"nothing": {func(_ *testing.T, raw net.Conn, _ *tls.Config) io.Reader { return raw }, admission.HandshakeWait},
 		"half a hello of TLS": {func(t *testing.T, raw net.Conn, _ *tls.Config) io.Reader {
 			if _, err := raw.Write([]byte{22, 3, 1, 2, 0, 1}); err != nil {
 				t.Error(err)
 			}
 			return raw
-		}, handshakeWait},
+		}, admission.HandshakeWait},
 		"no hello of the channel": {func(t *testing.T, raw net.Conn, conf *tls.Config) io.Reader {
 			c := tls.Client(raw, conf)
 			if err := c.Handshake(); err != nil {

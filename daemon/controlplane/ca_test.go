@@ -21,6 +21,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/admission"
 	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
@@ -149,7 +150,7 @@ func TestANodeThatMissedARetirementComesBack(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 2)
 	go func() {
-		done <- up.Listener("door", ln, identity.Server(up.source, up.Admit, false, controlplane.Protocols()...), slog.New(slog.DiscardHandler)).Run(ctx, func() {})
+		done <- up.Listener("door", ln, identity.Server(up.source, up.Admit, false, admission.Protocols()...), slog.New(slog.DiscardHandler)).Run(ctx, func() {})
 	}()
 	calls := func() error { // as raft does: each proves the other
 		c, err := (&tls.Dialer{Config: identity.Client(down.source, identity.WantNode(domain, "cp-1"), "h2")}).DialContext(t.Context(), "tcp", ln.Addr().String())

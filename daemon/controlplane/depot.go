@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/singleflight"
 
+	"github.com/demarc-dev/demarc/daemon/controlplane/admission"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/daemon/controlplane/limit"
 	"github.com/demarc-dev/demarc/daemon/controlplane/refusal"
@@ -146,7 +147,7 @@ func (d *depot) hold(ctx context.Context, x fleet.Digest, from []string, told fu
 func (d *depot) fly(x fleet.Digest, from []string) <-chan singleflight.Result {
 	return d.flights.DoChan(string(x), func() (any, error) {
 		if !d.begin() {
-			return nil, errStops
+			return nil, admission.ErrStops
 		}
 		defer d.wg.Done()
 		return nil, d.fetch(d.life, x, from)
@@ -171,7 +172,7 @@ func (d *depot) fetch(ctx context.Context, x fleet.Digest, from []string) error 
 	case d.places <- struct{}{}:
 		defer func() { <-d.places }()
 	case <-ctx.Done():
-		return errStops
+		return admission.ErrStops
 	}
 	var trouble []string
 	for _, m := range d.order(from) {
@@ -186,7 +187,7 @@ func (d *depot) fetch(ctx context.Context, x fleet.Digest, from []string) error 
 			d.s.log.Info("artifact fetched", "digest", x.Short(), "from", m.Name)
 			return nil
 		case ctx.Err() != nil:
-			return errStops
+			return admission.ErrStops
 		case errors.As(err, &own):
 			return d.miss(x, own.error)
 		case fault.Of(err) != fault.NotFound:

@@ -22,6 +22,7 @@ import (
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/api/channel"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/admission"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -102,7 +103,7 @@ func (h *house) start() {
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = s.Follow(ctx, func() {}) })
 	wg.Go(func() {
-		if err := s.Listener("door", ln, identity.Server(source, s.Admit, false, controlplane.Protocols()...), log).Run(ctx, func() {}); err != nil {
+		if err := s.Listener("door", ln, identity.Server(source, s.Admit, false, admission.Protocols()...), log).Run(ctx, func() {}); err != nil {
 			t.Error(err)
 		}
 	})

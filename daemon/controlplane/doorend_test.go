@@ -13,6 +13,7 @@ import (
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/api/channel"
+	"github.com/demarc-dev/demarc/daemon/controlplane/admission"
 )
 
 // stuck is an order that answers no proposal while it is on: that of a node which hears of no leader.
@@ -93,7 +94,7 @@ func say(t *testing.T, c *tls.Conn, up *boundaryv1.Up) {
 }
 
 // stopped runs a door, has something begin, and stops the door.
-func stopped(t *testing.T, d *Listener, begin func()) {
+func stopped(t *testing.T, d *admission.Listener, begin func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -106,7 +107,7 @@ func stopped(t *testing.T, d *Listener, begin func()) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(began); took > stopWait+admitWait {
+	if took := time.Since(began); took > admission.StopWait+admitWait {
 		t.Errorf("the door ended after %s", took)
 	}
 }

@@ -33,6 +33,7 @@ import (
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
 	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/admission"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -113,7 +114,7 @@ func newGateFor(t *testing.T, wait time.Duration, development bool) *gate {
 	g.addr = ln.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	part := g.server.Listener("door", ln, identity.Server(g.own, g.server.Admit, false, controlplane.Protocols()...), log)
+	part := g.server.Listener("door", ln, identity.Server(g.own, g.server.Admit, false, admission.Protocols()...), log)
 	go func() { done <- part.Run(ctx, func() {}) }()
 	t.Cleanup(func() {
 		cancel()

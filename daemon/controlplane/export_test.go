@@ -10,6 +10,7 @@ import (
 	"connectrpc.com/connect"
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
+	"github.com/demarc-dev/demarc/daemon/controlplane/admission"
 	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fleet"
@@ -29,8 +30,8 @@ func (s *Server) AtWork() int { return s.desk.AtWork() }
 
 // What tests measure bounds against.
 const (
-	GuestsEach    = anonymousEach
-	OperatorEach  = operatorEach
+	GuestsEach    = admission.AnonymousEach
+	OperatorEach  = admission.OperatorEach
 	GreetingsEach = greetingsEach
 )
 

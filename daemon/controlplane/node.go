@@ -17,6 +17,7 @@ import (
 
 	"github.com/demarc-dev/demarc/configs"
 	"github.com/demarc-dev/demarc/daemon"
+	"github.com/demarc-dev/demarc/daemon/controlplane/admission"
 	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
@@ -108,7 +109,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	}
 	n.up.Store(true)
 	n.describe()
-	conf := identity.Server(n.files, n.server.Admit, false, Protocols()...)
+	conf := identity.Server(n.files, n.server.Admit, false, admission.Protocols()...)
 	door := n.server.Listener("door", ln, conf, log)
 	// Catch-up comes before genesis, which waits for a leader: none speaks to a node that has to catch up first.
 	parts := []daemon.Part{daemon.Func("raft", n.runRaft), daemon.Func("artifacts", n.server.TendArtifacts), door.AcceptEarly(), daemon.Func("catch-up", func(ctx context.Context, ready func()) error {
@@ -149,7 +150,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 }
 
 // doors binds what else this node listens on for others than its peers.
-func (n *node) doors(door *Listener, conf *tls.Config) ([]daemon.Part, error) {
+func (n *node) doors(door *admission.Listener, conf *tls.Config) ([]daemon.Part, error) {
 	const op = "controlplane.doors"
 	var parts []daemon.Part
 	if n.cfg.Metrics.Listen != "" {
@@ -160,7 +161,7 @@ func (n *node) doors(door *Listener, conf *tls.Config) ([]daemon.Part, error) {
 		parts = append(parts, daemon.HTTP("metrics", ln, nil, n.reg.Handler(), n.log))
 	}
 	parts = append(parts, daemon.Func("hub", n.server.Follow), door)
-	inner, err := InnerListener(n.cfg.InnerTLS, conf, maxUnproven, func(name string, ln net.Listener, c *tls.Config) daemon.Part {
+	inner, err := admission.InnerListener(n.cfg.InnerTLS, conf, admission.MaxUnproven, func(name string, ln net.Listener, c *tls.Config) daemon.Part {
 		return n.server.Listener(name, ln, c, n.log)
 	}, n.log)
 	if err != nil {
@@ -330,8 +331,8 @@ func (n *node) begin(ctx context.Context) error {
 }
 
 // meterOf registers what the doors measure.
-func meterOf(r *telemetry.Registry) Meter {
-	return Meter{
+func meterOf(r *telemetry.Registry) admission.Meter {
+	return admission.Meter{
 		Admission: r.Histogram("demarc_admission_wait_seconds", "Time that a connection waited for its handshake to begin.", []float64{.001, .01, .1, .5, 1, 2, 5, 10, 20}),
 		Handshake: r.Histogram("demarc_handshake_seconds", "Time of a handshake that succeeded.", []float64{.001, .005, .01, .05, .1, .5, 1, 2, 5, 10}),
 		Arrival:   r.Histogram("demarc_channel_arrival_seconds", "Time after the opening of the door at which a channel came up.", []float64{.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 30, 60, 300}),

@@ -20,6 +20,7 @@ import (
 	"github.com/demarc-dev/demarc/api"
 	"github.com/demarc-dev/demarc/api/boundary/v1/boundaryv1connect"
 	"github.com/demarc-dev/demarc/api/control/v1/controlv1connect"
+	"github.com/demarc-dev/demarc/daemon/controlplane/admission"
 	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/daemon/controlplane/platform"
@@ -62,7 +63,7 @@ type Options struct {
 	// CallsIdle is how long a connection for calls has had none before it may give way to another one of the same member; zero
 	// means 10 s.
 	CallsIdle time.Duration
-	Meter     Meter
+	Meter     admission.Meter
 	Unlogged  telemetry.Counter // refused calls that are neither in the log nor on record: there were too many; nil counts none
 }
 
@@ -80,7 +81,7 @@ type Server struct {
 	quotas    *quotas
 	patience  *patience
 	leaving   atomic.Bool // the book knows that this node stops
-	desk      *Desk
+	desk      *admission.Desk
 	seeing    sync.Map // operators whose call is being put on record; see saw
 	sessions  sessions
 
@@ -118,8 +119,8 @@ func NewServer(o Options) (*Server, error) {
 		return nil, err
 	}
 	s.keys = authority.NewService(s.authority)
-	s.desk = NewDesk(Config{Calls: s.Handler(), CallsIdle: o.CallsIdle, Meter: o.Meter, Opened: s.sessions.watch,
-		Channel: func(life context.Context, c *tls.Conn) Session {
+	s.desk = admission.NewDesk(admission.Config{Calls: s.Handler(), CallsIdle: o.CallsIdle, Meter: o.Meter, Opened: s.sessions.watch,
+		Channel: func(life context.Context, c *tls.Conn) admission.Session {
 			if l := s.greet(life, c); l != nil {
 				return l
 			}
@@ -306,7 +307,7 @@ func (s *Server) Authority() *authority.Store { return s.authority }
 // Keys answers what operators ask about authorities, keys and secrets.
 func (s *Server) Keys() *authority.Service { return s.keys }
 
-// Listener makes the part that serves ln with conf of [identity.Server] and [Protocols]. The part closes ln.
-func (s *Server) Listener(name string, ln net.Listener, conf *tls.Config, log *slog.Logger) *Listener {
+// Listener makes the part that serves ln with conf of [identity.Server] and [admission.Protocols]. The part closes ln.
+func (s *Server) Listener(name string, ln net.Listener, conf *tls.Config, log *slog.Logger) *admission.Listener {
 	return s.desk.Listener(name, ln, conf, log)
 }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/configs"
+	"github.com/demarc-dev/demarc/daemon/controlplane/admission"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -30,8 +31,8 @@ import (
 // nobody orders nothing.
 type nobody struct{}
 
-func (nobody) Propose(context.Context, []byte) ([]byte, error) { return nil, errStops }
-func (nobody) Read(context.Context) error                      { return errStops }
+func (nobody) Propose(context.Context, []byte) ([]byte, error) { return nil, admission.ErrStops }
+func (nobody) Read(context.Context) error                      { return admission.ErrStops }
 func (nobody) Leader() string                                  { return "" }
 
 // spoken keeps what was logged.
@@ -94,7 +95,7 @@ func TestTailnetDoorComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := &node{log: log, server: s, cfg: &configs.Control{Tailnet: &configs.Tailnet{ControlURL: tn.URL, AuthKeyFile: file, Hostname: "cp-1", Dir: filepath.Join(dir, "node")}}}
-	conf := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{*leaf}, NextProtos: Protocols()}
+	conf := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{*leaf}, NextProtos: admission.Protocols()}
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	ended := make(chan error, 1)
@@ -115,7 +116,7 @@ func TestTailnetDoorComesBack(t *testing.T) {
 			var c net.Conn
 			if c, err = peer.Dial(ctx, ""); err == nil {
 				one, end := context.WithTimeout(ctx, 3*time.Second)
-				err = tls.Client(c, &tls.Config{InsecureSkipVerify: true, NextProtos: Protocols()}).HandshakeContext(one) // who answers is not the question here
+				err = tls.Client(c, &tls.Config{InsecureSkipVerify: true, NextProtos: admission.Protocols()}).HandshakeContext(one) // who answers is not the question here
 				end()
 				_ = c.Close()
 				if err == nil {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+package admission
 
 import (
 	"crypto/tls"
@@ -22,14 +22,14 @@ import (
 type connQuota struct{ each, all int }
 
 var (
-	anonymousQuota = connQuota{anonymousEach, 1024} // by source
-	operatorQuota  = connQuota{operatorEach, 1024}
+	anonymousQuota = connQuota{AnonymousEach, 1024} // by source
+	operatorQuota  = connQuota{OperatorEach, 1024}
 	memberQuota    = connQuota{32, 0} // of an appliance, or a node: as many as the fleet has
 )
 
 const (
-	anonymousEach = 128
-	operatorEach  = 256
+	AnonymousEach = 128
+	OperatorEach  = 256
 
 	callsIdle = 10 * time.Second // without a call, before a connection of a member gives way to another one of it
 )

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+package admission
 
-import "github.com/demarc-dev/demarc/telemetry"
+import (
+	"github.com/demarc-dev/demarc/telemetry"
+)
 
 // Meter takes the measurements of the doors. A field that is nil takes none.
 type Meter struct {

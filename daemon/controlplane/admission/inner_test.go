@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+package admission
 
 import (
 	"bytes"
@@ -60,7 +60,7 @@ func webFiles(t *testing.T, ca *roadtest.CA, certFile, keyFile string) {
 
 func startDoor(t *testing.T) *doorTest {
 	t.Helper()
-	return startDoorOf(t, maxUnproven)
+	return startDoorOf(t, MaxUnproven)
 }
 
 func startDoorOf(t *testing.T, places int) *doorTest {
@@ -68,13 +68,13 @@ func startDoorOf(t *testing.T, places int) *doorTest {
 	now := time.Now()
 	d := &doorTest{certFile: filepath.Join(t.TempDir(), "c"), keyFile: filepath.Join(t.TempDir(), "k")}
 	var err error
-	if d.vendor, err = identity.NewCA(admDomain, now, rand.Reader, identity.DefaultCALife); err != nil {
+	if d.vendor, err = identity.NewCA(domain, now, rand.Reader, identity.DefaultCALife); err != nil {
 		t.Fatal(err)
 	}
-	if d.node, err = identitytest.Leaf(d.vendor, fleet.PrincipalOf(admDomain, fleet.Node, "cp-1"), now, time.Hour); err != nil {
+	if d.node, err = identitytest.Leaf(d.vendor, fleet.PrincipalOf(domain, fleet.Node, "cp-1"), now, time.Hour); err != nil {
 		t.Fatal(err)
 	}
-	if d.appliance, err = identitytest.Leaf(d.vendor, fleet.PrincipalOf(admDomain, fleet.Appliance, "eu-1"), now, time.Hour); err != nil {
+	if d.appliance, err = identitytest.Leaf(d.vendor, fleet.PrincipalOf(domain, fleet.Appliance, "eu-1"), now, time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	if d.web, err = roadtest.NewCA("Web CA"); err != nil {
@@ -132,7 +132,7 @@ func (d *doorTest) dial(t *testing.T, p *mesh.Proxy, cas *x509.CertPool, inner b
 // call proves the node inside the connection, as an appliance does, and asks who it is there.
 func (d *doorTest) call(ctx context.Context, c net.Conn, leaf *tls.Certificate, body string) (string, error) {
 	defer c.Close()
-	tc, err := mesh.NewHello(mesh.HelloConfig{}).Shake(ctx, mesh.LayerChannel, c, nil, identity.Client(identity.Fixed(leaf, identity.Pool([]*x509.Certificate{d.vendor.Cert})), identity.WantNode(admDomain), "h2"))
+	tc, err := mesh.NewHello(mesh.HelloConfig{}).Shake(ctx, mesh.LayerChannel, c, nil, identity.Client(identity.Fixed(leaf, identity.Pool([]*x509.Certificate{d.vendor.Cert})), identity.WantNode(domain), "h2"))
 	if err != nil {
 		return "", err
 	}
@@ -228,7 +228,7 @@ func TestInnerDoorBoundsStrangers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer proven.Close()
-	tc, err := mesh.NewHello(mesh.HelloConfig{}).Shake(t.Context(), mesh.LayerChannel, proven, nil, identity.Client(identity.Fixed(d.appliance, identity.Pool([]*x509.Certificate{d.vendor.Cert})), identity.WantNode(admDomain), "h2"))
+	tc, err := mesh.NewHello(mesh.HelloConfig{}).Shake(t.Context(), mesh.LayerChannel, proven, nil, identity.Client(identity.Fixed(d.appliance, identity.Pool([]*x509.Certificate{d.vendor.Cert})), identity.WantNode(domain), "h2"))
 	if err != nil {
 		t.Fatal(err)
 	}

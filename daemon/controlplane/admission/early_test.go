@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+package admission
 
 import (
 	"context"
@@ -22,11 +22,11 @@ import (
 // order once the door opens.
 func TestThePorchTakesWhoComesEarly(t *testing.T) {
 	const early = 20
-	ca, err := identity.NewCA(admDomain, time.Now(), rand.Reader, identity.DefaultCALife)
+	ca, err := identity.NewCA(domain, time.Now(), rand.Reader, identity.DefaultCALife)
 	if err != nil {
 		t.Fatal(err)
 	}
-	leaf, err := identitytest.Leaf(ca, fleet.PrincipalOf(admDomain, fleet.Node, "cp-1"), time.Now(), time.Hour)
+	leaf, err := identitytest.Leaf(ca, fleet.PrincipalOf(domain, fleet.Node, "cp-1"), time.Now(), time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +49,7 @@ func TestThePorchTakesWhoComesEarly(t *testing.T) {
 		defer raw.Close()
 		wg.Go(func() {
 			_ = raw.SetDeadline(time.Now().Add(20 * time.Second))
-			if err := tls.Client(raw, identity.Client(identity.Fixed(nil, roots), identity.WantNode(admDomain), "h2")).Handshake(); err != nil {
+			if err := tls.Client(raw, identity.Client(identity.Fixed(nil, roots), identity.WantNode(domain), "h2")).Handshake(); err != nil {
 				t.Error(err)
 			}
 		})

@@ -1,44 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+package admission
 
-import "slices"
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
 
-import "sync"
+	"github.com/demarc-dev/demarc/daemon"
+	"github.com/demarc-dev/demarc/fleet"
+	"github.com/demarc-dev/demarc/identity"
+	"github.com/demarc-dev/demarc/identity/identitytest"
+)
 
-import "crypto/x509"
-
-import "time"
-
-import "io"
-
-import "testing"
-
-import "github.com/demarc-dev/demarc/fleet"
-
-import "log/slog"
-
-import "context"
-
-import "crypto/tls"
-
-import "github.com/demarc-dev/demarc/identity"
-
-import "testing/synctest"
-
-import "github.com/demarc-dev/demarc/identity/identitytest"
-
-import "github.com/demarc-dev/demarc/daemon"
-
-import "net/http"
-
-import "net"
-
-import "crypto/rand"
-
-import "fmt"
-
-const admDomain = "acme.example" // trust domain
+const domain = "acme.example" // trust domain
 
 // listening is a listener of a desk that serves nothing.
 func listening(ln net.Listener, conf *tls.Config) *Listener {
@@ -95,7 +81,7 @@ func TestStrangersOfManyNetworksGiveWay(t *testing.T) {
 	}
 	for i := range anonymousQuota.all {
 		host := fmt.Sprint("net-", i)
-		if i < anonymousEach/2 {
+		if i < AnonymousEach/2 {
 			host = "most"
 		}
 		if out, err := enter(host); out != nil || err != nil {
@@ -154,11 +140,11 @@ func TestWhoLosesItsPlace(t *testing.T) {
 
 // TestAProvenConnectionLeavesItsPlaceInsideADoor: the door wraps what it takes, and the place is found all the same.
 func TestAProvenConnectionLeavesItsPlaceInsideADoor(t *testing.T) {
-	ca, err := identity.NewCA(admDomain, time.Now(), rand.Reader, identity.DefaultCALife)
+	ca, err := identity.NewCA(domain, time.Now(), rand.Reader, identity.DefaultCALife)
 	if err != nil {
 		t.Fatal(err)
 	}
-	leaf, err := identitytest.Leaf(ca, fleet.PrincipalOf(admDomain, fleet.Node, "cp-1"), time.Now(), time.Hour)
+	leaf, err := identitytest.Leaf(ca, fleet.PrincipalOf(domain, fleet.Node, "cp-1"), time.Now(), time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +158,7 @@ func TestAProvenConnectionLeavesItsPlaceInsideADoor(t *testing.T) {
 	defer mine.Close()
 	left := make(chan struct{})
 	in.conns <- &pending{Conn: theirs, leave: sync.OnceFunc(func() { close(left) })}
-	if err := tls.Client(mine, identity.Client(identity.Fixed(nil, roots), identity.WantNode(admDomain), "h2")).HandshakeContext(t.Context()); err != nil {
+	if err := tls.Client(mine, identity.Client(identity.Fixed(nil, roots), identity.WantNode(domain), "h2")).HandshakeContext(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	select {

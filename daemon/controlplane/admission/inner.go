@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+package admission
 
 import (
 	"context"
@@ -19,9 +19,9 @@ import (
 	"github.com/demarc-dev/demarc/mesh"
 )
 
-// maxUnproven bounds the inner connections whose inner handshake is not done, all strangers together. What is over it is told to
+// MaxUnproven bounds the inner connections whose inner handshake is not done, all strangers together. What is over it is told to
 // come back. A handshake has 10 s (daemon.HTTP), so that silence holds a place no longer.
-const maxUnproven = 256
+const MaxUnproven = 256
 
 // InnerListener makes the door for appliances behind TLS inspection: a web server that takes one upgrade, at one path, and behind it
 // the very same door as on the main listener. Of those that have proven nothing yet it holds so many as places says. Without

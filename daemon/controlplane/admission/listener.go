@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+// Package admission admits connections fairly, does their TLS handshakes, and hands each to what it chose: calls over HTTP/2, or a
+// channel. It knows no book: who may come in, and what is served, are functions that it is given.
+//
+// Under a reconnect storm, handshakes run in arrival order of each network, the networks take turns, and the processors are the limit:
+// a peer that sends its bytes slowly holds nobody up.
+package admission
 
 import (
 	"context"
@@ -9,7 +14,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"runtime"
 	"sync"
 	"time"
 
@@ -28,89 +32,18 @@ const (
 	queueMax      = 16384            // connections that wait for a handshake; the oldest goes first
 	queueWait     = 10 * time.Second // for a handshake to begin: an appliance gives up after 20 s, and needs the rest to be up
 	flightMax     = 512              // handshakes under way
-	handshakeWait = 10 * time.Second // for one handshake
+	HandshakeWait = 10 * time.Second // for one handshake
 	silentWait    = time.Second      // after its coming for a peer's first byte, while all places are taken and others wait
 	stallCheck    = 50 * time.Millisecond
-	peerWait      = 4 * time.Second // for all of a peer's bytes, then
+	peerWait      = 4 * time.Second // for all of a peer's bytes while peers that stall are evicted
 	heavyWait     = time.Second     // the same, for a source with more than heavy handshakes under way, while others wait
 	heavy         = flightMax / 8
 	slotsEach     = 2               // handshakes that compute at once, for each processor
-	stopWait      = 4 * time.Second // for channels to end at a stop
+	StopWait      = 4 * time.Second // for channels to end at a stop
 )
 
 // Protocols lists what a door speaks, by ALPN: Connect over HTTP/2, and the channel.
 func Protocols() []string { return []string{"h2", channel.Proto} }
-
-// Session is a channel that a connection was taken for.
-type Session interface {
-	// Serve runs until the channel has ended.
-	Serve()
-	// End ends it, and says why. It returns at once.
-	End(why error)
-}
-
-// Config is what all listeners of a node have in common.
-type Config struct {
-	Calls http.Handler // answers calls
-	// Channel takes a connection on which TLS has agreed on a channel, and nil if it has refused and closed it. What it asks of others
-	// ends with life.
-	Channel func(life context.Context, c *tls.Conn) Session
-	// Verified refuses a connection for calls whose handshake is done.
-	Verified func(tls.ConnectionState) error
-	// Opened is told of a connection for calls, before Verified is asked; end cuts it. The function that it returns is called at its close.
-	Opened func(end func(), state tls.ConnectionState) (closed func())
-	// CallsIdle is how long a connection for calls has had none before it may be closed for another one of the same caller; zero
-	// means 10 s.
-	CallsIdle time.Duration
-	Meter     Meter
-}
-
-// Desk admits the connections of all listeners of a node. Its methods may be called concurrently.
-type Desk struct {
-	Config
-	slots chan struct{} // handshakes that compute, at all listeners
-	conns *connTable
-}
-
-// NewDesk makes a desk.
-func NewDesk(c Config) *Desk {
-	if c.CallsIdle <= 0 {
-		c.CallsIdle = callsIdle
-	}
-	c.Meter = c.Meter.orNone()
-	return &Desk{Config: c, slots: make(chan struct{}, slotsEach*runtime.GOMAXPROCS(0)), conns: newConnTable()}
-}
-
-// Slots is how many handshakes compute at once.
-func (k *Desk) Slots() int { return cap(k.slots) }
-
-// Acquire waits for a slot, and takes it. Waiters are served in order.
-func (k *Desk) Acquire() { k.slots <- struct{}{} }
-
-// Release gives a slot back.
-func (k *Desk) Release() { <-k.slots }
-
-// AtWork is the number of connections for calls that have a call in flight.
-func (k *Desk) AtWork() (n int) {
-	k.conns.mu.Lock()
-	defer k.conns.mu.Unlock()
-	for _, o := range k.conns.of {
-		if !o.idle {
-			n++
-		}
-	}
-	return n
-}
-
-// Yield waits with f in a handshake and lets others compute meanwhile.
-func (k *Desk) Yield(f func() error) error {
-	select {
-	case <-k.slots:
-		defer func() { k.slots <- struct{}{} }()
-	default: // not in a handshake of a listener
-	}
-	return f()
-}
 
 // Listener admits the connections of one socket, does their handshakes, and hands each to what it chose. It is a [daemon.Part].
 type Listener struct {
@@ -151,8 +84,7 @@ type lifetime struct {
 //
 // A connection waits in the line of its source, first come first served, until a handshake can begin; the lines take
 // turns. Of the handshakes under way only a few compute at once, and one that waits for its peer's bytes lets others
-// compute: a slow peer holds nobody up, and where all places are taken and others wait, those who say nothing lose theirs. A
-// storm of reconnections is served in order, at the speed of the processors.
+// compute. If all places are taken and others wait, peers that say nothing lose theirs.
 func (k *Desk) Listener(name string, ln net.Listener, conf *tls.Config, log *slog.Logger) *Listener {
 	ctx, end := context.WithCancel(context.Background())
 	return &Listener{desk: k, name: name, ln: ln, conf: conf, log: log, wait: make(chan struct{}, 1), opened: make(chan struct{}),
@@ -238,7 +170,7 @@ func (d *Listener) Run(ctx context.Context, ready func()) error {
 	return err
 }
 
-var errStops = fault.New("controlplane.Channel", fault.Unavailable, "this node stops: come back to another, or to this one in a while")
+var ErrStops = fault.New("controlplane.Channel", fault.Unavailable, "this node stops: come back to another, or to this one in a while")
 
 // endAll ends the channels and the connections for calls of this door, and waits for them. Those that have not ended in order
 // within stopWait are cut, and what they wait for is given up.
@@ -249,7 +181,7 @@ func (d *Listener) endAll() {
 		d.wg.Go(c.End)
 	}
 	for s := range d.conns.sessions {
-		s.End(errStops)
+		s.End(ErrStops)
 	}
 	d.mu.Unlock()
 	done := make(chan struct{})
@@ -257,7 +189,7 @@ func (d *Listener) endAll() {
 	select {
 	case <-done:
 		return
-	case <-time.After(stopWait):
+	case <-time.After(StopWait):
 	}
 	d.life.end()
 	d.mu.Lock()
@@ -446,7 +378,7 @@ func (d *Listener) handshake(ctx context.Context, w waiting, landed func()) {
 	d.setInFlight(t, true)
 	defer d.setInFlight(t, false)
 	c := tls.Server(t, d.conf)
-	_ = raw.SetDeadline(begun.Add(handshakeWait))
+	_ = raw.SetDeadline(begun.Add(HandshakeWait))
 	t.acquire()
 	err := c.Handshake()
 	t.release()
@@ -474,7 +406,7 @@ func (d *Listener) handshake(ctx context.Context, w waiting, landed func()) {
 		handed = true
 		d.session(l, true)
 		if ctx.Err() != nil { // endAll may have come before
-			l.End(errStops)
+			l.End(ErrStops)
 		}
 		go func() {
 			defer d.wg.Done()
