@@ -216,7 +216,8 @@ func (c *trio) startNode(name string) {
 			}
 		}
 		wg.Go(func() { p.server.RollCall(ctx, 90*time.Second) })
-		_ = p.server.Listener("door", p.api, identity.Server(p.source, p.server.Admit, false, admission.Protocols()...), f.log).Run(ctx, func() {})
+		conf := identity.Server(p.source, p.server.Admit, false, admission.Protocols()...)
+		_ = p.server.Listener("door", p.api, conf, f.log).Run(ctx, func() {})
 	})
 	wg.Go(func() { _ = p.server.Follow(ctx, func() {}) })
 	wg.Go(func() { _ = p.source.Tend(ctx) })
