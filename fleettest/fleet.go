@@ -311,7 +311,7 @@ func (f *Fleet) StartNode() {
 	wg.Go(func() { _ = server.Follow(ctx, func() {}) })
 	wg.Go(func() { _ = source.Tend(ctx) })
 	if f.Evidence {
-		wg.Go(func() { _ = server.Witness(ctx, 10*time.Second) })
+		wg.Go(func() { _ = server.Evidence().Witness(ctx, 10*time.Second) })
 	}
 	f.mu.Lock()
 	f.server, f.door = server, d

@@ -81,7 +81,7 @@ func (c *customer) answers(b []byte) {
 // asked is the head that waits for this appliance's line, asked for now; the order is acknowledged.
 func (c *customer) asked() []byte {
 	c.t.Helper()
-	if _, err := c.s.askWitness(c.t.Context(), c.name, c.s.replica.Log().Size()); err != nil {
+	if _, err := c.s.evidence.askWitness(c.t.Context(), c.name, c.s.replica.Log().Size()); err != nil {
 		c.t.Fatal(err)
 	}
 	a := c.of()
@@ -129,7 +129,7 @@ func TestOneCustomersRubbishIsNobodysEvidence(t *testing.T) {
 	}
 	verifies := func(want int) {
 		t.Helper()
-		b, err := s.evidence()
+		b, err := s.evidence.evidence()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -184,7 +184,7 @@ func TestTheVendorsLogIsCountersignedAgain(t *testing.T) {
 		done := make(chan error, 1)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		go func() { done <- s.Witness(ctx, time.Second) }()
+		go func() { done <- s.evidence.Witness(ctx, time.Second) }()
 		var last int64
 		for round := range 3 {
 			tell(t, s, book.RegisterCustomer{Name: fleet.CustomerID(fmt.Sprint("initech-", round))}) // news

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
-	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/daemon/controlplane/refusal"
 	"github.com/demarc-dev/demarc/fault"
@@ -102,7 +101,7 @@ func (s *Server) meet(ctx context.Context, l *live, hello *boundaryv1.Hello) (*b
 	if least := hello.GetLogLeast(); !related && least > 0 {
 		size = min(size, least) // each of the two may have kept less of what was before both
 	}
-	out := &boundaryv1.Restart{Cause: now.Cause, LogKept: size, OrdersKnown: a.OrdersKnown(), ReportsKnown: a.ReportsDone, Witnessed: s.witnessed(page, a)}
+	out := &boundaryv1.Restart{Cause: now.Cause, LogKept: size, OrdersKnown: a.OrdersKnown(), ReportsKnown: a.ReportsDone, Witnessed: s.evidence.witnessed(page, a)}
 	c := book.Meet{Name: l.name, Epoch: now.Epoch, Held: held, OrdersDone: hello.GetOrdersDone(), ReportsDone: hello.GetReportsDone(), ReportsFrom: hello.GetReportsFrom()}
 	heads := hello.GetLogHeads()
 	c.LogFrom = newest(heads, size)
@@ -140,15 +139,4 @@ func newest(sizes []int64, most int64) (out int64) {
 		}
 	}
 	return out
-}
-
-// witnessed is the size of the newest head of the customer's log that the book has.
-func (s *Server) witnessed(page book.State, a book.Appliance) int64 {
-	v, err := verifier(audit.CustomerOrigin(page.TrustDomain, a.Name), a.LogKey)
-	if n := len(a.Witnessed); err == nil && n > 0 {
-		if head, err := audit.OpenCheckpoint(a.Witnessed[n-1], v); err == nil {
-			return head.Size
-		}
-	}
-	return 0
 }

@@ -6,8 +6,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"golang.org/x/sync/errgroup"
+	"log/slog"
 	"slices"
-	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -23,11 +24,25 @@ import (
 	"github.com/demarc-dev/demarc/seal"
 )
 
+// Exchange countersigns the customers' logs, has the vendor's log countersigned, and exports both. Its methods may be called concurrently.
+type Exchange struct {
+	replica   *book.Replica
+	keys      *authority.Store
+	refusals  *refusal.Recorder
+	connected func() []fleet.ApplianceID // in order
+	log       *slog.Logger
+}
+
+// NewExchange makes an exchange. connected lists the appliances that have a channel at this node, in order.
+func NewExchange(r *book.Replica, keys *authority.Store, refusals *refusal.Recorder, connected func() []fleet.ApplianceID, log *slog.Logger) *Exchange {
+	return &Exchange{replica: r, keys: keys, refusals: refusals, connected: connected, log: log}
+}
+
 // head signs the present head of the vendor's log.
-func (s *Server) head() (audit.Log, []byte, error) {
+func (s *Exchange) head() (audit.Log, []byte, error) {
 	log := s.replica.Log()
 	origin := audit.VendorOrigin(s.replica.View().TrustDomain)
-	key, err := s.authority.LogSigner()
+	key, err := s.keys.LogSigner()
 	if err != nil {
 		return log, nil, err
 	}
@@ -41,7 +56,7 @@ func (s *Server) head() (audit.Log, []byte, error) {
 
 // countersign checks that a customer's checkpoint continues the last one that was countersigned, and sends it back
 // with this control plane's line. What does not continue it is a fork: it is refused and on record.
-func (s *Server) countersign(ctx context.Context, name fleet.ApplianceID, c book.Checkpoint) error {
+func (s *Exchange) countersign(ctx context.Context, name fleet.ApplianceID, c book.Checkpoint) error {
 	page := s.replica.View()
 	a, err := page.Appliance(name)
 	if err != nil {
@@ -62,12 +77,12 @@ func (s *Server) countersign(ctx context.Context, name fleet.ApplianceID, c book
 	}
 	if _, err := audit.Continues(c.Note, c.Proof, v, last); err != nil {
 		if now, left := s.refusals.Count(refusal.Fork(name)); now {
-			s.log.Error("a customer's log does not continue what was countersigned", "appliance", name, "error", err)
+			s.log.Error("a customer's log does not continue what was countersigned", "appliance", name, "err", err)
 			s.refusals.Record(ctx, s.replica.Self(), book.Refuse{What: "checkpoint", Name: string(name), Fault: fault.Of(err), Reason: fault.Text(err)}, left)
 		}
 		return nil // the channel stays: the fork is evidence, not a reason to stop listening
 	}
-	key, err := s.authority.LogSigner()
+	key, err := s.keys.LogSigner()
 	if err != nil {
 		return err
 	}
@@ -81,7 +96,7 @@ func (s *Server) countersign(ctx context.Context, name fleet.ApplianceID, c book
 
 // sendAgain sends the newest countersignature to an appliance whose proof begins below it, unless it is on its way: the
 // appliance did not take it, and what it proves next must begin there.
-func (s *Server) sendAgain(ctx context.Context, a book.Appliance, last []byte) error {
+func (s *Exchange) sendAgain(ctx context.Context, a book.Appliance, last []byte) error {
 	if slices.ContainsFunc(a.Orders, func(o book.Order) bool { return o.Cosigned != nil }) {
 		return nil
 	}
@@ -91,7 +106,7 @@ func (s *Server) sendAgain(ctx context.Context, a book.Appliance, last []byte) e
 
 // withoutRubbish is the report with the reason in place of a countersignature that is none: the log keeps its size and its
 // digest, and not what a stranger to our evidence wrote. [book.Report.Apply] looks once more.
-func (s *Server) withoutRubbish(r book.Report) book.Report {
+func (s *Exchange) withoutRubbish(r book.Report) book.Report {
 	if r.Cosigned == nil {
 		return r
 	}
@@ -122,12 +137,12 @@ const (
 )
 
 // Witness asks appliances with a channel here, in turns, to countersign the vendor's log where it has news for them, until ctx ends.
-func (s *Server) Witness(ctx context.Context, every time.Duration) error {
+func (s *Exchange) Witness(ctx context.Context, every time.Duration) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	var n news
 	asked := map[fleet.ApplianceID]int64{} // size of the head that was sent: one that gives no line for it is not asked again for the same
-	var turn fleet.ApplianceID
+	var last fleet.ApplianceID             // the one that was asked last
 	for {
 		select {
 		case <-ctx.Done():
@@ -135,12 +150,15 @@ func (s *Server) Witness(ctx context.Context, every time.Duration) error {
 		case <-tick.C:
 		}
 		n.read(s.replica.Log())
-		names := s.channels.names()
-		from, _ := slices.BinarySearch(names, turn)
+		names := s.connected()
+		from, found := slices.BinarySearch(names, last)
+		if found {
+			from++ // the next one
+		}
 		var ask []fleet.ApplianceID
 		for i := range min(len(names), max(witnessEach, len(names)/witnessRounds)) {
 			name := names[(from+i)%len(names)]
-			turn = name + "\x00" // the least name that is greater
+			last = name
 			if asked[name] < n.upto {
 				ask = append(ask, name)
 			}
@@ -152,21 +170,20 @@ func (s *Server) Witness(ctx context.Context, every time.Duration) error {
 }
 
 // askAll asks each, witnessEach at once, and gives the sizes of their heads.
-func (s *Server) askAll(ctx context.Context, names []fleet.ApplianceID, upto int64) []int64 {
+func (s *Exchange) askAll(ctx context.Context, names []fleet.ApplianceID, upto int64) []int64 {
 	sizes := make([]int64, len(names))
-	var wg sync.WaitGroup
-	places := make(chan struct{}, witnessEach)
+	var g errgroup.Group
+	g.SetLimit(witnessEach)
 	for i, name := range names {
-		places <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-places }()
+		g.Go(func() error {
 			var err error
 			if sizes[i], err = s.askWitness(ctx, name, upto); err != nil && ctx.Err() == nil {
-				s.log.Warn("could not ask for a countersignature", "appliance", name, "error", err)
+				s.log.Warn("could not ask for a countersignature", "appliance", name, "err", err)
 			}
+			return nil
 		})
 	}
-	wg.Wait()
+	_ = g.Wait() // each failure is logged
 	return sizes
 }
 
@@ -200,7 +217,7 @@ func (n *news) read(log audit.Log) {
 
 // askWitness asks one appliance, where the log has news since the last head that it countersigned. It gives the size of the
 // head that the appliance has, or was sent.
-func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID, upto int64) (int64, error) {
+func (s *Exchange) askWitness(ctx context.Context, name fleet.ApplianceID, upto int64) (int64, error) {
 	page := s.replica.View()
 	a, err := page.Appliance(name)
 	if err != nil {
@@ -211,7 +228,7 @@ func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID, upto in
 			return 0, nil // one is on its way
 		}
 	}
-	v, err := verifier(audit.VendorOrigin(page.TrustDomain), s.authority.LogPublicKey())
+	v, err := verifier(audit.VendorOrigin(page.TrustDomain), s.keys.LogPublicKey())
 	if err != nil {
 		return 0, err
 	}
@@ -242,8 +259,11 @@ func (s *Server) askWitness(ctx context.Context, name fleet.ApplianceID, upto in
 	return log.Size(), nil
 }
 
+// exportChunk is how much of an export is in one message, in bytes.
+const exportChunk = 256 << 10
+
 // ExportEvidence streams the vendor's log with its countersignatures, and the customers' heads that it witnessed.
-func (s *Server) ExportEvidence(ctx context.Context, _ *connect.Request[controlv1.ExportEvidenceRequest], stream *connect.ServerStream[controlv1.ExportEvidenceResponse]) error {
+func (s *Exchange) ExportEvidence(ctx context.Context, _ *connect.Request[controlv1.ExportEvidenceRequest], stream *connect.ServerStream[controlv1.ExportEvidenceResponse]) error {
 	if err := s.replica.Read(ctx); err != nil {
 		return err
 	}
@@ -256,7 +276,7 @@ func (s *Server) ExportEvidence(ctx context.Context, _ *connect.Request[controlv
 		return err
 	}
 	for len(file) > 0 {
-		n := min(chunk, len(file))
+		n := min(exportChunk, len(file))
 		if err := stream.Send(&controlv1.ExportEvidenceResponse{Data: file[:n]}); err != nil {
 			return err
 		}
@@ -266,13 +286,13 @@ func (s *Server) ExportEvidence(ctx context.Context, _ *connect.Request[controlv
 }
 
 // evidence gathers what the book holds now.
-func (s *Server) evidence() (audit.Bundle, error) {
+func (s *Exchange) evidence() (audit.Bundle, error) {
 	page := s.replica.View()
 	log, cp, err := s.head()
 	if err != nil {
 		return audit.Bundle{}, err
 	}
-	key, err := s.authority.LogSigner()
+	key, err := s.keys.LogSigner()
 	if err != nil {
 		return audit.Bundle{}, err
 	}
@@ -297,16 +317,13 @@ func (s *Server) evidence() (audit.Bundle, error) {
 	return b, nil
 }
 
-// LogKey is the public half, in PEM, of the key that signs the checkpoints of the vendor's log, for a book that begins with this
-// key-encryption key: auditors pin it.
-func LogKey(kek []byte) ([]byte, error) {
-	key, err := authority.LogKey(kek)
-	if err != nil {
-		return nil, err
+// witnessed is the size of the newest head of the customer's log that the book has.
+func (s *Exchange) witnessed(page book.State, a book.Appliance) int64 {
+	v, err := verifier(audit.CustomerOrigin(page.TrustDomain, a.Name), a.LogKey)
+	if n := len(a.Witnessed); err == nil && n > 0 {
+		if head, err := audit.OpenCheckpoint(a.Witnessed[n-1], v); err == nil {
+			return head.Size
+		}
 	}
-	k, err := seal.KeyOf(key.Public())
-	if err != nil {
-		return nil, err
-	}
-	return k.PEM(), nil
+	return 0
 }

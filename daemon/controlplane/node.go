@@ -127,7 +127,7 @@ func Parts(cfg *configs.Control, build string, log *slog.Logger) ([]daemon.Part,
 	parts = append(parts, doors...)
 	parts = append(parts, daemon.Func("witness", func(ctx context.Context, ready func()) error {
 		ready()
-		return n.server.Witness(ctx, witnessEvery)
+		return n.server.evidence.Witness(ctx, witnessEvery)
 	}))
 	parts = append(parts, daemon.Func("bundle", func(ctx context.Context, ready func()) error {
 		ready()

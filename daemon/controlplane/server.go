@@ -74,6 +74,7 @@ type Server struct {
 	log       *slog.Logger
 	authority *authority.Store
 	keys      *authority.Service
+	evidence  *Exchange
 	logins    *rate.Limiter
 	refusals  *refusal.Recorder
 	channels  channels
@@ -119,6 +120,7 @@ func NewServer(o Options) (*Server, error) {
 		return nil, err
 	}
 	s.keys = authority.NewService(s.authority)
+	s.evidence = NewExchange(s.replica, s.authority, s.refusals, s.channels.names, s.log)
 	s.desk = admission.NewDesk(admission.Config{Calls: s.Handler(), CallsIdle: o.CallsIdle, Meter: o.Meter, Opened: s.sessions.watch,
 		Channel: func(life context.Context, c *tls.Conn) admission.Session {
 			if l := s.greet(life, c); l != nil {
@@ -176,7 +178,7 @@ func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(boundaryv1connect.NewBootstrapHandler(bootstrap{Server: s}, small...))
 	mux.Handle(boundaryv1connect.NewBoundaryHandler(s, opts...))
-	mux.Handle(controlv1connect.NewControlHandler(controlHandler{s, s.keys}, opts...))
+	mux.Handle(controlv1connect.NewControlHandler(controlHandler{s, s.keys, s.evidence}, opts...))
 	mux.Handle(controlv1connect.NewReplicasHandler(replicas{Server: s}, small...))
 	mux.Handle(controlv1connect.NewClusterHandler(cluster{Server: s}, opts...))
 	mux.Handle(controlv1connect.NewOperatorServiceHandler(s, opts...))
@@ -299,6 +301,7 @@ func (s *Server) tooLong(r *http.Request) error {
 type controlHandler struct {
 	*Server
 	*authority.Service
+	*Exchange
 }
 
 // Authority is the sealed keys of this node.
@@ -311,3 +314,6 @@ func (s *Server) Keys() *authority.Service { return s.keys }
 func (s *Server) Listener(name string, ln net.Listener, conf *tls.Config, log *slog.Logger) *admission.Listener {
 	return s.desk.Listener(name, ln, conf, log)
 }
+
+// Evidence countersigns the customers' logs, and has the vendor's countersigned.
+func (s *Server) Evidence() *Exchange { return s.evidence }

@@ -104,7 +104,7 @@ func TestWhoDoesNotCountersignIsAskedOnceForAHead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
-		go func() { done <- s.Witness(ctx, time.Second) }()
+		go func() { done <- s.evidence.Witness(ctx, time.Second) }()
 		asked := func() uint64 {
 			a, err := s.replica.View().Appliance("eu-1")
 			if err != nil {
