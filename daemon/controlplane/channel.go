@@ -310,7 +310,7 @@ func (s *Server) hear(ctx context.Context, l *live, up *boundaryv1.Up) error {
 				return err
 			}
 		}
-		took, err := book.Submit(ctx, s.replica, l.by, "", s.evidence.withoutRubbish(r))
+		took, err := book.Submit(ctx, s.replica, l.by, "", s.evidence.WithoutInvalid(r))
 		if err != nil {
 			return err
 		}
@@ -320,7 +320,7 @@ func (s *Server) hear(ctx context.Context, l *live, up *boundaryv1.Up) error {
 		l.upto.Store(took.Done) // only this goroutine stores it
 		l.wake()
 		if took.New && r.Checkpoint != nil {
-			return s.evidence.countersign(ctx, l.name, *r.Checkpoint)
+			return s.evidence.Countersign(ctx, l.name, *r.Checkpoint)
 		}
 		return nil
 	}

@@ -81,7 +81,7 @@ func (c *customer) answers(b []byte) {
 // asked is the head that waits for this appliance's line, asked for now; the order is acknowledged.
 func (c *customer) asked() []byte {
 	c.t.Helper()
-	if _, err := c.s.evidence.askWitness(c.t.Context(), c.name, c.s.replica.Log().Size()); err != nil {
+	if _, err := c.s.evidence.Ask(c.t.Context(), c.name, c.s.replica.Log().Size()); err != nil {
 		c.t.Fatal(err)
 	}
 	a := c.of()
@@ -129,7 +129,7 @@ func TestOneCustomersRubbishIsNobodysEvidence(t *testing.T) {
 	}
 	verifies := func(want int) {
 		t.Helper()
-		b, err := s.evidence.evidence()
+		b, err := s.evidence.Bundle()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -165,13 +165,13 @@ func TestOneCustomersRubbishIsNobodysEvidence(t *testing.T) {
 // TestRubbishIsNoNews: a log at rest stays at rest beside an appliance that answers each question with rubbish.
 func TestRubbishIsNoNews(t *testing.T) {
 	s, bad, _ := watched(t)
-	var n news
-	n.read(s.replica.Log())
-	upto := n.upto
+	var n Growth
+	n.Read(s.replica.Log())
+	upto := n.Upto
 	bad.asked()
 	bad.answers([]byte("rubbish"))
-	if n.read(s.replica.Log()); n.upto != upto {
-		t.Errorf("news up to %d, before the rubbish %d", n.upto, upto)
+	if n.Read(s.replica.Log()); n.Upto != upto {
+		t.Errorf("news up to %d, before the rubbish %d", n.Upto, upto)
 	}
 }
 

@@ -101,7 +101,7 @@ func (s *Server) meet(ctx context.Context, l *live, hello *boundaryv1.Hello) (*b
 	if least := hello.GetLogLeast(); !related && least > 0 {
 		size = min(size, least) // each of the two may have kept less of what was before both
 	}
-	out := &boundaryv1.Restart{Cause: now.Cause, LogKept: size, OrdersKnown: a.OrdersKnown(), ReportsKnown: a.ReportsDone, Witnessed: s.evidence.witnessed(page, a)}
+	out := &boundaryv1.Restart{Cause: now.Cause, LogKept: size, OrdersKnown: a.OrdersKnown(), ReportsKnown: a.ReportsDone, Witnessed: s.evidence.WitnessedSize(page, a)}
 	c := book.Meet{Name: l.name, Epoch: now.Epoch, Held: held, OrdersDone: hello.GetOrdersDone(), ReportsDone: hello.GetReportsDone(), ReportsFrom: hello.GetReportsFrom()}
 	heads := hello.GetLogHeads()
 	c.LogFrom = newest(heads, size)

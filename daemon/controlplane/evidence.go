@@ -54,9 +54,9 @@ func (s *Exchange) head() (audit.Log, []byte, error) {
 	return log, cp, err
 }
 
-// countersign checks that a customer's checkpoint continues the last one that was countersigned, and sends it back
+// Countersign checks that a customer's checkpoint continues the last one that was countersigned, and sends it back
 // with this control plane's line. What does not continue it is a fork: it is refused and on record.
-func (s *Exchange) countersign(ctx context.Context, name fleet.ApplianceID, c book.Checkpoint) error {
+func (s *Exchange) Countersign(ctx context.Context, name fleet.ApplianceID, c book.Checkpoint) error {
 	page := s.replica.View()
 	a, err := page.Appliance(name)
 	if err != nil {
@@ -104,9 +104,9 @@ func (s *Exchange) sendAgain(ctx context.Context, a book.Appliance, last []byte)
 	return err
 }
 
-// withoutRubbish is the report with the reason in place of a countersignature that is none: the log keeps its size and its
+// WithoutInvalid is the report with the reason in place of a countersignature that is none: the log keeps its size and its
 // digest, and not what a stranger to our evidence wrote. [book.Report.Apply] looks once more.
-func (s *Exchange) withoutRubbish(r book.Report) book.Report {
+func (s *Exchange) WithoutInvalid(r book.Report) book.Report {
 	if r.Cosigned == nil {
 		return r
 	}
@@ -140,7 +140,7 @@ const (
 func (s *Exchange) Witness(ctx context.Context, every time.Duration) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	var n news
+	var n Growth
 	asked := map[fleet.ApplianceID]int64{} // size of the head that was sent: one that gives no line for it is not asked again for the same
 	var last fleet.ApplianceID             // the one that was asked last
 	for {
@@ -149,7 +149,7 @@ func (s *Exchange) Witness(ctx context.Context, every time.Duration) error {
 			return nil
 		case <-tick.C:
 		}
-		n.read(s.replica.Log())
+		n.Read(s.replica.Log())
 		names := s.connected()
 		from, found := slices.BinarySearch(names, last)
 		if found {
@@ -159,11 +159,11 @@ func (s *Exchange) Witness(ctx context.Context, every time.Duration) error {
 		for i := range min(len(names), max(witnessEach, len(names)/witnessRounds)) {
 			name := names[(from+i)%len(names)]
 			last = name
-			if asked[name] < n.upto {
+			if asked[name] < n.Upto {
 				ask = append(ask, name)
 			}
 		}
-		for i, size := range s.askAll(ctx, ask, n.upto) {
+		for i, size := range s.askAll(ctx, ask, n.Upto) {
 			asked[ask[i]] = max(asked[ask[i]], size)
 		}
 	}
@@ -177,7 +177,7 @@ func (s *Exchange) askAll(ctx context.Context, names []fleet.ApplianceID, upto i
 	for i, name := range names {
 		g.Go(func() error {
 			var err error
-			if sizes[i], err = s.askWitness(ctx, name, upto); err != nil && ctx.Err() == nil {
+			if sizes[i], err = s.Ask(ctx, name, upto); err != nil && ctx.Err() == nil {
 				s.log.Warn("could not ask for a countersignature", "appliance", name, "err", err)
 			}
 			return nil
@@ -187,12 +187,12 @@ func (s *Exchange) askAll(ctx context.Context, names []fleet.ApplianceID, upto i
 	return sizes
 }
 
-// news is the size of the vendor's log up to its last entry that is worth a question. What countersigning adds itself,
+// Growth is the size of the vendor's log up to its last entry that is worth a question. What countersigning adds itself,
 // who comes and goes, and who renews a certificate, is not: else a large fleet would never be quiet.
-type news struct{ seen, upto int64 }
+type Growth struct{ Seen, Upto int64 }
 
-func (n *news) read(log audit.Log) {
-	for ; n.seen < log.Size(); n.seen++ {
+func (n *Growth) Read(log audit.Log) {
+	for ; n.Seen < log.Size(); n.Seen++ {
 		var e struct {
 			Kind string `json:"kind"`
 			Body struct {
@@ -201,7 +201,7 @@ func (n *news) read(log audit.Log) {
 				Refused    json.RawMessage `json:"refused"`
 			} `json:"body"`
 		}
-		if err := json.Unmarshal(log.Entry(n.seen), &e); err == nil {
+		if err := json.Unmarshal(log.Entry(n.Seen), &e); err == nil {
 			switch e.Kind {
 			case book.Countersign{}.Kind(), book.OrdersDone{}.Kind(), book.Edge{}.Kind(), book.HoldsBundle{}.Kind(), book.NodeBundle{}.Kind(), book.Meet{}.Kind(), book.Renew{}.Kind(), book.RenewBy{}.Kind():
 				continue
@@ -211,13 +211,13 @@ func (n *news) read(log audit.Log) {
 				}
 			}
 		}
-		n.upto = n.seen + 1
+		n.Upto = n.Seen + 1
 	}
 }
 
-// askWitness asks one appliance, where the log has news since the last head that it countersigned. It gives the size of the
+// Ask asks one appliance, where the log has news since the last head that it countersigned. It gives the size of the
 // head that the appliance has, or was sent.
-func (s *Exchange) askWitness(ctx context.Context, name fleet.ApplianceID, upto int64) (int64, error) {
+func (s *Exchange) Ask(ctx context.Context, name fleet.ApplianceID, upto int64) (int64, error) {
 	page := s.replica.View()
 	a, err := page.Appliance(name)
 	if err != nil {
@@ -267,7 +267,7 @@ func (s *Exchange) ExportEvidence(ctx context.Context, _ *connect.Request[contro
 	if err := s.replica.Read(ctx); err != nil {
 		return err
 	}
-	b, err := s.evidence()
+	b, err := s.Bundle()
 	if err != nil {
 		return err
 	}
@@ -285,8 +285,8 @@ func (s *Exchange) ExportEvidence(ctx context.Context, _ *connect.Request[contro
 	return nil
 }
 
-// evidence gathers what the book holds now.
-func (s *Exchange) evidence() (audit.Bundle, error) {
+// Bundle gathers what the book holds now.
+func (s *Exchange) Bundle() (audit.Bundle, error) {
 	page := s.replica.View()
 	log, cp, err := s.head()
 	if err != nil {
@@ -317,8 +317,8 @@ func (s *Exchange) evidence() (audit.Bundle, error) {
 	return b, nil
 }
 
-// witnessed is the size of the newest head of the customer's log that the book has.
-func (s *Exchange) witnessed(page book.State, a book.Appliance) int64 {
+// WitnessedSize is the size of the newest head of the customer's log that the book has.
+func (s *Exchange) WitnessedSize(page book.State, a book.Appliance) int64 {
 	v, err := verifier(audit.CustomerOrigin(page.TrustDomain, a.Name), a.LogKey)
 	if n := len(a.Witnessed); err == nil && n > 0 {
 		if head, err := audit.OpenCheckpoint(a.Witnessed[n-1], v); err == nil {

@@ -64,23 +64,23 @@ func TestAWordAboutABundleIsTakenLater(t *testing.T) {
 func TestRenewalsAreNoNews(t *testing.T) {
 	s, _ := begun(t)
 	slot := s.replica.View().Slots[0].ID()
-	var n news
-	n.read(s.replica.Log())
-	upto := n.upto
+	var n Growth
+	n.Read(s.replica.Log())
+	upto := n.Upto
 	tell(t, s, book.Renew{Name: "eu-1", Using: "s1", Serial: "s2", Till: time.Now().Add(time.Hour)})
 	tell(t, s, book.RenewBy{Renew: book.Renew{Name: "eu-1", Using: "s1", Serial: "s3", Till: time.Now().Add(time.Hour)}, Issuer: slot})
 	tell(t, s, book.NodeBundle{Name: "cp-1", Number: 1})
-	if n.read(s.replica.Log()); n.upto != upto || n.seen != s.replica.Log().Size() {
-		t.Errorf("news up to %d, want %d, of %d", n.upto, upto, n.seen)
+	if n.Read(s.replica.Log()); n.Upto != upto || n.Seen != s.replica.Log().Size() {
+		t.Errorf("news up to %d, want %d, of %d", n.Upto, upto, n.Seen)
 	}
 	tell(t, s, book.Ban{Name: "eu-1", Reason: "lost"})
-	if n.read(s.replica.Log()); n.upto != s.replica.Log().Size() {
+	if n.Read(s.replica.Log()); n.Upto != s.replica.Log().Size() {
 		t.Error("a ban is no news")
 	}
 	var e struct {
 		Kind string `json:"kind"`
 	}
-	if err := json.Unmarshal(s.replica.Log().Entry(n.upto-1), &e); err != nil || e.Kind != (book.Ban{}).Kind() {
+	if err := json.Unmarshal(s.replica.Log().Entry(n.Upto-1), &e); err != nil || e.Kind != (book.Ban{}).Kind() {
 		t.Errorf("%v, %q", err, e.Kind)
 	}
 }
