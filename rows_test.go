@@ -35,6 +35,7 @@ var rows = map[string]map[string]int{
 		"admission": 1,
 		"refusal":   1,
 		"authority": 2,
+		"evidence":  3,
 		"":          9, // one node: puts the rooms together
 	},
 	"daemon/appliance": {

@@ -16,6 +16,7 @@ import (
 	boundaryv1 "github.com/demarc-dev/demarc/api/boundary/v1"
 	"github.com/demarc-dev/demarc/audit"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
+	"github.com/demarc-dev/demarc/daemon/controlplane/evidence"
 	"github.com/demarc-dev/demarc/fleet"
 	"github.com/demarc-dev/demarc/seal"
 )
@@ -165,7 +166,7 @@ func TestOneCustomersRubbishIsNobodysEvidence(t *testing.T) {
 // TestRubbishIsNoNews: a log at rest stays at rest beside an appliance that answers each question with rubbish.
 func TestRubbishIsNoNews(t *testing.T) {
 	s, bad, _ := watched(t)
-	var n Growth
+	var n evidence.Growth
 	n.Read(s.replica.Log())
 	upto := n.Upto
 	bad.asked()
@@ -204,7 +205,7 @@ func TestTheVendorsLogIsCountersignedAgain(t *testing.T) {
 			if len(a.Cosigned) != round+1 {
 				t.Fatalf("round %d: %d are kept", round, len(a.Cosigned))
 			}
-			v, err := verifier(audit.VendorOrigin(innerDomain), s.authority.LogPublicKey())
+			v, err := evidence.Verifier(audit.VendorOrigin(innerDomain), s.authority.LogPublicKey())
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
+	"github.com/demarc-dev/demarc/daemon/controlplane/evidence"
 	"github.com/demarc-dev/demarc/identity"
 )
 
@@ -64,7 +65,7 @@ func TestAWordAboutABundleIsTakenLater(t *testing.T) {
 func TestRenewalsAreNoNews(t *testing.T) {
 	s, _ := begun(t)
 	slot := s.replica.View().Slots[0].ID()
-	var n Growth
+	var n evidence.Growth
 	n.Read(s.replica.Log())
 	upto := n.Upto
 	tell(t, s, book.Renew{Name: "eu-1", Using: "s1", Serial: "s2", Till: time.Now().Add(time.Hour)})

@@ -23,6 +23,7 @@ import (
 	"github.com/demarc-dev/demarc/daemon/controlplane/admission"
 	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
+	"github.com/demarc-dev/demarc/daemon/controlplane/evidence"
 	"github.com/demarc-dev/demarc/daemon/controlplane/platform"
 	"github.com/demarc-dev/demarc/daemon/controlplane/refusal"
 	"github.com/demarc-dev/demarc/fault"
@@ -74,7 +75,7 @@ type Server struct {
 	log       *slog.Logger
 	authority *authority.Store
 	keys      *authority.Service
-	evidence  *Exchange
+	evidence  *evidence.Exchange
 	logins    *rate.Limiter
 	refusals  *refusal.Recorder
 	channels  channels
@@ -120,7 +121,7 @@ func NewServer(o Options) (*Server, error) {
 		return nil, err
 	}
 	s.keys = authority.NewService(s.authority)
-	s.evidence = NewExchange(s.replica, s.authority, s.refusals, s.channels.names, s.log)
+	s.evidence = evidence.NewExchange(s.replica, s.authority, s.refusals, s.channels.names, s.log)
 	s.desk = admission.NewDesk(admission.Config{Calls: s.Handler(), CallsIdle: o.CallsIdle, Meter: o.Meter, Opened: s.sessions.watch,
 		Channel: func(life context.Context, c *tls.Conn) admission.Session {
 			if l := s.greet(life, c); l != nil {
@@ -301,7 +302,7 @@ func (s *Server) tooLong(r *http.Request) error {
 type controlHandler struct {
 	*Server
 	*authority.Service
-	*Exchange
+	*evidence.Exchange
 }
 
 // Authority is the sealed keys of this node.
@@ -316,4 +317,4 @@ func (s *Server) Listener(name string, ln net.Listener, conf *tls.Config, log *s
 }
 
 // Evidence countersigns the customers' logs, and has the vendor's countersigned.
-func (s *Server) Evidence() *Exchange { return s.evidence }
+func (s *Server) Evidence() *evidence.Exchange { return s.evidence }

@@ -28,7 +28,7 @@ import (
 	"github.com/demarc-dev/demarc/cmd/demarc/cli"
 	"github.com/demarc-dev/demarc/cmd/demarc/operator"
 	"github.com/demarc-dev/demarc/configs"
-	"github.com/demarc-dev/demarc/daemon/controlplane"
+	"github.com/demarc-dev/demarc/daemon/controlplane/authority"
 	"github.com/demarc-dev/demarc/daemon/controlplane/book"
 	"github.com/demarc-dev/demarc/fault"
 	"github.com/demarc-dev/demarc/fleet"
@@ -223,7 +223,7 @@ func (in *initOptions) write(f cli.Folder, specs []nodeSpec, now time.Time) erro
 	if err != nil {
 		return err
 	}
-	logKey, err := controlplane.LogKey(kek)
+	logKey, err := authority.FirstLogKey(kek)
 	if err != nil {
 		return err
 	}

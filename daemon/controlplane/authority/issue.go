@@ -92,3 +92,17 @@ func (s *Store) LogPublicKey() []byte {
 	}
 	return k.PEM()
 }
+
+// FirstLogKey is the public half, PEM, of the key that signs the checkpoints of the vendor's log, for a book that begins with this
+// key-encryption key: auditors pin it.
+func FirstLogKey(kek []byte) ([]byte, error) {
+	key, err := logKey(kek)
+	if err != nil {
+		return nil, err
+	}
+	k, err := seal.KeyOf(key.Public())
+	if err != nil {
+		return nil, err
+	}
+	return k.PEM(), nil
+}

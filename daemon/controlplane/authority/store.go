@@ -28,9 +28,9 @@ import (
 	"github.com/demarc-dev/demarc/identity"
 )
 
-// LogKey derives the signing key of the vendor's log, as a book begins with it: every node that has the key-encryption key has
+// logKey derives the signing key of the vendor's log, as a book begins with it: every node that has the key-encryption key has
 // it. The book then keeps it as a secret of its own.
-func LogKey(kek []byte) (ed25519.PrivateKey, error) {
+func logKey(kek []byte) (ed25519.PrivateKey, error) {
 	const op = "controlplane.logKey"
 	if len(kek) != 32 {
 		return nil, fault.New(op, fault.Invalid, "the key that seals the CA must have 32 bytes, this one has %d", len(kek))
@@ -170,7 +170,7 @@ func (s *Store) Secrets() (log ed25519.PrivateKey, nonce []byte, err error) {
 	}
 	var seed []byte
 	if len(page.Secrets) == 0 {
-		if log, err = LogKey(k.Key); err != nil {
+		if log, err = logKey(k.Key); err != nil {
 			return nil, nil, err
 		}
 		if nonce, err = nonceKey(k.Key); err != nil {

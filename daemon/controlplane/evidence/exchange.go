@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+// Package evidence countersigns the customers' logs, asks for the vendor's log to be countersigned, and exports both.
+package evidence
 
 import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"golang.org/x/sync/errgroup"
 	"log/slog"
 	"slices"
 	"time"
 
 	"connectrpc.com/connect"
 	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/sync/errgroup"
 
 	controlv1 "github.com/demarc-dev/demarc/api/control/v1"
 	"github.com/demarc-dev/demarc/audit"
@@ -62,7 +63,7 @@ func (s *Exchange) Countersign(ctx context.Context, name fleet.ApplianceID, c bo
 	if err != nil {
 		return err
 	}
-	v, err := verifier(audit.CustomerOrigin(page.TrustDomain, name), a.LogKey)
+	v, err := Verifier(audit.CustomerOrigin(page.TrustDomain, name), a.LogKey)
 	if err != nil {
 		return err
 	}
@@ -121,7 +122,7 @@ func (s *Exchange) WithoutInvalid(r book.Report) book.Report {
 	return r
 }
 
-func verifier(origin string, pem []byte) (note.Verifier, error) {
+func Verifier(origin string, pem []byte) (note.Verifier, error) {
 	k, err := seal.ParseKey(pem)
 	if err != nil {
 		return nil, err
@@ -228,7 +229,7 @@ func (s *Exchange) Ask(ctx context.Context, name fleet.ApplianceID, upto int64) 
 			return 0, nil // one is on its way
 		}
 	}
-	v, err := verifier(audit.VendorOrigin(page.TrustDomain), s.keys.LogPublicKey())
+	v, err := Verifier(audit.VendorOrigin(page.TrustDomain), s.keys.LogPublicKey())
 	if err != nil {
 		return 0, err
 	}
@@ -319,7 +320,7 @@ func (s *Exchange) Bundle() (audit.Bundle, error) {
 
 // WitnessedSize is the size of the newest head of the customer's log that the book has.
 func (s *Exchange) WitnessedSize(page book.State, a book.Appliance) int64 {
-	v, err := verifier(audit.CustomerOrigin(page.TrustDomain, a.Name), a.LogKey)
+	v, err := Verifier(audit.CustomerOrigin(page.TrustDomain, a.Name), a.LogKey)
 	if n := len(a.Witnessed); err == nil && n > 0 {
 		if head, err := audit.OpenCheckpoint(a.Witnessed[n-1], v); err == nil {
 			return head.Size
