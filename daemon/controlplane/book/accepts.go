@@ -12,8 +12,8 @@ import (
 	"github.com/demarc-dev/demarc/identity"
 )
 
-// RefusesIssuer refuses certificates of a CA that was retired. One that the book does not know passes: this node may be behind, and the
-// handshake has compared the certificate with the CAs that it trusts.
+// RefusesIssuer refuses certificates of a retired CA. A CA that the book does not know is not refused: this node may be behind, and the
+// handshake has already checked the certificate against the trusted CAs.
 func (s State) RefusesIssuer(op string, issuer fleet.Digest) error {
 	for _, one := range s.Slots {
 		if one.Stage == identity.Retired && one.ID() == issuer {
@@ -23,7 +23,7 @@ func (s State) RefusesIssuer(op string, issuer fleet.Digest) error {
 	return nil
 }
 
-// RefusesRetired is retired for a certificate whose chain is not at hand: it looks for a retired CA that signed it.
+// RefusesRetired is [State.RefusesIssuer] for a certificate without its chain: it looks for a retired CA that signed it.
 func (s State) RefusesRetired(op string, leaf *x509.Certificate) error {
 	for _, one := range s.Slots {
 		if one.Stage != identity.Retired {
@@ -37,12 +37,13 @@ func (s State) RefusesRetired(op string, leaf *x509.Certificate) error {
 }
 
 func retiredCA(op string, issuer fleet.Digest) error {
-	return fault.New(op, fault.Denied, "the certificate is of CA %s, which was retired: an appliance proves its platform identity again, a node makes its next certificate by itself, an operator logs in again or asks an admin for an invitation", issuer.Short())
+	return fault.New(op, fault.Denied, "the certificate is of CA %s, which was retired: an appliance proves its platform identity "+
+		"again, a node makes its next certificate by itself, an operator logs in again or asks an admin for an invitation", issuer.Short())
 }
 
-// StillAccepts reports whether an open connection of a proven peer goes on, as this page has it: nobody stays with a certificate of a
-// retired CA, and no node or operator with one that passes no more. An appliance makes calls on the connections that it opened until
-// it is banned, though another certificate has replaced the one that it showed.
+// StillAccepts returns nil if an open connection of an authenticated peer may stay open in this state, else the reason. A connection ends
+// if its certificate is of a retired CA; that of a node or an operator also ends if its certificate is no longer valid. An appliance may
+// use the connections that it opened until it is banned, even if its certificate has been replaced since.
 func (s State) StillAccepts(p fleet.Principal, serial fleet.Serial, issuer fleet.Digest) error {
 	const op = "controlplane.session"
 	if err := s.RefusesIssuer(op, issuer); err != nil {
@@ -63,12 +64,12 @@ func (s State) StillAccepts(p fleet.Principal, serial fleet.Serial, issuer fleet
 	return s.AcceptsOperator(p, serial, issuer)
 }
 
-// RefusesConnection looks again at a connection whose handshake was verified, once it is among those that changes of the book end: what
-// was changed before that is seen here, what is changed after it ends the connection.
+// RefusesConnection checks a verified connection again once it is registered with those that changes of the book close: a change before
+// that is seen here, and a later one closes the connection.
 func (s State) RefusesConnection(state tls.ConnectionState) error {
 	p, serial, err := identity.PrincipalOf(&state)
 	if err != nil {
-		return nil // it has no certificate: it is nobody here
+		return nil // no certificate: an anonymous caller
 	}
 	_, role, name, _ := p.Split()
 	if role == fleet.Node {
@@ -79,7 +80,7 @@ func (s State) RefusesConnection(state tls.ConnectionState) error {
 	return s.StillAccepts(p, serial, identity.IssuerOf(&state))
 }
 
-// Accepts tells whether a certificate of the appliance is good now: its serial is the current or the next one.
+// Accepts returns nil if a certificate of the appliance is valid now: its serial is the current or the next one.
 func (a Appliance) Accepts(serial fleet.Serial) error {
 	switch {
 	case a.Status == Banned:
@@ -87,13 +88,14 @@ func (a Appliance) Accepts(serial fleet.Serial) error {
 	case a.Status != Enrolled:
 		return fault.New("controlplane.admit", fault.Denied, "appliance %q has not enrolled", a.Name)
 	case serial == "" || (serial != a.Current && serial != a.Next):
-		return fault.New("controlplane.admit", fault.Denied, "this certificate of appliance %q is not its valid one: another has taken its place", a.Name)
+		return fault.New("controlplane.admit", fault.Denied,
+			"this certificate of appliance %q is not its valid one: another has taken its place", a.Name)
 	}
 	return nil
 }
 
-// AcceptsOperator reports whether a certificate of an operator may come in, as this page has it. Its issuer is "" if it is not known. While the
-// book has no operator any may: the first that calls is adopted.
+// AcceptsOperator returns nil if a certificate of an operator is accepted in this state. issuer is "" if it is not known. While the book
+// has no operators, any is accepted: the first caller is adopted.
 func (s State) AcceptsOperator(p fleet.Principal, serial fleet.Serial, issuer fleet.Digest) error {
 	_, _, name, _ := p.Split()
 	o, ok := s.operators.Get(name)

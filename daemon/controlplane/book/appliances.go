@@ -12,15 +12,15 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 )
 
-// applianceIndex is the appliances of one page, by name, and which of them changed last: whoever follows the book then looks at
-// those alone, and not at all of them. It is a value like the maps of the page: Set gives another one. It holds pointers,
-// to what is never modified: the map copies 32 values for each that is set.
+// applianceIndex is the appliances of one state, by name, and which of them changed last, so that a follower of the book reads only
+// those. It is persistent like the maps of the state: Set returns another one. It holds pointers to values that are never modified, since
+// the map copies 32 values for each Set.
 type applianceIndex struct {
 	by   *immutable.SortedMap[fleet.ApplianceID, *Appliance]
 	last *change
 }
 
-// change is one step of the trail of changes. It is not part of the state: a restored page begins a new trail.
+// change is one step of the trail of changes. It is not part of the state: a restored state begins a new trail.
 type change struct {
 	name fleet.ApplianceID
 	n    uint64
@@ -34,10 +34,10 @@ func newApplianceIndex() applianceIndex {
 	return applianceIndex{by: sorted[fleet.ApplianceID, *Appliance]()}
 }
 
-// Len is how many there are.
+// Len is the number of appliances.
 func (r applianceIndex) Len() int { return r.by.Len() }
 
-// Get looks one up.
+// Get returns an appliance by name.
 func (r applianceIndex) Get(name fleet.ApplianceID) (Appliance, bool) {
 	if a, ok := r.by.Get(name); ok {
 		return *a, true
@@ -45,7 +45,7 @@ func (r applianceIndex) Get(name fleet.ApplianceID) (Appliance, bool) {
 	return Appliance{}, false
 }
 
-// all goes through them by name.
+// all iterates over the appliances by name.
 func (r applianceIndex) all() iter.Seq[Appliance] {
 	return func(yield func(Appliance) bool) {
 		for it := r.by.Iterator(); !it.Done(); {
@@ -56,7 +56,7 @@ func (r applianceIndex) all() iter.Seq[Appliance] {
 	}
 }
 
-// Set gives the roll with a in it.
+// Set returns the index with a in it.
 func (r applianceIndex) Set(name fleet.ApplianceID, a Appliance) applianceIndex {
 	t := &change{name: name, n: 1}
 	if r.last != nil {
@@ -67,8 +67,8 @@ func (r applianceIndex) Set(name fleet.ApplianceID, a Appliance) applianceIndex 
 	return applianceIndex{r.by.Set(name, &a), t}
 }
 
-// since tells which appliances changed after the step from, newest first and perhaps several times over. ok is false
-// where the trail does not reach back that far: then any of them may have changed.
+// since returns the appliances that changed after the step from, newest first, possibly repeated. ok is false if the trail does not reach
+// back that far: then any of them may have changed.
 func (r applianceIndex) since(from *change) (names []fleet.ApplianceID, ok bool) {
 	for t := r.last; t != from; t = t.prev {
 		if t == nil {
@@ -79,8 +79,8 @@ func (r applianceIndex) since(from *change) (names []fleet.ApplianceID, ok bool)
 	return names, true
 }
 
-// TotalsCache counts the appliances of a page. It looks at them again only when one of them, or a node, changed: one walk serves all
-// that a scrape reads.
+// TotalsCache counts the appliances of a state. It counts again only if an appliance or a node changed, so that one walk serves a whole
+// scrape.
 type TotalsCache struct {
 	mu    sync.Mutex
 	known bool
@@ -89,23 +89,25 @@ type TotalsCache struct {
 	Totals
 }
 
+// Totals counts appliances.
 type Totals struct {
 	Status         map[string]int
 	Online, Orders int
 }
 
-func (t *TotalsCache) Of(page State) Totals {
+// Of returns the totals of a state. It may be called concurrently.
+func (t *TotalsCache) Of(st State) Totals {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.known && t.at == page.appliances.last && t.stops == page.stopped {
+	if t.known && t.at == st.appliances.last && t.stops == st.stopped {
 		return t.Totals
 	}
-	t.known, t.at, t.stops = true, page.appliances.last, page.stopped
+	t.known, t.at, t.stops = true, st.appliances.last, st.stopped
 	t.Totals = Totals{Status: map[string]int{}}
-	for a := range page.appliances.all() {
+	for a := range st.appliances.all() {
 		t.Status[a.Status]++
 		t.Orders += len(a.Orders)
-		if page.Here(a) {
+		if st.Here(a) {
 			t.Online++
 		}
 	}

@@ -22,9 +22,10 @@ func (s State) Bundle() uint64 {
 	return max(1, s.number)
 }
 
-// reslot makes the slots that are given the book's.
+// reslot replaces the slots, which makes a new bundle.
 func (s *State) reslot(slots []identity.Slot) { s.number, s.Slots = s.Bundle()+1, slots }
 
+// CA returns a certificate authority by its id, or fault.NotFound.
 func (s State) CA(op string, id fleet.Digest) (identity.Slot, error) {
 	for _, one := range s.Slots {
 		if one.ID() == id {
@@ -34,23 +35,23 @@ func (s State) CA(op string, id fleet.Digest) (identity.Slot, error) {
 	return identity.Slot{}, fault.New(op, fault.NotFound, "there is no CA %s", fault.Clip(string(id)))
 }
 
-// Holder is one who must hold a bundle: a node, an enrolled appliance, or an operator whose certificate is valid.
+// Holder is a party that must hold a bundle: a node, an enrolled appliance, or an operator with a valid certificate.
 type Holder struct {
 	Name   string
 	Kind   string // node, appliance or operator
-	Online bool   // it is waited for: a node, an appliance that is connected, an operator who called within [Lately]
+	Online bool   // activation waits for it: a node, a connected appliance, an operator who called within [Lately]
 	Holds  uint64
-	Seen   time.Time // of an operator: its last call, to within seenEvery
+	Seen   time.Time // of an operator: its last call, to within [SeenEvery]
 }
 
-// Lately is within what time an operator has called who is waited for before another CA issues: as long as a certificate of an operator
-// lives by default. Who was away for longer asks for the signed bundle when they come back, as everybody's command line does.
+// Lately is how recently an operator must have called for the activation of a CA to wait for them: the default life of an operator's
+// certificate. After a longer absence the command line fetches the signed bundle at the next call, as it always does.
 const Lately = 30 * 24 * time.Hour
 
-// SeenEvery is how often it goes on record that an operator calls, if there is no other news of it.
+// SeenEvery is how often the calls of an operator are recorded, if nothing else about it changes.
 const SeenEvery = 24 * time.Hour
 
-// Missing lists the nodes, the enrolled appliances, and the operators with a valid certificate, that have not acknowledged the bundle of
+// Missing lists the nodes, the enrolled appliances, and the operators with a valid certificate that have not acknowledged the bundle with
 // this number.
 func (s State) Missing(nodes []string, number uint64, at time.Time) []Holder {
 	var out []Holder
@@ -76,9 +77,10 @@ func (s State) Missing(nodes []string, number uint64, at time.Time) []Holder {
 	return out
 }
 
-// spelled is how many names an error spells out.
+// spelled is the most names in an error.
 const spelled = 20
 
+// JoinNames joins names for an error: the first 20, and how many more there are.
 func JoinNames(names []string) string {
 	text := strings.Join(names[:min(len(names), spelled)], ", ")
 	if more := len(names) - spelled; more > 0 {
@@ -87,19 +89,18 @@ func JoinNames(names []string) string {
 	return text
 }
 
-// PrepareCA announces a CA: it is trusted from now on, and issues nothing yet.
+// PrepareCA adds a CA that is trusted from now on and issues nothing yet.
 type PrepareCA struct {
 	Cert      []byte `json:"cert"`
 	SealedKey []byte `json:"sealed_key"`
 }
 
-// Prepared is the answer.
+// Prepared is the result of [PrepareCA].
 type Prepared struct {
 	ID     fleet.Digest `json:"id"`
 	Bundle uint64       `json:"bundle"`
 }
 
-// Kind names the change in the log.
 func (PrepareCA) Kind() string { return "ca.prepare/1" }
 
 // Private keeps the sealed key out of the audit log, which outsiders read.
@@ -136,14 +137,13 @@ func (c PrepareCA) Apply(s *State, m ledger.Meta) (Prepared, error) {
 type ActivateCA struct {
 	ID      fleet.Digest `json:"id"`
 	Nodes   []string     `json:"nodes"`             // all of the cluster: each must hold the CA
-	Without []string     `json:"without,omitempty"` // operators who are not waited for
+	Without []string     `json:"without,omitempty"` // operators that activation does not wait for
 }
 
-// Kind names the change in the log.
 func (ActivateCA) Kind() string { return "ca.activate/1" }
 
-// Apply refuses while a node, an appliance that is connected, or an operator who called within [Lately] does not hold the CA, and names
-// them, with what they should do.
+// Apply refuses while a node, a connected appliance, or an operator who called within [Lately] does not hold the CA. The error names them
+// and says what to do.
 func (c ActivateCA) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "ca.activate"
 	ca, err := s.CA(op, c.ID)
@@ -174,7 +174,8 @@ func (c ActivateCA) Apply(s *State, m ledger.Meta) (Nothing, error) {
 		if len(operators) > 0 {
 			todo = "have each operator run any command, for instance demarc status, or name them with --without"
 		}
-		return Nothing{}, fault.New(op, fault.Conflict, "%d do not hold CA %s yet: %s; %s", n, c.ID.Short(), JoinNames(append(operators, names...)), todo)
+		return Nothing{}, fault.New(op, fault.Conflict,
+			"%d do not hold CA %s yet: %s; %s", n, c.ID.Short(), JoinNames(append(operators, names...)), todo)
 	}
 	s.reslot(slots)
 	return Nothing{}, nil
@@ -184,14 +185,13 @@ func (c ActivateCA) Apply(s *State, m ledger.Meta) (Nothing, error) {
 type RetireCA struct {
 	ID          fleet.Digest `json:"id"`
 	Nodes       []string     `json:"nodes"`
-	Compromised bool         `json:"compromised,omitempty"` // at once: who uses its certificates proves itself again
+	Compromised bool         `json:"compromised,omitempty"` // at once: its certificates are invalid from now on
 }
 
-// Kind names the change in the log.
 func (RetireCA) Kind() string { return "ca.retire/1" }
 
-// Apply refuses while certificates of the CA are in use, and names whose. A certificate that ran out holds nothing up.
-// Of a compromised CA no certificate is good any more: what it issued passes no more from this change on.
+// Apply refuses while certificates of the CA are in use, and names their holders. Expired certificates do not count. All certificates of
+// a compromised CA are invalid from this change on.
 func (c RetireCA) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "ca.retire"
 	ca, err := s.CA(op, c.ID)
@@ -207,7 +207,8 @@ func (c RetireCA) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	}
 	if ca.Stage == identity.Tainted { // a prepared one has issued nothing
 		if names := s.usersOf(c.ID, c.Nodes, m.At); len(names) > 0 && !c.Compromised {
-			return Nothing{}, fault.New(op, fault.Conflict, "%d still use certificates of CA %s: %s; wait until nodes and appliances renewed, have operators run demarc operator renew, or say that it is compromised",
+			return Nothing{}, fault.New(op, fault.Conflict, "%d still use certificates of CA %s: %s; wait until nodes and appliances "+
+				"renewed, have operators run demarc operator renew, or say that it is compromised",
 				len(names), c.ID.Short(), JoinNames(names))
 		}
 		s.emptyOf(c.ID)
@@ -216,11 +217,11 @@ func (c RetireCA) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// usersOf names the nodes that do not show a certificate of the CA that issues now, and the appliances and operators whose certificate
-// in use is of the CA and has not run out.
+// usersOf names the nodes that do not use a certificate of the active CA, and the appliances and operators whose current certificate is
+// of this CA and has not expired.
 func (s State) usersOf(ca fleet.Digest, nodes []string, at time.Time) (names []string) {
 	for _, n := range nodes {
-		if has, _ := s.nodes.Get(n); has < s.Bundle() { // its acknowledgement says that it shows a leaf of the CA that issues now
+		if has, _ := s.nodes.Get(n); has < s.Bundle() { // it acknowledges a bundle once it uses a certificate of the active CA
 			names = append(names, "node "+n)
 		}
 	}
@@ -237,7 +238,7 @@ func (s State) usersOf(ca fleet.Digest, nodes []string, at time.Time) (names []s
 	return names
 }
 
-// emptyOf empties the serials of appliances and operators whose certificates are of a CA.
+// emptyOf clears the serials of appliances and operators whose certificates are of a CA.
 func (s *State) emptyOf(ca fleet.Digest) {
 	for _, a := range s.Appliances() {
 		current, next := a.CurrentIssuer == ca || a.CurrentIssuer == "", a.NextIssuer == ca || a.NextIssuer == ""
@@ -265,16 +266,15 @@ func (s *State) emptyOf(ca fleet.Digest) {
 	}
 }
 
-// RenewBy is Renew with the CA that issued, so that a CA is not retired under those who use it.
+// RenewBy is [Renew] with the issuing CA, so that a CA is not retired while its certificates are in use.
 type RenewBy struct {
 	Renew
 	Issuer fleet.Digest `json:"issuer"`
 }
 
-// Kind names the change in the log.
 func (RenewBy) Kind() string { return "appliance.renew/2" }
 
-// Apply refuses a certificate of a CA that no longer issues: it was changed while this one was on its way.
+// Apply refuses a certificate of a CA that is no longer active: another was activated in the meantime.
 func (c RenewBy) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	if err := s.issues("appliance.renew", c.Issuer); err != nil {
 		return Nothing{}, err
@@ -312,17 +312,17 @@ type HoldsBundle struct {
 	Number uint64            `json:"number"`
 }
 
-// Kind names the change in the log.
 func (HoldsBundle) Kind() string { return "appliance.bundle/1" }
 
-// Apply refuses a number that was never given out; a lower one than before changes nothing.
+// Apply refuses a number that no bundle had yet; a lower one than before changes nothing.
 func (c HoldsBundle) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	a, err := s.Appliance(c.Name)
 	if err != nil {
 		return Nothing{}, err
 	}
 	if c.Number > s.Bundle() {
-		return Nothing{}, fault.New("appliance.bundle", fault.Conflict, "appliance %q acknowledges bundle %d, and %d is the newest", c.Name, c.Number, s.Bundle())
+		return Nothing{}, fault.New("appliance.bundle", fault.Conflict,
+			"appliance %q acknowledges bundle %d, and %d is the newest", c.Name, c.Number, s.Bundle())
 	}
 	a.Bundle = max(a.Bundle, c.Number)
 	s.appliances = s.appliances.Set(c.Name, a)
@@ -333,13 +333,12 @@ func (c HoldsBundle) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 type OperatorSeen struct {
 	Name   string       `json:"name"`
 	Serial fleet.Serial `json:"serial"` // of the certificate that it called with
-	Bundle uint64       `json:"bundle"` // 0: it does not know
+	Bundle uint64       `json:"bundle"` // 0: not known
 }
 
-// Kind names the change in the log.
 func (OperatorSeen) Kind() string { return "operator.seen/1" }
 
-// Apply refuses a number that was never given out; a lower one than before changes nothing.
+// Apply refuses a number that no bundle had yet; a lower one than before changes nothing.
 func (c OperatorSeen) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	o, err := s.Operator(c.Name)
 	if err != nil {
@@ -349,29 +348,30 @@ func (c OperatorSeen) Apply(s *State, m ledger.Meta) (Nothing, error) {
 		return Nothing{}, err
 	}
 	if c.Bundle > s.Bundle() {
-		return Nothing{}, fault.New("operator.seen", fault.Conflict, "operator %q acknowledges bundle %d, and %d is the newest", c.Name, c.Bundle, s.Bundle())
+		return Nothing{}, fault.New("operator.seen", fault.Conflict,
+			"operator %q acknowledges bundle %d, and %d is the newest", c.Name, c.Bundle, s.Bundle())
 	}
 	o.Bundle, o.Seen = max(o.Bundle, c.Bundle), m.At
 	s.operators = s.operators.Set(c.Name, o)
 	return Nothing{}, nil
 }
 
-// NodeBundle records that a node trusts a bundle and shows a certificate of the CA that issues in it.
+// NodeBundle records that a node trusts a bundle and uses a certificate of its active CA.
 type NodeBundle struct {
 	Name   string `json:"name"`
 	Number uint64 `json:"number"`
 }
 
-// Kind names the change in the log.
 func (NodeBundle) Kind() string { return "node.bundle/1" }
 
-// Apply refuses a number that was never given out.
+// Apply refuses a number that no bundle had yet.
 func (c NodeBundle) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	if err := fleet.CheckName("node", c.Name); err != nil {
 		return Nothing{}, err
 	}
 	if c.Number > s.Bundle() {
-		return Nothing{}, fault.New("node.bundle", fault.Conflict, "node %q acknowledges bundle %d, and %d is the newest", c.Name, c.Number, s.Bundle())
+		return Nothing{}, fault.New("node.bundle", fault.Conflict,
+			"node %q acknowledges bundle %d, and %d is the newest", c.Name, c.Number, s.Bundle())
 	}
 	if had, _ := s.nodes.Get(c.Name); c.Number > had {
 		s.nodes = s.nodes.Set(c.Name, c.Number)

@@ -14,7 +14,7 @@ import (
 	"github.com/demarc-dev/demarc/ledger"
 )
 
-// Nothing is the answer of a change that has nothing to say but that it was made.
+// Nothing is the result of a change without one.
 type Nothing struct{}
 
 // Genesis is the first change of a book: the trust domain and its certificate authorities, their keys sealed.
@@ -24,13 +24,12 @@ type Genesis struct {
 	Development bool            `json:"development,omitempty"` // see State.Development
 }
 
-// Kind names the change in the log.
 func (Genesis) Kind() string { return "genesis/1" }
 
 // Private keeps the sealed keys out of the audit log, which outsiders read.
 func (Genesis) Private() bool { return true }
 
-// Apply refuses a second genesis of another trust domain and takes the same one again in silence.
+// Apply refuses a second genesis of another trust domain; the same one again changes nothing.
 func (c Genesis) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	switch {
 	case s.TrustDomain == c.TrustDomain:
@@ -49,10 +48,9 @@ type RegisterCustomer struct {
 	Name fleet.CustomerID `json:"name"`
 }
 
-// Kind names the change in the log.
 func (RegisterCustomer) Kind() string { return "customer.register/1" }
 
-// Apply refuses a name twice.
+// Apply refuses a name that is taken.
 func (c RegisterCustomer) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	if err := fleet.CheckName("customer", string(c.Name)); err != nil {
 		return Nothing{}, err
@@ -64,17 +62,16 @@ func (c RegisterCustomer) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// RegisterAppliance says which platform identity an appliance is expected to prove.
+// RegisterAppliance adds an appliance and the platform identity that it must prove.
 type RegisterAppliance struct {
 	Name     fleet.ApplianceID `json:"name"`
 	Customer fleet.CustomerID  `json:"customer"`
 	Expect   json.RawMessage   `json:"expect"`
 }
 
-// Kind names the change in the log.
 func (RegisterAppliance) Kind() string { return "appliance.register/1" }
 
-// Apply refuses a name twice, an unknown customer, and a development identity in a trust domain that was not made for it.
+// Apply refuses a name that is taken, an unknown customer, and a development identity in a trust domain that was not made for it.
 func (c RegisterAppliance) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	if err := fleet.CheckName("appliance", string(c.Name)); err != nil {
 		return Nothing{}, err
@@ -92,19 +89,18 @@ func (c RegisterAppliance) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// Enrol records that an appliance proved its identity and was given a certificate. It spends the nonce: of two that
-// race with one nonce, one is refused.
+// Enrol records that an appliance proved its identity and which certificate was issued. It spends the nonce: of two attempts with one
+// nonce, one is refused.
 type Enrol struct {
 	Name      fleet.ApplianceID `json:"name"`
 	Nonce     string            `json:"nonce"`
 	NonceTill time.Time         `json:"nonce_till"`
-	Proven    string            `json:"proven"` // the platform identity, in words
+	Proven    string            `json:"proven"` // the platform identity, as text
 	Serial    fleet.Serial      `json:"serial"`
 	Till      time.Time         `json:"till"`
-	LogKey    []byte            `json:"log_key"` // PEM; another one than before is refused
+	LogKey    []byte            `json:"log_key"` // PEM; a different one than before is refused
 }
 
-// Kind names the change in the log.
 func (Enrol) Kind() string { return "appliance.enrol/1" }
 
 // Apply spends the nonce and makes the serial the next one, or the current one of a new appliance.
@@ -120,10 +116,12 @@ func (c Enrol) Apply(s *State, m ledger.Meta) (Nothing, error) {
 		return Nothing{}, err
 	}
 	if a.Status == Banned {
-		return Nothing{}, fault.New("appliance.enrol", fault.Denied, "appliance %q is banned: the vendor must register it again under another name", c.Name)
+		return Nothing{}, fault.New("appliance.enrol", fault.Denied,
+			"appliance %q is banned: the vendor must register it again under another name", c.Name)
 	}
 	if a.LogKey != nil && !bytes.Equal(a.LogKey, c.LogKey) {
-		return Nothing{}, fault.New("appliance.enrol", fault.Denied, "appliance %q enrolled with another log key before: its state was lost or it is an impostor; the vendor must register it under a new name", c.Name)
+		return Nothing{}, fault.New("appliance.enrol", fault.Denied, "appliance %q enrolled with another log key before: its state was "+
+			"lost or it is an impostor; the vendor must register it under a new name", c.Name)
 	}
 	a.LogKey = c.LogKey
 	a.Status = Enrolled
@@ -137,7 +135,7 @@ func (c Enrol) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// spend takes a nonce once, and forgets those that have run out.
+// spend accepts a nonce once, and drops expired ones.
 func (s *State) spend(op, act, nonce string, till, now time.Time) error {
 	if _, spent := s.nonces.Get(nonce); spent {
 		return fault.New(op, fault.Denied, "this nonce was used before: a proof is good for one %s, ask for a new challenge", act)
@@ -151,7 +149,7 @@ func (s *State) spend(op, act, nonce string, till, now time.Time) error {
 	return nil
 }
 
-// Refuse puts a refused bootstrap or a refused call on record.
+// Refuse records a refused bootstrap or a refused call.
 type Refuse struct {
 	What   string     `json:"what"` // "enrol", or the procedure
 	Name   string     `json:"name"` // as claimed, cut to 64 bytes
@@ -159,21 +157,19 @@ type Refuse struct {
 	Reason string     `json:"reason"`
 }
 
-// Kind names the change in the log.
 func (Refuse) Kind() string { return "refused/1" }
 
-// Apply changes nothing: the record is the audit leaf.
+// Apply changes nothing: the record is the entry in the audit log.
 func (Refuse) Apply(*State, ledger.Meta) (Nothing, error) { return Nothing{}, nil }
 
 // Renew records the next certificate of an enrolled appliance.
 type Renew struct {
 	Name   fleet.ApplianceID `json:"name"`
-	Using  fleet.Serial      `json:"using"` // the certificate that asks: a stale one gets no successor
+	Using  fleet.Serial      `json:"using"` // the certificate that the request was made with: a stale one is not renewed
 	Serial fleet.Serial      `json:"serial"`
 	Till   time.Time         `json:"till"`
 }
 
-// Kind names the change in the log.
 func (Renew) Kind() string { return "appliance.renew/1" }
 
 // Apply sets the next serial; the current one stays valid until the next is used.
@@ -190,7 +186,7 @@ func (c Renew) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// Edge records that an appliance came, left, or used its next certificate for the first time.
+// Edge records that an appliance connected, disconnected, or used its next certificate for the first time.
 type Edge struct {
 	Name   fleet.ApplianceID `json:"name"`
 	Serial fleet.Serial      `json:"serial"`
@@ -199,10 +195,9 @@ type Edge struct {
 	Route  string            `json:"route"`
 }
 
-// Kind names the change in the log.
 func (Edge) Kind() string { return "appliance.edge/1" }
 
-// Apply moves the serials on and takes "left" only from the node that holds the channel.
+// Apply makes the next serial the current one, and accepts a disconnect only from the node that holds the channel.
 func (c Edge) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	a, err := s.Appliance(c.Name)
 	if err != nil {
@@ -223,35 +218,35 @@ func (c Edge) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 		a.Current, a.CurrentTill, a.Next, a.NextTill = a.Next, a.NextTill, "", time.Time{}
 		a.CurrentIssuer, a.NextIssuer = a.NextIssuer, ""
 	default:
-		return Nothing{}, fault.New("appliance.edge", fault.Denied, "certificate %s of appliance %q is no longer, or not yet, the valid one", c.Serial, c.Name)
+		return Nothing{}, fault.New("appliance.edge", fault.Denied,
+			"certificate %s of appliance %q is no longer, or not yet, the valid one", c.Serial, c.Name)
 	}
 	a.Online, a.Node, a.Route = true, c.Node, c.Route
 	s.appliances = s.appliances.Set(c.Name, a)
 	return Nothing{}, nil
 }
 
-// Ban empties an appliance's serials: no certificate of it is good any more.
+// Ban clears an appliance's serials: no certificate of it is valid any more.
 type Ban struct {
 	Name   fleet.ApplianceID `json:"name"`
 	Reason string            `json:"reason"`
 }
 
-// Kind names the change in the log.
 func (Ban) Kind() string { return "appliance.ban/1" }
 
-// Apply bans for good.
+// Apply bans permanently.
 func (c Ban) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	a, err := s.Appliance(c.Name)
 	if err != nil {
 		return Nothing{}, err
 	}
 	a.Status, a.Current, a.Next, a.Reason = Banned, "", "", c.Reason
-	a.Rolled, a.Reported = nil, nil // nothing that it said counts any more
+	a.Rolled, a.Reported = nil, nil // what it reported no longer counts
 	s.appliances = s.appliances.Set(c.Name, a)
 	return Nothing{}, nil
 }
 
-// Publish adds a signed release and offers it to appliances. An offer starts nothing: the customer's grants decide.
+// Publish adds a signed release and offers it to appliances. An offer deploys nothing: the customer's grants decide.
 type Publish struct {
 	Digest  fleet.Digest        `json:"digest"`
 	App     string              `json:"app"`
@@ -260,26 +255,27 @@ type Publish struct {
 	To      []fleet.ApplianceID `json:"to"`
 }
 
-// Kind names the change in the log.
 func (Publish) Kind() string { return "release.publish/1" }
 
-// Apply offers the release to each appliance, or to none where one of them can't be asked.
+// Apply offers the release to each appliance, or to none if one of them can't take it.
 func (c Publish) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	if fleet.DigestOf(c.Sealed) != c.Digest {
 		return Nothing{}, fault.New("release.publish", fault.Invalid, "the release does not have the digest %s", c.Digest)
 	}
 	for _, r := range values(s.releases) {
 		if r.App == c.App && r.Version == c.Version && r.Digest != c.Digest {
-			return Nothing{}, fault.New("release.publish", fault.Conflict, "%s %s is published already with other content: a release is immutable, choose a new version", c.App, c.Version)
+			return Nothing{}, fault.New("release.publish", fault.Conflict,
+				"%s %s is published already with other content: a release is immutable, choose a new version", c.App, c.Version)
 		}
 	}
 	number := uint64(s.releases.Len()) + 1
 	if old, ok := s.releases.Get(c.Digest); ok {
 		number = old.Number
 	}
-	s.releases = s.releases.Set(c.Digest, Release{Digest: c.Digest, App: c.App, Version: c.Version, Sealed: c.Sealed, At: m.At, By: m.By, Number: number})
+	s.releases = s.releases.Set(c.Digest, Release{Digest: c.Digest, App: c.App, Version: c.Version, Sealed: c.Sealed, At: m.At,
+		By: m.By, Number: number})
 	for _, to := range c.To {
-		if err := s.ask(to, Order{Release: c.Sealed}); err != nil {
+		if err := s.enqueue(to, Order{Release: c.Sealed}); err != nil {
 			return Nothing{}, err
 		}
 		a, _ := s.appliances.Get(to)
@@ -300,7 +296,6 @@ type Ask struct {
 // MaxProbe is how many probes one call may send.
 const MaxProbe = 1000
 
-// Kind names the change in the log.
 func (Ask) Kind() string { return "probe.send/1" }
 
 // Apply queues the probes; a new id begins a new count.
@@ -312,7 +307,7 @@ func (c Ask) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	for i := range orders {
 		orders[i].Probe = &ProbeIndex{c.ID, c.First + uint64(i)}
 	}
-	if err := s.ask(c.To, orders...); err != nil {
+	if err := s.enqueue(c.To, orders...); err != nil {
 		return Nothing{}, err
 	}
 	a, _ := s.appliances.Get(c.To)
@@ -324,23 +319,22 @@ func (c Ask) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// Countersign sends evidence down: a checkpoint of the vendor's log for the appliance to countersign, or the
-// appliance's own, countersigned.
+// Countersign sends evidence to an appliance: a checkpoint of the vendor's log to countersign, or the appliance's own checkpoint,
+// countersigned.
 type Countersign struct {
 	To         fleet.ApplianceID `json:"to"`
 	Checkpoint *Checkpoint       `json:"checkpoint,omitempty"`
 	Cosigned   []byte            `json:"cosigned,omitempty"`
 }
 
-// Kind names the change in the log.
 func (Countersign) Kind() string { return "checkpoint.send/1" }
 
-// Apply queues it, and keeps what was countersigned: the next one must continue it.
+// Apply queues it, and stores what was countersigned: the next one must extend it.
 func (c Countersign) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	if (c.Checkpoint == nil) == (c.Cosigned == nil) {
 		return Nothing{}, fault.New("checkpoint.send", fault.Invalid, "one checkpoint at a time")
 	}
-	if err := s.ask(c.To, Order{Checkpoint: c.Checkpoint, Cosigned: c.Cosigned}); err != nil {
+	if err := s.enqueue(c.To, Order{Checkpoint: c.Checkpoint, Cosigned: c.Cosigned}); err != nil {
 		return Nothing{}, err
 	}
 	a, _ := s.appliances.Get(c.To)
@@ -356,15 +350,15 @@ func (c Countersign) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// MaxAsked is for how many heads of the vendor's log an answer of one appliance is still taken.
+// MaxAsked is how many heads of the vendor's log may wait for a countersignature of one appliance; the oldest is dropped first.
 const MaxAsked = 4
 
-// maxKept is how many checkpoints of each appliance are kept, of each kind; the oldest goes first.
-const maxKept = 64
+// maxStored is how many checkpoints of each appliance are stored, of each kind; the oldest is dropped first.
+const maxStored = 64
 
 func keep(kept [][]byte, b []byte) [][]byte {
 	kept = append(slices.Clip(kept), b)
-	return kept[max(0, len(kept)-maxKept):]
+	return kept[max(0, len(kept)-maxStored):]
 }
 
 // RequestOperation sends a sealed request to an appliance.
@@ -374,7 +368,6 @@ type RequestOperation struct {
 	Sealed []byte            `json:"sealed"`
 }
 
-// Kind names the change in the log.
 func (RequestOperation) Kind() string { return "operation.request/1" }
 
 // Apply queues the request.
@@ -383,20 +376,19 @@ func (c RequestOperation) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	if _, ok := s.operations.Get(key); ok {
 		return Nothing{}, fault.New("operation.request", fault.Conflict, "operation %q was requested already", fault.Clip(c.ID))
 	}
-	if err := s.ask(c.To, Order{Operation: c.Sealed}); err != nil {
+	if err := s.enqueue(c.To, Order{Operation: c.Sealed}); err != nil {
 		return Nothing{}, err
 	}
 	s.operations = s.operations.Set(key, Operation{ID: c.ID, Appliance: c.To, State: "requested", Request: c.Sealed, At: m.At, By: m.By})
 	return Nothing{}, nil
 }
 
-// OrdersDone drops what the appliance has in its book.
+// OrdersDone drops the orders that the appliance has in its own book.
 type OrdersDone struct {
 	Name fleet.ApplianceID `json:"name"`
 	Upto uint64            `json:"upto"`
 }
 
-// Kind names the change in the log.
 func (OrdersDone) Kind() string { return "orders.done/1" }
 
 // Apply refuses an acknowledgement of what was never sent; an old one changes nothing.
@@ -406,10 +398,11 @@ func (c OrdersDone) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 		return Nothing{}, err
 	}
 	if c.Upto > a.OrdersSent() {
-		return Nothing{}, fault.New("orders.done", fault.Conflict, "appliance %q acknowledges order %d, and %d is the last that was sent", c.Name, c.Upto, a.OrdersSent())
+		return Nothing{}, fault.New("orders.done", fault.Conflict,
+			"appliance %q acknowledges order %d, and %d is the last that was sent", c.Name, c.Upto, a.OrdersSent())
 	}
 	if c.Upto > a.OrdersDone {
-		a.Orders = a.Orders[c.Upto-a.OrdersDone:] // those that are done are freed with the next order, or with the last
+		a.Orders = a.Orders[c.Upto-a.OrdersDone:] // the memory of those that are done is freed with the next order, or with the last
 		if len(a.Orders) == 0 {
 			a.Orders = nil
 		}

@@ -14,18 +14,18 @@ import (
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// RollKeys replaced the pinned keys of an appliance's cluster at the word of the appliance's certificate alone. It is in
-// older logs; [ReportKeys] took its place.
+// RollKeys replaced the pinned keys of an appliance's cluster on the authority of the appliance's certificate alone. It is in older logs;
+// [ReportKeys] replaced it.
 type RollKeys struct {
 	Name   fleet.ApplianceID `json:"name"`
 	Expect fleet.Digest      `json:"expect"` // of the registration that the new keys were compared with
 	JWKS   json.RawMessage   `json:"jwks"`
 }
 
-// ReportKeys takes the keys that an appliance's cluster publishes now. What the vendor registered stays beside them. They
-// count from now on where a key that counted before vouches for them: it signed a token, for the registered service
-// account, that is made out to this nonce and these keys. Whoever holds nothing but the appliance's certificate and its key
-// has no such token; what such a one reports waits for the operator, and proves nothing.
+// ReportKeys records the keys that an appliance's cluster publishes now, beside those that the vendor registered. They are trusted from
+// now on if a trusted key vouches for them: it signed a token of the registered service account for this nonce and these keys. A caller
+// with only the appliance's certificate and key has no such token: keys that it reports wait for an operator's confirmation, and prove
+// nothing.
 type ReportKeys struct {
 	Name      fleet.ApplianceID `json:"name"`
 	Expect    fleet.Digest      `json:"expect"` // see mustProve: what the token was compared with
@@ -35,21 +35,20 @@ type ReportKeys struct {
 	NonceTill time.Time         `json:"nonce_till"`
 }
 
-// ConfirmKeys makes the keys that wait the ones that count, at an operator's word.
+// ConfirmKeys makes the reported keys the trusted ones, on an operator's decision.
 type ConfirmKeys struct {
 	Name   fleet.ApplianceID `json:"name"`
-	Digest fleet.Digest      `json:"digest"` // of the keys that the operator looked at
+	Digest fleet.Digest      `json:"digest"` // of the keys that the operator checked
 }
 
-// ForgetKeys goes back to the keys that the vendor registered.
+// ForgetKeys returns to the keys that the vendor registered.
 type ForgetKeys struct {
 	Name fleet.ApplianceID `json:"name"`
 }
 
-// Kind names the change in the log.
 func (RollKeys) Kind() string { return "appliance.keys/1" }
 
-// Apply leaves all else that is registered as it is.
+// Apply changes nothing else of the registration.
 func (c RollKeys) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	const op = "appliance.keys"
 	a, err := s.Appliance(c.Name)
@@ -77,7 +76,7 @@ func (c RollKeys) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// Expected is what the appliance must prove, with the keys that count now.
+// Expected is what the appliance must prove, with the keys that are trusted now.
 func (a Appliance) Expected() (identity.Expect, error) {
 	var e identity.Expect
 	if err := seal.StrictJSON(a.Expect, &e); err != nil {
@@ -89,7 +88,7 @@ func (a Appliance) Expected() (identity.Expect, error) {
 	return e, nil
 }
 
-// ExpectDigest names what the appliance must prove: another registration or other keys have another digest.
+// ExpectDigest identifies what the appliance must prove: another registration or other keys have another digest.
 func (a Appliance) ExpectDigest() fleet.Digest {
 	if len(a.Rolled) == 0 {
 		return fleet.DigestOf(a.Expect)
@@ -97,7 +96,6 @@ func (a Appliance) ExpectDigest() fleet.Digest {
 	return fleet.DigestOf(bytes.Join([][]byte{a.Expect, a.Rolled}, []byte{'\n'}))
 }
 
-// Kind names the change in the log.
 func (ReportKeys) Kind() string { return "appliance.keys/2" }
 
 // Apply spends the nonce.
@@ -124,7 +122,7 @@ func (c ReportKeys) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// countKeys makes keys the ones that count.
+// countKeys makes keys the trusted ones.
 func (s *State) countKeys(a Appliance, jwks json.RawMessage) error {
 	e, err := a.Expected()
 	if err != nil {
@@ -139,10 +137,9 @@ func (s *State) countKeys(a Appliance, jwks json.RawMessage) error {
 	return nil
 }
 
-// Kind names the change in the log.
 func (ConfirmKeys) Kind() string { return "appliance.keys.confirm/1" }
 
-// Apply refuses where other keys wait than the operator looked at.
+// Apply refuses if the waiting keys are not those that the operator checked.
 func (c ConfirmKeys) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	const op = "appliance.keys.confirm"
 	a, err := s.Appliance(c.Name)
@@ -157,10 +154,9 @@ func (c ConfirmKeys) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	return Nothing{}, s.countKeys(a, a.Reported)
 }
 
-// Kind names the change in the log.
 func (ForgetKeys) Kind() string { return "appliance.keys.forget/1" }
 
-// Apply drops the keys that count in place of the registered ones, and those that wait.
+// Apply drops the keys that replaced the registered ones, and those that wait for confirmation.
 func (c ForgetKeys) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	a, err := s.Appliance(c.Name)
 	if err != nil {

@@ -12,25 +12,27 @@ import (
 	"github.com/demarc-dev/demarc/ledger"
 )
 
-const ByRestore = "restore" // from a snapshot
+// ByRestore is the cause of an epoch that began from a restored snapshot.
+const ByRestore = "restore"
 
-const ByRecover = "recover" // with one node, the others are lost
+// ByRecover is the cause of an epoch that one node began because the others were lost.
+const ByRecover = "recover"
 
-// maxEpochs is how many epochs a book remembers; the oldest goes first.
+// maxEpochs is how many epochs a book stores; the oldest is dropped first.
 const maxEpochs = 64
 
-// maxAhead bounds by how many numbers an appliance may be ahead of the book, so that no appliance uses the numbers up.
-const maxAhead = 1 << 32
+// maxSkip bounds how far the numbers of an appliance may be past those of the book, so that no appliance exhausts them.
+const maxSkip = 1 << 32
 
 // Epoch is one history of the book, as the book knows it.
 type Epoch struct {
 	fleet.Epoch
 	Cause string    `json:"cause"`
 	Begun time.Time `json:"begun"` // by the clock of the machine where it was begun
-	Size  int64     `json:"size"`  // entries of the log that it kept
+	Size  int64     `json:"size"`  // entries of the log that it began with
 }
 
-// Epoch is the present one.
+// Epoch is the current epoch.
 func (s State) Epoch() Epoch {
 	if n := len(s.Epochs); n > 0 {
 		return s.Epochs[n-1]
@@ -38,8 +40,8 @@ func (s State) Epoch() Epoch {
 	return Epoch{}
 }
 
-// EntriesKeptSince is how many entries of the log the present epoch has in common with another one. known is false where the book never had that
-// one, or has forgotten it: then it is how many all epochs of the book have in common.
+// EntriesKeptSince is how many entries of the log the current epoch has in common with another one. known is false if the book never had
+// that epoch or has dropped it: then size is how many entries all epochs of the book have in common.
 func (s State) EntriesKeptSince(e fleet.Epoch) (size int64, known bool) {
 	after := s.Epochs
 	if e == (fleet.Epoch{}) {
@@ -55,19 +57,19 @@ func (s State) EntriesKeptSince(e fleet.Epoch) (size int64, known bool) {
 	return size, known
 }
 
-// BeginEpoch is the first change of a book after a snapshot was restored, or after one node went on without the others. Number, id and time
-// are drawn where that is done.
+// BeginEpoch is the first change of a book after a snapshot was restored, or after one node continued without the others. Number, id and
+// time are set by the command that does so.
 type BeginEpoch struct {
 	Epoch Epoch  `json:"epoch"`
-	Alone string `json:"alone,omitempty"` // name of the node that goes on; every other one is removed for good
+	Alone string `json:"alone,omitempty"` // name of the node that continues; every other one is removed permanently
 }
 
-// Kind names the change in the log. The audit room knows it: an honest restart of a log is told from a fork by it.
+// Kind names the change in the log. The audit package recognises it: it tells a recorded restart of a log from a fork.
 func (BeginEpoch) Kind() string { return audit.RestartKind }
 
-// Apply begins the epoch. The number of the bundle goes on above those that the forgotten history may have reached, which can't have been
-// one a second since then. Nobody is online in the new epoch until it comes. The nodes that do not go on may have the forgotten history on their
-// disks, and a majority of the votes in it: were they heard, they would write it over this one.
+// Apply begins the epoch. The number of the bundle continues above all that the lost history may have reached (less than one a second).
+// An appliance counts as offline until it connects in the new epoch. The other nodes may have the lost history on their disks, and a
+// majority of the votes in it: if they were accepted, they would replace this history with it, so they are removed.
 func (c BeginEpoch) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	e := c.Epoch
 	if err := s.Epoch().CheckNext(e.Epoch); err != nil {
@@ -89,14 +91,14 @@ func (c BeginEpoch) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	}
 	for _, p := range s.Peers() {
 		if c.Alone != "" && p.Name != c.Alone && !p.Removed {
-			s.bury(p.Name, "it was lost when "+e.String()+" began", m.At)
+			s.markRemoved(p.Name, "it was lost when "+e.String()+" began", m.At)
 		}
 	}
 	return Nothing{}, nil
 }
 
-// Meet puts on record where an appliance that knew another epoch and this book meet again. It is made when the appliance says hello, before
-// the channel carries anything.
+// Meet records the point from which an appliance that last knew another epoch and this book continue. It is made at the appliance's
+// hello, before the channel carries anything else.
 type Meet struct {
 	Name        fleet.ApplianceID `json:"name"`
 	Epoch       fleet.Epoch       `json:"epoch"` // of the book
@@ -104,34 +106,34 @@ type Meet struct {
 	OrdersDone  uint64            `json:"orders_done"`
 	ReportsDone uint64            `json:"reports_done"`
 	ReportsFrom uint64            `json:"reports_from"` // the oldest report that it can still send
-	LogFrom     int64             `json:"log_from"`     // size of the newest head that it countersigned of what this log still has; 0 for none
+	LogFrom     int64             `json:"log_from"`     // size of the newest countersigned head that this log still contains; 0: none
 	Lost        Lost              `json:"lost"`
 }
 
-// Lost is what an appliance holds, or has been told, of a former epoch, and this book has not.
+// Lost is what an appliance has of a former epoch and this book has not.
 type Lost struct {
 	Orders  fleet.Span `json:"orders,omitzero"`  // numbers of orders that it has taken
 	Reports fleet.Span `json:"reports,omitzero"` // numbers of reports that it can't send again
 	Log     fleet.Span `json:"log,omitzero"`     // entries of the vendor's log that it countersigned, counted from 1
-	Again   int        `json:"again,omitempty"`  // orders of a former epoch that wait, and may have come to it under another number
+	Again   int        `json:"again,omitempty"`  // pending orders of a former epoch that it may have received under another number
 }
 
-// Kind names the change in the log.
 func (Meet) Kind() string { return "appliance.meet/1" }
 
-// Meeting is what the book knew of an appliance before both met in an epoch. It stays until the appliance is heard in that epoch, so that it is
-// told the same however often it has to come.
+// Meeting is what the book knew of an appliance before their [Meet] in an epoch. It is stored until the appliance reports in that epoch,
+// so that a repeated hello gets the same answer.
 type Meeting struct {
 	Epoch   fleet.Epoch `json:"epoch"`
 	Orders  uint64      `json:"orders"`
 	Reports uint64      `json:"reports"`
 }
 
-// OrdersKnown is the number of the newest order that was made before the appliance and the book last met; those after it wait, and have no number yet.
+// OrdersKnown is the number of the newest order from before the last [Meet] of the appliance and the book; later ones are pending and
+// have no number yet.
 func (a Appliance) OrdersKnown() uint64 { return a.OrdersSent() - uint64(a.Unmet) }
 
-// Apply goes on with the numbers of the appliance: what it has taken is done, and what waits for it gets the numbers after that. No number is
-// used for two orders that it could take, and none is lost.
+// Apply continues from the numbers of the appliance: orders that it has taken are done, and pending orders get the numbers after them. No
+// number is used for two orders that it could take, and no order is lost.
 func (c Meet) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	const op = "appliance.meet"
 	a, err := s.Appliance(c.Name)
@@ -142,7 +144,8 @@ func (c Meet) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 		return Nothing{}, fault.New(op, fault.Denied, "appliance %q is not enrolled", c.Name)
 	case c.Epoch != s.Epoch().Epoch:
 		return Nothing{}, fault.New(op, fault.Conflict, "the book is in another epoch: come again")
-	case c.OrdersDone > a.OrdersKnown() && c.OrdersDone-a.OrdersKnown() > maxAhead, c.ReportsDone > a.ReportsDone && c.ReportsDone-a.ReportsDone > maxAhead,
+	case c.OrdersDone > a.OrdersKnown() && c.OrdersDone-a.OrdersKnown() > maxSkip,
+		c.ReportsDone > a.ReportsDone && c.ReportsDone-a.ReportsDone > maxSkip,
 		c.ReportsFrom == 0, c.LogFrom < 0, c.ReportsFrom > c.ReportsDone+1:
 		return Nothing{}, fault.New(op, fault.Invalid, "appliance %q says numbers that no history of this book can have reached", c.Name)
 	}
@@ -157,7 +160,7 @@ func (c Meet) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 		a.Orders = slices.Clone(a.Orders)
 	}
 	for i, o := range a.Orders {
-		if o.Checkpoint != nil { // its proof begins with a head that may be forgotten
+		if o.Checkpoint != nil { // its proof begins with a head that may be lost
 			a.Orders[i] = Order{Withdrawn: true}
 		}
 	}
@@ -171,12 +174,12 @@ func (c Meet) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// met notes that the appliance was heard in the present epoch: what it was sent has a number for good.
+// met records that the appliance reported in the current epoch: the numbers of the orders that it was sent are final.
 func (s State) met(a *Appliance) {
 	a.Met, a.Unmet, a.Meeting = s.Epoch().Epoch, 0, Meeting{}
 }
 
-// Unmet is the number of enrolled appliances that have not been heard in the present epoch.
+// Unmet is the number of enrolled appliances that have not connected in the current epoch.
 func (s State) Unmet() (n uint32) {
 	e := s.Epoch().Epoch
 	for a := range s.appliances.all() {

@@ -10,7 +10,7 @@ import (
 	"github.com/demarc-dev/demarc/audit"
 )
 
-// Vouched lists the countersignatures of an appliance that verify: a book may hold others.
+// Vouched lists the countersignatures of an appliance that verify; the book may contain others.
 func (a Appliance) Vouched(domain string, own note.Verifier) [][]byte {
 	w, err := a.witness(domain)
 	if err != nil {
@@ -22,8 +22,8 @@ func (a Appliance) Vouched(domain string, own note.Verifier) [][]byte {
 	})
 }
 
-// NewestVouched is the head of the newest of them.
-func (a Appliance) NewestVouched(domain string, own note.Verifier) (audit.Head, bool) {
+// NewestVouched is the head of the newest countersignature that verifies; ok is false if there is none.
+func (a Appliance) NewestVouched(domain string, own note.Verifier) (head audit.Head, ok bool) {
 	w, err := a.witness(domain)
 	if err != nil {
 		return audit.Head{}, false

@@ -14,7 +14,7 @@ import (
 
 var stampPrefix = []byte(`"meta":{"at":"`)
 
-// atOf finds the stamp of a proposal, which nearly always stands right behind its kind.
+// atOf finds the stamp of a proposal, which is nearly always right after its kind.
 func atOf(data []byte) (time.Time, error) {
 	if rest, ok := bytes.CutPrefix(data, kindPrefix); ok {
 		if _, rest, ok = bytes.Cut(rest, []byte(`",`)); ok {
@@ -38,35 +38,36 @@ func atOf(data []byte) (time.Time, error) {
 	return in.Meta.At, nil
 }
 
-// firstKinds are the changes of the first release: whatever build a member runs, it knows them. A kind that comes later is
-// not added here: it is let in when each voter says that it knows it.
+// firstKinds are the changes of the first release, which every build knows. A later kind is not added here: it is accepted once each
+// voter reports that it knows it.
 var firstKinds = []string{"genesis/1", "customer.register/1", "appliance.register/1", "appliance.enrol/1", "refused/1", "appliance.renew/1",
 	"appliance.edge/1", "appliance.ban/1", "release.publish/1", "probe.send/1", "checkpoint.send/1", "operation.request/1", "orders.done/1",
 	"report/1", "appliance.enrol/2", "appliance.keys/1", "appliance.expect/1", "ca.prepare/1", "ca.activate/1", "ca.retire/1",
 	"appliance.renew/2", "appliance.bundle/1", "node.bundle/1",
-	"genesis/2", "operator.adopt/1", "operator.invite/1", "operator.enrol/1", "operator.renew/1", "operator.use/1", "operator.role/1", "operator.ban/1",
+	"genesis/2", "operator.adopt/1", "operator.invite/1", "operator.enrol/1", "operator.renew/1", "operator.use/1", "operator.role/1",
+	"operator.ban/1",
 	"operator.remove/1", "secrets.keep/1", "kek.holds/1", "kek.rotate/1", "ca.prepare/2", "node.stops/1", "node.roll/1",
 	"appliance.keys/2", "appliance.keys.confirm/1", "appliance.keys.forget/1",
 	"node.add/1", "node.is/1", "node.remove/1", "node.changed/1", "autopilot.set/1"}
 
-// Facts is what a node tells the leader of itself.
+// Facts is what a node reports to the leader about itself.
 type Facts struct {
 	Build string   `json:"build"`
 	Knows []string `json:"knows"`
-	Lacks *int64   `json:"artifacts_missing,omitempty"` // artifacts that releases name and it does not have; nil where that is not known
+	Lacks *int64   `json:"artifacts_missing,omitempty"` // artifacts that releases name and it does not have; nil if not known
 }
 
-// Voting is who votes, and what each said of itself to this node while it leads.
+// Voting is the voters of the cluster, and what each reported about itself to this node while it leads.
 type Voting interface {
 	Voters() []string
 	About(id string) []byte
-	// Judge refuses a stamp that is off by the clocks of the voters.
+	// Judge refuses a stamp that is too far from the clocks of the voters.
 	Judge(stamp time.Time) error
 }
 
-// Gate is the vendor's book as the machine of a cluster whose members may run different builds: a change is let into the
-// log only when each voter knows its kind, because one that does not would stop, and when its stamp is of the time that a
-// majority of the voters' clocks says, because the book would take it for the time.
+// Gate is the version gate: the vendor's book as the state machine of a cluster whose members may run different builds. A change is
+// accepted into the log only if each voter knows its kind, because one that does not would stop, and only if its stamp agrees with the
+// clocks of a majority of the voters, because the book takes its time from the stamps.
 type Gate struct {
 	*ledger.Book[State]
 	Cluster func() Voting // nil while there is none
@@ -74,7 +75,7 @@ type Gate struct {
 
 var kindPrefix = []byte(`{"kind":"`)
 
-// kindOf finds the kind of a proposal, which nearly always stands at its beginning.
+// kindOf finds the kind of a proposal, which is nearly always at its beginning.
 func kindOf(data []byte) (string, error) {
 	if rest, ok := bytes.CutPrefix(data, kindPrefix); ok {
 		if i := bytes.IndexAny(rest, `"\`); i >= 0 && rest[i] == '"' {
@@ -93,7 +94,7 @@ func kindOf(data []byte) (string, error) {
 // FirstKinds lists the changes that every build knows.
 func FirstKinds() []string { return slices.Clone(firstKinds) }
 
-// DryRun implements raft.Machine. What is not let in is not checked further: what comes after it would not follow the log.
+// DryRun implements raft.Machine. A refused change is not checked further, since it will not be in the log.
 func (g Gate) DryRun(data []byte) error {
 	if err := g.stamped(data); err != nil {
 		return err
@@ -104,13 +105,12 @@ func (g Gate) DryRun(data []byte) error {
 	return g.Book.DryRun(data)
 }
 
-// Foresee refuses a change that some voter does not know, by its name and that of the node. A node asks before it forwards a
-// change too, by what the book holds: the leader may be of an older build, which could only say that it does not know the
-// change itself, as if it were malformed.
+// Foresee refuses a change that some voter does not know; the error names the change and the voter. A node also calls it before it
+// forwards a change: a leader of an older build would report the change as malformed.
 func (g Gate) Foresee(data []byte) error {
 	kind, err := kindOf(data)
 	if err != nil || !g.Knows(kind) || slices.Contains(firstKinds, kind) {
-		return nil // whether it is well-formed is seen when it is rehearsed
+		return nil // whether it is well-formed is checked in the dry run
 	}
 	return g.known(kind)
 }
@@ -121,25 +121,27 @@ func (g Gate) known(kind string) error {
 	if c == nil {
 		return nil
 	}
-	page := g.View()
+	st := g.View()
 	for _, id := range c.Voters() {
-		var says Facts
+		var facts Facts
 		b := c.About(id)
 		if b != nil {
-			if err := json.Unmarshal(b, &says); err != nil {
+			if err := json.Unmarshal(b, &facts); err != nil {
 				b = nil
 			}
 		}
-		p, _ := page.Peer(id)
-		if b == nil { // it is not heard from: what it said last counts
-			says = Facts{Build: p.Build, Knows: p.Knows}
+		p, _ := st.Peer(id)
+		if b == nil { // no status of it: what it last recorded counts
+			facts = Facts{Build: p.Build, Knows: p.Knows}
 		}
 		switch {
-		case slices.Contains(says.Knows, kind):
-		case says.Knows == nil:
-			return fault.New(op, fault.Unavailable, "it is not known whether node %q knows the change %q: it is out of reach or runs an older build, so bring it back, upgrade it, or remove it", id, kind)
+		case slices.Contains(facts.Knows, kind):
+		case facts.Knows == nil:
+			return fault.New(op, fault.Unavailable, "it is not known whether node %q knows the change %q: it is out of reach or runs an "+
+				"older build, so bring it back, upgrade it, or remove it", id, kind)
 		default:
-			return fault.New(op, fault.Unavailable, "node %q does not know the change %q: upgrade it first, it runs the build %q", id, kind, fault.Clip(says.Build))
+			return fault.New(op, fault.Unavailable,
+				"node %q does not know the change %q: upgrade it first, it runs the build %q", id, kind, fault.Clip(facts.Build))
 		}
 	}
 	return nil

@@ -10,7 +10,7 @@ import (
 	"github.com/demarc-dev/demarc/ledger"
 )
 
-// LoginOperator records that a person logged in, as whom, and with which certificate. The token is spent.
+// LoginOperator records that a person logged in, as which operator, and with which certificate. It spends the token.
 type LoginOperator struct {
 	Name      string       `json:"name"`
 	Role      fleet.Rank   `json:"role"`
@@ -21,13 +21,12 @@ type LoginOperator struct {
 	Serial    fleet.Serial `json:"serial"`
 	Till      time.Time    `json:"till"`
 	Issuer    fleet.Digest `json:"issuer"`
-	Bundle    uint64       `json:"bundle,omitempty"` // that it verified before it asked
+	Bundle    uint64       `json:"bundle,omitempty"` // that it verified before the request
 }
 
-// Kind names the change in the log.
 func (LoginOperator) Kind() string { return "operator.login/1" }
 
-// Apply spends the token and makes the certificate the current one: another that the person had is worth nothing any more.
+// Apply spends the token and makes the certificate the current one: an earlier one of this person is no longer valid.
 func (c LoginOperator) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "operator.login"
 	if err := s.issues(op, c.Issuer); err != nil {
@@ -76,8 +75,8 @@ func (c LoginOperator) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// OperatorName gives the name of the operator who logs in with a subject, and whether it is banned: the name of its first login, whatever the
-// issuer calls the person now; called for one who was never here.
+// OperatorName returns the name of the operator with a subject, and whether it is banned: the name of its first login, whatever the
+// issuer calls the person now; called if there was no login before.
 func (s State) OperatorName(subject fleet.Digest, called string) (name string, banned bool) {
 	name = called
 	for it := s.operators.Iterator(); !it.Done(); {
@@ -91,7 +90,7 @@ func (s State) OperatorName(subject fleet.Digest, called string) (name string, b
 	return name, false
 }
 
-// dropLapsed forgets those who logged in once and not for 90 days, where the book is full of operators. A ban is kept.
+// dropLapsed removes operators that have not logged in for 90 days, if the book has no room for another. Banned ones stay.
 func (s *State) dropLapsed(at time.Time) {
 	if s.operators.Len() < MaxOperators {
 		return

@@ -12,28 +12,30 @@ import (
 	"github.com/demarc-dev/demarc/ledger"
 )
 
-// ReadyToVote tells whether a node said that it has the CAs and their keys on its disk, and the key that opens them.
+// ReadyToVote returns nil if a node acknowledged that it has the newest CAs and their keys on its disk, and the key-encryption key that
+// opens them, else fault.Unavailable.
 func (s State) ReadyToVote(name string) error {
 	const op = "controlplane.Promote"
 	if has, _ := s.nodes.Get(name); has < s.Bundle() {
 		return fault.New(op, fault.Unavailable, "node %q does not have the newest CAs on its disk yet: start it, and try again", fault.Clip(name))
 	}
 	if s.KEK != "" && !slices.Contains(s.Holds(name), s.KEK) {
-		return fault.New(op, fault.Unavailable, "node %q did not say yet that it holds the key that seals the vendor's keys: start it with that kek, and try again", fault.Clip(name))
+		return fault.New(op, fault.Unavailable,
+			"node %q did not say yet that it holds the key that seals the vendor's keys: start it with that kek, and try again", fault.Clip(name))
 	}
 	return nil
 }
 
-// Peer is what the book knows of a node of the control plane: where it serves, which build it runs, and whether it was
-// removed. Who is a member, and who votes, is in the configuration of the raft log, and nowhere else.
+// Peer is what the book knows of a node of the control plane: its addresses, its build, and whether it was removed. Membership and votes
+// are in the configuration of the raft log, and nowhere else.
 type Peer struct {
 	Name    string    `json:"name"`
 	Raft    string    `json:"raft,omitempty"`
 	API     string    `json:"api,omitempty"`
 	Voter   bool      `json:"voter,omitempty"`   // wanted as a voter
-	Build   string    `json:"build,omitempty"`   // as it says itself
+	Build   string    `json:"build,omitempty"`   // as the node reports it
 	Knows   []string  `json:"knows,omitempty"`   // kinds of changes that its build knows, sorted; replaced whole
-	Removed bool      `json:"removed,omitempty"` // for good: its name is never used again
+	Removed bool      `json:"removed,omitempty"` // permanently: its name is never used again
 	Reason  string    `json:"reason,omitempty"`
 	Since   time.Time `json:"since"`
 }
@@ -41,16 +43,16 @@ type Peer struct {
 // Peers lists the nodes that the book knows of, by name, removed ones included.
 func (s State) Peers() []Peer { return values(s.peers) }
 
-// Peer looks one up.
+// Peer returns a node by name.
 func (s State) Peer(name string) (Peer, bool) { return s.peers.Get(name) }
 
-// Autopilot is what the leader may do by itself with members. The zero value does nothing.
+// Autopilot is what the leader may do with members without an operator. The zero value does nothing.
 type Autopilot struct {
 	RemoveDead         bool          `json:"remove_dead,omitempty"`
 	DeadAfter          time.Duration `json:"dead_after,omitempty"`     // of silence; zero: 24 h
-	Floor              int           `json:"floor,omitempty"`          // voters that stay at least; zero: 3
+	Floor              int           `json:"floor,omitempty"`          // fewest voters that remain; zero: 3
 	PromoteStable      bool          `json:"promote_stable,omitempty"` // non-voters that are wanted as voters
-	Stabilization      time.Duration `json:"stabilization,omitempty"`  // without a gap before it is promoted; zero: 10 s
+	Stabilization      time.Duration `json:"stabilization,omitempty"`  // healthy without interruption before it is promoted; zero: 10 s
 	WithoutReplacement bool          `json:"without_replacement,omitempty"`
 }
 
@@ -69,15 +71,15 @@ func (s State) Pilot() Autopilot {
 	return p
 }
 
-// Bounds of what a node says about itself.
+// Bounds of what a node reports about itself.
 const (
-	MaxPeers = 64   // nodes; by the first kinds of changes removed ones included
-	maxNames = 1024 // of nodes, removed ones included: a removed name is kept for good, in about 300 bytes
+	MaxPeers = 64   // nodes; for the first kinds of changes, removed ones included
+	maxNames = 1024 // of nodes, removed ones included: a removed name is stored permanently, in about 300 bytes
 	maxKinds = 1024
 	MaxText  = 512 // bytes of an address, a build, a kind
 )
 
-// AddNode expects a node. Its name is stable: an address may change, a removed name never comes back.
+// AddNode adds a node. Its name is stable: an address may change, a removed name is never used again.
 type AddNode struct {
 	Name  string `json:"name"`
 	Raft  string `json:"raft"`
@@ -85,7 +87,6 @@ type AddNode struct {
 	Voter bool   `json:"voter"`
 }
 
-// Kind names the change in the log.
 func (AddNode) Kind() string { return "node.add/1" }
 
 // Apply refuses the name of a removed node.
@@ -117,10 +118,11 @@ func (c AddNode) apply(s *State, m ledger.Meta, room func(op string) error) (Not
 }
 
 func removedNode(op, name string) error {
-	return fault.New(op, fault.Denied, "node %q was removed from this control plane: a removed name is never used again, add the machine under another one", fault.Clip(name))
+	return fault.New(op, fault.Denied,
+		"node %q was removed from this control plane: a removed name is never used again, add the machine under another one", fault.Clip(name))
 }
 
-// NodeIs is a node's own word about itself.
+// NodeIs is what a node reports about itself.
 type NodeIs struct {
 	Name  string   `json:"name"`
 	Raft  string   `json:"raft"`
@@ -130,10 +132,9 @@ type NodeIs struct {
 	Knows []string `json:"knows"`
 }
 
-// Kind names the change in the log.
 func (NodeIs) Kind() string { return "node.is/1" }
 
-// Apply takes it from the node itself, unless it was removed.
+// Apply accepts it only from the node itself, unless it was removed.
 func (c NodeIs) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "node.is"
 	if m.By != fleet.PrincipalOf(s.TrustDomain, fleet.Node, c.Name) {
@@ -145,7 +146,8 @@ func (c NodeIs) Apply(s *State, m ledger.Meta) (Nothing, error) {
 		return Nothing{}, removedNode(op, c.Name)
 	case !is && s.peers.Len() >= MaxPeers:
 		return Nothing{}, fault.New(op, fault.Conflict, "the book knows %d nodes already", s.peers.Len())
-	case len(c.Raft) > MaxText || len(c.API) > MaxText || len(c.Build) > MaxText || len(c.Knows) > maxKinds || slices.ContainsFunc(c.Knows, func(k string) bool { return len(k) > MaxText }):
+	case len(c.Raft) > MaxText || len(c.API) > MaxText || len(c.Build) > MaxText || len(c.Knows) > maxKinds ||
+		slices.ContainsFunc(c.Knows, func(k string) bool { return len(k) > MaxText }):
 		return Nothing{}, fault.New(op, fault.Invalid, "node %q says too much about itself", c.Name)
 	}
 	if !is {
@@ -156,16 +158,15 @@ func (c NodeIs) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// RemoveNode makes every certificate of a node worthless, for good.
+// RemoveNode invalidates every certificate of a node, permanently.
 type RemoveNode struct {
 	Name   string `json:"name"`
 	Reason string `json:"reason"`
 }
 
-// Kind names the change in the log.
 func (RemoveNode) Kind() string { return "node.remove/1" }
 
-// Apply keeps the name as that of a removed node.
+// Apply stores the name as that of a removed node.
 func (c RemoveNode) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	return c.apply(s, m, s.firstRoom)
 }
@@ -183,12 +184,12 @@ func (c RemoveNode) apply(s *State, m ledger.Meta, room func(op string) error) (
 	if was.Removed {
 		return Nothing{}, nil
 	}
-	s.bury(c.Name, c.Reason, m.At)
+	s.markRemoved(c.Name, c.Reason, m.At)
 	return Nothing{}, nil
 }
 
-// bury makes the name one of a removed node.
-func (s *State) bury(name, reason string, at time.Time) {
+// markRemoved makes the name one of a removed node.
+func (s *State) markRemoved(name, reason string, at time.Time) {
 	was, is := s.peers.Get(name)
 	if !is {
 		was.Since = at
@@ -196,27 +197,25 @@ func (s *State) bury(name, reason string, at time.Time) {
 	was.Name, was.Removed, was.Reason, was.Knows = name, true, reason, nil
 	s.peers = s.peers.Set(name, was)
 	s.nodes, s.keks, s.certs = s.nodes.Delete(name), s.keks.Delete(name), s.certs.Delete(name)
-	s.stopped = s.stopped.Set(name, at) // the channels that it held ended with it
+	s.stopped = s.stopped.Set(name, at) // its channels ended with it
 }
 
-// AddAnother is [AddNode] in a book that knows 64 other nodes: what counts is how many there are, and not how many there were.
+// AddAnother is [AddNode] in a book with 64 other names: it counts the nodes that exist, without the removed ones.
 type AddAnother struct{ AddNode }
 
-// Kind names the change in the log.
 func (AddAnother) Kind() string { return "node.add/2" }
 
-// Apply is that of [AddNode], with room for names.
+// Apply is that of [AddNode], with the larger bound for names.
 func (c AddAnother) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	return c.apply(s, m, s.roomForAnother)
 }
 
-// RemoveAnother is [RemoveNode] in a book that knows 64 other nodes.
+// RemoveAnother is [RemoveNode] in a book with 64 other names.
 type RemoveAnother struct{ RemoveNode }
 
-// Kind names the change in the log.
 func (RemoveAnother) Kind() string { return "node.remove/2" }
 
-// Apply is that of [RemoveNode], with room for names. It keeps what a removed name is kept for, and no more.
+// Apply is that of [RemoveNode], with the larger bound for names. It stores only what a removed name needs.
 func (c RemoveAnother) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	if len(c.Reason) > channel.MaxSentence {
 		return Nothing{}, fault.New("node.remove", fault.Invalid, "the reason has more than %d bytes", channel.MaxSentence)
@@ -238,7 +237,8 @@ func (s *State) firstRoom(op string) error {
 
 func (s *State) roomForName(op string) error {
 	if s.peers.Len() >= maxNames {
-		return fault.New(op, fault.Conflict, "the book knows the names of %d nodes already, most of them removed: there is room for no other", s.peers.Len())
+		return fault.New(op, fault.Conflict,
+			"the book knows the names of %d nodes already, most of them removed: there is room for no other", s.peers.Len())
 	}
 	return nil
 }
@@ -256,8 +256,8 @@ func (s *State) roomForAnother(op string) error {
 	return s.roomForName(op)
 }
 
-// crowded tells whether a change of this node's name needs the second kinds: so many others are known. A repeated request is
-// of the same kind, as the name itself does not count.
+// crowded reports whether a change of this node needs the second kinds, because of the number of other names. The node's own name does
+// not count, so that a repeated request is of the same kind.
 func (s State) crowded(name string) bool {
 	others := s.peers.Len()
 	if _, is := s.peers.Get(name); is {
@@ -266,7 +266,7 @@ func (s State) crowded(name string) bool {
 	return others >= MaxPeers
 }
 
-// AddNode is the change that adds a node to this book, and removeNode the one that removes it.
+// AddNode is the change that adds a node to this book.
 func (s State) AddNode(c AddNode) ledger.Change[State, Nothing] {
 	if s.crowded(c.Name) {
 		return AddAnother{c}
@@ -274,6 +274,7 @@ func (s State) AddNode(c AddNode) ledger.Change[State, Nothing] {
 	return c
 }
 
+// RemoveNode is the change that removes a node from this book.
 func (s State) RemoveNode(c RemoveNode) ledger.Change[State, Nothing] {
 	if s.crowded(c.Name) {
 		return RemoveAnother{c}
@@ -281,27 +282,25 @@ func (s State) RemoveNode(c RemoveNode) ledger.Change[State, Nothing] {
 	return c
 }
 
-// NodeChanged puts on record what was done with a member: the configuration itself is not in the book.
+// NodeChanged records what was done with a member: the configuration itself is not in the book.
 type NodeChanged struct {
 	Do   string `json:"do"` // add promote demote remove transfer, or autopilot's word
 	Name string `json:"name"`
 }
 
-// Kind names the change in the log.
 func (NodeChanged) Kind() string { return "node.changed/1" }
 
-// Apply changes nothing: the record is the audit leaf.
+// Apply changes nothing: the record is the entry in the audit log.
 func (NodeChanged) Apply(*State, ledger.Meta) (Nothing, error) { return Nothing{}, nil }
 
-// SetAutopilot sets what the leader may do by itself.
+// SetAutopilot sets what the leader may do without an operator.
 type SetAutopilot struct {
 	Autopilot Autopilot `json:"autopilot"`
 }
 
-// Kind names the change in the log.
 func (SetAutopilot) Kind() string { return "autopilot.set/1" }
 
-// Apply refuses what could never be meant.
+// Apply refuses values out of range.
 func (c SetAutopilot) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	const op = "autopilot.set"
 	p := c.Autopilot

@@ -12,41 +12,41 @@ import (
 	"github.com/demarc-dev/demarc/ledger"
 )
 
-// NodeCerts is the certificates of one node. A node that holds the key-encryption key makes its own and puts them on record. Two
-// pass, as for appliances: the one in use, and the one before it, which connections that are open have shown. Those before are
-// refused in the handshake. After [CertifyNode] nothing from before it passes, and open connections end.
+// NodeCerts is the certificates of one node. A node that holds the key-encryption key issues its own and records them. As for appliances,
+// the current and the previous certificate are valid; open connections may still use the previous one. Earlier ones are refused in the
+// handshake. After [CertifyNode] no earlier certificate is valid, and open connections end.
 //
-// One that is not on record passes, unless it is from before the last [CertifyNode]: this node's book may be behind, and a peer that
-// it refused for that could be the leader that would tell it. Only who has the key of the CA can make one.
+// A certificate that is not on record is valid, unless it is from before the last [CertifyNode]: this node's book may be behind, and the
+// peer that it would refuse could be the leader that it must learn from. Only a holder of the CA's key can issue one.
 type NodeCerts struct {
-	Floor   time.Time       `json:"floor,omitzero"` // of the last CertifyNode: what is not on record and begins before it is refused
+	Floor   time.Time       `json:"floor,omitzero"` // of the last CertifyNode: unrecorded certificates from before it are refused
 	Current NodeCert        `json:"current"`
 	Before  NodeCert        `json:"before,omitzero"`
-	Refused []RefusedSerial `json:"refused,omitempty"` // replaced whole; until each has run out, within bounds
+	Refused []RefusedSerial `json:"refused,omitempty"` // replaced whole; each until it expires, within bounds
 }
 
 // NodeCert is a certificate of a node on record.
 type NodeCert struct {
 	Serial fleet.Serial `json:"serial"`
 	Till   time.Time    `json:"till"`
-	File   bool         `json:"file,omitempty"` // it was given out as a file, and not made in the node's own memory
+	File   bool         `json:"file,omitempty"` // it was issued as a file, and not made in the node's memory
 }
 
-// RefusedSerial is one that passes no more.
+// RefusedSerial is the serial of a certificate that is no longer valid.
 type RefusedSerial struct {
 	NodeCert
 	Cut bool `json:"cut,omitempty"` // by [CertifyNode]: open connections end too
 }
 
-// maxRefused bounds the refused serials of a node that were in its memory only: those of restarts. Files are kept until they have
-// run out, and are bounded by who may certify.
+// maxRefused bounds the refused serials of certificates that a node made in its memory, one for each restart. Serials of files are stored
+// until they expire; only [CertifyNode] adds those.
 const maxRefused = 32
 
-// Certs tells the certificates of a node that are on record.
+// Certs returns the certificates of a node that are on record.
 func (s State) Certs(node string) (NodeCerts, bool) { return s.certs.Get(node) }
 
-// RefusesNode tells why a certificate of a node, with when it begins (zero: not known), does not pass, and whether open connections
-// with it end.
+// RefusesNode returns why a certificate of a node is not valid, nil if it is; cut reports whether open connections with it end. begins is
+// the start of its validity, zero if not known.
 func (s State) RefusesNode(op, name string, serial fleet.Serial, begins time.Time) (cut bool, err error) {
 	if p, _ := s.peers.Get(name); p.Removed {
 		return true, removedNode(op, name)
@@ -64,10 +64,11 @@ func (s State) RefusesNode(op, name string, serial fleet.Serial, begins time.Tim
 }
 
 func replacedNode(op, name string, serial fleet.Serial) error {
-	return fault.New(op, fault.Denied, "certificate %s of node %q was replaced: where its disk is an old copy or lost, give it another one with demarc control-plane certify", fault.Clip(string(serial)), fault.Clip(name))
+	return fault.New(op, fault.Denied, "certificate %s of node %q was replaced: where its disk is an old copy or lost, give it "+
+		"another one with demarc control-plane certify", fault.Clip(string(serial)), fault.Clip(name))
 }
 
-// refuse puts certificates among those that pass no more, and forgets what has run out.
+// refuse adds certificates to those that are no longer valid, and drops expired ones.
 func (c *NodeCerts) refuse(now time.Time, cut bool, certs ...NodeCert) {
 	out := slices.Clone(c.Refused)
 	for _, one := range certs {
@@ -88,17 +89,17 @@ func (c *NodeCerts) refuse(now time.Time, cut bool, certs ...NodeCert) {
 	c.Refused = out
 }
 
-// NodeLeaf records the certificate that a node made for itself, and shows from now on.
+// NodeLeaf records the certificate that a node issued to itself, and uses from now on.
 type NodeLeaf struct {
 	Name string   `json:"name"`
 	Leaf NodeCert `json:"leaf"`
-	File NodeCert `json:"file,omitzero"` // the one of its file, with which it came
+	File NodeCert `json:"file,omitzero"` // the one of its file, with which it started
 }
 
-// Kind names the change in the log.
 func (NodeLeaf) Kind() string { return "node.leaf/1" }
 
-// Apply takes it from the node itself. The one of the file goes on record with it, so that it is refused once it is two behind.
+// Apply accepts it only from the node itself. It records the certificate of the file too, so that the file is refused once it is two
+// behind.
 func (c NodeLeaf) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "node.leaf"
 	if m.By != fleet.PrincipalOf(s.TrustDomain, fleet.Node, c.Name) {
@@ -134,7 +135,7 @@ func (c NodeLeaf) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// CertifyNode gives a node another certificate under its stable name. Nothing that it had before passes from then on.
+// CertifyNode issues another certificate to a node under its stable name. No earlier certificate of it is valid from then on.
 type CertifyNode struct {
 	Name   string       `json:"name"`
 	Serial fleet.Serial `json:"serial"`
@@ -144,7 +145,6 @@ type CertifyNode struct {
 	Reason string       `json:"reason,omitempty"`
 }
 
-// Kind names the change in the log.
 func (CertifyNode) Kind() string { return "node.certify/1" }
 
 // Apply refuses a removed name.
@@ -169,17 +169,18 @@ func (c CertifyNode) Apply(s *State, m ledger.Meta) (Nothing, error) {
 		return Nothing{}, fault.New(op, fault.Conflict, "the book knows the certificates of %d nodes already", s.certs.Len())
 	}
 	was.refuse(m.At, true, was.Before, was.Current)
-	for i := range was.Refused { // refuse has made it another slice
+	for i := range was.Refused { // refuse made a new slice
 		was.Refused[i].Cut = true
 	}
 	if len(was.Refused) > 8*maxRefused {
-		return Nothing{}, fault.New(op, fault.Conflict, "node %q was given too many certificates that have not run out: remove it and add another", c.Name)
+		return Nothing{}, fault.New(op, fault.Conflict,
+			"node %q was given too many certificates that have not run out: remove it and add another", c.Name)
 	}
 	was.Current, was.Before = NodeCert{Serial: c.Serial, Till: c.Till, File: true}, NodeCert{}
 	if c.From.After(was.Floor) {
 		was.Floor = c.From
 	}
 	s.certs = s.certs.Set(c.Name, was)
-	s.nodes, s.keks = s.nodes.Delete(c.Name), s.keks.Delete(c.Name) // what it said of its disk is of the one that is lost
+	s.nodes, s.keks = s.nodes.Delete(c.Name), s.keks.Delete(c.Name) // what it acknowledged was on the disk that is lost
 	return Nothing{}, nil
 }

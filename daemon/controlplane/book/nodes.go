@@ -8,13 +8,12 @@ import (
 	"github.com/demarc-dev/demarc/ledger"
 )
 
-// NodeStops records that a node ends in order: from now on no appliance is there, whatever its last edge said, until the
-// node has called the roll. One entry stands for an edge of each.
+// NodeStops records that a node shuts down: none of its appliances counts as connected from now on, whatever its last [Edge], until the
+// node has reconciled them after its restart. One entry replaces an [Edge] for each appliance.
 type NodeStops struct {
 	Name string `json:"name"`
 }
 
-// Kind names the change in the log.
 func (NodeStops) Kind() string { return "node.stops/1" }
 
 // Apply marks the node.
@@ -26,20 +25,19 @@ func (c NodeStops) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// NodeRoll records who did not come back to a node after its start. With More the roll goes on in another entry.
+// NodeRoll records which appliances did not reconnect to a node after its start. With More, the list continues in another entry.
 type NodeRoll struct {
 	Name    string              `json:"name"`
 	Missing []fleet.ApplianceID `json:"missing,omitempty"`
 	More    bool                `json:"more,omitempty"`
 }
 
-// MaxRoll is how many names one roll may hold.
+// MaxRoll is the most names in one [NodeRoll].
 const MaxRoll = 1000
 
-// Kind names the change in the log.
 func (NodeRoll) Kind() string { return "node.roll/1" }
 
-// Apply takes those for gone that are still at this node, and takes the mark of [NodeStops] away.
+// Apply marks those that the book has at this node as offline, and removes the mark of [NodeStops].
 func (c NodeRoll) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	if err := fleet.CheckName("node", c.Name); err != nil {
 		return Nothing{}, err
@@ -59,7 +57,7 @@ func (c NodeRoll) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// Here tells whether an appliance has a channel, as far as the book knows: its last edge says so, and its node did not stop since.
+// Here reports whether an appliance has a channel, as far as the book knows: its last [Edge] says so, and its node did not stop since.
 func (s State) Here(a Appliance) bool {
 	_, stopped := s.stopped.Get(a.Node)
 	return a.Online && !stopped

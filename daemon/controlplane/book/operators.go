@@ -19,13 +19,13 @@ const (
 	BannedOperator = "banned" // its serials are empty; its sessions are closed
 )
 
-// How an operator came to be one.
+// How an operator was created.
 const (
 	ViaInit       = "init"       // the first of the book
-	ViaAdopted    = "adopted"    // the first who called where an older build made the book; see [AdoptOperator]
+	ViaAdopted    = "adopted"    // the first caller, if an older build made the book; see [AdoptOperator]
 	ViaInvitation = "invitation" //
 	ViaRecovery   = "recovery"   // with the key-encryption key and a node's files; see [RecoverAdmin]
-	ViaOIDC       = "oidc"       // the vendor's OpenID Connect issuer; each login gives another certificate and the role anew
+	ViaOIDC       = "oidc"       // the vendor's OpenID Connect issuer; each login sets another certificate and the role
 )
 
 // MaxOperators bounds the operators of a book.
@@ -38,10 +38,10 @@ type Operator struct {
 	Status string          `json:"status"`
 	Via    string          `json:"via"`
 	Since  time.Time       `json:"since"`
-	By     fleet.Principal `json:"by"` // who invited
+	By     fleet.Principal `json:"by"` // the inviting operator
 	Reason string          `json:"reason,omitempty"`
 
-	// Current passes; Next passes and becomes current on first use. Both empty is a ban, or not yet accepted.
+	// Current is valid; Next is valid and becomes Current on first use. Both are empty if banned or not yet accepted.
 	Current       fleet.Serial `json:"current,omitempty"`
 	CurrentTill   time.Time    `json:"current_till,omitzero"`
 	CurrentIssuer fleet.Digest `json:"current_issuer,omitempty"`
@@ -49,24 +49,24 @@ type Operator struct {
 	NextTill      time.Time    `json:"next_till,omitzero"`
 	NextIssuer    fleet.Digest `json:"next_issuer,omitempty"`
 
-	Seen   time.Time `json:"seen,omitzero"`    // when it called last; see seenEvery
+	Seen   time.Time `json:"seen,omitzero"`    // when it called last; see [SeenEvery]
 	Bundle uint64    `json:"bundle,omitempty"` // number of the bundle that its command line has stored
 
 	Invitation *OperatorInvitation `json:"invitation,omitempty"` // replaced whole
 
-	Subject fleet.Digest `json:"subject,omitempty"` // of issuer and subject, where it logs in
+	Subject fleet.Digest `json:"subject,omitempty"` // of issuer and subject, if it logs in
 	Claim   string       `json:"claim,omitempty"`   // what the issuer calls it
 }
 
-// OperatorInvitation is one that was handed out. Once it is accepted it is good for the key that accepted it only, so that a
-// lost answer can be asked for again and nobody else gets in.
+// OperatorInvitation is an invitation. Once accepted it is valid only for the key that accepted it, so that a lost response can be
+// requested again and no other key is admitted.
 type OperatorInvitation struct {
 	Verifier fleet.Digest `json:"verifier"` // of the public key that the secret gives
 	Till     time.Time    `json:"till"`
 	Key      fleet.Digest `json:"key,omitempty"` // of the public key that accepted, as PKIX in DER
 }
 
-// Operator looks one up.
+// Operator returns an operator by name, or the error of [UnknownOperator].
 func (s State) Operator(name string) (Operator, error) {
 	o, ok := s.operators.Get(name)
 	if !ok {
@@ -78,14 +78,15 @@ func (s State) Operator(name string) (Operator, error) {
 // Operators lists all, by name.
 func (s State) Operators() []Operator { return values(s.operators) }
 
-// Accepts reports whether a certificate of the operator may come in: it and its CA are those on record. issuer is "" if it is not known.
+// Accepts returns nil if a certificate of the operator is valid: it and its CA are those on record. issuer is "" if it is not known.
 func (o Operator) Accepts(serial fleet.Serial, issuer fleet.Digest) error {
 	const op = "controlplane.operator"
 	switch {
 	case o.Status == BannedOperator:
 		return fault.New(op, fault.Denied, "operator %q is banned", o.Name)
 	case o.Status == ActiveOperator && o.Current == "" && o.Next == "":
-		return fault.New(op, fault.Denied, "the certificate of operator %q was of a CA that was retired: log in again, or ask an admin for an invitation (demarc operator invite %s)", o.Name, o.Name)
+		return fault.New(op, fault.Denied, "the certificate of operator %q was of a CA that was retired: log in again, or ask an admin "+
+			"for an invitation (demarc operator invite %s)", o.Name, o.Name)
 	case o.Status != ActiveOperator:
 		return fault.New(op, fault.Denied, "operator %q has not accepted its invitation", o.Name)
 	}
@@ -94,16 +95,17 @@ func (o Operator) Accepts(serial fleet.Serial, issuer fleet.Digest) error {
 		recorded = o.NextIssuer
 	}
 	if serial == "" || serial != o.Current && serial != o.Next || issuer != "" && recorded != "" && issuer != recorded {
-		return fault.New(op, fault.Denied, "certificate %s of operator %q was replaced, or is not on record: use the newest file, or ask an admin for an invitation", fault.Clip(string(serial)), o.Name)
+		return fault.New(op, fault.Denied, "certificate %s of operator %q was replaced, or is not on record: use the newest file, or ask "+
+			"an admin for an invitation", fault.Clip(string(serial)), o.Name)
 	}
 	return nil
 }
 
-// Takes tells whether an invitation may be accepted now with a verifier and a key.
+// Takes returns nil if the invitation may be accepted now with a verifier and a key.
 func (o Operator) Takes(verifier, key fleet.Digest, at time.Time) error {
 	const op = "operator.enrol"
 	i := o.Invitation
-	// Whoever has no invitation is told the same for an unknown name, a name without one and a wrong secret.
+	// A caller without an invitation gets the same error for an unknown name, a name without one, and a wrong secret.
 	if i == nil || o.Status == BannedOperator || subtle.ConstantTimeCompare([]byte(i.Verifier), []byte(verifier)) != 1 {
 		return errNoInvitation(op)
 	}
@@ -111,7 +113,8 @@ func (o Operator) Takes(verifier, key fleet.Digest, at time.Time) error {
 	case at.After(i.Till):
 		return fault.New(op, fault.Expired, "the invitation ran out at %s: ask for another", i.Till.UTC().Format(time.RFC3339))
 	case i.Key != "" && i.Key != key:
-		return fault.New(op, fault.Denied, "this invitation was accepted already, with another key: if that was not you, have an admin ban operator %q at once", o.Name)
+		return fault.New(op, fault.Denied,
+			"this invitation was accepted already, with another key: if that was not you, have an admin ban operator %q at once", o.Name)
 	}
 	return nil
 }
@@ -120,12 +123,13 @@ func errNoInvitation(op string) error {
 	return fault.New(op, fault.Denied, "there is no such invitation: it was withdrawn, replaced or never made; ask an admin for one")
 }
 
-// unknown refuses an operator that the book has no record of.
+// UnknownOperator is the error for an operator that the book has no record of.
 func UnknownOperator(name string) error {
-	return fault.New("controlplane.operator", fault.Denied, "the book has no operator %q: ask an admin for an invitation (demarc operator invite)", fault.Clip(name))
+	return fault.New("controlplane.operator", fault.Denied,
+		"the book has no operator %q: ask an admin for an invitation (demarc operator invite)", fault.Clip(name))
 }
 
-// admins counts those who can still call as admin, but for one. Who logs in is not counted: the issuer may be away.
+// admins counts the operators that can still call as admin, except one. Those that log in are not counted: the issuer may be unreachable.
 func (s State) admins(but string, at time.Time) int {
 	n := 0
 	for it := s.operators.Iterator(); !it.Done(); {
@@ -141,7 +145,7 @@ func (s State) admins(but string, at time.Time) int {
 	return n
 }
 
-// keepsAnAdmin refuses what would leave nobody who can admit others.
+// keepsAnAdmin refuses a change of an operator that would leave no admin.
 func (s State) keepsAnAdmin(op, but string, at time.Time) error {
 	o, _ := s.operators.Get(but)
 	if o.Role == fleet.Admin && o.Via != ViaOIDC && o.Status == ActiveOperator && s.admins(but, at) == 0 {
@@ -176,7 +180,6 @@ type GenesisWith struct {
 	Operator FirstOperator `json:"operator"`
 }
 
-// Kind names the change in the log.
 func (GenesisWith) Kind() string { return "genesis/2" }
 
 // Apply is that of [Genesis], and makes the first operator an admin.
@@ -192,13 +195,12 @@ func (c GenesisWith) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// AdoptOperator makes the operator of a book that an older build began its first admin. Such a book has no operators, and
-// one alone was made with it: whoever calls first with a certificate of the role operator is that one.
+// AdoptOperator makes the first admin in a book that an older build began. Such a book has no operators, and exactly one certificate was
+// made with it: the first caller with an operator's certificate is its holder.
 type AdoptOperator struct {
 	FirstOperator
 }
 
-// Kind names the change in the log.
 func (AdoptOperator) Kind() string { return "operator.adopt/1" }
 
 // Apply refuses once the book has an operator: the second one is invited.
@@ -225,10 +227,9 @@ type InviteOperator struct {
 	Till     time.Time    `json:"till"`
 }
 
-// Kind names the change in the log.
 func (InviteOperator) Kind() string { return "operator.invite/1" }
 
-// Apply takes the place of an invitation that nobody accepted, and of an operator whose CA was retired; one who has a certificate, or
+// Apply takes the place of an invitation that nobody accepted, and of an operator whose CA was retired; one that has a certificate, or
 // logs in, is not invited again.
 func (c InviteOperator) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "operator.invite"
@@ -268,13 +269,12 @@ type EnrolOperator struct {
 	Serial   fleet.Serial `json:"serial"`
 	Till     time.Time    `json:"till"`
 	Issuer   fleet.Digest `json:"issuer"`
-	Bundle   uint64       `json:"bundle,omitempty"` // that it verified before it asked
+	Bundle   uint64       `json:"bundle,omitempty"` // that it verified before the request
 }
 
-// Kind names the change in the log.
 func (EnrolOperator) Kind() string { return "operator.enrol/1" }
 
-// Apply binds the invitation to the key: the same key may ask again until the invitation ends, any other is refused.
+// Apply binds the invitation to the key: the same key may repeat the request until the invitation ends, any other is refused.
 func (c EnrolOperator) Apply(s *State, m ledger.Meta) (fleet.Rank, error) {
 	const op = "operator.enrol"
 	if err := s.issues(op, c.Issuer); err != nil {
@@ -303,13 +303,12 @@ func (c EnrolOperator) Apply(s *State, m ledger.Meta) (fleet.Rank, error) {
 // RenewOperator records the next certificate of an operator.
 type RenewOperator struct {
 	Name   string       `json:"name"`
-	Using  fleet.Serial `json:"using"` // the certificate that asks: a stale one gets no successor
+	Using  fleet.Serial `json:"using"` // the certificate that the request was made with: a stale one is not renewed
 	Serial fleet.Serial `json:"serial"`
 	Till   time.Time    `json:"till"`
 	Issuer fleet.Digest `json:"issuer"`
 }
 
-// Kind names the change in the log.
 func (RenewOperator) Kind() string { return "operator.renew/1" }
 
 // Apply sets the next serial; the current one stays valid until the next is used. An invitation can't be accepted again
@@ -323,7 +322,8 @@ func (c RenewOperator) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 		return Nothing{}, err
 	}
 	if o.Via == ViaOIDC {
-		return Nothing{}, fault.New("operator.renew", fault.Denied, "the certificate of one who logs in is not renewed: log in again (demarc operator login)")
+		return Nothing{}, fault.New("operator.renew", fault.Denied,
+			"the certificate of one who logs in is not renewed: log in again (demarc operator login)")
 	}
 	if err := o.Accepts(c.Using, ""); err != nil {
 		return Nothing{}, err
@@ -333,16 +333,15 @@ func (c RenewOperator) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// OperatorUses records the first use of an operator's next certificate: the one before is worth nothing any more.
+// OperatorUses records the first use of an operator's next certificate: the one before is no longer valid.
 type OperatorUses struct {
 	Name   string       `json:"name"`
 	Serial fleet.Serial `json:"serial"`
 }
 
-// Kind names the change in the log.
 func (OperatorUses) Kind() string { return "operator.use/1" }
 
-// Apply moves the serials on.
+// Apply makes the next serial the current one.
 func (c OperatorUses) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	o, err := s.Operator(c.Name)
 	if err != nil {
@@ -365,10 +364,9 @@ type SetOperatorRole struct {
 	Role fleet.Rank `json:"role"`
 }
 
-// Kind names the change in the log.
 func (SetOperatorRole) Kind() string { return "operator.role/1" }
 
-// Apply refuses to take the last admin's role, and a change of one who is banned.
+// Apply refuses to take the last admin's role, and to change a banned operator.
 func (c SetOperatorRole) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "operator.role"
 	if err := c.Role.Check(); err != nil {
@@ -382,7 +380,8 @@ func (c SetOperatorRole) Apply(s *State, m ledger.Meta) (Nothing, error) {
 		return Nothing{}, fault.New(op, fault.Conflict, "operator %q is banned", c.Name)
 	}
 	if o.Via == ViaOIDC {
-		return Nothing{}, fault.New(op, fault.Conflict, "operator %q has the role that its groups at the issuer give: change them there, or ban it", c.Name)
+		return Nothing{}, fault.New(op, fault.Conflict,
+			"operator %q has the role that its groups at the issuer give: change them there, or ban it", c.Name)
 	}
 	if c.Role != fleet.Admin {
 		if err := s.keepsAnAdmin(op, c.Name, m.At); err != nil {
@@ -394,13 +393,12 @@ func (c SetOperatorRole) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// BanOperator empties an operator's serials: no certificate of it is good any more, and no invitation.
+// BanOperator clears an operator's serials: none of its certificates is valid any more, and no invitation.
 type BanOperator struct {
 	Name   string `json:"name"`
 	Reason string `json:"reason"`
 }
 
-// Kind names the change in the log.
 func (BanOperator) Kind() string { return "operator.ban/1" }
 
 // Apply refuses to ban the last admin.
@@ -420,12 +418,11 @@ func (c BanOperator) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// RemoveOperator forgets an operator: none of its certificates passes, and the name may be invited again.
+// RemoveOperator removes an operator: none of its certificates is valid, and the name may be invited again.
 type RemoveOperator struct {
 	Name string `json:"name"`
 }
 
-// Kind names the change in the log.
 func (RemoveOperator) Kind() string { return "operator.remove/1" }
 
 // Apply refuses to remove the last admin.

@@ -10,8 +10,8 @@ import (
 	"github.com/demarc-dev/demarc/ledger"
 )
 
-// RecoverAdmin makes an admin of somebody who proved to hold the key-encryption key and the sealed keys of a node. It is the
-// way back where every admin's certificate has run out or is lost.
+// RecoverAdmin makes an admin of a caller that proved possession of the key-encryption key and of a node's sealed keys. It restores
+// access if every admin's certificate has expired or is lost.
 type RecoverAdmin struct {
 	Name      string       `json:"name"`
 	Node      string       `json:"node"` // whose files were used
@@ -21,14 +21,13 @@ type RecoverAdmin struct {
 	Serial    fleet.Serial `json:"serial"`
 	Till      time.Time    `json:"till"`
 	Issuer    fleet.Digest `json:"issuer"`
-	Bundle    uint64       `json:"bundle,omitempty"` // that it verified before it asked
+	Bundle    uint64       `json:"bundle,omitempty"` // that it verified before the request
 }
 
-// Kind names the change in the log.
 func (RecoverAdmin) Kind() string { return "operator.recover/1" }
 
-// Apply takes each nonce once. Certificates that an operator of this name had pass no more. A ban stands: one who was banned is
-// not let in by the name that was banned.
+// Apply accepts each nonce once. Earlier certificates of an operator with this name are no longer valid. A ban remains: a banned name
+// can't be used.
 func (c RecoverAdmin) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "operator.recover"
 	if err := s.issues(op, c.Issuer); err != nil {
@@ -56,7 +55,7 @@ func (c RecoverAdmin) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// TakesAdmin tells whether a name may become that of an admin by recovery.
+// TakesAdmin returns nil if a name may become that of an admin by recovery, else fault.Conflict.
 func (s State) TakesAdmin(op, name string) error {
 	switch o, known := s.operators.Get(name); {
 	case known && o.Status == BannedOperator:

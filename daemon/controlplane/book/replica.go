@@ -84,7 +84,7 @@ func (r *Replica) Log() audit.Log { return r.Book.Log() }
 // Now is the time that this node stamps changes with.
 func (r *Replica) Now() time.Time { return r.Clock() }
 
-// Read returns once the view is at least as new as everything that was answered before the call. It asks the leader; without one it
+// Read returns once the view is at least as new as everything that was answered before the call. It contacts the leader; without one it
 // fails with fault.Unavailable.
 func (r *Replica) Read(ctx context.Context) error { return r.Consensus.Read(ctx) }
 
@@ -96,7 +96,7 @@ func (r *Replica) Self() fleet.Principal {
 	return fleet.PrincipalOf(r.View().TrustDomain, fleet.Node, r.Node)
 }
 
-// Submit stamps a change and puts it into the book. Without a request id it draws one: then nobody can repeat the request.
+// Submit stamps a change and puts it into the book. Without a request id it draws one: then the request can't be repeated.
 func Submit[R any](ctx context.Context, r *Replica, by fleet.Principal, id fleet.RequestID, c ledger.Change[State, R]) (R, error) {
 	if id == "" {
 		id = DrawRequestID()
@@ -108,6 +108,7 @@ func Submit[R any](ctx context.Context, r *Replica, by fleet.Principal, id fleet
 	return ledger.Submit(ctx, r.Consensus, ledger.Meta{At: r.Now().UTC(), By: by, Request: id}, c)
 }
 
+// DrawRequestID returns a random request id.
 func DrawRequestID() fleet.RequestID {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // crypto/rand.Read never fails

@@ -27,9 +27,9 @@ type Report struct {
 	Probe      *ProbeIndex      `json:"probe,omitempty"`
 	Checkpoint *Checkpoint      `json:"checkpoint,omitempty"`
 	Cosigned   []byte           `json:"cosigned,omitempty"`
-	Refused    string           `json:"refused,omitempty"` // in place of a countersignature that is none: why, its size and its digest
+	Refused    string           `json:"refused,omitempty"` // in place of an invalid countersignature: why, its size and its digest
 	Status     *Status          `json:"status,omitempty"`
-	Withdrawn  bool             `json:"withdrawn,omitempty"` // it spoke of a former epoch: its number counts
+	Withdrawn  bool             `json:"withdrawn,omitempty"` // it was about a former epoch: only its number counts
 }
 
 // Status is the health of a deployment as the appliance last reported a change of it.
@@ -55,13 +55,13 @@ type ServiceHealth struct {
 	Why fleet.Reason `json:"why,omitzero"`
 }
 
-// Presence says whether a secret exists; there is no field for its value.
+// Presence reports whether a secret exists; there is no field for its value.
 type Presence struct {
 	Name    string `json:"name"`
 	Present bool   `json:"present"`
 }
 
-// DeployReport is an edge of a deployment.
+// DeployReport is a change of state of a deployment.
 type DeployReport struct {
 	Release fleet.Digest `json:"release"`
 	Version string       `json:"version"`
@@ -70,7 +70,7 @@ type DeployReport struct {
 	Why     fleet.Reason `json:"why,omitzero"`
 }
 
-// OperationReport is an edge of an operation.
+// OperationReport is a change of state of an operation.
 type OperationReport struct {
 	ID        string       `json:"id"`
 	State     string       `json:"state"`
@@ -79,17 +79,16 @@ type OperationReport struct {
 	Output    []byte       `json:"output,omitempty"`
 }
 
-// Took says what became of a report.
+// Took is the result of a report.
 type Took struct {
 	Done   uint64 `json:"done"`             // number of the last report in the book
-	New    bool   `json:"new"`              // false where the report was in the book already
-	Reason string `json:"reason,omitempty"` // why nothing came of it
+	New    bool   `json:"new"`              // false if the report was in the book already
+	Reason string `json:"reason,omitempty"` // why it had no effect
 }
 
-// Kind names the change in the log.
 func (Report) Kind() string { return "report/1" }
 
-// Record is what the log shows: of an output its digest.
+// Record is what the log shows: of an output only its digest.
 func (c Report) Record() any {
 	if c.Operation == nil || len(c.Operation.Output) == 0 {
 		return nil
@@ -102,8 +101,8 @@ func (c Report) Record() any {
 	}{c, ledger.CutOf(out)}
 }
 
-// Apply takes each report once and in order: one that is in the book already is answered and changes nothing, one that
-// leaves a gap is refused.
+// Apply takes each report once and in order: one that is in the book already is answered and changes nothing, one that is out of sequence
+// is refused.
 func (c Report) Apply(s *State, _ ledger.Meta) (Took, error) {
 	a, err := s.Appliance(c.Name)
 	if err != nil {
@@ -113,7 +112,8 @@ func (c Report) Apply(s *State, _ ledger.Meta) (Took, error) {
 		return Took{Done: a.ReportsDone}, nil
 	}
 	if c.Number != a.ReportsDone+1 {
-		return Took{}, fault.New("report", fault.Conflict, "report %d of appliance %q leaves a gap: %d is the last one in the book", c.Number, c.Name, a.ReportsDone)
+		return Took{}, fault.New("report", fault.Conflict,
+			"report %d of appliance %q leaves a gap: %d is the last one in the book", c.Number, c.Name, a.ReportsDone)
 	}
 	a.ReportsDone = c.Number
 	s.met(&a)
@@ -139,8 +139,8 @@ func (c Report) Apply(s *State, _ ledger.Meta) (Took, error) {
 	return Took{Done: c.Number, New: true, Reason: reason}, nil
 }
 
-// CheckCountersigned keeps a countersignature of this appliance over a head that it was asked about, and forgets the questions
-// that it answers. Whatever else an appliance sends is refused, and touches nobody's evidence.
+// CheckCountersigned stores a countersignature of this appliance over a head that was sent to it, and drops that head and the older ones
+// from those that wait. Anything else is refused, and changes no evidence.
 func (a *Appliance) CheckCountersigned(domain string, b []byte) error {
 	witness, err := a.witness(domain)
 	if err != nil {
@@ -163,8 +163,8 @@ func (a Appliance) witness(domain string) (note.Verifier, error) {
 	return audit.CosignVerifier(audit.CustomerOrigin(domain, a.Name), k.Public)
 }
 
-// progress moves an operation on, and tells whether there is one. A report of an operation that is not in the book, since its request was
-// forgotten with a former epoch or was never made, is on record and changes nothing: refused, it would come again for ever.
+// progress updates an operation, and reports whether it exists. If the operation is not in the book, because its request was lost with a
+// former epoch or never made, the report is recorded and changes nothing: if it were refused, it would be sent again forever.
 func (s *State) progress(name fleet.ApplianceID, r OperationReport) bool {
 	key := string(name) + "/" + r.ID
 	o, ok := s.operations.Get(key)
@@ -182,7 +182,7 @@ func (s *State) progress(name fleet.ApplianceID, r OperationReport) bool {
 	return true
 }
 
-// heard counts one echo. Indexes come in order, so one at or below the last is a double.
+// heard counts one echo. Indexes arrive in order, so one at or below the last is a duplicate.
 func (p Probe) heard(e ProbeIndex) Probe {
 	if e.ID != p.ID {
 		return p

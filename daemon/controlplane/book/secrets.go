@@ -41,13 +41,13 @@ func checkSecrets(op string, secrets []Secret) error {
 	return nil
 }
 
-// Holds lists the key-encryption keys that a node said it holds, by their names.
+// Holds lists the key-encryption keys that a node recorded that it has, by name.
 func (s State) Holds(node string) []string {
 	ids, _ := s.keks.Get(node)
 	return ids
 }
 
-// NodesWithoutKEK names the nodes that do not hold a key-encryption key.
+// NodesWithoutKEK names the nodes that do not have a key-encryption key.
 func (s State) NodesWithoutKEK(nodes []string, kek string) []string {
 	var out []string
 	for _, n := range nodes {
@@ -58,15 +58,14 @@ func (s State) NodesWithoutKEK(nodes []string, kek string) []string {
 	return out
 }
 
-// KeepSecrets puts the vendor's own secrets into a book that has none, and names the key that seals them and the CAs' keys.
-// In a book of an older build they were derived from that key: they are kept as they were, so that a later change of it
-// does not change them.
+// KeepSecrets adds the control plane's own secrets to a book that has none, and names the key that seals them and the CAs' keys. In a
+// book of an older build they were derived from that key: they are stored as they were, so that a later rotation of the key does not
+// change them.
 type KeepSecrets struct {
 	KEK     string   `json:"kek"`
 	Secrets []Secret `json:"secrets"` // by name
 }
 
-// Kind names the change in the log.
 func (KeepSecrets) Kind() string { return "secrets.keep/1" }
 
 // Private keeps what is sealed out of the audit log, which outsiders read.
@@ -93,10 +92,9 @@ type HoldsKEK struct {
 	IDs  []string `json:"ids"`
 }
 
-// Kind names the change in the log.
 func (HoldsKEK) Kind() string { return "kek.holds/1" }
 
-// Apply takes what the node says.
+// Apply records what the node reports.
 func (c HoldsKEK) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	if err := fleet.CheckName("node", c.Node); err != nil {
 		return Nothing{}, err
@@ -108,7 +106,7 @@ func (c HoldsKEK) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// RotateKEK seals everything that is sealed with another key.
+// RotateKEK seals all sealed values with another key.
 type RotateKEK struct {
 	From    string                  `json:"from"`
 	To      string                  `json:"to"`
@@ -117,18 +115,18 @@ type RotateKEK struct {
 	Secrets []Secret                `json:"secrets"`
 }
 
-// Kind names the change in the log.
 func (RotateKEK) Kind() string { return "kek.rotate/1" }
 
 // Private keeps what is sealed out of the audit log, which outsiders read.
 func (RotateKEK) Private() bool { return true }
 
-// Apply refuses while a node does not hold the new key, and names it; and where anything that is sealed is not in the change,
-// since it would be lost with the old key.
+// Apply refuses while a node does not have the new key, and names it. It also refuses if a sealed value is missing in the change, since
+// it would be lost with the old key.
 func (c RotateKEK) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	const op = "kek.rotate"
 	if s.KEK == "" || c.From != s.KEK {
-		return Nothing{}, fault.New(op, fault.Conflict, "the book's keys are sealed with key %q, and not with %q any more: look at demarc control-plane kek", s.KEK, fault.Clip(c.From))
+		return Nothing{}, fault.New(op, fault.Conflict,
+			"the book's keys are sealed with key %q, and not with %q any more: look at demarc control-plane kek", s.KEK, fault.Clip(c.From))
 	}
 	if c.To == c.From || len(c.To) != 16 || len(c.Nodes) == 0 {
 		return Nothing{}, fault.New(op, fault.Invalid, "another key is needed, and all nodes")
@@ -140,7 +138,8 @@ func (c RotateKEK) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 		}
 	}
 	if names := s.NodesWithoutKEK(nodes, c.To); len(names) > 0 {
-		return Nothing{}, fault.New(op, fault.Conflict, "%d do not hold key %s, and could not open the keys: %s", len(names), c.To, JoinNames(names))
+		return Nothing{}, fault.New(op, fault.Conflict,
+			"%d do not hold key %s, and could not open the keys: %s", len(names), c.To, JoinNames(names))
 	}
 	if err := checkSecrets(op, c.Secrets); err != nil {
 		return Nothing{}, err
@@ -164,13 +163,13 @@ func (c RotateKEK) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// PrepareCAWith is PrepareCA that names the key which seals: one that was replaced meanwhile would lose the CA's key.
+// PrepareCAWith is [PrepareCA] with the name of the key that seals the CA's key: if that was replaced in the meantime, the CA's key would
+// be lost.
 type PrepareCAWith struct {
 	PrepareCA
 	KEK string `json:"kek"`
 }
 
-// Kind names the change in the log.
 func (PrepareCAWith) Kind() string { return "ca.prepare/2" }
 
 // Apply refuses a key of the CA that is sealed with another key than the book's.
@@ -181,7 +180,7 @@ func (c PrepareCAWith) Apply(s *State, m ledger.Meta) (Prepared, error) {
 	return c.PrepareCA.Apply(s, m)
 }
 
-// SealedCount counts what is sealed.
+// SealedCount is the number of sealed values.
 func (s State) SealedCount() uint32 {
 	n := len(s.Secrets)
 	for _, one := range s.Slots {
@@ -192,8 +191,8 @@ func (s State) SealedCount() uint32 {
 	return uint32(n)
 }
 
-// UnsettledNodes lists the nodes that may need another key than the one in use. A node does without a key once all that it starts from is
-// sealed with the one in use.
+// UnsettledNodes lists the nodes that may need another key than the one in use. A node no longer needs an old key once everything that it
+// starts from is sealed with the one in use.
 func (s State) UnsettledNodes(nodes []string) []string {
 	var out []string
 	for _, n := range nodes {
@@ -204,7 +203,7 @@ func (s State) UnsettledNodes(nodes []string) []string {
 	return out
 }
 
-// OtherKEKs lists the keys that nodes hold beside the one in use.
+// OtherKEKs lists the keys that nodes have besides the one in use.
 func (s State) OtherKEKs(nodes []string) []string {
 	var out []string
 	for _, n := range nodes {

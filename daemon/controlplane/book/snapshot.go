@@ -36,7 +36,7 @@ type SnapshotHead struct {
 	TrustDomain string    `json:"trust_domain"`
 }
 
-// WriteSnapshot writes the file of a book at this moment.
+// WriteSnapshot writes a book in its current state as a file.
 func WriteSnapshot(w io.Writer, h SnapshotHead, stored io.WriterTo) error {
 	const op = "controlplane.WriteSnapshot"
 	sum := sha256.New()
@@ -55,8 +55,8 @@ func WriteSnapshot(w io.Writer, h SnapshotHead, stored io.WriterTo) error {
 	return fault.At(op, "", err)
 }
 
-// ReadSnapshot verifies a file of so many bytes whole: both sums, each line, and that the audit log has the root that it
-// claims. It gives its head and the book.
+// ReadSnapshot reads a file of size bytes and verifies all of it: both sums, each line, and that the audit log has the root that it
+// claims. It returns the head and the book.
 func ReadSnapshot(r io.Reader, size int64) (SnapshotHead, *ledger.Book[State], error) {
 	const op = "controlplane.ReadSnapshot"
 	var h SnapshotHead
@@ -86,7 +86,7 @@ func ReadSnapshot(r io.Reader, size int64) (SnapshotHead, *ledger.Book[State], e
 	if want := "sha256:" + hex.EncodeToString(in.sum.Sum(nil)) + "\n"; string(last) != want {
 		return h, nil, fault.New(op, fault.Invalid, "the snapshot was changed after it was written: its SHA-256 differs")
 	}
-	if page := stored.View(); page.TrustDomain != h.TrustDomain || stored.Index() > h.Index {
+	if st := stored.View(); st.TrustDomain != h.TrustDomain || stored.Index() > h.Index {
 		return h, nil, fault.New(op, fault.Invalid, "line 2: the head is not that of this book")
 	}
 	return h, stored, nil

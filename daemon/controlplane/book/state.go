@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package book is the vendor's ledger, called the book: the state of the control plane as a replicated state machine, the closed set of
-// changes that may be made to it, and one node's copy of it.
+// changes that may be made to it, and one node's copy of it. The Kind of a change is its name in the log.
 //
 // Each change is an entry in the order that the consensus log gives it, and most are an entry of the audit log too. Apply is a pure
 // function of the state, the change and its stamp: every node that applies the same entries has the same state. Nothing in this package
@@ -25,44 +25,45 @@ import (
 
 // NewBook makes the vendor's book with every change that this build knows, and with more: those of a later build, in tests.
 func NewBook(more ...ledger.Learned[State]) *ledger.Book[State] {
-	return ledger.NewBook(NewState(), append(more, ledger.Learn[Genesis](), ledger.Learn[RegisterCustomer](), ledger.Learn[RegisterAppliance](),
-		ledger.Learn[Enrol](), ledger.Learn[Refuse](), ledger.Learn[Renew](), ledger.Learn[Edge](), ledger.Learn[Ban](), ledger.Learn[Publish](),
-		ledger.Learn[Ask](), ledger.Learn[Countersign](), ledger.Learn[RequestOperation](), ledger.Learn[OrdersDone](), ledger.Learn[Report](), ledger.Learn[Troubles](),
-		ledger.Learn[EnrolProven](), ledger.Learn[RollKeys](), ledger.Learn[SetExpect](),
-		ledger.Learn[PrepareCA](), ledger.Learn[ActivateCA](), ledger.Learn[RetireCA](), ledger.Learn[RenewBy](), ledger.Learn[HoldsBundle](), ledger.Learn[NodeBundle](),
-		ledger.Learn[AddNode](), ledger.Learn[NodeIs](), ledger.Learn[RemoveNode](), ledger.Learn[AddAnother](), ledger.Learn[RemoveAnother](), ledger.Learn[NodeChanged](), ledger.Learn[SetAutopilot](),
-		ledger.Learn[GenesisWith](), ledger.Learn[AdoptOperator](), ledger.Learn[InviteOperator](), ledger.Learn[EnrolOperator](), ledger.Learn[RenewOperator](), ledger.Learn[OperatorUses](),
-		ledger.Learn[SetOperatorRole](), ledger.Learn[BanOperator](), ledger.Learn[RemoveOperator](),
-		ledger.Learn[KeepSecrets](), ledger.Learn[HoldsKEK](), ledger.Learn[RotateKEK](), ledger.Learn[PrepareCAWith](), ledger.Learn[LoginOperator](),
-		ledger.Learn[NodeStops](), ledger.Learn[NodeRoll](),
-		ledger.Learn[ReportKeys](), ledger.Learn[ConfirmKeys](), ledger.Learn[ForgetKeys](),
-		ledger.Learn[ledger.SetTime[State]](),
-		ledger.Learn[RecoverAdmin](), ledger.Learn[PutSecret](), ledger.Learn[ForgetSecret](), ledger.Learn[NodeLeaf](), ledger.Learn[CertifyNode](), ledger.Learn[OperatorSeen](),
+	return ledger.NewBook(NewState(), append(more,
+		ledger.Learn[Genesis](), ledger.Learn[RegisterCustomer](), ledger.Learn[RegisterAppliance](), ledger.Learn[Enrol](),
+		ledger.Learn[Refuse](), ledger.Learn[Renew](), ledger.Learn[Edge](), ledger.Learn[Ban](), ledger.Learn[Publish](), ledger.Learn[Ask](),
+		ledger.Learn[Countersign](), ledger.Learn[RequestOperation](), ledger.Learn[OrdersDone](), ledger.Learn[Report](),
+		ledger.Learn[Troubles](), ledger.Learn[EnrolProven](), ledger.Learn[RollKeys](), ledger.Learn[SetExpect](), ledger.Learn[PrepareCA](),
+		ledger.Learn[ActivateCA](), ledger.Learn[RetireCA](), ledger.Learn[RenewBy](), ledger.Learn[HoldsBundle](), ledger.Learn[NodeBundle](),
+		ledger.Learn[AddNode](), ledger.Learn[NodeIs](), ledger.Learn[RemoveNode](), ledger.Learn[AddAnother](), ledger.Learn[RemoveAnother](),
+		ledger.Learn[NodeChanged](), ledger.Learn[SetAutopilot](), ledger.Learn[GenesisWith](), ledger.Learn[AdoptOperator](),
+		ledger.Learn[InviteOperator](), ledger.Learn[EnrolOperator](), ledger.Learn[RenewOperator](), ledger.Learn[OperatorUses](),
+		ledger.Learn[SetOperatorRole](), ledger.Learn[BanOperator](), ledger.Learn[RemoveOperator](), ledger.Learn[KeepSecrets](),
+		ledger.Learn[HoldsKEK](), ledger.Learn[RotateKEK](), ledger.Learn[PrepareCAWith](), ledger.Learn[LoginOperator](),
+		ledger.Learn[NodeStops](), ledger.Learn[NodeRoll](), ledger.Learn[ReportKeys](), ledger.Learn[ConfirmKeys](),
+		ledger.Learn[ForgetKeys](), ledger.Learn[ledger.SetTime[State]](), ledger.Learn[RecoverAdmin](), ledger.Learn[PutSecret](),
+		ledger.Learn[ForgetSecret](), ledger.Learn[NodeLeaf](), ledger.Learn[CertifyNode](), ledger.Learn[OperatorSeen](),
 		ledger.Learn[BeginEpoch](), ledger.Learn[Meet]())...)
 }
 
-// State is one page of the vendor's book. A copy by assignment is a copy: every map in it is persistent.
+// State is an immutable state of the vendor's book. Assignment copies it: every map in it is persistent.
 type State struct {
 	TrustDomain string
-	Development bool            // made by its genesis to take development identities; no change sets it later
+	Development bool            // development identities are accepted: set by genesis, and by no later change
 	Slots       []identity.Slot // replaced whole, never edited in place
-	number      uint64          // of the bundle that Slots make; see Bundle
+	number      uint64          // of the bundle that Slots make; see [State.Bundle]
 	nodes       *immutable.SortedMap[string, uint64]
-	peers       *immutable.SortedMap[string, Peer]      // see members_changes.go
-	certs       *immutable.SortedMap[string, NodeCerts] // by node; see certs.go
+	peers       *immutable.SortedMap[string, Peer]      // see members.go
+	certs       *immutable.SortedMap[string, NodeCerts] // by node; see nodecerts.go
 	pilot       Autopilot
-	stopped     *immutable.SortedMap[string, time.Time] // nodes that stopped and have not called the roll since
+	stopped     *immutable.SortedMap[string, time.Time] // nodes that stopped and have not reconciled their appliances since
 	customers   *immutable.SortedMap[fleet.CustomerID, Customer]
 	appliances  applianceIndex
 	releases    *immutable.SortedMap[fleet.Digest, Release]
 	operations  *immutable.SortedMap[string, Operation] // by appliance, a slash, and the operation's id
 	operators   *immutable.SortedMap[string, Operator]  // by name
-	Epochs      []Epoch                                 // that the book had since the first, the present one last; replaced whole
-	KEK         string                                  // name of the key that seals the keys of Slots and Secrets; "" in a book of an older build
+	Epochs      []Epoch                                 // since the first one, the current one last; replaced whole
+	KEK         string                                  // name of the key that seals Slots and Secrets; "" in a book of an older build
 	Secrets     []Secret                                // by name; replaced whole, never edited in place
-	given       *immutable.SortedMap[string, Given]     // by name: those of Secrets that the vendor gave
-	keks        *immutable.SortedMap[string, []string]  // by node: the keys that it holds
-	nonces      *immutable.SortedMap[string, time.Time] // spent ones, until they would have expired anyway
+	given       *immutable.SortedMap[string, Given]     // by name: those of Secrets that the vendor supplied
+	keks        *immutable.SortedMap[string, []string]  // by node: the keys that it has
+	nonces      *immutable.SortedMap[string, time.Time] // spent ones, until they expire
 }
 
 // Customer is one customer of the vendor.
@@ -86,19 +87,19 @@ type Appliance struct {
 	Status   string            `json:"status"`
 	Since    time.Time         `json:"since"`
 
-	// Current passes; Next passes and becomes current on first use. Both empty is a ban, or not yet enrolled.
+	// Current is valid; Next is valid and becomes Current on first use. Both are empty if banned or not yet enrolled.
 	Current     fleet.Serial `json:"current,omitempty"`
 	CurrentTill time.Time    `json:"current_till,omitzero"`
 	Next        fleet.Serial `json:"next,omitempty"`
 	NextTill    time.Time    `json:"next_till,omitzero"`
 
-	// The CAs that issued them; empty where an older build recorded none.
+	// The CAs that issued them; empty if an older build recorded none.
 	CurrentIssuer fleet.Digest `json:"current_issuer,omitempty"`
 	NextIssuer    fleet.Digest `json:"next_issuer,omitempty"`
 
 	Bundle uint64 `json:"bundle,omitempty"` // number of the bundle that it has stored
 
-	// Edges, not weather.
+	// Recorded only when they change.
 	Online  bool         `json:"online,omitempty"`
 	Node    string       `json:"node,omitempty"`
 	Route   string       `json:"route,omitempty"`
@@ -106,43 +107,43 @@ type Appliance struct {
 	Version string       `json:"version,omitempty"`
 	State   fleet.State  `json:"state,omitempty"`
 	Why     fleet.Reason `json:"why,omitzero"`     // of State
-	Reason  string       `json:"reason,omitempty"` // of a ban: what the vendor's operator typed
+	Reason  string       `json:"reason,omitempty"` // of a ban: the text of the vendor's operator
 	Plan    fleet.Digest `json:"plan,omitempty"`
 	Health  Status       `json:"health,omitzero"`
 	Roads   []Trouble    `json:"roads,omitempty"` // that do not work; replaced whole
 
-	// Orders waits for the appliance's acknowledgement; numbers run from OrdersDone+1.
+	// Orders wait for the appliance's acknowledgement; they are numbered from OrdersDone+1.
 	Orders      []Order `json:"orders,omitempty"` // replaced whole, never edited in place
 	OrdersDone  uint64  `json:"orders_done,omitempty"`
 	ReportsDone uint64  `json:"reports_done,omitempty"`
 
 	Offered numberSet `json:"offered,omitempty"` // numbers of the releases that were offered to it
 
-	// Met is the epoch in which it was heard last. Of Orders, the last Unmet were made since another epoch began, and no number of theirs
-	// was told to anybody.
+	// Met is the epoch in which it last reported. The last Unmet of Orders were made since another epoch began, and their numbers were not
+	// sent to the appliance yet.
 	Met     fleet.Epoch `json:"met,omitzero"`
 	Unmet   int         `json:"unmet,omitempty"`
 	Meeting Meeting     `json:"meeting,omitzero"`
 
-	LogFrom *int64 `json:"log_from,omitempty"` // size of the head of this log that the next proof for it begins with; nil: the last of Cosigned
+	LogFrom *int64 `json:"log_from,omitempty"` // size of the head that the next proof for it begins with; nil: the last of Cosigned
 
 	Probe Probe `json:"probe,omitzero"` // the newest one
 
-	// Keys of its cluster that came after the registration; see [ReportKeys].
-	Rolled   json.RawMessage `json:"rolled,omitempty"`   // JWKS that counts in place of the pinned one
-	Reported json.RawMessage `json:"reported,omitempty"` // JWKS that waits for the operator's word; it proves nothing
+	// Keys of its cluster that were reported after the registration; see [ReportKeys].
+	Rolled   json.RawMessage `json:"rolled,omitempty"`   // trusted JWKS in place of the pinned one
+	Reported json.RawMessage `json:"reported,omitempty"` // JWKS that waits for an operator's confirmation; it proves nothing
 
-	UID       string   `json:"uid,omitempty"`       // of the platform's account or role, as it was proven first; see [SetExpect]
+	UID       string   `json:"uid,omitempty"`       // of the platform's account or role, as first proven; see [SetExpect]
 	LogKey    []byte   `json:"log_key,omitempty"`   // PEM; signs the checkpoints of the customer's log
 	Witnessed [][]byte `json:"witnessed,omitempty"` // the customer's heads that this control plane countersigned, oldest first
 	Cosigned  [][]byte `json:"cosigned,omitempty"`  // the vendor's heads that the appliance countersigned, oldest first
-	Asked     [][]byte `json:"asked,omitempty"`     // heads that it was asked to countersign and has not yet, oldest first, at most [MaxAsked]
+	Asked     [][]byte `json:"asked,omitempty"`     // heads that wait for its countersignature, oldest first, at most [MaxAsked]
 }
 
 // OrdersSent is the number of the newest order.
 func (a Appliance) OrdersSent() uint64 { return a.OrdersDone + uint64(len(a.Orders)) }
 
-// Order is one numbered thing that the vendor asks, as it waits in the book. Exactly one of its fields is set.
+// Order is a numbered request of the vendor to an appliance, pending in the book. Exactly one of its fields is set.
 type Order struct {
 	Release    []byte      `json:"release,omitempty"`
 	Operation  []byte      `json:"operation,omitempty"`
@@ -150,10 +151,10 @@ type Order struct {
 	Probe      *ProbeIndex `json:"probe,omitempty"`
 	Checkpoint *Checkpoint `json:"checkpoint,omitempty"`
 	Cosigned   []byte      `json:"cosigned,omitempty"`
-	Withdrawn  bool        `json:"withdrawn,omitempty"` // it spoke of a former epoch: its number counts
+	Withdrawn  bool        `json:"withdrawn,omitempty"` // it was about a former epoch: only its number counts
 }
 
-// Checkpoint is a signed head with the proof that its log only grew since the last one that was countersigned.
+// Checkpoint is a signed head with the proof that its log extends the one that was countersigned last.
 type Checkpoint struct {
 	Note  []byte   `json:"note"`
 	From  int64    `json:"from"`
@@ -166,7 +167,7 @@ type ProbeIndex struct {
 	Index uint64 `json:"index"`
 }
 
-// Probe counts the echoes of a series of numbered messages: it measures that none is lost and none comes twice.
+// Probe counts the echoes of a series of numbered messages: it shows whether any was lost or duplicated.
 type Probe struct {
 	ID         string `json:"id"`
 	Sent       uint64 `json:"sent"`
@@ -187,7 +188,7 @@ type Release struct {
 	Number  uint64          `json:"number"` // 1, 2, 3, ... in the order of their publication
 }
 
-// Operation is the vendor's side of an operation: the statements that the appliance let out, and no output in clear.
+// Operation is the vendor's side of an operation: the statements that the appliance released, and no output in clear.
 type Operation struct {
 	ID         string            `json:"id"`
 	Appliance  fleet.ApplianceID `json:"appliance"`
@@ -210,7 +211,7 @@ func sorted[K ~string, V any]() *immutable.SortedMap[K, V] {
 	return immutable.NewSortedMap[K, V](byName[K]{})
 }
 
-// NewState is the empty first page.
+// NewState returns the empty state.
 func NewState() State {
 	return State{
 		nodes:      sorted[string, uint64](),
@@ -228,27 +229,28 @@ func NewState() State {
 	}
 }
 
-// Appliance looks one up.
+// Appliance returns an appliance by name, or fault.NotFound.
 func (s State) Appliance(name fleet.ApplianceID) (Appliance, error) {
 	a, ok := s.appliances.Get(name)
 	if !ok {
-		return Appliance{}, fault.New("controlplane.Appliance", fault.NotFound, "no appliance is registered under the name %q", fault.Clip(string(name)))
+		return Appliance{}, fault.New("controlplane.Appliance", fault.NotFound,
+			"no appliance is registered under the name %q", fault.Clip(string(name)))
 	}
 	return a, nil
 }
 
-// Appliances lists all, by name.
+// Appliances lists all appliances by name.
 func (s State) Appliances() []Appliance {
 	return slices.AppendSeq(make([]Appliance, 0, s.appliances.Len()), s.appliances.all())
 }
 
-// Customers lists all, by name.
+// Customers lists all customers by name.
 func (s State) Customers() []Customer { return values(s.customers) }
 
-// Release looks one up by its digest.
+// Release returns a release by its digest.
 func (s State) Release(d fleet.Digest) (Release, bool) { return s.releases.Get(d) }
 
-// Operations lists those of one appliance, by id.
+// Operations lists the operations of one appliance by id.
 func (s State) Operations(a fleet.ApplianceID) []Operation {
 	var out []Operation
 	prefix := string(a) + "/"
@@ -279,7 +281,26 @@ func values[K interface {
 	return out
 }
 
-// stateJSON is State as it stands in a snapshot.
+// plain returns a map with the same content.
+func plain[V any](m *immutable.SortedMap[string, V]) map[string]V {
+	out := make(map[string]V, m.Len())
+	for it := m.Iterator(); !it.Done(); {
+		k, v, _ := it.Next()
+		out[k] = v
+	}
+	return out
+}
+
+// persistent is the reverse of plain.
+func persistent[V any](m map[string]V) *immutable.SortedMap[string, V] {
+	out := sorted[string, V]()
+	for k, v := range m {
+		out = out.Set(k, v)
+	}
+	return out
+}
+
+// stateJSON is [State] as written in a snapshot.
 type stateJSON struct {
 	TrustDomain string               `json:"trust_domain"`
 	Development bool                 `json:"development,omitempty"`
@@ -306,39 +327,19 @@ type stateJSON struct {
 	Stopped   map[string]time.Time `json:"stopped,omitempty"`
 }
 
-// MarshalJSON writes the page in a canonical order.
+// MarshalJSON writes the state in a canonical order.
 func (s State) MarshalJSON() ([]byte, error) {
-	p := stateJSON{TrustDomain: s.TrustDomain, Development: s.Development, Slots: s.Slots, Customers: s.Customers(), Appliances: s.Appliances(), Releases: values(s.releases),
-		Operations: values(s.operations), Nonces: map[string]time.Time{}, Bundle: s.number, Epochs: s.Epochs, Nodes: map[string]uint64{}, Operators: s.Operators(),
-		Peers: values(s.peers), Pilot: s.pilot, KEK: s.KEK, Secrets: s.Secrets, KEKs: map[string][]string{}, Stopped: map[string]time.Time{}, Given: map[string]Given{}, Certs: map[string]NodeCerts{}}
-	for it := s.stopped.Iterator(); !it.Done(); {
-		k, v, _ := it.Next()
-		p.Stopped[k] = v
-	}
-	for it := s.certs.Iterator(); !it.Done(); {
-		k, v, _ := it.Next()
-		p.Certs[k] = v
-	}
-	for it := s.given.Iterator(); !it.Done(); {
-		k, v, _ := it.Next()
-		p.Given[k] = v
-	}
-	for it := s.nodes.Iterator(); !it.Done(); {
-		k, v, _ := it.Next()
-		p.Nodes[k] = v
-	}
-	for it := s.keks.Iterator(); !it.Done(); {
-		k, v, _ := it.Next()
-		p.KEKs[k] = v
-	}
-	for it := s.nonces.Iterator(); !it.Done(); {
-		k, v, _ := it.Next()
-		p.Nonces[k] = v
+	p := stateJSON{
+		TrustDomain: s.TrustDomain, Development: s.Development, Slots: s.Slots, Bundle: s.number, Epochs: s.Epochs,
+		Customers: s.Customers(), Appliances: s.Appliances(), Releases: values(s.releases), Operations: values(s.operations),
+		Operators: s.Operators(), Peers: values(s.peers), Pilot: s.pilot, KEK: s.KEK, Secrets: s.Secrets,
+		Nonces: plain(s.nonces), Nodes: plain(s.nodes), KEKs: plain(s.keks), Stopped: plain(s.stopped), Given: plain(s.given),
+		Certs: plain(s.certs),
 	}
 	return json.Marshal(p)
 }
 
-// UnmarshalJSON reads a page strictly.
+// UnmarshalJSON reads a state strictly.
 func (s *State) UnmarshalJSON(b []byte) error {
 	var p stateJSON
 	if err := seal.StrictJSON(b, &p); err != nil {
@@ -346,16 +347,13 @@ func (s *State) UnmarshalJSON(b []byte) error {
 	}
 	n := NewState()
 	n.Development = p.Development
-	n.TrustDomain, n.Slots, n.number, n.Epochs, n.pilot, n.KEK, n.Secrets = p.TrustDomain, p.Slots, p.Bundle, p.Epochs, p.Pilot, p.KEK, p.Secrets
+	n.TrustDomain, n.Slots, n.number, n.Epochs = p.TrustDomain, p.Slots, p.Bundle, p.Epochs
+	n.pilot, n.KEK, n.Secrets = p.Pilot, p.KEK, p.Secrets
 	for _, x := range p.Peers {
 		n.peers = n.peers.Set(x.Name, x)
 	}
-	for k, v := range p.Nodes {
-		n.nodes = n.nodes.Set(k, v)
-	}
-	for k, v := range p.Stopped {
-		n.stopped = n.stopped.Set(k, v)
-	}
+	n.nodes = persistent(p.Nodes)
+	n.stopped = persistent(p.Stopped)
 	for _, c := range p.Customers {
 		n.customers = n.customers.Set(c.Name, c)
 	}
@@ -371,24 +369,16 @@ func (s *State) UnmarshalJSON(b []byte) error {
 	for _, o := range p.Operators {
 		n.operators = n.operators.Set(o.Name, o)
 	}
-	for k, v := range p.Certs {
-		n.certs = n.certs.Set(k, v)
-	}
-	for k, v := range p.Given {
-		n.given = n.given.Set(k, v)
-	}
-	for k, v := range p.KEKs {
-		n.keks = n.keks.Set(k, v)
-	}
-	for k, v := range p.Nonces {
-		n.nonces = n.nonces.Set(k, v)
-	}
+	n.certs = persistent(p.Certs)
+	n.given = persistent(p.Given)
+	n.keks = persistent(p.KEKs)
+	n.nonces = persistent(p.Nonces)
 	*s = n
 	return nil
 }
 
-// ask appends orders to the appliance's outbox, all of them or none. The outbox is copied once.
-func (s *State) ask(name fleet.ApplianceID, orders ...Order) error {
+// enqueue appends orders to the appliance's outbox, all of them or none. The outbox is copied once.
+func (s *State) enqueue(name fleet.ApplianceID, orders ...Order) error {
 	a, err := s.Appliance(name)
 	if err != nil {
 		return err
@@ -397,7 +387,8 @@ func (s *State) ask(name fleet.ApplianceID, orders ...Order) error {
 		return fault.New("controlplane.ask", fault.Denied, "appliance %q is banned", name)
 	}
 	if len(a.Orders)+len(orders) > MaxOutbox {
-		return fault.New("controlplane.ask", fault.Busy, "%d orders wait for appliance %q already: it has not acknowledged them", len(a.Orders), name)
+		return fault.New("controlplane.ask", fault.Busy,
+			"%d orders wait for appliance %q already: it has not acknowledged them", len(a.Orders), name)
 	}
 	a.Orders = append(slices.Clip(a.Orders), orders...)
 	if a.Met != s.Epoch().Epoch {

@@ -12,24 +12,23 @@ import (
 	"github.com/demarc-dev/demarc/mesh"
 )
 
-// Troubles takes the roads that do not work, all of them, from a status report that is not in the book yet. It is a change of its
-// own, before that of the report: [Report] of older builds has no word for them.
+// Troubles records all failing transports of a status report that is not in the book yet. It is a separate change, before that of the
+// report, because [Report] of older builds has no field for them.
 type Troubles struct {
 	Name   fleet.ApplianceID `json:"name"`
 	Number uint64            `json:"number"` // of the report
 	Roads  []Trouble         `json:"roads,omitempty"`
 }
 
-// Trouble is a road of a customer's list that does not work. Both words are of closed sets.
+// Trouble is a failing transport of a customer's list. The values of both fields are of closed sets.
 type Trouble struct {
 	Kind   string      `json:"kind"`
 	Reason mesh.Reason `json:"reason"`
 }
 
-// Kind names the change in the log.
 func (Troubles) Kind() string { return "appliance.roads/1" }
 
-// Apply sets them, unless the report is an old one that comes again.
+// Apply sets them, unless the report was recorded before.
 func (c Troubles) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	a, err := s.Appliance(c.Name)
 	if err != nil {
@@ -45,7 +44,7 @@ func (c Troubles) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// AllKnow tells whether each node that the book knows of said that it knows a kind of change.
+// AllKnow reports whether each node in the book recorded that it knows a kind of change.
 func (s State) AllKnow(kind string) bool {
 	for _, p := range s.Peers() {
 		if !p.Removed && !slices.Contains(p.Knows, kind) {

@@ -12,14 +12,14 @@ import (
 	"github.com/demarc-dev/demarc/ledger"
 )
 
-// PutSecret puts a secret that the vendor gave into the book, sealed, or another value in its place.
+// PutSecret adds a secret that the vendor supplied, sealed, or replaces its value.
 type PutSecret struct {
 	KEK    string `json:"kek"` // that sealed it
 	Name   string `json:"name"`
 	Sealed []byte `json:"sealed"`
 }
 
-// ForgetSecret takes a secret that the vendor gave out of the book. Old entries of the log, snapshots and backups keep it, sealed.
+// ForgetSecret removes a secret that the vendor supplied. Old entries of the log, snapshots and backups still contain it, sealed.
 type ForgetSecret struct {
 	Name string `json:"name"`
 }
@@ -27,16 +27,15 @@ type ForgetSecret struct {
 // MaxSecrets bounds the secrets of a book, those of the control plane itself included.
 const MaxSecrets = 64
 
-// Given says who gave a secret, and when. Nothing in it is made of the value.
+// Given records when a secret was supplied and by whom. Nothing in it is derived from the value.
 type Given struct {
 	At time.Time       `json:"at"`
 	By fleet.Principal `json:"by"`
 }
 
-// Kind names the change in the log.
 func (PutSecret) Kind() string { return "secrets.put/1" }
 
-// Private keeps what is sealed out of the audit log, which outsiders read. Its digest is there, with who and when.
+// Private keeps what is sealed out of the audit log, which outsiders read. The log has its digest, the principal and the time.
 func (PutSecret) Private() bool { return true }
 
 // Apply refuses what is sealed with another key than the book's, and the names of the control plane's own secrets.
@@ -62,7 +61,6 @@ func (c PutSecret) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
-// Kind names the change in the log.
 func (ForgetSecret) Kind() string { return "secrets.forget/1" }
 
 // Apply refuses the control plane's own secrets.
@@ -79,11 +77,12 @@ func (c ForgetSecret) Apply(s *State, _ ledger.Meta) (Nothing, error) {
 	return Nothing{}, nil
 }
 
+// NoSecret is the error for a secret that the book does not have.
 func NoSecret(op, name string) error {
 	return fault.New(op, fault.NotFound, "there is no secret %q: demarc control-plane secret list", fault.Clip(name))
 }
 
-// OwnSecret refuses the name of a secret of the control plane itself, and what is no name.
+// OwnSecret refuses the name of a secret of the control plane itself, and an invalid name.
 func OwnSecret(op, name string) error {
 	if name == SecretLogKey || name == SecretNonceKey {
 		return fault.New(op, fault.Denied, "%q is a key of the control plane itself: it is neither replaced nor forgotten", name)
@@ -91,5 +90,5 @@ func OwnSecret(op, name string) error {
 	return fleet.CheckName("secret", name)
 }
 
-// Given lists the secrets that the vendor gave: who gave each, and when.
+// Given returns when a secret that the vendor supplied was put into the book, and by whom.
 func (s State) Given(name string) (Given, bool) { return s.given.Get(name) }

@@ -25,7 +25,8 @@ func (s State) KEKVersion() Version { return Version{[4]any{s.KEK, s.keks, s.Tru
 // ReleasesVersion is the version of the releases.
 func (s State) ReleasesVersion() Version { return Version{[4]any{s.releases}} }
 
-// PassesVersion is the version of everything that decides whose certificate is accepted, appliances apart: see [State.ChangedSince].
+// PassesVersion is the version of everything that decides which certificates are accepted, except those of appliances: see
+// [State.ChangedSince].
 func (s State) PassesVersion() Version {
 	return Version{[4]any{first(s.Slots), s.operators, s.certs, s.peers}}
 }
@@ -70,7 +71,7 @@ func (s State) Releases() iter.Seq2[fleet.Digest, Release] {
 	}
 }
 
-// VendorSecrets iterates over the names of the secrets that the vendor supplied, with who did so and when.
+// VendorSecrets iterates over the names of the secrets that the vendor supplied, with when and by whom.
 func (s State) VendorSecrets() iter.Seq2[string, Given] {
 	return func(yield func(string, Given) bool) {
 		for it := s.given.Iterator(); !it.Done(); {
@@ -87,7 +88,7 @@ func (s State) FindOperator(name string) (Operator, bool) { return s.operators.G
 // OperatorCount is the number of operators, invited and banned ones included.
 func (s State) OperatorCount() int { return s.operators.Len() }
 
-// NodeBundle is the number of the newest CA bundle that a node said it serves; 0 if it said none.
+// NodeBundle is the number of the newest CA bundle that a node acknowledged; 0 if none.
 func (s State) NodeBundle(node string) uint64 {
 	number, _ := s.nodes.Get(node)
 	return number
