@@ -19,25 +19,26 @@ import (
 	"github.com/demarc-dev/demarc/identity"
 )
 
-// maxCALife bounds the life of a CA that an operator asks for.
+// maxCALife bounds the life of a CA that an operator requests.
 const maxCALife = 20 * 365 * 24 * time.Hour
 
-// signedBundleCache is the newest bundle as it was signed for all channels: it is signed once, not for each of them.
+// signedBundleCache is the newest signed bundle: it is signed once for all channels.
 type signedBundleCache struct {
 	mu     sync.Mutex
 	number uint64
 	sealed []byte
 }
 
-// ListAuthorities tells the stage of each CA, who still uses it, and who does not hold the newest bundle.
-func (s *Service) ListAuthorities(ctx context.Context, _ *connect.Request[controlv1.ListAuthoritiesRequest]) (*connect.Response[controlv1.ListAuthoritiesResponse], error) {
+// ListAuthorities returns the stage of each CA, how many still use it, and which parties do not hold the newest bundle.
+func (s *Service) ListAuthorities(ctx context.Context,
+	_ *connect.Request[controlv1.ListAuthoritiesRequest]) (*connect.Response[controlv1.ListAuthoritiesResponse], error) {
 	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
-	page := s.replica.View()
-	out := &controlv1.ListAuthoritiesResponse{BundleNumber: page.Bundle()}
+	st := s.replica.View()
+	out := &controlv1.ListAuthoritiesResponse{BundleNumber: st.Bundle()}
 	users, operators := map[fleet.Digest]uint32{}, map[fleet.Digest]uint32{}
-	for _, o := range page.Operators() {
+	for _, o := range st.Operators() {
 		if o.Current != "" {
 			operators[o.CurrentIssuer]++
 		}
@@ -45,7 +46,7 @@ func (s *Service) ListAuthorities(ctx context.Context, _ *connect.Request[contro
 			operators[o.NextIssuer]++
 		}
 	}
-	for _, a := range page.Appliances() {
+	for _, a := range st.Appliances() {
 		if a.Current != "" {
 			users[a.CurrentIssuer]++
 		}
@@ -53,51 +54,55 @@ func (s *Service) ListAuthorities(ctx context.Context, _ *connect.Request[contro
 			users[a.NextIssuer]++
 		}
 	}
-	for _, slot := range page.Slots {
+	for _, slot := range st.Slots {
 		cert, err := x509.ParseCertificate(slot.CertDER)
 		if err != nil {
 			return nil, fault.At("controlplane.ListAuthorities", fault.Internal, err)
 		}
-		out.Authorities = append(out.Authorities, &controlv1.Authority{Id: string(slot.ID()), Stage: string(slot.Stage), Name: cert.Subject.CommonName,
+		out.Authorities = append(out.Authorities, &controlv1.Authority{Id: string(slot.ID()), Stage: string(slot.Stage),
+			Name:         cert.Subject.CommonName,
 			NotAfterUnix: cert.NotAfter.Unix(), Appliances: users[slot.ID()], Operators: operators[slot.ID()]})
 	}
-	for _, h := range page.Missing(s.replica.NodeNames(), page.Bundle(), s.replica.Now()) {
-		out.Missing = append(out.Missing, &controlv1.Missing{Name: h.Name, Kind: h.Kind, Online: h.Online, Holds: h.Holds, SeenUnix: api.Unix(h.Seen)})
+	for _, h := range st.Missing(s.replica.NodeNames(), st.Bundle(), s.replica.Now()) {
+		out.Missing = append(out.Missing, &controlv1.Missing{Name: h.Name, Kind: h.Kind, Online: h.Online, Holds: h.Holds,
+			SeenUnix: api.Unix(h.Seen)})
 	}
 	return connect.NewResponse(out), nil
 }
 
-// NewestBundle returns the trusted CAs after a read of the leader: a node that is behind hands out no older bundle than was announced before
-// the call.
+// NewestBundle returns the trusted CAs after a read of the leader: a node that is behind does not return an older bundle than was
+// announced before the call.
 func (s *Store) NewestBundle(ctx context.Context) ([][]byte, uint64, error) {
 	if err := s.replica.Read(ctx); err != nil {
-		return nil, 0, fault.Because(err, "controlplane.bundle", fault.Of(err), "it is not known which CAs are the newest: no leader could be asked, try again in a few seconds")
+		return nil, 0, fault.Because(err, "controlplane.bundle", fault.Of(err),
+			"it is not known which CAs are the newest: no leader could be asked, try again in a few seconds")
 	}
 	cas, number := s.replica.View().ActiveCAs()
 	return cas, number, nil
 }
 
-// SignedBundle is the newest bundle for those who did not ask.
+// SignedBundle is the newest bundle, signed without a client's nonce.
 func (s *Store) SignedBundle() ([]byte, error) {
-	page := s.replica.View()
+	st := s.replica.View()
 	s.signed.mu.Lock()
 	defer s.signed.mu.Unlock()
-	if s.signed.number != page.Bundle() {
+	if s.signed.number != st.Bundle() {
 		key, err := s.LogSigner()
 		if err != nil {
 			return nil, err
 		}
-		sealed, err := identity.SealBundle(page.TrustDomain, page.Bundle(), page.Slots, s.replica.Now(), nil, key)
+		sealed, err := identity.SealBundle(st.TrustDomain, st.Bundle(), st.Slots, s.replica.Now(), nil, key)
 		if err != nil {
 			return nil, err
 		}
-		s.signed.number, s.signed.sealed = page.Bundle(), sealed
+		s.signed.number, s.signed.sealed = st.Bundle(), sealed
 	}
 	return s.signed.sealed, nil
 }
 
-// PrepareAuthority makes a CA and announces it.
-func (s *Service) PrepareAuthority(ctx context.Context, req *connect.Request[controlv1.PrepareAuthorityRequest]) (*connect.Response[controlv1.PrepareAuthorityResponse], error) {
+// PrepareAuthority creates a CA and announces it.
+func (s *Service) PrepareAuthority(ctx context.Context,
+	req *connect.Request[controlv1.PrepareAuthorityRequest]) (*connect.Response[controlv1.PrepareAuthorityResponse], error) {
 	const op = "controlplane.PrepareAuthority"
 	seconds := req.Msg.GetLifeSeconds()
 	life := identity.DefaultCALife
@@ -114,12 +119,12 @@ func (s *Service) PrepareAuthority(ctx context.Context, req *connect.Request[con
 	if done, err := s.preparedBy(by, id, life); done != nil || err != nil {
 		return done, err
 	}
-	page := s.replica.View()
-	ca, err := identity.NewCA(page.TrustDomain, s.replica.Now(), rand.Reader, life)
+	st := s.replica.View()
+	ca, err := identity.NewCA(st.TrustDomain, s.replica.Now(), rand.Reader, life)
 	if err != nil {
 		return nil, err
 	}
-	k, err := s.store.keyring.Get(page.KEK)
+	k, err := s.store.keyring.Get(st.KEK)
 	if err != nil {
 		return nil, err
 	}
@@ -127,8 +132,9 @@ func (s *Service) PrepareAuthority(ctx context.Context, req *connect.Request[con
 	if err != nil {
 		return nil, err
 	}
-	took, err := book.Submit(ctx, s.replica, by, id, book.PrepareCAWith{KEK: page.KEK, PrepareCA: book.PrepareCA{Cert: ca.Cert.Raw, SealedKey: key}})
-	if fault.Of(err) == fault.Conflict { // the CA is drawn anew in each try: the same request may have come in at another node meanwhile
+	took, err := book.Submit(ctx, s.replica, by, id,
+		book.PrepareCAWith{KEK: st.KEK, PrepareCA: book.PrepareCA{Cert: ca.Cert.Raw, SealedKey: key}})
+	if fault.Of(err) == fault.Conflict { // each try draws another CA: the same request may have arrived at another node meanwhile
 		if s.replica.Read(ctx) == nil {
 			if done, again := s.preparedBy(by, id, life); done != nil && again == nil {
 				return done, nil
@@ -138,8 +144,9 @@ func (s *Service) PrepareAuthority(ctx context.Context, req *connect.Request[con
 	return connect.NewResponse(&controlv1.PrepareAuthorityResponse{Id: string(took.ID), BundleNumber: took.Bundle}), err
 }
 
-// preparedBy is the answer that a request was given before; nil where it is new.
-func (s *Service) preparedBy(by fleet.Principal, id fleet.RequestID, life time.Duration) (*connect.Response[controlv1.PrepareAuthorityResponse], error) {
+// preparedBy is the earlier response to a repeated request; nil if the request is new.
+func (s *Service) preparedBy(by fleet.Principal, id fleet.RequestID,
+	life time.Duration) (*connect.Response[controlv1.PrepareAuthorityResponse], error) {
 	const op = "controlplane.PrepareAuthority"
 	for _, slot := range s.replica.View().Slots {
 		if id == "" || slot.Request != id || slot.By != by {
@@ -158,23 +165,28 @@ func (s *Service) preparedBy(by fleet.Principal, id fleet.RequestID, life time.D
 }
 
 // ActivateAuthority makes a prepared CA the one that issues.
-func (s *Service) ActivateAuthority(ctx context.Context, req *connect.Request[controlv1.ActivateAuthorityRequest]) (*connect.Response[controlv1.ActivateAuthorityResponse], error) {
-	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), book.ActivateCA{ID: fleet.Digest(req.Msg.GetId()), Nodes: s.replica.NodeNames(), Without: req.Msg.GetWithout()})
+func (s *Service) ActivateAuthority(ctx context.Context,
+	req *connect.Request[controlv1.ActivateAuthorityRequest]) (*connect.Response[controlv1.ActivateAuthorityResponse], error) {
+	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()),
+		book.ActivateCA{ID: fleet.Digest(req.Msg.GetId()), Nodes: s.replica.NodeNames(), Without: req.Msg.GetWithout()})
 	return connect.NewResponse(&controlv1.ActivateAuthorityResponse{}), err
 }
 
-// RetireAuthority ends the trust in a CA. It refuses an operator whose own certificate is of that CA, compromised or not, so
-// that at least one is left who can call.
-func (s *Service) RetireAuthority(ctx context.Context, req *connect.Request[controlv1.RetireAuthorityRequest]) (*connect.Response[controlv1.RetireAuthorityResponse], error) {
+// RetireAuthority ends the trust in a CA. It refuses an operator whose own certificate is of that CA, compromised or not, so that at
+// least one operator can still call.
+func (s *Service) RetireAuthority(ctx context.Context,
+	req *connect.Request[controlv1.RetireAuthorityRequest]) (*connect.Response[controlv1.RetireAuthorityResponse], error) {
 	const op = "controlplane.RetireAuthority"
 	m := req.Msg
 	id := fleet.Digest(m.GetId())
 	if own := api.From(ctx).Issuer; own != "" && own == id {
-		return nil, fault.New(op, fault.Conflict, "your own certificate is of CA %s, and you would be cut off with it: run demarc operator renew first", own.Short())
+		return nil, fault.New(op, fault.Conflict,
+			"your own certificate is of CA %s, and you would be cut off with it: run demarc operator renew first", own.Short())
 	}
 	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
-	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()), book.RetireCA{ID: id, Nodes: s.replica.NodeNames(), Compromised: m.GetCompromised()})
+	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(m.GetRequestId()),
+		book.RetireCA{ID: id, Nodes: s.replica.NodeNames(), Compromised: m.GetCompromised()})
 	return connect.NewResponse(&controlv1.RetireAuthorityResponse{}), err
 }

@@ -22,22 +22,21 @@ import (
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// How a node that hears of no leader looks for a change of CA.
+// Intervals at which a node without a leader looks for a change of CA.
 const (
 	CatchUpEvery = 5 * time.Second
 	catchUpAsk   = 5 * time.Second // of one other node
 )
 
-// CatchUp looks, while this node hears of no leader that it can ask, for credentials that its peers take. The CA may have been changed and the old
-// one retired while it was down. Then its own certificate is one that nobody takes, and so the book would never come here.
+// CatchUp looks for credentials that the peers accept, while this node knows no leader that it can reach. The CA may have been replaced
+// and the old one retired while the node was down. Then no peer accepts its certificate, and it could never receive the book.
 //
-// It asks the others for the signed bundle, which any node hands to anybody while it serves; by that it makes its certificate of the
-// CA that issues now. Where nobody serves, because a majority needs this node, it shows its peers a certificate of each CA that it
-// trusts and has the key of, in turn: a CA issues only once each node has its key on disk, so one of them is of the CA that the
-// newest of them goes by.
+// It requests the signed bundle from the other nodes, which return it to any caller while they serve, and issues itself a certificate of
+// the active CA. If no node serves, because a majority needs this one, it tries in turn a certificate of each CA that it trusts and has
+// the key of: a CA becomes active only once each node has its key on disk, so one of them is of the CA that the most recent node uses.
 //
-// A leader that is heard and can't be asked counts as none. It may be heard by a connection that was opened with a certificate of a CA
-// that has been retired since, while no new connection is taken: a node that kept to that certificate would never be asked nor answered.
+// A leader that is known but does not answer counts as none. Its messages may arrive over a connection that was opened with a certificate
+// of a CA that has been retired since, while new connections are refused: with that certificate the node would stay cut off.
 func (f *Source) CatchUp(ctx context.Context, every time.Duration) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -72,8 +71,8 @@ func (f *Source) CatchUp(ctx context.Context, every time.Duration) error {
 	}
 }
 
-// confirm reports whether this node's book is known to be the newest, and asks the leader if that is not known yet. From then on the book
-// goes before the credentials.
+// confirm reports whether this node's book is known to be the newest, and contacts the leader if that is not known yet. From then on the
+// book takes precedence over the saved credentials.
 func (f *Source) confirm(ctx context.Context) bool {
 	if f.store.current.Load() && !f.trying() {
 		return true
@@ -90,7 +89,7 @@ func (f *Source) confirm(ctx context.Context) bool {
 	return true
 }
 
-// addresses is the roster, and those whom the credentials know beside it: the book may be too old to know them.
+// addresses is the roster and the other peers in the saved credentials: the book may be too old to know them.
 func (f *Source) addresses() []book.Member {
 	all := f.store.replica.Roster()
 	if k := f.store.saved.Load(); k != nil {
@@ -110,13 +109,13 @@ func (f *Source) trustDomain() string {
 	return f.cas().domain
 }
 
-// catchUp asks one node, and takes what is newer than what this node goes by.
+// catchUp calls one node, and accepts a bundle that is newer than the one in use.
 func (f *Source) catchUp(ctx context.Context, addr string) (news bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, catchUpAsk)
 	defer cancel()
 	nonce := make([]byte, identity.MaxBundleNonce)
 	_, _ = rand.Read(nonce) // crypto/rand.Read never fails
-	sealed, err := f.askAnyone(ctx, addr, nonce)
+	sealed, err := f.fetchUnverified(ctx, addr, nonce)
 	if err != nil {
 		return false, err
 	}
@@ -126,40 +125,42 @@ func (f *Source) catchUp(ctx context.Context, addr string) (news bool, err error
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	st := f.cas()
-	b, err := identity.OpenBundle(sealed, own, st.domain, nonce, st.number)
-	if err != nil || b.Number <= st.number {
+	set := f.cas()
+	b, err := identity.OpenBundle(sealed, own, set.domain, nonce, set.number)
+	if err != nil || b.Number <= set.number {
 		return false, err
 	}
-	page := f.store.replica.View()
-	c := credentials{Version: credentialsVersion, TrustDomain: st.domain, KEK: page.KEK, Epoch: page.Epoch().Number, Peers: f.addresses()}
-	if had := f.store.savedIfNewer(page); had != nil {
+	st := f.store.replica.View()
+	c := credentials{Version: credentialsVersion, TrustDomain: set.domain, KEK: st.KEK, Epoch: st.Epoch().Number, Peers: f.addresses()}
+	if had := f.store.savedIfNewer(st); had != nil {
 		c.KEK, c.Epoch = had.KEK, max(c.Epoch, had.Epoch)
 	}
-	had := st.cas
-	st.number, st.issuer, st.cas = b.Number, b.Issuer, nil
+	had := set.cas
+	set.number, set.issuer, set.cas = b.Number, b.Issuer, nil
 	for _, der := range b.CAs {
 		if slices.ContainsFunc(had, func(x []byte) bool { return bytes.Equal(x, der) }) {
-			st.cas = append(st.cas, der) // whose key this node has; the others are trusted
+			set.cas = append(set.cas, der) // this node has its key; the others are only trusted
 		}
 	}
-	if err := f.write(c, st, sealed); err != nil {
+	if err := f.write(c, set, sealed); err != nil {
 		if k := f.store.saved.Load(); k == nil || k.bundle.Number < b.Number {
 			return false, err
 		}
-		f.store.log.Warn("this node could not keep its credentials on its disk", "err", err) // it goes by them all the same
+		f.store.log.Warn("this node could not keep its credentials on its disk", "err", err) // it uses them all the same
 	}
-	f.store.log.Warn("the CA was changed while this node was down: it shows a certificate of the new one", "bundle", b.Number, "issuer", b.Issuer.Short())
+	f.store.log.Warn("the CA was changed while this node was down: it shows a certificate of the new one", "bundle", b.Number,
+		"issuer", b.Issuer.Short())
 	return true, nil
 }
 
-// askAnyone asks WHOEVER ANSWERS for the signed bundle. THIS CONNECTION IS NOT VERIFIED. As at the appliance, which does the
-// same, that is safe: nothing goes out on it but random bytes, and nothing that comes back is believed but a document that
-// the vendor's own key signed over them.
-func (f *Source) askAnyone(ctx context.Context, addr string, nonce []byte) ([]byte, error) {
-	tr := &http.Transport{DialContext: f.store.Dial, ForceAttemptHTTP2: true, DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, InsecureSkipVerify: true}}
+// fetchUnverified requests the signed bundle from whatever server answers. THIS CONNECTION IS NOT VERIFIED. It is safe, as for the
+// appliance, which does the same: only random bytes are sent, and only a document that the vendor's own key signed over them is accepted.
+func (f *Source) fetchUnverified(ctx context.Context, addr string, nonce []byte) ([]byte, error) {
+	tr := &http.Transport{DialContext: f.store.Dial, ForceAttemptHTTP2: true, DisableKeepAlives: true,
+		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, InsecureSkipVerify: true}}
 	defer tr.CloseIdleConnections()
-	client := boundaryv1connect.NewBootstrapClient(&http.Client{Transport: tr}, "https://"+addr, connect.WithReadMaxBytes(2*identity.MaxBundle))
+	client := boundaryv1connect.NewBootstrapClient(&http.Client{Transport: tr}, "https://"+addr,
+		connect.WithReadMaxBytes(2*identity.MaxBundle))
 	res, err := client.Bundle(ctx, connect.NewRequest(&boundaryv1.BundleRequest{Nonce: nonce}))
 	if err != nil {
 		return nil, api.FromWire("controlplane.CatchUp", err)

@@ -23,33 +23,33 @@ import (
 	"github.com/demarc-dev/demarc/smallfile"
 )
 
-// CredentialsFile is the name of the file, in a node's directory, that holds what the node proves itself with.
+// CredentialsFile is the name of the file, in a node's directory, that stores the node's credentials.
 const CredentialsFile = "credentials.json"
 
 const (
 	credentialsVersion = "demarc-node-credentials/1"
-	credentialsName    = "node-credentials" // of what is sealed in them
+	credentialsName    = "node-credentials" // of the sealed part
 	maxCredentials     = 1 << 20            // bytes
 )
 
-// credentials is what a node proves itself with while its book is behind. A node that starts knows nothing of the log but what a
-// snapshot holds, until it hears from a leader which of it counts; and no leader speaks to a node that shows a certificate of a
-// CA that was retired. They are one file beside the log, replaced as a whole: a loss of power tears nothing.
+// credentials is what a node authenticates with while its book is behind. At start a node has only its snapshot; it learns the commit
+// index from a leader, and no leader accepts a certificate of a retired CA. They are one file beside the log, replaced atomically: a
+// power loss leaves the old or the new one.
 //
-// The private keys are sealed once with each key-encryption key that the node holds. A node says that it holds a key-encryption
-// key after they are sealed with it, so whichever of them is destroyed after a rotation, the node opens its file with the other.
+// The private keys are sealed once with each key-encryption key that the node has. A node records that it has a key-encryption key only
+// after they are sealed with it, so that after a rotation it can open the file with either key.
 type credentials struct {
 	Version     string        `json:"version"`
 	TrustDomain string        `json:"trust_domain"`
 	KEK         string        `json:"kek,omitempty"`   // that seals the keys of the book; see [book.State]
-	Epoch       uint64        `json:"epoch,omitempty"` // number of the book's; a later one is drawn above it
+	Epoch       uint64        `json:"epoch,omitempty"` // number of the book's epoch; a later epoch has a higher one
 	Bundle      []byte        `json:"bundle"`          // the CAs: an [identity.SignedBundle]
 	Leaf        []byte        `json:"leaf,omitempty"`
-	Peers       []book.Member `json:"peers,omitempty"` // where the other nodes serve
+	Peers       []book.Member `json:"peers,omitempty"` // addresses of the other nodes
 	Keys        []book.Secret `json:"keys"`            // privateKeys, by the name of the key-encryption key
 }
 
-// privateKeys is what is sealed.
+// privateKeys is the sealed part of credentials.
 type privateKeys struct {
 	Log   []byte                  `json:"log"` // seed of the key of the vendor's log
 	Nonce []byte                  `json:"nonce"`
@@ -66,8 +66,8 @@ type savedCredentials struct {
 	issuer fleet.Digest     // of leaf
 }
 
-// OpenCredentials reads credentials with any of the keys that are held. It is fault.Denied where none of them opens it, and
-// fault.Invalid where it is damaged, or not as the vendor's log key signed it.
+// OpenCredentials reads credentials with any of the given keys. It returns fault.Denied if none of them opens it, and fault.Invalid if it
+// is damaged or its signature by the vendor's log key does not verify.
 func OpenCredentials(b []byte, trustDomain string, held []KEK) (*savedCredentials, error) {
 	const op = "controlplane.openCredentials"
 	o := &savedCredentials{}
@@ -135,7 +135,7 @@ func (o *savedCredentials) openLeaf() error {
 			o.leaf, o.issuer = &tls.Certificate{Certificate: [][]byte{o.Leaf}, PrivateKey: key, Leaf: cert}, fleet.DigestOf(der)
 		}
 	}
-	return nil // of a CA that is trusted no more: it proves nothing, and another one is made
+	return nil // of a CA that is no longer trusted: it is not used, and another one is issued
 }
 
 // signerOf reads the private key of a certificate.
@@ -156,7 +156,7 @@ func signerOf(pkcs8 []byte, cert *x509.Certificate) (crypto.Signer, error) {
 	return key, nil
 }
 
-// caSet is the CAs, and who issues, as this node goes by them.
+// caSet is the CAs that this node uses, and which of them is active.
 type caSet struct {
 	domain string
 	number uint64 // of the bundle; 0: the book has not begun
@@ -170,7 +170,8 @@ func (o *savedCredentials) cas() caSet {
 	return caSet{o.TrustDomain, o.bundle.Number, o.bundle.CAs, o.bundle.Issuer, o, func(id fleet.Digest) (*identity.Authority, error) {
 		i := slices.IndexFunc(o.bundle.CAs, func(der []byte) bool { return fleet.DigestOf(der) == id })
 		if i < 0 || o.keys.CAs[id] == nil {
-			return nil, fault.New("controlplane.Source", fault.NotFound, "the others issue from CA %s, whose key this node does not hold: make this node anew, see the runbook", id.Short())
+			return nil, fault.New("controlplane.Source", fault.NotFound,
+				"the others issue from CA %s, whose key this node does not hold: make this node anew, see the runbook", id.Short())
 		}
 		cert, err := x509.ParseCertificate(o.bundle.CAs[i])
 		if err != nil {
@@ -181,41 +182,41 @@ func (o *savedCredentials) cas() caSet {
 	}}
 }
 
-// casOf is what a page of the book says.
-func (s *Store) casOf(page book.State) caSet {
-	st := caSet{domain: page.TrustDomain, number: page.Bundle()}
-	for _, slot := range page.Slots {
+// casOf returns the CAs of a state of the book.
+func (s *Store) casOf(st book.State) caSet {
+	set := caSet{domain: st.TrustDomain, number: st.Bundle()}
+	for _, slot := range st.Slots {
 		if slot.Stage == identity.Prepared || slot.Stage == identity.Active || slot.Stage == identity.Tainted {
-			st.cas = append(st.cas, slot.CertDER)
+			set.cas = append(set.cas, slot.CertDER)
 		}
 	}
-	if slot, err := identity.Issuer(page.Slots); err == nil {
-		st.issuer, st.of = slot.ID(), &page.Slots[0]
+	if slot, err := identity.Issuer(st.Slots); err == nil {
+		set.issuer, set.of = slot.ID(), &st.Slots[0]
 	}
-	st.open = func(id fleet.Digest) (*identity.Authority, error) {
-		slot, err := page.CA("controlplane.Source", id)
+	set.open = func(id fleet.Digest) (*identity.Authority, error) {
+		slot, err := st.CA("controlplane.Source", id)
 		if err != nil {
 			return nil, err
 		}
-		k, err := s.keyring.Get(page.KEK)
+		k, err := s.keyring.Get(st.KEK)
 		if err != nil {
 			return nil, err
 		}
 		return identity.OpenAuthority(slot.CertDER, slot.SealedKey, k.Key)
 	}
-	return st
+	return set
 }
 
-// savedIfNewer gives the credentials of the disk where they go before the book: until this node's book has been found to be the
-// newest, and it is not newer than they are.
-func (s *Store) savedIfNewer(page book.State) *savedCredentials {
-	if k := s.saved.Load(); k != nil && !s.current.Load() && k.bundle.Number >= page.Bundle() {
+// savedIfNewer returns the saved credentials if they take precedence over the book, else nil: until the book is known to be the newest,
+// unless its bundle is newer than theirs.
+func (s *Store) savedIfNewer(st book.State) *savedCredentials {
+	if k := s.saved.Load(); k != nil && !s.current.Load() && k.bundle.Number >= st.Bundle() {
 		return k
 	}
 	return nil
 }
 
-// SaveAt has the source keep its credentials in a file, and go by what is there already while the book is behind it. It is called
+// SaveAt makes the source save its credentials in a file, and use those that are there already while the book is behind them. Call it
 // before the source is used.
 func (f *Source) SaveAt(path string) error {
 	const op = "controlplane.KeepAt"
@@ -231,28 +232,29 @@ func (f *Source) SaveAt(path string) error {
 	}
 	o, err := OpenCredentials(b, "", f.store.keyring.all())
 	switch {
-	case fault.Of(err) == fault.Denied: // an old copy of a disk, or another kek_file: which of the two, the newest book tells
+	case fault.Of(err) == fault.Denied: // an old copy of a disk, or another kek_file: the newest book shows which of the two
 		f.store.log.Warn("the credentials that this node kept do not open: it begins with the certificate of its file", "file", path, "err", err)
 		return nil
 	case err != nil:
-		return fault.Because(err, op, fault.Invalid, "%s: %s: remove it, and the node begins with the certificate and the bundle of its file", path, fault.Text(err))
+		return fault.Because(err, op, fault.Invalid,
+			"%s: %s: remove it, and the node begins with the certificate and the bundle of its file", path, fault.Text(err))
 	}
 	f.store.saved.Store(o)
-	if o.leaf != nil && !f.first.Leaf.NotBefore.After(o.leaf.Leaf.NotBefore) { // a newer file was given for a reason
+	if o.leaf != nil && !f.first.Leaf.NotBefore.After(o.leaf.Leaf.NotBefore) { // a newer file takes precedence
 		f.leaf, f.issuer, f.from = o.leaf, o.issuer, identity.RenewFrom(o.leaf.Leaf, f.store.Backdate)
 	}
 	return nil
 }
 
-// save puts the credentials on disk where what they should hold is news. The caller holds mu.
+// save writes the credentials to disk if they changed. The caller holds mu.
 func (f *Source) save() error {
 	s := f.store
-	page, had := s.replica.View(), s.saved.Load()
-	st := f.cas()
-	if !s.current.Load() && (had == nil || st.of != any(had)) || st.number == 0 {
-		return nil // that the book holds what counts is not known yet
+	st, had := s.replica.View(), s.saved.Load()
+	set := f.cas()
+	if !s.current.Load() && (had == nil || set.of != any(had)) || set.number == 0 {
+		return nil // the book is not known to be the newest yet
 	}
-	next := credentials{Version: credentialsVersion, TrustDomain: st.domain, KEK: page.KEK, Epoch: page.Epoch().Number}
+	next := credentials{Version: credentialsVersion, TrustDomain: set.domain, KEK: st.KEK, Epoch: st.Epoch().Number}
 	if s.current.Load() {
 		next.Peers = s.replica.Roster()
 	} else {
@@ -261,15 +263,16 @@ func (f *Source) save() error {
 	if f.leaf != nil {
 		next.Leaf = f.leaf.Leaf.Raw
 	}
-	if had != nil && !f.dirty && had.bundle.Number == st.number && slices.EqualFunc(had.bundle.CAs, st.cas, bytes.Equal) && had.bundle.Issuer == st.issuer && had.KEK == next.KEK && had.Epoch == next.Epoch &&
+	if had != nil && !f.dirty && had.bundle.Number == set.number && slices.EqualFunc(had.bundle.CAs, set.cas, bytes.Equal) &&
+		had.bundle.Issuer == set.issuer && had.KEK == next.KEK && had.Epoch == next.Epoch &&
 		bytes.Equal(had.Leaf, next.Leaf) && slices.Equal(had.Peers, next.Peers) && slices.Equal(had.sealedWith(), s.keyring.IDs()) {
 		return nil
 	}
-	return f.write(next, st, nil)
+	return f.write(next, set, nil)
 }
 
-// write seals and signs credentials and replaces the file. Without a signed bundle it is made of the CAs of st. The caller holds mu.
-func (f *Source) write(c credentials, st caSet, signed []byte) error {
+// write seals and signs credentials and replaces the file. Without a signed bundle it is made of the CAs of set. The caller holds mu.
+func (f *Source) write(c credentials, set caSet, signed []byte) error {
 	const op = "controlplane.keep"
 	s := f.store
 	log, nonce, err := s.Secrets()
@@ -277,9 +280,9 @@ func (f *Source) write(c credentials, st caSet, signed []byte) error {
 		return err
 	}
 	keys := privateKeys{Log: log.Seed(), Nonce: nonce, CAs: map[fleet.Digest][]byte{}}
-	for _, der := range st.cas {
+	for _, der := range set.cas {
 		id := fleet.DigestOf(der)
-		ca, err := st.open(id)
+		ca, err := set.open(id)
 		if err != nil {
 			return err
 		}
@@ -293,7 +296,7 @@ func (f *Source) write(c credentials, st caSet, signed []byte) error {
 		}
 	}
 	if c.Bundle = signed; signed == nil {
-		if c.Bundle, err = identity.SealCAs(st.domain, st.number, st.cas, st.issuer, s.replica.Now(), nil, log); err != nil {
+		if c.Bundle, err = identity.SealCAs(set.domain, set.number, set.cas, set.issuer, s.replica.Now(), nil, log); err != nil {
 			return err
 		}
 	}
@@ -314,7 +317,7 @@ func (f *Source) write(c credentials, st caSet, signed []byte) error {
 	if err != nil {
 		return fault.At(op, fault.Internal, err)
 	}
-	o, err := OpenCredentials(b, st.domain, held) // as the next start does
+	o, err := OpenCredentials(b, set.domain, held) // as the next start does
 	if err != nil {
 		return err
 	}
@@ -327,7 +330,7 @@ func (f *Source) write(c credentials, st caSet, signed []byte) error {
 	return fault.At(op, fault.Unavailable, err)
 }
 
-// Save puts the credentials on disk where what they should hold is news.
+// Save writes the credentials to disk if they changed.
 func (f *Source) Save() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

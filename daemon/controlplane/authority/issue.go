@@ -16,7 +16,7 @@ import (
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// Certificate is a certificate as a change in the book tells of it.
+// Certificate is an issued certificate as a change of the book records it.
 type Certificate struct {
 	Leaf   *x509.Certificate
 	Serial fleet.Serial
@@ -25,18 +25,18 @@ type Certificate struct {
 	Issuer fleet.Digest // the CA that signed it
 }
 
-// Issue signs a certificate with the CA that issues now. It passes nowhere before the book has its serial.
+// Issue signs a certificate with the active CA. It is not accepted anywhere before the book has its serial.
 func (s *Store) Issue(csrDER []byte, role fleet.Role, name string, life time.Duration) (Certificate, error) {
 	csr, err := identity.ParseCSR(csrDER)
 	if err != nil {
 		return Certificate{}, err
 	}
-	page := s.replica.View()
-	slot, err := identity.Issuer(page.Slots)
+	st := s.replica.View()
+	slot, err := identity.Issuer(st.Slots)
 	if err != nil {
 		return Certificate{}, err
 	}
-	k, err := s.keyring.Get(page.KEK)
+	k, err := s.keyring.Get(st.KEK)
 	if err != nil {
 		return Certificate{}, err
 	}
@@ -44,16 +44,18 @@ func (s *Store) Issue(csrDER []byte, role fleet.Role, name string, life time.Dur
 	if err != nil {
 		return Certificate{}, err
 	}
-	leaf, err := ca.Issue(csr, fleet.PrincipalOf(page.TrustDomain, role, name), s.replica.Now(), life, identity.IssueOptions{Rand: rand.Reader, Backdate: s.Backdate})
+	leaf, err := ca.Issue(csr, fleet.PrincipalOf(st.TrustDomain, role, name), s.replica.Now(), life,
+		identity.IssueOptions{Rand: rand.Reader, Backdate: s.Backdate})
 	if err != nil {
 		return Certificate{}, err
 	}
 	return Certificate{Leaf: leaf, Serial: identity.SerialOf(leaf), From: leaf.NotBefore, Till: leaf.NotAfter, Issuer: slot.ID()}, nil
 }
 
-// Certify issues a certificate, DER, and gives it away once the book has the change that names it, as one that its holder made.
-// What proves the holder, and whether the name is its to have, is checked before: nothing is signed for one who is refused.
-func Certify[R any](ctx context.Context, s *Store, csr []byte, role fleet.Role, name string, life time.Duration, change func(Certificate) ledger.Change[book.State, R]) ([]byte, R, error) {
+// Certify issues a certificate, DER, and returns it once the book has the change that records it, in the name of its holder. The caller
+// checks the holder's proof and its right to the name before: nothing is signed for a refused caller.
+func Certify[R any](ctx context.Context, s *Store, csr []byte, role fleet.Role, name string, life time.Duration,
+	change func(Certificate) ledger.Change[book.State, R]) ([]byte, R, error) {
 	var none R
 	is, err := s.Issue(csr, role, name, life)
 	if err != nil {

@@ -15,16 +15,16 @@ import (
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// Recoverer is what the files of a node give to whoever may recover an admin.
+// Recoverer is what the recovery of an admin needs from the files of a node.
 type Recoverer struct {
 	TrustDomain string
 	Node        string
 	Nodes       []string           // host:port of the control plane, this node's first
 	Key         ed25519.PrivateKey // see [identity.RecoveryKey]
-	LogKey      []byte             // PEM; by it the control plane is recognized
+	LogKey      []byte             // PEM; identifies the control plane
 }
 
-// OpenRecoverer opens what a node keeps beside its log with the key-encryption key. The node may be running.
+// OpenRecoverer opens the saved credentials of a node with the key-encryption key. The node may be running.
 func OpenRecoverer(cfg *configs.Control) (Recoverer, error) {
 	const op = "controlplane.OpenRecoverer"
 	var r Recoverer
@@ -76,7 +76,7 @@ func orNone(id string) string {
 	return id
 }
 
-// RecoveryKey is the key that proves a recovery at this moment.
+// RecoveryKey is the key that authenticates a recovery now.
 func (s *Store) RecoveryKey() (ed25519.PrivateKey, error) {
 	log, _, err := s.Secrets()
 	if err != nil {

@@ -18,7 +18,8 @@ import (
 )
 
 // PutSecret seals a value and puts it into the book. The value is in no log, no entry and no answer.
-func (s *Service) PutSecret(ctx context.Context, req *connect.Request[controlv1.PutSecretRequest]) (*connect.Response[controlv1.PutSecretResponse], error) {
+func (s *Service) PutSecret(ctx context.Context,
+	req *connect.Request[controlv1.PutSecretRequest]) (*connect.Response[controlv1.PutSecretResponse], error) {
 	const op = "controlplane.PutSecret"
 	m := req.Msg
 	if err := book.OwnSecret(op, m.GetName()); err != nil { // before anything is sealed
@@ -40,15 +41,15 @@ func (s *Service) PutSecret(ctx context.Context, req *connect.Request[controlv1.
 	if err != nil {
 		return nil, err
 	}
-	if _, err := book.Submit(ctx, s.replica, by, fleet.RequestID(id), book.PutSecret{KEK: k.ID, Name: m.GetName(), Sealed: sealed}); err != nil {
+	if _, err := book.Submit(ctx, s.replica, by, fleet.RequestID(id), book.PutSecret{KEK: k.ID, Name: m.GetName(),
+		Sealed: sealed}); err != nil {
 		return nil, err
 	}
 	s.log.Info("a secret was put into the book", "secret", m.GetName(), "by", by)
 	return connect.NewResponse(&controlv1.PutSecretResponse{}), nil
 }
 
-// onceFor gives random bytes that are the same for one question and for no other, so that a question which is asked again, at
-// whichever node, is the same change.
+// onceFor returns pseudo-random bytes that are unique to a request, so that a repeated request is the same change at any node.
 func onceFor(kek []byte, by, id, name string, value []byte) *onceReader {
 	mac := hmac.New(sha256.New, kek)
 	sum := sha256.Sum256(value)
@@ -71,8 +72,9 @@ func (o *onceReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// ListSecrets tells which secrets were given, when, and by whom.
-func (s *Service) ListSecrets(ctx context.Context, _ *connect.Request[controlv1.ListSecretsRequest]) (*connect.Response[controlv1.ListSecretsResponse], error) {
+// ListSecrets returns which secrets were supplied, when, and by whom.
+func (s *Service) ListSecrets(ctx context.Context,
+	_ *connect.Request[controlv1.ListSecretsRequest]) (*connect.Response[controlv1.ListSecretsResponse], error) {
 	if err := s.replica.Read(ctx); err != nil {
 		return nil, err
 	}
@@ -83,24 +85,26 @@ func (s *Service) ListSecrets(ctx context.Context, _ *connect.Request[controlv1.
 	return connect.NewResponse(out), nil
 }
 
-// ForgetSecret takes one out of the book.
-func (s *Service) ForgetSecret(ctx context.Context, req *connect.Request[controlv1.ForgetSecretRequest]) (*connect.Response[controlv1.ForgetSecretResponse], error) {
-	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()), book.ForgetSecret{Name: req.Msg.GetName()})
+// ForgetSecret removes a secret from the book.
+func (s *Service) ForgetSecret(ctx context.Context,
+	req *connect.Request[controlv1.ForgetSecretRequest]) (*connect.Response[controlv1.ForgetSecretResponse], error) {
+	_, err := book.Submit(ctx, s.replica, api.From(ctx).Principal, fleet.RequestID(req.Msg.GetRequestId()),
+		book.ForgetSecret{Name: req.Msg.GetName()})
 	return connect.NewResponse(&controlv1.ForgetSecretResponse{}), err
 }
 
-// Secret opens one that the vendor gave. It is for this process only.
+// Secret opens a secret that the vendor supplied. The value is for this process only.
 func (s *Store) Secret(name string) ([]byte, error) {
 	const op = "controlplane.Secret"
-	page := s.replica.View()
-	if _, ok := page.Given(name); !ok {
+	st := s.replica.View()
+	if _, ok := st.Given(name); !ok {
 		return nil, book.NoSecret(op, name)
 	}
-	k, err := s.keyring.Get(page.KEK)
+	k, err := s.keyring.Get(st.KEK)
 	if err != nil {
 		return nil, err
 	}
-	for _, one := range page.Secrets {
+	for _, one := range st.Secrets {
 		if one.Name == name {
 			return identity.OpenSecret(name, one.Sealed, k.Key)
 		}

@@ -23,9 +23,9 @@ import (
 	"github.com/demarc-dev/demarc/identity"
 )
 
-// Source is a node's own certificate and the CAs that it trusts. What it was given serves the first start; once the
-// book has a CA that issues, the node makes its own leaf from it, renews it from half of its life on, and makes another
-// as soon as another CA issues. It is an [identity.Source].
+// Source is a node's own certificate and the CAs that it trusts. The first start uses the node's file; once the book has an active CA,
+// the node issues its own leaf, renews it after half of its life, and issues another as soon as another CA is active. It is an
+// [identity.Source].
 type Source struct {
 	store *Store
 	first *tls.Certificate
@@ -34,16 +34,16 @@ type Source struct {
 	csr   *x509.CertificateRequest
 
 	mu     sync.Mutex
-	of     any // what pool is made of; see standing
+	of     any // what pool is made of; compared with caSet.of
 	pool   *x509.CertPool
 	issuer fleet.Digest // of leaf
 	leaf   *tls.Certificate
 	from   time.Time // when leaf is renewed
 	path   string    // of the file that the credentials are on; "": nowhere
-	dirty  bool      // they could not be written to it
+	dirty  bool      // the last write failed
 
-	tries int                               // certificates that were shown to peers in vain; see CatchUp
-	tried map[fleet.Digest]*tls.Certificate // made to be tried, by their CA
+	tries int                               // certificates that were tried with peers without success; see CatchUp
+	tried map[fleet.Digest]*tls.Certificate // issued for these tries, by CA
 }
 
 // NewSource makes the source of a node from the certificate and the CAs that serve its first start.
@@ -88,7 +88,7 @@ func (s *Store) LoadSource(cfg *configs.Control) (*Source, error) {
 	return s.NewSource(&leaf, identity.Pool(cas))
 }
 
-// Leaf implements [identity.Source]. A node that can't make its leaf shows the one it has: that is better than none.
+// Leaf implements [identity.Source]. A node that can't issue a new leaf uses the one it has.
 func (f *Source) Leaf() (*tls.Certificate, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -105,44 +105,44 @@ func (f *Source) leafOrFirst() *tls.Certificate {
 	return f.first
 }
 
-// cas is the CAs as the book has them, or as they were kept while the book is behind. The caller holds mu.
+// cas is the CAs of the book, or the saved ones while the book is behind. The caller holds mu.
 func (f *Source) cas() caSet {
-	page := f.store.replica.View()
-	if k := f.store.savedIfNewer(page); k != nil {
+	st := f.store.replica.View()
+	if k := f.store.savedIfNewer(st); k != nil {
 		return k.cas()
 	}
-	return f.store.casOf(page)
+	return f.store.casOf(st)
 }
 
-// renew makes a leaf where there is none, another CA issues, or half of its life is over. It is on disk before anybody is shown it,
-// where the disk takes it.
+// renew issues a leaf if there is none, another CA is active, or half of its life is over. The leaf is written to disk before it is used,
+// if the disk works.
 func (f *Source) renew() error {
-	st, now := f.cas(), f.store.replica.Now()
-	if st.number == 0 {
+	set, now := f.cas(), f.store.replica.Now()
+	if set.number == 0 {
 		return nil // the book has not begun
 	}
-	if st.issuer == "" {
+	if set.issuer == "" {
 		return fault.New("controlplane.Source", fault.NotFound, "no CA is active: prepare one and activate it")
 	}
-	if f.leaf != nil && f.issuer == st.issuer && now.Before(f.from) && !f.refused() {
+	if f.leaf != nil && f.issuer == set.issuer && now.Before(f.from) && !f.refused() {
 		return nil
 	}
-	leaf, err := f.issue(st, st.issuer)
+	leaf, err := f.issue(set, set.issuer)
 	if err != nil {
 		return err
 	}
-	f.leaf, f.issuer, f.from = leaf, st.issuer, identity.RenewFrom(leaf.Leaf, f.store.Backdate)
+	f.leaf, f.issuer, f.from = leaf, set.issuer, identity.RenewFrom(leaf.Leaf, f.store.Backdate)
 	return f.save()
 }
 
-// issue makes a leaf of one of the CAs. The caller holds mu.
-func (f *Source) issue(st caSet, by fleet.Digest) (*tls.Certificate, error) {
-	ca, err := st.open(by)
+// issue issues a leaf of one of the CAs. The caller holds mu.
+func (f *Source) issue(set caSet, by fleet.Digest) (*tls.Certificate, error) {
+	ca, err := set.open(by)
 	if err != nil {
 		return nil, err
 	}
 	now := f.store.replica.Now()
-	// What begins before the last certificate that an operator gave this node is refused; where its clock is behind, that would be.
+	// A leaf that begins before the last certificate that an operator issued for this node is refused; with a slow clock it would.
 	floor := f.first.Leaf.NotBefore
 	if certs, _ := f.store.replica.View().Certs(f.store.replica.Node); certs.Floor.After(floor) {
 		floor = certs.Floor
@@ -154,14 +154,14 @@ func (f *Source) issue(st caSet, by fleet.Digest) (*tls.Certificate, error) {
 			extra.IPs = append(extra.IPs, a.Unmap())
 		}
 	}
-	leaf, err := ca.Issue(f.csr, fleet.PrincipalOf(st.domain, fleet.Node, f.store.replica.Node), now, f.store.LeafLife, extra)
+	leaf, err := ca.Issue(f.csr, fleet.PrincipalOf(set.domain, fleet.Node, f.store.replica.Node), now, f.store.LeafLife, extra)
 	if err != nil {
 		return nil, err
 	}
 	return &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: f.key, Leaf: leaf}, nil
 }
 
-// ToPeers is the source for connections between nodes. It shows the same leaf, unless that leads to no leader; see [Server.CatchUp].
+// ToPeers is the source for connections between nodes. It uses the same leaf, unless that reaches no leader; see [Source.CatchUp].
 func (f *Source) ToPeers() identity.Source { return toPeers{f} }
 
 type toPeers struct{ *Source }
@@ -179,13 +179,13 @@ func (p toPeers) Leaf() (*tls.Certificate, error) {
 	return f.leafOrFirst(), nil
 }
 
-// nextTried is the certificate whose turn it is; nil for that of all others. They are: that one, one of the CA that issues, one of each
-// other CA that is trusted, and that of the file. The caller holds mu.
+// nextTried is the certificate to try next; nil means the node's leaf. The order is: that leaf, one of the active CA, one of each other
+// trusted CA, and that of the file. The caller holds mu.
 func (f *Source) nextTried() *tls.Certificate {
-	st := f.cas()
-	ids := []fleet.Digest{st.issuer}
-	for _, der := range st.cas {
-		if id := fleet.DigestOf(der); id != st.issuer {
+	set := f.cas()
+	ids := []fleet.Digest{set.issuer}
+	for _, der := range set.cas {
+		if id := fleet.DigestOf(der); id != set.issuer {
 			ids = append(ids, id)
 		}
 	}
@@ -198,7 +198,7 @@ func (f *Source) nextTried() *tls.Certificate {
 	}
 	id := ids[i-1]
 	if f.tried[id] == nil {
-		leaf, err := f.issue(st, id)
+		leaf, err := f.issue(set, id)
 		if err != nil {
 			f.store.log.Debug("this node could not make a certificate to try", "ca", id.Short(), "err", fault.Text(err))
 			return nil
@@ -211,7 +211,7 @@ func (f *Source) nextTried() *tls.Certificate {
 	return f.tried[id]
 }
 
-// next has the peers shown the next certificate, or, where this node was told more or its book is the newest, its own again.
+// next selects the next certificate for peers, or the node's own leaf again if own is true.
 func (f *Source) next(own bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -226,15 +226,16 @@ func (f *Source) trying() bool {
 	return f.tries > 0
 }
 
-// refused tells whether the book refuses the leaf of this node. Whoever certified the node did not mean who holds its disk and the
-// key-encryption key: that one makes itself another. The caller holds mu.
+// refused reports whether the book refuses the leaf of this node. A node with its disk and the key-encryption key then issues itself
+// another one. The caller holds mu.
 func (f *Source) refused() bool {
-	_, err := f.store.replica.View().RefusesNode("controlplane.Source", f.store.replica.Node, identity.SerialOf(f.leaf.Leaf), f.leaf.Leaf.NotBefore)
+	_, err := f.store.replica.View().RefusesNode("controlplane.Source", f.store.replica.Node, identity.SerialOf(f.leaf.Leaf),
+		f.leaf.Leaf.NotBefore)
 	return err != nil
 }
 
-// record puts the leaf that this node shows on record, with the one of its file, where the book does not have it. An older build
-// among the voters keeps it out: then it is tried again later.
+// record puts the leaf of this node and the one of its file on record, if the book does not have them. If a voter with an older build
+// prevents it, it is tried again later.
 func (f *Source) record(ctx context.Context) error {
 	f.mu.Lock()
 	c := book.NodeLeaf{Name: f.store.replica.Node, File: book.NodeCert{Serial: identity.SerialOf(f.first.Leaf), Till: f.first.Leaf.NotAfter}}
@@ -253,26 +254,26 @@ func (f *Source) record(ctx context.Context) error {
 func (f *Source) Roots() *x509.CertPool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	st := f.cas()
-	if st.number == 0 {
+	set := f.cas()
+	if set.number == 0 {
 		return f.roots
 	}
-	if f.pool == nil || f.of == nil || f.of != st.of {
-		cas, err := identity.ParseDER(st.cas, st.domain)
+	if f.pool == nil || f.of == nil || f.of != set.of {
+		cas, err := identity.ParseDER(set.cas, set.domain)
 		if err != nil {
 			f.store.log.Error("the CAs that this node trusts can't be read", "err", err)
 			return f.roots
 		}
-		f.pool, f.of = identity.Pool(cas), st.of
+		f.pool, f.of = identity.Pool(cas), set.of
 	}
 	return f.pool
 }
 
-// serves tells the number of the bundle that this node trusts, has on disk with the keys of its CAs, and shows a leaf of; 0 while it
-// can't.
+// serves returns the number of the bundle that this node trusts, has on disk with the keys of its CAs, and uses a leaf of; 0 if there is
+// none.
 func (f *Source) serves() uint64 {
-	page := f.store.replica.View()
-	number := page.Bundle()
+	st := f.store.replica.View()
+	number := st.Bundle()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := errors.Join(f.renew(), f.save()); err != nil || f.leaf == nil {
@@ -282,7 +283,7 @@ func (f *Source) serves() uint64 {
 	return number
 }
 
-// Tend puts on record which bundle this node serves and which certificate it shows, each time that they change, until ctx ends.
+// Tend records which bundle this node serves and which certificate it uses, each time that they change, until ctx ends.
 func (f *Source) Tend(ctx context.Context) error {
 	for wait := 50 * time.Millisecond; !f.store.upToDate(ctx); wait = min(2*wait, time.Second) {
 		select {
@@ -298,13 +299,13 @@ func (f *Source) Tend(ctx context.Context) error {
 	for {
 		changed := f.store.replica.Changed()
 		again := make(<-chan time.Time)
-		page := f.store.replica.View()
+		st := f.store.replica.View()
 		if err := f.Save(); err != nil && fault.Text(err) != said {
 			said = fault.Text(err)
 			f.store.log.Warn("this node could not keep its credentials on its disk", "err", err)
 		}
-		had := page.NodeBundle(f.store.replica.Node)
-		if number := page.Bundle(); number > had && page.TrustDomain != "" {
+		had := st.NodeBundle(f.store.replica.Node)
+		if number := st.Bundle(); number > had && st.TrustDomain != "" {
 			var err error
 			if serves := f.serves(); serves >= number {
 				_, err = book.Submit(ctx, f.store.replica, f.store.replica.Self(), "", book.NodeBundle{Name: f.store.replica.Node, Number: number})
@@ -314,12 +315,12 @@ func (f *Source) Tend(ctx context.Context) error {
 					f.store.log.Info("which bundle this node serves is not on record yet", "err", fault.Text(err))
 				}
 				again, wait = time.After(wait), min(2*wait, time.Minute)
-				changed = nil // its own trouble is not mended by each change of the book
+				changed = nil // changes of the book do not repair a local failure
 			} else {
 				wait = time.Second
 			}
 		}
-		if page.TrustDomain != "" && !time.Now().Before(late) {
+		if st.TrustDomain != "" && !time.Now().Before(late) {
 			if err := f.record(ctx); err == nil {
 				late, pause = time.Time{}, time.Second
 			} else if ctx.Err() == nil {

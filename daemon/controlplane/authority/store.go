@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package authority holds the sealed keys of the control plane: the certificate authorities, the key of the audit log, and what the vendor
-// put in. It signs certificates and bundles with them, and makes and renews this node's own certificate.
+// Package authority holds the sealed keys of the control plane: the certificate authorities, the key of the audit log, and the secrets
+// that the vendor supplied. It signs certificates and bundles with them, and makes and renews this node's own certificate.
 package authority
 
 import (
@@ -28,8 +28,8 @@ import (
 	"github.com/demarc-dev/demarc/identity"
 )
 
-// logKey derives the signing key of the vendor's log, as a book begins with it: every node that has the key-encryption key has
-// it. The book then keeps it as a secret of its own.
+// logKey derives the signing key of the vendor's log for a new book: every node with the key-encryption key can derive it. The book then
+// stores it as a separate secret.
 func logKey(kek []byte) (ed25519.PrivateKey, error) {
 	const op = "controlplane.logKey"
 	if len(kek) != 32 {
@@ -51,12 +51,12 @@ type Store struct {
 	keyring     Keyring
 	secretCache secretCache
 	signed      signedBundleCache
-	saved       atomic.Pointer[savedCredentials] // what this node proves itself with, as it is on its disk; nil for nothing
-	current     atomic.Bool                      // the book of this node was the newest when it was asked, and it has not lost its leader since
+	saved       atomic.Pointer[savedCredentials] // the credentials on this node's disk; nil if none
+	current     atomic.Bool                      // the book was found to be the newest, and the leader was not lost since
 	source      atomic.Pointer[Source]
 }
 
-// Config is what a store is made of.
+// Config configures a store.
 type Config struct {
 	Replica  *book.Replica
 	KEK      []byte // 32 bytes; opens the CA keys. See [Store.TendKeys] for another one
@@ -79,7 +79,7 @@ func NewStore(c Config) (*Store, error) {
 	return s, nil
 }
 
-// Service answers what operators ask about authorities, keys and secrets.
+// Service answers the calls of operators about authorities, keys and secrets.
 type Service struct {
 	store   *Store
 	replica *book.Replica
@@ -91,7 +91,7 @@ type Service struct {
 // NewService makes a service.
 func NewService(s *Store) *Service { return &Service{store: s, replica: s.replica, log: s.log} }
 
-// Keyring is the key-encryption keys that this node holds: the one of kek_file, and while it is rotated the next one.
+// Keyring is the key-encryption keys of this node: the one of kek_file, and the next one during a rotation.
 type Keyring struct {
 	mu   sync.Mutex
 	keys []KEK // that of kek_file first
@@ -130,7 +130,7 @@ func (r *Keyring) all() []KEK {
 	return slices.Clone(r.keys)
 }
 
-// Get gives the key of a name; that of kek_file where the book names none yet.
+// Get returns a key by name; that of kek_file if the book names none yet. Without such a key it returns fault.Unavailable.
 func (r *Keyring) Get(id string) (KEK, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -139,10 +139,11 @@ func (r *Keyring) Get(id string) (KEK, error) {
 			return k, nil
 		}
 	}
-	return KEK{}, fault.New("controlplane.kek", fault.Unavailable, "this node does not hold key %s, which seals the keys of the book: kek_file is another one", id)
+	return KEK{}, fault.New("controlplane.kek", fault.Unavailable,
+		"this node does not hold key %s, which seals the keys of the book: kek_file is another one", id)
 }
 
-// secretCache is the secrets of the newest page, kept.
+// secretCache caches the opened secrets of the newest state.
 type secretCache struct {
 	mu    sync.Mutex
 	of    book.Version // of the sealed ones
@@ -151,25 +152,25 @@ type secretCache struct {
 	nonce []byte
 }
 
-// Secrets opens the vendor's own secrets. A book that has none yet is of an older build, or has only begun: they are derived.
+// Secrets opens the vendor's own secrets. They are derived if the book has none yet: it is new, or of an older build.
 func (s *Store) Secrets() (log ed25519.PrivateKey, nonce []byte, err error) {
-	page := s.replica.View()
-	if k := s.savedIfNewer(page); k != nil {
+	st := s.replica.View()
+	if k := s.savedIfNewer(st); k != nil {
 		return k.logKey(), k.keys.Nonce, nil
 	}
-	of := page.SecretsVersion()
+	of := st.SecretsVersion()
 	v := &s.secretCache
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.ready && v.of == of {
 		return v.log, v.nonce, nil
 	}
-	k, err := s.keyring.Get(page.KEK)
+	k, err := s.keyring.Get(st.KEK)
 	if err != nil {
 		return nil, nil, err
 	}
 	var seed []byte
-	if len(page.Secrets) == 0 {
+	if len(st.Secrets) == 0 {
 		if log, err = logKey(k.Key); err != nil {
 			return nil, nil, err
 		}
@@ -177,10 +178,10 @@ func (s *Store) Secrets() (log ed25519.PrivateKey, nonce []byte, err error) {
 			return nil, nil, err
 		}
 	} else {
-		if seed, err = openSecret(page, book.SecretLogKey, ed25519.SeedSize, k.Key); err != nil {
+		if seed, err = openSecret(st, book.SecretLogKey, ed25519.SeedSize, k.Key); err != nil {
 			return nil, nil, err
 		}
-		if nonce, err = openSecret(page, book.SecretNonceKey, 32, k.Key); err != nil {
+		if nonce, err = openSecret(st, book.SecretNonceKey, 32, k.Key); err != nil {
 			return nil, nil, err
 		}
 		log = ed25519.NewKeyFromSeed(seed)
@@ -189,8 +190,8 @@ func (s *Store) Secrets() (log ed25519.PrivateKey, nonce []byte, err error) {
 	return log, nonce, nil
 }
 
-func openSecret(page book.State, name string, size int, key []byte) ([]byte, error) {
-	for _, one := range page.Secrets {
+func openSecret(st book.State, name string, size int, key []byte) ([]byte, error) {
+	for _, one := range st.Secrets {
 		if one.Name != name {
 			continue
 		}
@@ -209,20 +210,20 @@ func (s *Store) LogSigner() (ed25519.PrivateKey, error) {
 	return log, err
 }
 
-// nonceKey derives the key of nonces, as older builds did: every node that has the key-encryption key has it.
+// nonceKey derives the key of nonces, as older builds did: every node with the key-encryption key can derive it.
 func nonceKey(kek []byte) ([]byte, error) {
 	b, err := hkdf.Key(sha256.New, kek, nil, "demarc-nonce-key/1", 32)
 	return b, fault.At("controlplane.nonceKey", fault.Internal, err)
 }
 
-// CheckKEK tells whether this node holds the key that seals the keys of the book.
+// CheckKEK returns nil if this node has the key that seals the keys of the book, and it opens them.
 func (s *Store) CheckKEK() error {
-	page := s.replica.View()
-	k, err := s.keyring.Get(page.KEK)
+	st := s.replica.View()
+	k, err := s.keyring.Get(st.KEK)
 	if err != nil {
 		return err
 	}
-	slot, err := identity.Issuer(page.Slots)
+	slot, err := identity.Issuer(st.Slots)
 	if err != nil {
 		return err
 	}
@@ -232,7 +233,7 @@ func (s *Store) CheckKEK() error {
 
 // seedSecrets puts the secrets into a book that has none.
 func (s *Store) seedSecrets(ctx context.Context) error {
-	if err := s.CheckKEK(); err != nil { // what is derived from another key is not this book's
+	if err := s.CheckKEK(); err != nil { // another key would derive other secrets
 		return err
 	}
 	k, err := s.keyring.Get("")
@@ -286,7 +287,7 @@ func (f KEKFiles) Read() ([]KEK, error) {
 	return keys, nil
 }
 
-// ReadKeys has the server hold the keys of the files, before anything else is done with it.
+// ReadKeys loads the keys of the files. Call it before the store is used.
 func (s *Store) ReadKeys(f KEKFiles) error {
 	keys, err := f.Read()
 	if err == nil {
@@ -295,17 +296,17 @@ func (s *Store) ReadKeys(f KEKFiles) error {
 	return err
 }
 
-// sync has the disk hold what was read of the files, as far as the file system lets it: whoever put them there may not have.
+// sync writes the files through to the disk, as far as the file system allows: the program that created them may not have.
 func (f KEKFiles) sync() {
 	for _, path := range []string{f.Current, f.Next(), filepath.Dir(f.Current)} {
 		if h, err := os.Open(path); err == nil {
-			_ = h.Sync() // some file systems of secrets know no sync, and lose nothing
+			_ = h.Sync() // some file systems for secrets have no sync, and need none
 			_ = h.Close()
 		}
 	}
 }
 
-// promoteNext puts the next key in the place of the one that nothing is sealed with any more.
+// promoteNext replaces a key that no longer seals anything by the next one.
 func (f KEKFiles) promoteNext(next KEK) error {
 	const op = "controlplane.kek"
 	if b, err := os.ReadFile(f.Next()); err != nil || !bytes.Equal(b, next.Key) {
@@ -319,11 +320,11 @@ func (f KEKFiles) promoteNext(next KEK) error {
 	return nil
 }
 
-// kekEvery is how often the files of the key-encryption keys are looked at.
+// kekEvery is how often the files of the key-encryption keys are checked.
 const kekEvery = 2 * time.Second
 
-// TendKeys keeps the keys of this node, and what the book knows of them, in step with the files, until ctx ends: it puts the
-// secrets into a book that has none, reports which keys this node holds, and drops the old one after a rotation.
+// TendKeys keeps the keys of this node, and what the book knows of them, in step with the files, until ctx ends: it puts the secrets into
+// a book that has none, records which keys this node has, and drops the old one after a rotation.
 func (s *Store) TendKeys(ctx context.Context, f KEKFiles) error {
 	tick := time.NewTicker(kekEvery)
 	defer tick.Stop()
@@ -332,11 +333,11 @@ func (s *Store) TendKeys(ctx context.Context, f KEKFiles) error {
 		changed := s.replica.Changed()
 		was := s.replica.View().KEKVersion()
 		if err := s.tendKeys(ctx, f); err != nil && ctx.Err() == nil {
-			if text := err.Error(); text != said { // once, and not at each turn
+			if text := err.Error(); text != said { // once, and not in each round
 				s.log.Warn("the keys of this node are not in step", "err", err)
 				said = text
 			}
-			changed = nil // its own trouble is not mended by each change of the book
+			changed = nil // changes of the book do not repair a local failure
 		}
 		for news := false; !news; {
 			select {
@@ -344,7 +345,7 @@ func (s *Store) TendKeys(ctx context.Context, f KEKFiles) error {
 				return nil
 			case <-tick.C:
 				news = true
-			case <-changed: // the files are read where the book says something of keys, and not at each change
+			case <-changed: // the files are read if the keys in the book changed, and not at each change
 				changed = s.replica.Changed()
 				news = s.replica.View().KEKVersion() != was
 			}
@@ -359,24 +360,24 @@ func (s *Store) tendKeys(ctx context.Context, f KEKFiles) error {
 	}
 	s.keyring.set(keys...)
 	if s.replica.View().TrustDomain == "" || !s.upToDate(ctx) {
-		return nil // the next turn looks again
+		return nil // the next round checks again
 	}
-	page := s.replica.View()
-	at := s.replica.Book.Index() // of the page or later
-	if page.KEK == "" {
+	st := s.replica.View()
+	at := s.replica.Book.Index() // of the state or later
+	if st.KEK == "" {
 		return s.seedSecrets(ctx)
 	}
 	source := s.source.Load()
-	if source != nil { // sealed with each key that is held, before the book says that this node holds it
+	if source != nil { // sealed with each key, before the book records that this node has it
 		if err := source.Save(); err != nil {
 			return err
 		}
 	}
 	ids := s.keyring.IDs()
-	if len(ids) == 2 && ids[1] == page.KEK {
+	if len(ids) == 2 && ids[1] == st.KEK {
 		ids = ids[1:]
 	}
-	had := page.Holds(s.replica.Node)
+	had := st.Holds(s.replica.Node)
 	if slices.Equal(had, ids) && len(keys) == len(ids) {
 		return nil
 	}
@@ -390,13 +391,14 @@ func (s *Store) tendKeys(ctx context.Context, f KEKFiles) error {
 	return err
 }
 
-// releaseKEK does without a key that sealed nothing after the entry at of the log. From then on it may be destroyed: so what this node starts
-// from is sealed with the one in use first, the snapshot of its log too.
+// releaseKEK drops a key that sealed nothing after the log entry at. From then on the key may be destroyed, so everything that this node
+// starts from, also the snapshot of its log, is sealed with the one in use first.
 func (s *Store) releaseKEK(ctx context.Context, f KEKFiles, keys []KEK, at uint64, source *Source) error {
 	in := keys[len(keys)-1]
 	if s.Snapshot != nil {
 		if err := s.Snapshot(ctx, at); err != nil {
-			return fault.Because(err, "controlplane.kek", "", "the key that sealed the keys before is kept until a snapshot is taken: %s", fault.Text(err))
+			return fault.Because(err, "controlplane.kek", "",
+				"the key that sealed the keys before is kept until a snapshot is taken: %s", fault.Text(err))
 		}
 	}
 	if len(keys) == 2 {
@@ -412,7 +414,7 @@ func (s *Store) releaseKEK(ctx context.Context, f KEKFiles, keys []KEK, at uint6
 	return nil
 }
 
-// upToDate finds out whether this node's book is the newest, where that is not known yet.
+// upToDate reports whether this node's book is the newest; it contacts the leader if that is not known yet.
 func (s *Store) upToDate(ctx context.Context) bool {
 	if !s.current.Load() && s.replica.Read(ctx) == nil {
 		s.current.Store(true)
@@ -420,5 +422,5 @@ func (s *Store) upToDate(ctx context.Context) bool {
 	return s.current.Load()
 }
 
-// KEKNames lists the names of the key-encryption keys that this node holds.
+// KEKNames lists the names of this node's key-encryption keys.
 func (s *Store) KEKNames() []string { return s.keyring.IDs() }
