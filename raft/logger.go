@@ -17,8 +17,8 @@ func hclogger(l *slog.Logger) hclog.Logger {
 type lineWriter struct{ l *slog.Logger }
 
 // Write takes one line of hclog: "[WARN]  raft: what: key=value". Its INFO is for debugging here.
+// The line is the message: lines that repeat are bounded by their message, and tests look for it.
 func (w lineWriter) Write(b []byte) (int, error) {
-	const message = "hashicorp/raft"
 	line := strings.TrimSpace(string(b))
 	level, rest, ok := strings.Cut(line, "]")
 	if ok && strings.HasPrefix(level, "[") {
@@ -26,13 +26,13 @@ func (w lineWriter) Write(b []byte) (int, error) {
 	}
 	switch level {
 	case "[ERROR":
-		w.l.Error(message, "line", line)
+		w.l.Error(line)
 	case "[WARN":
-		w.l.Warn(message, "line", line)
+		w.l.Warn(line)
 	case "[DEBUG", "[INFO":
-		w.l.Debug(message, "line", line)
+		w.l.Debug(line)
 	default:
-		w.l.Info(message, "line", line)
+		w.l.Info(line)
 	}
 	return len(b), nil
 }
