@@ -56,21 +56,21 @@ func lasted(c io.Reader) time.Duration {
 	return time.Since(began).Round(time.Millisecond)
 }
 
-// TestWhoWaitedTooLongIsNotServed: a connection whose turn comes after its peer has gone elsewhere takes no handshake.
+// TestWhoWaitedTooLongIsNotServed: a connection that is admitted after its peer has gone elsewhere takes no handshake.
 func TestWhoWaitedTooLongIsNotServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		door := listening(newUpgradeListener(&net.TCPAddr{}, 1), nil)
+		lis := listening(newUpgradeListener(&net.TCPAddr{}, 1), nil)
 		late, theirs := net.Pipe()
-		door.push(waiting{theirs, time.Now().Add(-queueWait - time.Second), "192.0.2.1"})
-		served(t, door)
+		lis.push(waiting{theirs, time.Now().Add(-queueWait - time.Second), "192.0.2.1"})
+		served(t, lis)
 		if took := lasted(late); took != 0 {
 			t.Errorf("it was held for %s", took)
 		}
 	})
 }
 
-// TestStrangersOfManyNetworksGiveWay: all their connections together have a bound, and the network that holds the most pays.
-func TestStrangersOfManyNetworksGiveWay(t *testing.T) {
+// TestAnonymousOfManyNetworksAreEvicted: all their connections together have a bound, and the network that holds the most pays.
+func TestAnonymousOfManyNetworksAreEvicted(t *testing.T) {
 	g := newConnTable()
 	enter := func(host string) (*callConn, error) {
 		c, _ := net.Pipe()
@@ -95,7 +95,7 @@ func TestStrangersOfManyNetworksGiveWay(t *testing.T) {
 		}
 	}
 	if n := g.kinds[anonymousQuota]; n != anonymousQuota.all {
-		t.Errorf("%d connections of strangers are open, want %d", n, anonymousQuota.all)
+		t.Errorf("%d anonymous connections are open, want %d", n, anonymousQuota.all)
 	}
 }
 
@@ -116,19 +116,19 @@ func TestWhoLosesItsPlace(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				door := listening(newUpgradeListener(&net.TCPAddr{}, 1), nil)
+				lis := listening(newUpgradeListener(&net.TCPAddr{}, 1), nil)
 				mine, theirs := net.Pipe()
 				defer mine.Close()
 				for range x.many {
-					one := &handshake{Conn: theirs, slots: door.desk.slots, accepted: time.Now(), network: "it"}
+					one := &handshake{Conn: theirs, slots: lis.desk.slots, accepted: time.Now(), network: "it"}
 					one.spoke.Store(x.spoke)
 					one.since.Store(1) // it waits for its peer's bytes
-					door.setInFlight(one, true)
+					lis.setInFlight(one, true)
 				}
-				door.next = "/" + x.waits
+				lis.next = "/" + x.waits
 				began := time.Now()
-				for len(door.conns.inFlight) == x.many {
-					time.Sleep(door.evictStalled())
+				for len(lis.conns.inFlight) == x.many {
+					time.Sleep(lis.evictStalled())
 				}
 				if took := time.Since(began); took < x.want || took > x.want+2*stallCheck {
 					t.Errorf("it lost its place after %s, want %s", took, x.want)
@@ -138,8 +138,8 @@ func TestWhoLosesItsPlace(t *testing.T) {
 	}
 }
 
-// TestAProvenConnectionLeavesItsPlaceInsideADoor: the door wraps what it takes, and the place is found all the same.
-func TestAProvenConnectionLeavesItsPlaceInsideADoor(t *testing.T) {
+// TestAProvenConnectionLeavesItsPlace: the listener wraps the connection, and the place is found all the same.
+func TestAProvenConnectionLeavesItsPlace(t *testing.T) {
 	ca, err := identity.NewCA(domain, time.Now(), rand.Reader, identity.DefaultCALife)
 	if err != nil {
 		t.Fatal(err)
@@ -158,7 +158,8 @@ func TestAProvenConnectionLeavesItsPlaceInsideADoor(t *testing.T) {
 	defer mine.Close()
 	left := make(chan struct{})
 	in.conns <- &pending{Conn: theirs, leave: sync.OnceFunc(func() { close(left) })}
-	if err := tls.Client(mine, identity.Client(identity.Fixed(nil, roots), identity.WantNode(domain), "h2")).HandshakeContext(t.Context()); err != nil {
+	if err := tls.Client(mine, identity.Client(identity.Fixed(nil, roots), identity.WantNode(domain),
+		"h2")).HandshakeContext(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	select {
@@ -172,8 +173,8 @@ func TestAProvenConnectionLeavesItsPlaceInsideADoor(t *testing.T) {
 	}
 }
 
-// TestLinesTakeTurns: one that comes alone goes before the second of a thousand, and the longest line loses where there is no room.
-func TestLinesTakeTurns(t *testing.T) {
+// TestSourcesAreServedRoundRobin: the first of one source is served before the second of another, and at the bound the longest queue loses one.
+func TestSourcesAreServedRoundRobin(t *testing.T) {
 	var q fairQueue
 	for i := range 100 {
 		q.push(waiting{from: "many", since: time.Unix(int64(i), 0)}, 100)
@@ -181,7 +182,7 @@ func TestLinesTakeTurns(t *testing.T) {
 	mine, theirs := net.Pipe()
 	defer mine.Close()
 	defer theirs.Close()
-	q.turn[0].list[0].conn = theirs
+	q.order[0].list[0].conn = theirs
 	if out := q.push(waiting{from: "one"}, 100); out != theirs {
 		t.Fatal("the oldest of the longest line did not go")
 	}
@@ -199,7 +200,7 @@ func TestLinesTakeTurns(t *testing.T) {
 			t.Fatalf("%d are missing", n)
 		}
 	}
-	if _, ok := q.pop(); ok || len(q.of) != 0 || len(q.turn) != 0 {
+	if _, ok := q.pop(); ok || len(q.of) != 0 || len(q.order) != 0 {
 		t.Fatal("something is left")
 	}
 }

@@ -17,8 +17,8 @@ import (
 	"github.com/demarc-dev/demarc/identity"
 )
 
-// connQuota is how many proven connections for calls are open: of one holder, and of all holders of a kind; 0 is no bound. As
-// many again may be on their way out, or be told that there is no room. An idle one takes 38 KiB (docs/channel.md).
+// connQuota is how many connections for calls may be open after their handshake: of one owner, and of all owners of a kind; 0 is no
+// bound. Up to as many again may be draining or being refused. An idle one takes 38 KiB (docs/channel.md).
 type connQuota struct{ each, all int }
 
 var (
@@ -28,38 +28,38 @@ var (
 )
 
 const (
-	AnonymousEach = 128
-	OperatorEach  = 256
+	AnonymousEach = 128 // connections of one source without a certificate
+	OperatorEach  = 256 // connections of one operator
 
-	callsIdle = 10 * time.Second // without a call, before a connection of a member gives way to another one of it
+	callsIdle = 10 * time.Second // without a call, before a connection of a member may be closed for another one of it
 )
 
-// connTable is the connections for calls. At a bound one gives way that is idle: of the holder that is at its bound, or of the one
-// of its kind that holds the most. It is ended in order, and no call is lost with it. One with a call under way is never
-// ended for another one, but for a stranger's: where a member's are all in use, the newcomer is told so and goes.
+// connTable is the connections for calls. At a bound, an idle one is closed: of the owner at its bound, or of the owner of the kind that
+// has the most. It is drained, and no call is lost. Connections with a call in flight are never evicted, except anonymous ones: if all of
+// a member's are in use, the new one is refused.
 type connTable struct {
 	mu       sync.Mutex
 	of       map[net.Conn]*callConn
-	by       map[string]int    // how many, by holder, less those on their way out
-	draining map[string]int    // how many are on their way out, by holder
-	kinds    map[connQuota]int // how many, by kind, less those on their way out
+	by       map[string]int    // number by owner, without draining ones
+	draining map[string]int    // number of draining ones by owner
+	kinds    map[connQuota]int // number by kind, without draining ones
 }
 
 type callConn struct {
-	owner    string // source of a stranger, or principal behind a slash
+	owner    string // source of an anonymous caller, or principal behind a slash
 	kind     connQuota
 	idle     bool
-	since    time.Time     // of that
+	since    time.Time     // when idle changed
 	calls    *daemon.Calls // nil until it is served
-	draining bool          // it was told to go elsewhere, or is told that there is no room
-	refused  bool          // not even that: it is closed at once
+	draining bool          // it is being closed for another one, or refused
+	refused  bool          // it is closed at once, without an answer
 }
 
 func newConnTable() *connTable {
 	return &connTable{of: map[net.Conn]*callConn{}, by: map[string]int{}, draining: map[string]int{}, kinds: map[connQuota]int{}}
 }
 
-// ownerOf names who a connection for calls belongs to.
+// ownerOf returns the owner of a connection for calls.
 func ownerOf(c *tls.Conn) *callConn {
 	state := c.ConnectionState()
 	if len(state.PeerCertificates) > 0 {
@@ -74,8 +74,8 @@ func ownerOf(c *tls.Conn) *callConn {
 	return &callConn{owner: limit.NetworkOf(c), kind: anonymousQuota}
 }
 
-// enter counts a connection in, and gives the one that must go for it, nil for none. Where it is refused the error says why:
-// it is there to be told that, unless it is gone.
+// enter adds a connection, and returns the one to close for it, nil for none. The error is why the connection is refused: it stays open
+// for that answer, unless who.refused is set.
 func (g *connTable) enter(c net.Conn, who *callConn, idle time.Duration) (out *callConn, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -90,7 +90,8 @@ func (g *connTable) enter(c net.Conn, who *callConn, idle time.Duration) (out *c
 			g.count(out, 1)
 		} else {
 			who.draining, who.refused, out = true, g.draining[who.owner] >= who.kind.each, nil
-			err = fault.New("controlplane.calls", fault.Busy, "%d connections of %s are open at this node, as many as may be, and all are in use: try again in a few seconds, and make calls over fewer connections",
+			err = fault.New("controlplane.calls", fault.Busy, "%d connections of %s are open at this node, as many as may be, and all are "+
+				"in use: try again in a few seconds, and make calls over fewer connections",
 				g.by[from], fault.Clip(strings.TrimPrefix(from, "/")))
 			if who.refused {
 				return nil, err
@@ -102,7 +103,7 @@ func (g *connTable) enter(c net.Conn, who *callConn, idle time.Duration) (out *c
 	return out, err
 }
 
-// full tells whether one must go for who, and a connection of whom.
+// full reports whether a connection must be closed for who, and of which owner.
 func (g *connTable) full(who *callConn) (from string, is bool) {
 	if g.by[who.owner] >= who.kind.each {
 		return who.owner, true
@@ -113,14 +114,14 @@ func (g *connTable) full(who *callConn) (from string, is bool) {
 	most := 0
 	for _, o := range g.of {
 		if n := g.by[o.owner]; o.kind == who.kind && n > most {
-			from, most = o.owner, n // whoever holds the most pays for others
+			from, most = o.owner, n // the owner with the most pays for others
 		}
 	}
 	return from, true
 }
 
-// oldest gives the one of a holder that has been idle the longest, and since before a time; of a stranger's, where none is
-// idle, the one that has been at work the longest.
+// oldest returns the connection of an owner that has been idle the longest, since before a time; if an anonymous owner has no idle one,
+// the one that has been in use the longest.
 func (g *connTable) oldest(host string, before time.Time) (worst *callConn) {
 	for _, o := range g.of {
 		if o.owner != host || o.draining || o.calls == nil || o.kind != anonymousQuota && !o.idle || o.since.After(before) {
@@ -133,7 +134,7 @@ func (g *connTable) oldest(host string, before time.Time) (worst *callConn) {
 	return worst
 }
 
-// count counts a connection, or one less.
+// count adds n to the numbers that a connection counts for.
 func (g *connTable) count(o *callConn, n int) {
 	by := g.by
 	if o.draining {
@@ -146,7 +147,7 @@ func (g *connTable) count(o *callConn, n int) {
 	}
 }
 
-// serve notes what serves a connection.
+// serve sets what serves a connection.
 func (g *connTable) serve(c net.Conn, calls *daemon.Calls) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -155,16 +156,16 @@ func (g *connTable) serve(c net.Conn, calls *daemon.Calls) {
 	}
 }
 
-// leave ends one that gave way. A member's has no call under way but what came in this very moment, which it may end.
+// leave drains an evicted connection. That of a member is idle, and may finish a call that arrived at this moment.
 func (o *callConn) leave() {
 	if o.kind == anonymousQuota {
-		go o.calls.End() // one that does not read, or draws its call out, may take its time
+		go o.calls.End() // may block: the peer may not read, or prolong its call
 		return
 	}
 	o.calls.Leave()
 }
 
-// stateChanged takes what the HTTP server says of a connection.
+// stateChanged handles a state change that the HTTP server reports.
 func (g *connTable) stateChanged(c net.Conn, st http.ConnState) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

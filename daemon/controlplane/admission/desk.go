@@ -12,23 +12,24 @@ import "context"
 
 import "net/http"
 
-// Session is a channel that a connection was taken for.
+// Session is a channel on an admitted connection.
 type Session interface {
 	// Serve runs until the channel has ended.
 	Serve()
-	// End ends it, and says why. It returns at once.
+	// End ends it with a reason. It returns at once.
 	End(why error)
 }
 
 // Config is what all listeners of a node have in common.
 type Config struct {
 	Calls http.Handler // answers calls
-	// Channel takes a connection on which TLS has agreed on a channel, and nil if it has refused and closed it. What it asks of others
-	// ends with life.
+	// Channel starts a channel on a connection that negotiated one; it returns nil if it refused and closed the connection. Its calls to
+	// others end with life.
 	Channel func(life context.Context, c *tls.Conn) Session
 	// Verified refuses a connection for calls whose handshake is done.
 	Verified func(tls.ConnectionState) error
-	// Opened is told of a connection for calls, before Verified is asked; end cuts it. The function that it returns is called at its close.
+	// Opened is called for a connection for calls, before Verified; end closes it at once. The function that it returns is called when the
+	// connection closes.
 	Opened func(end func(), state tls.ConnectionState) (closed func())
 	// CallsIdle is how long a connection for calls has had none before it may be closed for another one of the same caller; zero
 	// means 10 s.
@@ -39,7 +40,7 @@ type Config struct {
 // Desk admits the connections of all listeners of a node. Its methods may be called concurrently.
 type Desk struct {
 	Config
-	slots chan struct{} // handshakes that compute, at all listeners
+	slots chan struct{} // handshakes that compute, of all listeners
 	conns *connTable
 }
 
@@ -58,7 +59,7 @@ func (k *Desk) Slots() int { return cap(k.slots) }
 // Acquire waits for a slot, and takes it. Waiters are served in order.
 func (k *Desk) Acquire() { k.slots <- struct{}{} }
 
-// Release gives a slot back.
+// Release returns a slot.
 func (k *Desk) Release() { <-k.slots }
 
 // AtWork is the number of connections for calls that have a call in flight.
@@ -73,7 +74,7 @@ func (k *Desk) AtWork() (n int) {
 	return n
 }
 
-// Yield waits with f in a handshake and lets others compute meanwhile.
+// Yield releases the slot of a handshake while f runs.
 func (k *Desk) Yield(f func() error) error {
 	select {
 	case <-k.slots:

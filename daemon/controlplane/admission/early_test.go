@@ -18,9 +18,9 @@ import (
 	"github.com/demarc-dev/demarc/identity/identitytest"
 )
 
-// TestThePorchTakesWhoComesEarly: while a node reads its book, connections leave the kernel's backlog, and are served in
-// order once the door opens.
-func TestThePorchTakesWhoComesEarly(t *testing.T) {
+// TestEarlyConnectionsAreAccepted: while a node reads its book, connections leave the kernel's backlog, and are served in
+// order once the listener runs.
+func TestEarlyConnectionsAreAccepted(t *testing.T) {
 	const early = 20
 	ca, err := identity.NewCA(domain, time.Now(), rand.Reader, identity.DefaultCALife)
 	if err != nil {
@@ -35,11 +35,11 @@ func TestThePorchTakesWhoComesEarly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	door := listening(ln, identity.Server(identity.Fixed(leaf, roots), admitAll, false, "h2"))
-	porch := door.AcceptEarly()
+	lis := listening(ln, identity.Server(identity.Fixed(leaf, roots), admitAll, false, "h2"))
+	part := lis.AcceptEarly()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 2)
-	go func() { ended <- porch.Run(ctx, func() {}) }()
+	go func() { ended <- part.Run(ctx, func() {}) }()
 	var wg sync.WaitGroup
 	for range early {
 		raw, err := net.Dial("tcp", ln.Addr().String())
@@ -55,17 +55,17 @@ func TestThePorchTakesWhoComesEarly(t *testing.T) {
 		})
 	}
 	waiting := func() int {
-		door.mu.Lock()
-		defer door.mu.Unlock()
-		return door.queue.n
+		lis.mu.Lock()
+		defer lis.mu.Unlock()
+		return lis.queue.n
 	}
 	for till := time.Now().Add(10 * time.Second); waiting() < early; {
 		if time.Now().After(till) {
-			t.Fatalf("%d wait on the porch, want %d", waiting(), early)
+			t.Fatalf("%d wait, want %d", waiting(), early)
 		}
 		time.Sleep(time.Millisecond)
 	}
-	go func() { ended <- door.Run(ctx, func() {}) }()
+	go func() { ended <- lis.Run(ctx, func() {}) }()
 	wg.Wait()
 	cancel()
 	for range 2 {
@@ -75,14 +75,14 @@ func TestThePorchTakesWhoComesEarly(t *testing.T) {
 	}
 }
 
-// TestThePorchLetsGoOfWhoWaitsForTooLong: a node that does not open keeps nobody from trying another.
-func TestThePorchLetsGoOfWhoWaitsForTooLong(t *testing.T) {
+// TestOverdueConnectionsAreClosed: a node that does not open keeps nobody from trying another.
+func TestOverdueConnectionsAreClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		in := newUpgradeListener(&net.TCPAddr{}, 1)
-		porch := listening(in, nil).AcceptEarly()
+		part := listening(in, nil).AcceptEarly()
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
-		go func() { ended <- porch.Run(ctx, func() {}) }()
+		go func() { ended <- part.Run(ctx, func() {}) }()
 		came := time.Now()
 		mine, theirs := net.Pipe()
 		in.conns <- &pending{Conn: theirs, leave: func() {}}

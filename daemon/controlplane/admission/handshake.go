@@ -8,31 +8,31 @@ import (
 	"time"
 )
 
-// handshake is a connection whose handshake computes only while it has a turn; to wait for bytes it gives the turn back.
+// handshake is a connection whose handshake computes only while it has a slot; it releases the slot while it waits for bytes.
 type handshake struct {
 	net.Conn
-	door     *Listener     // that holds it; nil for none
+	listener *Listener     // that admitted it; nil for none
 	slots    chan struct{} // nil once the handshake is over
 	accepted time.Time
 	network  string // its source
 
 	closed atomic.Pointer[func()] // called once it is closed; nil for none
 
-	spoke  atomic.Bool  // its peer said something
+	spoke  atomic.Bool  // its peer sent something
 	since  atomic.Int64 // when it began to wait for bytes, after came; 0 while it does not
 	waited atomic.Int64 // for bytes, before that
 }
 
-func (t *handshake) acquire() { t.slots <- struct{}{} } // Go serves those that wait here in order
+func (t *handshake) acquire() { t.slots <- struct{}{} } // senders on a channel are served in order
 func (t *handshake) release() { <-t.slots }
 
-// NetConn gives the connection beneath.
+// NetConn returns the underlying connection.
 func (t *handshake) NetConn() net.Conn { return t.Conn }
 
 // Close implements net.Conn.
 func (t *handshake) Close() error {
-	if t.door != nil {
-		t.door.release(t)
+	if t.listener != nil {
+		t.listener.release(t)
 	}
 	if f := t.closed.Swap(nil); f != nil {
 		(*f)()
@@ -58,7 +58,7 @@ func (t *handshake) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// overdue is how much longer the peer has been silent than it may be while others wait; less than 0 where it has time left.
+// overdue is how much longer the peer has been silent than permitted while others wait; less than 0 if it has time left.
 func (t *handshake) overdue(wait time.Duration) time.Duration {
 	now, since := time.Since(t.accepted), time.Duration(t.since.Load())
 	switch {

@@ -19,14 +19,15 @@ import (
 	"github.com/demarc-dev/demarc/mesh"
 )
 
-// MaxUnproven bounds the inner connections whose inner handshake is not done, all strangers together. What is over it is told to
-// come back. A handshake has 10 s (daemon.HTTP), so that silence holds a place no longer.
+// MaxUnproven bounds the inner connections whose inner handshake is not done, of all callers together. Beyond it they are refused with
+// status 503. A handshake has 10 s (daemon.HTTP), so that a silent peer holds a place no longer.
 const MaxUnproven = 256
 
-// InnerListener makes the door for appliances behind TLS inspection: a web server that takes one upgrade, at one path, and behind it
-// the very same door as on the main listener. Of those that have proven nothing yet it holds so many as places says. Without
-// inner_tls in the file there is none.
-func InnerListener(c *configs.InnerDoor, conf *tls.Config, places int, door func(string, net.Listener, *tls.Config) daemon.Part, log *slog.Logger) ([]daemon.Part, error) {
+// InnerListener makes the listener for appliances behind TLS inspection: a web server that accepts one upgrade, at one path, and passes
+// its connections to a listener like the main one, which serve makes. places bounds those that are not authenticated yet. Without
+// inner_tls in the file it returns no parts.
+func InnerListener(c *configs.InnerDoor, conf *tls.Config, places int, serve func(string, net.Listener, *tls.Config) daemon.Part,
+	log *slog.Logger) ([]daemon.Part, error) {
 	const op = "controlplane.innerDoor"
 	if c == nil {
 		return nil, nil
@@ -41,19 +42,19 @@ func InnerListener(c *configs.InnerDoor, conf *tls.Config, places int, door func
 	}
 	in := newUpgradeListener(ln.Addr(), places)
 	outer := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: web.get, NextProtos: []string{"http/1.1"}}
-	only := outer.Clone() // net/http adds h2 to its own copy: a proxy would choose it, and an upgrade has no way there
+	only := outer.Clone() // net/http adds h2 to its own copy: a proxy would choose it, and HTTP/2 has no such upgrade
 	outer.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return only, nil }
 	return []daemon.Part{
-		door("inner", in, in.proving(conf)),
-		daemon.HTTP("inner-web", ln, outer, in, log), // stops first: nothing new comes in
+		serve("inner", in, in.proving(conf)),
+		daemon.HTTP("inner-web", ln, outer, in, log), // stops first: no new connections
 	}, nil
 }
 
-// upgradeListener is a listener that is fed by upgrades to a WebSocket.
+// upgradeListener is a listener whose connections are upgrades to a WebSocket.
 type upgradeListener struct {
 	addr   net.Addr
 	conns  chan net.Conn
-	places chan struct{} // taken by those that have not proven anything yet
+	places chan struct{} // taken by connections that are not authenticated yet
 	done   chan struct{}
 	once   sync.Once
 }
@@ -62,7 +63,7 @@ func newUpgradeListener(addr net.Addr, places int) *upgradeListener {
 	return &upgradeListener{addr: addr, conns: make(chan net.Conn), places: make(chan struct{}, places), done: make(chan struct{})}
 }
 
-// ServeHTTP takes an upgrade at the one path.
+// ServeHTTP accepts an upgrade at the one path.
 func (u *upgradeListener) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path != mesh.InnerPath {
 		http.NotFound(w, r)
@@ -107,7 +108,7 @@ func (u *upgradeListener) Close() error {
 // Addr implements [net.Listener].
 func (u *upgradeListener) Addr() net.Addr { return u.addr }
 
-// proving gives conf with one thing added: a connection whose handshake is verified leaves its place to the next.
+// proving returns conf with one addition: a connection releases its place once its handshake is verified.
 func (u *upgradeListener) proving(conf *tls.Config) *tls.Config {
 	out := conf.Clone()
 	out.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
@@ -139,7 +140,7 @@ func (u *upgradeListener) proving(conf *tls.Config) *tls.Config {
 	return out
 }
 
-// placeOf finds what holds a place, beneath what a door wraps around it.
+// placeOf finds the connection that holds a place, below what a listener wraps around it.
 func placeOf(c net.Conn) *pending {
 	for {
 		switch x := c.(type) {
@@ -159,7 +160,7 @@ type pending struct {
 	leave func()
 }
 
-// Close leaves the place too.
+// Close also releases the place.
 func (p *pending) Close() error {
 	p.leave()
 	return p.Conn.Close()

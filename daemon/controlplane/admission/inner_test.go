@@ -33,8 +33,8 @@ import (
 	"github.com/demarc-dev/demarc/mesh/roadtest"
 )
 
-// doorTest is an inner door that runs, with the authority of the vendor and that of the web.
-type doorTest struct {
+// innerTest is an inner listener that runs, with the authority of the vendor and that of the web.
+type innerTest struct {
 	addr, certFile, keyFile string
 	vendor                  *identity.Authority
 	web                     *roadtest.CA
@@ -51,22 +51,23 @@ func webFiles(t *testing.T, ca *roadtest.CA, certFile, keyFile string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, b := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: leaf.Certificate[0]}, keyFile: {Type: "PRIVATE KEY", Bytes: key}} {
+	for name, b := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: leaf.Certificate[0]},
+		keyFile: {Type: "PRIVATE KEY", Bytes: key}} {
 		if err := os.WriteFile(name, pem.EncodeToMemory(b), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
-func startDoor(t *testing.T) *doorTest {
+func startInner(t *testing.T) *innerTest {
 	t.Helper()
-	return startDoorOf(t, MaxUnproven)
+	return startInnerOf(t, MaxUnproven)
 }
 
-func startDoorOf(t *testing.T, places int) *doorTest {
+func startInnerOf(t *testing.T, places int) *innerTest {
 	t.Helper()
 	now := time.Now()
-	d := &doorTest{certFile: filepath.Join(t.TempDir(), "c"), keyFile: filepath.Join(t.TempDir(), "k")}
+	d := &innerTest{certFile: filepath.Join(t.TempDir(), "c"), keyFile: filepath.Join(t.TempDir(), "k")}
 	var err error
 	if d.vendor, err = identity.NewCA(domain, now, rand.Reader, identity.DefaultCALife); err != nil {
 		t.Fatal(err)
@@ -87,15 +88,19 @@ func startDoorOf(t *testing.T, places int) *doorTest {
 	}
 	d.addr = l.Addr().String()
 	_ = l.Close()
-	conf := identity.Server(identity.Fixed(d.node, identity.Pool([]*x509.Certificate{d.vendor.Cert})), func(fleet.Principal, fleet.Serial) error { return nil }, false, "h2")
+	conf := identity.Server(identity.Fixed(d.node, identity.Pool([]*x509.Certificate{d.vendor.Cert})), func(fleet.Principal,
+		fleet.Serial) error {
+		return nil
+	}, false, "h2")
 	who := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p, _, err := identity.PrincipalOf(r.TLS)
 		b, _ := io.ReadAll(r.Body)
 		fmt.Fprintf(w, "%s %v %s", p, err != nil, b)
 	})
-	parts, err := InnerListener(&configs.InnerDoor{Listen: d.addr, CertFile: d.certFile, KeyFile: d.keyFile}, conf, places, func(name string, ln net.Listener, c *tls.Config) daemon.Part {
-		return daemon.HTTP(name, ln, c, who, slog.New(slog.DiscardHandler))
-	}, slog.New(slog.DiscardHandler))
+	parts, err := InnerListener(&configs.InnerDoor{Listen: d.addr, CertFile: d.certFile, KeyFile: d.keyFile}, conf, places,
+		func(name string, ln net.Listener, c *tls.Config) daemon.Part {
+			return daemon.HTTP(name, ln, c, who, slog.New(slog.DiscardHandler))
+		}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +121,7 @@ func startDoorOf(t *testing.T, places int) *doorTest {
 }
 
 // dial goes over the inner route; p may be nil.
-func (d *doorTest) dial(t *testing.T, p *mesh.Proxy, cas *x509.CertPool, inner bool) (net.Conn, error) {
+func (d *innerTest) dial(t *testing.T, p *mesh.Proxy, cas *x509.CertPool, inner bool) (net.Conn, error) {
 	t.Helper()
 	h := mesh.HTTPS{Addresses: []string{d.addr}, Proxy: p, Wait: 5 * time.Second}
 	if inner {
@@ -130,9 +135,10 @@ func (d *doorTest) dial(t *testing.T, p *mesh.Proxy, cas *x509.CertPool, inner b
 }
 
 // call proves the node inside the connection, as an appliance does, and asks who it is there.
-func (d *doorTest) call(ctx context.Context, c net.Conn, leaf *tls.Certificate, body string) (string, error) {
+func (d *innerTest) call(ctx context.Context, c net.Conn, leaf *tls.Certificate, body string) (string, error) {
 	defer c.Close()
-	tc, err := mesh.NewHello(mesh.HelloConfig{}).Shake(ctx, mesh.LayerChannel, c, nil, identity.Client(identity.Fixed(leaf, identity.Pool([]*x509.Certificate{d.vendor.Cert})), identity.WantNode(domain), "h2"))
+	tc, err := mesh.NewHello(mesh.HelloConfig{}).Shake(ctx, mesh.LayerChannel, c, nil, identity.Client(identity.Fixed(leaf,
+		identity.Pool([]*x509.Certificate{d.vendor.Cert})), identity.WantNode(domain), "h2"))
 	if err != nil {
 		return "", err
 	}
@@ -154,10 +160,10 @@ func (d *doorTest) call(ctx context.Context, c net.Conn, leaf *tls.Certificate, 
 	return string(b), err
 }
 
-// TestInnerDoorIsTheSameDoor: through a proxy that opens TLS the identities of both sides hold, and the proxy reads nothing; the
+// TestInnerListenerIsTheSame: through a proxy that opens TLS the identities of both sides hold, and the proxy reads nothing; the
 // plain route through it fails with the name of the proxy's CA, whatever ALPN the proxy knows.
-func TestInnerDoorIsTheSameDoor(t *testing.T) {
-	d := startDoor(t)
+func TestInnerListenerIsTheSame(t *testing.T) {
+	d := startInner(t)
 	corp, err := roadtest.NewCA("Corp Inspect CA")
 	if err != nil {
 		t.Fatal(err)
@@ -186,7 +192,8 @@ func TestInnerDoorIsTheSameDoor(t *testing.T) {
 		if _, err = d.call(ctx, c, d.appliance, ""); fault.Of(err) != fault.Denied || !strings.Contains(fault.Text(err), want) {
 			t.Errorf("%q: the plain route: %v, want %q", protos, err, want)
 		}
-		for leaf, want := range map[*tls.Certificate]string{d.appliance: "spiffe://acme.example/appliance/eu-1 false canary-77", {}: " true canary-77"} {
+		for leaf, want := range map[*tls.Certificate]string{d.appliance: "spiffe://acme.example/appliance/eu-1 false canary-77",
+			{}: " true canary-77"} {
 			if c, err = d.dial(t, by, corp.Pool(), true); err != nil {
 				t.Fatal(err)
 			}
@@ -201,12 +208,13 @@ func TestInnerDoorIsTheSameDoor(t *testing.T) {
 	}
 }
 
-// TestInnerDoorTakesNothingElse: no other path, no request that is no upgrade.
-func TestInnerDoorTakesNothingElse(t *testing.T) {
-	d := startDoor(t)
+// TestInnerListenerTakesNothingElse: no other path, no request that is no upgrade.
+func TestInnerListenerTakesNothingElse(t *testing.T) {
+	d := startInner(t)
 	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: d.web.Pool()}, ForceAttemptHTTP2: true}
 	defer tr.CloseIdleConnections()
-	for path, want := range map[string]int{"/": 404, "/demarc.boundary.v1.Bootstrap/Challenge": 404, mesh.InnerPath + "/x": 404, mesh.InnerPath: 426} {
+	for path, want := range map[string]int{"/": 404, "/demarc.boundary.v1.Bootstrap/Challenge": 404, mesh.InnerPath + "/x": 404,
+		mesh.InnerPath: 426} {
 		res, err := (&http.Client{Transport: tr}).Post("https://"+d.addr+path, "application/proto", strings.NewReader("x"))
 		if err != nil {
 			t.Fatal(err)
@@ -218,17 +226,18 @@ func TestInnerDoorTakesNothingElse(t *testing.T) {
 	}
 }
 
-// TestInnerDoorBoundsStrangers: silent upgrades fill the places and no more; a proven connection holds none; and silence ends. The
+// TestInnerListenerBoundsAnonymous: silent upgrades fill the places and no more; a proven connection holds none; and silence ends. The
 // places are few, so that all are taken before the first one's time is up, on a machine that is busy, too.
-func TestInnerDoorBoundsStrangers(t *testing.T) {
+func TestInnerListenerBoundsAnonymous(t *testing.T) {
 	const places = 3
-	d := startDoorOf(t, places)
+	d := startInnerOf(t, places)
 	proven, err := d.dial(t, nil, d.web.Pool(), true)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer proven.Close()
-	tc, err := mesh.NewHello(mesh.HelloConfig{}).Shake(t.Context(), mesh.LayerChannel, proven, nil, identity.Client(identity.Fixed(d.appliance, identity.Pool([]*x509.Certificate{d.vendor.Cert})), identity.WantNode(domain), "h2"))
+	tc, err := mesh.NewHello(mesh.HelloConfig{}).Shake(t.Context(), mesh.LayerChannel, proven, nil,
+		identity.Client(identity.Fixed(d.appliance, identity.Pool([]*x509.Certificate{d.vendor.Cert})), identity.WantNode(domain), "h2"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -248,7 +257,7 @@ func TestInnerDoorBoundsStrangers(t *testing.T) {
 		}
 		c, err := d.dial(t, nil, d.web.Pool(), true)
 		if err != nil {
-			if strings.Contains(err.Error(), "503") { // and not its own patience
+			if strings.Contains(err.Error(), "503") { // and not its own timeout
 				refused = err
 			}
 			continue
@@ -282,9 +291,9 @@ func TestInnerDoorBoundsStrangers(t *testing.T) {
 	}
 }
 
-// TestInnerDoorReadsItsCertificateAgain: a new one is used at once, and a broken one leaves the old one in use.
-func TestInnerDoorReadsItsCertificateAgain(t *testing.T) {
-	d := startDoor(t)
+// TestInnerListenerReloadsItsCertificate: a new one is used at once, and a broken one leaves the old one in use.
+func TestInnerListenerReloadsItsCertificate(t *testing.T) {
+	d := startInner(t)
 	serial := func() string {
 		t.Helper()
 		c, err := tls.Dial("tcp", d.addr, &tls.Config{RootCAs: d.web.Pool()})
@@ -306,7 +315,8 @@ func TestInnerDoorReadsItsCertificateAgain(t *testing.T) {
 	if third := serial(); third != second {
 		t.Error("a broken pair changed the certificate")
 	}
-	if _, err := InnerListener(&configs.InnerDoor{Listen: "127.0.0.1:0", CertFile: d.certFile, KeyFile: d.keyFile}, &tls.Config{}, 1, nil, slog.New(slog.DiscardHandler)); fault.Of(err) != fault.Invalid {
+	if _, err := InnerListener(&configs.InnerDoor{Listen: "127.0.0.1:0", CertFile: d.certFile, KeyFile: d.keyFile}, &tls.Config{}, 1,
+		nil, slog.New(slog.DiscardHandler)); fault.Of(err) != fault.Invalid {
 		t.Errorf("a start with a broken pair: %v, want invalid", err)
 	}
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package admission admits connections fairly, does their TLS handshakes, and hands each to what it chose: calls over HTTP/2, or a
-// channel. It knows no book: who may come in, and what is served, are functions that it is given.
+// Package admission admits connections fairly, does their TLS handshakes, and hands each to the protocol that it negotiated: calls over
+// HTTP/2, or a channel. It does not know the book: which peers are accepted, and what is served, are functions in its configuration.
 //
-// Under a reconnect storm, handshakes run in arrival order of each network, the networks take turns, and the processors are the limit:
-// a peer that sends its bytes slowly holds nobody up.
+// Under a reconnect storm, handshakes run in arrival order within each network, round robin over the networks, and CPU-bound: a slow peer
+// does not delay others.
 package admission
 
 import (
@@ -27,25 +27,26 @@ import (
 	"github.com/demarc-dev/demarc/mesh"
 )
 
-// Bounds of a door.
+// Bounds of a listener.
 const (
-	queueMax      = 16384            // connections that wait for a handshake; the oldest goes first
+	queueMax      = 16384            // connections that wait for a handshake; the oldest is closed first
 	queueWait     = 10 * time.Second // for a handshake to begin: an appliance gives up after 20 s, and needs the rest to be up
 	flightMax     = 512              // handshakes under way
 	HandshakeWait = 10 * time.Second // for one handshake
-	silentWait    = time.Second      // after its coming for a peer's first byte, while all places are taken and others wait
+	silentWait    = time.Second      // after its arrival for a peer's first byte, while all places are taken and others wait
 	stallCheck    = 50 * time.Millisecond
-	peerWait      = 4 * time.Second // for all of a peer's bytes while peers that stall are evicted
+	peerWait      = 4 * time.Second // total time to wait for a peer's bytes while stalled peers are evicted
 	heavyWait     = time.Second     // the same, for a source with more than heavy handshakes under way, while others wait
 	heavy         = flightMax / 8
 	slotsEach     = 2               // handshakes that compute at once, for each processor
 	StopWait      = 4 * time.Second // for channels to end at a stop
 )
 
-// Protocols lists what a door speaks, by ALPN: Connect over HTTP/2, and the channel.
+// Protocols lists the ALPN protocols of a listener: Connect over HTTP/2, and the channel.
 func Protocols() []string { return []string{"h2", channel.Proto} }
 
-// Listener admits the connections of one socket, does their handshakes, and hands each to what it chose. It is a [daemon.Part].
+// Listener admits the connections of one socket, does their handshakes, and hands each to the protocol that it negotiated. It is a
+// [daemon.Part].
 type Listener struct {
 	desk *Desk
 	name string
@@ -63,7 +64,7 @@ type Listener struct {
 	acceptsEarly bool          // another part accepts connections; see [Listener.AcceptEarly]
 
 	wg   sync.WaitGroup // handshakes, channels, and connections for calls
-	life lifetime       // of what channels ask of others: it ends when a stop has waited long enough
+	life lifetime       // of the calls that channels make: it ends when a stop has waited long enough
 }
 
 // connsOf is the connections of a listener.
@@ -82,9 +83,9 @@ type lifetime struct {
 // Listener makes the part that serves ln, of whatever kind it is, with conf of [identity.Server] and [Protocols]. The part
 // closes ln.
 //
-// A connection waits in the line of its source, first come first served, until a handshake can begin; the lines take
-// turns. Of the handshakes under way only a few compute at once, and one that waits for its peer's bytes lets others
-// compute. If all places are taken and others wait, peers that say nothing lose theirs.
+// A connection waits in the queue of its source until a handshake can begin; the queues are served round robin. Of the handshakes in
+// flight only a few compute at once, and one that waits for its peer's bytes lets others compute. If all places are taken and others
+// wait, silent peers are evicted.
 func (k *Desk) Listener(name string, ln net.Listener, conf *tls.Config, log *slog.Logger) *Listener {
 	ctx, end := context.WithCancel(context.Background())
 	return &Listener{desk: k, name: name, ln: ln, conf: conf, log: log, wait: make(chan struct{}, 1), opened: make(chan struct{}),
@@ -92,24 +93,24 @@ func (k *Desk) Listener(name string, ln net.Listener, conf *tls.Config, log *slo
 		life:  lifetime{ctx, end}}
 }
 
-// AcceptEarly makes the part that takes connections before the door opens, and while it is open: it starts earlier than the door,
-// while the node still reads its book, and stops later. What nobody takes waits in the kernel's backlog, which holds a few
-// thousand; the first bytes of others are dropped there, and repeated after 1, 3, 7 and 15 s. Call it before the door runs.
+// AcceptEarly makes the part that accepts connections from before the listener runs until after it stops: it starts while the node still
+// reads its book. Connections that are not accepted wait in the kernel's backlog, which holds a few thousand; beyond that, packets are
+// dropped and sent again after 1, 3, 7 and 15 s. Call it before the listener runs.
 func (d *Listener) AcceptEarly() daemon.Part {
 	d.acceptsEarly = true
-	return daemon.Func(d.name+"-porch", func(ctx context.Context, ready func()) error {
+	return daemon.Func(d.name+"-accept", func(ctx context.Context, ready func()) error {
 		ready()
 		var parts sync.WaitGroup
 		parts.Go(func() { d.rejectOverdue(ctx) })
 		err := d.accept(ctx)
-		<-ctx.Done() // the door may have closed the listener
+		<-ctx.Done() // Run may have closed the socket
 		parts.Wait()
 		d.rejectQueued(time.Time{})
 		return err
 	})
 }
 
-// rejectOverdue closes the connections that have waited for too long for a door that does not open: they may find another node.
+// rejectOverdue closes the connections that have waited too long for the listener to run: they may find another node.
 func (d *Listener) rejectOverdue(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -125,7 +126,7 @@ func (d *Listener) rejectOverdue(ctx context.Context) {
 	}
 }
 
-// rejectQueued closes the connections that have waited since before a time, or all of them where it is zero.
+// rejectQueued closes the connections that have waited since before a time, or all of them if it is zero.
 func (d *Listener) rejectQueued(since time.Time) {
 	d.mu.Lock()
 	out := d.queue.before(since)
@@ -162,7 +163,7 @@ func (d *Listener) Run(ctx context.Context, ready func()) error {
 	d.endAll()
 	parts.Wait()
 	if !d.acceptsEarly {
-		d.rejectQueued(time.Time{}) // who came while admit ended
+		d.rejectQueued(time.Time{}) // arrived while admit ended
 	}
 	if ctx.Err() != nil {
 		return nil
@@ -170,10 +171,11 @@ func (d *Listener) Run(ctx context.Context, ready func()) error {
 	return err
 }
 
+// ErrStops is why the channels of a node end when it stops.
 var ErrStops = fault.New("controlplane.Channel", fault.Unavailable, "this node stops: come back to another, or to this one in a while")
 
-// endAll ends the channels and the connections for calls of this door, and waits for them. Those that have not ended in order
-// within stopWait are cut, and what they wait for is given up.
+// endAll drains the channels and the connections for calls of this listener, and waits for them. Those that have not ended within
+// [StopWait] are closed, and their calls are cancelled.
 func (d *Listener) endAll() {
 	defer d.life.end()
 	d.mu.Lock()
@@ -194,13 +196,13 @@ func (d *Listener) endAll() {
 	d.life.end()
 	d.mu.Lock()
 	for t := range d.conns.open {
-		go func() { _ = t.Close() }() // one that is not TCP may take its time
+		go func() { _ = t.Close() }() // may block if it is not TCP
 	}
 	d.mu.Unlock()
 	<-done
 }
 
-// hold keeps a connection whose handshake begins, so that the door can cut it. Its close lets go of it.
+// hold registers a connection whose handshake begins, so that the listener can close it. Its Close removes it.
 func (d *Listener) hold(t *handshake) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -213,7 +215,7 @@ func (d *Listener) release(t *handshake) {
 	delete(d.conns.open, t)
 }
 
-// accept takes connections as they come: what waits in the kernel's backlog is retried by peers with ever longer pauses.
+// accept accepts connections as they arrive: peers that wait in the kernel's backlog retry with growing pauses.
 func (d *Listener) accept(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { _ = d.ln.Close() })()
 	for pause := time.Millisecond; ; {
@@ -295,7 +297,7 @@ func (d *Listener) admit(ctx context.Context) {
 	}
 }
 
-// place takes a place among the handshakes under way. While there is none it makes one.
+// place takes a place among the handshakes in flight. While there is none, it evicts stalled ones.
 func (d *Listener) place(ctx context.Context, flight chan<- struct{}) {
 	for {
 		select {
@@ -313,7 +315,7 @@ func (d *Listener) place(ctx context.Context, flight chan<- struct{}) {
 	}
 }
 
-// evictStalled ends the handshake whose peer is overdue the most, if any is, and tells when to look again.
+// evictStalled ends the handshake whose peer is overdue the most, if any is, and returns when to check again.
 func (d *Listener) evictStalled() time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -337,16 +339,16 @@ func (d *Listener) evictStalled() time.Duration {
 	}
 	delete(d.conns.inFlight, worst)
 	d.desk.Meter.Rejected.Inc()
-	go func() { _ = worst.Conn.Close() }() // one that is not TCP may take its time
+	go func() { _ = worst.Conn.Close() }() // may block if it is not TCP
 	return time.Millisecond
 }
 
-// nextIsNot tells whether anyone from elsewhere waits. The lock is held.
+// nextIsNot reports whether a connection of another network waits. The caller holds mu.
 func (d *Listener) nextIsNot(from string) bool {
 	return d.queue.others(from) || d.next != "" && d.next != "/"+from
 }
 
-// setInFlight puts a handshake among those that shed looks at, or takes it away.
+// setInFlight adds a handshake to those that evictStalled checks, or removes it.
 func (d *Listener) setInFlight(t *handshake, under bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -357,12 +359,12 @@ func (d *Listener) setInFlight(t *handshake, under bool) {
 	delete(d.conns.inFlight, t)
 }
 
-// handshake does one handshake and hands the connection to what it chose. The channel goes on in a goroutine of its own:
-// that of the handshake has grown a deep stack.
+// handshake does one handshake and hands the connection to the protocol that it negotiated. A channel runs in another goroutine, because
+// the handshake has grown the stack of this one.
 func (d *Listener) handshake(ctx context.Context, w waiting, landed func()) {
 	defer landed()
 	raw := w.conn
-	t := &handshake{Conn: raw, door: d, slots: d.desk.slots, accepted: w.since, network: w.from}
+	t := &handshake{Conn: raw, listener: d, slots: d.desk.slots, accepted: w.since, network: w.from}
 	d.hold(t)
 	handed := false
 	defer func() {
@@ -405,7 +407,7 @@ func (d *Listener) handshake(ctx context.Context, w waiting, landed func()) {
 		d.desk.Meter.Arrival.Observe(time.Since(d.born).Seconds())
 		handed = true
 		d.session(l, true)
-		if ctx.Err() != nil { // endAll may have come before
+		if ctx.Err() != nil { // endAll may have run before
 			l.End(ErrStops)
 		}
 		go func() {
@@ -416,7 +418,7 @@ func (d *Listener) handshake(ctx context.Context, w waiting, landed func()) {
 	}
 }
 
-// session notes a channel, or that it has ended.
+// session adds a channel, or removes one that has ended.
 func (d *Listener) session(l Session, open bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -427,7 +429,7 @@ func (d *Listener) session(l Session, open bool) {
 	delete(d.conns.sessions, l)
 }
 
-// admitCalls serves the calls of a proven connection, within the bounds of its source or its member.
+// admitCalls serves the calls of a connection after its handshake, within the quota of its owner.
 func (d *Listener) admitCalls(ctx context.Context, c *tls.Conn) bool {
 	h, who := d.desk.Calls, ownerOf(c)
 	out, err := d.desk.conns.enter(c, who, d.desk.CallsIdle)
@@ -448,13 +450,13 @@ func (d *Listener) admitCalls(ctx context.Context, c *tls.Conn) bool {
 	d.mu.Unlock()
 	calls.Serve()
 	d.desk.conns.serve(c, calls)
-	if ctx.Err() != nil { // endAll may have come before
+	if ctx.Err() != nil { // endAll may have run before
 		go calls.End()
 	}
 	return true
 }
 
-// refuseAll answers each call with err, and ends the connection after the first in order.
+// refuseAll answers each call with err, and drains the connection after the first.
 func refuseAll(err error) http.Handler {
 	say := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -463,7 +465,7 @@ func refuseAll(err error) http.Handler {
 	})
 }
 
-// stateChanged takes what the server of a connection for calls says of it.
+// stateChanged handles a state change that the server of a connection for calls reports.
 func (d *Listener) stateChanged(c net.Conn, st http.ConnState) {
 	d.desk.conns.stateChanged(c, st)
 	if st != http.StateClosed {

@@ -6,17 +6,17 @@ import (
 	"github.com/demarc-dev/demarc/telemetry"
 )
 
-// Meter takes the measurements of the doors. A field that is nil takes none.
+// Meter takes the measurements of the listeners. A field that is nil takes none.
 type Meter struct {
 	Admission telemetry.Observer // seconds that a connection waited for its handshake to begin
 	Handshake telemetry.Observer // seconds of a handshake that succeeded
-	Arrival   telemetry.Observer // seconds after the door's opening at which a channel came up
+	Arrival   telemetry.Observer // seconds from the start of the listener to the start of a channel
 	Rejected  telemetry.Counter  // connections that were closed before their handshake began
-	Displaced telemetry.Counter  // connections for calls, and channels without hello, that gave way to newer ones
-	Crowded   telemetry.Counter  // connections for calls that were refused: their holder has too many in use
+	Displaced telemetry.Counter  // connections for calls, and channels without hello, that were closed for newer ones
+	Crowded   telemetry.Counter  // connections for calls that were refused: their owner has too many in use
 }
 
-// orNone fills what is nil with what takes nothing.
+// orNone replaces nil fields by meters that discard.
 func (m Meter) orNone() Meter {
 	for _, o := range []*telemetry.Observer{&m.Admission, &m.Handshake, &m.Arrival} {
 		if *o == nil {
@@ -31,7 +31,7 @@ func (m Meter) orNone() Meter {
 	return m
 }
 
-// noMeter takes measurements and keeps none.
+// noMeter discards measurements.
 type noMeter struct{}
 
 // Observe implements [telemetry.Observer].

@@ -15,12 +15,12 @@ type waiting struct {
 	from  string // its source
 }
 
-// fairQueue is the connections that wait: one line a source, first come first served in each, and the lines take turns. Who
-// comes alone goes before the second of a thousand.
+// fairQueue is the waiting connections: one FIFO queue for each source, served round robin. The first of one source is served before the
+// second of any other.
 type fairQueue struct {
-	of   map[string]*networkQueue
-	turn []*networkQueue // the next one first
-	n    int
+	of    map[string]*networkQueue
+	order []*networkQueue // the next one first
+	n     int
 }
 
 type networkQueue struct {
@@ -28,14 +28,14 @@ type networkQueue struct {
 	list []waiting
 }
 
-// push adds w and gives the connection that must go for it, the oldest of the longest line, where most wait already.
+// push adds w. If most wait already, it returns the connection to close for it: the oldest of the longest queue.
 func (q *fairQueue) push(w waiting, most int) (out net.Conn) {
 	if q.of == nil {
 		q.of = map[string]*networkQueue{}
 	}
 	if q.n >= most {
-		longest := q.turn[0]
-		for _, l := range q.turn {
+		longest := q.order[0]
+		for _, l := range q.order {
 			if len(l.list) > len(longest.list) {
 				longest = l
 			}
@@ -45,14 +45,14 @@ func (q *fairQueue) push(w waiting, most int) (out net.Conn) {
 	l := q.of[w.from]
 	if l == nil {
 		l = &networkQueue{from: w.from}
-		q.of[w.from], q.turn = l, append(q.turn, l)
+		q.of[w.from], q.order = l, append(q.order, l)
 	}
 	l.list = append(l.list, w)
 	q.n++
 	return out
 }
 
-// take takes the first of a line. A line that is empty leaves.
+// take removes the first of a source's queue. An empty queue is removed.
 func (q *fairQueue) take(l *networkQueue) waiting {
 	w := l.list[0]
 	l.list[0] = waiting{}
@@ -60,9 +60,9 @@ func (q *fairQueue) take(l *networkQueue) waiting {
 	q.n--
 	if len(l.list) == 0 {
 		delete(q.of, l.from)
-		for i, o := range q.turn {
+		for i, o := range q.order {
 			if o == l {
-				q.turn = append(q.turn[:i], q.turn[i+1:]...)
+				q.order = append(q.order[:i], q.order[i+1:]...)
 				break
 			}
 		}
@@ -70,23 +70,23 @@ func (q *fairQueue) take(l *networkQueue) waiting {
 	return w
 }
 
-// pop takes the next.
+// pop removes the next connection.
 func (q *fairQueue) pop() (waiting, bool) {
 	if q.n == 0 {
-		*q = fairQueue{} // a storm's arrays are not kept
+		*q = fairQueue{} // frees the arrays of a storm
 		return waiting{}, false
 	}
-	l := q.turn[0]
+	l := q.order[0]
 	w := q.take(l)
 	if len(l.list) > 0 {
-		q.turn = append(q.turn[1:], l)
+		q.order = append(q.order[1:], l)
 	}
 	return w, true
 }
 
-// before takes those that have waited since before a time, or all of them where it is zero.
+// before removes those that have waited since before a time, or all of them if it is zero.
 func (q *fairQueue) before(since time.Time) (out []waiting) {
-	for _, l := range slices.Clone(q.turn) {
+	for _, l := range slices.Clone(q.order) {
 		for len(l.list) > 0 && (since.IsZero() || l.list[0].since.Before(since)) {
 			out = append(out, q.take(l))
 		}
@@ -94,7 +94,7 @@ func (q *fairQueue) before(since time.Time) (out []waiting) {
 	return out
 }
 
-// others tells whether any line but that of from waits.
+// others reports whether a source other than from waits.
 func (q *fairQueue) others(from string) bool {
-	return len(q.turn) > 1 || len(q.turn) == 1 && q.turn[0].from != from
+	return len(q.order) > 1 || len(q.order) == 1 && q.order[0].from != from
 }

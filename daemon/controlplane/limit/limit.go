@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package limit bounds how often each of many may do something, and tells which network a peer comes from.
+// Package limit bounds how often each of many keys may do something, and finds the network of a peer.
 package limit
 
 import (
@@ -12,8 +12,8 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Network returns the network that a peer at addr (host:port) counts for: its IPv4 address, the first 64 bits of an IPv6 one, or "" if
-// addr is neither.
+// Network returns the network of a peer at addr (host:port): its IPv4 address, the first 64 bits of an IPv6 one, or "" if addr is
+// neither.
 func Network(addr string) string {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -42,14 +42,14 @@ func NetworkOf(c net.Conn) string {
 	return ""
 }
 
-// Limiter bounds how often each of many keys may do something. It keeps at most a fixed number of keys, and evicts the one used least
+// Limiter bounds how often each of many keys may do something. It stores at most a fixed number of keys, and evicts the one used least
 // recently. Its methods may be called concurrently.
 type Limiter struct {
 	max int
 
 	mu   sync.Mutex
 	By   map[string]*list.Element
-	Used *list.List // of *share, the one that was used last in front
+	Used *list.List // of *entry, the most recently used one first
 }
 
 // Rate is a token bucket: so many a second, and so many at once.
@@ -61,16 +61,16 @@ type Rate struct {
 type entry struct {
 	key     string
 	lim     *rate.Limiter
-	refused int // since it was allowed the last time
+	refused int // since it was last allowed
 }
 
-// NewLimiter makes a limiter that keeps at most so many keys.
+// NewLimiter makes a limiter that stores at most so many keys.
 func NewLimiter(most int) *Limiter {
 	return &Limiter{max: most, By: map[string]*list.Element{}, Used: list.New()}
 }
 
-// Allow tells whether one may now, and how often it was refused since it last might. Who may by its own allowance, and not by a
-// limit that it has in common with others, is refused too.
+// Allow reports whether key who may act now, and how often it was refused since it was last allowed. It is refused if its own rate or the
+// common limit, which may be nil, is exhausted.
 func (b *Limiter) Allow(who string, a Rate, common *rate.Limiter) (ok bool, refused int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -43,8 +43,9 @@ func TestABudgetForgetsWhoWasNotHeardLongest(t *testing.T) {
 // TestSourcesAreNetworks: who has a network of IPv6 has one budget, and not 2 to the 64.
 func TestSourcesAreNetworks(t *testing.T) {
 	for addr, want := range map[string]string{
-		"192.0.2.7:443": "192.0.2.7", "[::ffff:192.0.2.7]:1": "192.0.2.7", "[2001:db8:1:2:3::4]:1": "2001:db8:1:2::/64", "[fe80::1%eth0]:1": "fe80::/64",
-		"pipe": "", "": "", "name:1": "",
+		"192.0.2.7:443": "192.0.2.7", "[::ffff:192.0.2.7]:1": "192.0.2.7", "[2001:db8:1:2:3::4]:1": "2001:db8:1:2::/64",
+		"[fe80::1%eth0]:1": "fe80::/64",
+		"pipe":             "", "": "", "name:1": "",
 	} {
 		if got := Network(addr); got != want {
 			t.Errorf("%q is of %q, want %q", addr, got, want)

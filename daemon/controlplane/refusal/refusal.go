@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package refusal puts refused calls on record, at a bounded rate, and bounds how often callers without a certificate may call.
+// Package refusal records refused calls at a bounded rate, and bounds how often callers without a certificate may call.
 package refusal
 
 import (
@@ -19,18 +19,18 @@ import (
 	"github.com/demarc-dev/demarc/telemetry"
 )
 
-// How often refusals go on record. Excess refusals are counted, and the count is in the next one that is recorded.
+// How often refusals are recorded. Excess refusals are counted, and the count is in the next one that is recorded.
 var (
 	namedRate     = limit.Rate{PerSecond: 0.25, Burst: 5} // one caller with a name
 	allNamedRate  = limit.Rate{PerSecond: 1, Burst: 20}   // all of them together
-	bootstrapRate = limit.Rate{PerSecond: 1, Burst: 64}   // all who have no name yet
+	bootstrapRate = limit.Rate{PerSecond: 1, Burst: 64}   // all anonymous callers together
 )
 
-// callersMax is how many callers are counted apart; the least recently refused one is evicted.
+// callersMax is how many callers are counted separately; the least recently refused one is evicted.
 const callersMax = 4096
 
-// Recorder is the one bound on what refused callers add to this node's log and to the book. No caller can fill them, use up the share of
-// another one, or hide with many calls that a customer's log was forked.
+// Recorder bounds what refused callers add to this node's log and to the book. No caller can fill them, use up another caller's share, or
+// hide the fork of a customer's log behind many calls.
 //
 // Its methods may be called concurrently.
 type Recorder struct {
@@ -45,13 +45,14 @@ type Recorder struct {
 	sources   *limit.Limiter // the same, by network
 }
 
-// NewRecorder makes a recorder. unlogged counts what is neither logged nor on record; nil counts nothing.
+// NewRecorder makes a recorder. unlogged counts refusals that are neither logged nor recorded; it may be nil.
 func NewRecorder(r *book.Replica, log *slog.Logger, unlogged telemetry.Counter) *Recorder {
-	return &Recorder{replica: r, log: log, unlogged: unlogged, by: limit.NewLimiter(callersMax), named: rate.NewLimiter(allNamedRate.PerSecond, allNamedRate.Burst),
+	return &Recorder{replica: r, log: log, unlogged: unlogged, by: limit.NewLimiter(callersMax),
+		named:     rate.NewLimiter(allNamedRate.PerSecond, allNamedRate.Burst),
 		anonymous: rate.NewLimiter(anonymousRate, anonymousBurst), sources: limit.NewLimiter(networksMax)}
 }
 
-// Callers without a certificate may ask this often, all of them together; beyond that they are refused with fault.Busy.
+// Callers without a certificate may call this often, all of them together; beyond that they are refused with fault.Busy.
 const (
 	anonymousRate  = 200 // a second
 	anonymousBurst = 400
@@ -61,7 +62,7 @@ const (
 type Caller struct {
 	Key   string
 	Rate  limit.Rate
-	named bool // it has a certificate: counts for the rate that all of these have together, too
+	named bool // it has a certificate: also counts for the common rate of all such callers
 }
 
 // Principal is the caller with a certificate of that name.
@@ -69,17 +70,17 @@ func Principal(p fleet.Principal) Caller {
 	return Caller{Key: "/" + string(p), Rate: namedRate, named: true}
 }
 
-// Fork is an appliance whose log was forked: counted apart from its calls.
+// Fork is an appliance whose log was forked: counted separately from its calls.
 func Fork(appliance fleet.ApplianceID) Caller {
 	return Caller{Key: "fork/" + string(appliance), Rate: namedRate}
 }
 
 var (
 	atBootstrap = Caller{Key: "bootstrap", Rate: bootstrapRate} // anonymous callers whose proof, token or invitation was refused
-	elsewhere   = Caller{Key: "stranger", Rate: namedRate}      // anonymous callers of a procedure that is not for them: in the log only
+	elsewhere   = Caller{Key: "anonymous", Rate: namedRate}     // anonymous callers of a procedure that is not for them: in the log only
 )
 
-// Allow reports whether a refusal goes on record now, and how many of the same caller before it did not.
+// Allow reports whether a refusal is recorded now, and how many of the same caller before it were not.
 func (r *Recorder) Allow(who Caller) (now bool, left int) {
 	var common *rate.Limiter
 	if who.named {
@@ -88,7 +89,7 @@ func (r *Recorder) Allow(who Caller) (now bool, left int) {
 	return r.by.Allow(who.Key, who.Rate, common)
 }
 
-// Count is [Recorder.Allow] with the measurement of what is left out.
+// Count is [Recorder.Allow], and counts what is left out.
 func (r *Recorder) Count(who Caller) (now bool, left int) {
 	if now, left = r.Allow(who); !now && r.unlogged != nil {
 		r.unlogged.Inc()
@@ -96,7 +97,7 @@ func (r *Recorder) Count(who Caller) (now bool, left int) {
 	return now, left
 }
 
-// Call logs a call that the table refused, and puts it on record where the caller has a name.
+// Call logs a call that the access table refused, and records it if the caller has a certificate.
 func (r *Recorder) Call(ctx context.Context, w api.Who, procedure string) {
 	who := elsewhere
 	if w.Principal != "" {
@@ -117,20 +118,20 @@ func (r *Recorder) Call(ctx context.Context, w api.Who, procedure string) {
 	r.Record(ctx, w.Principal, book.Refuse{What: procedure, Name: string(w.Principal), Fault: fault.Denied, Reason: reason}, left)
 }
 
-// Named puts on record that a caller with a name was refused.
+// Named records that a caller with a certificate was refused.
 func (r *Recorder) Named(ctx context.Context, by fleet.Principal, what book.Refuse) {
 	if now, left := r.Count(Principal(by)); now {
 		r.Record(ctx, by, what, left)
 	}
 }
 
-// IsRefusal tells an answer to the caller from trouble here.
+// IsRefusal reports whether an error refuses the caller, and is not a failure of this node.
 func IsRefusal(err error) bool {
 	k := fault.Of(err)
 	return k != fault.Unavailable && k != fault.Unsure && k != fault.Busy && k != fault.NotLeader
 }
 
-// AnonymousCall puts on record why one who is nobody yet was refused.
+// AnonymousCall records why an anonymous caller was refused.
 func (r *Recorder) AnonymousCall(ctx context.Context, what, name string, err error) {
 	if !IsRefusal(err) {
 		return
@@ -140,7 +141,7 @@ func (r *Recorder) AnonymousCall(ctx context.Context, what, name string, err err
 	}
 }
 
-// Record submits a refusal. That it can't be recorded is logged: the refusal itself stands.
+// Record submits a refusal. If it can't be recorded, that is logged; the call is refused all the same.
 func (r *Recorder) Record(ctx context.Context, by fleet.Principal, what book.Refuse, left int) {
 	if left > 0 {
 		what.Reason += fmt.Sprintf(" (and %d refusals before this one that were not recorded)", left)
@@ -152,20 +153,20 @@ func (r *Recorder) Record(ctx context.Context, by fleet.Principal, what book.Ref
 	}
 }
 
-// Bounds for those that one source sends. Appliances behind one NAT, one proxy or one private endpoint share a source:
-// they share these, and are told to come back.
+// Bounds for one source. Appliances behind one NAT, proxy or private endpoint share a source and these bounds; beyond them they are
+// refused with fault.Busy.
 const (
-	networksMax = 4096 // that are told apart; of the longest unheard one is forgotten what it used up
+	networksMax = 4096 // counted separately; the least recently used one is evicted
 )
 
-// networkRate is calls of the bootstrap service.
+// networkRate bounds the calls of the bootstrap service of one network.
 var networkRate = limit.Rate{PerSecond: 20, Burst: 100}
 
 // Anonymous is the limiter of all callers without a certificate together.
 func (r *Recorder) Anonymous() *rate.Limiter { return r.anonymous }
 
-// Heard tells whether a stranger at addr may be heard now. Its own network's share is asked first, so that who floods
-// uses up what is its own and not what is everyone's.
+// Heard reports whether a call of an anonymous caller at addr is permitted now. Its network's own limit is checked first, so that a flood
+// uses up its own share and not the common one.
 func (r *Recorder) Heard(addr string) bool {
 	ok, _ := r.sources.Allow(limit.Network(addr), networkRate, r.anonymous)
 	return ok
@@ -173,5 +174,5 @@ func (r *Recorder) Heard(addr string) bool {
 
 // Busy is the error for a caller without a certificate if there are too many of them.
 func Busy() error {
-	return fault.New("controlplane.Bootstrap", fault.Busy, "too many strangers call at once: try again in a few seconds")
+	return fault.New("controlplane.Bootstrap", fault.Busy, "too many callers without a certificate at once: try again in a few seconds")
 }

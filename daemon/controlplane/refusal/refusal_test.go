@@ -11,7 +11,7 @@ import (
 	"github.com/demarc-dev/demarc/fleet"
 )
 
-// TestRefusalsAreBounded: what one caller, all of them, strangers and forks can put on record at once and with time, that none
+// TestRefusalsAreBounded: what one caller, all of them, anonymous ones and forks can put on record at once and with time, that none
 // of them uses up what is another one's, and that what is left out is counted.
 func TestRefusalsAreBounded(t *testing.T) {
 	caller := func(i int) Caller {
@@ -33,7 +33,7 @@ func TestRefusalsAreBounded(t *testing.T) {
 		"one caller":             {one(caller(0)), 5, 15},
 		"all callers":            {caller, 20, 60},
 		"at the bootstrap":       {one(atBootstrap), 64, 60},
-		"strangers elsewhere":    {one(elsewhere), 5, 15},
+		"anonymous elsewhere":    {one(elsewhere), 5, 15},
 		"one fork":               {one(Fork("eu-1")), 5, 15},
 		"a fork under a crowd's": {one(Fork("eu-1")), 5, 15},
 	} {
@@ -62,7 +62,7 @@ func TestRefusalsAreBounded(t *testing.T) {
 // TestNoRefuserUsesUpAnothers: whoever floods, each of the others is on record.
 func TestNoRefuserUsesUpAnothers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		all := map[string]Caller{"caller": Principal("spiffe://example.org/operator/ann"), "bootstrap": atBootstrap, "stranger": elsewhere,
+		all := map[string]Caller{"caller": Principal("spiffe://example.org/operator/ann"), "bootstrap": atBootstrap, "anonymous": elsewhere,
 			"fork": Fork("eu-1"), "other fork": Fork("eu-2")}
 		for name, floods := range all {
 			r := NewRecorder(nil, nil, nil)
@@ -108,8 +108,8 @@ func TestRefusersAreBounded(t *testing.T) {
 	}
 }
 
-// TestAllStrangersTogetherAreBounded: who has many networks is one of many.
-func TestAllStrangersTogetherAreBounded(t *testing.T) {
+// TestAllAnonymousTogetherAreBounded: who has many networks is one of many.
+func TestAllAnonymousTogetherAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := NewRecorder(nil, nil, nil)
 		heard := 0
