@@ -13,22 +13,22 @@ import (
 	"github.com/demarc-dev/demarc/ledger"
 )
 
-// Refusals of what this program, or the vendor, tries again and again: a kind goes on record once, other ones at this rate.
+// Refusals of repeated tries of this program or the vendor: each kind is recorded once, others at this rate.
 const (
 	refusalEvery = time.Minute
 	refusalBurst = 16
-	maxRefusals  = 1024 // that are remembered
+	maxRefusals  = 1024 // that are stored
 )
 
-// refusals remembers which refusals are on record.
+// refusals stores which refusals are on record.
 type refusals struct {
 	mu     sync.Mutex
 	known  map[string]bool // by kind, id and sentence
 	pace   *rate.Limiter
-	unsaid uint64 // since the last one that went on record
+	unsaid uint64 // since the last one that was recorded
 }
 
-// news reports whether a refusal is to go on record, and how many did not since the last one.
+// news reports whether a refusal is to be recorded, and how many were not since the last one.
 func (r *refusals) news(key string) (bool, uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -48,9 +48,9 @@ func (r *refusals) news(key string) (bool, uint64) {
 	return true, unsaid
 }
 
-// Attempt is [Submit] for a change that is tried until it is taken. What the book would refuse is written once, and not at each
-// try: an entry wakes whoever watches the book, and so the next try. What was left out is counted, and goes on record with the
-// next refusal of another kind.
+// Attempt is [Submit] for a change that is tried until it is taken. What the book would refuse is written once, and not at each try: an
+// entry wakes whoever watches the book, and so the next try. What was left out is counted, and recorded with the next refusal of another
+// kind.
 func Attempt[R any](ctx context.Context, s *Store, c ledger.Change[State, R]) (R, error) {
 	out, refused := DryRun(s, c)
 	if refused == nil {

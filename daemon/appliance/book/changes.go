@@ -15,7 +15,7 @@ import (
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// none is the answer of a change that has nothing to say but that it was made.
+// none is the result of a change without one.
 type none struct{}
 
 // SetSite records the part of the customer's file that decisions rest on.
@@ -196,7 +196,7 @@ func (c Observe) Apply(s *State, m ledger.Meta) (none, error) {
 	return none{}, nil
 }
 
-// ObserveTransports is [Observe] where roads do not work, or did not: what came before it had no word for them.
+// ObserveTransports is [Observe] with failing transports, or ones that failed before: [Observe] has no field for them.
 type ObserveTransports Observe
 
 // Kind names the change in the log.
@@ -215,7 +215,7 @@ type Checkpointed struct {
 // Kind names the change in the log.
 func (Checkpointed) Kind() string { return "checkpoint.send/1" }
 
-// Apply queues it, where not too many wait.
+// Apply queues it, if not too many wait.
 func (c Checkpointed) Apply(s *State, m ledger.Meta) (none, error) {
 	if n := s.waiting(func(r Report) bool { return r.Checkpoint != nil }); n >= MaxHeads {
 		return none{}, fault.New("checkpoint.send", fault.Conflict, "%d checkpoints wait for the vendor already", n)
@@ -227,7 +227,7 @@ func (c Checkpointed) Apply(s *State, m ledger.Meta) (none, error) {
 	return none{}, nil
 }
 
-// appendBounded appends to what is kept of one kind; the oldest goes first.
+// appendBounded appends to what is stored of one kind; the oldest is dropped first.
 func appendBounded(kept [][]byte, b []byte) [][]byte {
 	kept = append(slices.Clip(kept), b)
 	return kept[max(0, len(kept)-MaxWitnessed):]
@@ -242,7 +242,7 @@ type Grounds struct {
 // GroundsOf is the reason that an error has.
 func GroundsOf(err error) Grounds { return Grounds{fleet.ReasonOf(err), fault.Text(err)} }
 
-// move makes the next state of an operation, and reports it with a statement where there is one.
+// move makes the next state of an operation, and reports it with a statement if there is one.
 func (s *State) move(o *Operation, e operation.Event, b Grounds, m ledger.Meta, statement, output []byte) error {
 	next, err := operation.Next(o.State, e)
 	if err != nil {

@@ -18,9 +18,9 @@ import (
 const (
 	clockEvery = 5 * time.Second
 	clockLimit = time.Minute      // the book may be ahead of the host's clock by so much
-	clockShort = time.Minute      // for so long it must be ahead where a second clock agrees with the host's
-	clockLong  = 10 * time.Minute // and so long where none does
-	clockOff   = 5 * time.Minute  // where the vendor's differs by more from the host's, the host's is not held to be right
+	clockShort = time.Minute      // for so long it must be ahead if a second clock agrees with the host's
+	clockLong  = 10 * time.Minute // and so long if none does
+	clockOff   = 5 * time.Minute  // if the vendor's differs by more from the host's, the host's is not trusted
 )
 
 // bookTime is the time by which the book judges ends: the host's clock, or what the clock that only runs forward has counted
@@ -46,7 +46,7 @@ type bookTime struct {
 	why    string    // why it is not set back yet
 }
 
-// now returns the time, and remembers the host's clock if it is later.
+// now returns the time, and stores the host's clock if it is later.
 func (b *bookTime) now(host time.Time) time.Time {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -114,7 +114,8 @@ func (b *bookTime) look(host, book, vouched time.Time) bool {
 	case known && !near(b.vendor, b.vendorAt, clockOff):
 		b.why = "the vendor's clock agrees with the book's time or with neither: set this host's clock (is its NTP running?)"
 	case b.sound && !counted && !agrees:
-		b.why = "this host's clock was set back since this program started, and no clock of the vendor's agrees with it: set it right, or restart demarcd if it is right"
+		b.why = "this host's clock was set back since this program started, and no clock of the vendor's agrees with it: set it right, " +
+			"or restart demarcd if it is right"
 	case left > 0:
 		b.why = fmt.Sprintf("it is set back within %s, if this host's clock stays as it is", wait)
 	default:
@@ -123,7 +124,7 @@ func (b *bookTime) look(host, book, vouched time.Time) bool {
 	return false
 }
 
-// reason is why the book's time is not set back yet, "" where it is not ahead.
+// reason is why the book's time is not set back yet, "" if it is not ahead.
 func (b *bookTime) reason() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()

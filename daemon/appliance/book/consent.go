@@ -25,7 +25,7 @@ type Consent struct {
 type Consented struct {
 	What    string   `json:"what"`              // grant, revocation, deny, lift, plan approval, approval, release, cancel
 	ID      string   `json:"id"`                // of the grant, the deny or the operation
-	Stopped []string `json:"stopped,omitempty"` // operations that ran and may not go on
+	Stopped []string `json:"stopped,omitempty"` // operations that ran and may not continue
 }
 
 // Kind names the change in the log.
@@ -252,8 +252,8 @@ func (s State) counted(id string, at time.Time) bool {
 	return !s.CountedTo.IsZero() && !at.After(s.CountedTo) || slices.ContainsFunc(s.Counted, func(c Counted) bool { return c.ID == id })
 }
 
-// count remembers an approval for good: if there is no more room, what is as old as the oldest is refused from then on. An end
-// that has passed forgets nothing, for the book's clock may be set back.
+// count stores an approval permanently: if there is no more room, what is as old as the oldest is refused from then on. An end that has
+// passed forgets nothing, for the book's clock may be set back.
 func (s *State) count(id string, at time.Time) {
 	i, _ := slices.BinarySearchFunc(s.Counted, at, func(c Counted, at time.Time) int { return c.At.Compare(at) })
 	s.Counted = slices.Insert(slices.Clone(s.Counted), i, Counted{id, at})

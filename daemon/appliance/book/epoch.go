@@ -98,7 +98,8 @@ func (s State) CheckEpoch(c MeetEpoch, at time.Time) error {
 		return fault.New(op, fault.Invalid, "an epoch begins by restore or recover")
 	case c.ReportsKnown > s.ReportsSent():
 		return fault.New(op, fault.Conflict,
-			"the vendor knows report %d, and %d is the last that was written: this appliance's own book was set back", c.ReportsKnown, s.ReportsSent())
+			"the vendor knows report %d, and %d is the last that was written: this appliance's own book was set back", c.ReportsKnown,
+			s.ReportsSent())
 	case recent >= epochsEach:
 		return fault.New(op, fault.Busy, "the vendor's book began %d epochs within %s: another one is taken when that is over", recent,
 			epochEvery)
@@ -131,7 +132,7 @@ func (s State) WitnessedSizes() []int64 {
 // OldestReport is the number of the oldest report that can still be sent.
 func (s State) OldestReport() uint64 { return s.ReportsDone - uint64(len(s.Resend)) + 1 }
 
-// LossOf is what is lost where the vendor's book is what it says.
+// LossOf is what is lost if the vendor's book is as it reports.
 func (s State) LossOf(c MeetEpoch) Lost {
 	seen := uint64(0)
 	if n := len(s.Witnessed); n > 0 {

@@ -33,7 +33,8 @@ func (c BeginDeploy) Apply(s *State, m ledger.Meta) (none, error) {
 	}
 	if !m.At.Before(s.Approved.NotAfter) {
 		return none{}, fleet.Reason{Kind: fleet.ApprovalEnded}.With(fault.New(op, fault.Expired,
-			"the approval of this plan ended at %s, before the deploy began: look at it again (demarc review) and approve it anew", s.Approved.NotAfter.UTC().Format(time.RFC3339)))
+			"the approval of this plan ended at %s, before the deploy began: look at it again (demarc review) and approve it anew",
+			s.Approved.NotAfter.UTC().Format(time.RFC3339)))
 	}
 	if s.Deploy.Approval == c.Approval && s.Deploy.State == fleet.StateDeploying {
 		if why := s.DeployEnds(m.At); why != "" {

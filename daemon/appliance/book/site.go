@@ -40,7 +40,7 @@ func (s Site) owned() ([]owned, error) {
 	return out, nil
 }
 
-// owner says whom of the vendor a key speaks for, "" for nobody.
+// owner returns whom of the vendor a key speaks for, "" if it is no key of the vendor.
 func (s Site) owner(id seal.KeyID) string {
 	all, _ := s.owned() // they were read when they entered the book
 	for _, o := range all {
@@ -79,7 +79,8 @@ func (s Site) Check() error {
 	for _, o := range all {
 		if other, taken := owner[o.key.ID]; taken {
 			return fault.New(op, fault.Invalid,
-				"key %s is named twice in control_plane, for %s and for %s: one key speaks for one, so have the vendor draw another", o.key.ID, other, o.who)
+				"key %s is named twice in control_plane, for %s and for %s: one key speaks for one, so have the vendor draw another", o.key.ID,
+				other, o.who)
 		}
 		owner[o.key.ID] = o.who
 	}

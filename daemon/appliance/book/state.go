@@ -54,7 +54,7 @@ type State struct {
 	Epoch        fleet.Epoch // of the vendor's book, as it was met last
 	Epochs       []Met       // the last one is that one; replaced whole
 	EpochRefused string      // the newest refusal of another one, for people
-	Resend       []Report    // acknowledged, and kept to be sent again where the vendor forgets them; numbers run up to ReportsDone
+	Resend       []Report    // acknowledged, and stored to be sent again if the vendor loses them; numbers run up to ReportsDone
 	Forgotten    [][]byte    // the vendor's heads that were countersigned here, and whose entries its book has no more; oldest first
 	LeastKept    int64       // the fewest entries that the vendor's log kept in an epoch; 0: it was never cut
 	VendorHolds  *int64      // size of the head of this log that the vendor's book has; nil: the last of Cosigned
@@ -106,7 +106,7 @@ const (
 	MaxOperationsBytes = 64 << 20 // of their documents and outputs, and of those that are held, when another one is asked for
 )
 
-// LeftOut stands for the body of an order that was refused.
+// LeftOut replaces the body of an order that was refused.
 type LeftOut struct {
 	What   string       `json:"what"`         // release, operation, cancel, probe, checkpoint, cosigned
 	ID     string       `json:"id,omitempty"` // of the operation
@@ -139,7 +139,7 @@ type Approved struct {
 	At      time.Time    `json:"at"`
 
 	NotAfter time.Time `json:"not_after"`        // before which the deploy must begin
-	Grants   []string  `json:"grants,omitempty"` // whose uses were counted when it began; it goes on as long as they are in force
+	Grants   []string  `json:"grants,omitempty"` // whose uses were counted when it began; it continues as long as they are in force
 }
 
 // Counted is a document that counts once, and what is needed to know it again.
@@ -148,7 +148,7 @@ type Counted struct {
 	At time.Time `json:"at"` // when it was signed, by its own word
 }
 
-// Deploy is where the deployment stands.
+// Deploy is the state of the deployment.
 type Deploy struct {
 	Approval string       `json:"approval,omitempty"` // id of the approval that it carries out
 	Release  fleet.Digest `json:"release,omitempty"`
@@ -259,7 +259,7 @@ type ProbeIndex struct {
 	Index uint64 `json:"index"`
 }
 
-// NewState is the first page of an appliance's book: everything closed, nobody trusted.
+// NewState returns the first state of an appliance's book: everything closed, no key trusted.
 func NewState(name fleet.ApplianceID, customer fleet.CustomerID) State {
 	return State{Appliance: name, Customer: customer, Posture: fleet.Posture{Exposure: fleet.Closed},
 		operations: immutable.NewSortedMap[string, Operation](nil)}
@@ -299,7 +299,7 @@ func (s State) Offer(d fleet.Digest) (Offer, error) {
 	return Offer{}, fault.New("appliance.Offer", fault.NotFound, "no release %s is on offer", d.Short())
 }
 
-// Operation looks one up.
+// Operation returns an operation by id.
 func (s State) Operation(id string) (Operation, error) {
 	o, ok := s.operations.Get(id)
 	if !ok {
@@ -308,7 +308,7 @@ func (s State) Operation(id string) (Operation, error) {
 	return o, nil
 }
 
-// Operations lists all, by id.
+// Operations lists all operations by id.
 func (s State) Operations() []Operation {
 	out := make([]Operation, 0, s.operations.Len())
 	for it := s.operations.Iterator(); !it.Done(); {
@@ -352,12 +352,12 @@ func (s *State) reportDeploy(m ledger.Meta) {
 	}
 }
 
-// DeployUnreported reports whether the vendor may know where the deployment stands, and was not told: observing was off meanwhile.
+// DeployUnreported reports whether the vendor may know the state of the deployment and it was not reported, because observing was off.
 func (s State) DeployUnreported(at time.Time) bool {
 	return !s.DeployLate && s.DeployTold != s.Deploy.ForVendor() && s.Decision(fleet.Observe, at).Allow
 }
 
-// reportDeployAgain reports where the deployment stands if that is unsaid: once, and nothing of what came before it.
+// reportDeployAgain reports the state of the deployment if that was not reported: once, and nothing of what came before it.
 func (s *State) reportDeployAgain(m ledger.Meta) {
 	if s.DeployUnreported(m.At) {
 		s.reportDeploy(m)
@@ -391,12 +391,12 @@ type stateJSON struct {
 	Operations []Operation
 }
 
-// MarshalJSON writes the page in a canonical order.
+// MarshalJSON writes the state in a canonical order.
 func (s State) MarshalJSON() ([]byte, error) {
 	return json.Marshal(stateJSON{plain(s), s.Operations()})
 }
 
-// UnmarshalJSON reads a page strictly.
+// UnmarshalJSON reads a state strictly.
 func (s *State) UnmarshalJSON(b []byte) error {
 	var p stateJSON
 	if err := seal.StrictJSON(b, &p); err != nil {
@@ -425,7 +425,7 @@ func (s State) CurrentRelease() fleet.Digest {
 	return s.Good.Release
 }
 
-// TransportFailure is a road that does not work, as far as the vendor may know it: two words of closed sets.
+// TransportFailure is a failing transport, as far as the vendor may know it: the values of both fields are of closed sets.
 type TransportFailure struct {
 	Kind   string      `json:"kind"`
 	Reason mesh.Reason `json:"reason"`

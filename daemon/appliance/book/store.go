@@ -22,8 +22,10 @@ import (
 func NewBook(name fleet.ApplianceID, customer fleet.CustomerID) *ledger.Book[State] {
 	return ledger.NewBook(NewState(name, customer), ledger.Learn[SetSite](), ledger.Learn[MeetVendor](), ledger.Learn[Pin](),
 		ledger.Learn[SetPosture](),
-		ledger.Learn[UseTransport](), ledger.Learn[ReportsDone](), ledger.Learn[Observe](), ledger.Learn[ObserveTransports](), ledger.Learn[Checkpointed](), ledger.Learn[Take](),
-		ledger.Learn[Unsaid](), ledger.Learn[ledger.SetTime[State]](), ledger.Learn[Consent](), ledger.Learn[BeginDeploy](), ledger.Learn[EndDeploy](), ledger.Learn[Start](), ledger.Learn[Finish](), ledger.Learn[Expire](),
+		ledger.Learn[UseTransport](), ledger.Learn[ReportsDone](), ledger.Learn[Observe](), ledger.Learn[ObserveTransports](),
+		ledger.Learn[Checkpointed](), ledger.Learn[Take](),
+		ledger.Learn[Unsaid](), ledger.Learn[ledger.SetTime[State]](), ledger.Learn[Consent](), ledger.Learn[BeginDeploy](),
+		ledger.Learn[EndDeploy](), ledger.Learn[Start](), ledger.Learn[Finish](), ledger.Learn[Expire](),
 		ledger.Learn[MeetEpoch](), ledger.Learn[RefuseEpoch]())
 }
 

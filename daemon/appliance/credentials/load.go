@@ -16,18 +16,18 @@ import (
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// maxFile bounds the file of the wallet, in bytes: two keys, a certificate, and the CAs in base64.
+// maxFile bounds the credentials file, in bytes: two keys, a certificate, and the CAs in base64.
 const maxFile = 256 << 10
 
-// signedName is the file beside the wallet that holds the vendor's CAs as the vendor signed them.
+// signedName is the file beside the credentials with the vendor's CAs as the vendor signed them.
 const signedName = "bundle.signed"
 
-// load reads what is on disk, verifies it, and gives what of it is worth nothing. Nothing of that is used, and nothing of it
-// keeps the appliance from starting: a certificate that is lost is replaced by a proof of the platform identity, and CAs that
-// are lost by the signed bundle, which the pinned key of the vendor's log vouches for.
+// load reads and verifies the files, and returns the parts that failed verification. Those are not used, and do not keep the appliance
+// from starting: a lost certificate is replaced by a proof of the platform identity, and lost CAs by the signed bundle, which the pinned
+// key of the vendor's log authenticates.
 //
-// Where a file with the vendor's signature is, it alone says which CAs are trusted. The copy in the wallet counts before the first
-// one came, and for a wallet that an older build wrote. Before a key is pinned, the customer's own file counts.
+// If there is a file with the vendor's signature, it alone determines which CAs are trusted. The copy in the credentials file is used
+// before the first signed one, and if an older build wrote the file. Before a key is pinned, the customer's own file is used.
 func (w *Store) load(first []*x509.Certificate, pinned []byte) (damage []error, err error) {
 	b, err := readUpTo(w.path, maxFile)
 	if errors.Is(err, fault.Unavailable) {
@@ -57,9 +57,9 @@ func (w *Store) load(first []*x509.Certificate, pinned []byte) (damage []error, 
 	}
 	if err != nil {
 		damage = append(damage, damaged(w.path, err))
-		_ = os.Rename(w.path, w.path+".damaged") // for whoever looks into it; the next write replaces the file anyhow
+		_ = os.Rename(w.path, w.path+".damaged") // for an investigation; the next write replaces the file anyhow
 	}
-	if len(h.Certificate) == 0 { // it has never enrolled, or is about to again: the customer may have written a newer file meanwhile
+	if len(h.Certificate) == 0 { // not enrolled, or to enrol again: the customer may have written a newer file meanwhile
 		h.Bundle, h.Number, h.Issuer = nil, 0, ""
 		for _, c := range first {
 			h.Bundle = append(h.Bundle, c.Raw)
@@ -77,7 +77,7 @@ func (w *Store) load(first []*x509.Certificate, pinned []byte) (damage []error, 
 	return damage, w.use(h)
 }
 
-// verify has the CAs be those that the vendor signed, or none where what is on disk is not what it signed.
+// verify sets the CAs to those that the vendor signed, or to none if the file is not what it signed.
 func (w *Store) verify(h *stored, pinned []byte) (bad, err error) {
 	path := filepath.Join(filepath.Dir(w.path), signedName)
 	sealed, err := readUpTo(path, 2*identity.MaxBundle)
@@ -98,14 +98,14 @@ func (w *Store) verify(h *stored, pinned []byte) (bad, err error) {
 		h.Bundle, h.Number, h.Issuer = nil, 0, ""
 		return damaged(path, err), nil
 	}
-	if b.Number != h.Number || !sameCAs(b.CAs, h.Bundle) { // a crash came between the two files, or the wallet was altered
+	if b.Number != h.Number || !sameCAs(b.CAs, h.Bundle) { // a crash between the two files, or the credentials file was altered
 		h.Bundle, h.Number, h.Issuer = b.CAs, b.Number, b.Issuer
 	}
 	w.signed = b.Number
 	return nil, nil
 }
 
-// storeSigned puts a bundle that was verified on disk as it came, where none of that number is there. The caller does not hold mu.
+// storeSigned writes a verified bundle to disk as it was received, if none with that number is there. The caller does not hold mu.
 func (w *Store) storeSigned(b identity.SignedBundle, sealed []byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -119,8 +119,8 @@ func (w *Store) storeSigned(b identity.SignedBundle, sealed []byte) error {
 	return nil
 }
 
-// SignedBundle is the number of the bundle that is held with its signature, 0 where the signature is not on disk: the control plane
-// sends that one then.
+// SignedBundle is the number of the bundle that is stored with its signature, 0 if the signature is not on disk: the control plane then
+// sends it.
 func (w *Store) SignedBundle() uint64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -147,7 +147,7 @@ func sameCAs(a, b [][]byte) bool {
 	return true
 }
 
-// readUpTo reads a file of at most limit bytes: fault.NotFound where there is none, fault.Invalid where it is larger.
+// readUpTo reads a file of at most limit bytes: fault.NotFound if there is none, fault.Invalid if it is larger.
 func readUpTo(path string, limit int64) ([]byte, error) {
 	const op = "appliance.read"
 	f, err := os.Open(path)

@@ -16,7 +16,7 @@ import (
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// OpenSigner reads or draws the key that signs this appliance's log and results.
+// OpenSigner reads or creates the key that signs this appliance's log and results.
 func OpenSigner(path string) (ed25519.PrivateKey, error) {
 	const op = "appliance.signer"
 	b, err := os.ReadFile(path)

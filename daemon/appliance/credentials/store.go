@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package credentials stores the appliance's certificate with its key, the vendor's CA certificates as the vendor signed them, and the
-// key that signs the appliance's log. What was altered on disk is named and not used.
+// key that signs the appliance's log. What was altered on disk is reported and not used.
 package credentials
 
 import (
@@ -32,27 +32,27 @@ type Store struct {
 	file       stored
 	leaf       *tls.Certificate
 	roots      *x509.CertPool
-	signed     uint64         // number of the bundle whose signature is on disk, 0 for none
-	offset     time.Duration  // from the host's clock to the vendor's, where they differ by much; never kept on disk
-	lastOffset *time.Duration // the same, as it was measured last; nil before
+	signed     uint64         // number of the bundle whose signature is on disk; 0: none
+	offset     time.Duration  // from the host's clock to the vendor's, if they differ by much; never stored on disk
+	lastOffset *time.Duration // last measured clock offset; nil if never measured
 }
 
-// stored is the wallet on disk.
+// stored is the credentials file.
 type stored struct {
 	Version     string   `json:"version"`
 	Key         []byte   `json:"key"`         // PKCS #8
 	Certificate []byte   `json:"certificate"` // DER
 	Bundle      [][]byte `json:"bundle"`      // DER
 
-	Number  uint64       `json:"number,omitempty"`  // of the bundle; it never goes back
-	Issuer  fleet.Digest `json:"issuer,omitempty"`  // the CA of the bundle that issues now, as far as is known
-	Pending []byte       `json:"pending,omitempty"` // PKCS #8: a key that a certificate was asked for, and none came yet
+	Number  uint64       `json:"number,omitempty"`  // of the bundle; it never decreases
+	Issuer  fleet.Digest `json:"issuer,omitempty"`  // the active CA of the bundle, if known
+	Pending []byte       `json:"pending,omitempty"` // PKCS #8: the key of a certificate request without a response yet
 }
 
 const fileVersion = "demarc-wallet/1"
 
-// Open reads the wallet. Before the first enrolment there is none, and the CAs are those of the customer's file.
-// pinned is the key of the vendor's log, PEM, nil before it is known. damage is what on the disk was not used; see load.
+// Open reads the credentials. Before the first enrolment there are none, and the CAs are those of the customer's file. pinned is the key
+// of the vendor's log, PEM, nil before it is known. damage is the parts on disk that are not used; see load.
 func Open(path, domain string, first []*x509.Certificate, pinned []byte, clock func() time.Time) (w *Store, damage []error,
 	err error) {
 	w = &Store{path: path, domain: domain, clock: clock}
@@ -60,7 +60,7 @@ func Open(path, domain string, first []*x509.Certificate, pinned []byte, clock f
 	return w, damage, err
 }
 
-// certificate is the certificate with its key, nil where there is none.
+// certificate returns the certificate with its key, nil if there is none.
 func (h stored) certificate() (*tls.Certificate, error) {
 	const op = "appliance.wallet"
 	if len(h.Certificate) == 0 {
@@ -81,8 +81,7 @@ func (h stored) certificate() (*tls.Certificate, error) {
 	return &tls.Certificate{Certificate: [][]byte{h.Certificate}, PrivateKey: key, Leaf: leaf}, nil
 }
 
-// use takes over what was held. Without CAs nobody is trusted. The lock is not taken: nobody else knows the wallet yet, or
-// the caller has it.
+// use takes over what is stored. Without CAs no peer is trusted. The caller holds mu, or is the only one with the store.
 func (w *Store) use(h stored) error {
 	own, err := h.certificate()
 	if err != nil {
@@ -98,7 +97,7 @@ func (w *Store) use(h stored) error {
 	return nil
 }
 
-// store puts a changed wallet on disk, then uses it: a crash in between finds what was stored.
+// store writes changed credentials to disk, then uses them: a crash in between finds what was stored.
 func (w *Store) store(change func(h *stored)) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -114,8 +113,8 @@ func (w *Store) store(change func(h *stored)) error {
 	return w.use(h)
 }
 
-// PendingKey returns the key that a certificate is asked for. It is on disk before the request leaves, so that whatever
-// happens to the answer, the key of a certificate that was issued is here.
+// PendingKey returns the key for a certificate request. It is on disk before the request is sent, so that the key of an issued
+// certificate is never lost.
 func (w *Store) PendingKey() (crypto.Signer, []byte, error) {
 	const op = "appliance.wallet"
 	w.mu.Lock()
@@ -145,8 +144,8 @@ func (w *Store) PendingKey() (crypto.Signer, []byte, error) {
 	return signer, request, err
 }
 
-// StoreCertificate puts a new certificate on disk, then uses it. The one of before stays until then. A bundle comes with it at the
-// first enrolment only, when there is no key to verify a signed one with; nil leaves the CAs that are held as they are.
+// StoreCertificate writes a new certificate to disk, then uses it. The previous one stays until then. A bundle comes with it only at the
+// first enrolment, when there is no key to verify a signed one; nil leaves the stored CAs as they are.
 func (w *Store) StoreCertificate(key crypto.Signer, certificate []byte, bundle [][]byte, number uint64) error {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
@@ -158,17 +157,17 @@ func (w *Store) StoreCertificate(key crypto.Signer, certificate []byte, bundle [
 			h.Bundle, h.Number, h.Issuer = bundle, number, ""
 		}
 		if h.Issuer == "" {
-			h.Issuer = issuerOf(certificate, h.Bundle) // it issues now: it has just done so
+			h.Issuer = issuerOf(certificate, h.Bundle) // the active one: it has just issued
 		}
 	})
 }
 
-// Trust stores the CAs of a bundle that was verified, and the bundle as it came. It reports whether that was news.
+// Trust stores the CAs of a verified bundle, and the bundle as received. It reports whether they changed.
 func (w *Store) Trust(b identity.SignedBundle, sealed []byte) (bool, error) {
 	if b.Number < w.BundleNumber() {
 		return false, nil
 	}
-	if err := w.storeSigned(b, sealed); err != nil { // before the wallet: a crash in between finds the newer one, with its signature
+	if err := w.storeSigned(b, sealed); err != nil { // first: after a crash in between, the newer one is there with its signature
 		return false, err
 	}
 	if b.Number == w.BundleNumber() && w.issuer() == b.Issuer {
@@ -177,7 +176,7 @@ func (w *Store) Trust(b identity.SignedBundle, sealed []byte) (bool, error) {
 	return true, w.store(func(h *stored) { h.Bundle, h.Number, h.Issuer = b.CAs, b.Number, b.Issuer })
 }
 
-// BundleNumber is that of the bundle that is held.
+// BundleNumber is the number of the stored bundle.
 func (w *Store) BundleNumber() uint64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -190,7 +189,7 @@ func (w *Store) issuer() fleet.Digest {
 	return w.file.Issuer
 }
 
-// Tainted reports whether the certificate was issued by a CA that no longer issues.
+// Tainted reports whether the certificate was issued by a CA that is no longer active.
 func (w *Store) Tainted() bool {
 	w.mu.Lock()
 	h := w.file
@@ -198,7 +197,7 @@ func (w *Store) Tainted() bool {
 	return len(h.Certificate) > 0 && h.Issuer != "" && issuerOf(h.Certificate, h.Bundle) != h.Issuer
 }
 
-// issuerOf names the CA among those that signed the certificate, "" for none of them.
+// issuerOf returns which of the CAs signed the certificate, "" for none of them.
 func issuerOf(certificate []byte, cas [][]byte) fleet.Digest {
 	leaf, err := x509.ParseCertificate(certificate)
 	if err != nil {
@@ -212,18 +211,17 @@ func issuerOf(certificate []byte, cas [][]byte) fleet.Digest {
 	return ""
 }
 
-// Now is the clock of handshakes and renewals: the host's, set right by what the vendor said where they differ by much.
+// Now is the clock of handshakes and renewals: the host's, corrected by the vendor's if they differ by much.
 func (w *Store) Now() time.Time {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.clock().Add(w.offset)
 }
 
-// ClockTolerance is how far the host's clock may be off before it is set right, for certificates only.
+// ClockTolerance is how far the host's clock may be off before it is corrected, for certificates only.
 const ClockTolerance = 5 * time.Minute
 
-// SetTime takes the vendor's time from one that was proven to be the vendor. It gives the difference that holds now, and
-// whether it is another than before.
+// SetTime takes the time of the authenticated vendor. It returns the offset in use now, and whether it changed.
 func (w *Store) SetTime(at time.Time) (time.Duration, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -240,7 +238,7 @@ func (w *Store) SetTime(at time.Time) (time.Duration, bool) {
 	return w.offset, news
 }
 
-// ClockOffset is by how much the vendor's clock was ahead of the host's when it was heard last; nil before that.
+// ClockOffset is the last measured offset from the host's clock to the vendor's; nil if never measured.
 func (w *Store) ClockOffset() *time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -254,7 +252,7 @@ func (w *Store) Leaf() (*tls.Certificate, error) {
 	return w.leaf, nil
 }
 
-// Serial is that of the certificate, "" where there is none.
+// Serial is the serial of the certificate, "" if there is none.
 func (w *Store) Serial() string {
 	if leaf, _ := w.Leaf(); leaf != nil { // Leaf has no error here
 		return string(identity.SerialOf(leaf.Leaf))
@@ -269,19 +267,19 @@ func (w *Store) Roots() *x509.CertPool {
 	return w.roots
 }
 
-// Anonymous is the wallet without its certificate: to enrol, nothing is shown.
+// Anonymous is the store without its certificate: the client of an enrolment has none.
 type Anonymous struct{ *Store }
 
 // Leaf implements [identity.Source].
 func (Anonymous) Leaf() (*tls.Certificate, error) { return nil, nil }
 
-// Valid reports whether there is a certificate that has not run out.
+// Valid reports whether there is a certificate that has not expired.
 func (w *Store) Valid() bool {
 	leaf, _ := w.Leaf()
 	return leaf != nil && w.Now().Before(leaf.Leaf.NotAfter)
 }
 
-// writeFile replaces a file at once, readable by its owner only; once it returns, a crash does not bring the old one back.
+// writeFile replaces a file atomically, readable by its owner only; once it returns, a crash does not bring the old one back.
 func writeFile(path string, b []byte) error {
 	return fault.At("appliance.writeFile", fault.Unavailable, smallfile.Replace(path, b))
 }

@@ -13,12 +13,12 @@ import (
 	"github.com/demarc-dev/demarc/mesh"
 )
 
-// joinWait bounds one try to join a tailnet. A try outlives the dial that began it, so that a slow coordinator is not asked
-// from the start again by each dial.
+// joinWait bounds one try to join a tailnet. A try outlives the dial that began it, so that dials do not start over with a slow
+// coordinator.
 const joinWait = time.Minute
 
-// Node is a node that joins a tailnet when it is first wanted, and again when its key has expired. Safe for concurrent
-// use: who wants it waits for the join under way as long as its own context allows, and holds no lock meanwhile.
+// Node is a node that joins a tailnet when it is first needed, and again when its key has expired. Its methods may be called
+// concurrently: a caller waits for the join in progress as long as its own context allows, without a lock.
 type Node struct {
 	whose string // tailnet, in errors
 	cfg   mesh.TailnetConfig
@@ -45,7 +45,7 @@ func New(whose string, cfg mesh.TailnetConfig) *Node {
 	return r
 }
 
-// Transport is the way over the vendor's tailnet. Its node listens for nothing there.
+// Transport is the transport over the vendor's tailnet. Its node does not listen there.
 type Transport struct{ *Node }
 
 func NewTransport(cfg mesh.TailnetConfig) Transport {
@@ -92,7 +92,7 @@ func (r *Node) Up(ctx context.Context) (*mesh.Node, error) {
 			}
 		case <-ctx.Done():
 			if err := r.Err(); mesh.ReasonOf(err).NeedsHuman() {
-				return nil, err // of the last try: this one may end in the same way
+				return nil, err // of the last try: this one may fail in the same way
 			}
 			return nil, mesh.For(mesh.TailnetUnreached, fault.Because(ctx.Err(), op, fault.Unavailable,
 				"%s is not joined yet: its coordinator does not answer, or does not let the node in", r.whose))
@@ -113,21 +113,21 @@ func (r *Node) join(old *mesh.Node, try *joinTry) {
 	close(try.done)
 }
 
-// Joining reports whether a try to join is under way.
+// Joining reports whether a try to join is in progress.
 func (r *Node) Joining() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.try != nil
 }
 
-// Err returns the error of the last try to join; nil where it succeeded, or there was none.
+// Err returns the error of the last try to join; nil if it succeeded, or there was none.
 func (r *Node) Err() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.failed
 }
 
-// Joined returns the node where it is up, and nil where it is not. It waits for nothing.
+// Joined returns the node if it is up, else nil. It does not wait.
 func (r *Node) Joined() *mesh.Node {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -146,7 +146,7 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
-// Close takes the node off the tailnet and ends a join under way.
+// Close takes the node off the tailnet and ends a join in progress.
 func (r *Node) Close() {
 	r.mu.Lock()
 	r.closed = true
