@@ -25,7 +25,7 @@ type diskState struct {
 	site    *Site         // of the file, while the disk has not taken it
 }
 
-// failed notes that the book takes no changes.
+// failed records that the book takes no changes.
 func (d *diskState) failed(at time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -38,7 +38,7 @@ func (d *diskState) failed(at time.Time) {
 	}
 }
 
-// healed wakes who waits.
+// healed wakes those that wait.
 func (d *diskState) healed() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -62,8 +62,8 @@ func (d *diskState) wait() <-chan struct{} {
 	return d.failing
 }
 
-// Tend probes a book that takes no changes, until ctx ends: what waits continues by itself when there is space, and nobody has to
-// start this process again.
+// Tend probes a book that takes no changes, until ctx ends: what waits continues by itself when there is space, without a restart of this
+// process.
 func (s *Store) Tend(ctx context.Context) {
 	for {
 		select {
@@ -100,7 +100,7 @@ func (s *Store) settle(ctx context.Context) error {
 	if site == nil {
 		return nil
 	}
-	// A file that the book refuses is told to whoever starts this program, again and again perhaps, and is no entry.
+	// A file that the book refuses is an error at each start of this program, and no entry.
 	if _, err := DryRun(s, SetSite{Site: *site}); err != nil {
 		return err
 	}

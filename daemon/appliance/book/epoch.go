@@ -16,12 +16,12 @@ import (
 
 // Bounds on what the vendor can do by saying that its book has another epoch.
 const (
-	maxEpochs   = 32             // that are remembered; the oldest goes first
+	maxEpochs   = 32             // that are stored; the oldest is dropped first
 	epochsEach  = 8              // epochs within epochEvery; more are refused until some are older
 	epochEvery  = 24 * time.Hour // by the time of the customer's book
-	maxResent   = 256            // acknowledged reports that are kept to be sent again
+	maxResent   = 256            // acknowledged reports that are stored to be sent again
 	resentBytes = 256 << 10      // of them, at most
-	maxForgot   = 64             // heads of former epochs that are kept as evidence
+	maxForgot   = 64             // heads of former epochs that are stored as evidence
 )
 
 // Met is an epoch of the vendor's book, as this appliance met it.
@@ -41,8 +41,8 @@ type Lost struct {
 	Again   fleet.Span `json:"again,omitzero"`   // numbers of reports that are sent again: they are not lost
 }
 
-// MeetEpoch puts on record that the vendor's book has another epoch, and where both sides meet again. Nothing that the customer decided is
-// touched: no grant, approval, use, posture, and no order that was taken is taken again.
+// MeetEpoch records that the vendor's book has another epoch, and the point from which both sides continue. Nothing that the customer
+// decided is touched: no grant, approval, use, posture, and no order that was taken is taken again.
 type MeetEpoch struct {
 	Epoch        fleet.Epoch `json:"epoch"`
 	Cause        string      `json:"cause"`
@@ -56,7 +56,7 @@ type MeetEpoch struct {
 // Kind names the change in the log.
 func (MeetEpoch) Kind() string { return "vendor.epoch/1" }
 
-// Apply refuses an epoch that is over, one that would use the numbers up, and more than a few a day.
+// Apply refuses an epoch that is over, one that would exhaust the numbers, and more than a few a day.
 func (c MeetEpoch) Apply(s *State, m ledger.Meta) (none, error) {
 	const op = "vendor.epoch"
 	if c.Epoch == s.Epoch {
@@ -81,7 +81,7 @@ func (c MeetEpoch) Apply(s *State, m ledger.Meta) (none, error) {
 	return none{}, nil
 }
 
-// CheckEpoch reports whether the vendor's book may be taken to be in this epoch.
+// CheckEpoch returns nil if the vendor's book may be in this epoch, else why not.
 func (s State) CheckEpoch(c MeetEpoch, at time.Time) error {
 	const op = "vendor.epoch"
 	if err := s.Epoch.CheckNext(c.Epoch); err != nil {
@@ -144,7 +144,7 @@ func (s State) LossOf(c MeetEpoch) Lost {
 		Log:   fleet.SpanOf(uint64(c.LogKept)+1, seen)}
 }
 
-// rewind has the reports after one number wait again, as far as they are kept. Where the vendor knows more than it acknowledged, that is
+// rewind makes the reports after a number wait again, as far as they are stored. If the vendor has more than it acknowledged, those are
 // done.
 func (s *State) rewind(known uint64) {
 	if known >= s.ReportsDone {
@@ -158,7 +158,7 @@ func (s *State) rewind(known uint64) {
 	s.ReportsDone = first - 1
 }
 
-// acknowledge moves reports from those that wait to those that are kept to be sent again, and drops the oldest of these.
+// acknowledge moves reports from those that wait to those that are stored to be sent again, and drops the oldest of these.
 func (s *State) acknowledge(upto uint64) {
 	n := upto - s.ReportsDone
 	done := slices.Concat(s.Resend, s.Reports[:n])

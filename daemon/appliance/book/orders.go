@@ -48,12 +48,12 @@ const (
 
 const MaxProbeID = 64 // bytes
 
-// Took says what became of an order.
+// Took is the result of an order.
 type Took struct {
 	Done   uint64 `json:"done"`             // number of the last order in the book
-	Reason string `json:"reason,omitempty"` // why nothing came of it
+	Reason string `json:"reason,omitempty"` // why it had no effect
 
-	Why fleet.Reason `json:"why,omitzero"` // likewise: what the vendor is told
+	Why fleet.Reason `json:"why,omitzero"` // likewise, for the vendor
 }
 
 // Kind names the change in the log.
@@ -111,7 +111,7 @@ func (s *State) echo(p ProbeIndex, m ledger.Meta) error {
 	return nil
 }
 
-// witnessed keeps a checkpoint of the vendor with this appliance's line, and sends it back.
+// witnessed stores a checkpoint of the vendor with this appliance's countersignature, and reports it.
 func (s *State) witnessed(note []byte, m ledger.Meta) error {
 	const op = "order.checkpoint"
 	if len(note) > 2*channel.MaxNote {
@@ -127,8 +127,8 @@ func (s *State) witnessed(note []byte, m ledger.Meta) error {
 	return nil
 }
 
-// Countersigned keeps the vendor's countersignature of a head that it was asked about, and forgets the questions that it
-// answers. Whatever else the vendor sends is refused: it is no evidence of anything, and would spoil what is exported.
+// Countersigned stores the vendor's countersignature of a head that was sent to it, and drops that head and the older ones from those
+// that wait. Anything else from the vendor is refused: it proves nothing, and would make the exported evidence invalid.
 func (s *State) Countersigned(b []byte) error {
 	k, err := seal.ParseKey(s.VendorLogKey)
 	if err != nil {
@@ -146,7 +146,7 @@ func (s *State) Countersigned(b []byte) error {
 	return nil
 }
 
-// offer keeps a signed release. The newest [MaxOffers] are kept; one that is deployed or approved stays in any case.
+// offer stores a signed release. The newest [MaxOffers] are stored; one that is deployed or approved stays in any case.
 func (s *State) offer(sealed []byte, at time.Time) error {
 	const op = "order.release"
 	keys, err := keysOf(s.Site.ReleaseKeys)
@@ -295,7 +295,7 @@ func (s State) Template(r operation.Request) (operation.Template, error) {
 	return t, nil
 }
 
-// decide asks the grants and the denies; who is the word of [State.asker], limit how long the act may still take.
+// decide evaluates the grants and the denies; who is the result of [State.asker], limit how long the act may still take.
 func (s State) decide(r operation.Request, who fleet.Principal, t operation.Template, at time.Time, limit time.Duration) grant.Decision {
 	return grant.Decide(grant.Input{Appliance: s.Appliance, Phase: t.Tier, Limit: limit, Who: who, Operation: r.Template, Service: t.Service,
 		Effects: effects(t), Now: at}, s.Grants)
@@ -351,8 +351,8 @@ func (s State) room() error {
 	return nil
 }
 
-// evict drops operations that are over where the list is full: the oldest of those that were refused before anybody was asked,
-// which never push out others, or the oldest of the others.
+// evict drops ended operations if the list is full: the oldest of those that were refused before a decision of the customer, which never
+// evict others, or the oldest of the others.
 func (s *State) evict() {
 	refused, others := []Operation{}, []Operation{}
 	for _, o := range s.Operations() {
@@ -389,7 +389,7 @@ func (s *State) refuseOperation(l LeftOut, b Grounds, m ledger.Meta) {
 	}
 }
 
-// cancel calls off an operation at the vendor's wish: one that runs is killed by the runner, which watches the book.
+// cancel cancels an operation at the vendor's request: a running one is killed by the runner, which watches the book.
 func (s *State) cancel(id string, m ledger.Meta) error {
 	if err := fleet.CheckName("operation", id); err != nil {
 		return err

@@ -11,11 +11,11 @@ import (
 	"github.com/demarc-dev/demarc/manifest"
 )
 
-// maxPlans is how many compiled plans are kept: the last good one, the approved one, and those that somebody reviews.
+// maxPlans is how many compiled plans are cached: the last good one, the approved one, and those under review.
 const maxPlans = 8
 
-// Plans is a cache of compiled plans. A release is named by its digest, so its plan never changes. The loops ask every few seconds, and
-// to read a Compose file takes milliseconds.
+// Plans is a cache of compiled plans. A release is named by its digest, so its plan never changes. The loops need it every few seconds,
+// and reading a Compose file takes milliseconds.
 type Plans struct {
 	mu sync.Mutex
 	of map[planKey]manifest.Plan
@@ -26,7 +26,7 @@ type planKey struct {
 	choices string // as JSON, which sorts the keys of maps
 }
 
-// Plan is [State.Plan], and remembers what it compiled. Callers must not change the plan. It may be called concurrently.
+// Plan is [State.Plan], and caches what it compiled. Callers must not change the plan. It may be called concurrently.
 func (c *Plans) Plan(st State, d fleet.Digest) (manifest.Plan, manifest.Release, Offer, error) {
 	rel, o, err := st.release(d)
 	if err != nil {

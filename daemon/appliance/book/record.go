@@ -14,8 +14,8 @@ import (
 	"github.com/demarc-dev/demarc/seal"
 )
 
-// Record is what the log of one appliance says of the documents of consent, read from its entries and nothing else: which
-// documents there are, and whose keys counted when each of them came. It proves nothing before the entries are verified.
+// Record is what the log of one appliance contains about the documents of consent, read from its entries only: which documents there are,
+// and which keys were trusted when each arrived. It proves nothing before the entries are verified.
 type Record struct {
 	documents []recorded // in the order of the log, each once
 	pins      []pinning
@@ -35,8 +35,8 @@ type pinning struct {
 	endorsement []byte
 }
 
-// ReadRecord reads the entries of an appliance's log. Entries of kinds that name no document are passed over, and so is what
-// was refused: nothing came of it.
+// ReadRecord reads the entries of an appliance's log. Entries of kinds without a document are skipped, and so are refused ones, which had
+// no effect.
 func ReadRecord(log audit.Log) (Record, error) {
 	const op = "appliance.ReadRecord"
 	var r Record
@@ -62,7 +62,7 @@ func ReadRecord(log audit.Log) (Record, error) {
 			continue
 		}
 		d := recorded{sealed: sealed, digest: fleet.DigestOf(sealed), entry: i, site: site, pins: len(r.pins)}
-		// The vendor may send what is no request, and the same one twice: nothing came of it.
+		// The vendor may send an invalid request, or the same one twice: it has no effect.
 		if d.kind, err = typeOf(sealed); err != nil || known[d.digest] || (e.Kind == Take{}.Kind() && d.kind != operation.TypeRequest) {
 			continue
 		}
@@ -119,7 +119,7 @@ func typeOf(sealed []byte) (string, error) {
 	return kind, err
 }
 
-// Documents lists the sealed documents that the log names, oldest first: they belong into the evidence.
+// Documents lists the sealed documents that the log names, oldest first: they are part of the evidence.
 func (r Record) Documents() []string {
 	out := []string{}
 	for _, d := range r.documents {
@@ -128,11 +128,11 @@ func (r Record) Documents() []string {
 	return out
 }
 
-// Trust says whose word counts in the documents of one appliance. Of a party without keys here those count that the log has on
-// record for the moment when a document came: the word of the log's owner, and no more.
+// Trust is the keys that are trusted for the documents of one appliance. For a party without keys here, those are trusted that the log
+// has on record at the time of a document: the statement of the log's owner, and no more.
 type Trust struct {
-	Operators []seal.Key // of the vendor, who ask
-	Customers []seal.Key // who decide; keys that these endorsed count from then on
+	Operators []seal.Key // of the vendor, who send requests
+	Customers []seal.Key // who decide; keys that these endorsed are trusted from then on
 	Appliance []seal.Key // that signs results: the key of its log
 }
 
@@ -150,7 +150,7 @@ func (t Trust) operators(d recorded) []seal.Key {
 	return out
 }
 
-// customers lists the keys of the customer that counted when d came to the log with this origin.
+// customers lists the keys of the customer that were trusted when d was written to the log with this origin.
 func (t Trust) customers(origin string, r Record, d recorded) []seal.Key {
 	trusted := slices.Clip(t.Customers)
 	for _, p := range r.pins[:d.pins] {
@@ -165,7 +165,7 @@ func (t Trust) customers(origin string, r Record, d recorded) []seal.Key {
 	return trusted
 }
 
-// Case is the log of one appliance and whose word counts there.
+// Case is the log of one appliance and the keys that are trusted for it.
 type Case struct {
 	Origin string // of the log
 	Record Record
@@ -335,7 +335,7 @@ func (c Case) verify(l *links) (Verified, error) {
 	if err == nil {
 		return Verified{ID: chain.Request.ID, Origin: c.Origin, State: chain.State}, nil
 	}
-	if last.entry == l.request.entry { // nothing came of it: whoever sent it spoils no evidence with it
+	if last.entry == l.request.entry { // it had no effect, so its sender can't make the evidence invalid
 		return Verified{Origin: c.Origin, State: operation.Rejected, Refused: fault.Text(err)}, nil
 	}
 	return Verified{}, c.unchained(last, "%s", fault.Text(err))

@@ -13,7 +13,7 @@ import (
 
 const releases = "who signs the vendor's releases"
 
-// owned is a key of the vendor, and whom it speaks for.
+// owned is a key of the vendor, and its owner.
 type owned struct {
 	key seal.Key
 	who string // releases, or the name of an operator
@@ -55,7 +55,7 @@ func (s Site) owner(id seal.KeyID) string {
 	return ""
 }
 
-// Check reports the first thing that is wrong with the keys: each is readable, and speaks for one.
+// Check returns the first error in the keys: each must be readable, and have one owner.
 func (s Site) Check() error {
 	const op = "appliance.Site"
 	names := map[string]bool{}

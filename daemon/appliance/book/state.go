@@ -101,7 +101,7 @@ const (
 const (
 	MaxEchoes          = 4096     // of probes
 	MaxHeads           = 64       // checkpoints of this log; and countersigned ones of the vendor's
-	MaxDeployEdges     = 256      // of the deployment: later ones are told as the newest
+	MaxDeployEdges     = 256      // of the deployment: of later ones only the newest is reported
 	MaxOperationEdges  = 4096     // of operations, when another one is asked for
 	MaxOperationsBytes = 64 << 20 // of their documents and outputs, and of those that are held, when another one is asked for
 )
@@ -156,7 +156,7 @@ type Deploy struct {
 	Plan     fleet.Digest `json:"plan,omitempty"`
 	State    fleet.State  `json:"state,omitempty"`
 	Reason   string       `json:"reason,omitempty"` // for the customer alone: it may name paths and the customer's stores
-	Why      fleet.Reason `json:"why,omitzero"`     // what the vendor is told of it
+	Why      fleet.Reason `json:"why,omitzero"`     // what the vendor may know of it
 }
 
 // ForVendor is what of it the vendor may know.
@@ -165,7 +165,7 @@ func (d Deploy) ForVendor() Deploy {
 	return d
 }
 
-// Status is the health that the vendor was told last.
+// Status is the health as last reported to the vendor.
 type Status struct {
 	Posture    fleet.Exposure     `json:"posture,omitempty"`
 	Services   []ServiceHealth    `json:"services,omitempty"`
@@ -199,10 +199,10 @@ type Presence struct {
 type Operation struct {
 	ID       string          `json:"id"`
 	State    operation.State `json:"state"`
-	Reason   string          `json:"reason,omitempty"` // for the customer: the vendor is told its kind
+	Reason   string          `json:"reason,omitempty"` // for the customer: the vendor gets only its kind
 	Phase    fleet.Phase     `json:"phase"`
 	Request  []byte          `json:"request,omitempty"`
-	Left     *LeftOut        `json:"left,omitempty"` // in place of the request: it was refused before anybody was asked
+	Left     *LeftOut        `json:"left,omitempty"` // in place of the request, if it was refused before a decision of the customer
 	Approval []byte          `json:"approval,omitempty"`
 	Result   []byte          `json:"result,omitempty"`
 	Release  []byte          `json:"release,omitempty"`
@@ -210,7 +210,7 @@ type Operation struct {
 	Service  string          `json:"service,omitempty"`
 	Grant    string          `json:"grant,omitempty"`  // whose use was counted when it began
 	Started  time.Time       `json:"started,omitzero"` // when it was let begin: within the time of its request and its approval
-	Output   []byte          `json:"output,omitempty"` // encrypted to the customer, while it is held
+	Output   []byte          `json:"output,omitempty"` // encrypted to the customer, while it waits for release
 	At       time.Time       `json:"at"`
 }
 
@@ -234,17 +234,17 @@ type Report struct {
 	Checkpoint *Checkpoint      `json:"checkpoint,omitempty"`
 	Cosigned   []byte           `json:"cosigned,omitempty"`
 	Status     *Status          `json:"status,omitempty"`
-	Withdrawn  bool             `json:"withdrawn,omitempty"` // it spoke of an epoch that is over: its number counts
+	Withdrawn  bool             `json:"withdrawn,omitempty"` // it was about a former epoch: only its number counts
 }
 
-// Checkpoint is a signed head with the proof that its log only grew since the last one that was countersigned.
+// Checkpoint is a signed head with the proof that its log extends the one that was countersigned last.
 type Checkpoint struct {
 	Note  []byte   `json:"note"`
 	From  int64    `json:"from"`
 	Proof [][]byte `json:"proof,omitempty"`
 }
 
-// OperationReport is an edge of an operation.
+// OperationReport is a change of state of an operation.
 type OperationReport struct {
 	ID        string       `json:"id"`
 	State     string       `json:"state"`
@@ -318,7 +318,7 @@ func (s State) Operations() []Operation {
 	return out
 }
 
-// report appends to the outbox. Who lets the vendor cause reports without end bounds them first: see [MaxEchoes].
+// report appends to the outbox. The caller bounds reports that the vendor can cause without limit: see [MaxEchoes].
 func (s *State) report(r Report) { s.Reports = append(slices.Clip(s.Reports), r) }
 
 // waiting counts the reports of a kind in the outbox.
@@ -364,7 +364,7 @@ func (s *State) reportDeployAgain(m ledger.Meta) {
 	}
 }
 
-// catchUp reports what was held back, as far as there is room by now and the customer still lets it out.
+// catchUp reports what was held back, as far as there is room and the customer still permits it.
 func (s *State) catchUp(m ledger.Meta) {
 	if !s.StatusLate && !s.DeployLate {
 		return
