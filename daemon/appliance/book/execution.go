@@ -89,7 +89,7 @@ func (s State) DeployEnds(at time.Time) string {
 	return ""
 }
 
-// EndDeploy records where a deployment stands.
+// EndDeploy records the state of a deployment.
 type EndDeploy struct {
 	Approval string       `json:"approval"`
 	State    fleet.State  `json:"state"`            // waiting, deployed, degraded or failed

@@ -46,7 +46,8 @@ const (
 	OrderCosigned   = "cosigned"
 )
 
-const MaxProbeID = 64 // bytes
+// MaxProbeID is the most bytes of the id of a probe.
+const MaxProbeID = 64
 
 // Took is the result of an order.
 type Took struct {

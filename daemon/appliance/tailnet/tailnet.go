@@ -39,6 +39,7 @@ type joinTry struct {
 	err  error
 }
 
+// New makes a node; whose names the tailnet in errors. It joins when it is first needed.
 func New(whose string, cfg mesh.TailnetConfig) *Node {
 	r := &Node{whose: whose, cfg: cfg}
 	r.life, r.Stop = context.WithCancel(context.Background())
@@ -48,6 +49,7 @@ func New(whose string, cfg mesh.TailnetConfig) *Node {
 // Transport is the transport over the vendor's tailnet. Its node does not listen there.
 type Transport struct{ *Node }
 
+// NewTransport makes the transport over the vendor's tailnet.
 func NewTransport(cfg mesh.TailnetConfig) Transport {
 	return Transport{New("the vendor's tailnet", cfg)}
 }

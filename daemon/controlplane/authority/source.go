@@ -71,6 +71,7 @@ func (s *Store) NewSource(first *tls.Certificate, roots *x509.CertPool) (*Source
 	return f, nil
 }
 
+// LoadSource makes the source of a node from the files of its configuration.
 func (s *Store) LoadSource(cfg *configs.Control) (*Source, error) {
 	const op = "controlplane.certificate"
 	leaf, err := tls.LoadX509KeyPair(cfg.Certificate.File, cfg.Certificate.Key)

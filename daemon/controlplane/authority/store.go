@@ -97,11 +97,13 @@ type Keyring struct {
 	keys []KEK // that of kek_file first
 }
 
+// KEK is a key-encryption key and its name.
 type KEK struct {
 	ID  string
 	Key []byte
 }
 
+// NewKEK names a key-encryption key.
 func NewKEK(key []byte) (KEK, error) {
 	id, err := identity.KEKID(key)
 	return KEK{id, key}, err
@@ -265,6 +267,7 @@ type KEKFiles struct{ Current string }
 // Next is where the next key is put while it is rotated.
 func (f KEKFiles) Next() string { return f.Current + ".next" }
 
+// Read reads the keys: the current one first, then the next one if there is one.
 func (f KEKFiles) Read() ([]KEK, error) {
 	const op = "controlplane.kek"
 	var keys []KEK

@@ -229,7 +229,7 @@ type InviteOperator struct {
 
 func (InviteOperator) Kind() string { return "operator.invite/1" }
 
-// Apply takes the place of an invitation that nobody accepted, and of an operator whose CA was retired; one that has a certificate, or
+// Apply takes the place of an invitation that was not accepted, and of an operator whose CA was retired; one that has a certificate, or
 // logs in, is not invited again.
 func (c InviteOperator) Apply(s *State, m ledger.Meta) (Nothing, error) {
 	const op = "operator.invite"

@@ -35,7 +35,7 @@ type Replica struct {
 	IDs   func() []string // names of the members in this node's log; nil or empty: First are all there are
 }
 
-// Member is one node of the control plane, and where it serves.
+// Member is one node of the control plane, and its addresses.
 type Member struct{ Name, Raft, API string }
 
 // Roster lists the members. Their addresses are those that each put into the book, else those of the configuration file.
