@@ -193,6 +193,37 @@ func (c cluster) PromoteMember(ctx context.Context, req *connect.Request[control
 	return connect.NewResponse(&controlv1.PromoteMemberResponse{}), c.change(ctx, raft.Promote, req.Msg.GetName())
 }
 
+// heardWait is how long a change waits for the leader to hear of a node that has just started.
+const heardWait = 5 * time.Second
+
+// heard waits until the leader has heard of a node, for heardWait at most: what it is refused for then, the change itself says.
+func (c cluster) heard(ctx context.Context, name string) error {
+	m, err := c.membership()
+	if err != nil {
+		return err
+	}
+	limit, tick := time.NewTimer(heardWait), time.NewTicker(100*time.Millisecond)
+	defer limit.Stop()
+	defer tick.Stop()
+	for {
+		all, err := m.Members(ctx)
+		if err != nil {
+			return nil // the change asks the leader again, and says what is wrong
+		}
+		i := slices.IndexFunc(all.Members, func(x raft.MemberState) bool { return x.ID == name })
+		if i < 0 || name == all.Leader || all.Members[i].Heard() {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-limit.C:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 // wanted refuses to make a voter of a node whose file says that it never is one, and waits until it can prove itself without its book:
 // a majority that has lost power may need it.
 func (c cluster) wanted(ctx context.Context, name string) error {
@@ -211,7 +242,7 @@ func (c cluster) wanted(ctx context.Context, name string) error {
 		changed := c.replica.Changed()
 		err := c.replica.View().ReadyToVote(name)
 		if err == nil {
-			return nil
+			return c.heard(ctx, name)
 		}
 		select {
 		case <-changed:
